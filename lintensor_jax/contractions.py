@@ -1,0 +1,208 @@
+"""The compiled hot path: multilinear contractions and all their leave-one-out forms.
+
+Every network of the package is a data tensor M(x), linear in x, contracted with L factors
+(Yun, Krishnan & Mobahi 2021, eq. 6). Two things are needed over and over:
+
+* the linear coefficients beta, with  <x, beta> = M(x) o (v_1, ..., v_L);
+* for a covector g of beta's shape, the L leave-one-out contractions
+  M(g) o (v_1, ..., v_{l-1}, I, v_{l+1}, ..., v_L), which are d<g, beta>/dv_l (eq. 7).
+
+Each function here returns both at once: ``beta`` and a closure ``leave_one_out(g)``. Prefix and
+suffix products make the work O(L) layers; no k_1 x ... x k_L tensor is formed for the diagonal,
+convolutional and fully-connected networks.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+T = TypeVar("T")
+LeaveOneOut = Callable[[Array], T]
+
+# Circular correlations by an index table up to this length, by FFT above it. On two CPU cores the
+# table wins up to about d = 48 and the FFT from about d = 96 (L = 2 and 3, alone and under vmap).
+DIRECT_CONVOLUTION_MAX_LENGTH = 64
+
+
+def diagonal(
+    weights: Float[Array, "L d"],
+) -> tuple[Float[Array, " d"], LeaveOneOut[Float[Array, "L d"]]]:
+    """Product of the rows, and for g the rows ``g * prod_{k != l} w_k``."""
+    beta, others = products_of_others(weights)
+    return beta, lambda g: g * others
+
+
+def products_of_others(rows: Array) -> tuple[Array, Array]:
+    """The product of all rows of (L, ...), and for each row the product of the others.
+
+    By prefix and suffix products, never by division: a factor may be zero.
+    """
+    depth = rows.shape[0]
+    prefix = [jnp.ones_like(rows[0])]
+    for layer in range(depth - 1):
+        prefix.append(prefix[-1] * rows[layer])
+    suffix = [jnp.ones_like(rows[0])]
+    for layer in range(depth - 1, 0, -1):
+        suffix.append(suffix[-1] * rows[layer])
+    suffix.reverse()
+    others = jnp.stack([before * after for before, after in zip(prefix, suffix, strict=True)])
+    return prefix[-1] * rows[-1], others
+
+
+def convolution(
+    filters: Sequence[Float[Array, " k"]], length: int
+) -> tuple[Float[Array, " d"], LeaveOneOut[tuple[Float[Array, " k"], ...]]]:
+    """Circular convolution of all filters on Z/length, and its leave-one-out correlations.
+
+    beta_k sums w_1[j_1] ... w_L[j_L] over j_1 + ... + j_L = k (mod length); a filter shorter than
+    ``length`` is padded with zeros.
+    """
+    if length > DIRECT_CONVOLUTION_MAX_LENGTH:
+        return _convolution_by_fft(filters, length)
+    return _convolution_direct(filters, length)
+
+
+def _convolution_by_fft(filters, length):
+    spectra = jnp.stack([jnp.fft.rfft(w, n=length) for w in filters])
+    product, others = products_of_others(spectra)
+
+    def leave_one_out(g):
+        correlations = jnp.fft.irfft(jnp.fft.rfft(g) * jnp.conj(others), n=length)
+        return tuple(c[: w.shape[0]] for c, w in zip(correlations, filters, strict=True))
+
+    return jnp.fft.irfft(product, n=length), leave_one_out
+
+
+def _convolution_direct(filters, length):
+    depth = len(filters)
+    # suffix[l] = w_{l+1} * ... * w_L. The last filter starts the chain: it is the full-length one.
+    suffix = [_padded(filters[-1], length)]
+    for w in reversed(filters[:-1]):
+        suffix.append(_convolve(suffix[-1], w))
+    beta = suffix.pop()
+    suffix.reverse()
+
+    def leave_one_out(g):
+        gradients = []
+        remaining = g
+        for layer, w in enumerate(filters):
+            if layer < depth - 1:
+                gradients.append(_correlate(remaining, suffix[layer], w.shape[0]))
+                remaining = _correlate(remaining, w, length)
+            else:
+                gradients.append(remaining[: w.shape[0]])
+        return tuple(gradients)
+
+    return beta, leave_one_out
+
+
+def _padded(filter_, length):
+    return jnp.pad(filter_, (0, length - filter_.shape[0]))
+
+
+def _convolve(signal, filter_):
+    """sum_j signal[(i - j) mod d] filter_[j]."""
+    return jnp.take(signal, _shifts(signal, filter_, -1), axis=0) @ filter_
+
+
+def _correlate(signal, filter_, num_out):
+    """sum_j signal[(i + j) mod d] filter_[j] for i < num_out: Yun et al.'s star product."""
+    return jnp.take(signal, _shifts(signal, filter_, 1)[:num_out], axis=0) @ filter_
+
+
+def _shifts(signal, filter_, sign):
+    length = signal.shape[0]
+    return (jnp.arange(length)[:, None] + sign * jnp.arange(filter_.shape[0])[None, :]) % length
+
+
+def matrix_chain(
+    weights: Sequence[Array],
+) -> tuple[Array, LeaveOneOut[tuple[Array, ...]]]:
+    """W_1 W_2 ... W_L and, for G, the products (W_1 ... W_{l-1})^T G (W_{l+1} ... W_L)^T.
+
+    The chain is multiplied from the right: with a vector (or a thin matrix) as last factor, every
+    product is matrix times vector.
+    """
+    suffix = [weights[-1]]
+    for w in reversed(weights[:-1]):
+        suffix.append(w @ suffix[-1])
+    beta = suffix.pop()
+    suffix.reverse()
+
+    def leave_one_out(g):
+        gradients = []
+        pulled = g
+        for w, after in zip(weights[:-1], suffix, strict=True):
+            gradients.append(pulled @ after.T if pulled.ndim == 2 else jnp.outer(pulled, after))
+            pulled = w.T @ pulled
+        gradients.append(pulled)
+        return tuple(gradients)
+
+    return beta, leave_one_out
+
+
+def data_tensor_network(
+    tensor: Float[Array, "... d"], factors: Sequence[Float[Array, " k"]]
+) -> tuple[Float[Array, " d"], LeaveOneOut[tuple[Float[Array, " k"], ...]]]:
+    """Contraction of an arbitrary data tensor (k_1, ..., k_L, d) with L factors.
+
+    The leave-one-out contractions of M(g) share their intermediates by divide and conquer: the
+    tensor is contracted with the left half of the factors for the right half's results, and the
+    other way round, so that each level of the recursion reads it twice instead of L times.
+    """
+    beta = contract_leading(tensor, factors)
+
+    def leave_one_out(g):
+        return tuple(_all_but_one(tensor @ g, tuple(factors)))
+
+    return beta, leave_one_out
+
+
+def contract_leading(tensor: Array, factors: Sequence[Array]) -> Array:
+    """Contract the leading axes of ``tensor`` with ``factors``, one by one."""
+    for factor in factors:
+        tensor = jnp.tensordot(factor, tensor, axes=1)
+    return tensor
+
+
+def contract_trailing(tensor: Array, factors: Sequence[Array]) -> Array:
+    """Contract the trailing axes of ``tensor`` with ``factors``, the last one first."""
+    for factor in reversed(factors):
+        tensor = tensor @ factor
+    return tensor
+
+
+def _all_but_one(tensor, factors):
+    if len(factors) == 1:
+        return [tensor]
+    half = len(factors) // 2
+    left, right = factors[:half], factors[half:]
+    return _all_but_one(contract_trailing(tensor, right), left) + _all_but_one(
+        contract_leading(tensor, left), right
+    )
+
+
+def contract(
+    tensor: Float[Array, "..."],
+    factors: Sequence[Float[Array, " k"]],
+    activation: Callable[[Array], Array] | None = None,
+) -> Float[Array, "..."]:
+    """The tensor form of a network's forward pass: Yun et al. 2021, eq. (2), literally.
+
+    **Arguments**
+
+    - `tensor`: a data tensor M(x), shape (k_1, ..., k_L) or (k_1, ..., k_L, m) for m outputs.
+    - `factors`: v_1, ..., v_L with v_l of shape (k_l,).
+    - `activation`: applied after every contraction but the last; `None` is the linear network.
+
+    **Returns** a scalar, or (m,) for m outputs. This materialises nothing that is not in `tensor`
+    already; it is the reference that each architecture's own forward pass is compared with.
+    """
+    hidden = tensor
+    for layer, factor in enumerate(factors):
+        hidden = jnp.tensordot(factor, hidden, axes=1)
+        if activation is not None and layer < len(factors) - 1:
+            hidden = activation(hidden)
+    return hidden

@@ -1,0 +1,176 @@
+"""What every network is: a pytree of layer parameters with linear coefficients.
+
+An architecture of one's own is one Equinox module with two members::
+
+    class MyNetwork(eqx.Module):
+        u: Array
+        v: Array
+        depth = 2                      # beta(c * Theta) = c**depth * beta(Theta)
+
+        def linear_coefficients(self):
+            return self.u * self.v
+
+It gets flows, sweeps, certificates and figures. Deriving from `AbstractNetwork` adds `scaled` and
+the linear forward pass. Arrays that are no parameters (data tensors, bases) are declared as
+``tensor: Array = lt.constant()``.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, Scalar
+
+Network = TypeVar("Network", bound=eqx.Module)
+Activation = Callable[[Array], Array]
+
+
+def constant(**kwargs: Any) -> Any:
+    """Declare a field whose arrays are not parameters: no flow moves them, no norm counts them.
+
+    Takes the keyword arguments of `equinox.field`.
+    """
+    metadata = {**kwargs.pop("metadata", {}), "lintensor_jax_constant": True}
+    return eqx.field(metadata=metadata, **kwargs)
+
+
+def parameter_spec(network: eqx.Module) -> PyTree[bool]:
+    """A pytree of bools with `network`'s structure: True where a leaf is a trainable array."""
+    spec = jax.tree.map(eqx.is_inexact_array, network)
+
+    def mark(module, spec):
+        for field in dataclasses.fields(module):
+            if field.metadata.get("static", False) or not hasattr(module, field.name):
+                continue
+            value = getattr(module, field.name)
+            if field.metadata.get("lintensor_jax_constant", False):
+                marked = jax.tree.map(lambda _: False, getattr(spec, field.name))
+            elif isinstance(value, eqx.Module):
+                marked = mark(value, getattr(spec, field.name))
+            else:
+                continue
+            name = field.name
+            spec = eqx.tree_at(
+                lambda s, name=name: getattr(s, name), spec, marked, is_leaf=lambda x: x is None
+            )
+        return spec
+
+    return mark(network, spec)
+
+
+def split(network: Network) -> tuple[Network, Network]:
+    """`(parameters, rest)`: two copies of `network`, with None where the other one has a leaf.
+
+    `equinox.combine(parameters, rest)` is `network` again.
+    """
+    return eqx.partition(network, parameter_spec(network))
+
+
+def scaled(network: Network, alpha: float | Scalar) -> Network:
+    """`network` with every parameter multiplied by `alpha`: beta is multiplied by alpha^depth."""
+    parameters, rest = split(network)
+    return eqx.combine(jax.tree.map(lambda leaf: alpha * leaf, parameters), rest)
+
+
+def coefficients_and_pullback(network: Network) -> tuple[Array, Callable[[Array], Network]]:
+    """beta, and the map g -> (d beta/d Theta)^T g as a pytree with the parameters' structure.
+
+    Written out for the networks of this package (`contractions.py`), by `jax.vjp` for any other.
+    """
+    if isinstance(network, AbstractNetwork):
+        return network.coefficients_and_pullback()
+    parameters, rest = split(network)
+    beta, vjp = jax.vjp(lambda p: eqx.combine(p, rest).linear_coefficients(), parameters)
+    return beta, lambda g: vjp(g)[0]
+
+
+class AbstractNetwork(eqx.Module):
+    """Base of the networks: linear coefficients, multilinear in the layers.
+
+    `depth` is the degree of homogeneity: beta(c Theta) = c^depth beta(Theta).
+    """
+
+    depth: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def linear_coefficients(self) -> Float[Array, "..."]:
+        """beta(Theta): shape (d,), or (d, m) for m outputs."""
+
+    def __call__(
+        self, x: Float[Array, " d"], activation: Activation | None = None
+    ) -> Float[Array, "..."]:
+        """The network's output for one input; `jax.vmap` it over a batch.
+
+        A network of one's own is linear unless it overrides this.
+        """
+        if activation is not None:
+            raise ValueError(
+                f"activation: {type(self).__name__} defines only its linear form; "
+                "override __call__ to give it a nonlinear one, or pass activation=None."
+            )
+        return x @ self.linear_coefficients()
+
+    def scaled(self, alpha: float | Scalar):
+        """A copy with every parameter multiplied by `alpha` (the initial scale of the papers)."""
+        return scaled(self, alpha)
+
+    def coefficients_and_pullback(self):
+        """beta and g -> (d beta/d Theta)^T g; see `coefficients_and_pullback` in this module."""
+        parameters, rest = split(self)
+        beta, vjp = jax.vjp(lambda p: eqx.combine(p, rest).linear_coefficients(), parameters)
+        return beta, lambda g: vjp(g)[0]
+
+
+def as_parameter(value: Any, name: str, owner: str, ndim: int) -> Array:
+    """`value` as a floating array of `ndim` axes, or a ValueError that names the argument."""
+    array = jnp.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        if not jnp.issubdtype(array.dtype, jnp.integer):
+            raise ValueError(
+                f"{owner}: {name} must hold real numbers, got dtype {array.dtype}; "
+                "pass its real form."
+            )
+        array = array.astype(float)
+    if array.ndim != ndim:
+        raise ValueError(
+            f"{owner}: {name} must have {ndim} axis/axes, got shape {array.shape}; "
+            "see the class's docstring for the layout."
+        )
+    if 0 in array.shape:
+        raise ValueError(f"{owner}: {name} must not be empty, got shape {array.shape}.")
+    if not isinstance(array, jax.core.Tracer) and not bool(jnp.isfinite(array).all()):
+        raise ValueError(
+            f"{owner}: {name} must be finite, got NaN or infinite entries; "
+            "check the values that it was built from."
+        )
+    return array
+
+
+def require_depth(depth: int, owner: str) -> None:
+    """Refuse fewer than two layers: the theory is of L >= 2 throughout."""
+    if depth < 2:
+        raise ValueError(
+            f"{owner}: depth must be at least 2, got {depth}; a one-layer network is linear "
+            "regression, whose flow has a closed form."
+        )
+
+
+def require_vanishing_activation(activation: Activation, depth: int, owner: str) -> None:
+    """Refuse activations with phi(0) != 0 where the tensor form (2) would not be the network.
+
+    Erratum to Yun et al. 2021, section 3: the zeros off the blocks of the data tensor become
+    phi(0) after the first contraction, so for L >= 3 the diagonal and the fully-connected network
+    equal their tensor form only if phi(0) = 0.
+    """
+    at_zero = activation(jnp.zeros(()))
+    if depth >= 3 and not isinstance(at_zero, jax.core.Tracer) and bool(at_zero != 0):
+        raise ValueError(
+            f"activation: {owner} with depth {depth} >= 3 needs phi(0) = 0, got phi(0) = "
+            f"{float(at_zero):.6g}: the zeros of its data tensor would become phi(0), and the "
+            "tensor form (Yun et al. 2021, eq. 2) would differ from the network. Use an activation "
+            "with phi(0) = 0 (tanh, relu), or subtract phi(0)."
+        )

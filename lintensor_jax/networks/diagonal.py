@@ -1,0 +1,78 @@
+"""Diagonal networks: beta is the elementwise product of the layers."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .. import contractions
+from .base import (
+    AbstractNetwork,
+    Activation,
+    as_parameter,
+    require_depth,
+    require_vanishing_activation,
+)
+
+
+class DiagonalNetwork(AbstractNetwork):
+    """phi(... phi(phi(x . w_1) . w_2) ... . w_{L-1})^T w_L, with . elementwise.
+
+    Source: Yun, Krishnan & Mobahi 2021, eq. (3) and (11). Linear coefficients w_1 . ... . w_L.
+
+    **Arguments**
+
+    - `weights`: shape (L, d), L >= 2; row l is layer l.
+    """
+
+    weights: Float[Array, "L d"]
+
+    def __init__(self, weights):
+        self.weights = as_parameter(weights, "weights", "DiagonalNetwork", ndim=2)
+        require_depth(self.weights.shape[0], "DiagonalNetwork")
+
+    @classmethod
+    def zeros(cls, depth: int, dimension: int) -> "DiagonalNetwork":
+        """The zero network of the given shape: a template for `lintensor_jax.initialization`."""
+        return cls(jnp.zeros((depth, dimension)))
+
+    @property
+    def depth(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Number of layers, which is the degree of homogeneity."""
+        return self.weights.shape[0]
+
+    def linear_coefficients(self) -> Float[Array, " d"]:
+        """beta = w_1 . ... . w_L, shape (d,)."""
+        return contractions.diagonal(self.weights)[0]
+
+    def coefficients_and_pullback(self):
+        """beta, and g -> the rows g . prod_{k != l} w_k as a DiagonalNetwork."""
+        beta, leave_one_out = contractions.diagonal(self.weights)
+        return beta, lambda g: eqx.tree_at(lambda n: n.weights, self, leave_one_out(g))
+
+    def __call__(
+        self, x: Float[Array, " d"], activation: Activation | None = None
+    ) -> Float[Array, ""]:
+        """The output for one input of shape (d,); eq. (3)."""
+        if activation is None:
+            return x @ self.linear_coefficients()
+        require_vanishing_activation(activation, self.depth, "DiagonalNetwork")
+        hidden = x
+        for weight in self.weights[:-1]:
+            hidden = activation(hidden * weight)
+        return hidden @ self.weights[-1]
+
+    @property
+    def factors(self) -> tuple[Float[Array, " d"], ...]:
+        """(w_1, ..., w_L): what the data tensor is contracted with."""
+        return tuple(self.weights)
+
+    def with_factors(self, factors) -> "DiagonalNetwork":
+        """A network of the same shape with other factors: the inverse of `factors`."""
+        return DiagonalNetwork(jnp.stack(tuple(factors)))
+
+    def data_tensor(self, x: Float[Array, " d"]) -> Float[Array, "..."]:
+        """M(x), shape (d,) * L: x on the diagonal, zero elsewhere. d^L numbers: for small cases."""
+        x = jnp.asarray(x)
+        dimension = x.shape[0]
+        index = (jnp.arange(dimension),) * self.depth
+        return jnp.zeros((dimension,) * self.depth, x.dtype).at[index].set(x)

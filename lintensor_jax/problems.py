@@ -1,0 +1,227 @@
+"""Problems: data and a loss, as functions of the linear coefficients beta alone.
+
+All losses are *sums* over the samples, as in Yun, Krishnan & Mobahi 2021; Ji & Telgarsky 2019
+average them, which divides time by n.
+"""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Scalar
+
+from .losses import AbstractMarginLoss, ExponentialLoss
+
+
+class AbstractProblem(eqx.Module):
+    """Data and a loss. Networks meet it only through their linear coefficients."""
+
+    @abc.abstractmethod
+    def predictions(self, beta: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The n linear measurements of beta."""
+
+    @abc.abstractmethod
+    def adjoint(self, values: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The transpose of `predictions`: for vector data X^T v."""
+
+    @abc.abstractmethod
+    def residual(self, beta: Float[Array, "..."]) -> Float[Array, "..."]:
+        """r_i = dl/d(prediction_i), so that the gradient with respect to beta is `adjoint(r)`."""
+
+    @abc.abstractmethod
+    def log_loss(self, beta: Float[Array, "..."]) -> Float[Array, ""]:
+        """Natural logarithm of the loss."""
+
+    @property
+    @abc.abstractmethod
+    def coefficient_shape(self) -> tuple[int, ...]:
+        """The shape that beta must have."""
+
+    def loss(self, beta: Float[Array, "..."]) -> Float[Array, ""]:
+        """The loss, summed over samples; underflows to 0 where `log_loss` does not."""
+        return jnp.exp(self.log_loss(beta))
+
+
+class AbstractSquaredProblem(AbstractProblem):
+    """Squared loss, 1/2 sum_i r_i^2: the residual is predictions - y."""
+
+    y: eqx.AbstractVar[Float[Array, "..."]]
+
+    def residual(self, beta: Float[Array, "..."]) -> Float[Array, "..."]:
+        """predictions(beta) - y, of y's shape."""
+        return self.predictions(beta) - self.y
+
+    def loss(self, beta: Float[Array, "..."]) -> Float[Array, ""]:
+        """1/2 sum_i r_i^2."""
+        return 0.5 * jnp.sum(self.residual(beta) ** 2)
+
+    def log_loss(self, beta: Float[Array, "..."]) -> Float[Array, ""]:
+        """log(1/2 sum_i r_i^2), without underflow of the squares; -inf at an exact fit."""
+        residual = self.residual(beta)
+        largest = jnp.max(jnp.abs(residual))
+        safe = jnp.where(largest > 0, largest, 1.0)
+        value = 2 * jnp.log(safe) + jnp.log(0.5 * jnp.sum((residual / safe) ** 2))
+        return jnp.where(largest > 0, value, -jnp.inf)
+
+
+class Regression(AbstractSquaredProblem):
+    """Linear regression with loss 1/2 sum_i (<x_i, beta> - y_i)^2.
+
+    Source: Yun et al. 2021, section 5 (there n <= d: underdetermined; any n is accepted here).
+
+    **Arguments**
+
+    - `X`: shape (n, d), one sample a row.
+    - `y`: shape (n,), or (n, m) for networks with m outputs.
+    """
+
+    X: Float[Array, "n d"]
+    y: Float[Array, "..."]
+
+    def __init__(self, X, y):
+        self.X = _as_data(X, "X", "Regression", ndims=(2,))
+        self.y = _as_data(y, "y", "Regression", ndims=(1, 2))
+        _require_one_target_per_sample(self.X, self.y, "X", "Regression")
+
+    def predictions(self, beta: Float[Array, "..."]) -> Float[Array, "..."]:
+        """X beta: shape (n,) or (n, m)."""
+        return self.X @ beta
+
+    def adjoint(self, values: Float[Array, "..."]) -> Float[Array, "..."]:
+        """X^T v: shape (d,) or (d, m)."""
+        return self.X.T @ values
+
+    @property
+    def coefficient_shape(self) -> tuple[int, ...]:
+        """(d,) or (d, m)."""
+        return (self.X.shape[1], *self.y.shape[1:])
+
+
+class Classification(AbstractProblem):
+    """Binary classification with loss sum_i l(y_i <x_i, beta>).
+
+    Source: Yun et al. 2021, section 4; Gunasekar et al. 2018; Ji & Telgarsky 2019 (who average).
+
+    **Arguments**
+
+    - `X`: shape (n, d), one sample a row.
+    - `y`: shape (n,), labels -1 or +1.
+    - `loss`: `ExponentialLoss()` (default) or `LogisticLoss()`.
+    """
+
+    X: Float[Array, "n d"]
+    y: Float[Array, " n"]
+    margin_loss: AbstractMarginLoss
+
+    def __init__(self, X, y, loss: AbstractMarginLoss | None = None):
+        self.X = _as_data(X, "X", "Classification", ndims=(2,))
+        self.y = _as_data(y, "y", "Classification", ndims=(1,))
+        _require_one_target_per_sample(self.X, self.y, "X", "Classification")
+        labels = (-1.0,) if isinstance(self.y, jax.core.Tracer) else np.unique(np.asarray(self.y))
+        wrong = np.setdiff1d(labels, (-1.0, 1.0))
+        if wrong.size > 0:
+            hint = "2 * y - 1 maps 0/1 labels." if set(wrong) <= {0.0} else "Recode the labels."
+            raise ValueError(
+                f"Classification: y must hold labels -1 or +1, got {wrong[:5].tolist()}; {hint}"
+            )
+        if loss is not None and not isinstance(loss, AbstractMarginLoss):
+            raise ValueError(
+                "Classification: loss must be an object such as lintensor_jax.ExponentialLoss() or "
+                f"lintensor_jax.LogisticLoss(), got {loss!r}."
+            )
+        self.margin_loss = ExponentialLoss() if loss is None else loss
+
+    @property
+    def signed_data(self) -> Float[Array, "n d"]:
+        """Rows z_i = y_i x_i."""
+        return self.y[:, None] * self.X
+
+    def margins(self, beta: Float[Array, " d"]) -> Float[Array, " n"]:
+        """y_i <x_i, beta>."""
+        return self.y * (self.X @ beta)
+
+    def predictions(self, beta: Float[Array, " d"]) -> Float[Array, " n"]:
+        """X beta."""
+        return self.X @ beta
+
+    def adjoint(self, values: Float[Array, " n"]) -> Float[Array, " d"]:
+        """X^T v."""
+        return self.X.T @ values
+
+    def residual(self, beta: Float[Array, " d"]) -> Float[Array, " n"]:
+        """r_i = y_i l'(m_i); underflows for large margins, where `log_slope` does not."""
+        return -self.y * jnp.exp(self.margin_loss.log_slope(self.margins(beta)))
+
+    def log_loss(self, beta: Float[Array, " d"]) -> Float[Array, ""]:
+        """log sum_i l(m_i)."""
+        return jax.nn.logsumexp(self.margin_loss.log_value(self.margins(beta)))
+
+    @property
+    def coefficient_shape(self) -> tuple[int, ...]:
+        """(d,)."""
+        return (self.X.shape[1],)
+
+
+def squared_norm_of_reducible(problem: AbstractSquaredProblem, residual: Array) -> Scalar:
+    """|P r|^2, where P projects on the range of `problem.predictions`.
+
+    The part of the residual that some beta can remove: all of it where the data have full row
+    rank, and zero exactly at the least-squares solutions otherwise.
+    """
+    basis = prediction_range(problem)
+    flat = residual.reshape(residual.shape[0], -1)
+    return jnp.sum((basis.T @ flat) ** 2)
+
+
+def prediction_range(problem: AbstractSquaredProblem) -> Float[Array, "n k"]:
+    """Orthonormal columns that span the range of the sensors, padded with zero columns.
+
+    k = min(n, size of a sample) is static, so that problems of one shape share a compilation
+    whatever their rank.
+    """
+    rows = jax.vmap(lambda e: jnp.ravel(_one_output_adjoint(problem, e)))(
+        jnp.eye(problem.y.shape[0], dtype=problem.y.dtype)
+    )
+    left, sizes, _ = jnp.linalg.svd(rows, full_matrices=False)
+    eps = jnp.finfo(rows.dtype).eps
+    kept = sizes > eps * max(rows.shape) * sizes[0]
+    return left * kept
+
+
+def _one_output_adjoint(problem, values):
+    if problem.y.ndim == 1:
+        return problem.adjoint(values)
+    return problem.adjoint(values[:, None])
+
+
+def _as_data(value, name, owner, ndims):
+    array = jnp.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        array = array.astype(float)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise ValueError(f"{owner}: {name} must be real, got dtype {array.dtype}; pass its parts.")
+    if array.ndim not in ndims:
+        axes = " or ".join(str(n) for n in ndims)
+        raise ValueError(
+            f"{owner}: {name} must have {axes} axes, got shape {array.shape}; "
+            "samples are rows, see the class's docstring."
+        )
+    if 0 in array.shape:
+        raise ValueError(f"{owner}: {name} must not be empty, got shape {array.shape}.")
+    if not isinstance(array, jax.core.Tracer) and not np.isfinite(np.asarray(array)).all():
+        where = np.argwhere(~np.isfinite(np.asarray(array)))[0].tolist()
+        raise ValueError(
+            f"{owner}: {name} must be finite, got {np.asarray(array)[tuple(where)]} at index "
+            f"{where}; remove or impute that sample."
+        )
+    return array
+
+
+def _require_one_target_per_sample(X, y, name, owner):
+    if X.shape[0] != y.shape[0]:
+        raise ValueError(
+            f"{owner}: {name} and y must have one row per sample, got {X.shape[0]} and "
+            f"{y.shape[0]} rows; samples are rows (transpose {name} if they are columns)."
+        )

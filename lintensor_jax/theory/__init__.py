@@ -1,0 +1,1 @@
+"""Predictions: every theorem as a limit, a bound or a certificate. Knows nothing of `dynamics`."""
