@@ -31,7 +31,7 @@ def diagonal(
 ) -> tuple[Float[Array, " d"], LeaveOneOut[Float[Array, "L d"]]]:
     """Product of the rows, and for g the rows ``g * prod_{k != l} w_k``."""
     beta, others = products_of_others(weights)
-    return beta, lambda g: g * others
+    return beta, lambda g: g[None, :] * others
 
 
 def products_of_others(rows: Array) -> tuple[Array, Array]:
@@ -69,7 +69,7 @@ def _convolution_by_fft(filters, length):
     product, others = products_of_others(spectra)
 
     def leave_one_out(g):
-        correlations = jnp.fft.irfft(jnp.fft.rfft(g) * jnp.conj(others), n=length)
+        correlations = jnp.fft.irfft(jnp.fft.rfft(g)[None, :] * jnp.conj(others), n=length)
         return tuple(c[: w.shape[0]] for c, w in zip(correlations, filters, strict=True))
 
     return jnp.fft.irfft(product, n=length), leave_one_out
