@@ -5,14 +5,54 @@ Importing this package changes no global state of JAX and initialises no backend
 """
 
 from . import initialization as initialization
+from . import theory as theory
 from ._version import __version__ as __version__
+from .conserved import conserved_quantities as conserved_quantities
+from .dynamics import DescentSolution as DescentSolution
+from .dynamics import FlowError as FlowError
+from .dynamics import FlowSolution as FlowSolution
+from .dynamics import FlowStatus as FlowStatus
+from .dynamics import GaussNewton as GaussNewton
+from .dynamics import LogArcLength as LogArcLength
+from .dynamics import LossTime as LossTime
+from .dynamics import PhysicalTime as PhysicalTime
+from .dynamics import StopAtLoss as StopAtLoss
+from .dynamics import StopAtMargin as StopAtMargin
+from .dynamics import StopAtResidual as StopAtResidual
+from .dynamics import StopAtTime as StopAtTime
+from .dynamics import gradient_descent as gradient_descent
+from .dynamics import gradient_flow as gradient_flow
 from .losses import ExponentialLoss as ExponentialLoss
 from .losses import LogisticLoss as LogisticLoss
 from .networks import AbstractNetwork as AbstractNetwork
+from .networks import AssumptionFails as AssumptionFails
 from .networks import ConvolutionalNetwork as ConvolutionalNetwork
 from .networks import DiagonalNetwork as DiagonalNetwork
+from .networks import DifferentialDiagonalNetwork as DifferentialDiagonalNetwork
 from .networks import FullyConnectedNetwork as FullyConnectedNetwork
+from .networks import MatrixFactorizationNetwork as MatrixFactorizationNetwork
+from .networks import OrthogonalDecomposition as OrthogonalDecomposition
+from .networks import OrthogonalNetwork as OrthogonalNetwork
+from .networks import SensingDecomposition as SensingDecomposition
 from .networks import TensorNetwork as TensorNetwork
 from .networks import constant as constant
+from .networks import decompose_tensor as decompose_tensor
+from .networks import dense_tensor as dense_tensor
+from .networks import mirror_map as _mirror_map
+from .networks import sensing_decomposition as sensing_decomposition
 from .problems import Classification as Classification
+from .problems import MatrixSensing as MatrixSensing
 from .problems import Regression as Regression
+from .theory import FourierL1Norm as FourierL1Norm
+from .theory import FourierLpNorm as FourierLpNorm
+from .theory import L1Norm as L1Norm
+from .theory import L2Norm as L2Norm
+from .theory import L21Norm as L21Norm
+from .theory import LpNorm as LpNorm
+from .theory import NuclearNorm as NuclearNorm
+from .theory import WeightedL2Norm as WeightedL2Norm
+from .theory import is_separable as is_separable
+from .theory import max_margin as max_margin
+from .theory import min_norm as min_norm
+
+potential = _mirror_map

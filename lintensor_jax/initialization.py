@@ -1,0 +1,312 @@
+"""Initial parameters: each function takes a template network and returns one of the same shapes.
+
+A template is any network, for example ``lt.DiagonalNetwork.zeros(depth, d)``; what it holds is
+ignored unless the function says otherwise. The papers speak of initial *directions* vbar_l and of
+a scale alpha: ``matching(like, z).scaled(alpha)`` starts at beta(0) = alpha^depth z.
+
+Everything here can be traced by `jax.jit` and `jax.vmap`; the checks that need numbers (finite
+coefficients, a positive gap, coefficients within reach) are made on concrete arrays only.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Float, PRNGKeyArray, Scalar
+
+from .networks.base import AbstractNetwork, Network, as_parameter, split
+from .networks.convolutional import ConvolutionalNetwork
+from .networks.diagonal import DiagonalNetwork
+from .networks.fully_connected import FullyConnectedNetwork
+from .networks.mirror_map import z_of_x
+
+
+def gaussian(like: Network, key: PRNGKeyArray, scale: float | Scalar = 1.0) -> Network:
+    """Independent normal entries of standard deviation `scale` in every parameter.
+
+    **Arguments**
+
+    - `like`: the template: any network, also an `equinox.Module` of one's own. Fields declared by
+      `lintensor_jax.constant` are kept.
+    - `key`: a PRNG key; leaf i of the parameters draws from `jax.random.fold_in(key, i)`.
+    - `scale`: one number.
+    """
+    parameters, rest = split(like)
+    leaves, structure = jax.tree.flatten(parameters)
+    drawn = [
+        jnp.asarray(scale, leaf.dtype)
+        * jax.random.normal(jax.random.fold_in(key, index), leaf.shape, leaf.dtype)
+        for index, leaf in enumerate(leaves)
+    ]
+    return eqx.combine(jax.tree.unflatten(structure, drawn), rest)
+
+
+def zero_last_layer(like: Any) -> Any:
+    """`like` itself with its last layer set to zero, so that beta(0) = 0.
+
+    Any layers before it then satisfy the initial conditions of Theorems 2 and 6 of Yun et al. 2021
+    as soon as none of their components along the singular vectors vanishes. A network of one's own
+    needs `factors` and `with_factors`; ValueError otherwise.
+    """
+    first, last = _factors("zero_last_layer", like)
+    return like.with_factors((*first, jnp.zeros_like(last)))
+
+
+def identity(like: AbstractNetwork) -> AbstractNetwork:
+    """Zero-asymmetric initialization: every layer the identity but the last, which is zero.
+
+    Source: Wu et al. 2019, as generalised by Yun et al. 2021, Theorem 7. The identity is a vector
+    of ones for a diagonal network, a unit impulse for a convolutional one, and the identity matrix
+    for a fully-connected one; with hidden layers wider than the input that is the identity on the
+    first d units and zero elsewhere, which is (and remains) the square network.
+
+    ValueError for other networks, which have no identity, and for a hidden layer narrower than d.
+    """
+    match like:
+        case DiagonalNetwork():
+            return zero_last_layer(DiagonalNetwork(jnp.ones_like(like.weights)))
+        case ConvolutionalNetwork():
+            return zero_last_layer(ConvolutionalNetwork(_impulses(like.filters)))
+        case FullyConnectedNetwork():
+            hidden = _partial_identities("identity", like)
+            return FullyConnectedNetwork((*hidden, jnp.zeros_like(like.weights[-1])))
+    raise ValueError(
+        f"identity: like must be a diagonal, convolutional or fully-connected network, which have "
+        f"an identity layer, got {_name(like)}; use gaussian, or zero_last_layer."
+    )
+
+
+def balanced(like: AbstractNetwork, coefficients: Float[Array, "..."]) -> AbstractNetwork:
+    """beta(0) = `coefficients`, with every conserved gap between neighbouring layers zero.
+
+    * diagonal: |w_l| = |beta|^(1/L) in every coordinate; w_1 carries the signs;
+    * convolution, all filters of full length: |DFT w_l| = |DFT beta|^(1/L); w_1 carries the phases;
+    * fully-connected: W_l^T W_l = W_{l+1} W_{l+1}^T (Ji & Telgarsky 2019; Arora et al. 2019), from
+      the singular value decomposition U S V^T of beta: W_1 = U S^(1/L) [I 0], ...,
+      W_L = [I 0]^T S^(1/L) V^T. Hidden layers must not be narrower than the rank of beta.
+
+    **Arguments**
+
+    - `like`: the template.
+    - `coefficients`: shape (d,), or (d, m) for m outputs.
+
+    ValueError for short filters and other networks (their balanced parameters need not exist).
+    """
+    beta = _coefficients("balanced", like, coefficients)
+    depth = like.depth
+    match like:
+        case DiagonalNetwork():
+            size = jnp.abs(beta) ** (1 / depth)
+            return DiagonalNetwork(jnp.stack([jnp.sign(beta) * size] + [size] * (depth - 1)))
+        case ConvolutionalNetwork() if like.is_full_length:
+            spectrum = jnp.fft.rfft(beta)
+            size = jnp.abs(spectrum) ** (1 / depth)
+            phase = jnp.exp(1j * jnp.angle(spectrum))
+            filters = [jnp.fft.irfft(w, n=like.dimension) for w in (phase * size, size)]
+            return ConvolutionalNetwork((filters[0], *filters[1:] * (depth - 1)))
+        case FullyConnectedNetwork():
+            return _balanced_fully_connected(like, beta)
+    raise ValueError(
+        "balanced: like must be a diagonal network, a convolutional one with all filters of full "
+        f"length, or a fully-connected one, got {_name(like)}; use matching, which needs no "
+        "balanced parameters."
+    )
+
+
+def _balanced_fully_connected(like, beta):
+    left, sizes, right = jnp.linalg.svd(beta.reshape(beta.shape[0], -1), full_matrices=False)
+    widths = [w.shape[0] for w in like.weights[1:]]
+    rank = min(*widths, sizes.shape[0])
+    if not _traced(sizes):
+        needed = int((sizes > max(beta.shape) * jnp.finfo(beta.dtype).eps * sizes[0]).sum())
+        if needed > rank:
+            raise ValueError(
+                f"balanced: hidden layers must be at least as wide as the rank {needed} of the "
+                f"coefficients, got widths {widths}; widen them or lower the rank."
+            )
+    root = sizes[:rank] ** (1 / like.depth)
+    frames = [jnp.eye(width, rank, dtype=beta.dtype) for width in widths]
+    weights = [
+        (before * root[None, :]) @ after.T
+        for before, after in itertools.pairwise([left[:, :rank], *frames, right[:rank].T])
+    ]
+    return FullyConnectedNetwork((*weights[:-1], weights[-1].reshape(like.weights[-1].shape)))
+
+
+def matching(
+    like: Any,
+    coefficients: Float[Array, "..."],
+    *,
+    gap: float | Scalar = 1.0,
+    key: PRNGKeyArray | None = None,
+) -> Any:
+    """beta(0) = `coefficients`, with the last layer smaller than the others by `gap`.
+
+    These are the initial directions of Yun et al. 2021, section 6: the same linear coefficients
+    for every architecture, under the conditions from which Theorems 2, 5, 6 and 7 conclude that
+    the loss tends to zero. In each case all layers but the last share one size p, the last has
+    size q, p^2 - q^2 = gap, and p^(L-1) q is prescribed by beta (for the h_L of Lemma 4,
+    q = sqrt(gap) sinh z and p = sqrt(gap) cosh z with sinh z cosh^(L-1) z = |beta| / gap^(L/2)):
+
+    * diagonal: w_1 = ... = w_{L-1} > 0 and w_l^2 - w_L^2 = gap in every coordinate (Theorem 2);
+    * convolution, all filters of full length: w_1 = ... = w_{L-1} even, and with the unitary DFT
+      |F w_l|^2 - |F w_L|^2 = gap at every frequency (Theorem 2);
+    * fully-connected: W_l = sigma I (on the first d units where a layer is wider) and
+      sigma^2 - |W_L|^2 = gap in the spectral norm, which is Theorem 7's condition with
+      lambda = gap. At L = 2 the singular values of M(x) are equal, and the squares that Theorem 6
+      compares sum to exactly sigma^2 - |w_2|^2 = gap, whatever x is;
+    * short filters and tensor networks: the first factors keep a given direction, and the last
+      one is the minimum-norm solution of beta = coefficients. Guaranteed is
+      |v_l|^2 / k_l - |v_L|^2 = gap: for every x, the mean over the k_l singular directions of
+      [U_l^T v_l]_j^2 exceeds every [U_L^T v_L]_j^2 by at least `gap`. For two layers and a first
+      filter of length 1 or 2 (a unit impulse; its components along (1, 1) and (1, -1) are equal)
+      that is Theorem 6's condition itself, with lambda >= gap for every x. With longer filters and
+      general tensors some x may violate it: wherever a singular vector of M(x) is orthogonal to
+      v_1. For any other x it holds once `gap` is large enough;
+      `theory.regression.limit_point_two_layer` measures it.
+
+    **Arguments**
+
+    - `like`: the template. A network of one's own needs `factors` and `with_factors`.
+    - `coefficients`: shape (d,), or (d, m) for a fully-connected network with m outputs.
+    - `gap`: a positive number, in units of squared parameters.
+    - `key`: draws the directions of the first factors of a tensor network; without it they are
+      those of `like`, which must not be zero. Not used for the other architectures.
+
+    ValueError if a hidden layer is narrower than d (the condition then fails for some x), or if
+    no last factor reaches the coefficients; the message has the size of the inconsistency.
+    """
+    beta = _coefficients("matching", like, coefficients)
+    if not _traced(gap) and not 0 < float(gap) < float("inf"):
+        raise ValueError(
+            f"matching: gap must be positive and finite, got {gap}; "
+            "zero gaps are made by lintensor_jax.initialization.balanced."
+        )
+    gap = jnp.asarray(gap, beta.dtype)
+    match like:
+        case DiagonalNetwork():
+            size = _first_size(jnp.abs(beta), like.depth, gap)
+            last = beta / size ** (like.depth - 1)
+            return DiagonalNetwork(jnp.stack([size] * (like.depth - 1) + [last]))
+        case ConvolutionalNetwork() if like.is_full_length:
+            spectrum = jnp.fft.rfft(beta)
+            # numpy's DFT is sqrt(d) times the unitary one, in which the gap is measured.
+            size = _first_size(jnp.abs(spectrum), like.depth, like.dimension * gap)
+            first, last = (
+                jnp.fft.irfft(w, n=like.dimension)
+                for w in (size, spectrum / size ** (like.depth - 1))
+            )
+            return ConvolutionalNetwork((*[first] * (like.depth - 1), last))
+        case FullyConnectedNetwork():
+            size = _first_size(jnp.linalg.norm(beta, ord=2), like.depth, gap)
+            hidden = [size * w for w in _partial_identities("matching", like)]
+            last = jnp.zeros_like(like.weights[-1])
+            last = last.at[: beta.shape[0]].set(beta / size ** (like.depth - 1))
+            return FullyConnectedNetwork((*hidden, last))
+    return _matching_by_least_squares(like, beta, gap, key)
+
+
+def _first_size(magnitude, depth, gap):
+    """The p with p^(depth - 1) q = magnitude and p^2 - q^2 = gap (Lemma 4)."""
+    return jnp.sqrt(gap) * jnp.cosh(z_of_x(magnitude / gap ** (depth / 2), depth))
+
+
+def _matching_by_least_squares(like, beta, gap, key):
+    first = _first_directions(like, key)
+    empty = jnp.zeros_like(like.factors[-1])
+    columns = jax.jacfwd(lambda v: like.with_factors((*first, v)).linear_coefficients())(empty)
+    columns = columns.reshape(beta.size, -1)
+    last = jnp.linalg.lstsq(columns, beta.ravel())[0]
+    if not _traced(last):
+        distance = jnp.linalg.norm(columns @ last - beta.ravel())
+        # Rounding of a backward-stable solver: this many ulp of the terms that were added up.
+        terms = jnp.linalg.norm(columns) * jnp.linalg.norm(last) + jnp.linalg.norm(beta)
+        if distance > 10 * max(columns.shape) * jnp.finfo(beta.dtype).eps * terms:
+            raise ValueError(
+                "matching: coefficients must be within reach of the last factor, got coefficients "
+                f"at distance {float(distance):.3g} from the nearest ones that are (their norm is "
+                f"{float(jnp.linalg.norm(beta)):.3g}); draw other first factors (another key), or "
+                "take the coefficients of a network of this kind."
+            )
+    # v_l = sqrt(k_l) p u_l with unit u_l, so that the last factor shrinks by prod sqrt(k_l) p.
+    roots = [jnp.sqrt(jnp.asarray(v.shape[0], v.dtype)) for v in first]
+    last = last / jnp.prod(jnp.stack(roots))
+    size = _first_size(jnp.linalg.norm(last), like.depth, gap)
+    scaled = [root * size * v for root, v in zip(roots, first, strict=True)]
+    return like.with_factors((*scaled, last / size ** (like.depth - 1)))
+
+
+def _first_directions(like, key) -> Sequence[Array]:
+    first, _ = _factors("matching", like)
+    if isinstance(like, ConvolutionalNetwork):
+        return _impulses(first)
+    if key is not None:
+        first = [
+            jax.random.normal(jax.random.fold_in(key, layer), v.shape, v.dtype)
+            for layer, v in enumerate(first)
+        ]
+    norms = [jnp.linalg.norm(v) for v in first]
+    for layer, norm in enumerate(norms):
+        if not _traced(norm) and norm == 0:
+            raise ValueError(
+                f"matching: the first factors of like must not be zero without a key, got zero in "
+                f"factors[{layer}]; pass key=jax.random.key(0), or a like that holds directions."
+            )
+    return [v / norm for v, norm in zip(first, norms, strict=True)]
+
+
+def _impulses(filters):
+    return tuple(jnp.zeros_like(w).at[0].set(1) for w in filters)
+
+
+def _partial_identities(caller, like):
+    """Per hidden layer the identity on the first d units, zero elsewhere."""
+    dimension = like.weights[0].shape[0]
+    widths = [w.shape[0] for w in like.weights]
+    if min(widths) < dimension:
+        raise ValueError(
+            f"{caller}: hidden layers must be at least as wide as the input dimension d = "
+            f"{dimension}, got widths {widths[1:]}; a narrower layer annihilates some x. Widen it, "
+            "or use gaussian or balanced."
+        )
+    return [
+        jnp.eye(rows, columns, dtype=like.weights[0].dtype).at[dimension:].set(0)
+        for rows, columns in itertools.pairwise(widths)
+    ]
+
+
+def _factors(caller, like):
+    if not (hasattr(like, "factors") and hasattr(like, "with_factors")):
+        raise ValueError(
+            f"{caller}: like must have `factors` and `with_factors` (its layers as a sequence, and "
+            f"the inverse), got {_name(like)}; add them, or use gaussian."
+        )
+    *first, last = like.factors
+    return first, last
+
+
+def _coefficients(caller, like, value):
+    """`value` in the template's dtype, or a ValueError that says which shape it must have."""
+    parameters, _ = split(like)
+    expected = eqx.filter_eval_shape(lambda n: n.linear_coefficients(), like).shape
+    beta = as_parameter(value, "coefficients", caller, ndim=len(expected))
+    if beta.shape != expected:
+        raise ValueError(
+            f"{caller}: coefficients must have shape {expected}, that of the template's "
+            f"linear_coefficients(), got {beta.shape}; change the one or the other."
+        )
+    return beta.astype(jnp.result_type(*jax.tree.leaves(parameters)))
+
+
+def _traced(value):
+    return isinstance(value, Tracer)
+
+
+def _name(like):
+    if isinstance(like, ConvolutionalNetwork) and not like.is_full_length:
+        return "a ConvolutionalNetwork with short filters"
+    return f"a {type(like).__name__}" if isinstance(like, eqx.Module) else repr(like)

@@ -10,7 +10,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Scalar
+from jax.core import Tracer
+from jaxtyping import Array, Float
 
 from .losses import AbstractMarginLoss, ExponentialLoss
 
@@ -99,6 +100,45 @@ class Regression(AbstractSquaredProblem):
         return (self.X.shape[1], *self.y.shape[1:])
 
 
+class MatrixSensing(AbstractSquaredProblem):
+    """Matrix sensing with loss 1/2 sum_i (<A_i, beta> - y_i)^2.
+
+    Source: Yun et al. 2021, eq. (13), which lacks the 1/2: that only rescales time.
+
+    **Arguments**
+
+    - `A`: shape (n, d, d), one sensor A_i a sample; they need be neither symmetric nor commuting.
+    - `y`: shape (n,).
+    """
+
+    A: Float[Array, "n d d"]
+    y: Float[Array, " n"]
+
+    def __init__(self, A, y):
+        self.A = _as_data(A, "A", "MatrixSensing", ndims=(3,))
+        self.y = _as_data(y, "y", "MatrixSensing", ndims=(1,))
+        if self.A.shape[1] != self.A.shape[2]:
+            raise ValueError(
+                f"MatrixSensing: A must hold square sensors, shape (n, d, d), got {self.A.shape}; "
+                "the samples come first (jnp.moveaxis), and rectangular sensors can be padded with "
+                "zeros."
+            )
+        _require_one_target_per_sample(self.A, self.y, "A", "MatrixSensing")
+
+    def predictions(self, beta: Float[Array, "d d"]) -> Float[Array, " n"]:
+        """<A_i, beta>, shape (n,)."""
+        return jnp.tensordot(self.A, beta, 2)
+
+    def adjoint(self, values: Float[Array, " n"]) -> Float[Array, "d d"]:
+        """sum_i v_i A_i, shape (d, d)."""
+        return jnp.tensordot(values, self.A, 1)
+
+    @property
+    def coefficient_shape(self) -> tuple[int, ...]:
+        """(d, d)."""
+        return self.A.shape[1:]
+
+
 class Classification(AbstractProblem):
     """Binary classification with loss sum_i l(y_i <x_i, beta>).
 
@@ -119,7 +159,7 @@ class Classification(AbstractProblem):
         self.X = _as_data(X, "X", "Classification", ndims=(2,))
         self.y = _as_data(y, "y", "Classification", ndims=(1,))
         _require_one_target_per_sample(self.X, self.y, "X", "Classification")
-        labels = (-1.0,) if isinstance(self.y, jax.core.Tracer) else np.unique(np.asarray(self.y))
+        labels = (-1.0,) if isinstance(self.y, Tracer) else np.unique(np.asarray(self.y))
         wrong = np.setdiff1d(labels, (-1.0, 1.0))
         if wrong.size > 0:
             hint = "2 * y - 1 maps 0/1 labels." if set(wrong) <= {0.0} else "Recode the labels."
@@ -164,17 +204,6 @@ class Classification(AbstractProblem):
         return (self.X.shape[1],)
 
 
-def squared_norm_of_reducible(problem: AbstractSquaredProblem, residual: Array) -> Scalar:
-    """|P r|^2, where P projects on the range of `problem.predictions`.
-
-    The part of the residual that some beta can remove: all of it where the data have full row
-    rank, and zero exactly at the least-squares solutions otherwise.
-    """
-    basis = prediction_range(problem)
-    flat = residual.reshape(residual.shape[0], -1)
-    return jnp.sum((basis.T @ flat) ** 2)
-
-
 def prediction_range(problem: AbstractSquaredProblem) -> Float[Array, "n k"]:
     """Orthonormal columns that span the range of the sensors, padded with zero columns.
 
@@ -187,7 +216,7 @@ def prediction_range(problem: AbstractSquaredProblem) -> Float[Array, "n k"]:
     left, sizes, _ = jnp.linalg.svd(rows, full_matrices=False)
     eps = jnp.finfo(rows.dtype).eps
     kept = sizes > eps * max(rows.shape) * sizes[0]
-    return left * kept
+    return left * kept[None, :]
 
 
 def _one_output_adjoint(problem, values):
@@ -210,7 +239,7 @@ def _as_data(value, name, owner, ndims):
         )
     if 0 in array.shape:
         raise ValueError(f"{owner}: {name} must not be empty, got shape {array.shape}.")
-    if not isinstance(array, jax.core.Tracer) and not np.isfinite(np.asarray(array)).all():
+    if not isinstance(array, Tracer) and not np.isfinite(np.asarray(array)).all():
         where = np.argwhere(~np.isfinite(np.asarray(array)))[0].tolist()
         raise ValueError(
             f"{owner}: {name} must be finite, got {np.asarray(array)[tuple(where)]} at index "

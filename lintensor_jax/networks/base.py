@@ -23,6 +23,8 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree, Scalar
 
 Network = TypeVar("Network", bound=eqx.Module)
@@ -83,6 +85,10 @@ def coefficients_and_pullback(network: Network) -> tuple[Array, Callable[[Array]
     """
     if isinstance(network, AbstractNetwork):
         return network.coefficients_and_pullback()
+    return _pullback_by_vjp(network)
+
+
+def _pullback_by_vjp(network: Any):
     parameters, rest = split(network)
     beta, vjp = jax.vjp(lambda p: eqx.combine(p, rest).linear_coefficients(), parameters)
     return beta, lambda g: vjp(g)[0]
@@ -120,9 +126,7 @@ class AbstractNetwork(eqx.Module):
 
     def coefficients_and_pullback(self):
         """beta and g -> (d beta/d Theta)^T g; see `coefficients_and_pullback` in this module."""
-        parameters, rest = split(self)
-        beta, vjp = jax.vjp(lambda p: eqx.combine(p, rest).linear_coefficients(), parameters)
-        return beta, lambda g: vjp(g)[0]
+        return _pullback_by_vjp(self)
 
 
 def as_parameter(value: Any, name: str, owner: str, ndim: int) -> Array:
@@ -142,7 +146,7 @@ def as_parameter(value: Any, name: str, owner: str, ndim: int) -> Array:
         )
     if 0 in array.shape:
         raise ValueError(f"{owner}: {name} must not be empty, got shape {array.shape}.")
-    if not isinstance(array, jax.core.Tracer) and not bool(jnp.isfinite(array).all()):
+    if not isinstance(array, Tracer) and not np.isfinite(np.asarray(array)).all():
         raise ValueError(
             f"{owner}: {name} must be finite, got NaN or infinite entries; "
             "check the values that it was built from."
@@ -159,17 +163,21 @@ def require_depth(depth: int, owner: str) -> None:
         )
 
 
-def require_vanishing_activation(activation: Activation, depth: int, owner: str) -> None:
+def require_vanishing_activation(
+    activation: Activation, depth: int, owner: str, outputs: int = 1
+) -> None:
     """Refuse activations with phi(0) != 0 where the tensor form (2) would not be the network.
 
     Erratum to Yun et al. 2021, section 3: the zeros off the blocks of the data tensor become
     phi(0) after the first contraction, so for L >= 3 the diagonal and the fully-connected network
-    equal their tensor form only if phi(0) = 0.
+    equal their tensor form only if phi(0) = 0. With several outputs that is so at L = 2 already.
     """
-    at_zero = activation(jnp.zeros(()))
-    if depth >= 3 and not isinstance(at_zero, jax.core.Tracer) and bool(at_zero != 0):
+    with jax.ensure_compile_time_eval():  # under jax.jit too
+        at_zero = activation(jnp.zeros(()))
+    blocks = f"depth {depth} >= 3" if depth >= 3 else f"{outputs} > 1 outputs"
+    if max(depth - 1, outputs) > 1 and not isinstance(at_zero, Tracer) and float(at_zero):
         raise ValueError(
-            f"activation: {owner} with depth {depth} >= 3 needs phi(0) = 0, got phi(0) = "
+            f"activation: {owner} with {blocks} needs phi(0) = 0, got phi(0) = "
             f"{float(at_zero):.6g}: the zeros of its data tensor would become phi(0), and the "
             "tensor form (Yun et al. 2021, eq. 2) would differ from the network. Use an activation "
             "with phi(0) = 0 (tanh, relu), or subtract phi(0)."

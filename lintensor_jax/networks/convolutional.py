@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from .. import contractions
 from .base import AbstractNetwork, Activation, as_parameter, require_depth
+from .decomposition import OrthogonalDecomposition, decomposition_of
 
 
 class ConvolutionalNetwork(AbstractNetwork):
@@ -82,7 +83,7 @@ class ConvolutionalNetwork(AbstractNetwork):
         dimension = self.dimension
         hidden = x
         for w in self.filters[:-1]:
-            windows = (jnp.arange(dimension)[:, None] + jnp.arange(w.shape[0])) % dimension
+            windows = jnp.add.outer(jnp.arange(dimension), jnp.arange(w.shape[0])) % dimension
             hidden = activation(hidden[windows] @ w)
         return hidden @ self.filters[-1]
 
@@ -98,7 +99,18 @@ class ConvolutionalNetwork(AbstractNetwork):
     def data_tensor(self, x: Float[Array, " d"]) -> Float[Array, "..."]:
         """M(x)_{j_1 ... j_L} = x_{(j_1 + ... + j_L) mod d}, shape (k_1, ..., k_L)."""
         x = jnp.asarray(x)
-        index = jnp.zeros((), int)
-        for w in self.filters:
-            index = index[..., None] + jnp.arange(w.shape[0])
+        index = sum(jnp.ix_(*(jnp.arange(w.shape[0]) for w in self.filters)))
         return x[index % self.dimension]
+
+    def orthogonal_decomposition(self) -> OrthogonalDecomposition:
+        """S = d^{(L-1)/2} F and U_l = F^* with the unitary DFT F, for filters of full length.
+
+        Source: Yun et al. 2021, Appendix D.3. Real for d <= 2 only. AssumptionFails if a filter is
+        shorter than d.
+        """
+        if not self.is_full_length:
+            return decomposition_of(self)
+        fourier = jnp.fft.fft(jnp.eye(self.dimension, dtype=self.filters[0].dtype), norm="ortho")
+        fourier = fourier.real if self.dimension <= 2 else fourier
+        scale = self.dimension ** ((self.depth - 1) / 2)
+        return OrthogonalDecomposition(scale * fourier, (fourier.conj(),) * self.depth)

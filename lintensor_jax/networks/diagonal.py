@@ -12,6 +12,7 @@ from .base import (
     require_depth,
     require_vanishing_activation,
 )
+from .decomposition import OrthogonalDecomposition
 
 
 class DiagonalNetwork(AbstractNetwork):
@@ -72,7 +73,15 @@ class DiagonalNetwork(AbstractNetwork):
 
     def data_tensor(self, x: Float[Array, " d"]) -> Float[Array, "..."]:
         """M(x), shape (d,) * L: x on the diagonal, zero elsewhere. d^L numbers: for small cases."""
-        x = jnp.asarray(x)
-        dimension = x.shape[0]
-        index = (jnp.arange(dimension),) * self.depth
-        return jnp.zeros((dimension,) * self.depth, x.dtype).at[index].set(x)
+        return superdiagonal(jnp.asarray(x), self.depth)
+
+    def orthogonal_decomposition(self) -> OrthogonalDecomposition:
+        """S = U_1 = ... = U_L = I (Yun et al. 2021, Appendix D.2)."""
+        eye = jnp.eye(self.weights.shape[1], dtype=self.weights.dtype)
+        return OrthogonalDecomposition(eye, (eye,) * self.depth)
+
+
+def superdiagonal(entries: Float[Array, " k"], order: int) -> Float[Array, "..."]:
+    """The tensor of shape (k,) * order with `entries` on its diagonal and zero elsewhere."""
+    index = (jnp.arange(entries.shape[0]),) * order
+    return jnp.zeros((entries.shape[0],) * order, entries.dtype).at[index].set(entries)

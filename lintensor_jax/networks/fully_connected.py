@@ -4,6 +4,7 @@ import itertools
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from .. import contractions
@@ -14,6 +15,7 @@ from .base import (
     require_depth,
     require_vanishing_activation,
 )
+from .decomposition import OrthogonalDecomposition, decomposition_of
 
 
 class FullyConnectedNetwork(AbstractNetwork):
@@ -36,7 +38,7 @@ class FullyConnectedNetwork(AbstractNetwork):
             as_parameter(w, f"weights[{layer}]", "FullyConnectedNetwork", ndim=2)
             for layer, w in enumerate(weights[:-1])
         ]
-        last_ndim = 2 if jnp.ndim(weights[-1]) == 2 else 1
+        last_ndim = 2 if np.ndim(weights[-1]) == 2 else 1
         name = f"weights[{len(weights) - 1}]"
         hidden.append(as_parameter(weights[-1], name, "FullyConnectedNetwork", ndim=last_ndim))
         for layer, (before, after) in enumerate(itertools.pairwise(hidden)):
@@ -84,7 +86,8 @@ class FullyConnectedNetwork(AbstractNetwork):
         """The output for one input of shape (d,): a scalar, or (m,); eq. (5)."""
         if activation is None:
             return x @ self.linear_coefficients()
-        require_vanishing_activation(activation, self.depth, "FullyConnectedNetwork")
+        outputs = 1 if self.has_scalar_output else self.weights[-1].shape[1]
+        require_vanishing_activation(activation, self.depth, "FullyConnectedNetwork", outputs)
         hidden = x
         for w in self.weights[:-1]:
             hidden = activation(hidden @ w)
@@ -122,3 +125,7 @@ class FullyConnectedNetwork(AbstractNetwork):
             tensor = jnp.einsum("...a,bc->...bac", tensor, eye_out)
             tensor = tensor.reshape((*leading, columns * rows, columns))
         return tensor[..., 0] if self.has_scalar_output else tensor
+
+    def orthogonal_decomposition(self) -> OrthogonalDecomposition:
+        """By the numerical test of `decompose_tensor`: AssumptionFails, but for d = 1."""
+        return decomposition_of(self)

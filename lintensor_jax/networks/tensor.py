@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from .. import contractions
 from .base import AbstractNetwork, Activation, as_parameter, constant, require_depth
+from .decomposition import OrthogonalDecomposition, decompose_tensor
 
 
 class TensorNetwork(AbstractNetwork):
@@ -20,8 +21,8 @@ class TensorNetwork(AbstractNetwork):
     - `factors`: the parameters v_1, ..., v_L, v_l of shape (k_l,).
     """
 
-    tensor: Float[Array, "..."] = constant()
     factors: tuple[Float[Array, " k"], ...]
+    tensor: Float[Array, "..."] = constant()
 
     def __init__(self, tensor, factors):
         vectors = tuple(
@@ -74,3 +75,7 @@ class TensorNetwork(AbstractNetwork):
     def data_tensor(self, x: Float[Array, " d"]) -> Float[Array, "..."]:
         """M(x) = tensor @ x, shape (k_1, ..., k_L)."""
         return self.tensor @ jnp.asarray(x)
+
+    def orthogonal_decomposition(self) -> OrthogonalDecomposition:
+        """By the numerical test of `decompose_tensor`; AssumptionFails where there is none."""
+        return decompose_tensor(self.tensor)

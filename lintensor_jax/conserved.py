@@ -1,0 +1,82 @@
+"""What gradient flow conserves, whatever the loss and the data.
+
+Every layer of a multilinear network obeys <v_l, dv_l/dt> = -<g, beta>, the same for all l, so that
+differences of squared norms never change (Yun et al. 2021, eq. 6-7; Du et al. 2018). The more
+symmetric a network, the finer its conserved quantities.
+"""
+
+import functools
+import itertools
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .networks.convolutional import ConvolutionalNetwork
+from .networks.diagonal import DiagonalNetwork
+from .networks.factorization import MatrixFactorizationNetwork
+from .networks.fully_connected import FullyConnectedNetwork
+from .networks.orthogonal import OrthogonalNetwork
+from .networks.tensor import TensorNetwork
+
+
+@functools.singledispatch
+def conserved_quantities(network: eqx.Module) -> Float[Array, " q"]:
+    """The conserved quantities as one vector, in units of squared parameters.
+
+    For neighbouring layers l and l + 1:
+
+    * diagonal: w_l^2 - w_{l+1}^2 for every coordinate, (L-1) d numbers;
+    * convolution, all filters of full length: |F w_l|^2 - |F w_{l+1}|^2 with the unitary DFT F, for
+      the d // 2 + 1 frequencies of a real signal (Yun et al. 2021, proof of Theorem 2);
+    * convolution with short filters, and tensor networks: |v_l|^2 - |v_{l+1}|^2, L-1 numbers;
+    * fully-connected: all entries of W_l^T W_l - W_{l+1} W_{l+1}^T, the last vector as a column
+      (Ji & Telgarsky 2019; Arora et al. 2018); matrix factorizations likewise;
+    * orthogonally decomposable: |U_l^T v_l|^2 - |U_{l+1}^T v_{l+1}|^2 for every column, (L-1) m
+      numbers (Yun et al. 2021, proof of Theorem 2);
+    * any other network: what its method `conserved_quantities()` returns, if it has one. Without
+      it nothing is known, and the result has shape (0,).
+
+    Traceable by `jax.jit` and `jax.vmap`.
+    """
+    known = getattr(network, "conserved_quantities", None)
+    return jnp.zeros(0) if known is None else jnp.ravel(known())
+
+
+@conserved_quantities.register
+def _(network: DiagonalNetwork):
+    return _gaps(network.weights**2)
+
+
+@conserved_quantities.register
+def _(network: ConvolutionalNetwork):
+    if not network.is_full_length:
+        return _squared_norm_gaps(network.filters)
+    spectra = jnp.fft.rfft(jnp.stack(network.filters))
+    return _gaps((spectra.real**2 + spectra.imag**2) / network.dimension)
+
+
+@conserved_quantities.register
+def _(network: TensorNetwork):
+    return _squared_norm_gaps(network.factors)
+
+
+@conserved_quantities.register
+def _(network: OrthogonalNetwork):
+    return _gaps(jnp.abs(network.components) ** 2)
+
+
+@conserved_quantities.register
+def _(network: FullyConnectedNetwork | MatrixFactorizationNetwork):
+    *hidden, last = network.weights
+    columns = [*hidden, last.reshape(last.shape[0], -1)]
+    gaps = [before.T @ before - after @ after.T for before, after in itertools.pairwise(columns)]
+    return jnp.concatenate([jnp.ravel(gap) for gap in gaps])
+
+
+def _squared_norm_gaps(factors):
+    return _gaps(jnp.stack([v @ v for v in factors]))
+
+
+def _gaps(layers):
+    return jnp.ravel(layers[:-1] - layers[1:])

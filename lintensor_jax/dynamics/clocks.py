@@ -1,0 +1,181 @@
+"""Clocks: the variable that a flow is integrated in. All of them trace the same trajectory.
+
+Gradient flow dTheta/dt = -grad L is integrated in a new variable s with ds = (dt/ds)^-1 dt:
+
+============== ============================= ============================================
+clock          ds                            for
+============== ============================= ============================================
+`PhysicalTime` dt                            regression; classification at moderate loss
+`LossTime`     L dt                          classification: no log-slow tail
+`LogArcLength` |dTheta| / |Theta|            classification to any margin (Theta never overflows)
+============== ============================= ============================================
+
+On separable data the physical time that a flow needs grows like exp(margin). The other two clocks
+carry log t instead. While L > exp(-LOG_LOSS_OF_ASYMPTOTICS) they integrate w = log(1 + t/T), T
+being the initial time scale; beyond that dw/ds is as stiff as the margin is large, and t is known
+without integration, with a relative error of 1e-3 there that falls as 1/log(1/L)^2: with
+Lambda = log(1/L) and F = L^2/|grad L|^2, dt = exp(Lambda) F dLambda, so
+t = exp(Lambda) F / (1 + dlogF/dLambda) (one step of integration by parts, in the form that is
+exact for exponential F).
+"""
+
+import abc
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Scalar
+
+from ..problems import Classification
+from .system import Reducible, System
+
+LOG_LOSS_OF_ASYMPTOTICS = 40.0
+
+
+class ClockState(NamedTuple):
+    """Theta = exp(log_scale) * theta, and elapsed = log(1 + t/T) (for `PhysicalTime`: t)."""
+
+    theta: Float[Array, " p"]
+    log_scale: Scalar
+    elapsed: Scalar
+
+
+class AbstractClock(eqx.Module):
+    """How the flow's time is measured."""
+
+    @abc.abstractmethod
+    def start(self, system: System, theta: Float[Array, " p"]) -> ClockState:
+        """The state of the flow at time 0."""
+
+    @abc.abstractmethod
+    def velocity(self, s: Scalar, state: ClockState, args: "FlowArgs") -> ClockState:
+        """d(state)/ds."""
+
+    @abc.abstractmethod
+    def log_time(self, s: Scalar, state: ClockState, args: "FlowArgs") -> Scalar:
+        """Natural logarithm of the physical time t; -inf at the start."""
+
+
+class FlowArgs(NamedTuple):
+    """What the vector field needs besides the state."""
+
+    system: System
+    reducible: Reducible | None  # None for classification
+    log_time_unit: Scalar  # log T, T = |Theta| / |grad L| at the start; 0 for `PhysicalTime`
+
+
+class PhysicalTime(AbstractClock):
+    """s = t, the time of the gradient flow itself."""
+
+    def start(self, system: System, theta: Float[Array, " p"]) -> ClockState:
+        """Theta = theta."""
+        return ClockState(theta, jnp.zeros((), theta.dtype), jnp.zeros((), theta.dtype))
+
+    def velocity(self, s: Scalar, state: ClockState, args: FlowArgs) -> ClockState:
+        """dTheta/dt = -grad L."""
+        zero = jnp.zeros_like(state.log_scale)
+        if isinstance(args.system.problem, Classification):
+            _, log_slope, gradient = args.system.margin_gradient(state.theta, state.log_scale)
+            return ClockState(jnp.exp(log_slope) * gradient, zero, zero)
+        return ClockState(args.system.squared_gradient(state.theta)[1], zero, zero)
+
+    def log_time(self, s: Scalar, state: ClockState, args: FlowArgs) -> Scalar:
+        """log t."""
+        return jnp.log(s)
+
+
+class LossTime(AbstractClock):
+    """ds = L dt: dTheta/ds = -grad log L. For classification."""
+
+    def start(self, system: System, theta: Float[Array, " p"]) -> ClockState:
+        """Theta = theta."""
+        return PhysicalTime().start(system, theta)
+
+    def velocity(self, s: Scalar, state: ClockState, args: FlowArgs) -> ClockState:
+        """dTheta/ds = sum_i (-l'(m_i)/L) grad m_i."""
+        log_loss, log_slope, gradient = args.system.margin_gradient(state.theta, state.log_scale)
+        return ClockState(
+            jnp.exp(log_slope - log_loss) * gradient,
+            jnp.zeros_like(state.log_scale),
+            _elapsed_velocity(-log_loss, -log_loss, state, args),
+        )
+
+    def log_time(self, s: Scalar, state: ClockState, args: FlowArgs) -> Scalar:
+        """log t."""
+        return _log_time_of_log_clock(self, s, state, args)
+
+
+class LogArcLength(AbstractClock):
+    """ds = |dTheta| / |Theta|, with Theta = e^u theta, theta on the unit sphere. The default.
+
+    For classification with a homogeneous network: dtheta/ds = g - <theta, g> theta and
+    du/ds = <theta, g>, where g is the normalised negative gradient. Neither the loss nor Theta is
+    ever formed, so that loss exp(-1e10) is as good as any other.
+    """
+
+    def start(self, system: System, theta: Float[Array, " p"]) -> ClockState:
+        """theta = Theta/|Theta|, u = log |Theta|."""
+        # Scaled by the largest entry first: parameters of size 1e-200 have no squared norm.
+        largest = jnp.max(jnp.abs(theta))
+        unit = theta / largest
+        norm = jnp.linalg.norm(unit)
+        return ClockState(unit / norm, jnp.log(largest) + jnp.log(norm), jnp.zeros((), theta.dtype))
+
+    def velocity(self, s: Scalar, state: ClockState, args: FlowArgs) -> ClockState:
+        """(g - <theta, g> theta, <theta, g>)."""
+        log_loss, log_slope, gradient = args.system.margin_gradient(state.theta, state.log_scale)
+        norm = jnp.linalg.norm(gradient)
+        unit = gradient / jnp.where(norm > 0, norm, 1.0)
+        radial = jnp.vdot(state.theta, unit)
+        log_rate = _log_time_per_arc(args.system, state, log_slope, norm)
+        return ClockState(
+            unit - radial * state.theta,
+            radial,
+            _elapsed_velocity(-log_loss, log_rate, state, args),
+        )
+
+    def log_time(self, s: Scalar, state: ClockState, args: FlowArgs) -> Scalar:
+        """log t."""
+        return _log_time_of_log_clock(self, s, state, args)
+
+
+def log_time_unit(system: System, state: ClockState) -> Scalar:
+    """log(|Theta| / |grad L|): the time scale of the flow's start."""
+    _, log_slope, gradient = system.margin_gradient(state.theta, state.log_scale)
+    norm = jnp.linalg.norm(gradient)
+    return _log_time_per_arc(system, state, log_slope, norm)
+
+
+def _log_time_per_arc(system, state, log_slope, gradient_norm):
+    """log(dt/ds) of the log-arc-length clock."""
+    safe = jnp.where(gradient_norm > 0, gradient_norm, 1.0)
+    theta_norm = jnp.linalg.norm(state.theta)
+    return (2 - system.depth) * state.log_scale + jnp.log(theta_norm) - log_slope - jnp.log(safe)
+
+
+def _elapsed_velocity(log_inverse_loss, log_rate, state, args):
+    """dw/ds for w = log(1 + t/T), and zero where `log_time` no longer reads it."""
+    integrated = log_inverse_loss < LOG_LOSS_OF_ASYMPTOTICS
+    exponent = jnp.where(integrated, log_rate - args.log_time_unit - state.elapsed, 0.0)
+    return jnp.where(integrated, jnp.exp(exponent), 0.0)
+
+
+def _log_time_of_log_clock(clock, s, state, args):
+    def inverse_loss_and_f(theta, log_scale):
+        system = args.system
+        log_loss, log_slope, gradient = system.margin_gradient(theta, log_scale)
+        log_gradient = (
+            log_slope + (system.depth - 1) * log_scale + jnp.log(jnp.linalg.norm(gradient))
+        )
+        return -log_loss, 2 * (log_loss - log_gradient)
+
+    velocity = clock.velocity(s, state, args)
+    (inverse_loss, log_f), (inverse_loss_rate, log_f_rate) = jax.jvp(
+        inverse_loss_and_f,
+        (state.theta, state.log_scale),
+        (velocity.theta, velocity.log_scale),
+    )
+    asymptotic = inverse_loss + log_f - jnp.log1p(log_f_rate / inverse_loss_rate)
+    integrated = args.log_time_unit + jnp.log(jnp.expm1(state.elapsed))
+    return jnp.where(inverse_loss < LOG_LOSS_OF_ASYMPTOTICS, integrated, asymptotic)

@@ -1,0 +1,120 @@
+"""Discrete algorithms: gradient descent and any other optax transformation."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from ..networks import coefficients_and_pullback, split
+from ..problems import AbstractProblem, Classification
+from .integrate import log_or_minus_infinity
+from .options import check_pair, same_dtype
+
+
+class DescentSolution(eqx.Module):
+    """Iterates of a discrete algorithm. Leading axes have one entry per saved step, the last = end.
+
+    - `network`: after the last step; `optimizer_state`: the optimizer's, to go on with.
+    - `step` (T,): numbers of the saved steps; 0 is the start.
+    - `coefficients` (T, d), `log_loss` (T,), `log_margin` (T,) (None for regression), `observed`.
+    """
+
+    network: eqx.Module
+    optimizer_state: Any
+    step: Int[Array, " T"]
+    coefficients: Float[Array, "T ..."]
+    log_loss: Float[Array, " T"]
+    log_margin: Float[Array, " T"] | None
+    observed: Any
+
+    @property
+    def direction(self) -> Float[Array, "T ..."]:
+        """beta/|beta|, the norm over all but the first axis; 0 where beta = 0."""
+        axes = tuple(range(1, self.coefficients.ndim))
+        norm = jnp.sqrt(jnp.sum(self.coefficients**2, axis=axes, keepdims=True))
+        return self.coefficients / jnp.where(norm > 0, norm, 1.0)
+
+
+def gradient_descent(
+    network: eqx.Module,
+    problem: AbstractProblem,
+    optimizer: optax.GradientTransformation | None = None,
+    num_steps: int = 5_000,
+    *,
+    save_every: int | None = None,
+    observe: Any = None,
+    optimizer_state: Any = None,
+) -> DescentSolution:
+    """Run `num_steps` steps of a discrete algorithm on the (summed) loss.
+
+    **Arguments**
+
+    - `network`, `problem`: as in `gradient_flow`.
+    - `optimizer`: any optax transformation. Default: the papers' constant-step gradient descent,
+      `optax.sgd(1e-3)`.
+    - `num_steps`: how many; the papers use 5e3 in regression and 2e6 in classification.
+    - `save_every`: save step 0 and every so many steps (must divide `num_steps`); default: the
+      start and the end.
+    - `observe`: a function of the network, saved at the same steps.
+    - `optimizer_state`: of an earlier run, to go on with.
+
+    The loss is compiled in the log domain only for what is saved: a step uses the plain gradient,
+    which underflows where a real implementation's would. No divergence is hidden: a step size that
+    is too large ends in inf or NaN, as it does for everyone else.
+
+    Source: Yun, Krishnan & Mobahi 2021, section 6 (constant step).
+    """
+    check_pair(network, problem)
+    optimizer = optax.sgd(1e-3) if optimizer is None else optimizer
+    if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
+        raise ValueError(
+            "optimizer: must be an optax transformation such as optax.sgd(1e-3), got "
+            f"{optimizer!r}."
+        )
+    save_every = num_steps if save_every is None else save_every
+    for name, value in (("num_steps", num_steps), ("save_every", save_every)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: must be a positive int, got {value!r}.")
+    if num_steps % save_every:
+        raise ValueError(
+            f"save_every: must divide num_steps = {num_steps}, got {save_every}; take "
+            f"num_steps = {save_every * (num_steps // save_every + 1)}, or another save_every."
+        )
+    network, problem = same_dtype(network, problem)
+    if optimizer_state is None:
+        optimizer_state = optimizer.init(split(network)[0])  # pyright: ignore[reportArgumentType]
+    return _descend(network, problem, optimizer, optimizer_state, num_steps, save_every, observe)
+
+
+@eqx.filter_jit
+def _descend(network, problem, optimizer, state, num_steps, save_every, observe):
+    parameters, rest = split(network)
+
+    def record(parameters):
+        network = eqx.combine(parameters, rest)
+        beta = network.linear_coefficients()
+        margin = problem.margins(beta) if isinstance(problem, Classification) else None
+        log_margin = None if margin is None else log_or_minus_infinity(jnp.min(margin))
+        seen = None if observe is None else observe(network)
+        return beta, problem.log_loss(beta), log_margin, seen
+
+    def step(carry, _):
+        parameters, state = carry
+        beta, pull = coefficients_and_pullback(eqx.combine(parameters, rest))
+        gradient = pull(problem.adjoint(problem.residual(beta)))
+        updates, state = optimizer.update(gradient, state, parameters)
+        return (optax.apply_updates(parameters, updates), state), None
+
+    def block(carry, _):
+        carry, _ = jax.lax.scan(step, carry, length=save_every)
+        return carry, record(carry[0])
+
+    (end, state), saved = jax.lax.scan(block, (parameters, state), length=num_steps // save_every)
+    saved = jax.tree.map(
+        lambda first, later: jnp.concatenate([first[None], later]), record(parameters), saved
+    )
+    steps = jnp.arange(0, num_steps + 1, save_every)
+    return DescentSolution(eqx.combine(end, rest), state, steps, *saved)

@@ -1,0 +1,82 @@
+"""Gradient flow, integrated to where theory begins."""
+
+from collections.abc import Callable
+from types import EllipsisType
+from typing import Any
+
+import diffrax
+import equinox as eqx
+from jaxtyping import Array, Float, Scalar
+
+from ..problems import AbstractProblem
+from .clocks import AbstractClock
+from .finish import GaussNewton
+from .options import check_pair, fill_options, same_dtype
+from .solution import FlowSolution, run
+from .stopping import AbstractStop
+from .system import System
+
+
+def gradient_flow(
+    network: eqx.Module,
+    problem: AbstractProblem,
+    *,
+    solver: diffrax.AbstractSolver | None = None,
+    clock: AbstractClock | None = None,
+    stop: AbstractStop | None = None,
+    finish: GaussNewton | EllipsisType | None = ...,
+    rtol: float | Scalar | None = None,
+    atol: float | Scalar | None = None,
+    saveat: Float[Array, " T"] | diffrax.SaveAt | None = None,
+    observe: Callable[[Any], Any] | None = None,
+    max_steps: int = 20_000,
+    throw: bool = True,
+) -> FlowSolution:
+    """Integrate dTheta/dt = -grad L(Theta) from `network`'s parameters until a stop rule is met.
+
+    None, and the literal `...` of `finish`, mean "chosen automatically".
+
+    **Arguments**
+
+    - `network`: any network of this package, or an `equinox.Module` with `linear_coefficients()`
+      (and `depth`, for classification). Its parameters are Theta(0), the scale alpha included.
+    - `problem`: `Regression`, `Classification`, ...
+    - `solver`: any diffrax solver. Default: Dormand-Prince 8(7); a flow that turns out to be stiff
+      goes on with Kvaerno 5(4) and full Newton steps.
+    - `clock`: what is integrated in. Default: `PhysicalTime()` for squared losses,
+      `LogArcLength()` for classification.
+    - `stop`: stop rules, combined with ``|``. Default: `StopAtResidual(1e-9 max|y|)`, or
+      `StopAtMargin(1e8)`. Classification flows also stop at the wall of floating point.
+    - `finish`: `GaussNewton()` (default for squared losses) or None.
+    - `rtol`: relative tolerance, default 1e-8 (float32: 1e-5).
+    - `atol`: absolute tolerance; default rtol times the largest initial parameter (on the
+      log-arc-length clock, whose state is a unit vector: rtol).
+    - `saveat`: times of the clock at which to save, increasing, or `diffrax.SaveAt(steps=True)`.
+      The end is always saved.
+    - `observe`: a function of the network, whose value is saved at the same times (`.observed`).
+    - `max_steps`: budget of solver steps, explicit and implicit together.
+    - `throw`: raise `FlowError` where no stop rule ended the flow. Nothing is raised under
+      `jax.vmap` or `jax.jit`: read `.status`.
+
+    **Returns** a `FlowSolution`.
+
+    **Raises** ValueError for bad input, before anything is compiled.
+
+    Source: Yun, Krishnan & Mobahi 2021, eq. (7).
+    """
+    check_pair(network, problem)
+    network, problem = same_dtype(network, problem)
+    system = System.of(network, problem)
+    options = fill_options(
+        system,
+        solver=solver,
+        clock=clock,
+        stop=stop,
+        finish=finish,
+        rtol=rtol,
+        atol=atol,
+        saveat=saveat,
+        observe=observe,
+        max_steps=max_steps,
+    )
+    return run(system, options, throw=throw)

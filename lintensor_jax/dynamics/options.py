@@ -1,0 +1,234 @@
+"""The options of `gradient_flow`: defaults that fit the problem, refusals before any compile."""
+
+from collections.abc import Callable
+from types import EllipsisType
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Scalar
+
+from ..networks import AbstractNetwork, scaled
+from ..problems import AbstractProblem, AbstractSquaredProblem, Classification
+from .clocks import AbstractClock, LogArcLength, PhysicalTime
+from .finish import GaussNewton
+from .stopping import AbstractStop, FloatWall, StopAtMargin, StopAtResidual
+from .system import System
+
+
+class FlowOptions(NamedTuple):
+    """`gradient_flow`'s options with every default filled in; numbers are arrays."""
+
+    clock: AbstractClock
+    stop: AbstractStop
+    finish: GaussNewton | None
+    solver: diffrax.AbstractSolver | None
+    rtol: Scalar
+    atol: Scalar
+    save_at: Float[Array, " T"] | None
+    save_steps: bool
+    observe: Callable[[Any], Any] | None
+    max_steps: int
+
+
+def fill_options(
+    system: System,
+    *,
+    solver: diffrax.AbstractSolver | None = None,
+    clock: AbstractClock | None = None,
+    stop: AbstractStop | None = None,
+    finish: GaussNewton | EllipsisType | None = ...,
+    rtol: float | Scalar | None = None,
+    atol: float | Scalar | None = None,
+    saveat: Any = None,
+    observe: Callable[[Any], Any] | None = None,
+    max_steps: int = 20_000,
+) -> FlowOptions:
+    """Defaults and checks; every refusal names the argument, the rule, the value and the fix."""
+    problem = system.problem
+    squared = isinstance(problem, AbstractSquaredProblem)
+    theta = system.initial
+    dtype, eps = theta.dtype, float(jnp.finfo(theta.dtype).eps)
+
+    clock = _instance(clock, AbstractClock, "clock", "lintensor_jax.PhysicalTime()") or (
+        PhysicalTime() if squared else LogArcLength()
+    )
+    if squared and not isinstance(clock, PhysicalTime):
+        raise ValueError(
+            f"clock: {type(clock).__name__} is for Classification, got {type(problem).__name__}; "
+            "use PhysicalTime(): a regression flow ends after a finite arc."
+        )
+    if isinstance(clock, LogArcLength):
+        if system.depth < 1:
+            raise ValueError(
+                "network: the log-arc-length clock needs a homogeneous network, and "
+                f"{type(system.parameters).__name__} states no depth; add a class attribute "
+                "`depth`, its degree of homogeneity, or pass clock=PhysicalTime()."
+            )
+        _require_homogeneity(system)
+    _instance(solver, diffrax.AbstractSolver, "solver", "diffrax.Tsit5()")
+
+    if stop is None:
+        stop = _default_stop(problem, dtype)
+    else:
+        _instance(stop, AbstractStop, "stop", "lintensor_jax.StopAtResidual(1e-9)")
+        stop.check(problem, dtype)
+    if not squared:
+        stop = stop | FloatWall.of(dtype)
+
+    if isinstance(finish, EllipsisType):
+        finish = GaussNewton() if squared else None
+    _instance(finish, GaussNewton, "finish", "lintensor_jax.GaussNewton() or None")
+    if finish is not None and not squared:
+        raise ValueError(
+            f"finish: GaussNewton is for squared losses, got {type(problem).__name__}; pass "
+            "finish=None, and limit_direction for the limit of a classification flow."
+        )
+
+    default_rtol = 1e-8 if eps < 1e-12 else 1e-5
+    rtol = _tolerance(default_rtol if rtol is None else rtol, "rtol", 32 * eps, dtype)
+    if atol is None:
+        # Saddles amplify absolute errors: with parameters of size alpha, atol is rtol * alpha.
+        atol = rtol * (jnp.max(jnp.abs(theta)) if isinstance(clock, PhysicalTime) else 1.0)
+    else:
+        atol = _tolerance(atol, "atol", 0.0, dtype)
+    if not isinstance(max_steps, int) or max_steps < 1:
+        raise ValueError(f"max_steps: must be a positive int, got {max_steps!r}.")
+    saving = _saving(saveat, dtype)
+
+    def as_array(x: Any) -> Any:
+        return jnp.asarray(x, dtype) if isinstance(x, float) else x
+
+    # Numbers become arrays: two sweeps with other thresholds share one compilation.
+    numbers: Any = jax.tree.map(as_array, (stop, finish, rtol, atol))
+    filled: Any = (clock, *numbers[:2], solver, *numbers[2:], *saving, observe, max_steps)
+    return FlowOptions(*filled)
+
+
+def _default_stop(problem, dtype):
+    eps = float(jnp.finfo(dtype).eps)
+    if isinstance(problem, Classification):
+        return StopAtMargin(min(1e8, 1e-2 / eps))
+    if isinstance(problem, AbstractSquaredProblem):
+        scale = jnp.max(jnp.abs(problem.y))
+        # y = 0 is reached exactly or not at all: any positive number will do.
+        return StopAtResidual(max(1e-9, 64 * eps) * jnp.where(scale > 0, scale, 1.0))
+    raise ValueError(
+        f"stop: no default for {type(problem).__name__}; pass one, such as StopAtLoss(1e-10)."
+    )
+
+
+def _instance(value, kind, name, example):
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f"{name}: must be an object such as {example}, got {value!r}.")
+    return value
+
+
+def _tolerance(value, name, smallest, dtype):
+    if isinstance(value, Tracer):
+        return value.astype(dtype)
+    number = float(value)
+    if not 0 < number < 1:
+        raise ValueError(f"{name}: must lie in (0, 1), got {number!r}.")
+    if number < smallest:
+        fix = "raise it"
+        if dtype == np.float32:
+            fix += ', or work in float64: jax.config.update("jax_enable_x64", True)'
+        raise ValueError(
+            f"{name}: {dtype} keeps relative errors of {smallest:.1e} at best, got {number:.3g}; "
+            f"{fix}."
+        )
+    return jnp.asarray(number, dtype)
+
+
+def _saving(saveat, dtype):
+    if saveat is None:
+        return None, False
+    if isinstance(saveat, diffrax.SaveAt):
+        sub = saveat.subs
+        supported = isinstance(sub, diffrax.SubSaveAt) and not saveat.dense
+        if not supported or sub.steps not in (0, 1) or (sub.ts is None) == (sub.steps == 0):
+            raise ValueError(
+                "saveat: use diffrax.SaveAt(ts=...) or diffrax.SaveAt(steps=True), got "
+                f"{saveat!r}; observables of your own go into `observe`."
+            )
+        if sub.steps == 1:
+            return None, True
+        saveat = sub.ts
+    times = jnp.asarray(saveat, dtype)
+    if times.ndim != 1 or times.shape[0] == 0:
+        raise ValueError(
+            f"saveat: must be a non-empty vector of clock times, got shape {times.shape}."
+        )
+    if not isinstance(times, Tracer):
+        concrete = np.asarray(times)
+        if not (np.isfinite(concrete).all() and concrete[0] >= 0 and (np.diff(concrete) > 0).all()):
+            raise ValueError(
+                "saveat: clock times must be finite, not negative and strictly increasing, got "
+                f"{concrete[:6].tolist()}...; sort them and remove duplicates."
+            )
+    return times, False
+
+
+def check_pair(network: eqx.Module, problem: AbstractProblem) -> None:
+    """Refuse what is no network or problem, and shapes that do not meet."""
+    if not isinstance(problem, AbstractProblem):
+        raise ValueError(
+            "problem: must be an object such as lintensor_jax.Regression(X, y), got "
+            f"{type(problem).__name__}."
+        )
+    if not hasattr(network, "linear_coefficients") or not isinstance(network, eqx.Module):
+        raise ValueError(
+            "network: must be an equinox.Module with a method linear_coefficients(), got "
+            f"{type(network).__name__}; see lintensor_jax.AbstractNetwork."
+        )
+    shape = eqx.filter_eval_shape(lambda n: n.linear_coefficients(), network).shape
+    if shape != problem.coefficient_shape:
+        raise ValueError(
+            f"network: its linear coefficients have shape {shape}, but {type(problem).__name__} "
+            f"needs shape {problem.coefficient_shape}; make the network's input (and output) "
+            "dimensions those of the data."
+        )
+
+
+def same_dtype(network: Any, problem: Any) -> tuple[Any, Any]:
+    """Both, in the wider floating type of the two."""
+    leaves = [x for x in jax.tree.leaves((network, problem)) if eqx.is_inexact_array(x)]
+    dtype = jnp.result_type(*leaves)
+
+    def cast(leaf):
+        return leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf
+
+    return jax.tree.map(cast, network), jax.tree.map(cast, problem)
+
+
+def _require_homogeneity(system):
+    """beta(2 Theta) = 2^depth beta(Theta), tried at a random point for a user's own network."""
+    network = eqx.combine(system.parameters, system.rest)
+    ours = type(network).__module__.startswith(__name__.partition(".")[0] + ".")
+    if isinstance(network, AbstractNetwork) and ours:
+        return
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        if not eqx.is_inexact_array(leaf):
+            return leaf
+        return jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
+
+    probe = jax.tree.map(draw, network)
+    with jax.ensure_compile_time_eval():
+        once = np.asarray(probe.linear_coefficients())
+        twice = np.asarray(scaled(probe, 2.0).linear_coefficients())
+    expected = 2.0**system.depth * once
+    error = np.max(np.abs(twice - expected)) / max(np.max(np.abs(expected)), 1e-300)
+    if not error < 1e3 * float(jnp.finfo(probe.linear_coefficients().dtype).eps):
+        raise ValueError(
+            f"network: {type(network).__name__} states depth = {system.depth}, but "
+            f"beta(2 Theta) differs from 2^{system.depth} beta(Theta) by {error:.1e} (relative) at "
+            "a random Theta; correct `depth`, declare arrays that are no parameters with "
+            "lintensor_jax.constant(), or pass clock=PhysicalTime()."
+        )

@@ -1,0 +1,285 @@
+"""What a flow returns."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Scalar
+
+from ..problems import AbstractProblem, Classification
+from .clocks import AbstractClock, ClockState, FlowArgs, PhysicalTime, log_time_unit
+from .finish import GaussNewton, run_finish
+from .integrate import implicit_rtol, integrate
+from .options import FlowOptions, fill_options
+from .stopping import STATUS_NAMES, FlowStatus, status_name
+from .system import Reducible, System
+
+
+class FlowSolution(eqx.Module):
+    """A gradient flow, driven to where it stopped. `print` it to read what happened.
+
+    Arrays with a leading axis have one entry per saved time, and the last entry is the flow's end
+    (after the finish, if there was one). Under `jax.vmap` or `jax.jit`, saved times beyond the end
+    cannot be cut off: they repeat the end, and `reached` marks the entries before it.
+
+    - `network`: the final network; `unfinished_network` the one before the finish.
+    - `clock_time` (T,), `log_time` (T,): the clock's variable, and log of the physical time.
+    - `coefficients` (T, d) or (T, d, m), `direction`: beta, and beta/|beta|.
+    - `log_loss` (T,), `log_margin` (T,): natural logarithms; log_margin is None for regression and
+      -inf while a sample is misclassified.
+    - `invariant_drift` (T,): how far the flow's conserved quantities have moved, over the largest
+      squared norm so far; measured before the finish; NaN where none are known.
+    - `rtol`, `atol`: the loosest tolerances that were used (the implicit part of a classification
+      flow uses rtol >= 1e-6).
+    - `status`: a `FlowStatus`. `stats`: "num_steps", "num_rejected_steps", "num_implicit_steps",
+      and for a finish "finish_step" (relative size), "finish_residual", "finish_accepted".
+    """
+
+    network: eqx.Module
+    unfinished_network: eqx.Module
+    clock_time: Float[Array, " T"]
+    coefficients: Float[Array, "T ..."]
+    log_loss: Float[Array, " T"]
+    log_time: Float[Array, " T"]
+    log_margin: Float[Array, " T"] | None
+    invariant_drift: Float[Array, " T"]
+    observed: Any
+    reached: Bool[Array, " T"]
+    status: FlowStatus
+    stats: dict[str, Array]
+    problem: AbstractProblem
+    rtol: Scalar
+    atol: Scalar
+    # What `continued` needs: the clock's own state, which keeps Theta where it would overflow.
+    state: ClockState
+    initial: ClockState
+    log_time_unit: Scalar
+    clock: AbstractClock
+    solver: Any
+    finish: GaussNewton | None
+    max_steps: int = eqx.field(static=True)
+
+    @property
+    def direction(self) -> Float[Array, "T ..."]:
+        """beta/|beta|, the norm over all but the first axis."""
+        axes = tuple(range(1, self.coefficients.ndim))
+        largest = jnp.max(jnp.abs(self.coefficients), axis=axes, keepdims=True)
+        scaled = self.coefficients / jnp.where(largest > 0, largest, 1.0)
+        norm = jnp.sqrt(jnp.sum(scaled**2, axis=axes, keepdims=True))
+        return scaled / jnp.where(norm > 0, norm, 1.0)
+
+    @property
+    def succeeded(self) -> Bool[Array, "..."]:
+        """Whether a stop rule ended the flow (the wall of floating point counts as one)."""
+        return ~(
+            (self.status == FlowStatus.max_steps)
+            | (self.status == FlowStatus.non_finite)
+            | (self.status == FlowStatus.solver_failed)
+        )
+
+    def continued(self, **options: Any) -> "FlowSolution":
+        """Integrate on from the (unfinished) end; takes `gradient_flow`'s options.
+
+        Clock, solver, tolerances and finish are this solution's unless given. Times go on
+        counting; the arrays hold the new part only.
+        """
+        settings = {
+            "solver": self.solver,
+            "clock": self.clock,
+            "finish": self.finish,
+            "rtol": self.rtol,
+            "atol": self.atol,
+            "max_steps": self.max_steps,
+        }
+        system = System.of(self.unfinished_network, self.problem)
+        throw = options.pop("throw", True)
+        filled = fill_options(system, **{**settings, **options})
+        return run(system, filled, throw=throw, previous=self)
+
+    def __str__(self) -> str:
+        """In words: what was integrated, why it stopped, how far it got."""
+        if self.log_loss.ndim != 1:
+            return self._batch_summary()
+        last = -1
+        solver = type(self.solver).__name__ if self.solver else "automatic solver"
+        lines = [
+            f"Gradient flow of {type(self.network).__name__} on {type(self.problem).__name__} "
+            f"({type(self.clock).__name__} clock, {solver})",
+            f"  stopped because  {FlowStatus[self.status]} [{status_name(self.status)}]",
+            f"  physical time    {_power_of_ten(self.log_time[last])}",
+            f"  loss             {_power_of_ten(self.log_loss[last])}",
+        ]
+        if isinstance(self.problem, Classification):
+            assert self.log_margin is not None
+            lines.append(f"  smallest margin  {_power_of_ten(self.log_margin[last])}")
+        stats = {key: np.asarray(value) for key, value in self.stats.items()}
+        lines.append(
+            f"  steps            {stats['num_steps']} ({stats['num_rejected_steps']} rejected, "
+            f"{stats['num_implicit_steps']} implicit), rtol {float(self.rtol):.1e}, "
+            f"atol {float(self.atol):.1e}"
+        )
+        drift = float(self.invariant_drift[last])
+        known = "no conserved quantity known" if np.isnan(drift) else f"{drift:.1e}"
+        lines.append(f"  invariant drift  {known}")
+        if "finish_step" in stats:
+            verdict = "accepted" if stats["finish_accepted"] else "refused, the flow's end is kept"
+            lines.append(
+                f"  finish           Gauss-Newton, relative step {stats['finish_step']:.1e} "
+                f"({verdict}), residual {stats['finish_residual']:.1e}"
+            )
+        size = sum(x.nbytes for x in jax.tree.leaves(self) if hasattr(x, "nbytes"))
+        lines.append(f"  saved            {self.log_loss.shape[0]} times, {size} bytes in all")
+        return "\n".join(lines)
+
+    def _batch_summary(self):
+        batch = self.log_loss.shape[:-1]
+        counts = {
+            name: int(np.sum(np.asarray(self.status == getattr(FlowStatus, name))))
+            for name in STATUS_NAMES
+        }
+        reasons = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+        steps = np.asarray(self.stats["num_steps"])
+        return (
+            f"Batch {batch} of gradient flows of {type(self.network).__name__} on "
+            f"{type(self.problem).__name__} ({type(self.clock).__name__} clock)\n"
+            f"  stopped by       {reasons}\n"
+            f"  steps            {steps.min()} to {steps.max()}, median {int(np.median(steps))}\n"
+            f"  worst drift      {float(np.max(np.asarray(self.invariant_drift))):.1e}"
+        )
+
+
+def _power_of_ten(log_value):
+    """A number given by its natural logarithm, as text; floats cannot hold exp(-1e8)."""
+    exponent = float(log_value)
+    if not np.isfinite(exponent):
+        return "0" if exponent < 0 else str(exponent)
+    if abs(exponent) < 300:
+        return f"{np.exp(exponent):.6g}"
+    return f"e^{exponent:.7g}"
+
+
+class FlowError(RuntimeError):
+    """A flow that no stop rule ended; `solution` holds how far it got."""
+
+    def __init__(self, message: str, solution: FlowSolution):
+        super().__init__(message)
+        self.solution = solution
+
+
+_ADVICE = {
+    "max_steps": "raise max_steps, or loosen the stop rule or the tolerances",
+    "non_finite": "check the initial parameters and the data for huge values",
+    "solver_failed": "loosen rtol, or pass another solver",
+}
+
+
+def run(
+    system: System, options: FlowOptions, *, throw: bool, previous: FlowSolution | None = None
+) -> FlowSolution:
+    """Integrate, finish, and wrap up; `previous` is the flow to go on from."""
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((system, options, previous)))
+    reducible = Reducible.of(system.problem)
+    if previous is None:
+        start = initial = options.clock.start(system, system.initial)
+        s0, unit = jnp.zeros((), start.theta.dtype), jnp.zeros((), start.theta.dtype)
+        if not isinstance(options.clock, PhysicalTime):
+            unit = _unit(system, start)
+    else:
+        if type(options.clock) is not type(previous.clock):
+            raise ValueError(
+                f"clock: a flow goes on with its own clock, {type(previous.clock).__name__}, got "
+                f"{type(options.clock).__name__}; start a new flow from .unfinished_network."
+            )
+        start, initial, s0 = previous.state, previous.initial, previous.clock_time[-1]
+        unit = previous.log_time_unit
+    args = FlowArgs(system, reducible, unit)
+    end = integrate(args, start, initial, s0, options, traced)
+    solution = _solution(args, initial, options, end)
+    if not traced:
+        solution = _without_unreached(solution)
+        name = status_name(solution.status)
+        if throw and not bool(solution.succeeded):
+            raise FlowError(
+                f"the flow did not end: {FlowStatus[solution.status]} ({name}). Advice: "
+                f"{_ADVICE[name]}; throw=False returns what there is.\n{solution}",
+                solution,
+            )
+    return solution
+
+
+@eqx.filter_jit
+def _unit(system, start):
+    return log_time_unit(system, start)
+
+
+@eqx.filter_jit
+def _solution(args, initial, options, end):
+    system = args.system
+    theta = jnp.exp(end.state.log_scale) * end.state.theta
+    saved, stats = dict(end.saved), dict(end.stats)
+    unfinished = network = system.network(theta)
+    if options.finish is not None:
+        finish = run_finish(options.finish, system, args.reducible, theta)
+        # Only a flow that ended near its limit has a limit to be finished to.
+        accepted = finish.accepted & (end.status == FlowStatus.residual)
+        stats["finish_step"] = finish.relative_step
+        stats["finish_residual"] = finish.residual
+        stats["finish_accepted"] = accepted
+        network = system.network(jnp.where(accepted, finish.theta, theta))
+        beta = network.linear_coefficients()
+        saved["coefficients"] = saved["coefficients"].at[-1].set(beta)
+        saved["log_loss"] = saved["log_loss"].at[-1].set(system.problem.log_loss(beta))
+        if options.observe is not None:
+            saved["observed"] = jax.tree.map(
+                lambda all_, last: all_.at[-1].set(last),
+                saved["observed"],
+                options.observe(network),
+            )
+    return FlowSolution(
+        network=network,
+        unfinished_network=unfinished,
+        clock_time=end.saved_s,
+        coefficients=saved["coefficients"],
+        log_loss=saved["log_loss"],
+        log_time=saved["log_time"],
+        log_margin=saved.get("log_margin"),
+        invariant_drift=saved["invariant_drift"],
+        observed=saved.get("observed"),
+        reached=end.reached,
+        status=end.status,
+        stats=stats,
+        problem=system.problem,
+        rtol=jnp.where(
+            stats["num_implicit_steps"] > 0, implicit_rtol(system, options), options.rtol
+        ),
+        atol=options.atol,
+        state=end.state,
+        initial=initial,
+        log_time_unit=args.log_time_unit,
+        clock=options.clock,
+        solver=options.solver,
+        finish=options.finish,
+        max_steps=options.max_steps,
+    )
+
+
+def _without_unreached(solution):
+    kept = np.flatnonzero(np.asarray(solution.reached))
+
+    def where(s):
+        return (
+            s.clock_time,
+            s.coefficients,
+            s.log_loss,
+            s.log_time,
+            s.log_margin,
+            s.invariant_drift,
+            s.observed,
+            s.reached,
+        )
+
+    trimmed = jax.tree.map(lambda leaf: leaf[kept], where(solution))
+    return eqx.tree_at(where, solution, trimmed, is_leaf=lambda x: x is None)

@@ -1,0 +1,273 @@
+"""Stop rules of the domain: loss, margin, residual, time. Combine them with ``|``.
+
+A bare steady-state event is not among them: on separable data it reports success degrees away
+from the limit, and in regression from a small initialization it fires at the saddle near zero.
+A rule is checked at the end of every accepted step, so a flow ends at the first step that meets
+it, slightly beyond the threshold; `saveat` gives values at exact times.
+"""
+
+import abc
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Scalar
+
+from ..problems import AbstractProblem, AbstractSquaredProblem, Classification
+
+
+class FlowStatus(eqx.Enumeration):
+    """Why a flow ended."""
+
+    residual = "the residual fell below the requested value"
+    loss = "the loss fell below the requested value"
+    margin = "the margin reached the requested value"
+    time = "the requested physical time was reached"
+    float_wall = (
+        "several samples share the smallest margin, and it has grown so far that the rounding of "
+        "the margins decides the softmax between them: no further digit of the direction can be "
+        "had by integration in this precision"
+    )
+    stationary = "the gradient is exactly zero: the flow stands still"
+    max_steps = "the step budget was spent before any stop rule was met"
+    non_finite = "the start is not finite, or the flow left the range of floating-point numbers"
+    solver_failed = "the solver's inner iteration failed to converge"
+
+
+STATUS_NAMES = (
+    "residual",
+    "loss",
+    "margin",
+    "time",
+    "float_wall",
+    "stationary",
+    "max_steps",
+    "non_finite",
+    "solver_failed",
+)
+
+
+def status_name(status: FlowStatus) -> str:
+    """The name of one concrete status, such as "margin"."""
+    return next(name for name in STATUS_NAMES if bool(status == getattr(FlowStatus, name)))
+
+
+class Observation(NamedTuple):
+    """What stop rules look at; scalars. Margins are -inf (log) where a sample is misclassified."""
+
+    log_loss: Scalar
+    residual: Scalar  # |P r|, regression only
+    log_margin: Scalar  # classification only
+    log_time: Scalar
+    gradient_step: Scalar  # |P r|^2/|grad L| over |theta|: the Gauss-Newton step, estimated
+    largest_weight: Scalar  # of the softmax over samples
+
+
+class AbstractStop(eqx.Module):
+    """A stop rule."""
+
+    @abc.abstractmethod
+    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+        """Each elementary rule's status with whether it is met."""
+
+    @abc.abstractmethod
+    def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
+        """Raise a ValueError if the rule does not apply to `problem`, or is out of reach."""
+
+    def __or__(self, other: "AbstractStop") -> "AbstractStop":
+        """Stop as soon as either rule is met."""
+        return AnyOf((*_members(self), *_members(other)))
+
+
+class AnyOf(AbstractStop):
+    """Stop as soon as any of `members` is met."""
+
+    members: tuple[AbstractStop, ...]
+
+    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+        """The members' rules, in their order."""
+        return [pair for member in self.members for pair in member.fired(seen)]
+
+    def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
+        """Every member must apply."""
+        for member in self.members:
+            member.check(problem, dtype)
+
+
+class StopAtResidual(AbstractStop):
+    """Stop a regression flow once |P r| <= value.
+
+    r is the vector of residuals, and P projects on what some beta can remove: with data of full
+    row rank |P r| = |r|, otherwise it measures the distance to the least-squares solutions. With a
+    `finish`, the flow goes on until the estimated Gauss-Newton step is small as well.
+
+    **Arguments**
+
+    - `value`: in units of y; positive.
+    """
+
+    value: Scalar | float
+
+    def __init__(self, value):
+        self.value = _positive(value, "StopAtResidual", "value")
+
+    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+        """|P r| <= value."""
+        return [(FlowStatus.residual, seen.residual <= self.value)]
+
+    def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
+        """For squared losses; not below the rounding of the residuals."""
+        if not isinstance(problem, AbstractSquaredProblem):
+            raise ValueError(
+                "stop: StopAtResidual is for squared losses, got "
+                f"{type(problem).__name__}; use StopAtMargin or StopAtLoss."
+            )
+        if any(isinstance(a, Tracer) for a in (self.value, problem.y)):
+            return
+        floor = 4 * float(np.finfo(dtype).eps) * float(np.max(np.abs(problem.y)))
+        if float(self.value) < floor:
+            raise ValueError(
+                f"stop: StopAtResidual value must be at least {floor:.1e} (4 eps max|y|, the "
+                f"rounding of a residual in {dtype}), got {float(self.value):.3g}; raise it: the "
+                "Gauss-Newton finish reaches the rounding level from any value below 1e-6."
+            )
+
+
+class StopAtLoss(AbstractStop):
+    """Stop once the loss is at most `value`, or its natural logarithm at most `log_value`.
+
+    **Arguments**
+
+    - `value`: the loss, summed over samples; positive.
+    - `log_value`: its natural logarithm, for losses such as exp(-1e6). Give exactly one of both.
+    """
+
+    log_value: Scalar | float
+
+    def __init__(self, value=None, *, log_value=None):
+        self.log_value = _log_threshold(value, log_value, "StopAtLoss")
+
+    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+        """log L <= log_value."""
+        return [(FlowStatus.loss, seen.log_loss <= self.log_value)]
+
+    def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
+        """For squared losses not below the rounding of the residuals."""
+        if not isinstance(problem, AbstractSquaredProblem):
+            return
+        if any(isinstance(a, Tracer) for a in (self.log_value, problem.y)):
+            return
+        smallest = 4 * float(np.finfo(dtype).eps) * max(float(np.max(np.abs(problem.y))), 1e-300)
+        floor = 2 * np.log(smallest) - np.log(2)
+        if float(self.log_value) < floor:
+            raise ValueError(
+                f"stop: StopAtLoss must have log_value >= {floor:.1f} (the rounding of the "
+                f"residuals in {dtype}), got {float(self.log_value):.6g}; raise it."
+            )
+
+
+class StopAtMargin(AbstractStop):
+    """Stop a classification flow once min_i y_i <x_i, beta> >= value.
+
+    With the exponential loss the loss is then about exp(-value).
+
+    **Arguments**
+
+    - `value`: the margin, positive. Where several samples share the smallest margin, float64 has
+      a wall near margin 2e6 (`FlowStatus.float_wall`).
+    """
+
+    value: Scalar | float
+
+    def __init__(self, value):
+        self.value = _positive(value, "StopAtMargin", "value")
+
+    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+        """log margin >= log value."""
+        return [(FlowStatus.margin, seen.log_margin >= jnp.log(self.value))]
+
+    def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
+        """For classification; below 1/eps."""
+        if not isinstance(problem, Classification):
+            raise ValueError(
+                f"stop: StopAtMargin is for Classification, got {type(problem).__name__}; use "
+                "StopAtResidual or StopAtLoss."
+            )
+        ceiling = 0.1 / float(np.finfo(dtype).eps)
+        if not isinstance(self.value, Tracer) and float(self.value) > ceiling:
+            raise ValueError(
+                f"stop: StopAtMargin value must be at most {ceiling:.1e} in {dtype} (beyond it a "
+                f"margin's rounding exceeds 1/10 and the loss is noise), got "
+                f"{float(self.value):.3g}; lower it, or ask limit_direction for the limit itself."
+            )
+
+
+class StopAtTime(AbstractStop):
+    """Stop once the physical time of the gradient flow reaches `value`, or its log `log_value`."""
+
+    log_value: Scalar | float
+
+    def __init__(self, value=None, *, log_value=None):
+        self.log_value = _log_threshold(value, log_value, "StopAtTime")
+
+    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+        """log t >= log_value."""
+        return [(FlowStatus.time, seen.log_time >= self.log_value)]
+
+    def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
+        """Applies to every problem."""
+
+
+class FloatWall(AbstractStop):
+    """The end of what floating point can resolve; part of every classification flow.
+
+    With one support vector the softmax is decided and any margin is fine. With several, the
+    direction's motion hangs on differences of margins of order one, which carry the margin's own
+    rounding; the implicit method needs ever more steps from margin 1e6 on, and past 0.03/sqrt(eps)
+    (float64: 2e6) some flows need thousands.
+    """
+
+    log_margin: Scalar | float
+
+    @staticmethod
+    def of(dtype: np.dtype) -> "FloatWall":
+        """The wall of a floating type: 0.03/sqrt(eps)."""
+        return FloatWall(float(np.log(0.03) - 0.5 * np.log(np.finfo(dtype).eps)))
+
+    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+        """The margin is beyond the wall, and the softmax undecided."""
+        beyond = (seen.log_margin >= self.log_margin) & (seen.largest_weight < 0.999)
+        return [(FlowStatus.float_wall, beyond)]
+
+    def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
+        """Internal: always applies to classification."""
+
+
+def _members(stop):
+    if not isinstance(stop, AbstractStop):
+        raise TypeError(f"stop rules combine with stop rules, got {stop!r}.")
+    return stop.members if isinstance(stop, AnyOf) else (stop,)
+
+
+def _log_threshold(value, log_value, owner):
+    if (value is None) == (log_value is None):
+        raise ValueError(
+            f"{owner}: give exactly one of value and log_value, got value={value!r}, "
+            f"log_value={log_value!r}."
+        )
+    if log_value is not None:
+        return log_value if isinstance(log_value, jax.Array) else float(log_value)
+    value = _positive(value, owner, "value")
+    return jnp.log(value) if isinstance(value, jax.Array) else float(np.log(value))
+
+
+def _positive(value, owner, name):
+    if isinstance(value, jax.Array):
+        if isinstance(value, Tracer) or bool((value > 0).all()):
+            return value
+    elif isinstance(value, int | float | np.number) and 0 < float(value) < np.inf:
+        return float(value)
+    raise ValueError(f"{owner}: {name} must be a positive finite number, got {value!r}.")

@@ -1,0 +1,93 @@
+"""The right-hand side of every flow: a network's parameters as one vector, met by a problem."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Scalar
+
+from ..networks import coefficients_and_pullback, split
+from ..problems import AbstractProblem, AbstractSquaredProblem, Classification, prediction_range
+
+
+class System(eqx.Module):
+    """A network and a problem, seen as functions of the flat parameter vector theta (p,).
+
+    The same vector is used at two scales: where a clock keeps Theta = exp(log_scale) * theta, the
+    methods take both, and nothing ever exponentiates a margin.
+    """
+
+    parameters: eqx.Module
+    rest: eqx.Module
+    problem: AbstractProblem
+    depth: int = eqx.field(static=True)
+
+    @staticmethod
+    def of(network: eqx.Module, problem: AbstractProblem) -> "System":
+        """Split `network` into parameters and constants; its depth becomes static."""
+        parameters, rest = split(network)
+        return System(parameters, rest, problem, int(getattr(network, "depth", 0)))
+
+    @property
+    def initial(self) -> Float[Array, " p"]:
+        """The parameters of the network that this system was made from, as one vector."""
+        return ravel_pytree(self.parameters)[0]
+
+    def network(self, theta: Float[Array, " p"]) -> eqx.Module:
+        """The network with parameters `theta`."""
+        return eqx.combine(ravel_pytree(self.parameters)[1](theta), self.rest)
+
+    def coefficients(self, theta: Float[Array, " p"]) -> Array:
+        """beta(theta)."""
+        return self.network(theta).linear_coefficients()  # pyright: ignore
+
+    def pullback(self, theta: Float[Array, " p"]):
+        """beta(theta), and the map g -> (d beta/d theta)^T g of shape (p,)."""
+        beta, pull = coefficients_and_pullback(self.network(theta))
+        return beta, lambda g: ravel_pytree(pull(g))[0]
+
+    # Regression: theta is the parameter vector itself.
+
+    def squared_gradient(self, theta: Float[Array, " p"]) -> tuple[Array, Array]:
+        """The residual r and -dL/dtheta of a squared loss."""
+        beta, pull = self.pullback(theta)
+        residual = self.problem.residual(beta)
+        return residual, -pull(self.problem.adjoint(residual))
+
+    # Classification: Theta = exp(log_scale) * theta.
+
+    def margin_gradient(
+        self, theta: Float[Array, " p"], log_scale: Scalar
+    ) -> tuple[Scalar, Scalar, Array]:
+        """log L, log sum_i(-l'(m_i)), and sum_i p_i grad m_i(theta), p the softmax of log(-l').
+
+        The gradient of the loss at Theta is
+        -exp(log_slope + (depth - 1) log_scale) * (the third result).
+        """
+        problem = self.problem
+        assert isinstance(problem, Classification)
+        beta, pull = self.pullback(theta)
+        margins = jnp.exp(self.depth * log_scale) * problem.margins(beta)
+        log_slopes = problem.margin_loss.log_slope(margins)
+        weights = jax.nn.softmax(log_slopes)
+        gradient = pull(problem.adjoint(problem.y * weights))
+        log_loss = jax.nn.logsumexp(problem.margin_loss.log_value(margins))
+        return log_loss, jax.nn.logsumexp(log_slopes), gradient
+
+
+class Reducible(eqx.Module):
+    """Projects residuals of a squared problem on what some beta can remove."""
+
+    basis: Float[Array, "n k"]
+
+    @staticmethod
+    def of(problem: AbstractProblem) -> "Reducible | None":
+        """None for classification."""
+        if not isinstance(problem, AbstractSquaredProblem):
+            return None
+        return Reducible(prediction_range(problem))
+
+    def norm(self, residual: Array) -> Scalar:
+        """|P r|: with data of full row rank |r|, and zero at any least-squares solution."""
+        flat = residual.reshape(residual.shape[0], -1)
+        return jnp.linalg.norm(self.basis.T @ flat)

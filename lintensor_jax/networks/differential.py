@@ -1,0 +1,133 @@
+"""Differential diagonal networks: the difference of two tied diagonal networks."""
+
+import operator
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from .base import AbstractNetwork, Activation, as_parameter, require_depth
+from .decomposition import OrthogonalDecomposition
+from .diagonal import DiagonalNetwork, superdiagonal
+
+
+class DifferentialDiagonalNetwork(AbstractNetwork):
+    """f(x) = <x, w_+^L - w_-^L>, powers elementwise.
+
+    Source: Woodworth et al. 2020. Seen as a network of `depth` layers it is a diagonal network of
+    2d units for the input (x, -x) whose layers are *tied*: all equal to (w_+, w_-). Gradient flow
+    is in (w_+, w_-), not in the L equal factors. Untied, equal layers would stay equal and take
+    the same path, L times more slowly.
+
+    **Arguments**
+
+    - `positive`: w_+, shape (d,). Flows never change the sign of an entry, nor move a zero.
+    - `negative`: w_-, shape (d,).
+    - `depth`: L >= 2, static.
+    """
+
+    positive: Float[Array, " d"]
+    negative: Float[Array, " d"]
+    depth: int = eqx.field(static=True)
+
+    def __init__(self, positive, negative, depth: int):
+        owner = "DifferentialDiagonalNetwork"
+        positive = as_parameter(positive, "positive", owner, ndim=1)
+        negative = as_parameter(negative, "negative", owner, ndim=1)
+        if positive.shape != negative.shape:
+            raise ValueError(
+                f"{owner}: positive and negative must have the same shape, got {positive.shape} "
+                f"and {negative.shape}; both belong to the same d inputs."
+            )
+        try:
+            self.depth = operator.index(depth)
+        except TypeError:
+            raise ValueError(
+                f"{owner}: depth must be a whole number, got {depth!r}; pass an int."
+            ) from None
+        require_depth(self.depth, owner)
+        dtype = jnp.result_type(positive, negative)
+        self.positive = positive.astype(dtype)
+        self.negative = negative.astype(dtype)
+
+    @classmethod
+    def zeros(cls, depth: int, dimension: int) -> "DifferentialDiagonalNetwork":
+        """The zero network of the given shape: a template for `lintensor_jax.initialization`."""
+        return cls(jnp.zeros(dimension), jnp.zeros(dimension), depth)
+
+    def linear_coefficients(self) -> Float[Array, " d"]:
+        """beta = w_+^L - w_-^L, shape (d,)."""
+        return self.positive**self.depth - self.negative**self.depth
+
+    def coefficients_and_pullback(self):
+        """beta, and g -> (L w_+^{L-1} g, -L w_-^{L-1} g)."""
+        rest = self.depth - 1
+
+        def pullback(g):
+            gradients = (
+                self.depth * self.positive**rest * g,
+                -self.depth * self.negative**rest * g,
+            )
+            return eqx.tree_at(lambda n: (n.positive, n.negative), self, gradients)
+
+        return self.linear_coefficients(), pullback
+
+    def __call__(
+        self, x: Float[Array, " d"], activation: Activation | None = None
+    ) -> Float[Array, ""]:
+        """The output for one input of shape (d,): that of the tied diagonal network of 2d units."""
+        if activation is None:
+            return x @ self.linear_coefficients()
+        return DiagonalNetwork(jnp.stack(self.factors))(jnp.concatenate([x, -x]), activation)
+
+    @property
+    def factors(self) -> tuple[Float[Array, " k"], ...]:
+        """L times (w_+, w_-), of shape (2d,): what the data tensor is contracted with."""
+        return (jnp.concatenate([self.positive, self.negative]),) * self.depth
+
+    def with_factors(self, factors) -> "DifferentialDiagonalNetwork":
+        """A network with other factors, all equal: the inverse of `factors`.
+
+        ValueError if they differ: the layers are tied.
+        """
+        first, *others = factors
+        concrete = not any(isinstance(v, Tracer) for v in (first, *others))
+        gap = max((float(np.abs(v - first).max()) for v in others), default=0) if concrete else 0
+        if len(others) != self.depth - 1 or gap > 0:
+            raise ValueError(
+                f"DifferentialDiagonalNetwork: factors must be depth = {self.depth} equal vectors, "
+                f"got {len(others) + 1} that differ by up to {gap:.3g}; its layers are tied, use a "
+                "DiagonalNetwork for untied ones."
+            )
+        positive, negative = jnp.split(first, 2)
+        return DifferentialDiagonalNetwork(positive, negative, self.depth)
+
+    def data_tensor(self, x: Float[Array, " d"]) -> Float[Array, "..."]:
+        """M(x), shape (2d,) * L: (x, -x) on the diagonal, zero elsewhere."""
+        x = jnp.asarray(x)
+        return superdiagonal(jnp.concatenate([x, -x]), self.depth)
+
+    def orthogonal_decomposition(self) -> OrthogonalDecomposition:
+        """S = [I; -I] and U_l = I, of the untied network: tying is beyond Assumption 1."""
+        d = self.positive.shape[0]
+        eye = jnp.eye(2 * d, dtype=self.positive.dtype)
+        return OrthogonalDecomposition(eye[:, :d] - eye[:, d:], (eye,) * self.depth)
+
+    def conserved_quantities(self) -> Float[Array, " d"]:
+        """The squared power mean of order 2 - L of (w_+, w_-), for each coordinate.
+
+        Along the flow w^{2-L} grows by L(L-2) times the integral of the gradient g for w_+ and
+        falls by as much for w_-, so that their sum is conserved: w_+ w_- for L = 2. The mean
+        ((w_+^{2-L} + w_-^{2-L}) / 2)^{-2/(L-2)} is a function of it in units of squared parameters,
+        finite up to w = 0. For odd L and w_+, w_- of different signs the sum becomes a difference
+        that no such function keeps finite; 0 is returned for those coordinates.
+        """
+        if self.depth == 2:
+            return self.positive * self.negative
+        p = self.depth - 2
+        small, large = jnp.sort(jnp.abs(jnp.stack([self.positive, self.negative])), axis=0)
+        ratio = small / jnp.where(large > 0, large, 1)
+        mean = small**2 * (2 / (1 + ratio**p)) ** (2 / p)
+        return jnp.where((self.depth % 2 == 1) & (self.positive * self.negative < 0), 0, mean)

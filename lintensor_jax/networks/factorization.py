@@ -1,0 +1,222 @@
+"""Deep matrix factorization, and the matrix sensing problems that reduce to diagonal networks."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from .. import contractions
+from ..problems import MatrixSensing
+from .base import (
+    AbstractNetwork,
+    Activation,
+    as_parameter,
+    require_depth,
+    require_vanishing_activation,
+)
+from .decomposition import AssumptionFails, OrthogonalDecomposition
+from .fully_connected import FullyConnectedNetwork
+
+_DRAWS = 4
+
+
+class MatrixFactorizationNetwork(AbstractNetwork):
+    """f(A) = <A, W_1 W_2 ... W_L>: deep matrix factorization, to be used with `MatrixSensing`.
+
+    Source: Arora et al. 2019; Yun, Krishnan & Mobahi 2021, eq. (13). Linear coefficients: the
+    matrix W_1 ... W_L of shape (d, d).
+
+    **Arguments**
+
+    - `weights`: L >= 2 square matrices, all of shape (d, d).
+    """
+
+    weights: tuple[Float[Array, "d d"], ...]
+
+    def __init__(self, weights):
+        owner = "MatrixFactorizationNetwork"
+        matrices = [
+            as_parameter(w, f"weights[{layer}]", owner, ndim=2) for layer, w in enumerate(weights)
+        ]
+        require_depth(len(matrices), owner)
+        dimension = matrices[0].shape[0]
+        for layer, w in enumerate(matrices):
+            if w.shape != (dimension, dimension):
+                raise ValueError(
+                    f"{owner}: weights[{layer}] must have shape (d, d) with d = {dimension} (the "
+                    f"rows of weights[0]), got {w.shape}; for layers of other widths use "
+                    "FullyConnectedNetwork."
+                )
+        dtype = jnp.result_type(*matrices)
+        self.weights = tuple(w.astype(dtype) for w in matrices)
+
+    @classmethod
+    def zeros(cls, depth: int, dimension: int) -> "MatrixFactorizationNetwork":
+        """The zero network of the given shape: a template for `lintensor_jax.initialization`."""
+        return cls((jnp.zeros((dimension, dimension)),) * depth)
+
+    @property
+    def depth(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Number of layers, which is the degree of homogeneity."""
+        return len(self.weights)
+
+    def linear_coefficients(self) -> Float[Array, "d d"]:
+        """beta = W_1 ... W_L, shape (d, d)."""
+        return contractions.matrix_chain(self.weights)[0]
+
+    def coefficients_and_pullback(self):
+        """beta, and G -> (W_1..W_{l-1})^T G (W_{l+1}..W_L)^T as a network."""
+        beta, leave_one_out = contractions.matrix_chain(self.weights)
+        return beta, lambda g: eqx.tree_at(lambda n: n.weights, self, leave_one_out(g))
+
+    def __call__(
+        self, x: Float[Array, "d d"], activation: Activation | None = None
+    ) -> Float[Array, ""]:
+        """<A, W_1 ... W_L> for one sensor A = x of shape (d, d).
+
+        With an activation: the trace of phi(... phi(A^T W_1) ... W_{L-1}) W_L, which is eq. (2).
+        """
+        if activation is None:
+            return jnp.sum(x * self.linear_coefficients())
+        require_vanishing_activation(activation, self.depth, "MatrixFactorizationNetwork")
+        hidden = x.T
+        for w in self.weights[:-1]:
+            hidden = activation(hidden @ w)
+        return jnp.sum(hidden * self.weights[-1].T)
+
+    @property
+    def factors(self) -> tuple[Float[Array, " k"], ...]:
+        """(vec W_1, ..., vec W_L), columns stacked as in the paper."""
+        return FullyConnectedNetwork(self.weights).factors
+
+    def with_factors(self, factors) -> "MatrixFactorizationNetwork":
+        """A network of the same shape with other factors: the inverse of `factors`."""
+        chain = FullyConnectedNetwork(self.weights).with_factors(factors)
+        return MatrixFactorizationNetwork(chain.weights)
+
+    def data_tensor(self, x: Float[Array, "d d"]) -> Float[Array, "..."]:
+        """M(A) for a sensor A = x of shape (d, d), shape (d^2,) * L. For small cases.
+
+        Column c of A is the input that the fully-connected network of d outputs must map to
+        output c: M(A) is the sum over c of its data tensors.
+        """
+        chain = FullyConnectedNetwork(self.weights).data_tensor
+        return jnp.trace(jax.vmap(chain, 1, -1)(jnp.asarray(x)), axis1=-2, axis2=-1)
+
+    def orthogonal_decomposition(self) -> OrthogonalDecomposition:
+        """AssumptionFails, unless d = 1: the singular vectors of M(A) depend on A.
+
+        What a *problem* with commuting sensors has is found by `sensing_decomposition`.
+        """
+        dtype, dimension = self.weights[0].dtype, self.weights[0].shape[0]
+        if dimension == 1:
+            one = jnp.ones((1, 1), dtype)
+            return OrthogonalDecomposition(one, (one,) * self.depth)
+        pair = np.zeros((2, dimension, dimension))
+        pair[0, 0, 0] = pair[1, 0, 1] = pair[1, 1, 0] = 1
+        raise AssumptionFails(
+            "singular vectors that do not depend on A",
+            _worst_commutator(pair)[0],
+            "That is the relative commutator of two of the possible sensors, E_11 and E_12 + E_21. "
+            "With commuting symmetric sensors the flow stays in their common eigenbasis (Yun et al."
+            " 2021, Corollary 7): use sensing_decomposition(problem).",
+        )
+
+
+class SensingDecomposition(eqx.Module):
+    """Commuting symmetric sensors in their common eigenbasis: A_i = U diag(x_i) U^T.
+
+    Source: Yun, Krishnan & Mobahi 2021, Corollary 7 and Appendix F.5. From layers that are
+    diagonal in that basis, matrix sensing is the regression (X, y) of a diagonal network.
+
+    - `eigenvalues`: X, shape (n, d); row i holds those of A_i, all rows in one order.
+    - `basis`: U, shape (d, d), orthogonal; column j belongs to column j of X.
+    - `residual`: the largest |A_i - U diag(x_i) U^T| / |A_i|, Frobenius norms.
+    """
+
+    eigenvalues: Float[Array, "n d"]
+    basis: Float[Array, "d d"]
+    residual: float = eqx.field(static=True)
+
+    def coefficients(self, rho: Float[Array, " d"]) -> Float[Array, "d d"]:
+        """U diag(rho) U^T: the matrix whose eigenvalues are the diagonal network's beta."""
+        return (self.basis * rho[None, :]) @ self.basis.T
+
+
+def sensing_decomposition(
+    problem: MatrixSensing, tolerance: float | None = None
+) -> SensingDecomposition:
+    """Diagonalise commuting symmetric sensors jointly, or say by how much they fail to be so.
+
+    Source: Yun, Krishnan & Mobahi 2021, Corollary 7. The eigenvectors of a random combination of
+    the sensors are common to all, whether or not eigenvalues of single sensors repeat; where the
+    combination's repeat, those of all sensors do, and any basis will do.
+
+    **Arguments**
+
+    - `problem`: `MatrixSensing` with concrete sensors; it runs on the host.
+    - `tolerance`: what counts as zero relative to a sensor's norm; by default the square root of
+      the dtype's precision (1.5e-8 in float64).
+
+    **Raises** `AssumptionFails` with the relative asymmetry |A - A^T| / (2 |A|), or the relative
+    commutator |A B - B A| / (2 |A| |B|) of the worst pair, both between 0 and 1.
+    """
+    if isinstance(problem.A, Tracer):
+        raise ValueError(
+            "sensing_decomposition: problem must hold concrete sensors, got traced ones; call it "
+            "outside jit, grad and vmap."
+        )
+    dtype = problem.A.dtype
+    tolerance = math.sqrt(float(jnp.finfo(dtype).eps)) if tolerance is None else tolerance
+    sensors = np.asarray(problem.A, np.float64)
+    sizes = np.linalg.norm(sensors, axis=(1, 2))
+    units = sensors / np.where(sizes > 0, sizes, 1)[:, None, None]
+    asymmetry = np.linalg.norm(units - np.swapaxes(units, 1, 2), axis=(1, 2)) / 2
+    worst = int(asymmetry.argmax())
+    if asymmetry[worst] > tolerance:
+        raise AssumptionFails(
+            "symmetric sensors",
+            float(asymmetry[worst]),
+            f"That is |A - A^T| / (2 |A|) of A[{worst}]. Corollary 7 of Yun et al. 2021 needs "
+            "symmetric sensors; only for a symmetric beta may they be replaced by (A + A^T) / 2.",
+        )
+    rng = np.random.default_rng(0)
+    tries = [_joint_basis(units, rng.standard_normal(len(units))) for _ in range(_DRAWS)]
+    residual, basis = min(tries, key=lambda pair: pair[0])
+    if residual > tolerance:
+        commutator, i, j = _worst_commutator(units)
+        raise AssumptionFails(
+            "commuting sensors",
+            commutator,
+            f"That is |A B - B A| / (2 |A| |B|) of A[{i}] and A[{j}], the worst pair; in the best "
+            f"basis found some sensor is not diagonal by {residual:.3g}. Corollary 7 of Yun et al. "
+            "2021 does not apply; the flow itself does.",
+        )
+    eigenvalues = np.einsum("ka,nkl,la->na", basis, sensors, basis, optimize=True)
+    return SensingDecomposition(
+        jnp.asarray(eigenvalues, dtype), jnp.asarray(basis, dtype), float(residual)
+    )
+
+
+def _joint_basis(units, weights):
+    combination = np.tensordot(weights, units, 1)
+    basis = np.linalg.eigh((combination + combination.T) / 2)[1]
+    rotated = basis.T @ units @ basis
+    off = rotated - np.einsum("naa->na", rotated)[:, :, None] * np.eye(len(basis))
+    return float(np.linalg.norm(off, axis=(1, 2)).max()), basis
+
+
+def _worst_commutator(sensors):
+    """The largest |A B - B A| / (2 |A| |B|) and its pair; n^2 / 2 products of d x d matrices."""
+    sizes = np.linalg.norm(sensors, axis=(1, 2))
+    sizes = np.where(sizes > 0, sizes, 1)
+    worst = (0.0, 0, 0)
+    for i, a in enumerate(sensors):
+        values = np.linalg.norm(a @ sensors - sensors @ a, axis=(1, 2)) / (2 * sizes[i] * sizes)
+        j = int(values.argmax())
+        worst = max(worst, (float(values[j]), i, j))
+    return worst

@@ -1,0 +1,287 @@
+"""Maximum margins: min |z| subject to y_i <x_i, z> >= 1, and whether such a z exists.
+
+The limits in direction of gradient flow on separable data: Gunasekar et al. 2018, Theorems 1-4;
+Yun et al. 2021, Theorem 2 and Corollaries 1 to 3; Ji & Telgarsky 2019, Theorem 2.8.
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from .gauge_programs import coordinates_of, kkt_residual, optimum, reweighted
+from .gauges import GroupGauge
+from .norms import AbstractNorm, GroupForm, L2Norm
+
+_OPTIMAL = 1e-8
+_HOPELESS = 1e-4
+
+
+class NonSeparableError(ValueError):
+    """The data are not linearly separable.
+
+    `.certificate`, shape (n,): weights p >= 0 with sum 1 and sum_i p_i y_i x_i = 0 up to
+    `.residual` = |sum_i p_i z_i|_2 / sum_i p_i |z_i|_2.
+    """
+
+    def __init__(self, message: str, certificate: Array, residual: float):
+        super().__init__(message)
+        self.certificate = certificate
+        self.residual = residual
+
+
+class MarginPrecisionError(ValueError):
+    """The margin is too small, compared with the data, for float64 to settle the question."""
+
+
+class Separability(eqx.Module):
+    """Answer of `is_separable`."""
+
+    separable: bool = eqx.field(static=True)
+    #: The l2 margin max_w min_i y_i <x_i, w> / |w|_2, in the units of X; 0 if not separable.
+    margin: Float[Array, ""]
+    #: Separable: the unit maximum-margin vector, of the coefficients' shape. Else: (n,) weights
+    #: p >= 0 with sum 1 and sum_i p_i y_i x_i = 0.
+    certificate: Float[Array, "..."]
+    #: Separable: the KKT residual of the margin. Else: |sum_i p_i z_i| / sum_i p_i |z_i|.
+    residual: Float[Array, ""]
+
+
+class MaxMargin(eqx.Module):
+    """Answer of `max_margin`: z = argmin |z| subject to y_i <x_i, z> >= 1."""
+
+    #: z, in units of 1 / X.
+    coefficients: Float[Array, "..."]
+    #: z / |z|_2.
+    direction: Float[Array, "..."]
+    #: The margin in this norm, 1 / |z| = max_w min_i y_i <x_i, w> / |w|, in the units of X.
+    margin: Float[Array, ""]
+    #: nu >= 0, shape (n,): sum_i nu_i y_i x_i is a subgradient of the norm at z, sum nu = |z|.
+    multipliers: Float[Array, " n"]
+    #: Samples whose margin is 1 (tight), shape (n,).
+    support: Bool[Array, " n"]
+    #: The largest violation of the optimality conditions by (z, nu), dimensionless: stationarity
+    #: in units of the dual norm, 1 - y_i <x_i, z>, and nu_i |1 - y_i <x_i, z>| / |z|.
+    kkt_residual: Float[Array, ""]
+    #: "optimal"; "stationary" for a quasi-norm (no claim of optimality); "inaccurate" if the
+    #: KKT residual is above 1e-8.
+    status: str = eqx.field(static=True)
+    #: Whether z is the only minimiser: True, False, or None where that is not cheap to tell.
+    unique: bool | None = eqx.field(static=True)
+
+
+def max_margin(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -> MaxMargin:
+    """The separator of least norm, min |z| subject to y_i <x_i, z> >= 1 for all i.
+
+    Sources: Gunasekar et al. 2018, eq. 8 and Theorems 1, 2, 2a; Yun et al. 2021, Corollaries 1
+    to 3. Computed in float64 on the host, whatever the data's scale.
+
+    **Arguments**
+
+    - `problem`: a `Classification`, or any object whose `signed_data` holds the rows y_i x_i,
+      shape (n, d), or (n, d, m) for coefficients that are matrices. Concrete arrays.
+    - `norm`: a norm object: `L2Norm`, `WeightedL2Norm`, `L1Norm`, `FourierL1Norm`, and for matrices
+      `L21Norm`, `NuclearNorm`. For `LpNorm` and `FourierLpNorm` (p < 1, not convex) the answer is
+      a *stationary* point, reached from `start` by iteratively reweighted l1.
+    - `start`: coefficients that separate the data, only for p < 1. A stationary point next to
+      the start is kept; coordinates that are zero in it stay zero. Default: the l2 solution.
+
+    **Raises** `NonSeparableError` (a ValueError, with the certificate) if no z exists;
+    `MarginPrecisionError` (a ValueError) if the margin is below what float64 can resolve;
+    ValueError for a start or a norm that does not fit.
+    """
+    rows, shape, dtype = _signed_rows(problem, "max_margin")
+    gauge, form = coordinates_of(norm, shape, "max_margin")
+    quasi = gauge if isinstance(gauge, GroupGauge) and gauge.power < 1 else None
+    is_convex = quasi is None
+    if is_convex and start is not None:
+        raise ValueError(
+            f"max_margin: start must be left out for the convex {type(norm).__name__}, got an "
+            "array; its minimum does not depend on a start."
+        )
+    unit_rows, targets, lengths = _normalised(form.measurements(rows), dtype)
+    scale = lengths.min()
+    if quasi is None:
+        level, _ = optimum(gauge, unit_rows, targets, equality=False)
+    else:
+        level = _stationary_level(unit_rows, targets, quasi, form, start, shape)
+    _require_separating(unit_rows, level, level.multipliers * targets, rows, dtype)
+    point = level.point / level.level / scale
+    z = form.coefficients(point)
+    multipliers = level.multipliers / level.level / lengths
+    # Measured on what is returned, in user units up to one common factor that avoids underflow.
+    rho = gauge.cleaned(form.coordinates(z) * scale)
+    residual = kkt_residual(
+        gauge, form.measurements(rows) / scale, np.ones(len(rows)), rho, multipliers * scale, False
+    )
+    if residual > _HOPELESS:
+        raise MarginPrecisionError(
+            "max_margin: the margin must be resolvable in float64, got a KKT residual of "
+            f"{residual:.1e} at margin {level.level:.1e} relative to the data's norm; remove the "
+            "(nearly) contradictory samples or rescale the columns of X."
+        )
+    margins = rows @ z
+    support = np.abs(margins - 1) <= max(1e-9, 100 * residual)
+    status = "optimal" if is_convex else "stationary"
+    unique = gauge.is_unique(
+        unit_rows, targets, level.point, level.level, level.multipliers, equality=False
+    )
+    return MaxMargin(
+        coefficients=jnp.asarray(z.reshape(shape), dtype),
+        direction=jnp.asarray(_unit(z).reshape(shape), dtype),
+        margin=jnp.asarray(level.level * scale, dtype),
+        multipliers=jnp.asarray(multipliers, dtype),
+        support=jnp.asarray(support),
+        kkt_residual=jnp.asarray(residual, dtype),
+        status=status if residual <= _OPTIMAL else "inaccurate",
+        unique=unique if residual <= _OPTIMAL else None,
+    )
+
+
+def is_separable(problem) -> Separability:
+    """Whether some w has y_i <x_i, w> > 0 for all i, with a certificate either way.
+
+    By Gordan's theorem exactly one of two things exists: such a w, or weights p >= 0 with sum 1
+    and sum_i p_i y_i x_i = 0. (There is no bias term: append a constant feature for one.)
+
+    **Arguments**
+
+    - `problem`: a `Classification`, or any object with `signed_data`; concrete arrays.
+
+    **Raises** `MarginPrecisionError` (a ValueError) if float64 can settle neither.
+    """
+    _, shape, dtype = _signed_rows(problem, "is_separable")
+    try:
+        found = max_margin(problem, L2Norm())
+    except NonSeparableError as error:
+        zero, residual = jnp.zeros((), dtype), jnp.asarray(error.residual, dtype)
+        return Separability(False, zero, error.certificate, residual)
+    return Separability(True, found.margin, found.direction.reshape(shape), found.kkt_residual)
+
+
+def _stationary_level(rows, targets, gauge, form: GroupForm, start, shape):
+    """A stationary level of a quasi-norm, from the start or from the l2 solution."""
+    one_group = GroupGauge(np.zeros_like(gauge.labels))
+    euclidean, _ = optimum(one_group, rows, targets, equality=False)
+    if not np.min(rows @ euclidean.point) > 0:
+        return euclidean  # not separable: its multipliers are the certificate
+    begin = euclidean.point
+    if start is not None:
+        begin = form.coordinates(_concrete_start(start, shape).ravel())
+        worst = np.min(rows @ begin) / max(np.linalg.norm(begin), np.finfo(float).tiny)
+        if not worst > 0:
+            raise ValueError(
+                "max_margin: start must separate the data, got a smallest normalised margin of "
+                f"{worst:.3g}; pass e.g. max_margin(problem, L2Norm()).coefficients."
+            )
+    found = reweighted(gauge, rows, targets, begin, equality=False)
+    if found is None:
+        raise MarginPrecisionError(
+            "max_margin: the margin on the nonzero coordinates of start must be resolvable in "
+            "float64, and is not; pass a start with more nonzero coordinates."
+        )
+    return found[0]
+
+
+def _concrete_start(start, shape):
+    array = np.asarray(start, np.float64)
+    if array.shape != shape or not np.isfinite(array).all():
+        raise ValueError(
+            f"max_margin: start must be finite and of the coefficients' shape {shape}, got shape "
+            f"{array.shape}; pass linear coefficients, not parameters."
+        )
+    return array
+
+
+def _signed_rows(problem, owner):
+    """The rows y_i x_i in float64, shape (n, D), the coefficients' shape, and the data's dtype."""
+    signed = getattr(problem, "signed_data", None)
+    if signed is None:
+        raise ValueError(
+            f"{owner}: problem must be a Classification (have signed_data), got "
+            f"{type(problem).__name__}; for regression and matrix sensing use min_norm."
+        )
+    if isinstance(signed, Tracer):
+        raise ValueError(
+            f"{owner}: problem must hold concrete arrays, got traced ones; call it outside jit, "
+            "grad and vmap."
+        )
+    array = np.asarray(signed, np.float64)
+    if array.ndim not in (2, 3) or not np.isfinite(array).all():
+        raise ValueError(
+            f"{owner}: signed_data must be finite with 2 axes (vectors) or 3 (matrices), got shape "
+            f"{array.shape}; samples come first."
+        )
+    return array.reshape(array.shape[0], -1), array.shape[1:], signed.dtype
+
+
+def _normalised(rows, dtype):
+    """Unit rows a_i, targets b_i = min |z| / |z_i|, and the lengths |z_i|.
+
+    <z_i, w> >= 1 iff <a_i, min |z| w> >= b_i. The samples' own norms must not decide what the
+    solver sees as small.
+    """
+    largest = np.max(np.abs(rows), axis=1)
+    if (largest == 0).any():
+        zero = int(np.argmin(largest))
+        raise NonSeparableError(
+            f"max_margin: the data must be separable, but sample {zero} is zero, and no vector has "
+            "a positive margin on it; remove that sample.",
+            jnp.asarray(np.arange(len(rows)) == zero, dtype),
+            0.0,
+        )
+    lengths = largest * np.linalg.norm(rows / largest[:, None], axis=1)
+    return rows / lengths[:, None], lengths.min() / lengths, lengths
+
+
+def _require_separating(unit_rows, level, weights, rows, dtype):
+    """Raise unless the point has positive margins beyond what rounding explains.
+
+    `weights`: multipliers of the rows (any scale), whose combination is zero if nothing separates.
+    """
+    doubt = 8 * np.finfo(float).eps * np.sqrt(rows.shape[1]) * np.linalg.norm(level.point)
+    if level.level > 0 and np.min(unit_rows @ level.point) > doubt:
+        return
+    unit, _, lengths = _normalised(rows, dtype)
+    weights = _sharpened(unit, weights * lengths)
+    residual = float(np.linalg.norm(weights @ unit))
+    # Truly contradictory data reach rounding; a margin of 1e-13 must not pass for a contradiction.
+    if residual > 16 * np.finfo(float).eps * np.sqrt(len(rows)):
+        raise MarginPrecisionError(
+            "max_margin: the margin must be resolvable in float64, but neither a separating vector "
+            f"nor a certificate of non-separability was found (best combination: {residual:.1e} "
+            "relative to the data); remove the (nearly) contradictory samples or rescale columns."
+        )
+    certificate = weights * (lengths.min() / lengths)
+    raise NonSeparableError(
+        "max_margin: the data must be linearly separable, but a convex combination of the "
+        f"y_i x_i is zero up to {residual:.1e} relative to their norms (weights in .certificate); "
+        "remove contradictory samples, or append a constant feature if a bias is missing.",
+        jnp.asarray(certificate / certificate.sum(), dtype),
+        residual,
+    )
+
+
+def _sharpened(unit, weights):
+    """Weights of sum 1 with unit^T weights = 0, solved to rounding on their support."""
+    weights = weights / weights.sum()
+    best, smallest = weights, np.linalg.norm(weights @ unit)
+    for threshold in (1e-3, 1e-6, 1e-9):
+        kept = weights > threshold * weights.max()
+        system = np.vstack([unit[kept].T, np.ones((1, kept.sum()))])
+        right = np.append(np.zeros(unit.shape[1]), 1.0)
+        part = (
+            weights[kept] + np.linalg.lstsq(system, right - system @ weights[kept], rcond=None)[0]
+        )
+        trial = np.zeros_like(weights)
+        trial[kept] = np.maximum(part, 0.0) / np.maximum(part, 0.0).sum()
+        size = np.linalg.norm(trial @ unit)
+        if size < smallest:
+            best, smallest = trial, size
+    return best
+
+
+def _unit(z):
+    scaled = z / np.max(np.abs(z))
+    return scaled / np.linalg.norm(scaled)
