@@ -1,0 +1,190 @@
+"""TOML files as validated, frozen dataclasses.
+
+A configuration is a dataclass derived from `Config` whose fields are made by `setting` (a value
+with a rule) or `table` (a nested configuration)::
+
+    @dataclasses.dataclass(frozen=True)
+    class Flow(Config):
+        rtol: float = setting(1e-10, Number(above=0))
+
+    flow = load("flow.toml", Flow)
+
+The rules hold however the object is made. Every error names the file (if there is one), the key,
+the rule, the value and the fix.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+
+class ConfigError(ValueError):
+    """A mistake in a configuration: the key's dotted path, and what is wrong with its value."""
+
+    def __init__(self, key: str, problem: str):
+        super().__init__(f"{key} {problem}".strip())
+        self.key = key
+        self.problem = problem
+
+
+class Rejected(NamedTuple):
+    """What a rule says of a value that breaks it; `where` is an index such as "[2]"."""
+
+    rule: str
+    value: Any
+    where: str = ""
+    fix: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A finite number, optionally above a bound."""
+
+    above: float | None = None
+
+    def read(self, value: Any) -> float | Rejected:
+        """The number as a float."""
+        rule = "a finite number" + ("" if self.above is None else f" > {self.above:g}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return Rejected(rule, value, fix=_quotes_hint(value, float))
+        if not math.isfinite(value) or (self.above is not None and value <= self.above):
+            return Rejected(rule, value)
+        return float(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Integer:
+    """A whole number, at least `at_least`."""
+
+    at_least: int
+
+    def read(self, value: Any) -> int | Rejected:
+        """The number as an int."""
+        rule = f"a whole number >= {self.at_least}"
+        if isinstance(value, bool) or not isinstance(value, int):
+            whole = isinstance(value, float) and value.is_integer()
+            fix = f"write {int(value)}" if whole else _quotes_hint(value, int)
+            return Rejected(rule, value, fix=fix)
+        return value if value >= self.at_least else Rejected(rule, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class ListOf:
+    """A list that is not empty, every entry of which obeys `entry`; `length` fixes its length."""
+
+    entry: Any
+    length: int | None = None
+
+    def read(self, value: Any) -> tuple | Rejected:
+        """The entries as a tuple."""
+        size = "that is not empty" if self.length is None else f"of {self.length} entries"
+        rule = f"a list {size}"
+        if not isinstance(value, list | tuple):
+            return Rejected(rule, value, fix="put it in square brackets")
+        if len(value) == 0 or self.length not in (None, len(value)):
+            return Rejected(rule, list(value))
+        entries = [self.entry.read(item) for item in value]
+        for index, item in enumerate(entries):
+            if isinstance(item, Rejected):
+                return item._replace(where=f"[{index}]{item.where}")
+        return tuple(entries)
+
+
+def setting(default: Any, rule: Any) -> Any:
+    """A field of a `Config`: its default and its rule (`Number`, `Integer`, `ListOf`)."""
+    return dataclasses.field(default=default, metadata={"rule": rule})
+
+
+def table(kind: type["Config"]) -> Any:
+    """A field of a `Config` that is a TOML table of its own."""
+    return dataclasses.field(default_factory=kind, metadata={"table": kind})
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Base of all configurations: every field is checked against its rule when one is made."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if "rule" not in field.metadata:
+                continue
+            value = field.metadata["rule"].read(getattr(self, field.name))
+            if isinstance(value, Rejected):
+                fix = value.fix or f"the default is {_toml(field.default)}"
+                raise ConfigError(
+                    f"{field.name}{value.where}",
+                    f"must be {value.rule}, got {value.value!r}; {fix}.",
+                )
+            object.__setattr__(self, field.name, value)
+        self.check()
+
+    def check(self) -> None:
+        """Rules between fields: raise a ConfigError for the field to change."""
+
+
+C = TypeVar("C", bound=Config)
+
+
+def load(path: str | Path, kind: type[C]) -> C:
+    """The configuration in a TOML file; keys that it leaves out have their defaults.
+
+    Raises ConfigError for an unreadable file, wrong TOML, an unknown key or a broken rule.
+    """
+    try:
+        entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}:", "no such file; check --config.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}:", f"cannot be read as UTF-8 text ({error}).") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}:", f"is not valid TOML: {error}.") from None
+    try:
+        return _from_entries(entries, kind, "")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.key}", error.problem) from None
+
+
+def _from_entries(entries: dict[str, Any], kind: type[C], prefix: str) -> C:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    values = {}
+    for name, value in entries.items():
+        key = f"{prefix}{name}"
+        if name not in fields:
+            raise ConfigError(key, f"is not a known key; {suggestion(name, fields)}.")
+        nested = fields[name].metadata.get("table")
+        if nested is None:
+            values[name] = value
+        elif isinstance(value, dict):
+            values[name] = _from_entries(value, nested, f"{key}.")
+        else:
+            raise ConfigError(
+                key, f"must be a table, got {value!r}; write [{key}] and its keys below."
+            )
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{prefix}{error.key}", error.problem) from None
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """'did you mean ...?', or the known words where none comes close."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f'did you mean "{close[0]}"?' if close else f"known: {', '.join(known)}"
+
+
+def _quotes_hint(value, kind):
+    try:
+        kind(value) if isinstance(value, str) else kind("?")
+    except ValueError:
+        return ""
+    return "remove the quotes"
+
+
+def _toml(value):
+    return json.dumps(value)  # Lists of numbers are written alike in both.

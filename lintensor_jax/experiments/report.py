@@ -1,0 +1,161 @@
+"""What an experiment reports: tables, checks with their bounds, and the files that hold them."""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._version import __version__
+
+LIBRARIES = ("jax", "jaxlib", "equinox", "diffrax", "optimistix", "lineax", "optax", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of a table: the rows' key, its heading, and how a value is written."""
+
+    key: str
+    heading: str
+    write: Callable[[Any], str] = str
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of named values. Columns choose what the Markdown shows; JSON holds all."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: list[dict[str, Any]]
+
+    def cells(self) -> list[list[str]]:
+        """The written values, row by row."""
+        return [[column.write(row[column.key]) for column in self.columns] for row in self.rows]
+
+    def markdown(self) -> str:
+        """A Markdown table under its title."""
+        headings = [column.heading for column in self.columns]
+        lines = [headings, ["---"] * len(headings), *self.cells()]
+        return f"## {self.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One acceptance bound on the rows of a table: the worst row decides."""
+
+    name: str
+    worst: float
+    bound: float
+    row: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the worst value keeps the bound; a NaN does not."""
+        return self.worst <= self.bound
+
+    def __str__(self) -> str:
+        verdict = "passed" if self.passed else "FAILED"
+        relation = "<=" if self.passed else "is not <="
+        return (
+            f"{verdict}: {self.name}, worst {self.worst:.3g} {relation} {self.bound:g} ({self.row})"
+        )
+
+
+def worst_of(
+    name: str, rows: Iterable[dict[str, Any]], key: str, bound: float, label: Callable[[dict], str]
+) -> Check:
+    """The check of `row[key] <= bound` in every row."""
+    # A NaN is the worst of all; max() alone would depend on its place.
+    row = max(rows, key=lambda row: math.inf if math.isnan(row[key]) else row[key])
+    return Check(name, float(row[key]), bound, label(row))
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The numbers of one experiment; `config` is the configuration that was run."""
+
+    experiment: str
+    title: str
+    config: Any
+    reduced: tuple[str, ...]
+    tables: tuple[Table, ...]
+    checks: tuple[Check, ...]
+    versions: dict[str, str] = dataclasses.field(default_factory=lambda: library_versions())
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check holds."""
+        return all(check.passed for check in self.checks)
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as plain Python values; numbers that are not finite become None."""
+        return _plain(
+            {
+                "experiment": self.experiment,
+                "passed": self.passed,
+                "reduced": self.reduced,
+                "checks": [
+                    {**dataclasses.asdict(check), "passed": check.passed} for check in self.checks
+                ],
+                "tables": {table.name: table.rows for table in self.tables},
+                "config": dataclasses.asdict(self.config),
+                "versions": self.versions,
+            }
+        )
+
+    def markdown(self) -> str:
+        """Checks, tables and versions."""
+        parts = [f"# {self.title}\n"]
+        if self.reduced:
+            parts.append("Reduced run: " + "; ".join(self.reduced) + ".\n")
+        parts.append("".join(f"- {check}\n" for check in self.checks))
+        parts += [table.markdown() for table in self.tables]
+        parts.append(", ".join(f"{name} {version}" for name, version in self.versions.items()))
+        return "\n".join(parts) + "\n"
+
+    def write(self, folder: Path) -> list[Path]:
+        """`table.md` and `results.json` in `folder`."""
+        table, results = folder / "table.md", folder / "results.json"
+        table.write_text(self.markdown(), encoding="utf-8")
+        text = json.dumps(self.as_json(), indent=1, allow_nan=False)
+        results.write_text(text + "\n", encoding="utf-8")
+        return [table, results]
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of everything that the numbers depend on, and the device."""
+    return {
+        "lintensor_jax": __version__,
+        **{name: importlib.metadata.version(name) for name in LIBRARIES},
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def vector(value: np.ndarray) -> str:
+    """A short vector for a table."""
+    return "[" + ", ".join(f"{x:.4f}" for x in value) + "]"
+
+
+def scientific(value: float) -> str:
+    """A number by its size."""
+    return f"{value:.1e}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,65 @@
+"""The panels of Figures 1 and 3, from the arrays of `yun2021`."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..figures.plane import PlanePanel, plane_figure
+
+if TYPE_CHECKING:
+    from .yun2021 import Result
+
+
+def figures(result: "Result") -> dict[str, Figure]:
+    """The paper's layout: figure 1 has regression at the smallest and the largest scale, figure 3
+    regression at the scales between them and classification at all."""
+    alphas = range(len(result.config.alphas))
+    by_size = sorted(alphas, key=lambda a: result.config.alphas[a])
+    ends = dict.fromkeys((by_size[0], by_size[-1]))
+    first = [_regression_panel(result, a) for a in ends]
+    second = [_regression_panel(result, a) for a in by_size if a not in ends]
+    second += [_classification_panel(result, a) for a in by_size]
+    exponent = np.log10(result.config.classification.paper_loss)
+    reached = f"loss $10^{{{exponent:.3g}}}$ (paper's end)"
+    return {"figure1": plane_figure(first), "figure3": plane_figure(second, mark_label=reached)}
+
+
+def _regression_panel(result, a):
+    task = result.config.regression
+    x = np.array(task.x)
+    on_line = x * task.y / (x @ x)
+    runs = result.regression
+    return PlanePanel(
+        title=rf"Regression, $\alpha = {result.config.alphas[a]:g}$",
+        window=_window(
+            [result.starts[a], *(r.path[a].reshape(-1, 2) for r in runs.values()), np.zeros((1, 2))]
+        ),
+        starts=result.starts[a],
+        flows={name: r.path[a] for name, r in runs.items()},
+        descents={name: r.descent_path[a] for name, r in runs.items()},
+        minima=on_line + np.array([[0.0, 0.0], [-x[1], x[0]]]),
+        predicted_points={name: r.predicted[a] for name, r in runs.items()},
+    )
+
+
+def _classification_panel(result, a):
+    runs = result.classification
+    marks = {name: r.at_paper_loss[a] for name, r in runs.items()}
+    return PlanePanel(
+        title=rf"Classification, $\alpha = {result.config.alphas[a]:g}$",
+        window=_window([result.starts[a], *marks.values(), np.zeros((1, 2))]),
+        starts=result.starts[a],
+        flows={name: r.path[a] for name, r in runs.items()},
+        predicted_directions={name: r.predicted for name, r in runs.items()},
+        marks=marks,
+    )
+
+
+def _window(points):
+    """A square around all points, with a margin."""
+    points = np.concatenate(points)
+    low, high = points.min(axis=0), points.max(axis=0)
+    middle, half = (low + high) / 2, 0.56 * np.max(high - low)
+    x, y = ((float(m - half), float(m + half)) for m in middle)
+    return x, y

@@ -1,0 +1,130 @@
+"""Figures from plain arrays."""
+
+import subprocess
+import sys
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from PIL import Image
+
+from lintensor_jax.figures import style
+from lintensor_jax.figures.plane import PlanePanel, plane_figure
+
+STARTS = np.array([[0.5, -0.5], [-0.5, 0.2]])
+
+
+def _paths(end):
+    t = np.linspace(0, 1, 20)[:, None]
+    return [start + t * (np.array(end) - start) for start in STARTS]
+
+
+def _panel(**changes):
+    settings = {
+        "title": "Panel",
+        "window": ((-1.0, 1.0), (-1.0, 1.0)),
+        "starts": STARTS,
+        "flows": {"fully-connected": _paths([0.2, 0.4]), "diagonal": _paths([0.0, 0.5])},
+    }
+    return PlanePanel(**{**settings, **changes})
+
+
+def _legend_of(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_an_architecture_keeps_its_colour_and_marker():
+    points = {name: np.array([[0.1, 0.1]]) for name in ("fully-connected", "diagonal")}
+    figure = plane_figure([_panel(predicted_points=points), _panel(flows={})])
+    lines = figure.axes[0].get_lines()
+    for name in points:
+        colour = style.COLOURS[name]
+        assert sum(line.get_color() == colour for line in lines) == 2
+        markers = [line for line in lines if line.get_marker() == style.MARKERS[name]]
+        assert len(markers) == 1
+        assert markers[0].get_markeredgecolor() == colour
+    assert len(set(style.MARKERS.values())) == len(style.MARKERS)
+
+
+def test_trajectories_are_drawn_as_given_and_clipped_at_the_window():
+    far = {"diagonal": [np.array([[0.0, 0.0], [50.0, 70.0]])]}
+    axes = plane_figure([_panel(flows=far)]).axes[0]
+    data = [np.asarray(line.get_xydata()) for line in axes.get_lines()]
+    assert any(np.array_equal(points, far["diagonal"][0]) for points in data)
+    assert axes.get_xlim() == (-1.0, 1.0)
+    assert axes.get_ylim() == (-1.0, 1.0)
+    assert axes.get_xlabel() == r"$\beta_1$"
+    assert axes.get_title() == "Panel"
+
+
+def test_the_line_of_global_minima_crosses_the_window():
+    minima = np.array([[0.2, 0.4], [-1.8, 1.4]])
+    axes = plane_figure([_panel(minima=minima)]).axes[0]
+    line = next(x for x in axes.get_lines() if x.get_color() == style.GLOBAL_MINIMA)
+    points = np.asarray(line.get_xydata())
+    np.testing.assert_allclose(points @ [1, 2], 1.0, atol=1e-12)  # rounding of O(1) numbers
+    assert points[:, 0].min() < -1
+    assert points[:, 0].max() > 1
+
+
+def test_the_legend_names_what_is_drawn_and_nothing_else():
+    assert _legend_of(plane_figure([_panel()])) == [
+        "fully-connected",
+        "diagonal",
+        "start, and its direction",
+    ]
+    full = _panel(
+        descents={"diagonal": _paths([0.0, 0.5])},
+        minima=np.array([[0.2, 0.4], [-1.8, 1.4]]),
+        predicted_points={"diagonal": STARTS},
+    )
+    rays = _panel(predicted_directions={"diagonal": np.array([0, 1])}, marks={"diagonal": STARTS})
+    assert _legend_of(plane_figure([full, rays], mark_label="loss 1e-5"))[3:] == [
+        "predicted limit",
+        "predicted direction",
+        "global minima",
+        "gradient descent",
+        "loss 1e-5",
+    ]
+
+
+@pytest.mark.parametrize(("count", "grid"), [(1, 1), (2, 2), (3, 4), (4, 4)])
+def test_any_number_of_panels(count, grid):
+    figure = plane_figure([_panel()] * count)
+    assert len(figure.axes) == grid
+    assert sum(axes.get_visible() for axes in figure.axes) == count
+    figure.canvas.draw()
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0
+    assert legend.x1 <= figure.bbox.x1
+
+
+def test_saved_figures_repeat_and_leave_matplotlib_alone(tmp_path):
+    before = dict(mpl.rcParams)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        paths = style.save(plane_figure([_panel(), _panel()]), tmp_path / folder / "plane")
+        assert [path.name for path in paths] == ["plane.png", "plane.pdf"]
+    assert dict(mpl.rcParams) == before
+    for name in ("plane.png", "plane.pdf"):
+        first, second = ((tmp_path / folder / name).read_bytes() for folder in ("a", "b"))
+        assert first == second
+    with Image.open(tmp_path / "a" / "plane.png") as picture:
+        # Two columns of text at print resolution.
+        assert abs(picture.size[0] - style.PAGE_WIDTH * picture.info["dpi"][0]) < 2
+        assert picture.info["dpi"][0] > 200
+
+
+def test_figures_import_nothing_else_of_the_package():
+    program = (
+        "import sys; import lintensor_jax; before = set(sys.modules);"
+        "import lintensor_jax.figures.plane;"
+        "print(sorted(m for m in set(sys.modules) - before if m.startswith('lintensor_jax')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    expected = [
+        "lintensor_jax.figures",
+        "lintensor_jax.figures.plane",
+        "lintensor_jax.figures.style",
+    ]
+    assert done.stdout.strip() == str(expected), done.stderr
