@@ -22,6 +22,7 @@ from .dynamics import StopAtResidual as StopAtResidual
 from .dynamics import StopAtTime as StopAtTime
 from .dynamics import gradient_descent as gradient_descent
 from .dynamics import gradient_flow as gradient_flow
+from .dynamics import mirror_flow as mirror_flow
 from .losses import ExponentialLoss as ExponentialLoss
 from .losses import LogisticLoss as LogisticLoss
 from .networks import AbstractNetwork as AbstractNetwork

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
-from .networks.base import AbstractNetwork, Network, as_parameter, split
+from .networks.base import Network, as_parameter, split
 from .networks.convolutional import ConvolutionalNetwork
 from .networks.diagonal import DiagonalNetwork
 from .networks.fully_connected import FullyConnectedNetwork
@@ -56,7 +56,7 @@ def zero_last_layer(like: Any) -> Any:
     return like.with_factors((*first, jnp.zeros_like(last)))
 
 
-def identity(like: AbstractNetwork) -> AbstractNetwork:
+def identity(like: Any) -> Any:
     """Zero-asymmetric initialization: every layer the identity but the last, which is zero.
 
     Source: Wu et al. 2019, as generalised by Yun et al. 2021, Theorem 7. The identity is a vector
@@ -80,7 +80,7 @@ def identity(like: AbstractNetwork) -> AbstractNetwork:
     )
 
 
-def balanced(like: AbstractNetwork, coefficients: Float[Array, "..."]) -> AbstractNetwork:
+def balanced(like: Any, coefficients: Float[Array, "..."]) -> Any:
     """beta(0) = `coefficients`, with every conserved gap between neighbouring layers zero.
 
     * diagonal: |w_l| = |beta|^(1/L) in every coordinate; w_1 carries the signs;

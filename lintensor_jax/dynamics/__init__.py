@@ -7,6 +7,7 @@ from .descent import DescentSolution as DescentSolution
 from .descent import gradient_descent as gradient_descent
 from .finish import GaussNewton as GaussNewton
 from .flow import gradient_flow as gradient_flow
+from .mirror import mirror_flow as mirror_flow
 from .solution import FlowError as FlowError
 from .solution import FlowSolution as FlowSolution
 from .stopping import FlowStatus as FlowStatus

@@ -78,7 +78,7 @@ class PhysicalTime(AbstractClock):
         if isinstance(args.system.problem, Classification):
             _, log_slope, gradient = args.system.margin_gradient(state.theta, state.log_scale)
             return ClockState(jnp.exp(log_slope) * gradient, zero, zero)
-        return ClockState(args.system.squared_gradient(state.theta)[1], zero, zero)
+        return ClockState(args.system.velocity(state.theta), zero, zero)
 
     def log_time(self, s: Scalar, state: ClockState, args: FlowArgs) -> Scalar:
         """log t."""

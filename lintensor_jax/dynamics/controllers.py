@@ -55,11 +55,10 @@ class RayleighClip(AbstractAdaptiveStepSizeController):
 
 
 def _longest_step(state: Any, args: FlowArgs):
-    residual, gradient = args.system.squared_gradient(state.theta)
+    residual, gradient = args.system.gradient_norm(state.theta)
     assert args.reducible is not None
-    size = args.reducible.norm(residual)
-    # Scaled before squaring: gradients at alpha = 1e-100 have no squared norm.
-    ratio = size / jnp.linalg.norm(gradient)
+    # Divided before squaring: gradients at alpha = 1e-100 have no square.
+    ratio = args.reducible.norm(residual) / gradient
     return jnp.where(jnp.isfinite(ratio), 2 * ratio**2, _unbounded(ratio))
 
 

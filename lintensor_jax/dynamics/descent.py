@@ -32,8 +32,8 @@ class DescentSolution(eqx.Module):
 
     @property
     def direction(self) -> Float[Array, "T ..."]:
-        """beta/|beta|, the norm over all but the first axis; 0 where beta = 0."""
-        axes = tuple(range(1, self.coefficients.ndim))
+        """beta/|beta| at each saved step; 0 where beta = 0."""
+        axes = tuple(range(self.log_loss.ndim - self.coefficients.ndim, 0))
         norm = jnp.sqrt(jnp.sum(self.coefficients**2, axis=axes, keepdims=True))
         return self.coefficients / jnp.where(norm > 0, norm, 1.0)
 

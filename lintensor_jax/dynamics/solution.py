@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Scalar
 from ..problems import AbstractProblem, Classification
 from .clocks import AbstractClock, ClockState, FlowArgs, PhysicalTime, log_time_unit
 from .finish import GaussNewton, run_finish
-from .integrate import implicit_rtol, integrate
+from .integrate import integrate
 from .options import FlowOptions, fill_options
 from .stopping import STATUS_NAMES, FlowStatus, status_name
 from .system import Reducible, System
@@ -32,8 +32,7 @@ class FlowSolution(eqx.Module):
       -inf while a sample is misclassified.
     - `invariant_drift` (T,): how far the flow's conserved quantities have moved, over the largest
       squared norm so far; measured before the finish; NaN where none are known.
-    - `rtol`, `atol`: the loosest tolerances that were used (the implicit part of a classification
-      flow uses rtol >= 1e-6).
+    - `rtol`, `atol`: the tolerances that were used.
     - `status`: a `FlowStatus`. `stats`: "num_steps", "num_rejected_steps", "num_implicit_steps",
       and for a finish "finish_step" (relative size), "finish_residual", "finish_accepted".
     """
@@ -51,6 +50,7 @@ class FlowSolution(eqx.Module):
     status: FlowStatus
     stats: dict[str, Array]
     problem: AbstractProblem
+    system: System
     rtol: Scalar
     atol: Scalar
     # What `continued` needs: the clock's own state, which keeps Theta where it would overflow.
@@ -64,8 +64,9 @@ class FlowSolution(eqx.Module):
 
     @property
     def direction(self) -> Float[Array, "T ..."]:
-        """beta/|beta|, the norm over all but the first axis."""
-        axes = tuple(range(1, self.coefficients.ndim))
+        """beta/|beta| at each saved time; 0 where beta = 0."""
+        # beta's own axes are the last ones, in a batch too.
+        axes = tuple(range(self.log_loss.ndim - self.coefficients.ndim, 0))
         largest = jnp.max(jnp.abs(self.coefficients), axis=axes, keepdims=True)
         scaled = self.coefficients / jnp.where(largest > 0, largest, 1.0)
         norm = jnp.sqrt(jnp.sum(scaled**2, axis=axes, keepdims=True))
@@ -94,7 +95,7 @@ class FlowSolution(eqx.Module):
             "atol": self.atol,
             "max_steps": self.max_steps,
         }
-        system = System.of(self.unfinished_network, self.problem)
+        system = self.system
         throw = options.pop("throw", True)
         filled = fill_options(system, **{**settings, **options})
         return run(system, filled, throw=throw, previous=self)
@@ -252,9 +253,8 @@ def _solution(args, initial, options, end):
         status=end.status,
         stats=stats,
         problem=system.problem,
-        rtol=jnp.where(
-            stats["num_implicit_steps"] > 0, implicit_rtol(system, options), options.rtol
-        ),
+        system=system,
+        rtol=options.rtol,
         atol=options.atol,
         state=end.state,
         initial=initial,

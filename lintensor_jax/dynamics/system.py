@@ -54,6 +54,24 @@ class System(eqx.Module):
         residual = self.problem.residual(beta)
         return residual, -pull(self.problem.adjoint(residual))
 
+    def velocity(self, theta: Float[Array, " p"]) -> Float[Array, " p"]:
+        """dtheta/dt of a squared loss."""
+        return self.squared_gradient(theta)[1]
+
+    def gradient_norm(self, theta: Float[Array, " p"]) -> tuple[Array, Scalar]:
+        """The residual r and |dL/dTheta|, whose square is r^T K r with the tangent kernel K."""
+        residual, gradient = self.squared_gradient(theta)
+        return residual, jnp.linalg.norm(gradient)
+
+    def finish_step(self, theta: Float[Array, " p"], size: Scalar, gradient: Scalar) -> Scalar:
+        """An estimate of |J^+ r| / |theta|, from |P r| and |dL/dTheta|.
+
+        By Kantorovich |P r|^2/|grad L| is at most the Gauss-Newton step |J^+ r|, with equality once
+        the slowest mode dominates the residual: as it does when this is asked.
+        """
+        largest = jnp.max(jnp.abs(theta))
+        return size / gradient * (size / (largest * jnp.linalg.norm(theta / largest)))
+
     # Classification: Theta = exp(log_scale) * theta.
 
     def margin_gradient(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Inexact
+from jaxtyping import Array, ArrayLike, Float, Inexact
 
 from .base import as_parameter
 
@@ -101,7 +101,7 @@ def decomposition_of(network: eqx.Module) -> OrthogonalDecomposition:
 
 
 def decompose_tensor(
-    tensor: Float[Array, "... d"], tolerance: float | None = None
+    tensor: Float[ArrayLike, "... d"], tolerance: float | None = None
 ) -> OrthogonalDecomposition:
     """Find S and U_1, ..., U_L of Assumption 1 for a given data tensor, or say why there are none.
 
@@ -138,6 +138,8 @@ def decompose_tensor(
             "for the square root of the dtype's precision."
         )
     data = np.asarray(array, np.float64)
+    unit = np.abs(data).max() or 1.0  # squares of the entries must not underflow
+    data = data / unit
     rank = _common_rank(data, tolerance)
     rng = np.random.default_rng(0)
     best = (math.inf, None, None)
@@ -148,7 +150,8 @@ def decompose_tensor(
             residual = _distance(data, S, bases)
             if residual < best[0]:
                 best = (residual, S, bases)
-            if residual <= 100 * eps:
+            # Another draw helps only where two singular values of this one happened to be close.
+            if not 1e3 * eps < residual < 1e4 * tolerance:
                 break
         if best[0] <= tolerance:
             break
@@ -163,7 +166,7 @@ def decompose_tensor(
         )
     dtype = jnp.result_type(array.dtype, complex if np.iscomplexobj(S) else array.dtype)
     return OrthogonalDecomposition(
-        jnp.asarray(S, dtype), tuple(jnp.asarray(u, dtype) for u in bases), float(residual)
+        jnp.asarray(unit * S, dtype), tuple(jnp.asarray(u, dtype) for u in bases), float(residual)
     )
 
 
@@ -228,9 +231,11 @@ def _candidate(data, rank, draw):
     bases = [first]
     for mode in range(1, data.ndim - 1):
         unfolded = np.moveaxis(slices, mode, 1).reshape(rank, data.shape[mode], -1)
-        # Rank one, so that squaring loses no accuracy in its leading vector.
-        gram = unfolded @ unfolded.conj().transpose(0, 2, 1)
-        leading = np.linalg.eigh(gram)[1][:, :, -1].T
+        # Rank one: any column will do, and one power iteration averages over all of them.
+        largest = np.linalg.norm(unfolded, axis=1).argmax(axis=1)
+        column = np.take_along_axis(unfolded, largest[:, None, None], axis=2)
+        leading = (unfolded @ (unfolded.conj().transpose(0, 2, 1) @ column))[:, :, 0].T
+        leading = leading / np.linalg.norm(leading, axis=0)
         # The nearest orthonormal columns: of a decomposable tensor they are so already.
         left, _, right = np.linalg.svd(leading, full_matrices=False)
         bases.append(left @ right)

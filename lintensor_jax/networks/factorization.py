@@ -218,5 +218,5 @@ def _worst_commutator(sensors):
     for i, a in enumerate(sensors):
         values = np.linalg.norm(a @ sensors - sensors @ a, axis=(1, 2)) / (2 * sizes[i] * sizes)
         j = int(values.argmax())
-        worst = max(worst, (float(values[j]), i, j))
+        worst = max(worst, (float(values[j]), i, j), key=lambda found: found[0])
     return worst

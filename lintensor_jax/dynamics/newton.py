@@ -1,0 +1,72 @@
+"""Newton's method for the stages of an implicit solver, ended by the size of its step alone."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import lineax
+import optimistix
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Scalar
+
+# Newton steps below this many ulp of a stage's largest entry are noise.
+_ROUNDING = 4.0
+
+
+class NewtonState(NamedTuple):
+    """The last step in units of what is allowed, and whether its linear system was solved."""
+
+    size: Scalar
+    solved: Bool[Array, ""]
+
+
+class StageNewton(optimistix.AbstractRootFinder):
+    """Full Newton, a fresh Jacobian in every iteration, for a stage of an implicit solver.
+
+    The stage is y = start + gamma h f with unknown slope f. optimistix's own Newton measures f and
+    the residual f - v(y) against its tolerances, and fails in both directions: `atol` is of y's
+    scale and not of f's, and in a stiff stage the residual carries y's rounding times the
+    stiffness, which no iteration removes. Steps are then rejected without end. Here the Newton step
+    is measured as the change of y that it makes, against the tolerances of y and its rounding.
+    """
+
+    rtol: Any
+    atol: Any
+    norm: Any = optimistix.max_norm
+
+    def init(self, fn, y, args, options, f_struct, aux_struct, tags) -> NewtonState:
+        """No step yet."""
+        return NewtonState(jnp.asarray(jnp.inf, ravel_pytree(y)[0].dtype), jnp.asarray(True))
+
+    def step(self, fn, y, args, options, state, tags):
+        """f - J^-1 residual(f)."""
+        # diffrax's arguments of a stage in slope form, which stiffly accurate FSAL methods take.
+        _, gamma, _, times_h, _, start, _, h = args
+        flat, unravel = ravel_pytree(y)
+
+        def residual(flat):
+            value, aux = fn(unravel(flat), args)
+            return ravel_pytree(value)[0], aux
+
+        def change_of_stage(flat):
+            return gamma * ravel_pytree(times_h(unravel(flat), h))[0]
+
+        value, linearised, aux = jax.linearize(residual, flat, has_aux=True)
+        operator = lineax.FunctionLinearOperator(linearised, jax.eval_shape(lambda: flat))
+        solution = lineax.linear_solve(operator, value, lineax.LU(), throw=False)
+        end = flat - solution.value
+        stage = jnp.abs(ravel_pytree(start)[0] + change_of_stage(end))
+        rounding = _ROUNDING * jnp.finfo(flat.dtype).eps * jnp.max(stage)
+        allowed = self.atol + self.rtol * stage + rounding
+        size = jnp.max(jnp.abs(change_of_stage(solution.value)) / allowed)
+        return unravel(end), NewtonState(size, solution.result == lineax.RESULTS.successful), aux
+
+    def terminate(self, fn, y, args, options, state, tags):
+        """Once the step is within the tolerances; a singular Jacobian fails the stage."""
+        results: Any = optimistix.RESULTS
+        result = results.where(state.solved, results.successful, results.nonlinear_divergence)
+        return (state.size < 1) | ~state.solved, result
+
+    def postprocess(self, fn, y, aux, args, options, state, tags, result):
+        """The end, as it is."""
+        return y, aux, {}
