@@ -1,0 +1,41 @@
+"""What the README shows is what happens."""
+
+import pathlib
+import re
+import tomllib
+
+import lintensor_jax as lt
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_five_minutes_run_as_printed():
+    scope = {}
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(compile(block, "README.md", "exec"), scope)
+    beta = scope["solution"].coefficients[-1]
+    # The digits that the comments print.
+    np.testing.assert_allclose(beta, [0.01807, 0.49097], atol=5e-6)
+    predicted = lt.theory.limit_point_two_layer(scope["network"], scope["problem"]).coefficients
+    np.testing.assert_allclose(beta, predicted, atol=1e-12)
+    flow = scope["flow"]
+    assert 100 <= int(flow.stats["num_steps"]) <= 150
+    np.testing.assert_allclose(flow.direction[-1], [0, 1], atol=1e-6)
+    assert float(flow.log_loss[-1]) < -1e8
+    np.testing.assert_allclose(scope["batch"][-1], beta, atol=1e-9)
+
+
+def test_the_names_in_the_table_exist():
+    table = README[README.index("| to | use |") : README.index("## How it gets")]
+    for name in re.findall(r"`([A-Za-z_.]+)", table):
+        target = lt
+        for part in name.removeprefix("lt.").split("."):
+            target = getattr(target, part)
+
+
+def test_one_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "version" in project["dynamic"]
+    assert lt.__version__.count(".") == 2
