@@ -22,8 +22,9 @@ T = TypeVar("T")
 LeaveOneOut = Callable[[Array], T]
 
 # Circular correlations by an index table up to this length, by FFT above it. On two CPU cores the
-# table wins up to about d = 48 and the FFT from about d = 96 (L = 2 and 3, alone and under vmap).
-DIRECT_CONVOLUTION_MAX_LENGTH = 64
+# table takes 0.2 to 0.5 of the FFT's time for d = 8 to 32 alone, but 0.7 to 1.0 (d = 8) and 1.9 to
+# 2.4 (d = 16) of it in a batch of 64 (benchmarks/contractions.py): batches decide.
+DIRECT_CONVOLUTION_MAX_LENGTH = 12
 
 
 def diagonal(

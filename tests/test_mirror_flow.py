@@ -3,9 +3,10 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lintensor_jax as lt
 import numpy as np
 import pytest
+
+import lintensor_jax as lt
 from lintensor_jax.networks import AssumptionFails
 
 D, N = 6, 3
@@ -129,7 +130,7 @@ def test_refusals_name_the_broken_property():
     layers = jnp.stack(_zero_asymmetric(_draw(D), 3))
     with pytest.raises(AssumptionFails, match="equal first layers"):
         lt.mirror_flow(lt.DiagonalNetwork(layers.at[2, 0].set(0.1)), PROBLEM)
-    with pytest.raises(AssumptionFails, match="evenness .* of X"):
+    with pytest.raises(AssumptionFails, match=r"evenness .* of X"):
         lt.mirror_flow(lt.ConvolutionalNetwork([_even(_draw(D))] * 2), PROBLEM)
     with pytest.raises(AssumptionFails, match=r"evenness .* of filters\[1\]"):
         lt.mirror_flow(
@@ -139,7 +140,7 @@ def test_refusals_name_the_broken_property():
         lt.mirror_flow(lt.DifferentialDiagonalNetwork(jnp.ones(D), jnp.zeros(D), 2), PROBLEM)
     with pytest.raises(AssumptionFails, match="eigenbasis"):
         lt.mirror_flow(lt.MatrixFactorizationNetwork([_draw(D, D)] * 2), _sensing())
-    with pytest.raises(ValueError, match="boundary of the mirror map.*times as large"):
+    with pytest.raises(ValueError, match=r"boundary of the mirror map.*times as large"):
         lt.mirror_flow(lt.DiagonalNetwork(1e-9 * layers), PROBLEM)
     with pytest.raises(ValueError, match="squared loss with one target"):
         lt.mirror_flow(

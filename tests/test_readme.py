@@ -4,8 +4,9 @@ import pathlib
 import re
 import tomllib
 
-import lintensor_jax as lt
 import numpy as np
+
+import lintensor_jax as lt
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -239,7 +239,7 @@ def mirror_flow(
     about eps / alpha^(L-2) in rho (initial scale alpha), and more than 1e-10 is refused, so that
     rho keeps 1e-8: alpha >= 2e-6 for L = 3, 1.5e-3 for L = 4 in float64.
 
-    Source: Yun et al. 2021, Theorem 5 and its proof (appendix F); THEORY of mirror flows:
+    Source: Yun et al. 2021, Theorem 5 and its proof (appendix F); for the differential network
     Woodworth et al. 2020.
     """
     check_pair(network, problem)
@@ -257,7 +257,7 @@ def mirror_flow(
     network, problem = same_dtype(network, problem)
     coordinates = _coordinates(network, problem)
     depth = network.depth  # pyright: ignore[reportAttributeAccessIssue]
-    system = DualSystem(coordinates, problem, depth)
+    system: Any = DualSystem(coordinates, problem, depth)  # pyright: ignore[reportArgumentType]
     if finish is ...:
         finish = GaussNewton(max_relative_step=1e-2, max_iterations=12)
     _set_tolerances(system, options)
@@ -319,7 +319,7 @@ def _coordinates(network, problem) -> AbstractCoordinates:
                 float(jnp.max(jnp.abs(decomposition.S.imag))),
                 "The largest imaginary part in S; the mirror flow needs a real decomposition.",
             )
-    factors = network.factors
+    factors = network.factors  # pyright: ignore[reportAttributeAccessIssue]
     etas = tuple(u.T @ v for u, v in zip(decomposition.bases, factors, strict=True))
     zipped = zip(decomposition.bases, factors, etas, strict=True)
     rests = tuple(v - u @ e for u, v, e in zipped)
@@ -329,7 +329,7 @@ def _coordinates(network, problem) -> AbstractCoordinates:
 
 def _of_layers(S, etas, rebuild):
     if len(etas) == 2:
-        return TwoLayerCoordinates(S, *etas, rebuild)
+        return TwoLayerCoordinates(S, etas[0], etas[1], rebuild)
     scale = max(float(jnp.max(jnp.abs(e))) for e in etas)
     spread = max(float(jnp.max(jnp.abs(e - etas[0]))) for e in etas[:-1])
     last = float(jnp.max(jnp.abs(etas[-1])))
