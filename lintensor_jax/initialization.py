@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 from .networks.base import Network, as_parameter, split
 from .networks.convolutional import ConvolutionalNetwork
 from .networks.diagonal import DiagonalNetwork
+from .networks.factorization import MatrixFactorizationNetwork
 from .networks.fully_connected import FullyConnectedNetwork
 from .networks.mirror_map import z_of_x
 
@@ -61,7 +62,7 @@ def identity(like: Any) -> Any:
 
     Source: Wu et al. 2019, as generalised by Yun et al. 2021, Theorem 7. The identity is a vector
     of ones for a diagonal network, a unit impulse for a convolutional one, and the identity matrix
-    for a fully-connected one; with hidden layers wider than the input that is the identity on the
+    for a matrix factorization (Corollary 7's start) and a fully-connected one; with hidden layers wider than the input that is the identity on the
     first d units and zero elsewhere, which is (and remains) the square network.
 
     ValueError for other networks, which have no identity, and for a hidden layer narrower than d.
@@ -74,9 +75,13 @@ def identity(like: Any) -> Any:
         case FullyConnectedNetwork():
             hidden = _partial_identities("identity", like)
             return FullyConnectedNetwork((*hidden, jnp.zeros_like(like.weights[-1])))
+        case MatrixFactorizationNetwork():
+            one = jnp.eye(like.weights[0].shape[0], dtype=like.weights[0].dtype)
+            return zero_last_layer(MatrixFactorizationNetwork((one,) * like.depth))
     raise ValueError(
-        f"identity: like must be a diagonal, convolutional or fully-connected network, which have "
-        f"an identity layer, got {_name(like)}; use gaussian, or zero_last_layer."
+        "identity: like must be a diagonal, convolutional, fully-connected or matrix factorization "
+        f"network, which have an identity layer, got {_name(like)}; use gaussian, or "
+        "zero_last_layer."
     )
 
 

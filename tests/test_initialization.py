@@ -282,3 +282,11 @@ def test_coefficients_out_of_reach_come_with_their_distance():
     assert "another key" in str(error.value)
     reached = matching(like, jnp.array([-6.0, -8.0]))
     np.testing.assert_allclose(reached.linear_coefficients(), [-6.0, -8.0], rtol=ROUNDING)
+
+
+def test_identity_of_a_matrix_factorization_is_corollary_7s_start():
+    network = lt.initialization.identity(lt.MatrixFactorizationNetwork([jnp.ones((3, 3))] * 3))
+    first, second, last = network.weights
+    np.testing.assert_array_equal(first, np.eye(3))
+    np.testing.assert_array_equal(second, np.eye(3))
+    np.testing.assert_array_equal(last, np.zeros((3, 3)))
