@@ -62,8 +62,9 @@ def identity(like: Any) -> Any:
 
     Source: Wu et al. 2019, as generalised by Yun et al. 2021, Theorem 7. The identity is a vector
     of ones for a diagonal network, a unit impulse for a convolutional one, and the identity matrix
-    for a matrix factorization (Corollary 7's start) and a fully-connected one; with hidden layers wider than the input that is the identity on the
-    first d units and zero elsewhere, which is (and remains) the square network.
+    for a matrix factorization (Corollary 7's start) and a fully-connected one; with hidden layers
+    wider than the input that is the identity on the first d units and zero elsewhere, which is (and
+    remains) the square network.
 
     ValueError for other networks, which have no identity, and for a hidden layer narrower than d.
     """
