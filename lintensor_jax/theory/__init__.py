@@ -8,6 +8,8 @@ from .margins import max_margin as max_margin
 from .min_norm import InconsistentEquationsError as InconsistentEquationsError
 from .min_norm import MinNorm as MinNorm
 from .min_norm import min_norm as min_norm
+from .neuron import NeuronLimit as NeuronLimit
+from .neuron import single_neuron_limit as single_neuron_limit
 from .norms import FourierL1Norm as FourierL1Norm
 from .norms import FourierLpNorm as FourierLpNorm
 from .norms import L1Norm as L1Norm

@@ -1,0 +1,76 @@
+"""One hidden neuron: the limit of regression at any scale, for any number of samples."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Float, Scalar
+
+from ..networks import FullyConnectedNetwork
+from ..problems import Regression
+
+
+class NeuronLimit(eqx.Module):
+    """The limit of a flow of beta = a u, as `single_neuron_limit` predicts it.
+
+    - `coefficients` (d,): beta at the limit, X^+ y + a u_perp.
+    - `network`: the limit parameters.
+    - `imbalance`: a(0)^2 - |u(0)|^2, which the flow conserves. The limit is certain for >= 0.
+    """
+
+    coefficients: Float[Array, " d"]
+    network: FullyConnectedNetwork
+    imbalance: Scalar
+
+
+def single_neuron_limit(network: FullyConnectedNetwork, problem: Regression) -> NeuronLimit:
+    """Where gradient flow of a linear network with one hidden neuron ends, at any initial scale.
+
+    beta = a u with u in R^d and a scalar. u' = -a X^T r moves in the row space of X only, so its
+    part u_perp in the kernel of X stays; a^2 - |u|^2 = delta stays as well, and X u a = y at the
+    end. With b = X^+ y that leaves a^2 = c + |b|^2 / a^2, c = delta + |u_perp|^2:
+
+        beta = b + a u_perp,   a = sign(a(0)) sqrt((c + sqrt(c^2 + 4 |b|^2)) / 2).
+
+    Source: Azulay et al. 2021 treat this setting by a warped mirror flow with the same conserved
+    delta; its potential has gradient sign(a) u, and solving that statement gives the closed form. For
+    delta >= 0 the sign of a never changes and the limit is unique. For delta < 0 the flow may pass
+    a = 0 or end there; the branch given is the one on which it does not.
+
+    **Arguments**
+
+    - `network`: two layers, one hidden unit: weights of shapes (d, 1) and (1,).
+    - `problem`: `Regression` with consistent equations, y of shape (n,).
+
+    Traceable by `jax.jit` and `jax.vmap`; differentiable in parameters, X (of full row rank) and y.
+    ValueError for another architecture, or if a(0) = 0 with delta <= 0.
+    """
+    shapes = [w.shape for w in getattr(network, "weights", ())]
+    dimension = problem.X.shape[1]
+    if not isinstance(network, FullyConnectedNetwork) or shapes != [(dimension, 1), (1,)]:
+        raise ValueError(
+            "network: single_neuron_limit needs a FullyConnectedNetwork with weights of shapes "
+            f"({dimension}, 1) and (1,), got {type(network).__name__} with shapes {shapes}; use "
+            "gradient_flow for wider networks."
+        )
+    u, a = network.weights[0][:, 0], network.weights[1][0]
+    imbalance = a**2 - u @ u
+    if not isinstance(imbalance, Tracer) and float(a) == 0 and float(imbalance) <= 0:
+        raise ValueError(
+            "network: single_neuron_limit needs a nonzero output weight a(0), whose sign chooses "
+            "the limit, got 0; nudge it, or use gradient_flow."
+        )
+    pseudo_inverse = jnp.linalg.pinv(problem.X)
+    b = pseudo_inverse @ problem.y
+    u_perp = u - pseudo_inverse @ (problem.X @ u)
+    c = imbalance + u_perp @ u_perp
+    root = jnp.sqrt(c**2 + 4 * (b @ b))
+    # For c < 0 the sum below cancels; its conjugate does not.
+    positive = 0.5 * (jnp.abs(c) + root)
+    squared = jnp.where(c >= 0, positive, (b @ b) / jnp.where(positive > 0, positive, 1.0))
+    limit_a = jnp.sign(a) * jnp.sqrt(squared)
+    limit_u = u_perp + b / limit_a
+    limit = eqx.tree_at(
+        lambda n: n.weights, network, (limit_u[:, None], jnp.reshape(limit_a, (1,)))
+    )
+    return NeuronLimit(b + limit_a * u_perp, jax.tree.map(jnp.asarray, limit), imbalance)

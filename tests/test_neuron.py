@@ -1,0 +1,52 @@
+"""One hidden neuron: the closed form against the flow."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lintensor_jax as lt
+from lintensor_jax.theory import single_neuron_limit
+
+RNG = np.random.default_rng(3)
+PROBLEM = lt.Regression(RNG.normal(size=(3, 6)), RNG.normal(size=3))
+
+
+def _network(u, a):
+    return lt.FullyConnectedNetwork([jnp.reshape(u, (6, 1)), jnp.reshape(a, (1,))])
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.3, 3.0])
+@pytest.mark.parametrize("ratio", [1.0, -2.0])  # |a|/|u|: balanced and above, both signs
+def test_closed_form_is_the_flow_limit(scale, ratio):
+    u = RNG.normal(size=6)
+    network = _network(scale * u, scale * ratio * np.linalg.norm(u))
+    predicted = single_neuron_limit(network, PROBLEM)
+    flow = lt.gradient_flow(network, PROBLEM, rtol=1e-10)
+    # The flow's own tolerance, with two digits in reserve.
+    np.testing.assert_allclose(predicted.coefficients, flow.coefficients[-1], atol=1e-8)
+    for mine, theirs in zip(predicted.network.weights, flow.network.weights, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-8)
+    np.testing.assert_allclose(PROBLEM.X @ predicted.coefficients, PROBLEM.y, atol=1e-13)
+    assert float(predicted.imbalance) >= -1e-12 * scale**2
+
+
+def test_a_limit_that_depends_on_the_scale():
+    u = jnp.asarray(RNG.normal(size=6))
+    l2 = lt.min_norm(PROBLEM, lt.L2Norm()).coefficients
+
+    def distance(scale):
+        limit = single_neuron_limit(_network(scale * u, 2 * scale), PROBLEM).coefficients
+        return jnp.linalg.norm(limit - l2)
+
+    small = jax.vmap(distance)(jnp.array([1e-2, 1e-4, 1e-6]))
+    # a tends to sqrt|b|, so the distance is proportional to the scale.
+    np.testing.assert_allclose(small[:-1] / small[1:], 100.0, rtol=1e-2)
+    assert float(distance(1.0)) > 0.1
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match=r"shapes \(6, 1\) and \(1,\)"):
+        single_neuron_limit(lt.FullyConnectedNetwork.zeros((6, 2)), PROBLEM)
+    with pytest.raises(ValueError, match="nonzero output weight"):
+        single_neuron_limit(_network(jnp.ones(6), 0.0), PROBLEM)
