@@ -33,9 +33,9 @@ def single_neuron_limit(network: FullyConnectedNetwork, problem: Regression) -> 
         beta = b + a u_perp,   a = sign(a(0)) sqrt((c + sqrt(c^2 + 4 |b|^2)) / 2).
 
     Source: Azulay et al. 2021 treat this setting by a warped mirror flow with the same conserved
-    delta; its potential has gradient sign(a) u, and solving that statement gives the closed form. For
-    delta >= 0 the sign of a never changes and the limit is unique. For delta < 0 the flow may pass
-    a = 0 or end there; the branch given is the one on which it does not.
+    delta; its potential has gradient sign(a) u, and solving that statement gives the closed form.
+    For delta >= 0 the sign of a never changes and the limit is unique. For delta < 0 the flow may
+    pass a = 0 or end there; the branch given is the one on which it does not.
 
     **Arguments**
 
