@@ -51,9 +51,11 @@ from .theory import L2Norm as L2Norm
 from .theory import L21Norm as L21Norm
 from .theory import LpNorm as LpNorm
 from .theory import NuclearNorm as NuclearNorm
+from .theory import Prediction as Prediction
 from .theory import WeightedL2Norm as WeightedL2Norm
 from .theory import is_separable as is_separable
 from .theory import max_margin as max_margin
 from .theory import min_norm as min_norm
+from .theory import predict as predict
 
 potential = _mirror_map

@@ -19,8 +19,10 @@ def test_the_five_minutes_run_as_printed():
     beta = scope["solution"].coefficients[-1]
     # The digits that the comments print.
     np.testing.assert_allclose(beta, [0.01807, 0.49097], atol=5e-6)
-    predicted = lt.theory.limit_point_two_layer(scope["network"], scope["problem"]).coefficients
-    np.testing.assert_allclose(beta, predicted, atol=1e-12)
+    predicted = lt.predict(scope["network"], scope["problem"])
+    assert "Theorem 6" in str(predicted.theorem)
+    assert predicted.limit is not None
+    np.testing.assert_allclose(beta, predicted.limit, atol=1e-12)
     flow = scope["flow"]
     assert 100 <= int(flow.stats["num_steps"]) <= 150
     np.testing.assert_allclose(flow.direction[-1], [0, 1], atol=1e-6)

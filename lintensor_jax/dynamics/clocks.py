@@ -31,6 +31,10 @@ from ..problems import Classification
 from .system import Reducible, System
 
 LOG_LOSS_OF_ASYMPTOTICS = 40.0
+_FADE = 4.0
+# Where the gradient on the unit sphere is below this times the largest sample, `LogArcLength` slows
+# down: see there. Elsewhere its clock is arc length up to 1e-6 or so.
+SMOOTHING = 1e-4
 
 
 class ClockState(NamedTuple):
@@ -112,20 +116,26 @@ class LogArcLength(AbstractClock):
     For classification with a homogeneous network: dtheta/ds = g - <theta, g> theta and
     du/ds = <theta, g>, where g is the normalised negative gradient. Neither the loss nor Theta is
     ever formed, so that loss exp(-1e10) is as good as any other.
+
+    At a stationary point (a saddle on the way; the minimum, if the data are not separable) a
+    normalised gradient would jump. Where its length |G| on the unit sphere is tiny, the clock
+    therefore slows down, smoothly: ds = |dTheta|/|Theta| sqrt(1 + (1e-4 max|x_i| / |G|)^2).
     """
 
     def start(self, system: System, theta: Float[Array, " p"]) -> ClockState:
         """theta = Theta/|Theta|, u = log |Theta|."""
         # Scaled by the largest entry first: parameters of size 1e-200 have no squared norm.
         largest = jnp.max(jnp.abs(theta))
+        largest = jnp.where(largest > 0, largest, 1.0)  # the zero network stands still
         unit = theta / largest
         norm = jnp.linalg.norm(unit)
+        norm = jnp.where(norm > 0, norm, 1.0)
         return ClockState(unit / norm, jnp.log(largest) + jnp.log(norm), jnp.zeros((), theta.dtype))
 
     def velocity(self, s: Scalar, state: ClockState, args: FlowArgs) -> ClockState:
         """(g - <theta, g> theta, <theta, g>)."""
         log_loss, log_slope, gradient = args.system.margin_gradient(state.theta, state.log_scale)
-        norm = jnp.linalg.norm(gradient)
+        norm = _smoothed_norm(args.system, gradient)
         unit = gradient / jnp.where(norm > 0, norm, 1.0)
         radial = jnp.vdot(state.theta, unit)
         log_rate = _log_time_per_arc(args.system, state, log_slope, norm)
@@ -147,6 +157,11 @@ def log_time_unit(system: System, state: ClockState) -> Scalar:
     return _log_time_per_arc(system, state, log_slope, norm)
 
 
+def _smoothed_norm(system, gradient):
+    largest = jnp.sqrt(jnp.max(jnp.sum(system.problem.X**2, axis=1)))
+    return jnp.hypot(jnp.linalg.norm(gradient), SMOOTHING * largest)
+
+
 def _log_time_per_arc(system, state, log_slope, gradient_norm):
     """log(dt/ds) of the log-arc-length clock."""
     safe = jnp.where(gradient_norm > 0, gradient_norm, 1.0)
@@ -155,10 +170,12 @@ def _log_time_per_arc(system, state, log_slope, gradient_norm):
 
 
 def _elapsed_velocity(log_inverse_loss, log_rate, state, args):
-    """dw/ds for w = log(1 + t/T), and zero where `log_time` no longer reads it."""
-    integrated = log_inverse_loss < LOG_LOSS_OF_ASYMPTOTICS
-    exponent = jnp.where(integrated, log_rate - args.log_time_unit - state.elapsed, 0.0)
-    return jnp.where(integrated, jnp.exp(exponent), 0.0)
+    """dw/ds for w = log(1 + t/T), faded out where `log_time` no longer reads it."""
+    # Not cut off: a jump would cost the solver twenty steps.
+    faded = (log_inverse_loss - LOG_LOSS_OF_ASYMPTOTICS) / _FADE
+    weight = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(faded, 0, 1)))
+    exponent = jnp.where(faded < 1, log_rate - args.log_time_unit - state.elapsed, 0.0)
+    return weight * jnp.exp(exponent)
 
 
 def _log_time_of_log_clock(clock, s, state, args):
@@ -177,5 +194,10 @@ def _log_time_of_log_clock(clock, s, state, args):
         (velocity.theta, velocity.log_scale),
     )
     asymptotic = inverse_loss + log_f - jnp.log1p(log_f_rate / inverse_loss_rate)
-    integrated = args.log_time_unit + jnp.log(jnp.expm1(state.elapsed))
+    integrated = args.log_time_unit + _log_expm1(state.elapsed)
     return jnp.where(inverse_loss < LOG_LOSS_OF_ASYMPTOTICS, integrated, asymptotic)
+
+
+def _log_expm1(w):
+    """log(e^w - 1) for w >= 0, without overflow."""
+    return jnp.where(w > 1, w + jnp.log1p(-jnp.exp(-w)), jnp.log(jnp.expm1(jnp.minimum(w, 1.0))))

@@ -22,7 +22,7 @@ class DescentSolution(eqx.Module):
     - `coefficients` (T, d), `log_loss` (T,), `log_margin` (T,) (None for regression), `observed`.
     """
 
-    network: eqx.Module
+    network: Any  # of the type that was given
     optimizer_state: Any
     step: Int[Array, " T"]
     coefficients: Float[Array, "T ..."]

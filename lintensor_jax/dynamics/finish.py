@@ -63,7 +63,9 @@ def run_finish(
 
     start = (theta, theta, residual_norm(theta))
     (_, best, norm), _ = jax.lax.scan(step, start, length=method.max_iterations)
-    scale = jnp.max(jnp.abs(theta))
-    relative_step = jnp.linalg.norm((best - theta) / scale) / jnp.linalg.norm(theta / scale)
+    largest = jnp.max(jnp.abs(theta))
+    scale = jnp.where(largest > 0, largest, 1.0)
+    moved = jnp.linalg.norm((best - theta) / scale)
+    relative_step = jnp.where(moved > 0, moved / jnp.linalg.norm(theta / scale), 0.0)
     accepted = (relative_step <= method.max_relative_step) & jnp.isfinite(best).all()
     return Finish(jnp.where(accepted, best, theta), relative_step, norm, accepted)

@@ -1,12 +1,12 @@
 """Gradient flow, integrated to where theory begins."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import EllipsisType
 from typing import Any
 
 import diffrax
 import equinox as eqx
-from jaxtyping import Array, Float, Scalar
+from jaxtyping import ArrayLike, Float, Scalar
 
 from ..problems import AbstractProblem
 from .clocks import AbstractClock
@@ -27,7 +27,7 @@ def gradient_flow(
     finish: GaussNewton | EllipsisType | None = ...,
     rtol: float | Scalar | None = None,
     atol: float | Scalar | None = None,
-    saveat: Float[Array, " T"] | diffrax.SaveAt | None = None,
+    saveat: Sequence[float] | Float[ArrayLike, " T"] | diffrax.SaveAt | None = None,
     observe: Callable[[Any], Any] | None = None,
     max_steps: int = 20_000,
     throw: bool = True,
@@ -46,11 +46,12 @@ def gradient_flow(
     - `clock`: what is integrated in. Default: `PhysicalTime()` for squared losses,
       `LogArcLength()` for classification.
     - `stop`: stop rules, combined with ``|``. Default: `StopAtResidual(1e-9 max|y|)`, or
-      `StopAtMargin(1e8)`. Classification flows also stop at the wall of floating point.
+      `StopAtMargin(1e8)`. Classification flows also stop at the wall of floating point and at the
+      minimum of the loss on data that are not separable; every flow stops where it stands still.
     - `finish`: `GaussNewton()` (default for squared losses) or None.
     - `rtol`: relative tolerance, default 1e-8 (float32: 1e-5).
     - `atol`: absolute tolerance; default rtol times the largest initial parameter (on the
-      log-arc-length clock, whose state is a unit vector: rtol).
+      log-arc-length clock, whose state is a unit vector, at most rtol).
     - `saveat`: times of the clock at which to save, increasing, or `diffrax.SaveAt(steps=True)`.
       The end is always saved.
     - `observe`: a function of the network, whose value is saved at the same times (`.observed`).

@@ -71,13 +71,44 @@ def observe_state(
         margins = jnp.exp(system.depth * state.log_scale) * margins
         log_loss = jax.nn.logsumexp(problem.margin_loss.log_value(margins))
         weights = jax.nn.softmax(problem.margin_loss.log_slope(margins))
-        return Observation(log_loss, infinite, log_margin, log_time, -infinite, jnp.max(weights))
+        pull = jnp.linalg.norm(problem.adjoint(problem.y * weights))
+        pull = pull / jnp.sqrt(jnp.max(jnp.sum(problem.X**2, axis=1)))
+        gradient = jnp.linalg.norm(system.margin_gradient(state.theta, state.log_scale)[2])
+        size = jnp.linalg.norm(state.theta)
+        still = gradient * size <= _noise(system) * jnp.max(jnp.abs(margins))
+        still = still & (log_margin == -jnp.inf) & _is_settled(s, state, args, clock)
+        return Observation(
+            log_loss, infinite, log_margin, log_time, -infinite, jnp.max(weights), pull, still
+        )
     residual, gradient = system.gradient_norm(state.theta)
     assert args.reducible is not None
     size = args.reducible.norm(residual)
     gradient_step = system.finish_step(state.theta, size, gradient)
-    log_loss = problem.log_loss(system.coefficients(state.theta))
-    return Observation(log_loss, size, -infinite, log_time, gradient_step, 0 * size)
+    beta = system.coefficients(state.theta)
+    log_loss = problem.log_loss(beta)
+    # By Euler's theorem J Theta = L * predictions: the right-hand side bounds |J| |P r| from below.
+    predicted = args.reducible.norm(problem.predictions(beta))
+    still = gradient * jnp.linalg.norm(state.theta) <= _noise(system) * predicted * size
+    still = still & _is_settled(s, state, args, clock)
+    return Observation(
+        log_loss, size, -infinite, log_time, gradient_step, 0 * size, infinite, still
+    )
+
+
+def _noise(system):
+    """The depth, times a relative size of gradients that is all rounding."""
+    return 100 * max(system.depth, 1) * jnp.finfo(system.problem.y.dtype).eps
+
+
+def _is_settled(s, state, args, clock):
+    """Whether no parameter would notice as much time again as has passed.
+
+    Relative to each parameter: a gradient of 1e-50 still revives a parameter of 1e-50, and the flow
+    then leaves a saddle.
+    """
+    velocity = clock.velocity(s, state, args).theta
+    small = float(jnp.finfo(state.theta.dtype).eps) ** 0.5 * jnp.abs(state.theta)
+    return (s > 0) & jnp.all((velocity == 0) | (jnp.abs(velocity) * s <= small))
 
 
 def log_or_minus_infinity(value: Array) -> Array:
@@ -123,6 +154,7 @@ def invariant_drift(system: System, state: ClockState, initial: ClockState) -> S
     scales = [end.log_scale for end in (state, initial)]
     norms = [_log_norm(network) + scale for network, scale in zip(networks, scales, strict=True)]
     log_unit = jnp.maximum(*norms)
+    log_unit = jnp.where(log_unit > -jnp.inf, log_unit, 0.0)  # the zero network conserves zeros
     now, before = (
         conserved_quantities(scaled(network, jnp.exp(scale - log_unit)))
         for network, scale in zip(networks, scales, strict=True)
@@ -341,6 +373,8 @@ def _join(args, initial, options, status, segments):
                 for segment, floor in zip(segments, floors, strict=True)
             ]
         )
+        if options.save_steps and options.finish is None:  # else: before and after the finish
+            valid = valid & (jnp.concatenate([part.saved_s for part in segments]) < last.s)
         order = jnp.argsort(~valid, stable=True)
         count = options.save_at.shape[0] if options.save_at is not None else order.shape[0]
         order = order[:count]

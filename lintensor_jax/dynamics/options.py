@@ -16,7 +16,14 @@ from ..networks import AbstractNetwork, scaled
 from ..problems import AbstractProblem, AbstractSquaredProblem, Classification
 from .clocks import AbstractClock, LogArcLength, PhysicalTime
 from .finish import GaussNewton
-from .stopping import AbstractStop, FloatWall, StopAtMargin, StopAtResidual
+from .stopping import (
+    AbstractStop,
+    FloatWall,
+    NotSeparable,
+    StandsStill,
+    StopAtMargin,
+    StopAtResidual,
+)
 from .system import System
 
 
@@ -78,7 +85,8 @@ def fill_options(
         _instance(stop, AbstractStop, "stop", "lintensor_jax.StopAtResidual(1e-9)")
         stop.check(problem, dtype)
     if not squared:
-        stop = stop | FloatWall.of(dtype)
+        stop = stop | FloatWall.of(dtype) | NotSeparable.of(dtype)
+    stop = stop | StandsStill()
 
     if isinstance(finish, EllipsisType):
         finish = GaussNewton() if squared else None
@@ -92,8 +100,11 @@ def fill_options(
     default_rtol = 1e-8 if eps < 1e-12 else 1e-5
     rtol = _tolerance(default_rtol if rtol is None else rtol, "rtol", 32 * eps, dtype)
     if atol is None:
-        # Saddles amplify absolute errors: with parameters of size alpha, atol is rtol * alpha.
-        atol = rtol * (jnp.max(jnp.abs(theta)) if isinstance(clock, PhysicalTime) else 1.0)
+        # Saddles amplify absolute errors: with parameters of size alpha, atol is rtol * alpha. On a
+        # unit sphere too: parameters that stay behind at alpha must not be lost below atol.
+        atol = rtol * jnp.max(jnp.abs(theta))
+        if isinstance(clock, LogArcLength):
+            atol = jnp.minimum(atol, rtol)
     else:
         atol = _tolerance(atol, "atol", 0.0, dtype)
     if not isinstance(max_steps, int) or max_steps < 1:

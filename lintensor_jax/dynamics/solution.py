@@ -22,8 +22,9 @@ class FlowSolution(eqx.Module):
     """A gradient flow, driven to where it stopped. `print` it to read what happened.
 
     Arrays with a leading axis have one entry per saved time, and the last entry is the flow's end
-    (after the finish, if there was one). Under `jax.vmap` or `jax.jit`, saved times beyond the end
-    cannot be cut off: they repeat the end, and `reached` marks the entries before it.
+    (after the finish, if there was one; saved steps then include the end before it). Under
+    `jax.vmap` or `jax.jit`, saved times beyond the end cannot be cut off: they repeat the end, and
+    `reached` marks the entries before it.
 
     - `network`: the final network; `unfinished_network` the one before the finish.
     - `clock_time` (T,), `log_time` (T,): the clock's variable, and log of the physical time.
@@ -37,8 +38,8 @@ class FlowSolution(eqx.Module):
       and for a finish "finish_step" (relative size), "finish_residual", "finish_accepted".
     """
 
-    network: eqx.Module
-    unfinished_network: eqx.Module
+    network: Any  # of the type that was given
+    unfinished_network: Any  # of the type that was given
     clock_time: Float[Array, " T"]
     coefficients: Float[Array, "T ..."]
     log_loss: Float[Array, " T"]
@@ -115,7 +116,9 @@ class FlowSolution(eqx.Module):
         ]
         if isinstance(self.problem, Classification):
             assert self.log_margin is not None
-            lines.append(f"  smallest margin  {_power_of_ten(self.log_margin[last])}")
+            wrong = float(self.log_margin[last]) == -np.inf
+            margin = "not positive" if wrong else _power_of_ten(self.log_margin[last])
+            lines.append(f"  smallest margin  {margin}")
         stats = {key: np.asarray(value) for key, value in self.stats.items()}
         lines.append(
             f"  steps            {stats['num_steps']} ({stats['num_rejected_steps']} rejected, "
@@ -231,14 +234,19 @@ def _solution(args, initial, options, end):
         stats["finish_accepted"] = accepted
         network = system.network(jnp.where(accepted, finish.theta, theta))
         beta = network.linear_coefficients()
-        saved["coefficients"] = saved["coefficients"].at[-1].set(beta)
-        saved["log_loss"] = saved["log_loss"].at[-1].set(system.problem.log_loss(beta))
+        finished: dict[str, Any] = {
+            "coefficients": beta,
+            "log_loss": system.problem.log_loss(beta),
+        }
         if options.observe is not None:
-            saved["observed"] = jax.tree.map(
-                lambda all_, last: all_.at[-1].set(last),
-                saved["observed"],
-                options.observe(network),
-            )
+            finished["observed"] = options.observe(network)
+        before = end.reached.at[-1].set(False)
+
+        def with_end(along, last):
+            return jnp.where(before.reshape(-1, *(1,) * (along.ndim - 1)), along, last)
+
+        for name, last in finished.items():
+            saved[name] = jax.tree.map(with_end, saved[name], last)
     return FlowSolution(
         network=network,
         unfinished_network=unfinished,

@@ -31,7 +31,14 @@ class FlowStatus(eqx.Enumeration):
         "the margins decides the softmax between them: no further digit of the direction can be "
         "had by integration in this precision"
     )
-    stationary = "the gradient is exactly zero: the flow stands still"
+    not_separable = (
+        "the loss is at its minimum, which is positive: the gradient with respect to the linear "
+        "coefficients has vanished, which no classifier with a positive margin allows"
+    )
+    stationary = (
+        "the gradient is zero to rounding: the flow stands still, short of what was asked for "
+        "(dead coordinates, a bottleneck that the targets do not fit through, or a saddle)"
+    )
     max_steps = "the step budget was spent before any stop rule was met"
     non_finite = "the start is not finite, or the flow left the range of floating-point numbers"
     solver_failed = "the solver's inner iteration failed to converge"
@@ -43,6 +50,7 @@ STATUS_NAMES = (
     "margin",
     "time",
     "float_wall",
+    "not_separable",
     "stationary",
     "max_steps",
     "non_finite",
@@ -64,6 +72,8 @@ class Observation(NamedTuple):
     log_time: Scalar
     gradient_step: Scalar  # |P r|^2/|grad L| over |theta|: the Gauss-Newton step, estimated
     largest_weight: Scalar  # of the softmax over samples
+    coefficient_gradient: Scalar  # |sum_i p_i z_i| / max|z_i|, p that softmax; classification only
+    still: Bool[Array, ""]  # the gradient is zero to rounding
 
 
 class AbstractStop(eqx.Module):
@@ -177,7 +187,7 @@ class StopAtMargin(AbstractStop):
     **Arguments**
 
     - `value`: the margin, positive. Where several samples share the smallest margin, float64 has
-      a wall near margin 2e6 (`FlowStatus.float_wall`).
+      a wall near margin 1e8 (`FlowStatus.float_wall`).
     """
 
     value: Scalar | float
@@ -226,16 +236,16 @@ class FloatWall(AbstractStop):
 
     With one support vector the softmax is decided and any margin is fine. With several, the
     direction's motion hangs on differences of margins of order one, which carry the margin's own
-    rounding; the implicit method needs ever more steps from margin 1e6 on, and past 0.03/sqrt(eps)
-    (float64: 2e6) some flows need thousands.
+    rounding; the implicit method needs ever more steps from margin 1e7 on, and past 2/sqrt(eps)
+    (float64: 1.3e8) some flows need thousands.
     """
 
     log_margin: Scalar | float
 
     @staticmethod
     def of(dtype: np.dtype) -> "FloatWall":
-        """The wall of a floating type: 0.03/sqrt(eps)."""
-        return FloatWall(float(np.log(0.03) - 0.5 * np.log(np.finfo(dtype).eps)))
+        """The wall of a floating type: 2/sqrt(eps)."""
+        return FloatWall(float(np.log(2) - 0.5 * np.log(np.finfo(dtype).eps)))
 
     def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
         """The margin is beyond the wall, and the softmax undecided."""
@@ -244,6 +254,40 @@ class FloatWall(AbstractStop):
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """Internal: always applies to classification."""
+
+
+class NotSeparable(AbstractStop):
+    """The minimum of the loss on data that no beta separates; part of every classification flow.
+
+    With weights p >= 0 that sum to one, |sum_i p_i z_i| bounds the margin of every beta of norm
+    one. Where it is zero to rounding, no flow goes anywhere; at a saddle on the way it is not zero.
+    """
+
+    value: Scalar | float
+
+    @staticmethod
+    def of(dtype: np.dtype) -> "NotSeparable":
+        """4 sqrt(eps): a gradient that every flow in this precision reaches."""
+        return NotSeparable(4 * float(np.finfo(dtype).eps) ** 0.5)
+
+    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+        """Some margin is not positive, and the gradient is gone."""
+        met = (seen.log_margin == -jnp.inf) & (seen.coefficient_gradient <= self.value)
+        return [(FlowStatus.not_separable, met)]
+
+    def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
+        """Internal: always applies to classification."""
+
+
+class StandsStill(AbstractStop):
+    """The end of a flow that cannot move; part of every flow."""
+
+    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+        """The gradient is zero to rounding."""
+        return [(FlowStatus.stationary, seen.still)]
+
+    def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
+        """Internal: applies to every problem."""
 
 
 def _members(stop):

@@ -14,6 +14,7 @@ from types import ModuleType
 
 EXPERIMENTS = {
     "yun2021": "yun2021",
+    "yun2021-regression": "yun2021_regression",
 }
 
 

@@ -1,5 +1,13 @@
 """Predictions: every theorem as a limit, a bound or a certificate. Knows nothing of `dynamics`."""
 
+from .assumptions import Assumption as Assumption
+from .interpolation import InterpolationLimit as InterpolationLimit
+from .interpolation import commuting_sensing_limit as commuting_sensing_limit
+from .interpolation import diagonal_limit as diagonal_limit
+from .interpolation import even_convolution_limit as even_convolution_limit
+from .interpolation import large_scale_weights as large_scale_weights
+from .interpolation import limit_point as limit_point
+from .interpolation import small_scale_weights as small_scale_weights
 from .margins import MaxMargin as MaxMargin
 from .margins import NonSeparableError as NonSeparableError
 from .margins import Separability as Separability
@@ -8,6 +16,10 @@ from .margins import max_margin as max_margin
 from .min_norm import InconsistentEquationsError as InconsistentEquationsError
 from .min_norm import MinNorm as MinNorm
 from .min_norm import min_norm as min_norm
+from .mirror_limits import bregman_projection as bregman_projection
+from .mirror_limits import differential_limit as differential_limit
+from .mirror_limits import two_layer_diagonal_limit as two_layer_diagonal_limit
+from .mirror_limits import two_layer_limit as two_layer_limit
 from .neuron import NeuronLimit as NeuronLimit
 from .neuron import single_neuron_limit as single_neuron_limit
 from .norms import FourierL1Norm as FourierL1Norm
@@ -18,5 +30,9 @@ from .norms import L21Norm as L21Norm
 from .norms import LpNorm as LpNorm
 from .norms import NuclearNorm as NuclearNorm
 from .norms import WeightedL2Norm as WeightedL2Norm
+from .predict import predict as predict
+from .prediction import ExponentialDecay as ExponentialDecay
+from .prediction import HarmonicDecay as HarmonicDecay
+from .prediction import Prediction as Prediction
 from .regression import TwoLayerLimit as TwoLayerLimit
 from .regression import limit_point_two_layer as limit_point_two_layer

@@ -1,0 +1,210 @@
+"""What the theorems assume, measured on a network's current parameters and a problem's data."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike
+
+from ..networks import (
+    AssumptionFails,
+    ConvolutionalNetwork,
+    DiagonalNetwork,
+    OrthogonalDecomposition,
+)
+from ..networks.decomposition import decomposition_of
+
+YUN = "Yun et al. 2021"
+# Zeros and equalities may be off by the rounding of parameters and data that were computed.
+_ROUNDING_ULPS = 256
+
+
+def _as_verdict(holds):
+    return None if holds is None else bool(holds)
+
+
+class Assumption(eqx.Module):
+    """One assumption of a theorem, and whether a network and a problem satisfy it.
+
+    - `statement`: in words.
+    - `value`: what was measured: a number, a tuple of integers, a word, or None where there is
+      nothing to measure before the flow has run.
+    - `holds`: True, False, or None where it cannot be known before the flow has run.
+    - `source`: paper and statement.
+    """
+
+    statement: str = eqx.field(static=True)
+    value: Any = eqx.field(static=True)
+    holds: bool | None = eqx.field(static=True, converter=_as_verdict)
+    source: str = eqx.field(static=True)
+
+    def __str__(self) -> str:
+        """`[holds] statement: value (source)`; FAILS or open in the other cases."""
+        verdict = {True: "holds", False: "FAILS", None: "open "}[self.holds]
+        return f"[{verdict}] {self.statement}: {self.shown_value} ({self.source})"
+
+    @property
+    def shown_value(self) -> str:
+        """The measured value as text."""
+        if self.value is None:
+            return "not measurable before the flow"
+        return f"{self.value:.6g}" if isinstance(self.value, float) else str(self.value)
+
+
+def rounding(array: ArrayLike) -> float:
+    """What counts as zero, relative to the largest entry of `array`."""
+    return _ROUNDING_ULPS * float(jnp.finfo(jnp.asarray(array).dtype).eps)
+
+
+def violated(error: AssumptionFails, source: str) -> Assumption:
+    """The assumption that raised `error`."""
+    return Assumption(error.violated, error.value, False, source)
+
+
+def underdetermined(rows: ArrayLike, source: str) -> tuple[Assumption, Assumption]:
+    """At most as many samples as coefficients, and none of them dependent on the others.
+
+    `rows`: shape (n, d). The value of the second is the smallest singular value over the largest;
+    0 if n > d.
+    """
+    rows = np.asarray(rows)
+    n, d = rows.shape
+    sizes = np.linalg.svd(rows, compute_uv=False)
+    ratio = float(sizes[-1] / sizes[0]) if n <= d and sizes[0] > 0 else 0.0
+    return (
+        Assumption("at most as many samples as coefficients, (n, d)", (n, d), n <= d, source),
+        Assumption(
+            "X has full row rank: its smallest over its largest singular value",
+            ratio,
+            ratio > max(n, d) * float(np.finfo(rows.dtype).eps),
+            source,
+        ),
+    )
+
+
+class Components(eqx.Module):
+    """A network in the coordinates of Assumption 1 (Yun et al. 2021).
+
+    - `values`: shape (L, m); row l is U_l^T v_l, real or complex.
+    - `S`: shape (m, d), or None for the identity.
+    - `assumptions`: that it has such coordinates, as measured.
+    - `tolerance`: what counts as zero, relative to the largest value.
+    """
+
+    values: Any
+    S: Any
+    assumptions: tuple[Assumption, ...]
+    tolerance: float = eqx.field(static=True)
+
+    @property
+    def is_real(self) -> Assumption:
+        """That S and all U_l are real, as Theorem 5 asks; value: the largest imaginary part.
+
+        Relative to the largest entry of S.
+        """
+        S = np.zeros(1) if self.S is None else np.asarray(self.S)
+        value = float(np.max(np.abs(np.imag(S))) / np.max(np.abs(S))) if S.any() else 0.0
+        is_real = not np.iscomplexobj(S) and not np.iscomplexobj(self.values)
+        return Assumption("S and U_1, ..., U_L are real", value, is_real, f"{YUN}, Theorem 5")
+
+
+def components_of(network: Any) -> Components:
+    """The network's components along its singular vectors; AssumptionFails where it has none."""
+    source = f"{YUN}, Assumption 1"
+    statement = "the data tensor is orthogonally decomposable, relative error"
+    known = (Assumption(statement, 0.0, True, source),)
+    match network:
+        case DiagonalNetwork():
+            return Components(network.weights, None, known, rounding(network.weights))
+        case ConvolutionalNetwork() if network.is_full_length:
+            spectra = jnp.fft.ifft(jnp.stack(network.filters), norm="ortho")
+            S = network.orthogonal_decomposition().S
+            return Components(spectra, S, known, rounding(network.filters[0]))
+    if hasattr(network, "orthogonal_decomposition"):
+        found = network.orthogonal_decomposition()
+    else:
+        found = decomposition_of(network)
+    values = jnp.stack([v @ u for u, v in zip(found.bases, network.factors, strict=True)])
+    defect = _orthogonality_defect(found)
+    # A decomposition that was found numerically is as good as that test's own tolerance.
+    tolerance = float(jnp.finfo(values.dtype).eps) ** 0.5 if found.residual else rounding(values)
+    return Components(
+        values,
+        found.S,
+        (
+            Assumption(statement, found.residual, True, source),
+            Assumption("U_l^H U_l = I, largest deviation", defect, True, source),
+        ),
+        tolerance,
+    )
+
+
+def _orthogonality_defect(found: OrthogonalDecomposition) -> float:
+    bases = [np.asarray(u) for u in found.bases]
+    return max(float(np.max(np.abs(u.conj().T @ u - np.eye(u.shape[1])))) for u in bases)
+
+
+def equal_first_layers(values: ArrayLike, tolerance: float, source: str) -> tuple[Assumption, ...]:
+    """Theorem 5's start v_l = alpha U_l eta (l < L), v_L = 0, from rows `values` = U_l^T v_l.
+
+    Signs may differ from layer to layer: they can be moved into S.
+    """
+    sizes = np.abs(np.asarray(values))
+    largest = sizes.max() if sizes.any() else 1.0
+    difference = float(np.max(np.abs(sizes[:-1] - sizes[0])) / largest)
+    last = float(np.max(sizes[-1]) / largest)
+    smallest = float(np.min(sizes[0]))
+    return (
+        Assumption(
+            "the first L-1 layers are equal up to signs, largest difference over largest weight",
+            difference,
+            difference <= tolerance,
+            source,
+        ),
+        Assumption(
+            "the last layer is zero, its largest weight over the largest of all",
+            last,
+            last <= tolerance,
+            source,
+        ),
+        Assumption(
+            "eta_j^2 >= lambda > 0 for the start alpha eta of the first layers, alpha^2 lambda",
+            smallest**2,
+            smallest > tolerance * float(np.max(sizes[0])),
+            source,
+        ),
+    )
+
+
+def smallest_layer(values: ArrayLike, tolerance: float, source: str) -> Assumption:
+    """Theorem 2's initial condition; the last layer plays the small one if it can (Remark 2)."""
+    squares = np.abs(np.asarray(values)) ** 2
+    depth = len(squares)
+    gaps = [
+        float(np.min(np.delete(squares, layer, axis=0) - squares[layer])) for layer in range(depth)
+    ]
+    small = max(range(depth), key=lambda layer: (gaps[layer], layer))
+    if gaps[-1] > tolerance * squares.max():
+        small = depth - 1
+    remark = "" if small == depth - 1 else f" (Remark 2; for the last layer {gaps[-1]:.6g})"
+    return Assumption(
+        "|U_l^T v_l|_j^2 - |U_k^T v_k|_j^2 >= alpha^2 lambda > 0 for the smallest layer "
+        f"k = {small + 1} of {depth}{remark}, all l != k and j, alpha^2 lambda",
+        gaps[small],
+        gaps[small] > tolerance * squares.max(),
+        source,
+    )
+
+
+def two_layer_gap(first: ArrayLike, second: ArrayLike, tolerance: float) -> Assumption:
+    """That no coordinate of two layers a, b is balanced; value min_j |a_j^2 - b_j^2|."""
+    a, b = np.asarray(first), np.asarray(second)
+    gap = float(np.min(np.abs((a - b) * (a + b))))
+    largest = max(np.max(np.abs(a)), np.max(np.abs(b))) ** 2
+    return Assumption(
+        "no coordinate of the two layers is balanced, min |a_j^2 - b_j^2|",
+        gap,
+        bool(gap > tolerance * largest),
+        "Woodworth et al. 2020; Azulay et al. 2021",
+    )

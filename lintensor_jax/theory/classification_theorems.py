@@ -1,0 +1,249 @@
+"""What is known about the limit directions of classification flows, most specific first."""
+
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..losses import ExponentialLoss
+from ..networks import (
+    AssumptionFails,
+    ConvolutionalNetwork,
+    DiagonalNetwork,
+    DifferentialDiagonalNetwork,
+    FullyConnectedNetwork,
+)
+from ..problems import Classification, Regression
+from .assumptions import YUN, Assumption, components_of, rounding, smallest_layer, violated
+from .fully_connected import convergence_conditions
+from .margins import MarginPrecisionError, is_separable, max_margin
+from .norms import FourierL1Norm, L1Norm, L2Norm, L21Norm
+from .prediction import Candidate, Conclusion, HarmonicDecay, Kind, nothing_to_conclude
+from .regression import limit_point_two_layer
+from .regression_theorems import is_tensor_network, log_loss
+
+
+def classification_candidates(network: Any, problem: Classification) -> Iterator[Candidate]:
+    """The theorems about this architecture on `Classification`."""
+    if isinstance(network, DifferentialDiagonalNetwork) or not is_tensor_network(network):
+        return
+    separable, margin = _separability(problem)
+    if problem.X.shape[0] == 1 and network.depth == 2:
+        yield from _one_sample(network, problem, separable)
+    if isinstance(network, FullyConnectedNetwork):
+        yield _fully_connected(network, problem, separable, margin)
+    else:
+        yield _orthogonal(network, problem, separable, margin)
+        yield from _singular_vectors(network, problem, separable)
+
+
+def _separability(problem):
+    source = f"{YUN}, section 4"
+    statement = "the data are linearly separable, l2 margin max_w min_i y_i <x_i, w> / |w|"
+    try:
+        found = is_separable(problem)
+    except MarginPrecisionError:
+        statement += " (too small for float64 to tell)"
+        return Assumption(statement, None, False, source), 0.0
+    margin = float(found.margin)
+    if not found.separable:
+        statement += "; a convex combination of the y_i x_i vanishes (is_separable has its weights)"
+    return Assumption(statement, margin, found.separable, source), margin
+
+
+def _converges(problem, source):
+    is_fixed = problem.X.shape[0] == 1
+    statement = "X^T r converges in direction" + (" (it is that of one sample)" if is_fixed else "")
+    return Assumption(statement, None, True if is_fixed else None, source)
+
+
+def _one_sample(network, problem, separable):
+    """Theorem 3 and Corollary 4, for singular values of any multiplicity."""
+    source = f"{YUN}, Theorem 3"
+    x, y = problem.X[0], problem.y[0]
+    first, second = network.factors
+    left, s, right = jnp.linalg.svd(network.data_tensor(x), full_matrices=False)
+    size = float(jnp.linalg.norm(s))
+    # Theorem 6 asks for the same gap, and has it for coinciding singular values, too.
+    gap = float(limit_point_two_layer(network, Regression(problem.X, problem.y)).gap)
+    zero = rounding(s) * max(float(v @ v) for v in network.factors)
+    assumptions = (
+        separable,
+        Assumption("the data tensor M(x) is not zero, its norm", size, size > 0, source),
+        Assumption(
+            "[U_1^T v_1]_j^2 - [U_2^T v_2]_j^2 >= alpha^2 lambda > 0, its mean over each singular "
+            "subspace, alpha^2 lambda",
+            gap,
+            gap > zero,
+            source,
+        ),
+    )
+    is_short = isinstance(network, ConvolutionalNetwork) and network.filters[0].shape[0] <= 2
+
+    def conclude():
+        top = s >= s[0] * (1 - jnp.sqrt(jnp.finfo(s.dtype).eps))
+        # a cosh + b sinh and a sinh + b cosh of the angle s nu, nu -> y infinity.
+        grown = jnp.where(top, left.T @ first + y * (right @ second), 0)
+        grown = grown / jnp.max(jnp.abs(grown))  # its square may underflow
+        v1, v2 = left @ grown, y * (right.T @ grown)
+        beta = jax.grad(lambda x: v1 @ network.data_tensor(x) @ v2)(x)
+        notes = ("The layers tend in direction to the top singular vectors of M(x).",)
+        if int(top.sum()) > 1:
+            notes += (
+                f"The top singular value has multiplicity {int(top.sum())}: within its subspace "
+                "the direction is that of U_1^T v_1(0) + y U_2^T v_2(0).",
+            )
+        rate = _decay(network, problem, gap * size**2, "alpha^2 lambda |s|^2", "Theorem 3")
+        return Conclusion(Kind.EXACT, beta / jnp.linalg.norm(beta), rate, notes + _tail(problem))
+
+    yield Candidate("Theorem 3 (Corollary 4)" if is_short else "Theorem 3", assumptions, conclude)
+
+
+def _fully_connected(network, problem, separable, margin):
+    source = f"{YUN}, Corollary 1"
+    conditions = convergence_conditions(network)
+    converges = all(a.holds for a in conditions)
+    below = _loss_is_small(network, problem, source)
+    if not below.holds:
+        statement = below.statement + (" (implied by Theorem 7's conditions)" if converges else "")
+        below = Assumption(statement, below.value, True if converges else None, source)
+
+    def conclude():
+        rate = None
+        if converges:
+            gap = conditions[-1].value ** (network.depth - 1)
+            constant = "(alpha^2 lambda)^(L-1) gamma^2"
+            rate = _decay(network, problem, gap * margin**2, constant, "H.1 with D.1.1")
+        limit = max_margin(problem, L2Norm()).direction
+        return Conclusion(Kind.EXACT, limit, rate, _tail(problem))
+
+    return Candidate("Corollary 1", (separable, below), conclude)
+
+
+def _loss_is_small(network, problem, source):
+    """That the loss of now already proves every sample to be classified correctly."""
+    is_exponential = isinstance(problem.margin_loss, ExponentialLoss)
+    level, name = (1.0, "1") if is_exponential else (float(np.log(2)), "log 2")
+    value = float(np.exp(min(log_loss(network, problem), 700.0)))
+    return Assumption(f"the loss is below {name} at some time, L(0)", value, value < level, source)
+
+
+def _orthogonal(network, problem, separable, margin):
+    source = f"{YUN}, Theorem 2"
+    otherwise = (
+        "Theorem 1 (Yun et al. 2021) remains: if the loss falls below 1 and X^T r converges in "
+        "direction, to u, then the layers tend in direction to singular vectors of M(-u).",
+    )
+    try:
+        found = components_of(network)
+    except AssumptionFails as error:
+        broken = violated(error, f"{YUN}, Assumption 1")
+        return Candidate("Theorem 2", (separable, broken), nothing_to_conclude, otherwise)
+    is_convolution = isinstance(network, ConvolutionalNetwork)
+    corollary = "2" if isinstance(network, DiagonalNetwork) else "3" if is_convolution else None
+    name = "Theorem 2" + (f" (Corollary {corollary})" if corollary else "")
+    start = smallest_layer(found.values, found.tolerance, source)
+    assumptions = (separable, *found.assumptions, start, _converges(problem, source))
+
+    def conclude():
+        S = found.S
+        smallest = 1.0 if S is None else float(jnp.linalg.svd(S, compute_uv=False)[-1])
+        value = start.value ** (network.depth - 1) * smallest**2 * margin**2
+        constant = "(alpha^2 lambda)^(L-1) s_min(S)^2 gamma^2"
+        rate = _decay(network, problem, value, constant, "D.1.1")
+        if network.depth == 2:
+            return _sparsest(network, found, problem)._replace(rate=rate)
+        p = f"2/{network.depth}"
+        of_rho = f"min |rho|_{{{p}}}, z = S^T rho"
+        known = {"2": f"min |z|_{{{p}}}", "3": f"min |F z|_{{{p}}}", None: of_rho}
+        notes = (
+            f"The direction is that of a stationary point z of {known[corollary]} "
+            "subject to y_i <x_i, z> >= 1; there may be several, and the start decides.",
+        )
+        # In one dimension all that separate have the same direction.
+        limit = is_separable(problem).certificate if problem.X.shape[1] == 1 else None
+        return Conclusion(Kind.STATIONARY, limit, rate, notes + _tail(problem))
+
+    return Candidate(name, assumptions, conclude, otherwise)
+
+
+def _sparsest(network, components, problem):
+    """The optimum of the l1 max-margin problem in the coordinates of Assumption 1: L = 2."""
+    S, tolerance = components.S, components.tolerance
+    if S is None:
+        found = max_margin(problem, L1Norm())
+        beta = found.direction
+    elif isinstance(network, ConvolutionalNetwork):
+        found = max_margin(problem, FourierL1Norm())
+        beta = found.direction
+    else:
+        S = _distinct_rows(S, tolerance)
+        # Re(S z)^T rho for complex rho = a + i b: pairs (a_j, b_j) are groups of two.
+        rows = problem.signed_data @ S.T
+        pairs = jnp.stack([rows.real, -rows.imag], axis=-1)
+        is_complex = jnp.iscomplexobj(S)
+        data = types.SimpleNamespace(signed_data=pairs if is_complex else rows)
+        found = max_margin(data, L21Norm() if is_complex else L1Norm())
+        rho = found.coefficients
+        beta = S.T @ (jax.lax.complex(rho[:, 0], rho[:, 1]) if is_complex else rho)
+        beta = beta.real / jnp.linalg.norm(beta.real)
+    notes = _tail(problem)
+    if found.unique is False:
+        note = "The max-margin problem has several optima; the limit is one of them."
+        return Conclusion(Kind.STATIONARY, None, None, (note, *notes))
+    if found.unique is None:
+        notes += ("It was not certified that the max-margin problem has a single optimum.",)
+    return Conclusion(Kind.EXACT, beta, None, notes)
+
+
+def _distinct_rows(S, tolerance):
+    """S without rows that are another row, or its conjugate, times a number of modulus <= 1.
+
+    Their share of rho can be moved to that row at no cost, and z stays: without them rho is as
+    unique as z.
+    """
+    rows = np.asarray(S)
+    kept = []
+    for row in rows[np.argsort(-np.linalg.norm(rows, axis=1), kind="stable")]:
+        units = [unit / np.linalg.norm(unit) for other in kept for unit in (other, other.conj())]
+        off = [np.linalg.norm(row - np.vdot(u, row) * u) for u in units]
+        if min(off, default=np.inf) > tolerance * np.linalg.norm(row):
+            kept.append(row)
+    return jnp.asarray(np.stack(kept))
+
+
+def _singular_vectors(network, problem, separable):
+    source = f"{YUN}, Theorem 1"
+    below = _loss_is_small(network, problem, source)
+    if not below.holds:  # it may yet come to hold: `otherwise` of Theorem 2 says so
+        return
+    note = "The layers tend in direction to singular vectors of M(-u), u = lim X^T r / |X^T r|."
+    yield Candidate(
+        "Theorem 1",
+        (separable, below, _converges(problem, source)),
+        lambda: Conclusion(Kind.STATIONARY, None, None, (note, *_tail(problem))),
+    )
+
+
+def _decay(network, problem, value, constant, where):
+    """The bound for the exponential loss; for the logistic loss with a smaller constant."""
+    initial = log_loss(network, problem)
+    source = f"c = {constant}; Yun et al. 2021, {where}, which print 1 + c t"
+    if not isinstance(problem.margin_loss, ExponentialLoss):
+        # |r_i| = 1 - exp(-l_i) is concave in l_i <= L(0).
+        loss = np.exp(initial)
+        value *= float(-np.expm1(-loss) / loss) ** 2
+        source += "; for the logistic loss times ((1 - exp(-L(0))) / L(0))^2"
+    return HarmonicDecay(float(value), initial, source)
+
+
+def _tail(problem):
+    if isinstance(problem.margin_loss, ExponentialLoss):
+        return ()
+    return (
+        "The theorem is stated for the exponential loss; only the tail of the loss matters to the "
+        "direction, and that of the logistic loss is the same (Ji & Telgarsky 2019).",
+    )

@@ -1,0 +1,382 @@
+"""Minimisers of separable potentials under linear equations, from large to small initial scales.
+
+Every mirror flow of regression ends at the solution of
+
+    A rho = b,   slope_j(rho_j) = [A^T nu]_j,
+
+where slope_j is the derivative of the potential's j-th term (Yun et al. 2021, eq. 67 and its KKT
+conditions in F.2.2). Neither rho nor nu alone can be the unknown: at a small initial scale rho_j
+varies over hundreds of orders of magnitude, and A^T nu lies within rounding of the end of the
+slope's range. Here rho and slope are both functions of a third coordinate z (`AbstractMirror`), and
+Newton's method runs in (z, nu) along a path of decreasing initial scales.
+"""
+
+import abc
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Scalar
+
+_MAX_ITERATIONS = 200
+# A step in z above this is shortened to it: rho is exponential in z.
+_LONGEST_STEP = 1.0
+# The path goes on to the next scale once the correction at this one is below `_ON_PATH`, and
+# doubles its stride (in the logarithm of the scale) once it is below `_NEAR_PATH`.
+_ON_PATH = 0.5
+_NEAR_PATH = 0.1
+_FIRST_STRIDE = 2.3
+_FASTEST = 4
+# Residuals below this many units of their own rounding, summed in absolute values, are taken as 0.
+_ROUNDINGS = 1
+# Pivots are chosen anew once an entry of `_Factors.E` exceeds this.
+_LARGEST_ENTRY = 4.0
+
+
+class AbstractMirror(eqx.Module):
+    """A separable potential: per entry, rho and its slope as functions of one coordinate z.
+
+    Every leaf is a floating-point array of shape () or (m,); all methods take z of shape (m,).
+    """
+
+    @abc.abstractmethod
+    def rho(self, z: Float[Array, " m"]) -> Float[Array, " m"]:
+        """The primal variable."""
+
+    @abc.abstractmethod
+    def slope(self, z: Float[Array, " m"]) -> Float[Array, " m"]:
+        """The potential's derivative at rho, in a unit that may depend on the scale."""
+
+    @abc.abstractmethod
+    def log_drho_dz(self, z: Float[Array, " m"]) -> Float[Array, " m"]:
+        """log d rho / dz."""
+
+    @abc.abstractmethod
+    def log_dslope_dz(self, z: Float[Array, " m"]) -> Float[Array, " m"]:
+        """log d slope / dz."""
+
+    @abc.abstractmethod
+    def magnified(self, log_factor: Scalar) -> "AbstractMirror":
+        """The mirror that belongs to e^log_factor times the initial scale."""
+
+    @abc.abstractmethod
+    def easy_log_factor(self, rho: Float[Array, " m"]) -> Scalar:
+        """A log_factor >= 0 from which on the mirror is nearly linear for entries like rho's."""
+
+
+class MirrorSolution(NamedTuple):
+    """What `minimize` returns.
+
+    - `rho` (m,), `nu` (n,): the minimiser and its multipliers, in the slope's unit.
+    - `z` (m,): rho's coordinate.
+    - `num_iterations`: factorisations used along the whole path.
+    - `converged`: whether the last step, at the wanted scale, was below sqrt(eps) in z.
+    - `stationarity`: max_j |slope_j - [A^T nu]_j| / max_j |slope_j|; 0 for a zero slope.
+    """
+
+    rho: Float[Array, " m"]
+    nu: Float[Array, " n"]
+    z: Float[Array, " m"]
+    num_iterations: Int[Array, ""]
+    converged: Bool[Array, ""]
+    stationarity: Scalar
+
+
+def minimize(
+    mirror: AbstractMirror, rows: Float[Array, "n m"], values: Float[Array, " n"]
+) -> MirrorSolution:
+    """Minimises the potential of `mirror` subject to rows @ rho = values.
+
+    If the equations contradict each other, `values` is replaced by its projection on the range of
+    `rows` (as gradient flow does); of several multipliers it takes the shortest. It never
+    raises: look at `converged`, `stationarity` and rows @ rho - values.
+
+    Where the slope is within rounding of the end of its range, nu has no information on rho any
+    more; z has. Then rho is the minimiser for a potential whose slopes are off by a few units of
+    rounding (a backward error), which moves rho only if the l1 problem of the limit has two
+    solutions, or nearly so.
+
+    Works under `jax.jit` and `jax.vmap`, and has implicit derivatives of first order, forward and
+    reverse, in `mirror`, `rows` and `values` (in `rows`: for full row rank).
+    """
+    mirror, rows, values = jax.tree.map(jnp.asarray, (mirror, rows, values))
+    fixed = jax.lax.stop_gradient((mirror, rows, values))
+    equations = _orthonormal(*fixed[1:])
+    end = _follow(fixed[0], equations)
+    z, nu = end.z, equations.transform.T @ end.nu
+    factors = _factorize(fixed[0], equations.rows, z, end.factors)
+    rho, nu = _at_solution(mirror, rows, values, equations, factors, z, nu)
+    # The z of rho, with its derivative; and to first order what z's own rounding had left.
+    steepness = jnp.exp(-fixed[0].log_drho_dz(z))
+    coordinate = z + steepness * (rho - mirror.rho(z))
+    slope = fixed[0].slope(z)
+    largest = jnp.max(jnp.abs(slope))
+    mismatch = jnp.max(jnp.abs(slope - fixed[1].T @ jax.lax.stop_gradient(nu)))
+    stationarity = mismatch / jnp.where(largest > 0, largest, 1)
+    return MirrorSolution(rho, nu, coordinate, end.num_iterations, end.converged, stationarity)
+
+
+class _Equations(NamedTuple):
+    """rows @ rho = values with orthonormal (or, beyond the rank, zero) rows."""
+
+    rows: Array
+    values: Array
+    transform: Array  # (k, n): what the given rows were multiplied with
+
+
+def _orthonormal(rows, values):
+    # Rows first brought to length one, so that none drowns in the rounding of a longer one.
+    lengths = jnp.linalg.norm(rows, axis=1)
+    lengths = jnp.where(lengths > 0, lengths, 1)
+    # The singular values of a wide matrix are those of a small triangle.
+    Q, R = jnp.linalg.qr((rows / lengths[:, None]).T)
+    left, sizes, right = jnp.linalg.svd(R.T, full_matrices=False)
+    right = right @ Q.T
+    kept = sizes > jnp.finfo(sizes.dtype).eps * max(rows.shape) * sizes[0]
+    # The projection on the range of the given rows; the identity where they are independent.
+    spanning = lengths[:, None] * jnp.where(kept, left, 0)
+    projected = spanning @ jnp.linalg.pinv(spanning) @ values
+    full = jnp.all(kept) & (rows.shape[0] <= rows.shape[1])
+    transform = (
+        jnp.where(kept, 1 / jnp.where(kept, sizes, 1), 0)[:, None] * (left / lengths[:, None]).T
+    )
+    right = jnp.where(kept[:, None], right, 0)
+    return _Equations(right, transform @ jnp.where(full, values, projected), transform)
+
+
+class _Factors(NamedTuple):
+    """The weighted projections of one Newton step, W = diag(drho/dslope) = e^log_unit diag(d^2).
+
+    E = basis @ rows @ diag(d) has a unit matrix in the columns `pivots`; `cholesky` is that of
+    E E^T. The pivots are the largest entries of what is left at each stage of an elimination, so
+    that E's entries are of order one: E E^T is well conditioned however widely the weights range.
+    That is why no normal matrix of the rows themselves, nor an unpivoted QR of them, will do.
+    """
+
+    d: Array
+    log_unit: Array
+    E: Array
+    basis: Array
+    pivots: Array
+    present: Array  # (k,) whether the row has a pivot at all
+    cholesky: Array
+
+
+def _factorize(mirror, rows, z, guess: _Factors | None = None):
+    """The factors at z; the pivots of `guess` are kept as long as they serve."""
+    log_weight = mirror.log_drho_dz(z) - mirror.log_dslope_dz(z)
+    log_unit = jnp.max(log_weight)
+    d = jnp.exp((log_weight - log_unit) / 2)
+    if guess is None:
+        found = _eliminate(rows, d)
+    else:
+        kept = _with_pivots(rows, d, guess.pivots, guess.present)
+        serves = jnp.max(jnp.abs(kept[0])) <= _LARGEST_ENTRY
+        found = jax.lax.cond(serves, lambda: kept, lambda: _eliminate(rows, d))
+    E, basis, pivots, present = found
+    gram = E @ E.T + jnp.diag(jnp.where(present, 0, 1).astype(E.dtype))
+    return _Factors(d, log_unit, E, basis, pivots, present, jnp.linalg.cholesky(gram))
+
+
+def _with_pivots(rows, d, pivots, present):
+    unit = jnp.eye(*(2 * rows.shape[:1]), dtype=rows.dtype)
+    both = present[:, None] & present[None, :]
+    inverse = jnp.linalg.inv(jnp.where(both, rows[:, pivots], unit))
+    basis = jnp.where(both, inverse, 0) / jnp.where(present, d[pivots], 1)[:, None]
+    columns = jnp.where(present, pivots, rows.shape[1])
+    E = (basis @ rows) * d[None, :]
+    # What rounding left there would be of order one in a row of minute weights.
+    return E.at[:, columns].set(jnp.where(both, unit, 0), mode="drop"), basis, pivots, present
+
+
+def _eliminate(rows, d):
+    k, m = rows.shape
+
+    def step(_, state):
+        table, pivots, done = state
+        # The largest entry, row by row: a maximum is much faster than an argmax over all.
+        i = jnp.argmax(jnp.where(done, -1, jnp.max(jnp.abs(table[:, :m]), axis=1)))
+        j = jnp.argmax(jnp.abs(table[i, :m]))
+        usable = ~done[i] & (table[i, j] != 0)
+        row = table[i] / jnp.where(usable, table[i, j], 1)
+        column = jnp.where(usable, table[:, j], 0).at[i].set(0)
+        table = (table - column[:, None] * row[None, :]).at[i].set(row)
+        unit = jnp.zeros_like(column).at[i].set(1)
+        table = table.at[:, j].set(jnp.where(usable, unit, table[:, j]))
+        return table, pivots.at[i].set(jnp.where(usable, j, pivots[i])), done.at[i].set(True)
+
+    table = jnp.concatenate([rows * d[None, :], jnp.eye(k, dtype=rows.dtype)], axis=1)
+    state = (table, jnp.zeros(k, int), jnp.zeros(k, bool))
+    table, pivots, _ = jax.lax.fori_loop(0, k, step, state)
+    # A row without a pivot is zero.
+    present = jnp.any(table[:, :m] != 0, axis=1)
+    table = jnp.where(present[:, None], table, 0)
+    return table[:, :m], table[:, m:], pivots, present
+
+
+def _solve_gram(factors, vector):
+    return jax.scipy.linalg.cho_solve((factors.cholesky, True), vector)
+
+
+def _range_part(factors, imbalance):
+    """E^T (E E^T)^-1 imbalance: times d, the weighted-shortest change with that effect on rows."""
+    return factors.E.T @ _solve_gram(factors, imbalance)
+
+
+def _kernel_part(factors, vector, rounding=None):
+    """(I - P) vector, with P the projection on the range of E^T.
+
+    E^T vector[pivots] is taken off first: it lies in the range, and at the pivots, where the
+    weights are the largest, nothing is then left to cancel. Of what is left, entries that are
+    within the given `rounding` of `vector` are taken as zero.
+    """
+
+    def remainder(vector, E):
+        at_pivots = jnp.where(factors.present, vector[factors.pivots], 0)
+        return vector + E.T @ at_pivots
+
+    rest = remainder(vector, -factors.E)
+    rest = rest.at[factors.pivots].multiply(jnp.where(factors.present, 0, 1))
+    if rounding is not None:
+        rest = _unless_rounding(rest, remainder(rounding, jnp.abs(factors.E)))
+    return rest - factors.E.T @ _solve_gram(factors, factors.E @ rest)
+
+
+def _unless_rounding(value, rounding):
+    # Residuals that are rounding are no reason to move; a minute entry of rho, or one whose slope
+    # is at the end of its range, would move far.
+    return jnp.where(jnp.abs(value) > _ROUNDINGS * jnp.finfo(value.dtype).eps * rounding, value, 0)
+
+
+def _multipliers(factors, slope):
+    """The nu with [rows^T nu] = slope at the pivots."""
+    d = factors.d[factors.pivots]
+    return factors.basis.T @ jnp.where(factors.present, d * slope[factors.pivots], 0)
+
+
+def _imbalance(mirror, equations, factors, z):
+    """rows @ rho - values, in the basis that `_range_part` wants, without its rounding."""
+    rho = mirror.rho(z)
+    terms = jnp.abs(rho) + jnp.abs(z) * jnp.exp(mirror.log_drho_dz(z))
+    rounding = jnp.abs(equations.rows) @ terms + jnp.abs(equations.values)
+    imbalance = factors.basis @ (equations.rows @ rho - equations.values)
+    return _unless_rounding(imbalance, jnp.abs(factors.basis) @ rounding)
+
+
+class _State(NamedTuple):
+    z: Array
+    nu: Array
+    log_factor: Array  # of the scale at which (z, nu) is meant to solve the equations
+    stride: Array
+    converged: Array
+    num_iterations: Array
+    factors: _Factors
+
+
+def _follow(mirror, equations):
+    """The path's end, at the mirror's own scale; nu belongs to the orthonormal rows."""
+    origin = jnp.zeros_like(equations.rows[0])
+    linear = _factorize(mirror, equations.rows, origin)
+    log_factor = mirror.easy_log_factor(
+        linear.d * _range_part(linear, linear.basis @ equations.values)
+    )
+    finite = jnp.isfinite(log_factor)
+
+    def step(state):
+        here = mirror.magnified(state.log_factor)
+        z, nu = state.z, state.nu
+        factors = _factorize(here, equations.rows, z, state.factors)
+        slope, dslope = here.slope(z), jnp.exp(here.log_dslope_dz(z))
+        mismatch = slope - equations.rows.T @ nu
+        rounding = jnp.abs(slope) + jnp.abs(z) * dslope + jnp.abs(equations.rows.T) @ jnp.abs(nu)
+        imbalance = _imbalance(here, equations, factors, z)
+        drho, drift = jax.jvp(
+            lambda a: (mirror.magnified(a).rho(z), mirror.magnified(a).slope(z)),
+            (state.log_factor,),
+            (jnp.ones_like(state.log_factor),),
+        )[1]
+        # Every change of z is weight * (rows^T dnu - ...) / (drho/dz): d / (drho/dz) in logarithms.
+        per_z = jnp.exp((here.log_drho_dz(z) + here.log_dslope_dz(z) + factors.log_unit) / -2)
+        unit = jnp.exp(factors.log_unit)
+        unbalanced = _kernel_part(factors, factors.d * mismatch, factors.d * rounding)
+        correction = -per_z * (unit * unbalanced + _range_part(factors, imbalance))
+        size = jnp.max(jnp.abs(correction))
+        on_path = size <= _ON_PATH
+        stride = jnp.where(size <= _NEAR_PATH, 2 * state.stride, state.stride)
+        stride = jnp.where(on_path, stride, stride / 2)
+        scaled = drho / jnp.where(factors.d > 0, factors.d, 1)
+        steeper = unit * factors.d * drift
+        rest = _kernel_part(factors, scaled - steeper, jnp.abs(scaled) + jnp.abs(steeper))
+        # The entries that keep their rho set the pace; what is much faster is brief, or noise.
+        tangent, pace = per_z * (rest - scaled), jnp.max(per_z * jnp.abs(scaled))
+        wild = jnp.max(jnp.abs(tangent)) > _FASTEST * pace
+        tangent = jnp.clip(tangent, -_FASTEST * pace, _FASTEST * pace)
+        stride = jnp.where(wild, jnp.minimum(stride, 1.0), stride)
+        move = jnp.where(on_path, -jnp.minimum(stride, state.log_factor), 0)
+        factor = jnp.where(size > _LONGEST_STEP, _LONGEST_STEP / size, 1)
+        dz = factor * correction
+        new_nu = _multipliers(factors, slope + dslope * (dz + move * tangent) + move * drift)
+        arrived = state.log_factor <= 0
+        # Newton's error is the square of its step.
+        settled = size <= jnp.sqrt(jnp.finfo(z.dtype).eps)
+        return _State(
+            z + dz + move * tangent,
+            new_nu,
+            state.log_factor + move,
+            stride,
+            arrived & settled,
+            state.num_iterations + 1,
+            factors,
+        )
+
+    def unfinished(state):
+        return ~state.converged & (state.num_iterations < _MAX_ITERATIONS)
+
+    start = _State(
+        origin,
+        jnp.zeros_like(equations.values),
+        jnp.where(finite, log_factor, 0),
+        jnp.asarray(_FIRST_STRIDE, origin.dtype),
+        jnp.zeros((), bool),
+        jnp.zeros((), int),
+        linear,
+    )
+    end = jax.lax.while_loop(unfinished, step, start)
+    return end
+
+
+@jax.custom_jvp
+def _at_solution(mirror, rows, values, equations, factors, z, nu):
+    """rho and nu; rho is corrected to first order for what z cannot resolve.
+
+    `equations`, `factors`, z and nu are constants of differentiation.
+    """
+    del rows, values
+    rho = mirror.rho(z)
+    for _ in range(2):
+        imbalance = equations.rows @ rho - equations.values
+        change = factors.d * _range_part(factors, factors.basis @ imbalance)
+        # Beyond the linear range (a row that only minute entries can balance) leave it alone.
+        small = jnp.abs(change) <= 1e-6 * (jnp.abs(rho) + jnp.max(jnp.abs(rho)))
+        rho = rho - jnp.where(jnp.all(small), change, 0)
+    return rho, nu
+
+
+@_at_solution.defjvp
+def _(primals, tangents):
+    # d rho = r + W (rows^T dnu - g), rows d rho = dvalues - drows rho, where r and g are the
+    # changes of rho and of slope (minus drows^T nu) at fixed z.
+    mirror, _, _, equations, factors, z, nu = primals
+    dmirror, drows, dvalues = tangents[:3]
+    rho, nu = _at_solution(*primals)
+    unit = jnp.exp(factors.log_unit)
+    r, g = jax.jvp(lambda m: (m.rho(z), m.slope(z)), (mirror,), (dmirror,))[1]
+    g = g - drows.T @ nu
+    scaled = r / jnp.where(factors.d > 0, factors.d, 1)
+    kernel = _kernel_part(factors, scaled - unit * factors.d * g)
+    forced = _range_part(factors, factors.basis @ equations.transform @ (dvalues - drows @ rho))
+    drho = factors.d * (kernel + forced)
+    per_weight = 1 / (unit * jnp.where(factors.d > 0, factors.d, 1))
+    dslope = g + per_weight * (kernel + forced - scaled)
+    return (rho, nu), (drho, equations.transform.T @ _multipliers(factors, dslope))

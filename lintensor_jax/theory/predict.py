@@ -1,0 +1,98 @@
+"""Which theorem covers a network and a problem, whether its assumptions hold, what it predicts."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+from jax.core import Tracer
+
+from ..networks import FullyConnectedNetwork, MatrixFactorizationNetwork
+from ..problems import AbstractProblem, Classification, MatrixSensing, Regression
+from .assumptions import Assumption
+from .classification_theorems import classification_candidates
+from .prediction import Candidate, Prediction, choose, nothing_to_conclude
+from .regression_theorems import regression_candidates, sensing_candidates
+
+
+def predict(network: eqx.Module, problem: AbstractProblem) -> Prediction:
+    """Where gradient flow from `network`'s current parameters goes, according to theory.
+
+    The theorems about this architecture and problem are tried from the most specific on; every
+    assumption is measured on the current parameters (the initial scale alpha is part of them) and
+    on the data. ``print(lt.predict(network, problem))`` explains the outcome in words. If nothing
+    applies, `.theorem`, `.limit` and `.kind` are None and `.assumptions` has the violated one with
+    its value. No flow is integrated.
+
+    - `Regression`: Yun et al. 2021, Theorem 6 (one sample, two layers), Theorem 5 with Corollaries
+      5 and 6, Theorem 7; two layers from any unbalanced start and differential networks (Woodworth
+      et al. 2020); Min et al. 2021, Proposition 10.
+    - `MatrixSensing`: Yun et al. 2021, Corollary 7.
+    - `Classification`: Yun et al. 2021, Theorem 3 with Corollary 4, Theorem 2 with Corollaries 2
+      and 3, Corollary 1, Theorem 1.
+
+    **Arguments**
+
+    - `network`: any network of this package; one's own with `data_tensor`, `factors` and
+      `with_factors` (and `depth`) is covered by the theorems on linear tensor networks.
+    - `problem`: `Regression`, `MatrixSensing` or `Classification`.
+
+    **Raises** ValueError if the two do not fit each other, for another kind of problem, or for
+    traced arrays: it runs on the host.
+    """
+    shape = _require_pair(network, problem)
+    depth = f", L = {network.depth}" if hasattr(network, "depth") else ""  # pyright: ignore
+    data = getattr(problem, "A", getattr(problem, "X", None))
+    subject = (
+        f"{type(network).__name__}{depth}, on {type(problem).__name__} with n = {data.shape[0]} "  # pyright: ignore
+        f"and coefficients of shape {shape}"
+    )
+    return choose(subject, _candidates(network, problem), _unknown(network))
+
+
+def _candidates(network: Any, problem: AbstractProblem) -> Iterator[Candidate]:
+    match problem:
+        case Regression():
+            return regression_candidates(network, problem)
+        case Classification():
+            return classification_candidates(network, problem)
+        case MatrixSensing() if isinstance(
+            network, MatrixFactorizationNetwork | FullyConnectedNetwork
+        ) and all(w.shape == problem.coefficient_shape for w in network.weights):
+            return sensing_candidates(network, problem)
+    return iter(())
+
+
+def _unknown(network):
+    architecture = Assumption(
+        "an architecture and a problem that some theorem is about",
+        type(network).__name__,
+        False,
+        "this package",
+    )
+    return Candidate("any theorem known here", (architecture,), nothing_to_conclude)
+
+
+def _require_pair(network, problem):
+    if not isinstance(problem, Regression | Classification | MatrixSensing):
+        raise ValueError(
+            "predict: problem must be a Regression, a MatrixSensing or a Classification, got "
+            f"{type(problem).__name__}; theory knows no other losses."
+        )
+    if not hasattr(network, "linear_coefficients"):
+        raise ValueError(
+            "predict: network must have linear_coefficients(), got "
+            f"{type(network).__name__}; see lintensor_jax.AbstractNetwork."
+        )
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((network, problem))):
+        raise ValueError(
+            "predict: network and problem must hold concrete arrays, got traced ones; call it "
+            "outside jit, grad and vmap (the limits alone can be traced, see lintensor_jax.theory)."
+        )
+    shape = network.linear_coefficients().shape
+    if shape != problem.coefficient_shape:
+        raise ValueError(
+            "predict: network and problem must agree on the shape of the coefficients, got "
+            f"{shape} and {problem.coefficient_shape}; change the one or the other."
+        )
+    return shape

@@ -1,0 +1,305 @@
+"""What is known about the limits of regression flows, most specific first."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..networks import (
+    AssumptionFails,
+    ConvolutionalNetwork,
+    DiagonalNetwork,
+    DifferentialDiagonalNetwork,
+    FullyConnectedNetwork,
+    MatrixFactorizationNetwork,
+    sensing_decomposition,
+)
+from ..problems import AbstractSquaredProblem, MatrixSensing, Regression
+from .assumptions import (
+    YUN,
+    Assumption,
+    components_of,
+    equal_first_layers,
+    rounding,
+    two_layer_gap,
+    underdetermined,
+    violated,
+)
+from .fully_connected import fully_connected_candidates
+from .interpolation import (
+    InterpolationLimit,
+    even_convolution_condition,
+    even_decomposition,
+    limit_point,
+)
+from .mirror_limits import differential_limit, two_layer_limit
+from .prediction import Candidate, Conclusion, ExponentialDecay, Kind, nothing_to_conclude
+from .regression import limit_point_two_layer
+
+_TWO_LAYERS = "two-layer mirror flow (Woodworth et al. 2020, Azulay et al. 2021)"
+_NUCLEAR = (
+    "Conjecture (Gunasekar et al. 2017), not a prediction: as alpha -> 0 the limit is near the "
+    "minimum of the nuclear norm, lintensor_jax.min_norm(problem, lintensor_jax.NuclearNorm())."
+)
+
+
+def regression_candidates(network: Any, problem: Regression) -> Iterator[Candidate]:
+    """The theorems about this architecture on `Regression`."""
+    if isinstance(network, MatrixFactorizationNetwork):
+        network = FullyConnectedNetwork(network.weights)
+    if isinstance(network, DifferentialDiagonalNetwork):
+        yield from _differential(network, problem)
+        return
+    if is_tensor_network(network) and problem.X.shape[0] == 1 and network.depth == 2:
+        yield from _one_sample(network, problem)
+    if isinstance(network, FullyConnectedNetwork):
+        yield from fully_connected_candidates(network, problem)
+    elif is_tensor_network(network):
+        yield from _orthogonal(network, problem)
+
+
+def is_tensor_network(network: Any) -> bool:
+    """Whether it has what Theorems 2, 3, 5 and 6 speak about, and a scalar output."""
+    shown = ("data_tensor", "factors", "with_factors", "depth")
+    return all(hasattr(network, n) for n in shown) and network.linear_coefficients().ndim == 1
+
+
+def _one_sample(network, problem):
+    source = f"{YUN}, Theorem 6"
+    found = limit_point_two_layer(network, problem)
+    size = float(jnp.linalg.norm(network.data_tensor(problem.X[0])))
+    gap, nu = float(found.gap), float(found.nu)
+    zero = rounding(found.gap) * max(float(v @ v) for v in network.factors)
+    reaches = Assumption("the data tensor M(x) is not zero, its norm", size, size > 0, source)
+    condition = Assumption(
+        "[U_1^T v_1]_j^2 - [U_2^T v_2]_j^2 >= alpha^2 lambda > 0, its mean over each singular "
+        "subspace, alpha^2 lambda",
+        gap,
+        gap > zero,
+        source,
+    )
+    in_reach = Assumption(
+        "y lies in the range of g: nu = g^{-1}(y / alpha^2) is finite", nu, np.isfinite(nu), source
+    )
+    rate = ExponentialDecay(
+        2 * gap * size**2,
+        log_loss(network, problem),
+        "c = 2 alpha^2 lambda |s|^2; Yun et al. 2021, eq. 73",
+    )
+    exact = Conclusion(Kind.EXACT, found.coefficients)
+    yield Candidate("Theorem 6", (reaches, condition), lambda: exact._replace(rate=rate))
+    extended = "g increases and d nu/dt = y - g(nu), so the flow converges wherever y is in reach."
+    yield Candidate(
+        "Theorem 6 (extended to any start from which y is in reach)",
+        (reaches, in_reach),
+        lambda: exact._replace(notes=(extended,)),
+    )
+
+
+def _orthogonal(network, problem):
+    data = underdetermined(problem.X, f"{YUN}, section 5")
+    name = "Theorem 5"
+    if isinstance(network, ConvolutionalNetwork) and network.is_full_length:
+        yield from _even_convolution(network, problem, data)
+        return
+    try:
+        found = components_of(network)
+    except AssumptionFails as error:
+        broken = violated(error, f"{YUN}, Assumption 1")
+        yield Candidate(name, (broken, *data), nothing_to_conclude)
+        return
+    setting = (*found.assumptions, found.is_real, *data)
+    if isinstance(network, DiagonalNetwork):
+        name, setting = "Theorem 5 (Corollary 5)", data
+    S = found.S
+    yield from _interpolation(
+        name,
+        setting,
+        found.values,
+        problem.X if S is None else problem.X @ S.T,
+        problem,
+        lambda rho: rho if S is None else S.T @ rho,
+        found.tolerance,
+        log_loss(network, problem),
+    )
+
+
+def _even_convolution(network, problem, data):
+    source = f"{YUN}, Corollary 6"
+    start = even_convolution_condition(network, problem)
+    evenness = tuple(
+        Assumption(
+            f"{what} even, x_j = x_(d-j): the largest odd part over the largest entry",
+            value,
+            value <= start.tolerance,
+            source,
+        )
+        for what, value in (
+            ("all data are", start.odd_data),
+            ("all filters are", start.odd_parameters),
+        )
+    )
+    pairs = [even_decomposition(w, network.depth) for w in network.filters]
+    S = pairs[0][0]
+    yield from _interpolation(
+        "Theorem 5 (Corollary 6)",
+        (*evenness, *data),
+        jnp.stack([values for _, values in pairs]),
+        problem.X @ S.T,
+        problem,
+        lambda rho: S.T @ rho,
+        start.tolerance,
+        log_loss(network, problem),
+    )
+
+
+def sensing_candidates(network: Any, problem: MatrixSensing) -> Iterator[Candidate]:
+    """The theorems about this architecture on `MatrixSensing`: Corollary 7 and its relatives."""
+    source, name = f"{YUN}, Corollary 7", "Theorem 5 (Corollary 7)"
+    count = problem.A.shape[0]
+    try:
+        alone = sensing_decomposition(problem)
+    except AssumptionFails as error:
+        rows = underdetermined(problem.A.reshape(count, -1), source)
+        broken = (violated(error, source), *rows)
+        yield Candidate(name, broken, nothing_to_conclude, (_NUCLEAR,))
+        return
+    commuting = Assumption(
+        "symmetric sensors that commute, relative residual of the joint diagonalisation",
+        alone.residual,
+        True,
+        source,
+    )
+    layers = jnp.stack(network.weights)
+    # Layers that are diagonal in *some* common eigenbasis: where eigenvalues of all sensors
+    # coincide, the layers choose it.
+    both = MatrixSensing(
+        jnp.concatenate([problem.A, layers]), jnp.zeros(count + len(layers), layers.dtype)
+    )
+    try:
+        found = sensing_decomposition(both)
+    except AssumptionFails as error:
+        statement = f"every layer is diagonal in the sensors' common eigenbasis ({error.violated})"
+        rows = underdetermined(alone.eigenvalues, source)
+        broken = Assumption(statement, error.value, False, source)
+        yield Candidate(name, (commuting, *rows, broken), nothing_to_conclude, (_NUCLEAR,))
+        return
+    eigenvalues, values = found.eigenvalues[:count], found.eigenvalues[count:]
+    diagonal = Assumption(
+        "every layer is diagonal in the sensors' common eigenbasis, relative residual",
+        found.residual,
+        True,
+        source,
+    )
+    yield from _interpolation(
+        name,
+        (commuting, *underdetermined(eigenvalues, source), diagonal),
+        values,
+        eigenvalues,
+        problem,
+        found.coefficients,
+        max(rounding(layers), 16 * found.residual),
+        log_loss(network, problem),
+    )
+
+
+def _interpolation(
+    name: str,
+    setting: tuple[Assumption, ...],
+    values: Float[Array, "L m"],
+    rows: Float[Array, "n m"],
+    problem: AbstractSquaredProblem,
+    lift: Callable[[Array], Array],
+    tolerance: float,
+    initial: float,
+) -> Iterator[Candidate]:
+    """Theorem 5, then any two layers, for the diagonal network `values` on measurements `rows`."""
+    depth = len(values)
+    start = equal_first_layers(values, tolerance, f"{YUN}, Theorem 5")
+
+    def limit_of(found: InterpolationLimit, signs, gap):
+        if not found.converged:
+            note = f"The minimiser was not found: stationarity {float(found.stationarity):.3g}."
+            return Conclusion(Kind.EXACT, None, rate(gap), (note,))
+        return Conclusion(Kind.EXACT, lift(signs * found.rho), rate(gap))
+
+    def rate(gap):
+        smallest = float(np.linalg.svd(np.asarray(rows), compute_uv=False)[-1])
+        return ExponentialDecay(
+            2 * gap ** (depth - 1) * smallest**2,
+            initial,
+            "c = 2 (alpha^2 lambda)^(L-1) s_min(X S^T)^2; Yun et al. 2021, eq. 61-62",
+        )
+
+    def theorem_5():
+        # Signs of the first layers belong to S: then all of them equal |eta|.
+        signs = jnp.prod(jnp.sign(values[:-1]), axis=0)
+        alpha = jnp.max(jnp.abs(values[0]))
+        eta = jnp.abs(values[0]) / alpha
+        found = limit_point(None, rows * signs[None, :], problem.y, depth, alpha, eta)
+        return limit_of(found, signs, start[-1].value)
+
+    def two_layers():
+        found = two_layer_limit(None, rows, problem.y, values[0], values[1])
+        return limit_of(found, 1.0, unbalanced.value)
+
+    yield Candidate(name, (*setting, *start), theorem_5)
+    if depth == 2:
+        unbalanced = two_layer_gap(values[0], values[1], tolerance)
+        yield Candidate(_TWO_LAYERS, (*setting, unbalanced), two_layers)
+
+
+def _differential(network, problem):
+    source = "Woodworth et al. 2020, Theorems 1 and 3"
+    depth, plus, minus = network.depth, network.positive, network.negative
+    data = underdetermined(problem.X, source)
+    if depth % 2 == 0:
+        plus, minus = jnp.abs(plus), jnp.abs(minus)
+    largest = float(max(jnp.max(jnp.abs(plus)), jnp.max(jnp.abs(minus)))) or 1.0
+    difference = float(jnp.max(jnp.abs(plus - minus))) / largest
+    smallest = float(jnp.min(jnp.abs(plus)))
+    zero = rounding(plus)
+    start = (
+        Assumption(
+            "w_+ = w_-, largest difference over largest weight",
+            difference,
+            difference <= zero,
+            source,
+        ),
+        Assumption("no weight is zero, smallest |w_+|", smallest, smallest > 0, source),
+    )
+    smallest_x = float(np.linalg.svd(np.asarray(problem.X), compute_uv=False)[-1])
+
+    def conclude(found, product):
+        rate = ExponentialDecay(
+            4 * depth**2 * product ** (depth - 1) * smallest_x**2,
+            log_loss(network, problem),
+            "c = 4 D^2 (alpha^2 lambda)^(D-1) s_min(X)^2: |grad L|^2 >= c L, as u_+^(2-D) + "
+            "u_-^(2-D) (for D = 2: u_+ u_-) is conserved",
+        )
+        return Conclusion(Kind.EXACT, found.coefficients, rate)
+
+    def equal():
+        alpha = jnp.max(jnp.abs(plus))
+        found = differential_limit(problem.X, problem.y, depth, alpha, jnp.abs(plus) / alpha)
+        return conclude(found, smallest**2)
+
+    yield Candidate("Theorems 1 and 3 of Woodworth et al. 2020", (*data, *start), equal)
+    if depth == 2:
+        # (u_+ + u_-) (u_+ - u_-) is a product of two layers, with the flow of time doubled.
+        first, second = plus + minus, plus - minus
+        unbalanced = two_layer_gap(first, second, zero)
+        yield Candidate(
+            _TWO_LAYERS,
+            (*data, unbalanced),
+            lambda: conclude(
+                two_layer_limit(None, problem.X, problem.y, first, second), unbalanced.value / 4
+            ),
+        )
+
+
+def log_loss(network: Any, problem: Any) -> float:
+    """log L(0)."""
+    return float(problem.log_loss(network.linear_coefficients()))

@@ -1,0 +1,388 @@
+"""`predict`: the theorem it names, what it measures, and its limits against simulated flows."""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lintensor_jax as lt
+from lintensor_jax.initialization import gaussian
+from lintensor_jax.initialization import matching as matching_jax
+
+# A seed for which the l1 max-margin problems below are far from having a second optimum.
+RNG = np.random.default_rng(6)
+# One shape (n, m) = (2, 4) of measurements throughout: one compilation of each limit. Even vectors
+# of length 6 have 4 free entries.
+X = RNG.standard_normal((2, 4))
+Y = np.array([1.0, -0.5])
+REGRESSION = lt.Regression(X, Y)
+ETA = np.array([0.5, 1.1, 0.8, 0.6])
+ZERO = np.zeros(4)
+FREE = RNG.standard_normal((2, 4))
+EVEN = lt.Regression(FREE[:, [0, 1, 2, 3, 2, 1]], Y)
+EVEN_W = np.array([1.5, 0.3, -0.2, 0.4, -0.2, 0.3])
+BASES = tuple(np.linalg.qr(RNG.standard_normal((5, 4)))[0] for _ in range(3))
+S = RNG.standard_normal((4, 4)) + 2 * np.eye(4)
+BASIS = np.linalg.qr(RNG.standard_normal((4, 4)))[0]
+SENSORS = np.stack([BASIS @ np.diag(x) @ BASIS.T for x in X])
+EYE = np.eye(4)
+SOLVER = diffrax.Tsit5()  # these flows are mild; it compiles fastest
+
+
+def matching(like, coefficients):
+    return matching_jax(like, jnp.asarray(coefficients))
+
+
+def coefficients(network):
+    return network.linear_coefficients()
+
+
+def sensing(*weights):
+    return lt.MatrixFactorizationNetwork(weights)
+
+
+def layers(depth):
+    """(bases, factors) with v_l = U_l eta for l < L and v_L = 0."""
+    bases = BASES[:depth]
+    return bases, (*(u @ ETA for u in bases[:-1]), np.zeros(5))
+
+
+def orthogonal(depth):
+    return lt.OrthogonalNetwork(S, *layers(depth))
+
+
+def tensor():
+    bases, factors = layers(3)
+    return lt.TensorNetwork(np.einsum("jd,aj,bj,cj->abcd", S, *bases), factors)
+
+
+def diagonal(*rows):
+    return lt.DiagonalNetwork(np.stack(rows))
+
+
+COVERED = {
+    "Theorem 5 (Corollary 5)": (diagonal(ETA, -ETA, ZERO), REGRESSION),
+    "Theorem 5 (Corollary 6)": (lt.ConvolutionalNetwork((EVEN_W, EVEN_W, 0 * EVEN_W)), EVEN),
+    "Theorem 5": (orthogonal(3), REGRESSION),
+    "Theorem 5 (Corollary 7)": (
+        sensing(0.7 * EYE, 0.7 * EYE, 0 * EYE),
+        lt.MatrixSensing(SENSORS, Y),
+    ),
+    "two-layer mirror flow": (diagonal(ETA, 1.5 * ETA), REGRESSION),
+    "Theorems 1 and 3 of Woodworth": (lt.DifferentialDiagonalNetwork(ETA, ETA, 2), REGRESSION),
+    "Theorem 6": (
+        matching(lt.ConvolutionalNetwork.zeros(4, (2, 4)), ETA),
+        lt.Regression(X[:1], Y[:1]),
+    ),
+    "Proposition 10": (
+        lt.FullyConnectedNetwork((0.3 * EYE, np.zeros((4, 2)))),
+        lt.Regression(X, np.stack([Y, 2 - Y], axis=1)),
+    ),
+}
+
+
+# One theorem for each formula of a rate: times to save at cost compilation.
+RATED = ("Theorem 5 (Corollary 5)", "Theorem 6", "Theorems 1 and 3 of Woodworth")
+
+
+def flow_of(network, problem, span=10.0):
+    """Its end; and log t, log L at four times, whose number is part of what is compiled."""
+    times = span * jnp.asarray([0.1, 0.2, 0.5, 1.0])
+    flow = lt.gradient_flow(network, problem, solver=SOLVER, saveat=times)
+    return coefficients(flow.network), flow.log_time[:-1], flow.log_loss[:-1]
+
+
+def limit_of(network, problem):
+    limit = lt.predict(network, problem).limit
+    assert limit is not None
+    return np.asarray(limit)
+
+
+def assert_loss_is_below(bound, log_time, log_loss):
+    # The flow's relative tolerance is 1e-8, on a loss that may have fallen by many decades.
+    assert np.all(np.asarray(log_loss) <= np.asarray(bound.log_bound(log_time)) + 1e-6)
+
+
+@pytest.mark.parametrize("theorem", COVERED)
+def test_exact_limits_agree_with_the_flow(theorem):
+    network, problem = COVERED[theorem]
+    prediction = lt.predict(network, problem)
+    assert str(prediction.theorem).startswith(theorem)
+    assert prediction.kind == "exact"
+    assert not any(a.holds is False for a in prediction.assumptions)
+    assert prediction.rate is not None
+    assert prediction.limit is not None
+    if theorem in RATED:
+        end, log_time, log_loss = flow_of(network, problem, 4 / prediction.rate.value)
+        assert_loss_is_below(prediction.rate, log_time, log_loss)
+    else:
+        end = coefficients(lt.gradient_flow(network, problem, solver=SOLVER).network)
+    np.testing.assert_allclose(end, prediction.limit, atol=1e-7)
+    assert "applies: the limit below is exact" in str(prediction)
+
+
+def test_signs_and_scales_of_layers_are_read_from_the_parameters():
+    limit = limit_of(diagonal(ETA, -ETA, ZERO), REGRESSION)
+    flipped = limit_of(diagonal(-ETA, ETA, ZERO), REGRESSION)
+    np.testing.assert_allclose(flipped, limit, rtol=1e-12)
+    small = diagonal(ETA, -ETA, ZERO).scaled(0.1)
+    assert np.abs(limit_of(small, REGRESSION) - limit).max() > 1e-3
+    start = lt.predict(small, REGRESSION).assumptions[-1]
+    assert start.value == pytest.approx(0.01 * ETA.min() ** 2)
+
+
+def test_the_numerical_decomposition_predicts_as_the_given_one():
+    found = lt.predict(tensor(), REGRESSION)
+    assert found.theorem == "Theorem 5"
+    # Singular vectors carry the rounding of the decomposition, 1e-14, over their gaps.
+    assert found.limit is not None
+    np.testing.assert_allclose(found.limit, limit_of(orthogonal(3), REGRESSION), rtol=1e-9)
+
+
+class OwnNetwork(eqx.Module):
+    """A diagonal network that states its data tensor and nothing else."""
+
+    factors: tuple
+    depth = 3
+
+    def linear_coefficients(self):
+        return self.factors[0] * self.factors[1] * self.factors[2]
+
+    def data_tensor(self, x):
+        return jnp.einsum("j,ja,jb,jc->abc", x, EYE, EYE, EYE)
+
+    def with_factors(self, factors):
+        return OwnNetwork(tuple(factors))
+
+
+def test_networks_of_ones_own_are_tested_for_assumption_1():
+    layers = (jnp.asarray(ETA), jnp.asarray(-ETA), jnp.zeros(4))
+    prediction = lt.predict(OwnNetwork(layers), REGRESSION)
+    assert prediction.theorem == "Theorem 5"
+    # As above: the rounding of a numerical decomposition.
+    limit = limit_of(diagonal(ETA, -ETA, ZERO), REGRESSION)
+    np.testing.assert_allclose(limit_of(OwnNetwork(layers), REGRESSION), limit, rtol=1e-9)
+
+
+def test_layers_choose_the_eigenbasis_where_sensors_leave_it_open():
+    # Both sensors have two equal eigenvalues; the layers are diagonal in one of the bases.
+    repeated = np.stack([np.diag([1.0, 1.0, 2.0, 0.5]), np.diag([0.3, 0.3, -1.0, 2.0])])
+    turn = np.eye(4)
+    turn[:2, :2] = [[0.6, -0.8], [0.8, 0.6]]
+    start = turn @ np.diag(ETA) @ turn.T
+    prediction = lt.predict(sensing(start, start, 0 * EYE), lt.MatrixSensing(repeated, Y))
+    assert prediction.theorem == "Theorem 5 (Corollary 7)"
+    rows = np.stack([np.diag(a) for a in repeated])
+    rho = limit_of(diagonal(ETA, ETA, ZERO), lt.Regression(rows, Y))
+    assert prediction.limit is not None
+    np.testing.assert_allclose(prediction.limit, turn @ np.diag(rho) @ turn.T, atol=1e-10)
+
+
+def test_any_start_of_one_sample_and_two_layers():
+    problem = lt.Regression(X[:1], Y[:1])
+    network = COVERED["Theorem 6"][0]
+    swapped = network.with_factors((0.01 * network.factors[0], network.factors[1]))
+    prediction = lt.predict(swapped, problem)
+    assert "extended" in str(prediction.theorem)
+    assert prediction.rejected[0].theorem == "Theorem 6"
+    assert prediction.violated[0].value < 0
+    end, _, _ = flow_of(swapped, problem)
+    np.testing.assert_allclose(end, limit_of(swapped, problem), atol=1e-7)
+
+
+def test_unbalanced_differential_networks_are_two_layers():
+    network = lt.DifferentialDiagonalNetwork(ETA, 0.5 * ETA[::-1], 2)
+    prediction = lt.predict(network, REGRESSION)
+    assert str(prediction.theorem).startswith("two-layer")
+    end, _, _ = flow_of(network, REGRESSION)
+    np.testing.assert_allclose(end, limit_of(network, REGRESSION), atol=1e-7)
+
+
+def test_theorem_7():
+    # Dead units are left out. From zero coefficients the limit would be exact for every alpha.
+    start = matching(lt.FullyConnectedNetwork.zeros((4, 6, 5)), ETA)
+    prediction = lt.predict(start.scaled(0.3), REGRESSION)
+    assert (prediction.theorem, prediction.kind) == ("Theorem 7", "alpha_to_zero")
+    assert prediction.limit is not None
+    np.testing.assert_allclose(prediction.limit, np.linalg.pinv(X) @ Y, rtol=1e-10)
+    # Theorem 7's rate with the 2: 2 alpha^(2L-2) lambda^(L-1) s_min(X)^2 at L = 3, lambda = 1.
+    smallest = np.linalg.svd(X, compute_uv=False)[-1]
+    assert prediction.rate is not None
+    assert prediction.rate.value == pytest.approx(2 * 0.3**4 * smallest**2)
+    far, log_time, log_loss = flow_of(start.scaled(0.3), REGRESSION)
+    assert_loss_is_below(prediction.rate, log_time, log_loss)
+    near, _, _ = flow_of(start.scaled(0.1), REGRESSION)
+    far, near = (np.abs(end - prediction.limit).max() for end in (far, near))
+    assert 1e-6 < near < 0.3 * far  # at a third of the scale
+
+
+def test_theorem_7_with_two_layers_may_be_exact():
+    prediction = lt.predict(lt.FullyConnectedNetwork((0.5 * EYE, ZERO)), REGRESSION)
+    assert prediction.theorem == "Theorem 7"
+    assert "exact for every alpha" in str(prediction)
+
+
+def test_theorem_7_without_its_conditions_keeps_the_bias_part_open():
+    network = lt.FullyConnectedNetwork((0.1 * EYE, ETA))  # |w_2| > |W_1|
+    prediction = lt.predict(network, REGRESSION)
+    assert prediction.theorem == "Theorem 7 (bias part alone)"
+    assert [a.holds for a in prediction.assumptions].count(None) == 1
+    assert prediction.violated[0].value == pytest.approx(0.01 - ETA @ ETA)
+    assert "not measurable before the flow" in str(prediction)
+
+
+GENERAL = RNG.standard_normal((4, 4, 4))
+
+
+def nonorthogonal():
+    return gaussian(lt.TensorNetwork(GENERAL, (ZERO, ZERO)), jax.random.key(0))
+
+
+DEPENDENT = np.stack([X[0], 2 * X[0]])
+TALL = RNG.standard_normal((5, 4))
+OTHER = RNG.standard_normal((2, 4, 4))
+SYMMETRIC = OTHER + OTHER.transpose(0, 2, 1)
+
+
+def relative_commutator(a, b):
+    return np.linalg.norm(a @ b - b @ a) / (2 * np.linalg.norm(a) * np.linalg.norm(b))
+
+
+def relative_asymmetry(sensors):
+    return max(np.linalg.norm(a - a.T) / (2 * np.linalg.norm(a)) for a in sensors)
+
+
+VIOLATED = {
+    "rank": (
+        diagonal(ETA, ZERO),
+        lt.Regression(DEPENDENT, [1.0, 2.0]),
+        "full row rank",
+        pytest.approx(0, abs=1e-15),
+    ),
+    "n > d": (diagonal(ETA, ZERO), lt.Regression(TALL, TALL[:, 0]), "(n, d)", (5, 4)),
+    "last layer": (
+        diagonal(ETA, ETA, 1.5 * ETA),
+        REGRESSION,
+        "the last layer is zero",
+        pytest.approx(1),
+    ),
+    "unequal layers": (
+        diagonal(ETA, ETA[::-1], ZERO),
+        REGRESSION,
+        "first L-1 layers are equal",
+        pytest.approx(np.abs(ETA - ETA[::-1]).max() / ETA.max()),
+    ),
+    "vanishing eta": (
+        diagonal(ETA * [1, 1, 0, 1], ETA * [1, 1, 0, 1], ZERO),
+        REGRESSION,
+        "eta_j^2 >= lambda > 0",
+        0.0,
+    ),
+    "balanced": (
+        diagonal(ETA, ETA),
+        REGRESSION,
+        "no coordinate of the two layers is balanced",
+        0.0,
+    ),
+    "odd data": (
+        lt.ConvolutionalNetwork((ETA[[0, 1, 2, 1]], ZERO)),
+        REGRESSION,
+        "all data are even",
+        pytest.approx(np.abs(X[:, 1] - X[:, 3]).max() / 2 / np.abs(X).max()),
+    ),
+    "odd filters": (
+        lt.ConvolutionalNetwork((ETA, ZERO)),
+        lt.Regression(X[:, [0, 1, 2, 1]], Y),
+        "all filters are even",
+        pytest.approx(abs(ETA[1] - ETA[3]) / 2 / ETA.max()),
+    ),
+    "short filters": (
+        gaussian(lt.ConvolutionalNetwork.zeros(4, (2, 4)), jax.random.key(0)),
+        REGRESSION,
+        "d <= m <= min_l k_l",
+        (4, 2),
+    ),
+    "non-commuting": (
+        sensing(EYE, 0 * EYE),
+        lt.MatrixSensing(SYMMETRIC, Y),
+        "commuting sensors",
+        pytest.approx(relative_commutator(*SYMMETRIC)),
+    ),
+    "asymmetric": (
+        sensing(EYE, 0 * EYE),
+        lt.MatrixSensing(OTHER, Y),
+        "symmetric sensors",
+        pytest.approx(relative_asymmetry(OTHER)),
+    ),
+    "layers off the basis": (
+        sensing(SYMMETRIC[0], 0 * EYE),
+        lt.MatrixSensing(SENSORS, Y),
+        "every layer is diagonal",
+        pytest.approx(max(relative_commutator(SYMMETRIC[0], a) for a in SENSORS)),
+    ),
+    "complex": (
+        lt.OrthogonalNetwork(
+            np.fft.fft(EYE, norm="ortho"),
+            (np.fft.fft(EYE, norm="ortho").conj(),) * 2,
+            (ETA, ZERO),
+        ),
+        REGRESSION,
+        "S and U_1, ..., U_L are real",
+        pytest.approx(1),
+    ),
+    "zero sample": (
+        COVERED["Theorem 6"][0],
+        lt.Regression(0 * X[:1], [0.0]),
+        "M(x) is not zero",
+        0.0,
+    ),
+    "several outputs": (
+        lt.FullyConnectedNetwork((EYE, EYE, EYE[:, :2])),
+        lt.Regression(X, X[:, :2]),
+        "a single output",
+        2,
+    ),
+    "architecture": (
+        lt.DifferentialDiagonalNetwork(ETA, ETA, 3),
+        lt.Classification(X, np.array([1.0, -1.0])),
+        "an architecture",
+        "DifferentialDiagonalNetwork",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", VIOLATED)
+def test_violated_assumptions_are_named_with_their_value(case):
+    network, problem, statement, value = VIOLATED[case]
+    prediction = lt.predict(network, problem)
+    assert (prediction.theorem, prediction.limit, prediction.kind) == (None, None, None)
+    assert any(a.holds is False for a in prediction.assumptions)
+    (broken,) = (a for a in prediction.violated if statement in a.statement)
+    assert broken.value == value
+    text = str(prediction)
+    assert "No theorem applies" in text
+    assert f"[FAILS] {broken.statement}: {broken.shown_value}" in text
+    if case in ("non-commuting", "asymmetric"):
+        assert "Conjecture" in prediction.notes[0]
+        assert "nuclear norm" in prediction.notes[0]
+
+
+def test_a_nonorthogonal_tensor_is_refused_with_its_defect():
+    prediction = lt.predict(nonorthogonal(), REGRESSION)
+    assert prediction.theorem is None
+    (broken,) = prediction.violated
+    assert "singular vectors" in broken.statement
+    assert broken.value > 0.1
+
+
+def test_bad_input_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"agree on the shape of the coefficients, got \(4,\)"):
+        lt.predict(diagonal(ETA, ZERO), EVEN)
+    with pytest.raises(ValueError, match="problem must be a Regression"):
+        lt.predict(diagonal(ETA, ZERO), X)  # pyright: ignore
+    with pytest.raises(ValueError, match="network must have linear_coefficients"):
+        lt.predict(eqx.nn.Identity(), REGRESSION)
+    with pytest.raises(ValueError, match="concrete arrays"):
+        jax.jit(lambda n: lt.predict(n, REGRESSION).limit)(diagonal(ETA, ZERO))
