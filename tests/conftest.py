@@ -1,6 +1,14 @@
 """Every test runs in float64, with implicit rank promotion refused."""
 
 import jax
+import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drop_compiled_programs():
+    """Hundreds of compiled programs in one process exhaust its memory maps, and XLA crashes."""
+    yield
+    jax.clear_caches()
