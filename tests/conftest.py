@@ -1,5 +1,7 @@
 """Every test runs in float64, with implicit rank promotion refused."""
 
+import gc
+
 import jax
 import pytest
 
@@ -12,3 +14,4 @@ def _drop_compiled_programs():
     """Hundreds of compiled programs in one process exhaust its memory maps, and XLA crashes."""
     yield
     jax.clear_caches()
+    gc.collect()
