@@ -23,6 +23,10 @@ class AbstractMarginLoss(eqx.Module):
     def log_slope(self, margin: Float[Array, "..."]) -> Float[Array, "..."]:
         """log(-l'(m))."""
 
+    @abc.abstractmethod
+    def inverse(self, log_value: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The margin m with log l(m) = `log_value`."""
+
 
 class ExponentialLoss(AbstractMarginLoss):
     """l(m) = exp(-m)."""
@@ -34,6 +38,10 @@ class ExponentialLoss(AbstractMarginLoss):
     def log_slope(self, margin: Float[Array, "..."]) -> Float[Array, "..."]:
         """log(-l'(m)) = -m."""
         return -margin
+
+    def inverse(self, log_value: Float[Array, "..."]) -> Float[Array, "..."]:
+        """m = -log l."""
+        return -log_value
 
 
 class LogisticLoss(AbstractMarginLoss):
@@ -53,3 +61,11 @@ class LogisticLoss(AbstractMarginLoss):
     def log_slope(self, margin: Float[Array, "..."]) -> Float[Array, "..."]:
         """log(-l'(m)) = -softplus(m)."""
         return -jax.nn.softplus(margin)
+
+    def inverse(self, log_value: Float[Array, "..."]) -> Float[Array, "..."]:
+        """m = -log(e^l - 1), which is -log l - l/2 + ... for l = e^log_value too small for exp."""
+        loss = jnp.exp(jnp.clip(log_value, -30.0, 6.0))
+        moderate = -jnp.log(jnp.expm1(loss))
+        small = -log_value - 0.5 * jnp.exp(jnp.minimum(log_value, -30.0))
+        large = -jnp.exp(jnp.maximum(log_value, 6.0))
+        return jnp.where(log_value < -30.0, small, jnp.where(log_value > 6.0, large, moderate))

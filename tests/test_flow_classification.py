@@ -42,9 +42,12 @@ def parameters(network):
 
 
 def flow(network, problem, **options) -> Any:
-    """`gradient_flow`, with what every flow must keep: its invariants, measured; no NaN."""
+    """`gradient_flow`, with what every flow must keep: invariants, smoothed margin; no NaN."""
     solution = lt.gradient_flow(network, problem, **options)
     assert (solution.invariant_drift <= 100 * solution.rtol).all()
+    # Lyu & Li 2020: it never falls. A new direction of relative error rtol moves it by that much.
+    assert solution.smoothed_margin_drop is not None
+    assert (solution.smoothed_margin_drop <= 10 * solution.rtol).all()
     assert jnp.isfinite(solution.direction).all()
     assert jnp.isfinite(solution.log_loss).all()
     return solution
@@ -66,6 +69,12 @@ def assert_on_trajectory(solution, reference, start):
     margins = np.array([Y * (X @ reference.coefficients(theta)) for theta in expected]).min(axis=1)
     seen = np.where(np.isneginf(solution.log_margin[1:]), 0, np.exp(solution.log_margin[1:]))
     assert np.abs(seen - np.maximum(margins, 0)).max() < 1e-7
+    norms = np.linalg.norm(expected, axis=1)
+    np.testing.assert_allclose(solution.log_norm[1:], np.log(norms), atol=1e-7)
+    correct = margins > 0
+    normalized = margins[correct] / norms[correct] ** reference.depth
+    seen = np.exp(solution.log_normalized_margin[1:][correct])
+    np.testing.assert_allclose(seen, normalized, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -36,6 +36,17 @@ def test_log_losses_for_margins_of_any_size(loss, margin):
 
 
 @pytest.mark.parametrize("loss", [lt.ExponentialLoss(), lt.LogisticLoss()], ids=str)
+def test_inverse_of_a_loss(loss):
+    # From misclassified by 700 to losses that no float holds. Each sample has its own condition:
+    # d log l/dm = l'/l, so that m is known to eps |log l| l/|l'| from log l.
+    margins = np.concatenate([-np.geomspace(700, 1e-3, 40), [0.0], np.geomspace(1e-3, 1e8, 60)])
+    log_values = loss.log_value(jnp.asarray(margins))
+    condition = np.exp(np.asarray(log_values - loss.log_slope(jnp.asarray(margins))))
+    error = np.abs(np.asarray(loss.inverse(log_values)) - margins)
+    assert (error <= 1e-15 * (1 + np.abs(margins) + condition * (1 + np.abs(log_values)))).all()
+
+
+@pytest.mark.parametrize("loss", [lt.ExponentialLoss(), lt.LogisticLoss()], ids=str)
 def test_slope_is_the_derivative_of_the_value(loss):
     """d log l / dm = l'/l = -exp(log_slope - log_value), finite at every margin."""
     margins = jnp.asarray(MARGINS + HUGE_MARGINS[:2])

@@ -139,6 +139,7 @@ def record(s: Scalar, state: ClockState, args: FlowArgs, options: FlowOptions, i
         "coefficients": beta,
         "log_loss": seen.log_loss,
         "log_time": seen.log_time,
+        "log_norm": state.log_scale + _log_norm(system.network(state.theta)),
         "invariant_drift": invariant_drift(system, state, initial),
     }
     if isinstance(system.problem, Classification):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Scalar
 from ..problems import AbstractProblem, Classification
 from .clocks import AbstractClock, ClockState, FlowArgs, PhysicalTime, log_time_unit
 from .finish import GaussNewton, run_finish
-from .integrate import integrate
+from .integrate import integrate, log_or_minus_infinity, record
 from .options import FlowOptions, fill_options
 from .stopping import STATUS_NAMES, FlowStatus, status_name
 from .system import Reducible, System
@@ -31,6 +31,9 @@ class FlowSolution(eqx.Module):
     - `coefficients` (T, d) or (T, d, m), `direction`: beta, and beta/|beta|.
     - `log_loss` (T,), `log_margin` (T,): natural logarithms; log_margin is None for regression and
       -inf while a sample is misclassified.
+    - `log_norm` (T,): log |Theta|, over all parameters.
+    - `smoothed_margin_drop`: the most that `log_smoothed_margin` has fallen from one saved time to
+      the next, the start included; along the exact flow it never falls. None for regression.
     - `invariant_drift` (T,): how far the flow's conserved quantities have moved, over the largest
       squared norm so far; measured before the finish; NaN where none are known.
     - `rtol`, `atol`: the tolerances that were used.
@@ -45,6 +48,8 @@ class FlowSolution(eqx.Module):
     log_loss: Float[Array, " T"]
     log_time: Float[Array, " T"]
     log_margin: Float[Array, " T"] | None
+    log_norm: Float[Array, " T"]
+    smoothed_margin_drop: Scalar | None
     invariant_drift: Float[Array, " T"]
     observed: Any
     reached: Bool[Array, " T"]
@@ -72,6 +77,27 @@ class FlowSolution(eqx.Module):
         scaled = self.coefficients / jnp.where(largest > 0, largest, 1.0)
         norm = jnp.sqrt(jnp.sum(scaled**2, axis=axes, keepdims=True))
         return scaled / jnp.where(norm > 0, norm, 1.0)
+
+    @property
+    def log_normalized_margin(self) -> Float[Array, " T"] | None:
+        """log of min_i m_i / |Theta|^depth; -inf while a sample is misclassified.
+
+        None for regression, and for a network that states no depth; as `log_smoothed_margin`.
+        """
+        if self.log_margin is None or self.system.depth < 1:
+            return None
+        return self.log_margin - self.system.depth * self.log_norm
+
+    @property
+    def log_smoothed_margin(self) -> Float[Array, " T"] | None:
+        """log of l^-1(L) / |Theta|^depth, at most the normalised margin; -inf while L >= l(0).
+
+        For the exponential loss l^-1(L) = log(1/L), for the logistic loss -log(e^L - 1), L being
+        the sum over the samples. Source: Lyu & Li 2020 (it never decreases along the flow).
+        """
+        if self.log_margin is None or self.system.depth < 1:
+            return None
+        return _log_smoothed_margin(self.system, self.log_loss, self.log_norm)
 
     @property
     def succeeded(self) -> Bool[Array, "..."]:
@@ -119,6 +145,12 @@ class FlowSolution(eqx.Module):
             wrong = float(self.log_margin[last]) == -np.inf
             margin = "not positive" if wrong else _power_of_ten(self.log_margin[last])
             lines.append(f"  smallest margin  {margin}")
+            if self.smoothed_margin_drop is not None and self.log_smoothed_margin is not None:
+                lines.append(
+                    f"  smoothed margin  {_power_of_ten(self.log_smoothed_margin[last])} "
+                    f"(over |Theta|^{self.system.depth}; largest drop of its logarithm "
+                    f"{float(self.smoothed_margin_drop):.1e})"
+                )
         stats = {key: np.asarray(value) for key, value in self.stats.items()}
         lines.append(
             f"  steps            {stats['num_steps']} ({stats['num_rejected_steps']} rejected, "
@@ -255,6 +287,8 @@ def _solution(args, initial, options, end):
         log_loss=saved["log_loss"],
         log_time=saved["log_time"],
         log_margin=saved.get("log_margin"),
+        log_norm=saved["log_norm"],
+        smoothed_margin_drop=_smoothed_margin_drop(args, initial, options, saved),
         invariant_drift=saved["invariant_drift"],
         observed=saved.get("observed"),
         reached=end.reached,
@@ -274,6 +308,21 @@ def _solution(args, initial, options, end):
     )
 
 
+def _log_smoothed_margin(system, log_loss, log_norm):
+    margin = system.problem.margin_loss.inverse(log_loss)
+    return log_or_minus_infinity(margin) - system.depth * log_norm
+
+
+def _smoothed_margin_drop(args, initial, options, saved):
+    if not isinstance(args.system.problem, Classification) or args.system.depth < 1:
+        return None
+    start = record(jnp.zeros_like(initial.elapsed), initial, args, options, initial)
+    along = (jnp.append(start[name], saved[name]) for name in ("log_loss", "log_norm"))
+    values = _log_smoothed_margin(args.system, *along)
+    counts = values[:-1] > -jnp.inf
+    return jnp.max(jnp.where(counts, values[:-1] - values[1:], 0.0), initial=0.0)
+
+
 def _without_unreached(solution):
     kept = np.flatnonzero(np.asarray(solution.reached))
 
@@ -284,6 +333,7 @@ def _without_unreached(solution):
             s.log_loss,
             s.log_time,
             s.log_margin,
+            s.log_norm,
             s.invariant_drift,
             s.observed,
             s.reached,
