@@ -180,6 +180,26 @@ def test_layers_choose_the_eigenbasis_where_sensors_leave_it_open():
     np.testing.assert_allclose(prediction.limit, turn @ np.diag(rho) @ turn.T, atol=1e-10)
 
 
+def test_warns_where_rounding_leaves_the_commuting_matrices():
+    problem = lt.MatrixSensing(SENSORS, Y)
+    assert any(np.abs(a - np.diag(np.diag(a))).max() > 0.1 for a in SENSORS)
+
+    def run(alpha):
+        network = sensing(alpha * EYE, alpha * EYE, 0 * EYE)
+        prediction = lt.predict(network, problem)
+        assert prediction.limit is not None
+        error = np.abs(flow_of(network, problem)[0] - prediction.limit).max()
+        return error / np.abs(prediction.limit).max(), any("rounded" in n for n in prediction.notes)
+
+    # As everywhere here the flow's own accuracy; then a limit of another kind, not a small error.
+    error, warned = run(0.3)
+    assert error < 1e-7
+    assert not warned
+    error, warned = run(0.02)
+    assert error > 1e-2
+    assert warned
+
+
 def test_any_start_of_one_sample_and_two_layers():
     problem = lt.Regression(X[:1], Y[:1])
     network = COVERED["Theorem 6"][0]
