@@ -44,6 +44,7 @@ from .networks import sensing_decomposition as sensing_decomposition
 from .problems import Classification as Classification
 from .problems import MatrixSensing as MatrixSensing
 from .problems import Regression as Regression
+from .theory import Certificate as Certificate
 from .theory import FourierL1Norm as FourierL1Norm
 from .theory import FourierLpNorm as FourierLpNorm
 from .theory import L1Norm as L1Norm
@@ -52,10 +53,14 @@ from .theory import L21Norm as L21Norm
 from .theory import LpNorm as LpNorm
 from .theory import NuclearNorm as NuclearNorm
 from .theory import Prediction as Prediction
+from .theory import Regularizer as Regularizer
 from .theory import WeightedL2Norm as WeightedL2Norm
+from .theory import certify as certify
+from .theory import induced_regularizer as induced_regularizer
 from .theory import is_separable as is_separable
 from .theory import max_margin as max_margin
 from .theory import min_norm as min_norm
+from .theory import minimal_network as minimal_network
 from .theory import predict as predict
 
 potential = _mirror_map

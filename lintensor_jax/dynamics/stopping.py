@@ -33,7 +33,8 @@ class FlowStatus(eqx.Enumeration):
     )
     not_separable = (
         "the loss is at its minimum, which is positive: the gradient with respect to the linear "
-        "coefficients has vanished, which no classifier with a positive margin allows"
+        "coefficients has vanished to rounding. The data are not separable, or so nearly not that "
+        "floating point cannot tell here (is_separable can, to a much smaller margin)"
     )
     stationary = (
         "the gradient is zero to rounding: the flow stands still, short of what was asked for "
@@ -267,7 +268,10 @@ class NotSeparable(AbstractStop):
 
     @staticmethod
     def of(dtype: np.dtype) -> "NotSeparable":
-        """4 sqrt(eps): a gradient that every flow in this precision reaches."""
+        """4 sqrt(eps): a gradient that every flow in this precision reaches.
+
+        Separable data with a smaller margin, relative to the largest sample, look no different.
+        """
         return NotSeparable(4 * float(np.finfo(dtype).eps) ** 0.5)
 
     def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:

@@ -1,6 +1,10 @@
 """Predictions: every theorem as a limit, a bound or a certificate. Knows nothing of `dynamics`."""
 
 from .assumptions import Assumption as Assumption
+from .certificates import Certificate as Certificate
+from .certificates import certify as certify
+from .induced import induced_regularizer as induced_regularizer
+from .induced import minimal_network as minimal_network
 from .interpolation import InterpolationLimit as InterpolationLimit
 from .interpolation import commuting_sensing_limit as commuting_sensing_limit
 from .interpolation import diagonal_limit as diagonal_limit
@@ -34,5 +38,6 @@ from .predict import predict as predict
 from .prediction import ExponentialDecay as ExponentialDecay
 from .prediction import HarmonicDecay as HarmonicDecay
 from .prediction import Prediction as Prediction
+from .predictor_space import Regularizer as Regularizer
 from .regression import TwoLayerLimit as TwoLayerLimit
 from .regression import limit_point_two_layer as limit_point_two_layer

@@ -1,0 +1,192 @@
+"""Stationary points of min R(beta) subject to y_i <x_i, beta> >= 1, and the distance from them.
+
+Gunasekar et al. 2018, eq. 11-13; Yun et al. 2021, Theorem 2, conditions (a) to (c).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ..networks import (
+    AssumptionFails,
+    ConvolutionalNetwork,
+    DiagonalNetwork,
+    DifferentialDiagonalNetwork,
+    FullyConnectedNetwork,
+    OrthogonalNetwork,
+    TensorNetwork,
+)
+from .assumptions import components_of, rounding
+from .gauge_programs import coordinates_of, optimum
+from .gauges import GroupGauge
+from .multipliers import approximate_multipliers, proximal_step, resolution
+from .norms import AbstractNorm, L1Norm, L2Norm, LpNorm
+
+
+class Regularizer(eqx.Module):
+    """A regulariser R(beta) of one's own, for `certify`: given as its gradient or as its prox.
+
+    R must be positively homogeneous of some degree (as every min |Theta|^2 subject to
+    beta(Theta) = beta is), so that stationarity is a property of the direction: both functions are
+    called with |beta|_2 = 1 only.
+
+    **Arguments**: one of
+
+    - `gradient`: beta (d,) -> a gradient of R, shape (d,), or a subgradient where R has a kink:
+      only that one is tested. The condition is gradient(beta) = sum_i nu_i y_i x_i, nu >= 0.
+    - `prox`: v (d,) -> argmin_u R(u) + |u - v|_2^2 / 2 for a *convex* R, traceable by JAX. The
+      condition is beta = prox(beta + sum_i nu_i y_i x_i), nu >= 0: it covers all subgradients.
+    """
+
+    gradient: Callable[[Array], Array] | None = eqx.field(static=True, default=None)
+    prox: Callable[[Array], Array] | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        if callable(self.gradient) == callable(self.prox):
+            raise ValueError(
+                "Regularizer: exactly one of gradient and prox must be a function, got gradient="
+                f"{self.gradient!r} and prox={self.prox!r}; pass e.g. "
+                "Regularizer(gradient=jax.grad(R))."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Stationarity:
+    """The predictor-space part of a certificate, for data scaled to largest entry 1."""
+
+    residual: float
+    #: What rounding of the multipliers alone may add to it.
+    resolution: float
+    multipliers: np.ndarray
+    worst_off_support: float | None
+    name: str
+
+
+def in_predictor_space(network, beta, signed, slack, regularizer, tolerance) -> Stationarity | None:
+    """The certificate's predictor-space part; None where no regulariser is given or known.
+
+    `network` is the one at |Theta| = 1 or None, `beta` (d,) its coefficients, `signed` (n, d) the
+    rows y_i x_i over their largest modulus, `slack` (n,) what margins exceed the smallest one by.
+    """
+    if regularizer is None:
+        if network is None:
+            raise ValueError(
+                "certify: regularizer must be given where network_or_coefficients holds only "
+                "coefficients, got None; pass a norm object such as L1Norm(), or the network."
+            )
+        if isinstance(network, OrthogonalNetwork | TensorNetwork | DiagonalNetwork) or (
+            isinstance(network, ConvolutionalNetwork) and network.is_full_length
+        ):
+            return _of_components(network, signed, slack, tolerance)
+        if isinstance(network, FullyConnectedNetwork):
+            regularizer = L2Norm()
+        elif isinstance(network, DifferentialDiagonalNetwork):
+            regularizer = L1Norm() if network.depth == 2 else LpNorm(2 / network.depth)
+        else:
+            return None
+    if isinstance(regularizer, AbstractNorm):
+        gauge, form = coordinates_of(regularizer, beta.shape, "certify")
+        rho = form.coordinates(beta)
+        # A change of basis leaves dust, and a power below 1 would blow it up.
+        rho = rho if form.basis is None else gauge.cleaned(rho)
+        name = f"{type(regularizer).__name__}"
+        return _of_gauge(gauge, form.measurements(signed), rho, slack, tolerance, name)
+    gradient, prox = (getattr(regularizer, name, None) for name in ("gradient", "prox"))
+    direction = beta / np.linalg.norm(beta)
+    if gradient is not None:
+        return _of_gradient(gradient, direction, signed, slack)
+    if prox is not None:
+        moved, multipliers = proximal_step(prox, direction, signed, np.min(signed @ direction))
+        residual, noise = float(np.linalg.norm(moved - direction)), resolution(signed, multipliers)
+        return Stationarity(residual, noise, multipliers, None, "R (its prox)")
+    raise ValueError(
+        "certify: regularizer must be a norm object such as lintensor_jax.L1Norm(), or a "
+        f"Regularizer with a gradient or a prox, got {regularizer!r}."
+    )
+
+
+def _of_components(network, signed, slack, tolerance):
+    """The l_{2/L} quasi-norm of rho = prod_l U_l^T v_l (Yun et al. 2021, Theorem 2)."""
+    try:
+        found = components_of(network)
+    except AssumptionFails:
+        return None
+    values = np.asarray(found.values)
+    # What the change of basis leaves of a zero weight. It stands for as much of |Theta|, no more.
+    values = np.where(np.abs(values) > rounding(values) * np.abs(values).max(), values, 0.0)
+    rho = np.prod(values, axis=0)
+    rows = signed if found.S is None else signed @ np.asarray(found.S).T
+    labels = np.arange(rho.size)
+    if np.iscomplexobj(rho):
+        # Re((S z)^T rho) for rho = a + i b, and |rho_j| is the length of the pair (a_j, b_j).
+        rows = np.stack([np.real(rows), -np.imag(rows)], axis=-1).reshape(len(rows), -1)
+        rho, labels = np.stack([rho.real, rho.imag], axis=-1).ravel(), np.repeat(labels, 2)
+    depth = network.depth
+    name = ("l1 norm" if depth == 2 else f"l_(2/{depth}) quasi-norm") + " of rho, beta = S^T rho"
+    return _of_gauge(GroupGauge(labels, 2 / depth), rows, rho, slack, tolerance, name)
+
+
+def _of_gauge(gauge: Any, rows, rho, slack, tolerance, name) -> Stationarity:
+    """min gauge(rho): the multipliers are those of the balanced network with this rho.
+
+    In its weights |rho_j|^(q/2) the conditions on small coordinates weigh as little as they do
+    in parameter space, and no threshold is needed to tell which coordinates are zero.
+    """
+    w = rho / np.max(np.abs(rho))
+    w = w / gauge.value(w)
+    level = np.min(rows @ w)
+    sizes = gauge.group_norms(w)[gauge.labels]
+    on, half = sizes > 0, gauge.power / 2
+    root = np.where(on, sizes, 1.0) ** half
+    balanced = np.where(on, root * w / np.where(on, sizes, 1.0), 0.0)
+    stretch = np.where(on, sizes / root, 0.0)
+    shares, residual, noise = approximate_multipliers(rows * stretch / level, balanced, slack)
+    if gauge.power == 1:
+
+        def measured(p):
+            return max(gauge.stationarity(w, rows.T @ p / level), float(p @ slack))
+
+        residual, noise = measured(shares), resolution(rows / level, shares)
+        tight = rows[slack <= tolerance] * stretch
+        if residual > tolerance and np.linalg.matrix_rank(tight) < len(tight):
+            # The nonzero coordinates leave the multipliers open. Those of any optimum of the
+            # convex problem belong to all of its optima (and so to this point, if it is one).
+            other = _optimal_shares(gauge, rows, level)
+            if measured(other) <= tolerance:
+                shares, residual = other, measured(other)
+    dual = gauge.group_norms(rows.T @ shares / level)
+    norms = gauge.group_norms(w)
+    off = norms <= tolerance * norms.max()
+    worst = float(np.max(dual[off], initial=0.0))
+    return Stationarity(residual, noise, shares / level, worst, name)
+
+
+def _optimal_shares(gauge, rows, level):
+    lengths = np.linalg.norm(rows, axis=1)
+    targets = lengths.min() / lengths
+    found, _ = optimum(gauge, rows / lengths[:, None], targets, equality=False)
+    return found.multipliers * level / (found.level * lengths)
+
+
+def _of_gradient(gradient, direction, signed, slack):
+    slope = np.asarray(gradient(jnp.asarray(direction)), np.float64)
+    if slope.shape != direction.shape or not np.isfinite(slope).all():
+        raise ValueError(
+            f"certify: regularizer.gradient must return finite values of shape {direction.shape}, "
+            f"got shape {slope.shape}; return a subgradient where R has a kink."
+        )
+    growth, length = slope @ direction, np.linalg.norm(slope)
+    if not growth > 0:
+        raise ValueError(
+            "certify: regularizer.gradient must be that of a positive, positively homogeneous R, "
+            f"<gradient(beta), beta> > 0, got {growth:.3g}; check its sign."
+        )
+    level = np.min(signed @ direction)
+    columns = signed * (growth / (level * length))
+    shares, residual, noise = approximate_multipliers(columns, slope / length, slack)
+    return Stationarity(residual, noise, shares * growth / level, None, "R (its gradient)")
