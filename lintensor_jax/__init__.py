@@ -23,6 +23,10 @@ from .dynamics import StopAtTime as StopAtTime
 from .dynamics import gradient_descent as gradient_descent
 from .dynamics import gradient_flow as gradient_flow
 from .dynamics import mirror_flow as mirror_flow
+from .dynamics import smoothness_steps as smoothness_steps
+from .limits import LimitDirection as LimitDirection
+from .limits import LimitStatus as LimitStatus
+from .limits import limit_direction as limit_direction
 from .losses import ExponentialLoss as ExponentialLoss
 from .losses import LogisticLoss as LogisticLoss
 from .networks import AbstractNetwork as AbstractNetwork
@@ -44,6 +48,7 @@ from .networks import sensing_decomposition as sensing_decomposition
 from .problems import Classification as Classification
 from .problems import MatrixSensing as MatrixSensing
 from .problems import Regression as Regression
+from .theory import Alignment as Alignment
 from .theory import Certificate as Certificate
 from .theory import FourierL1Norm as FourierL1Norm
 from .theory import FourierLpNorm as FourierLpNorm
@@ -55,6 +60,7 @@ from .theory import NuclearNorm as NuclearNorm
 from .theory import Prediction as Prediction
 from .theory import Regularizer as Regularizer
 from .theory import WeightedL2Norm as WeightedL2Norm
+from .theory import alignment as alignment
 from .theory import certify as certify
 from .theory import induced_regularizer as induced_regularizer
 from .theory import is_separable as is_separable

@@ -40,7 +40,7 @@ class RayleighClip(AbstractAdaptiveStepSizeController):
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
         """The error control's first step, clipped."""
         t_next, state = self.pid.init(terms, t0, t1, y0, dt0, args, func, error_order)
-        return jnp.minimum(t_next, t0 + _longest_step(y0, args)), state
+        return jnp.minimum(t_next, t0 + longest_step(y0, args)), state
 
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
@@ -50,11 +50,12 @@ class RayleighClip(AbstractAdaptiveStepSizeController):
             t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
         )
         # Evaluated at the candidate although it may be rejected: a rejected step shrinks anyway.
-        next_t1 = jnp.minimum(next_t1, next_t0 + _longest_step(y1_candidate, args))
+        next_t1 = jnp.minimum(next_t1, next_t0 + longest_step(y1_candidate, args))
         return keep, next_t0, next_t1, made_jump, state, result
 
 
-def _longest_step(state: Any, args: FlowArgs):
+def longest_step(state: Any, args: FlowArgs):
+    """2/lambda at `state`; unbounded where the residual or the gradient is zero."""
     residual, gradient = args.system.gradient_norm(state.theta)
     assert args.reducible is not None
     # Divided before squaring: gradients at alpha = 1e-100 have no square.

@@ -319,7 +319,7 @@ def _status_of_start(args, start, s0, options):
     """`max_steps` (the flow has yet to run), or the reason why it need not."""
     seen = observe_state(s0, start, args, options.clock)
     velocity = options.clock.velocity(s0, start, args)
-    status = _first_rule(seen, options)
+    status = first_rule(seen, options)
     moving = jnp.any(velocity.theta != 0) | jnp.any(velocity.log_scale != 0)
     status = FlowStatus.where(
         moving | (status != FlowStatus.max_steps), status, FlowStatus.stationary
@@ -336,10 +336,11 @@ def _is_over(args, segment, options):
     can_go_on = (segment.result == results.max_steps_reached) | (
         segment.result == results.event_occurred
     )
-    return (_first_rule(seen, options) != FlowStatus.max_steps) | ~can_go_on
+    return (first_rule(seen, options) != FlowStatus.max_steps) | ~can_go_on
 
 
-def _first_rule(seen, options):
+def first_rule(seen: Observation, options: FlowOptions) -> FlowStatus:
+    """The status of the first rule that is met; `max_steps` where none is."""
     status = FlowStatus.max_steps
     for rule, met in reversed(fired_rules(seen, options)):
         status = FlowStatus.where(met, rule, status)
@@ -350,7 +351,7 @@ def _first_rule(seen, options):
 def _join(args, initial, options, status, segments):
     last = segments[-1]
     seen = observe_state(last.s, last.state, args, options.clock)
-    ended = _first_rule(seen, options)
+    ended = first_rule(seen, options)
     results = diffrax.RESULTS
     gave_up = (
         (last.result != results.successful)

@@ -1,5 +1,12 @@
 """Predictions: every theorem as a limit, a bound or a certificate. Knows nothing of `dynamics`."""
 
+from .alignment import Alignment as Alignment
+from .alignment import AlignmentBounds as AlignmentBounds
+from .alignment import alignment as alignment
+from .alignment import alignment_bounds as alignment_bounds
+from .alignment import alignment_constant as alignment_constant
+from .alignment import learning_conditions as learning_conditions
+from .alignment import smoothness as smoothness
 from .assumptions import Assumption as Assumption
 from .certificates import Certificate as Certificate
 from .certificates import certify as certify

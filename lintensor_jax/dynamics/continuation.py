@@ -1,0 +1,331 @@
+"""Two-layer classification flows past the wall of floating point, in their dual variables.
+
+A coordinate j off the support of the limit leaves the direction like margin^-(1 - |u_j|)/2, and
+one that was frozen below a solver's tolerance needs as long to come back. At float64's wall,
+margin 1e8, a direction can therefore be far from its limit, or rest at a saddle. In the dual
+variables every coordinate keeps its logarithm, and an implicit Euler step is a convex problem
+without stiffness (`dual_step`): steps that grow geometrically pass margin e^1000 in a few dozen.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Inexact
+
+from ..networks import ConvolutionalNetwork, scaled
+from ..problems import Classification
+from .coordinates import real_decomposition
+from .dual_step import ComplexAngles, DualState, Potential, RealAngles, implicit_step, potential
+from .options import check_pair
+
+# A step that Newton's method does not solve is tried again with a quarter of its size.
+_SHRINK = 0.25
+# A direction u = S sum_i p_i z_i counts as zero below this, in units of max |S z_i|.
+_FLAT = 1e-13
+_EPS = float(np.finfo(np.float64).eps)
+# In one step no logarithm of a margin grows by more, so that rounding costs its terms 1e-11.
+_LARGEST_GROWTH = 2e4
+# Steps over which a settled direction is to stand still multiply the margin by e^this, at least.
+_DECADES = 10.0
+# Where rounding leaves a direction fewer digits than these, it does not count as settled.
+_COARSEST = 1e-6
+
+
+class DirectionContinuation(eqx.Module):
+    """Where a dual flow in growing steps leads; `print` its `status`.
+
+    - `direction` (d,): beta/|beta| at the end.
+    - `network`: balanced two-layer factors of that direction, |eta_1| = |eta_2| = sqrt|rho|, with
+      the signs and phases to which the flow tends; smallest margin 1.
+    - `rho` (m,): the components of its beta = S^T rho in the network's orthogonal decomposition
+      (for a convolution the inverse DFT of beta, complex).
+    - `dual` (n,): the last step's weights p on the simplex: multipliers of the samples, scaled.
+    - `log_margins` (num_steps + 1,): log of the smallest margin at the start and after each step,
+      -inf where it is not positive.
+    - `length`: the growth of |nu|_1, in which dnu/dlength = p.
+    - `gap`: max_j |[S sum_i p_i z_i]_j| over the smallest margin of beta with |rho|_1 = 1, less 1:
+      the relative duality gap, 0 at the maximum margin only. inf without a positive margin.
+    - `num_steps`, `num_iterations` (of Newton's method, all steps together).
+    - `settled`: the direction stands still, and `gap` is zero within the tolerance.
+    - `status`: what happened, in words.
+    """
+
+    direction: Float[Array, " d"]
+    network: Any
+    rho: Inexact[Array, " m"]
+    dual: Float[Array, " n"]
+    log_margins: Float[Array, " steps"]
+    length: float = eqx.field(static=True)
+    gap: float = eqx.field(static=True)
+    num_steps: int = eqx.field(static=True)
+    num_iterations: int = eqx.field(static=True)
+    settled: bool = eqx.field(static=True)
+    status: str = eqx.field(static=True)
+
+
+def continue_direction(
+    network: Any,
+    problem: Classification,
+    *,
+    tolerance: float = 1e-10,
+    max_log_margin: float = 1e5,
+    first_step: float = 0.1,
+    growth: float = 1.6,
+    max_steps: int = 200,
+) -> DirectionContinuation:
+    """Follow the direction of a two-layer network's flow from its parameters on, to its limit.
+
+    For two layers with an orthogonal decomposition the flow is dnu/dtau = p in n dual variables, p
+    the softmax of minus the margins at nu. Implicit Euler steps nu + h p follow it from any start,
+    separating or not, coordinates of any size included, and sizes h that grow geometrically lead
+    on to margins of e^(10^5).
+
+    * Real decompositions (diagonal, `OrthogonalNetwork`): the mirror map is exact, so the steps
+      converge to the flow with first order. A coordinate that starts with |eta_1| = |eta_2| keeps
+      its sign, and one that starts at zero stays zero, as in the flow.
+    * Full-length convolutions: phases turn, and no mirror map exists. Steps turn each frequency by
+      its mean force, exactly; the force is implicit in a convex model of the step. Small steps
+      converge to the flow with first order too; growing ones follow the limit.
+
+    Large steps follow the limit and not the path: of several samples or coordinates that compete
+    in passing, the order is lost. The limit does not depend on it: it is the maximum margin in the
+    l1 norm of rho (over the sign that a coordinate can take).
+
+    **Arguments**
+
+    - `network`: two layers, real numbers; its *current* parameters are the start.
+    - `problem`: a `Classification`. Weights are those of the exponential loss, from which those of
+      the logistic loss differ by a relative e^-margin.
+    - `tolerance`: of the direction's last changes and of the relative duality gap; enlarged, up to
+      1e-6, to what rounding allows on nearly inseparable data.
+    - `max_log_margin`: where to give up.
+    - `first_step`: in units of 1 / max |S z_i|: how far the largest angle turns.
+    - `growth`: from step to step; 1 for steps of one size.
+
+    **Raises** `AssumptionFails` or ValueError where there is no such dual flow, and ValueError for
+    bad input. Not for `jax.jit`.
+
+    Source: Yun et al. 2021, Theorem 2 and eq. (75); Gunasekar et al. 2018, Theorems 2 and 4.
+    """
+    _check(network, problem, tolerance, max_log_margin, first_step, growth, max_steps)
+    Z = np.asarray(problem.signed_data, np.float64)
+    form = _form(network, Z)
+    state = form.start
+    if state.log_size == -np.inf:
+        raise ValueError(
+            "network: at least one coordinate must be nonzero, got zero throughout; the zero "
+            "network never moves."
+        )
+    p = np.full(len(Z), 1 / len(Z))
+    here = potential(state, 0 * p)
+    beta = form.direction(here)
+    size, length, num_iterations, quiet, gap = first_step, 0.0, 0, 0, np.inf
+    log_margins = [_log_margin(here)]
+    status = f"not settled after {max_steps} steps"
+    for _ in range(max_steps):
+        step = implicit_step(state, p, size)
+        if step is None:
+            size *= _SHRINK
+            continue
+        p, here = step.weights, step.end
+        state = state.advanced(size * p)
+        num_iterations += step.num_iterations
+        length += size
+        before, beta = beta, form.direction(here)
+        log_margins.append(_log_margin(here))
+        least, steepest = float(np.min(here.gradient)), state.steepest(p)
+        if steepest < _FLAT:
+            status = "stopped: a convex combination of the samples pulls no coordinate"
+            break
+        gap = steepest / least - 1 if least > 0 else np.inf
+        # What rounding of the angles, of relative size eps, can change.
+        rounding = min(64 * _EPS * size / least, _COARSEST) if least > 0 else 0.0
+        allowed = max(tolerance, rounding)
+        still = np.linalg.norm(beta - before) <= allowed and gap <= allowed
+        quiet = quiet + 1 if still and least * size >= _DECADES else 0
+        if quiet == 2:
+            status = "settled at the maximum margin"
+            break
+        if log_margins[-1] > max_log_margin:
+            status = f"not settled at margin e^{log_margins[-1]:.3g}"
+            break
+        size *= growth
+        if least > 0:
+            size = max(min(size, _LARGEST_GROWTH / least), first_step)
+    if not log_margins[-1] > -np.inf:
+        status += "; a sample is misclassified: the data, or the start's signs, allow no more"
+    end = form.network(state, here)
+    smallest = float(np.min(Z @ np.asarray(end.linear_coefficients())))
+    if smallest > 0:
+        end = scaled(end, smallest**-0.5)
+    dtype = network.factors[0].dtype
+    return DirectionContinuation(
+        direction=jnp.asarray(beta, dtype),
+        network=end,
+        rho=jnp.asarray(form.components(end)),
+        dual=jnp.asarray(p, dtype),
+        log_margins=jnp.asarray(log_margins, dtype),
+        length=length / form.unit,
+        gap=gap,
+        num_steps=len(log_margins) - 1,
+        num_iterations=num_iterations,
+        settled=quiet == 2,
+        status=status,
+    )
+
+
+def _form(network, Z):
+    if isinstance(network, ConvolutionalNetwork) and network.is_full_length:
+        return _Fourier(network, Z)
+    return _Real(network, Z)
+
+
+class _Real:
+    """beta = S^T (eta_1 eta_2) with real eta_l = U_l^T v_l."""
+
+    def __init__(self, network, Z):
+        decomposition = real_decomposition(network)
+        self.template = network
+        self.S = np.asarray(decomposition.S, np.float64)
+        self.bases = [np.asarray(u, np.float64) for u in decomposition.bases]
+        first, second = self.layers(network)
+        rows = self.S @ Z.T
+        self.unit = _unit(rows)
+        with np.errstate(divide="ignore"):
+            angles = RealAngles(np.log(np.abs(first + second)), np.log(np.abs(first - second)))
+        self.signs = np.sign(first + second), np.sign(first - second)
+        # Phi = 1/4 sum (eta_1^2 + eta_2^2): its slope by the angle is rho.
+        weights = np.full(len(rows), -np.log(4.0))
+        self.start = DualState(
+            (angles,), (rows[:, None, :] / self.unit,), (weights,), float(np.log(self.unit))
+        )
+
+    def layers(self, network):
+        factors = (np.asarray(v, np.float64) for v in network.factors)
+        return tuple(u.T @ v for u, v in zip(self.bases, factors, strict=True))
+
+    def direction(self, here: Potential):
+        return _normalized(self.S.T @ here.shares[0][:, 0])
+
+    def network(self, state: DualState, here: Potential):
+        rho = here.shares[0][:, 0]
+        # A turn by a large positive angle leaves a + b in both layers, one by a negative a - b.
+        sign = np.where(rho > 0, *self.signs)
+        etas = sign * np.sqrt(np.abs(rho)), sign * np.sign(rho) * np.sqrt(np.abs(rho))
+        return _with_factors(
+            self.template, [u @ eta for u, eta in zip(self.bases, etas, strict=True)]
+        )
+
+    def components(self, network):
+        first, second = self.layers(network)
+        return first * second
+
+
+class _Fourier:
+    """DFT(beta) = DFT(v_1) DFT(v_2), with p = DFT(v_1) and q = conj(DFT(v_2))."""
+
+    def __init__(self, network, Z):
+        self.template, d = network, network.dimension
+        self.size = d
+        rows = np.fft.rfft(Z, axis=1).T
+        self.unit = _unit(rows)
+        rows = rows / self.unit
+        frequencies = np.arange(len(rows))
+        self.single = 2 * frequencies % d == 0
+        self.paired = ~self.single
+        v, w = (np.fft.rfft(np.asarray(f, np.float64)) for f in network.filters)
+        a, b = v[self.single].real, w[self.single].real
+        with np.errstate(divide="ignore"):
+            real = RealAngles(np.log(np.abs(a + b)), np.log(np.abs(a - b)))
+        self.signs = np.sign(a + b), np.sign(a - b)
+        v, w = v[self.paired], w[self.paired]
+        turning = ComplexAngles(v, w.conj(), np.zeros(len(v))).turned(np.zeros((len(v), 2)))
+        # Margins are 1/d sum_k Re(conj(DFT z) rho)_k, where pairs of frequencies count twice.
+        counts = np.where(self.single, 1.0, 2.0)
+        self.counts = counts
+        weights = np.log(counts / (4 * d))
+        parts = rows[self.single].real[:, None], rows[self.paired]
+        turns = parts[0], np.stack([parts[1].real, parts[1].imag], axis=1)
+        self.start = DualState(
+            (real, turning),
+            turns,
+            (weights[self.single], weights[self.paired]),
+            float(np.log(self.unit)),
+        )
+
+    def _rho(self, here: Potential):
+        rho = np.zeros(len(self.single), complex)
+        rho[self.single] = here.shares[0][:, 0]
+        rho[self.paired] = here.shares[1] @ np.array([1, 1j])
+        return rho / self.counts
+
+    def direction(self, here: Potential):
+        return _normalized(np.fft.irfft(self._rho(here), self.size))
+
+    def network(self, state: DualState, here: Potential):
+        rho = self._rho(here)
+        turning: Any = state.angles[1]
+        sign = np.zeros(len(rho), complex)
+        sign[self.single] = np.where(rho[self.single].real > 0, *self.signs)
+        sign[self.paired] = np.exp(1j * np.angle(turning.first))
+        size = np.sqrt(np.abs(rho))
+        etas = sign * size, sign.conj() * np.exp(1j * np.angle(rho)) * size
+        return _with_factors(self.template, [np.fft.irfft(eta, self.size) for eta in etas])
+
+    def components(self, network):
+        return np.fft.ifft(np.asarray(network.linear_coefficients(), np.float64))
+
+
+def _unit(rows):
+    unit = float(np.max(np.abs(rows)))
+    if unit == 0:
+        raise ValueError(
+            "problem: the data must not be zero throughout, got X = 0; no sample can be separated."
+        )
+    return unit
+
+
+def _normalized(beta):
+    size = float(np.linalg.norm(beta))
+    return beta / size if size > 0 else beta
+
+
+def _with_factors(template, factors):
+    dtype = template.factors[0].dtype
+    return template.with_factors([jnp.asarray(v, dtype) for v in factors])
+
+
+def _log_margin(here: Potential):
+    least = float(np.min(here.gradient))
+    return here.psi + np.log(least) if least > 0 else -np.inf
+
+
+def _check(network, problem, tolerance, max_log_margin, first_step, growth, max_steps):
+    check_pair(network, problem)
+    if not isinstance(problem, Classification):
+        raise ValueError(
+            f"problem: continue_direction is for Classification, got {type(problem).__name__}; a "
+            "regression flow ends at its limit, mirror_flow(...)."
+        )
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((network, problem))):
+        raise ValueError(
+            "network: continue_direction works on concrete arrays and is not for jax.jit or "
+            "jax.vmap; loop over it."
+        )
+    if getattr(network, "depth", None) != 2:
+        raise ValueError(
+            "network: continue_direction needs two layers, got depth "
+            f"{getattr(network, 'depth', None)}; deeper networks have no such dual flow from any "
+            "start, use gradient_flow."
+        )
+    limits = {"tolerance": 0, "max_log_margin": -np.inf, "first_step": 0, "growth": 0.999}
+    values = (tolerance, max_log_margin, first_step, growth)
+    for (name, least), value in zip(limits.items(), values, strict=True):
+        if not (np.isfinite(value) and value > least):
+            raise ValueError(f"{name}: must be finite and above {least}, got {value!r}.")
+    if not isinstance(max_steps, int) or max_steps < 1:
+        raise ValueError(f"max_steps: must be a positive int, got {max_steps!r}.")

@@ -1,0 +1,245 @@
+"""`limit_direction`: from a classification flow's end to its limit, with certificates.
+
+The only place where both wings meet: `dynamics` leads to a point, `theory` certifies it.
+"""
+
+import dataclasses
+import enum
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from .dynamics import FlowSolution, StopAtMargin, continue_direction, gradient_flow
+from .dynamics.kkt_point import KKTPoint, kkt_point
+from .dynamics.options import check_pair
+from .dynamics.settle import settle
+from .dynamics.stopping import status_name
+from .dynamics.system import System
+from .networks import scaled
+from .problems import Classification
+from .theory import Certificate, NonSeparableError, certify, is_separable
+
+# From here on the direction's error falls like a power of the margin, and Levenberg-Marquardt
+# does the rest; beyond, an implicit step costs more the closer the wall of floating point is.
+_MARGIN = 1e5
+_RTOL, _ATOL = 1e-6, 1e-12
+_LEAST_RTOL = 1e-12
+# Arcs for which the direction is followed at that margin, one after the other: a mode that a KKT
+# point damps or drives at rate 0.1 has settled, or left, after the last.
+_ARCS = (10.0, 30.0, 100.0, 300.0)
+# A KKT point farther than this from unit parameters is not next to them.
+_LEAP = 0.1
+
+
+class LimitStatus(enum.StrEnum):
+    """How far `limit_direction` got; equal to its own text, as in ``limit.status == "saddle"``."""
+
+    #: The KKT point next to the flow's end, all known certificates hold.
+    STATIONARY = "stationary"
+    #: The flow was at or near a saddle. It was followed in its dual coordinates to where it leads,
+    #: and all known certificates hold there.
+    CONTINUED = "continued"
+    #: A KKT point in parameter space that is none in predictor space, and that the flow was not
+    #: seen to leave.
+    SADDLE = "saddle"
+    #: No KKT point was reached.
+    NOT_CONVERGED = "not_converged"
+
+
+class LimitDirection(eqx.Module):
+    """Where a classification flow tends in direction; `print` it for the story in words.
+
+    - `direction` (d,): beta/|beta| at the limit.
+    - `network`: the network at the KKT point, scaled to smallest margin 1; where none was
+      reached, the flow's last one.
+    - `certificate`: `certify(network, problem)`.
+    - `status`: a `LimitStatus`; `reason`: what was done, or why it failed, in words.
+    - `flow`: the flow that led there; `moved`: |direction - the flow's last direction|_2.
+    - `num_supports`: how many sets of support samples were tried.
+    """
+
+    direction: Float[Array, " d"]
+    network: Any  # of the type that was given
+    certificate: Certificate
+    status: LimitStatus = eqx.field(static=True)
+    reason: str = eqx.field(static=True)
+    flow: FlowSolution
+    moved: float = eqx.field(static=True)
+    num_supports: int = eqx.field(static=True)
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the direction is certified."""
+        return self.status in (LimitStatus.STATIONARY, LimitStatus.CONTINUED)
+
+    def __str__(self) -> str:
+        """Status, distance from the flow's end, certificate."""
+        shown = np.array2string(np.asarray(self.direction), precision=6, threshold=8)
+        lines = [
+            f"Limit direction of {type(self.network).__name__} [{self.status}]: {self.reason}",
+            f"  direction        {shown}",
+            f"  from flow's end  {self.moved:.1e} ({int(self.flow.stats['num_steps'])} steps)",
+        ]
+        lines += [f"  {line}" for line in str(self.certificate).splitlines()]
+        return "\n".join(lines)
+
+
+def limit_direction(
+    solution_or_network: Any, problem: Classification, *, tolerance: float = 1e-10
+) -> LimitDirection:
+    """The limit of beta/|beta| of a classification flow, as a certified KKT point.
+
+    Levenberg-Marquardt solves the KKT conditions in parameter space next to the flow's end to
+    rounding, repairing its guess of the support samples, and `certify` judges the point in
+    parameter space and, where the network's regulariser is known, in predictor space. A point that
+    passes the first and fails the second is a saddle. A flow may linger at one, or be on its way
+    past a KKT point, while its margin runs into the wall of floating point; so the direction is
+    first followed further at a held margin, until it has settled. What two layers have frozen
+    below the tolerances is followed in dual coordinates instead (`continue_direction`).
+
+    **Arguments**
+
+    - `solution_or_network`: the `FlowSolution` of a flow whose margins are positive (1e4 is
+      enough), or a network, from which a flow is run first (to margin 1e5).
+    - `problem`: the `Classification` of that flow.
+    - `tolerance`: up to which the certificates' residuals count as zero.
+
+    **Raises** `NonSeparableError` (a ValueError) with a certificate if the data are not separable;
+    ValueError for a flow that has not separated separable data, and for bad input.
+
+    Source: Gunasekar et al. 2018, Theorem 4; Yun et al. 2021, Theorem 2; Lyu & Li 2020.
+    """
+    flow = _flow(solution_or_network, problem)
+    system, theta, log_scale = flow.system, flow.state.theta, flow.state.log_scale
+    limit = _judged(flow, theta, kkt_point(system, theta, _softmax_weights(flow, theta)), tolerance)
+    # The l1 and l2 problems have no stationary point but their optimum: nothing else to reach.
+    if limit.succeeded and system.depth == 2 and limit.certificate.predictor_residual is not None:
+        return limit
+    for arc in _ARCS:
+        settled = settle(system, theta, log_scale, jnp.asarray(arc), rtol=_RTOL, atol=_ATOL)
+        theta = settled.theta
+        found = kkt_point(system, theta, _softmax_weights(flow, theta))
+        limit = _judged(flow, theta, found, tolerance)
+        if limit.succeeded:
+            return limit
+    if system.depth == 2:
+        return _followed(limit, tolerance)
+    return limit
+
+
+def _followed(limit, tolerance):
+    """On from a saddle in the dual coordinates of two layers, which keep small coordinates."""
+    flow = limit.flow
+    try:
+        onward = continue_direction(flow.unfinished_network, flow.problem)
+    except ValueError as error:  # no dual coordinates
+        return _explained(limit, f"not followed further: {error}")
+    theta = System.of(onward.network, flow.problem).initial
+    found = kkt_point(flow.system, theta, onward.dual)
+    followed = _judged(flow, theta / jnp.linalg.norm(theta), found, tolerance)
+    if not followed.succeeded:
+        return _explained(limit, f"the dual flow from there did not leave it ({onward.status})")
+    reason = f"{limit.reason}; the dual flow, in growing steps, led on to a certified point"
+    return dataclasses.replace(followed, status=LimitStatus.CONTINUED, reason=reason)
+
+
+def _flow(solution_or_network, problem) -> FlowSolution:
+    if not isinstance(problem, Classification):
+        raise ValueError(
+            f"problem: limit_direction is for Classification, got {type(problem).__name__}; a "
+            "regression flow ends at its limit, gradient_flow(...).coefficients[-1]."
+        )
+    flow = solution_or_network
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((flow, problem))):
+        raise ValueError(
+            "solution_or_network: limit_direction works on concrete arrays and is not for jax.jit "
+            "or jax.vmap; loop over it."
+        )
+    if not isinstance(flow, FlowSolution):
+        flow = gradient_flow(
+            flow, problem, stop=StopAtMargin(_MARGIN), rtol=_rtol_of(flow, problem), throw=False
+        )
+    if flow.log_loss.ndim != 1:
+        raise ValueError(
+            f"solution: must be of one flow, got a batch of shape {flow.log_loss.shape[:-1]}; take "
+            "one by jax.tree.map(lambda leaf: leaf[k], solution)."
+        )
+    if not isinstance(flow.problem, Classification) or not eqx.tree_equal(flow.problem, problem):
+        raise ValueError(
+            "problem: must be the one of the flow, got another one; pass solution.problem."
+        )
+    assert flow.log_margin is not None
+    if not flow.log_margin[-1] > -jnp.inf:
+        separable = is_separable(problem)
+        if not separable.separable:
+            raise NonSeparableError(
+                "problem: the data must be linearly separable, but a convex combination of the "
+                "y_i x_i is zero (weights in .certificate); remove contradictory samples, or "
+                "append a constant feature if a bias is missing.",
+                separable.certificate,
+                float(separable.residual),
+            )
+        raise ValueError(
+            "solution: the flow must have separated the data, got an end with a misclassified "
+            f"sample (status {status_name(flow.status)}, separable with l2 margin "
+            f"{float(separable.margin):.3g}); go on with solution.continued(...), start from other "
+            "parameters if it stands still, or remove nearly contradictory samples if the margin "
+            "is that small."
+        )
+    return flow
+
+
+def _rtol_of(network, problem):
+    """Tolerance for a start whose margins may be huge already: the softmax sees margin * rtol."""
+    check_pair(network, problem)
+    largest = float(jnp.max(jnp.abs(problem.margins(network.linear_coefficients()))))
+    return _RTOL if largest * _RTOL < 0.1 else max(0.1 / largest, _LEAST_RTOL)
+
+
+def _softmax_weights(flow, theta):
+    """-l'(m_i) over their sum, for unit parameters `theta` at the norm of the flow's end."""
+    margins = flow.problem.margins(flow.system.coefficients(theta))
+    scale = jnp.exp(flow.system.depth * flow.state.log_scale)
+    return jax.nn.softmax(flow.problem.margin_loss.log_slope(scale * margins))
+
+
+def _judged(flow, theta, found: KKTPoint, tolerance) -> LimitDirection:
+    """The limit at `found`, by its certificates; at `theta` if `found` is no KKT point near it."""
+    problem, system, end = flow.problem, flow.system, flow.direction[-1]
+    leap = float(jnp.linalg.norm(found.theta - theta))
+    wrong = found.problem_with
+    if wrong is None and leap > _LEAP:
+        wrong = f"the next KKT point is {leap:.1e} away, and need not be where the flow goes"
+    network = system.network(theta if wrong else found.theta)
+    smallest = jnp.min(problem.margins(network.linear_coefficients()))
+    network = scaled(network, smallest ** (-1 / system.depth))
+    certificate = certify(network, problem, tolerance=tolerance)
+    beta = network.linear_coefficients()
+    direction = beta / jnp.linalg.norm(beta)
+    if wrong:
+        status, reason = LimitStatus.NOT_CONVERGED, wrong
+    elif certificate.is_stationary:
+        status, reason = LimitStatus.STATIONARY, "the KKT point next to the flow's end"
+    elif certificate.is_saddle:
+        status, reason = LimitStatus.SADDLE, "a saddle is next to the flow's end"
+    else:
+        status, reason = LimitStatus.NOT_CONVERGED, "the certificate is violated (see there)"
+    return LimitDirection(
+        direction=direction,
+        network=network,
+        certificate=certificate,
+        status=status,
+        reason=reason,
+        flow=flow,
+        moved=float(jnp.linalg.norm(direction - end)),
+        num_supports=found.num_supports,
+    )
+
+
+def _explained(limit, reason):
+    return dataclasses.replace(limit, reason=f"{limit.reason}; {reason}")

@@ -1,0 +1,303 @@
+"""Alignment of the layers of deep linear networks (Ji & Telgarsky 2019).
+
+The paper multiplies from the left, W_L ... W_1 x; this package from the right, x^T W_1 ... W_L. Its
+W_k is our W_k transposed, so that its left singular vectors u_k (right v_k) are our right (left)
+ones. Its risk R is the *mean* loss, ours over the number of samples.
+"""
+
+import itertools
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Float, Scalar
+
+from ..losses import AbstractMarginLoss, LogisticLoss
+from ..networks import FullyConnectedNetwork, coefficients_and_pullback
+from ..problems import Classification
+from .assumptions import Assumption, rounding
+
+JI_TELGARSKY = "Ji & Telgarsky 2019"
+
+
+class Alignment(eqx.Module):
+    """How close each layer is to rank one, and neighbouring layers to each other.
+
+    Layers are counted from the input. s_1 >= s_2 >= ... are a layer's singular values.
+
+    - `spectral_norms` (L,): |W_k|_2 = s_1; `frobenius_norms` (L,): |W_k|_F.
+    - `remainder_norms` (L,): (|W_k|_F^2 - |W_k|_2^2)^(1/2) = |(s_2, s_3, ...)|, without the
+      cancellation of that difference.
+    - `rank_one_ratios` (L,): |W_k|_2 / |W_k|_F, in [1/sqrt(rank), 1]; 0 for a layer that is zero.
+    - `misalignments` (L-1,): 1 - <v_{k+1}, u_k>^2, the squared sine of the angle between the
+      output direction u_k of layer k and the input direction v_{k+1} of the next one, again
+      without cancellation; 1 next to a layer that is zero. If a largest singular value is multiple,
+      any of its singular vectors.
+    - `input_direction` (d,): v_1, the unit vector to which the first layer listens; its sign is
+      arbitrary.
+    - `imbalance`: the D of Lemma 2.6, evaluated at this network; see `alignment_constant`.
+    """
+
+    spectral_norms: Float[Array, " L"]
+    frobenius_norms: Float[Array, " L"]
+    remainder_norms: Float[Array, " L"]
+    rank_one_ratios: Float[Array, " L"]
+    misalignments: Float[Array, " pairs"]
+    input_direction: Float[Array, " d"]
+    imbalance: Scalar
+
+    @property
+    def overlaps(self) -> Float[Array, " pairs"]:
+        """<v_{k+1}, u_k>^2."""
+        return 1 - self.misalignments
+
+
+def alignment(network: FullyConnectedNetwork) -> Alignment:
+    """Measure the alignment of a fully-connected network's layers, with any number of outputs.
+
+    Traceable by `jax.jit` and `jax.vmap`, and a value for `gradient_flow(..., observe=alignment)`.
+    Layers are scaled before they are squared: norms up to the largest float are measured.
+
+    Source: Ji & Telgarsky 2019, Theorem 2.2 and Lemma 2.6.
+    """
+    _require_fully_connected("alignment", network)
+    layers = [_Layer.of(w) for w in _matrices(network)]
+    return Alignment(
+        spectral_norms=jnp.stack([w.scale * w.sizes[0] for w in layers]),
+        frobenius_norms=jnp.stack([w.scale * jnp.linalg.norm(w.sizes) for w in layers]),
+        remainder_norms=jnp.stack([w.scale * jnp.linalg.norm(w.sizes[1:]) for w in layers]),
+        rank_one_ratios=jnp.stack(
+            [w.sizes[0] / _unless_zero(jnp.linalg.norm(w.sizes)) for w in layers]
+        ),
+        misalignments=jnp.stack([_misalignment(*pair) for pair in itertools.pairwise(layers)]),
+        input_direction=layers[0].top_left,
+        imbalance=alignment_constant(network),
+    )
+
+
+def alignment_constant(network: FullyConnectedNetwork) -> Scalar:
+    """D = max_k |W_k|_F^2 - |W_L|_F^2 + sum_{k<L} |W_k^T W_k - W_{k+1} W_{k+1}^T|_2 >= 0.
+
+    In units of squared parameters; 0 for balanced layers. Every term is conserved by gradient
+    flow, so D is; measured at large norms it carries the rounding of squared norms, so measure it
+    at the start. (It is not the imbalance of Min et al. 2021.)
+
+    Source: Ji & Telgarsky 2019, section 2.1.
+    """
+    _require_fully_connected("alignment_constant", network)
+    weights = _matrices(network)
+    scale = _unless_zero(jnp.max(jnp.stack([jnp.max(jnp.abs(w)) for w in weights])))
+    weights = [w / scale for w in weights]
+    squares = jnp.stack([jnp.sum(w**2) for w in weights])
+    gaps = [before.T @ before - after @ after.T for before, after in itertools.pairwise(weights)]
+    # The gaps are symmetric: their 2-norm is the largest |eigenvalue|.
+    sizes = [jnp.max(jnp.abs(jnp.linalg.eigvalsh(gap))) for gap in gaps]
+    # Scaled last and factor by factor: squares of what is smaller than 1e-154 underflow.
+    return scale * (scale * (jnp.max(squares) - squares[-1] + jnp.sum(jnp.stack(sizes))))
+
+
+class AlignmentBounds(eqx.Module):
+    """The bounds of Lemma 2.6 or Lemma C.7 as values and limits, in units of squared parameters.
+
+    - `alignment`: the network's `Alignment`.
+    - `remainder` (L,) <= `remainder_limit`: |W_k|_F^2 - |W_k|_2^2.
+    - `misalignment` (L-1,) <= `misalignment_limit` (L-1,):
+      |W_{k+1}|_2^2 (1 - <v_{k+1}, u_k>^2), which is the second bound times |W_{k+1}|_2^2.
+    - `norm_growth` (L,): |W_k|_F^2 - |W_k(0)|_F^2, the same for every layer along a flow.
+    - `growth_spread` <= `growth_spread_limit`: the largest difference between two layers' growth
+      (eq. 2.5 and C.17); its limit is 0 along a flow.
+    """
+
+    alignment: Alignment
+    remainder: Float[Array, " L"]
+    remainder_limit: Scalar
+    misalignment: Float[Array, " pairs"]
+    misalignment_limit: Float[Array, " pairs"]
+    norm_growth: Float[Array, " L"]
+    growth_spread: Scalar
+    growth_spread_limit: Scalar
+
+    @property
+    def slack(self) -> Scalar:
+        """What the tightest of the first two bounds leaves: negative if one is violated."""
+        return jnp.minimum(
+            jnp.min(self.remainder_limit - self.remainder),
+            jnp.min(self.misalignment_limit - self.misalignment),
+        )
+
+
+def alignment_bounds(
+    initial: FullyConnectedNetwork,
+    network: FullyConnectedNetwork,
+    initial_risk: float | Scalar = 0.0,
+) -> AlignmentBounds:
+    """Bounds on the alignment of `network`, reached from `initial` by gradient flow or descent.
+
+    Gradient flow (Lemma 2.6), any differentiable loss:
+
+    * |W_k|_F^2 - |W_k|_2^2 <= D;
+    * <v_{k+1}, u_k>^2 >= 1 - (D + |W_{k+1}(0)|_2^2 + |W_k(0)|_2^2) / |W_{k+1}|_2^2.
+
+    Gradient descent with the steps of Assumption 3.5 (Lemma C.7): D + 2 R(0) in the first and
+    D + 3 R(0) in the second. Along a flow that is integrated numerically the bounds hold up to its
+    invariant drift, times the largest squared norm. Traceable.
+
+    **Arguments**
+
+    - `initial`, `network`: one shape, scalar output.
+    - `initial_risk`: 0 for gradient flow; for gradient descent R(0), the *mean* loss at `initial`:
+      `problem.loss(initial.linear_coefficients()) / len(problem.y)`.
+    """
+    for name, value in (("initial", initial), ("network", network)):
+        _require_scalar_output("alignment_bounds", value, name)
+    shapes = [[w.shape for w in value.weights] for value in (initial, network)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            "alignment_bounds: initial and network must have layers of the same shapes, got "
+            f"{shapes[0]} and {shapes[1]}; pass the network that the flow started from."
+        )
+    before, after = alignment(initial), alignment(network)
+    start, risk = before.imbalance, jnp.asarray(initial_risk, before.imbalance.dtype)
+    squares = before.spectral_norms**2
+    # As a product of differences and sums: growth keeps its digits while it is small.
+    growth = (after.frobenius_norms - before.frobenius_norms) * (
+        after.frobenius_norms + before.frobenius_norms
+    )
+    return AlignmentBounds(
+        alignment=after,
+        remainder=after.remainder_norms**2,
+        remainder_limit=start + 2 * risk,
+        misalignment=after.spectral_norms[1:] ** 2 * after.misalignments,
+        misalignment_limit=start + 3 * risk + squares[1:] + squares[:-1],
+        norm_growth=growth,
+        growth_spread=jnp.max(growth) - jnp.min(growth),
+        growth_spread_limit=2 * risk,
+    )
+
+
+def learning_conditions(
+    network: eqx.Module, problem: Classification
+) -> tuple[Assumption, Assumption]:
+    """Assumption 1.2: R(W(0)) <= R(0), and W(0) is not a critical point. Any network.
+
+    Under both the risk tends to zero on separable data, for gradient flow (Theorem 2.2) and for
+    gradient descent with the steps of Assumption 3.5 (Theorem 3.6). Without the first it may not:
+    w_1 = -w_2 at depth 2 (Appendix A). The gradient's value is relative to what its layers allow,
+    so that huge margins do not make it vanish.
+    """
+    if not isinstance(problem, Classification):
+        raise ValueError(
+            "learning_conditions: problem must be a Classification, got "
+            f"{type(problem).__name__}; Assumption 1.2 is about losses of a margin."
+        )
+    beta, pull = coefficients_and_pullback(network)
+    excess = float(problem.log_loss(beta) - problem.log_loss(jnp.zeros_like(beta)))
+    # The mean of the z_i under the softmax of the slopes: the gradient without its size.
+    weights = jax.nn.softmax(problem.margin_loss.log_slope(problem.margins(beta)))
+    gradient = _norm(pull(problem.signed_data.T @ weights))
+    lengths = jnp.linalg.norm(problem.X, axis=1)
+    allowed = _norm(jax.vmap(pull)(jnp.eye(beta.size, dtype=beta.dtype))) * (weights @ lengths)
+    size = float(gradient / allowed) if allowed > 0 else 0.0
+    source, zero = f"{JI_TELGARSKY}, Assumption 1.2", rounding(beta)
+    return (
+        Assumption("R(W(0)) <= R(0), the logarithm of their ratio", excess, excess <= zero, source),
+        Assumption("the gradient is not zero, its relative size", size, size > zero, source),
+    )
+
+
+def smoothness(
+    network: FullyConnectedNetwork,
+    radius: float | Scalar,
+    loss: AbstractMarginLoss,
+    data_norm: float | Scalar = 1.0,
+) -> Scalar:
+    """beta(R) = 2 L^2 R^(2L-2) (beta B^2 + G B): the mean loss is beta(R)-smooth on B(R).
+
+    B(R) holds the networks with |W_k|_F <= R for every layer, R >= 1; B is the largest |x_i|, and
+    the loss is beta-smooth and G-Lipschitz (logistic: 1/4 and 1). The paper has B = 1, and its
+    beta(R) is no smoothness constant for longer samples. For a loss summed over n samples multiply
+    by n. Traceable in the numbers.
+
+    Source: Ji & Telgarsky 2019, Lemma 3.2; its proof with (C.3) for |x_i| <= B.
+
+    **Arguments**
+
+    - `network`: gives the depth L; scalar output.
+    - `radius`: R >= 1. `data_norm`: B > 0.
+    - `loss`: `LogisticLoss()`; the exponential loss is not smooth.
+    """
+    _require_scalar_output("smoothness", network, "network")
+    if not isinstance(loss, LogisticLoss):
+        raise ValueError(
+            "smoothness: loss must be smooth and Lipschitz (Assumption 3.1), such as "
+            f"lintensor_jax.LogisticLoss(), got {type(loss).__name__}; the exponential loss is "
+            "neither."
+        )
+    if not isinstance(radius, Tracer) and not float(radius) >= 1:
+        raise ValueError(
+            f"smoothness: radius must be at least 1, got {float(radius):.6g}; Lemma 3.2 holds for "
+            "R >= 1, and a ball of radius below 1 lies in that of radius 1."
+        )
+    if not isinstance(data_norm, Tracer) and not 0 < float(data_norm) < float("inf"):
+        raise ValueError(
+            f"smoothness: data_norm must be positive and finite, got {data_norm}; it is the "
+            "largest |x_i|."
+        )
+    curvature, slope = 0.25, 1.0
+    constants = curvature * jnp.asarray(data_norm) ** 2 + slope * data_norm
+    return 2 * network.depth**2 * jnp.asarray(radius) ** (2 * network.depth - 2) * constants
+
+
+class _Layer(NamedTuple):
+    """The singular values of a layer over its largest entry, and its largest singular vectors."""
+
+    scale: Array
+    sizes: Array
+    top_left: Array
+    top_right: Array
+
+    @staticmethod
+    def of(weight):
+        scale = jnp.max(jnp.abs(weight))
+        left, sizes, right = jnp.linalg.svd(weight / _unless_zero(scale), full_matrices=False)
+        return _Layer(scale, sizes, left[:, 0], right[0])
+
+
+def _misalignment(before, after):
+    # 1 - cos^2 loses the small angle that |v - u <u, v>| keeps.
+    u, v = before.top_right, after.top_left
+    sine = jnp.linalg.norm(v - u * (u @ v))
+    return jnp.where((before.scale > 0) & (after.scale > 0), jnp.minimum(sine**2, 1.0), 1.0)
+
+
+def _matrices(network):
+    """The weights, the last one as a column."""
+    *hidden, last = network.weights
+    return [*hidden, last.reshape(last.shape[0], -1)]
+
+
+def _unless_zero(scale):
+    return jnp.where(scale > 0, scale, 1.0)
+
+
+def _norm(tree):
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
+
+
+def _require_fully_connected(owner, network, name="network"):
+    if not isinstance(network, FullyConnectedNetwork):
+        raise ValueError(
+            f"{owner}: {name} must be a FullyConnectedNetwork, got {type(network).__name__}; only "
+            "its layers are matrices with singular vectors that can align."
+        )
+
+
+def _require_scalar_output(owner, network, name):
+    _require_fully_connected(owner, network, name)
+    if not network.has_scalar_output:
+        raise ValueError(
+            f"{owner}: {name} must have a scalar output (a last layer of shape (d_L,)), got "
+            f"{network.weights[-1].shape}; the bounds rest on the last layer's rank of one."
+        )
