@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Scalar
+from jaxtyping import Array, Bool, Int, Scalar
 
 from ..problems import AbstractProblem, AbstractSquaredProblem, Classification
 
@@ -62,6 +62,20 @@ STATUS_NAMES = (
 def status_name(status: FlowStatus) -> str:
     """The name of one concrete status, such as "margin"."""
     return next(name for name in STATUS_NAMES if bool(status == getattr(FlowStatus, name)))
+
+
+def code_of(status: FlowStatus) -> Int[Array, ""]:
+    """A status as a number, for arrays of them."""
+    return jnp.asarray(status._value, jnp.int32)
+
+
+def status_of(code: Int[Array, ""]) -> FlowStatus:
+    """The inverse of `code_of`, scalar: `jax.vmap` it."""
+    status = FlowStatus.max_steps
+    for name in STATUS_NAMES:
+        item = getattr(FlowStatus, name)
+        status = FlowStatus.where(code == code_of(item), item, status)
+    return status
 
 
 class Observation(NamedTuple):

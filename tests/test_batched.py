@@ -1,0 +1,195 @@
+"""Many flows at once against diffrax, lane by lane; the queue; one lane's function for many."""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lintensor_jax as lt
+from lintensor_jax.dynamics import lanewise as module
+from lintensor_jax.dynamics.batched import batched_flow
+from lintensor_jax.dynamics.lanewise import lanewise
+from lintensor_jax.dynamics.stopping import status_name
+from lintensor_jax.dynamics.system import System
+from lintensor_jax.initialization import gaussian
+
+RNG = np.random.default_rng(0)
+PROBLEM = lt.Regression(np.array([[1.0, 2.0]]), np.array([1.0]))
+TOY = lt.Classification(np.array([[1.0, 2.0], [0.0, 3.0]]), np.ones(2))
+NETWORKS: dict[str, Any] = {
+    "diagonal": lt.DiagonalNetwork.zeros(2, 2),
+    "convolution": lt.ConvolutionalNetwork.zeros(2, (2, 2)),
+    "fully-connected": lt.FullyConnectedNetwork.zeros((2, 2)),
+}
+
+
+def starts(like, count, scale=0.3) -> Any:
+    keys = jax.random.split(jax.random.key(1), count)
+    return jax.vmap(lambda key: gaussian(like, key, scale))(keys)
+
+
+def lane(tree, k) -> Any:
+    return jax.tree.map(lambda leaf: leaf[k], tree)
+
+
+def names(flow) -> list[str]:
+    count = flow.num_steps.shape[0]
+    return [status_name(lane(flow.status, k)) for k in range(count)]
+
+
+def many(a, b):
+    """Every kind of primitive that a network's flow is made of."""
+    grown = jnp.outer(a, b) @ jnp.stack([a, b, a * b]).T
+    moved = jnp.roll(jnp.concatenate([a, b])[::-1], 1)[jnp.array([3, 0, 5])]
+    spectrum = jnp.fft.irfft(jnp.fft.rfft(a) * jnp.fft.rfft(b), 3)
+    picked = jnp.where(a > b, jnp.max(grown, axis=0), -(jnp.sum(a) ** 3))
+    return moved @ grown, spectrum, picked, jnp.prod(jnp.tanh(b)), jnp.zeros(2), a.reshape(3, 1)
+
+
+def no_fourier(a, b):
+    return tuple(x for i, x in enumerate(many(a, b)) if i != 1)
+
+
+@pytest.mark.parametrize(("function", "limit"), [(no_fourier, 1e9), (no_fourier, 0), (many, 1e9)])
+@pytest.mark.parametrize("batched", [(True, True), (True, False), (False, True)])
+def test_a_function_of_one_lane_for_many(function, limit, batched, monkeypatch):
+    """Entry by entry, with lanes at the end, and (for the Fourier transform) as jax.vmap has it."""
+    monkeypatch.setattr(module, "LARGEST_ENTRYWISE", limit)
+    a, b = (RNG.standard_normal((3, 5) if has else 3) for has in batched)
+    axes = tuple(-1 if has else None for has in batched)
+    for dtype, tolerance in ((jnp.float64, 1e-13), (jnp.float32, 1e-5)):
+        arguments = [jnp.asarray(x, dtype) for x in (a, b)]
+        built = lanewise(function, [jax.ShapeDtypeStruct((3,), dtype)] * 2, batched)
+        expected = jax.vmap(function, in_axes=axes, out_axes=-1)(*arguments)
+        for found, wanted in zip(jax.jit(built)(*arguments), expected, strict=True):
+            assert found.dtype == wanted.dtype
+            np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+def by_diffrax(network, problem, rtol, stop):
+    """One lane by `diffeqsolve` with the same method, tolerances and control."""
+    system = System.of(network, problem)
+
+    def done(t, theta, args, **_):
+        return jnp.linalg.norm(problem.residual(system.coefficients(theta))) <= stop
+
+    # The first step of Hairer, Norsett & Wanner II.4; diffrax's own is 0.01 whatever the problem.
+    def norm(vector):
+        return jnp.sqrt(jnp.mean((vector / (rtol + rtol * jnp.abs(system.initial))) ** 2))
+
+    slope = system.velocity(system.initial)
+    guess = 0.01 * norm(system.initial) / norm(slope)
+    bend = norm(system.velocity(system.initial + guess * slope) - slope) / guess
+    first = jnp.minimum(100 * guess, (0.01 / jnp.maximum(norm(slope), bend)) ** 0.2)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, theta, args: system.velocity(theta)),
+        diffrax.Tsit5(),
+        0.0,
+        1e9,
+        first,
+        system.initial,
+        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=rtol, pcoeff=0.5, icoeff=0.5),
+        event=diffrax.Event(done),
+        throw=False,
+    )
+    assert solution.ys is not None
+    assert solution.ts is not None
+    return system.coefficients(solution.ys[-1]), solution.ts[-1], solution.stats["num_steps"]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_lane_by_lane_against_diffrax(name):
+    networks = starts(NETWORKS[name], 12)
+    # Far from the end of the flow, where no step is clipped: the very steps of diffrax.
+    flow = batched_flow(
+        networks, PROBLEM, stop=lt.StopAtResidual(0.01), finish=None, rtol=1e-8, atol=1e-8, width=8
+    )
+    solve = jax.jit(lambda network: by_diffrax(network, PROBLEM, 1e-8, 0.01))
+    for k in range(12):
+        beta, time, num_steps = solve(lane(networks, k))
+        # Step sizes agree to the 1e-6 of the quick root, and with them where the last step ends.
+        np.testing.assert_allclose(flow.coefficients[k], beta, atol=1e-6)
+        np.testing.assert_allclose(flow.log_time[k], jnp.log(time), atol=1e-4)
+        assert abs(int(flow.num_steps[k]) - int(num_steps)) <= 1
+    assert set(names(flow)) == {"residual"}
+    assert 1 <= flow.waste < 2
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_ends_are_those_of_single_flows(name):
+    networks = starts(NETWORKS[name], 6, scale=0.05)
+    flow = batched_flow(networks, PROBLEM)
+    assert flow.finish_accepted is not None
+    assert flow.finish_accepted.all()
+    assert (flow.invariant_drift < 1e-7).all()
+    assert flow.log_margin is None
+    for k in range(0, 6, 2):
+        single = lt.gradient_flow(lane(networks, k), PROBLEM)
+        # After the finish both are the limit: 1e-8 is what the issue asks for.
+        np.testing.assert_allclose(flow.coefficients[k], single.coefficients[-1], atol=1e-8)
+
+
+def test_classification_on_the_log_arc_length_clock():
+    networks = starts(NETWORKS["diagonal"], 5)
+    flow = batched_flow(networks, TOY, stop=lt.StopAtMargin(10.0), rtol=1e-8)
+    assert set(names(flow)) == {"margin"}
+    assert flow.log_margin is not None
+    for k in (0, 3):
+        single = lt.gradient_flow(lane(networks, k), TOY, stop=lt.StopAtMargin(10.0))
+        assert single.log_margin is not None
+        # Both end at the first step beyond the margin, which is another one: compare directions at
+        # the same loss to what they still move between two steps.
+        assert flow.log_margin[k] >= np.log(10)
+        direction = flow.coefficients[k] / jnp.linalg.norm(flow.coefficients[k])
+        np.testing.assert_allclose(direction, single.direction[-1], atol=0.05)
+        assert flow.invariant_drift[k] < 1e-7
+
+
+def test_a_bad_lane_costs_its_neighbours_nothing():
+    networks = starts(NETWORKS["diagonal"], 7)
+    weights = networks.weights.at[2].set(jnp.nan).at[4].set(0.0)
+    bad = eqx.tree_at(lambda n: n.weights, networks, weights)
+    options: dict[str, Any] = {"finish": None, "width": 8, "max_steps": 200}
+    good = batched_flow(networks, PROBLEM, **options)
+    flow = batched_flow(bad, PROBLEM, **options)
+    assert names(flow)[2] == "non_finite"
+    assert names(flow)[4] == "stationary"
+    others = np.array([0, 1, 3, 5, 6])
+    np.testing.assert_array_equal(flow.coefficients[others], good.coefficients[others])
+    assert [names(flow)[k] for k in others] == ["residual"] * 5
+    short = batched_flow(networks, PROBLEM, finish=None, width=8, max_steps=3)
+    assert set(names(short)) == {"max_steps"}
+    assert (short.num_steps == 3).all()
+
+
+def test_neither_order_nor_neighbours_matter():
+    """Bit for bit at one width, where every lane goes through the same vector instructions."""
+    networks = starts(NETWORKS["fully-connected"], 20)
+    order = np.random.default_rng(3).permutation(20)
+    first = batched_flow(networks, PROBLEM, finish=None, width=8)
+    shuffled = batched_flow(lane(networks, order), PROBLEM, finish=None, width=8)
+    np.testing.assert_array_equal(shuffled.coefficients, first.coefficients[order])
+    np.testing.assert_array_equal(shuffled.num_steps, first.num_steps[order])
+    wide = batched_flow(networks, PROBLEM, finish=None, width=24)
+    np.testing.assert_allclose(wide.coefficients, first.coefficients, atol=1e-8)
+
+
+def test_a_problem_for_every_lane():
+    networks = starts(NETWORKS["convolution"], 4)
+    X, y = RNG.standard_normal((4, 1, 2)), RNG.standard_normal((4, 1))
+    problems = jax.vmap(lt.Regression)(jnp.asarray(X), jnp.asarray(y))
+    flow = batched_flow(networks, problems, shared_problem=False)
+    for k in range(4):
+        single = lt.gradient_flow(lane(networks, k), lt.Regression(X[k], y[k]))
+        np.testing.assert_allclose(flow.coefficients[k], single.coefficients[-1], atol=1e-8)
+
+
+def test_refuses_methods_that_do_not_fit():
+    networks = starts(NETWORKS["diagonal"], 2)
+    for solver in (diffrax.Kvaerno5(), diffrax.Heun()):
+        with pytest.raises(ValueError, match=r"solver: .*FSAL"):
+            batched_flow(networks, PROBLEM, solver=solver)  # pyright: ignore[reportArgumentType]
