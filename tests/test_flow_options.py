@@ -321,6 +321,7 @@ def test_float32():
     assert lt.gradient_flow(single, REGRESSION).coefficients.dtype == jnp.float64
 
 
+@pytest.mark.slow
 def test_vmap_over_networks_and_alpha_and_data():
     keys = jax.random.split(jax.random.key(3), 4)
     alphas = jnp.array([1e-3, 0.1, 1.0, 1.0])

@@ -94,6 +94,7 @@ def test_scaled_duplicated_and_logistic(scale):
     np.testing.assert_allclose(limit.direction, expected, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_short_filters_go_where_the_longer_flow_goes():
     # No regulariser is known in predictor space: there are many KKT points, and the flow decides.
     data = problem(3, n=8, d=5)

@@ -76,7 +76,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = ("even convolution, L = 4", "even convolution, any start", "differential, D = 3")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CASES],
+)
 def test_mirror_flow_is_the_full_flow(name):
     network, problem = CASES[name]
     times = jnp.array([0.0, 0.1, 1.0])

@@ -10,6 +10,10 @@ from .alignment import smoothness as smoothness
 from .assumptions import Assumption as Assumption
 from .certificates import Certificate as Certificate
 from .certificates import certify as certify
+from .finite_loss import FiniteLossDirection as FiniteLossDirection
+from .finite_loss import direction_at_loss as direction_at_loss
+from .finite_loss import finite_loss_path as finite_loss_path
+from .finite_loss import interpolated_max_margin as interpolated_max_margin
 from .induced import induced_regularizer as induced_regularizer
 from .induced import minimal_network as minimal_network
 from .interpolation import InterpolationLimit as InterpolationLimit
@@ -48,3 +52,8 @@ from .prediction import Prediction as Prediction
 from .predictor_space import Regularizer as Regularizer
 from .regression import TwoLayerLimit as TwoLayerLimit
 from .regression import limit_point_two_layer as limit_point_two_layer
+from .singular_vectors import SingularVectors as SingularVectors
+from .singular_vectors import remaining_variation as remaining_variation
+from .singular_vectors import residual_direction as residual_direction
+from .singular_vectors import singular_vector_residual as singular_vector_residual
+from .singular_vectors import singular_vectors as singular_vectors

@@ -120,11 +120,14 @@ class AlignmentBounds(eqx.Module):
     growth_spread_limit: Scalar
 
     @property
-    def slack(self) -> Scalar:
-        """What the tightest of the first two bounds leaves: negative if one is violated."""
+    def slack(self) -> Float[Array, "..."]:
+        """What the tightest of the first two bounds leaves: negative if one is violated.
+
+        Of a batch, made by `jax.vmap`, one number each.
+        """
         return jnp.minimum(
-            jnp.min(self.remainder_limit - self.remainder),
-            jnp.min(self.misalignment_limit - self.misalignment),
+            jnp.min(self.remainder_limit[..., None] - self.remainder, axis=-1),
+            jnp.min(self.misalignment_limit - self.misalignment, axis=-1),
         )
 
 
@@ -184,27 +187,35 @@ def learning_conditions(
 
     Under both the risk tends to zero on separable data, for gradient flow (Theorem 2.2) and for
     gradient descent with the steps of Assumption 3.5 (Theorem 3.6). Without the first it may not:
-    w_1 = -w_2 at depth 2 (Appendix A). The gradient's value is relative to what its layers allow,
-    so that huge margins do not make it vanish.
+    w_1 = -w_2 at depth 2 (Appendix A).
+
+    The gradient's size is relative to the Jacobian of the coefficients times the lengths of the
+    samples, weighted by the losses' slopes: in [0, 1] however small the loss is.
     """
     if not isinstance(problem, Classification):
         raise ValueError(
             "learning_conditions: problem must be a Classification, got "
             f"{type(problem).__name__}; Assumption 1.2 is about losses of a margin."
         )
+    excess, size = (float(value) for value in _excess_and_gradient(network, problem))
+    source, zero = f"{JI_TELGARSKY}, Assumption 1.2", rounding(problem.X)
+    return (
+        Assumption("R(W(0)) <= R(0), the logarithm of their ratio", excess, excess <= zero, source),
+        Assumption("the gradient is not zero, its relative size", size, size > zero, source),
+    )
+
+
+@eqx.filter_jit  # alone its operations would be thirty small compilations
+def _excess_and_gradient(network, problem):
+    """log R(W) - log R(0), and the relative size of the gradient."""
     beta, pull = coefficients_and_pullback(network)
-    excess = float(problem.log_loss(beta) - problem.log_loss(jnp.zeros_like(beta)))
+    excess = problem.log_loss(beta) - problem.log_loss(jnp.zeros_like(beta))
     # The mean of the z_i under the softmax of the slopes: the gradient without its size.
     weights = jax.nn.softmax(problem.margin_loss.log_slope(problem.margins(beta)))
     gradient = _norm(pull(problem.signed_data.T @ weights))
     lengths = jnp.linalg.norm(problem.X, axis=1)
     allowed = _norm(jax.vmap(pull)(jnp.eye(beta.size, dtype=beta.dtype))) * (weights @ lengths)
-    size = float(gradient / allowed) if allowed > 0 else 0.0
-    source, zero = f"{JI_TELGARSKY}, Assumption 1.2", rounding(beta)
-    return (
-        Assumption("R(W(0)) <= R(0), the logarithm of their ratio", excess, excess <= zero, source),
-        Assumption("the gradient is not zero, its relative size", size, size > zero, source),
-    )
+    return excess, jnp.where(allowed > 0, gradient / _unless_zero(allowed), 0.0)
 
 
 def smoothness(

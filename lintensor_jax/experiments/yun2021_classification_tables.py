@@ -1,0 +1,290 @@
+"""The tables and checks of `yun2021_classification`, from its arrays."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .report import Check, Column, Report, Table, scientific, worst_of
+
+if TYPE_CHECKING:
+    from .yun2021_classification import Result
+    from .yun2021_classification_runs import Path
+
+TITLE = "Yun, Krishnan & Mobahi 2021, section 4: limit directions of classification"
+# Where the paper's gradient descent stops.
+PAPER_LOG_LOSS = float(np.log(1e-5))
+# Rounding of log L along a flow that keeps its bound exactly, at the very start.
+_BOUND_SLACK = 1e-6
+
+
+def _optional(write):
+    return lambda value: "" if value is None else write(value)
+
+
+_LANE = (Column("architecture", "architecture"), Column("depth", "L"))
+_SUMMARY = (
+    *_LANE,
+    Column("runs", "runs"),
+    Column("distance", "limit - predicted", _optional(scientific)),
+    Column("parameter_residual", "KKT residual", scientific),
+    Column("limit_singular_residual", "eq. 8 at limit", scientific),
+    Column("singular_residual", "at flow's end", scientific),
+    Column("paper_error", "error at 1e-5", scientific),
+    Column("end_error", "at flow's end", scientific),
+    Column("num_steps", "most steps"),
+)
+_FLOWS = (
+    *_LANE,
+    Column("start", "start"),
+    Column("theorem", "theorem"),
+    Column("distance", "limit - predicted", _optional(scientific)),
+    Column("parameter_residual", "KKT residual", scientific),
+    Column("predictor_residual", "in predictor space", _optional(scientific)),
+    Column("limit_singular_residual", "eq. 8 at the limit", scientific),
+    Column("singular_residual", "eq. 8 at the flow's end", scientific),
+    Column("paper_variation", "u varies after loss 1e-5 by", scientific),
+    Column("late_variation", "after exp(-1e3) by", scientific),
+    Column("paper_error", "direction's error at loss 1e-5", scientific),
+    Column("end_error", "at the flow's end", scientific),
+    Column("num_steps", "steps"),
+    Column("status", "stopped by"),
+    Column("limit_status", "limit"),
+    Column("smoothed_margin_drop", "smoothed margin fell by", scientific),
+    Column("invariant_drift", "drift", scientific),
+)
+_BOUNDS = (
+    *_LANE,
+    Column("start", "start"),
+    Column("theorem", "theorem"),
+    Column("initial_loss", "L(0)", "{:.3g}".format),
+    Column("log10_excess", "loss over the corrected bound, log10", "{:.2g}".format),
+    Column("log10_printed_excess", "over the printed bound, log10", "{:.2g}".format),
+)
+_ONE_SAMPLE = (
+    Column("filter_size", "filter"),
+    Column("start", "start"),
+    Column("theorem", "theorem"),
+    Column("distance", "limit - predicted", scientific),
+    Column("formula_distance", "limit - Corollary 4", scientific),
+    Column("limit_singular_residual", "eq. 8 at the limit", scientific),
+    Column("end_error", "flow's end - limit", scientific),
+    Column("num_steps", "steps"),
+)
+_FINITE_LOSS = (
+    Column("depth", "D"),
+    Column("mu", "mu", "{:.3g}".format),
+    Column("alpha", "alpha", "{:.3g}".format),
+    Column("log_inverse_loss", "log(1/eps)", "{:.4g}".format),
+    Column("path_error", "flow - path", scientific),
+    Column("program_error", "flow - program", scientific),
+    Column("scaled_error", "(flow - path) log(1/eps) min(mu, 1)", "{:.2g}".format),
+)
+_SIDE_BY_SIDE = (
+    Column("architecture", "architecture"),
+    Column("method", "method"),
+    Column("num_steps", "steps", "{:,}".format),
+    Column("seconds", "seconds", "{:.3f}".format),
+    Column("loss", "loss reached"),
+    Column("distance", "distance to the limit direction", scientific),
+)
+
+
+def report(result: "Result") -> Report:
+    """A summary, one table for each part, and the acceptance bounds."""
+    flows, bounds = list(_flows(result)), list(_bounds(result))
+    one_sample, finite = list(_one_sample(result)), list(_finite_loss(result))
+    toy = list(_side_by_side(result))
+    theorems, config = result.config.theorems, result.config
+    predicted = [row for row in flows if row["distance"] is not None]
+    ahead = [row for row in bounds if row["initial_loss"] < 1]
+    singles = [row for row in toy if row["method"] == "flow, log-arc-length"]
+    uncertified = [
+        row
+        for row in (*flows, *one_sample)
+        if row["limit_status"] not in ("stationary", "continued")
+    ]
+    checks = (
+        Check(
+            "limits that are not certified",
+            len(uncertified),
+            0,
+            _label(uncertified[0]) if uncertified else "none",
+        ),
+        worst_of("limit against predict", predicted, "distance", theorems.agreement, _label),
+        worst_of("KKT residual", flows, "parameter_residual", theorems.residual, _label),
+        worst_of("eq. 8 at the limit", flows, "limit_singular_residual", theorems.residual, _label),
+        worst_of(
+            "eq. 8: residual at the flow's end over that at loss 1e-5",
+            flows,
+            "singular_progress",
+            1,
+            _label,
+        ),
+        worst_of("smoothed margin", flows, "smoothed_margin_drop", 10 * theorems.rtol, _label),
+        worst_of("corrected bound, log10 L", bounds, "log10_excess", _BOUND_SLACK, _label),
+        worst_of("erratum: printed bound kept from L(0) < 1", ahead, "printed_kept", 0, _label),
+        worst_of(
+            "Corollary 4", one_sample, "formula_distance", config.one_sample.agreement, _label
+        ),
+        worst_of("Theorem 3", one_sample, "distance", config.one_sample.agreement, _label),
+        worst_of(
+            "finite loss: error times log(1/eps) min(mu, 1)",
+            finite,
+            "scaled_error",
+            config.finite_loss.agreement,
+            _finite_label,
+        ),
+        worst_of(
+            "toy data: flow's distance", singles, "distance", config.side_by_side.agreement, _toy
+        ),
+    )
+    return Report(
+        experiment="yun2021-classification",
+        title=TITLE,
+        config=config,
+        reduced=result.reduced,
+        tables=(
+            Table("summary", "Worst cases", _SUMMARY, list(_summary(result, flows))),
+            Table("flows", "Theorems 1 and 2, Corollaries 1 to 3", _FLOWS, flows),
+            Table("bounds", "The bounds of Theorems 2 and 3 on the loss", _BOUNDS, bounds),
+            Table("one_sample", "Theorem 3 and Corollary 4: one sample", _ONE_SAMPLE, one_sample),
+            Table("finite_loss", "Directions at finite loss", _FINITE_LOSS, finite),
+            Table("side_by_side", "Side by side on the toy data", _SIDE_BY_SIDE, toy),
+        ),
+        checks=checks,
+    )
+
+
+def _all_paths(result) -> "Iterator[tuple[dict[str, Any], Path]]":
+    for (architecture, depth), paths in result.paths.items():
+        for start, path in paths.items():
+            yield {"architecture": architecture, "depth": depth, "start": start}, path
+
+
+def _flows(result) -> Iterator[dict[str, Any]]:
+    for row, path in _all_paths(result):
+        yield {**row, **_of_path(path)}
+
+
+def _of_path(path: "Path") -> dict[str, Any]:
+    return {
+        "theorem": path.theorem,
+        "distance": None if path.predicted is None else _distance(path.limit, path.predicted),
+        "parameter_residual": path.parameter_residual,
+        "predictor_residual": path.predictor_residual,
+        "limit_singular_residual": path.limit_singular_residual,
+        "singular_residual": float(path.singular_residuals[-1]),
+        "singular_progress": float(
+            path.singular_residuals[-1] / at_log_loss(path, path.singular_residuals, PAPER_LOG_LOSS)
+        ),
+        "paper_variation": at_log_loss(path, path.variation, PAPER_LOG_LOSS),
+        "late_variation": at_log_loss(path, path.variation, -1e3),
+        "paper_error": at_log_loss(path, path.error, PAPER_LOG_LOSS),
+        "end_error": float(path.error[-1]),
+        "num_steps": path.num_steps,
+        "status": path.status,
+        "limit_status": path.limit_status,
+        "smoothed_margin_drop": path.smoothed_margin_drop,
+        "invariant_drift": path.invariant_drift,
+    }
+
+
+def at_log_loss(path: "Path", values: np.ndarray, log_loss: float) -> float:
+    """A quantity where the loss is exp(log_loss), between saved times."""
+    # Both fall by orders of magnitude; the start may be above any loss of interest.
+    scale = np.log(np.maximum(-path.log_loss, 1e-3))
+    return float(np.interp(np.log(-log_loss), scale, values))
+
+
+def _bounds(result) -> Iterator[dict[str, Any]]:
+    singles = (
+        (
+            {"architecture": f"filters of {run.filter_size}", "depth": 2, "start": run.start},
+            run.path,
+        )
+        for run in result.one_sample
+    )
+    for row, path in (*_all_paths(result), *singles):
+        if np.isnan(path.log_bound).all():
+            continue
+        excess = (path.log_loss - path.log_bound) / np.log(10)
+        printed = (path.log_loss - path.log_printed_bound) / np.log(10)
+        yield {
+            **row,
+            "theorem": path.theorem,
+            "initial_loss": float(np.exp(path.log_loss[0])),
+            "log10_excess": float(excess.max()),
+            "log10_printed_excess": float(printed.max()),
+            # A check passes below its bound: here below minus one percent.
+            "printed_kept": float(0.01 - printed.max()),
+        }
+
+
+def _one_sample(result) -> Iterator[dict[str, Any]]:
+    for run in result.one_sample:
+        yield {
+            "architecture": "one sample",
+            "depth": 2,
+            "filter_size": run.filter_size,
+            "start": run.start,
+            **_of_path(run.path),
+            "formula_distance": _distance(run.path.limit, run.corollary_4),
+        }
+
+
+def _finite_loss(result) -> Iterator[dict[str, Any]]:
+    for depth, runs in result.finite_loss.items():
+        for lane in np.ndindex(runs.alphas.shape):
+            mu, level = float(runs.flow_mus[lane]), float(-runs.log_losses[lane])
+            yield {
+                "depth": depth,
+                "mu": mu,
+                "alpha": float(runs.alphas[lane]),
+                "log_inverse_loss": level,
+                "path_error": float(runs.path_errors[lane]),
+                "program_error": float(runs.program_errors[lane]),
+                "scaled_error": float(runs.path_errors[lane]) * level * min(mu, 1.0),
+            }
+
+
+def _side_by_side(result) -> Iterator[dict[str, Any]]:
+    for row in result.side_by_side:
+        exponent = row.log_loss / np.log(10)
+        loss = f"1e{exponent:.1f}" if exponent > -400 else f"exp({row.log_loss:.3g})"
+        yield {
+            "architecture": row.architecture,
+            "method": row.method,
+            "num_steps": row.num_steps,
+            "seconds": row.seconds,
+            "log_loss": row.log_loss,
+            "loss": loss,
+            "distance": row.distance,
+        }
+
+
+def _summary(result, flows) -> Iterator[dict[str, Any]]:
+    keys = [column.key for column in _SUMMARY[3:]]
+    for architecture, depth in result.paths:
+        rows = [r for r in flows if (r["architecture"], r["depth"]) == (architecture, depth)]
+        worst = {
+            key: max((row[key] for row in rows if row[key] is not None), default=None)
+            for key in keys
+        }
+        yield {"architecture": architecture, "depth": depth, "runs": len(rows), **worst}
+
+
+def _label(row):
+    return f"{row['architecture']}, L = {row['depth']}, {row['start']}"
+
+
+def _finite_label(row):
+    return f"D = {row['depth']}, mu = {row['mu']:.3g}, log(1/eps) = {row['log_inverse_loss']:.3g}"
+
+
+def _toy(row):
+    return row["architecture"]
+
+
+def _distance(a, b):
+    return float(np.linalg.norm(a - b))
