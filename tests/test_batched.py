@@ -1,5 +1,10 @@
 """Many flows at once against diffrax, lane by lane; the queue; one lane's function for many."""
 
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
 from typing import Any
 
 import diffrax
@@ -10,8 +15,10 @@ import numpy as np
 import pytest
 
 import lintensor_jax as lt
+from lintensor_jax.dynamics import batched, compilation
 from lintensor_jax.dynamics import lanewise as module
 from lintensor_jax.dynamics.batched import batched_flow
+from lintensor_jax.dynamics.compilation import Apart
 from lintensor_jax.dynamics.lanewise import lanewise
 from lintensor_jax.dynamics.stopping import status_name
 from lintensor_jax.dynamics.system import System
@@ -186,6 +193,76 @@ def test_a_problem_for_every_lane():
     for k in range(4):
         single = lt.gradient_flow(lane(networks, k), lt.Regression(X[k], y[k]))
         np.testing.assert_allclose(flow.coefficients[k], single.coefficients[-1], atol=1e-8)
+
+
+def test_compiled_apart():
+    """By a child with other settings: the same flows; kept in a folder, and loaded from it."""
+    networks = starts(NETWORKS["diagonal"], 20)
+    options: dict[str, Any] = {"finish": None, "width": 8}
+    here = batched_flow(networks, PROBLEM, **options)
+    with tempfile.TemporaryDirectory() as folder:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a fallback would warn
+            apart = batched_flow(networks, PROBLEM, compilation=Apart(folder), **options)
+        (kept,) = Path(folder).iterdir()
+        compilation._programs.clear()
+        written = kept.stat().st_mtime_ns
+        again = batched_flow(networks, PROBLEM, compilation=Apart(folder), **options)
+        assert kept.stat().st_mtime_ns == written
+    # Other kernels round otherwise: to the tolerance, not to the bit.
+    np.testing.assert_allclose(apart.coefficients, here.coefficients, atol=1e-8)
+    np.testing.assert_array_equal(again.coefficients, apart.coefficients)
+
+
+def test_without_a_child_it_compiles_here(monkeypatch):
+    networks = starts(NETWORKS["diagonal"], 9)
+    monkeypatch.setattr(compilation, "_CHILD", "import os; os.abort()")
+    compilation._report.cache_clear()
+    with pytest.warns(UserWarning, match=r"Apart: .*exit status -6"):
+        flow = batched_flow(networks, PROBLEM, finish=None, width=8, compilation=Apart())
+    expected = batched_flow(networks, PROBLEM, finish=None, width=8)
+    np.testing.assert_allclose(flow.coefficients, expected.coefficients, atol=1e-8)
+
+
+def test_more_lanes_than_one_program_takes(monkeypatch):
+    networks = starts(NETWORKS["diagonal"], 45)
+    whole = batched_flow(networks, PROBLEM, width=8)
+    monkeypatch.setattr(batched, "_CHUNK", 16)
+    parts = batched_flow(networks, PROBLEM, width=8)
+    np.testing.assert_array_equal(parts.coefficients, whole.coefficients)
+    np.testing.assert_array_equal(parts.num_steps, whole.num_steps)
+    assert names(parts) == names(whole)
+
+
+def test_lanes_at_rest_say_why():
+    """Looked at only where a lane rests: no beta separates these samples."""
+    contradiction = lt.Classification(np.array([[1.0, 2.0], [1.0, 2.0]]), np.array([1.0, -1.0]))
+    flow = batched_flow(starts(NETWORKS["diagonal"], 5), contradiction, width=8)
+    assert set(names(flow)) == {"not_separable"}
+    assert (flow.num_steps < 500).all()
+
+
+@pytest.mark.slow
+def test_devices_do_not_matter():
+    """Bit for bit; in a process of its own, since devices are set before anything is computed."""
+    program = """
+import jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 3)
+import lintensor_jax as lt
+from lintensor_jax.dynamics.batched import batched_flow
+from lintensor_jax.initialization import gaussian
+keys = jax.random.split(jax.random.key(1), 100)
+like = lt.DiagonalNetwork.zeros(2, 2)
+networks = jax.vmap(lambda key: gaussian(like, key, 0.3))(keys)
+problem = lt.Regression(np.array([[1.0, 2.0]]), np.array([1.0]))
+one = batched_flow(networks, problem, width=8)
+three = batched_flow(networks, problem, width=8, devices=jax.local_devices())
+assert len(jax.local_devices()) == 3
+np.testing.assert_array_equal(one.coefficients, three.coefficients)
+np.testing.assert_array_equal(one.num_steps, three.num_steps)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_refuses_methods_that_do_not_fit():

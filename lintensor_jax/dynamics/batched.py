@@ -7,35 +7,38 @@ Wanner, PI control), and a flow takes the steps that `diffrax.diffeqsolve` takes
 is everything that a flow does not need. Stiff flows are not for it: they end with `max_steps`.
 """
 
-import functools
-from collections.abc import Callable
+import dataclasses
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from ..networks import split
-from ..problems import AbstractProblem, Classification
-from .clocks import ClockState, FlowArgs, PhysicalTime, log_time_unit
-from .controllers import longest_step
+from ..problems import AbstractProblem
+from .clocks import FlowArgs, PhysicalTime, log_time_unit
+from .compilation import AbstractCompilation, InProcess, compiled
 from .finish import run_finish
-from .integrate import first_rule, observe_state, record
-from .lanes import RUNNING, Lanes, attempt_step, rms, where_lane
-from .lanewise import lanewise
+from .integrate import record
 from .options import fill_options, same_dtype
+from .queue import InFlight, Queue, Stepper, state_of, with_problem
 from .stopping import FlowStatus, code_of, status_of
 from .system import Reducible, System
 
-# Steps between two looks at the queue. More of them leave finished lanes idle, fewer pay more often
-# for loading new ones.
-_STEPS_PER_ROUND = 8
-# Lanes that are in flight at once: wide enough for vector instructions, small enough for the first
-# cache. With more state per lane 32 leave less to wait for.
-_WIDTH, _WIDTH_OF_LARGE, _LARGE = 128, 32, 32
+# Lanes in flight at once: wide enough for vector instructions, small enough for the first cache.
+# And the share of them that is done when the queue is looked at: a look costs as much as a few
+# steps of all lanes, of small ones, and a lane that is done and waits costs its own steps.
+_SMALL, _LARGE = (128, 4), (32, 16)
+_LARGEST_SMALL = 32
+# Lanes of one program, which keeps memory flat and compilations few; numbers in one log.
+_CHUNK, _CHUNK_OF_GPU, _LOG_SIZE = 2**14, 2**20, 2**16
 
 
 class BatchedFlow(eqx.Module):
@@ -74,6 +77,8 @@ def batched_flow(
     shared_problem: bool = True,
     width: int | None = None,
     solver: diffrax.AbstractERK | None = None,
+    compilation: AbstractCompilation | None = None,
+    devices: Sequence[Any] | None = None,
     **options: Any,
 ) -> BatchedFlow:
     """Gradient flows of many networks, to their ends.
@@ -87,6 +92,10 @@ def batched_flow(
       more than 32 numbers.
     - `solver`: an explicit diffrax method whose last stage is the first of the next step; default
       `diffrax.Tsit5()`.
+    - `compilation`: `InProcess()` (default), or `Apart()`, which is faster on CPUs.
+    - `devices`: where lanes fly, such as `jax.local_devices()`; default: where the networks are.
+      XLA runs one program at a time on a device: for two cores of a CPU, set
+      `jax.config.update("jax_num_cpu_devices", 2)` before the first computation.
     - `clock`, `stop`, `finish`, `rtol`, `atol`, `max_steps`: as in `gradient_flow`; default for
       max_steps 4096.
 
@@ -107,233 +116,114 @@ def batched_flow(
     options.setdefault("max_steps", 4096)
     atol = options.pop("atol", None)
     filled = fill_options(system, atol=atol, **options)
-    if width is None:
-        width = _WIDTH if _size(system, filled) <= _LARGE else _WIDTH_OF_LARGE
-        if jax.default_backend() != "cpu":
-            width = count
+    size = system.initial.size + (0 if isinstance(filled.clock, PhysicalTime) else 2)
+    on_cpu = jax.default_backend() == "cpu"
+    thetas = jax.vmap(lambda p: ravel_pytree(p)[0])(parameters)
+    devices = [next(iter(thetas.devices()))] if devices is None else list(devices)
+    most = _CHUNK if on_cpu else _CHUNK_OF_GPU
+    compilation = InProcess() if compilation is None else compilation
+    usual, share = _SMALL if size <= _LARGEST_SMALL else _LARGE
+    width = width or (usual if on_cpu else most)
     # Whole vectors of 512 bits: in the rest of a vector loop a lane's last bit would be another.
     width = 8 * -(-min(width, count) // 8)
-    on_cpu = jax.default_backend() == "cpu"
-    return _compiled(on_cpu)(
-        parameters, system, problem, filled, solver, shared_problem, width, atol is None
+    each = max(min(most, -(-count // len(devices))), min(4 * width, count))
+    # A power of two times the width, so that few sizes are ever compiled.
+    chunk = width * 2 ** math.ceil(math.log2(-(-each // width)))
+    stepper = Stepper(
+        system=system,
+        options=filled,
+        solver=solver,
+        shared=shared_problem,
+        width=width,
+        exchanges=max(1, min(chunk, _LOG_SIZE // (width * (size + 5)))),
+        enough=-(-width // share),
+        in_rows=compilation.fuses,
+        scales_atol=atol is None,
     )
+    chunks = [
+        _Chunk(
+            jnp.asarray(min(chunk, count - at), jnp.int32),
+            _piece(thetas, at, chunk),
+            problem if shared_problem else _piece(problem, at, chunk),
+        )
+        for at in range(0, count, chunk)
+    ]
+
+    def fly(place):
+        mine = chunks[place :: len(devices)]
+        here = eqx.filter(stepper, eqx.is_array), mine
+        arrays, mine = jax.device_put(here, devices[place])
+        return [_fly(eqx.combine(arrays, stepper), compilation, chunk) for chunk in mine]
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        found = list(pool.map(fly, range(len(devices))))
+    landed = [found[i % len(devices)][i // len(devices)] for i in range(len(chunks))]
+    flow = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *landed)
+    return dataclasses.replace(flow, executed_steps=jnp.sum(flow.executed_steps))
 
 
-@functools.cache
-def _compiled(on_cpu: bool) -> Callable[..., BatchedFlow]:
-    # Vectors of 512 bits where the processor has them: 1.4 times faster. Unlike the flags in
-    # XLA_FLAGS this is an option of one program, and not of the process.
-    options: Any = {"compiler_options": {"xla_cpu_prefer_vector_width": "512"}} if on_cpu else {}
-    return eqx.filter_jit(_run, **options)
+class _Chunk(NamedTuple):
+    """Lanes of one program; those beyond `count` only fill its arrays."""
 
-
-def _run(parameters, system, problem, options, solver, shared, width, scale_atol):
-    starts, unit = _starts(parameters, system, problem, options, shared)
-    if scale_atol:  # as `fill_options` does for one lane
-        largest = jnp.max(jnp.abs(_thetas(parameters)), axis=1)
-        least = options.rtol * (largest if isinstance(options.clock, PhysicalTime) else 1.0)
-        atol = jnp.minimum(options.rtol * largest, least)
-    else:
-        atol = jnp.full(starts.shape[0], options.atol)
-    reducible = Reducible.of(problem) if shared else jax.vmap(lambda p: Reducible.of(p))(problem)
-    data = _Data(problem, reducible, unit, atol)
-    ends = _integrated(starts, data, system, options, solver, shared, width)
-    return _wrapped(ends, starts, data, system, options, shared)
+    count: Int[Array, ""]
+    thetas: Float[Array, "N p"]
+    problem: Any
 
 
 class _Ends(NamedTuple):
-    """Where the lanes ended, in the order of the starts."""
+    """Where the lanes of a chunk ended, in their order."""
 
-    y: Float[Array, "N q"]
-    s: Float[Array, " N"]
-    code: Int[Array, " N"]
-    num_steps: Int[Array, " N"]
-    num_rejected: Int[Array, " N"]
-    executed: Int[Array, ""]
-
-
-class _Data(NamedTuple):
-    """What a lane needs besides its state; `problem` and `reducible` may be shared."""
-
-    problem: Any
-    reducible: Any
-    unit: Any
-    atol: Any
+    y: Float[np.ndarray, "N q"]
+    s: Float[np.ndarray, " N"]
+    code: Int[np.ndarray, " N"]
+    num_steps: Int[np.ndarray, " N"]
+    num_rejected: Int[np.ndarray, " N"]
 
 
-def _thetas(parameters):
-    return jax.vmap(lambda p: ravel_pytree(p)[0])(parameters)
+def _piece(tree, at, size):
+    """Lanes at, ..., at + size - 1; the last one stands in for those that there are not."""
+
+    def of(leaf):
+        piece = leaf[at : at + size]
+        missing = size - piece.shape[0]
+        return jnp.concatenate([piece, jnp.repeat(leaf[-1:], missing, 0)]) if missing else piece
+
+    return jax.tree.map(of, tree)
 
 
-def _size(system, options):
-    return system.initial.size + (0 if isinstance(options.clock, PhysicalTime) else 2)
+def _queue(stepper: Stepper, chunk: _Chunk) -> tuple[InFlight, Queue]:
+    queue = stepper.queue(*chunk)
+    return stepper.start(queue), queue
 
 
-def _with(system, problem):
-    return eqx.tree_at(lambda s: s.problem, system, problem)
+def _advance(stepper: Stepper, flight: InFlight, queue: Queue) -> tuple[InFlight, Array]:
+    return stepper.advance(flight, queue)
 
 
-def _starts(parameters, system, problem, options, shared):
-    """The states at time 0 as vectors (N, q), and the clocks' units (N,)."""
-
-    def start(theta, problem):
-        here = _with(system, problem)
-        state = options.clock.start(here, theta)
-        physical = isinstance(options.clock, PhysicalTime)
-        unit = jnp.zeros_like(theta[0]) if physical else log_time_unit(here, state)
-        return _vector(state, options.clock), unit
-
-    return jax.vmap(start, in_axes=(0, None if shared else 0))(_thetas(parameters), problem)
-
-
-def _vector(state, clock):
-    if isinstance(clock, PhysicalTime):
-        return state.theta
-    return jnp.concatenate([state.theta, state.log_scale[None], state.elapsed[None]])
-
-
-def _state(y, clock):
-    if isinstance(clock, PhysicalTime):
-        zero = jnp.zeros_like(y[0])
-        return ClockState(y, zero, zero)
-    return ClockState(y[:-2], y[-2], y[-1])
-
-
-def _lane_functions(system, data, options, shared, dtype):
-    """The slope, and what is seen of a lane (slope, code, longest step), with lanes last."""
-    clock = options.clock
-    leaves, structure = jax.tree.flatten((data.problem, data.reducible))
-    # One lane's data: everything but what is shared has lost its first axis.
-    examples = [jax.ShapeDtypeStruct(x.shape if shared else x.shape[1:], x.dtype) for x in leaves]
-    clips = isinstance(clock, PhysicalTime) and not isinstance(data.problem, Classification)
-
-    def of_lane(y, s, unit, leaves):
-        problem, reducible = jax.tree.unflatten(structure, leaves)
-        args = FlowArgs(_with(system, problem), reducible, unit)
-        state = _state(y, clock)
-        return args, state, _vector(clock.velocity(s, state, args), clock)
-
-    def slope(y, s, unit, *leaves):
-        return (of_lane(y, s, unit, leaves)[2],)
-
-    def seen(y, s, unit, *leaves):
-        args, state, velocity = of_lane(y, s, unit, leaves)
-        status = first_rule(observe_state(s, state, args, clock), options)
-        code = jnp.where(status == FlowStatus.max_steps, RUNNING, code_of(status))
-        finite = jnp.all(jnp.isfinite(velocity))
-        code = jnp.where(finite, code, code_of(FlowStatus.non_finite))
-        longest = longest_step(state, args) if clips else jnp.full_like(s, jnp.inf)
-        return velocity, code, longest
-
-    y = jax.ShapeDtypeStruct((_size(system, options),), dtype)
-    number = jax.ShapeDtypeStruct((), dtype)
-    batched = [True, True, True, *[not shared] * len(leaves)]
-    built = [lanewise(f, [y, number, number, *examples], batched) for f in (slope, seen)]
-    return *built, leaves
-
-
-def _integrated(starts, data, system, options, solver, shared, width):
-    """Runs the whole queue."""
-    count, dtype = starts.shape[0], starts.dtype
-    slope_of, seen_of, leaves = _lane_functions(system, data, options, shared, dtype)
-    order = solver.order(None)
-
-    def lane_data(job):
-        # A lane without a job computes with the last one's data, and nobody looks.
-        job = jnp.minimum(job, count - 1)
-        own = leaves if shared else [jnp.moveaxis(leaf[job], 0, -1) for leaf in leaves]
-        return (data.unit[job], *own), data.atol[job]
-
-    def load(job):
-        """Fresh lanes: the first step is that of Hairer, Norsett & Wanner II.4, as in diffrax."""
-        (unit, *own), atol = lane_data(job)
-        y = starts[jnp.minimum(job, count - 1)].T
-        s = jnp.zeros(width, dtype)
-        slope, code, longest = seen_of(y, s, unit, *own)
-        moving = jnp.any(slope != 0, axis=0)
-        code = jnp.where((code == RUNNING) & ~moving, code_of(FlowStatus.stationary), code)
-        scale = atol[None] + options.rtol * jnp.abs(y)
-        size, speed = rms(y / scale), rms(slope / scale)
-        small = (size < 1e-5) | (speed < 1e-5)
-        h0 = jnp.where(small, 1e-6, 0.01 * size / jnp.where(small, 1.0, speed))
-        (after,) = slope_of(y + h0[None] * slope, s + h0, unit, *own)
-        bend = rms((after - slope) / scale) / h0
-        largest = jnp.maximum(speed, bend)
-        flat = largest <= 1e-15
-        h1 = (0.01 / jnp.where(flat, 1.0, largest)) ** (1 / order)
-        h1 = jnp.where(flat, jnp.maximum(1e-6, h0 * 1e-3), h1)
-        h = jnp.minimum(jnp.minimum(100 * h0, h1), longest)
-        code = jnp.where(job < count, code, 0)
-        none = jnp.zeros(width, jnp.int32)
-        return Lanes(y, slope, s, h, jnp.ones(width, dtype), code, none, none)
-
-    def round_(lanes, job):
-        (unit, *own), atol = lane_data(job)
-        step = functools.partial(
-            attempt_step, slope_of, seen_of, solver, options, (unit, *own), atol
-        )
-        return jax.lax.fori_loop(0, _STEPS_PER_ROUND, lambda _, lanes: step(lanes), lanes)
-
-    def exchange(carry):
-        """Finished lanes leave their results; the next of the queue take their places."""
-        lanes, job, following, results, executed = carry
-        done = (lanes.code != RUNNING) & (job < count)
-        here = jnp.where(done, job, count)  # out of range: dropped
-        found = lanes.y.T, lanes.s, lanes.code, lanes.num_steps, lanes.num_rejected
-        results = tuple(
-            store.at[here].set(value, mode="drop")
-            for store, value in zip(results, found, strict=True)
-        )
-        place = following + jnp.cumsum(done) - 1
-        job = jnp.where(done, jnp.minimum(place, count), job).astype(jnp.int32)
-        fresh = load(job)
-        lanes = jax.tree.map(functools.partial(where_lane, done), fresh, lanes)
-        following = jnp.minimum(following + jnp.sum(done), count).astype(jnp.int32)
-        return lanes, job, following, results, executed
-
-    def body(carry):
-        lanes, job, following, results, executed = carry
-        lanes = round_(lanes, job)
-        carry = lanes, job, following, results, executed + _STEPS_PER_ROUND * width
-        done = jnp.any((lanes.code != RUNNING) & (job < count))
-        return jax.lax.cond(done, exchange, lambda carry: carry, carry)
-
-    job = jnp.arange(width, dtype=jnp.int32)
-    none = jnp.zeros(count, jnp.int32)
-    results = (jnp.zeros_like(starts), jnp.zeros_like(starts[:, 0]), none, none, none)
-    executed = jnp.zeros((), jnp.result_type(int))
-    carry = load(job), job, jnp.asarray(width, jnp.int32), results, executed
-    carry = jax.lax.while_loop(lambda c: jnp.any(c[1] < count), body, carry)
-    return _Ends(*carry[3], carry[4])
-
-
-def _wrapped(ends, starts, data, system, options, shared):
-    """Finish and observables of every lane, in batches that fit the cache."""
-
-    def of_lane(lane):
-        (y, s, code), start, unit, (problem, reducible) = lane
-        problem, reducible = (data.problem, data.reducible) if shared else (problem, reducible)
-        here = _with(system, problem)
-        state, initial = _state(y, options.clock), _state(start, options.clock)
-        saved = record(s, state, FlowArgs(here, reducible, unit), options, initial)
-        theta = jnp.exp(state.log_scale) * state.theta
-        finished = accepted = None
-        if options.finish is not None:
-            finish = run_finish(options.finish, here, reducible, theta)
-            accepted = finish.accepted & (code == code_of(FlowStatus.residual))
-            finished = here.network(jnp.where(accepted, finish.theta, theta))
-            beta = finished.linear_coefficients()
-            saved |= {"coefficients": beta, "log_loss": problem.log_loss(beta)}
-        return split(here.network(theta))[0], finished and split(finished)[0], accepted, saved
-
-    own = (None, None) if shared else (data.problem, data.reducible)
-    lanes = (ends.y, ends.s, ends.code), starts, data.unit, own
-    unfinished, finished, accepted, saved = jax.lax.map(of_lane, lanes, batch_size=256)
-    network, before = (
-        eqx.combine(parameters, system.rest) for parameters in (finished or unfinished, unfinished)
-    )
+def _fly(stepper, compilation, chunk: _Chunk) -> BatchedFlow:
+    """The flows of one chunk, on the device where it is; in NumPy arrays of `count` lanes."""
+    count = int(chunk.count)
+    flight, queue = compiled(_queue, InProcess(), stepper, chunk)(stepper, chunk)
+    advance = compiled(_advance, compilation, stepper, flight, queue)
+    size = chunk.thetas.shape[1] + (0 if isinstance(stepper.options.clock, PhysicalTime) else 2)
+    none = np.zeros(chunk.thetas.shape[0], np.int32)
+    like = np.zeros(none.size, chunk.thetas.dtype)
+    ends = _Ends(np.zeros((none.size, size), like.dtype), like, none, none.copy(), none.copy())
+    following = advance(stepper, flight, queue)
+    while True:
+        # The next part is on its way while this one is written down.
+        (flight, log), following = following, advance(stepper, following[0], queue)
+        _harvest(log, count, ends)
+        if not np.any(np.asarray(flight.job) < count):
+            break
+    given = tuple(jax.device_put(a, chunk.count.device) for a in ends[:3])
+    wrap = compiled(_wrapped, InProcess(), stepper, chunk, given)
+    found = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], wrap(stepper, chunk, given))
+    unfinished, finished, accepted, saved = found
+    rest = stepper.system.rest
+    before = eqx.combine(unfinished, rest)
     return BatchedFlow(
-        network=network,
+        network=before if finished is None else eqx.combine(finished, rest),
         unfinished_network=before,
         coefficients=saved["coefficients"],
         log_loss=saved["log_loss"],
@@ -341,9 +231,49 @@ def _wrapped(ends, starts, data, system, options, shared):
         log_norm=saved["log_norm"],
         log_margin=saved.get("log_margin"),
         invariant_drift=saved["invariant_drift"],
-        status=jax.vmap(status_of)(ends.code),
+        status=saved["status"],
         finish_accepted=accepted,
-        num_steps=ends.num_steps,
-        num_rejected_steps=ends.num_rejected,
-        executed_steps=ends.executed,
+        num_steps=jnp.asarray(ends.num_steps[:count]),
+        num_rejected_steps=jnp.asarray(ends.num_rejected[:count]),
+        executed_steps=jnp.asarray(int(flight.rounds) * stepper.width)[None],
     )
+
+
+def _harvest(log: Array, count: int, ends: _Ends) -> None:
+    """Writes down the lanes that were done."""
+    told = np.asarray(log)
+    done = told[:, -1] < count
+    lanes = np.moveaxis(told, 1, -1)[done]
+    place = lanes[:, -1].astype(int)
+    ends.y[place] = lanes[:, :-5]
+    for i, store in enumerate(ends[1:]):
+        store[place] = lanes[:, i - 5]
+
+
+def _wrapped(stepper: Stepper, chunk: _Chunk, ends):
+    """Finish and observables of the lanes of a chunk, in batches that fit the cache."""
+    system, options, shared = stepper.system, stepper.options, stepper.shared
+
+    def of_lane(lane):
+        (y, s, code), theta, problem = lane
+        problem = chunk.problem if shared else problem
+        here = with_problem(system, problem)
+        reducible: Any = Reducible.of(problem)
+        initial = options.clock.start(here, theta)
+        physical = isinstance(options.clock, PhysicalTime)
+        unit = jnp.zeros_like(s) if physical else log_time_unit(here, initial)
+        state = state_of(y, options.clock)
+        saved = record(s, state, FlowArgs(here, reducible, unit), options, initial)
+        saved["status"] = status_of(code)
+        theta = jnp.exp(state.log_scale) * state.theta
+        finished = accepted = None
+        if options.finish is not None:
+            finish = run_finish(options.finish, here, reducible, theta)
+            accepted = finish.accepted & (code == code_of(FlowStatus.residual))
+            finished: Any = here.network(jnp.where(accepted, finish.theta, theta))
+            beta = finished.linear_coefficients()
+            saved |= {"coefficients": beta, "log_loss": problem.log_loss(beta)}
+        return split(here.network(theta))[0], finished and split(finished)[0], accepted, saved
+
+    own = None if shared else chunk.problem
+    return jax.lax.map(of_lane, (ends, chunk.thetas, own), batch_size=256)

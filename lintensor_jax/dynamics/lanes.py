@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from .lanewise import Lanewise
 from .stopping import FlowStatus, code_of
 
 #: The code of a lane that no stop rule has ended.
@@ -14,52 +15,69 @@ RUNNING = -1
 # diffrax's defaults.
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
 
+#: A vector of each lane, in rows (`Lanewise.rows`); lanes are the last axis throughout.
+Rows = tuple[Array, ...]
+
 
 class Lanes(NamedTuple):
-    """The lanes in flight; lanes are the last axis throughout."""
+    """The lanes in flight."""
 
-    y: Float[Array, "q W"]
-    slope: Float[Array, "q W"]
+    y: Rows
+    slope: Rows
     s: Float[Array, " W"]
     h: Float[Array, " W"]
     error: Float[Array, " W"]  # of the last accepted step
-    code: Int[Array, " W"]  # of the status; _RUNNING while it runs
+    code: Int[Array, " W"]  # of the status; RUNNING while it runs
     num_steps: Int[Array, " W"]
     num_rejected: Int[Array, " W"]
 
 
-def attempt_step(slope_of, seen_of, solver, options, data, atol, lanes: Lanes) -> Lanes:
-    """One attempted step of every lane that runs.
+class Functions(NamedTuple):
+    """Functions of the state (in rows), the time and the data of all lanes."""
 
-    `slope_of(y, s, *data)` and `seen_of(y, s, *data)` are functions of all lanes: `(slope,)`, and
-    `(slope, code, longest step)`.
-    """
+    slope: Lanewise  # (slope,)
+    seen: Lanewise  # slope, code, longest step
+    rested: Lanewise  # (code,) by the rules for lanes that rest
+
+
+def attempt_step(functions: Functions, solver, options, data, atol, lanes: Lanes) -> Lanes:
+    """One attempted step of every lane that runs."""
     tableau = solver.tableau
-    slopes = [lanes.slope]
+    y, slopes = lanes.y, [lanes.slope]
     for row, node in zip(tableau.a_lower, tableau.c, strict=True):
-        y = lanes.y + lanes.h[None] * _combined(row, slopes)
+        y = added(lanes.y, lanes.h, _combined(row, slopes))
         s = lanes.s + float(node) * lanes.h
         if len(slopes) < len(tableau.b_sol) - 1:
-            (slope,) = slope_of(y, s, *data)
+            (slope,) = functions.slope.on_rows(y, s, *data)
         else:  # the last stage is the step's end
-            slope, code, longest = seen_of(y, s, *data)
+            slope, code, longest = functions.seen.on_rows(y, s, *data)
         slopes.append(slope)
-    scale = atol[None] + options.rtol * jnp.maximum(jnp.abs(lanes.y), jnp.abs(y))
-    error = rms(lanes.h[None] * _combined(tableau.b_error, slopes) / scale)
+    scales = scale_of(atol, options.rtol, lanes.y, y)
+    errors = _combined(tableau.b_error, slopes)
+    error = rms(tuple(_on(lanes.h, e) * e / c for e, c in zip(errors, scales, strict=True)))
     error = jnp.where(jnp.isfinite(error), jnp.maximum(error, 1e-10), 1e10)
     running = lanes.code == RUNNING
     kept = (error < 1) & running
     # PI control with coefficients 0.5 and 0.5: err^-1 (previous err)^(1/2), to the power 1/order.
-    power = _inverse_root(error / jnp.sqrt(lanes.error), int(solver.order(None)))
+    power = inverse_root(error / jnp.sqrt(lanes.error), int(solver.order(None)))
     least, most = jnp.where(kept, 1.0, _SHRINK), jnp.where(kept, _GROW, _SAFETY)
     factor = jnp.clip(_SAFETY * power, least, most)
     h = jnp.minimum(lanes.h * factor, jnp.where(kept, longest, jnp.inf))
     num_steps = lanes.num_steps + running
     code = jnp.where(kept, code, lanes.code)
+    # A flow at rest has errors of the size of rounding; the others need not be asked.
+    quiet = jnp.maximum(1e-8, 1e4 * float(jnp.finfo(error.dtype).eps) / options.rtol)
+    resting = kept & (error < quiet) & (code == RUNNING)
+    code = jax.lax.cond(
+        jnp.any(resting),
+        lambda: jnp.where(resting, functions.rested(functions.rested.joined(y), s, *data)[0], code),
+        lambda: code,
+    )
     spent = (code == RUNNING) & (num_steps >= options.max_steps)
+    choose = functools.partial(where_lane, kept)
     return Lanes(
-        y=where_lane(kept, y, lanes.y),
-        slope=where_lane(kept, slope, lanes.slope),
+        y=tuple(map(choose, y, lanes.y)),
+        slope=tuple(map(choose, slope, lanes.slope)),
         s=jnp.where(kept, s, lanes.s),
         h=jnp.where(running, h, lanes.h),
         error=jnp.where(kept, error, lanes.error),
@@ -69,33 +87,61 @@ def attempt_step(slope_of, seen_of, solver, options, data, atol, lanes: Lanes) -
     )
 
 
-def _combined(row, slopes):
-    terms = [float(a) * slope for a, slope in zip(row, slopes, strict=False) if a != 0]
-    return functools.reduce(jnp.add, terms)
+def added(y: Rows, h: Float[Array, " W"], slope: Rows) -> Rows:
+    """y + h slope."""
+    return tuple(a + _on(h, a) * b for a, b in zip(y, slope, strict=True))
+
+
+def scale_of(atol: Float[Array, " W"], rtol, *states: Rows) -> Rows:
+    """What an error is measured by, from the largest entries of the states."""
+    largest = (functools.reduce(jnp.maximum, map(jnp.abs, r)) for r in zip(*states, strict=True))
+    return tuple(_on(atol, size) + rtol * size for size in largest)
+
+
+def _combined(row, slopes) -> Rows:
+    used = [(float(a), slope) for a, slope in zip(row, slopes, strict=False) if a != 0]
+    terms = [[a * part for part in slope] for a, slope in used]
+    return tuple(functools.reduce(jnp.add, parts) for parts in zip(*terms, strict=True))
 
 
 def where_lane(lane: Bool[Array, " W"], new: Array, old: Array) -> Array:
-    """`new` in these lanes and `old` in the others, for arrays of shape (W,) or (q, W)."""
-    return jnp.where(lane if new.ndim == 1 else lane[None], new, old)
+    """`new` in these lanes and `old` in the others."""
+    return jnp.where(_on(lane, new), new, old)
 
 
-def rms(values: Float[Array, "q W"]) -> Float[Array, " W"]:
+def _on(value: Array, row: Array) -> Array:
+    """A number of each lane, with the axes of `row`."""
+    return value if row.ndim == 1 else value.reshape((1,) * (row.ndim - 1) + value.shape)
+
+
+def largest_of(row: Array) -> Float[Array, " W"]:
+    """The largest modulus of each lane's numbers."""
+    return jnp.max(jnp.abs(row), axis=tuple(range(row.ndim - 1)))
+
+
+def rms(rows: Rows) -> Float[Array, " W"]:
     """Root mean square of each lane."""
-    return jnp.sqrt(jnp.mean(values**2, axis=0))
+    squares = [jnp.sum(row**2, axis=tuple(range(row.ndim - 1))) for row in rows]
+    count = sum(row.size // row.shape[-1] for row in rows)
+    return jnp.sqrt(functools.reduce(jnp.add, squares) / count)
 
 
-def _inverse_root(x, order):
+def inverse_root(x, order):
     """x^(-1/order) for normal positive x, to 1e-6 or so, without the cost of a power.
 
-    An exponent is a logarithm: the bits of a float, read as an integer, divided by -order; then
-    three Newton steps. XLA's power takes longer than all stages of a small network.
+    An exponent is a logarithm: the leading bits of a float, read as an integer, divided by -order;
+    then three Newton steps. XLA's power takes longer than all stages of a small network, and so
+    does a division of integers, which has no vector instruction.
     """
     integer, bias, mantissa = (
-        (jnp.int64, 1023, 52) if x.dtype == jnp.float64 else (jnp.int32, 127, 23)
+        (jnp.int64, 1023, 20) if x.dtype == jnp.float64 else (jnp.int32, 127, 7)
     )
+    dropped = jnp.finfo(x.dtype).nmant - mantissa
     one = bias * 2**mantissa
-    bits = jax.lax.bitcast_convert_type(x, integer)
-    root = jax.lax.bitcast_convert_type(one + (one - bits) // order, x.dtype)
+    leading = jax.lax.bitcast_convert_type(x, integer) >> dropped
+    shift = 16 if x.dtype == jnp.float64 else 12
+    leading = one + (((one - leading) * round(2**shift / order)) >> shift)
+    root = jax.lax.bitcast_convert_type(leading << dropped, x.dtype)
     for _ in range(3):
         root = root * ((order + 1) - x * root**order) / order
     return root

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.extend.core import Literal
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 # Entrywise evaluation up to this many arithmetic operations: beyond, compilation takes longer than
 # the sweep, and `jax.vmap`'s matrix products are efficient.
@@ -58,32 +58,68 @@ _ELEMENTWISE = {
 }
 
 
-def lanewise(function: Callable, examples: Sequence[Any], batched: Sequence[bool]) -> Callable:
-    """`function` for many lanes at once, whose axis is the last one.
+class Lanewise:
+    """A function of one lane, for many at once, whose axis is the last one.
+
+    Call it with arrays that have lanes (or have not, as `batched` says): every result has lanes.
+    A stepper may keep its state in rows: one array (q, W), or, where the function is evaluated
+    entry by entry, q arrays (W,). Kernels that are dispatched one by one want few arrays; a single
+    kernel for everything spends more time on stacking numbers than on arithmetic with them.
+    """
+
+    def __init__(self, closed: Any, batched: Sequence[bool]):
+        self.closed, self.batched = closed, batched
+        count, _ = _operations(closed.jaxpr, [False] * len(closed.jaxpr.invars))
+        self.entrywise = count <= LARGEST_ENTRYWISE
+
+    def __call__(self, *arguments: Array) -> tuple[Array, ...]:
+        """All results, as arrays."""
+        if not self.entrywise:
+            return _apply_trailing(self.closed, self.batched, *arguments)
+        (width,) = {a.shape[-1] for a, b in zip(arguments, self.batched, strict=True) if b}
+        results = _evaluate(self.closed.jaxpr, self.closed.consts, self._entries_of(arguments))
+        return self._assembled(results, width)
+
+    def on_rows(self, rows: Sequence[Array], *others: Array) -> tuple[Any, ...]:
+        """The same with the first argument and the first result in rows."""
+        if rows[0].ndim == 2:
+            first, *rest = self(rows[0], *others)
+            return (first,), *rest
+        width = rows[0].shape[-1]
+        given = [_from_list(list(rows), (len(rows),)), *self._entries_of(others, 1)]
+        first, *rest = _evaluate(self.closed.jaxpr, self.closed.consts, given)
+        dtype = self.closed.jaxpr.outvars[0].aval.dtype
+        full = tuple(jnp.broadcast_to(jnp.asarray(v, dtype), (width,)) for v in first.reshape(-1))
+        return full, *self._assembled(rest, width, 1)
+
+    def rows(self, state: Float[Array, "q W"]) -> tuple[Array, ...]:
+        """The rows of a state."""
+        return tuple(state[i] for i in range(state.shape[0])) if self.entrywise else (state,)
+
+    def joined(self, rows: Sequence[Array]) -> Float[Array, "q W"]:
+        """The state of these rows."""
+        return rows[0] if rows[0].ndim == 2 else jnp.stack(rows)
+
+    def _entries_of(self, arguments, skipped=0):
+        return [_entries(a, b) for a, b in zip(arguments, self.batched[skipped:], strict=True)]
+
+    def _assembled(self, results, width, skipped=0):
+        variables = self.closed.jaxpr.outvars[skipped:]
+        return tuple(
+            _assembled(r, width, v.aval.dtype) for r, v in zip(results, variables, strict=True)
+        )
+
+
+def lanewise(function: Callable, examples: Sequence[Any], batched: Sequence[bool]) -> Lanewise:
+    """`function` for many lanes at once.
 
     **Arguments**
 
     - `function`: arrays -> a tuple of arrays; one lane.
     - `examples`: its arguments for one lane, as arrays or `jax.ShapeDtypeStruct`.
     - `batched`: which arguments have lanes; the others are shared by all.
-
-    **Returns** a function of the arguments with lanes, and with lanes in every result.
     """
-    closed = jax.make_jaxpr(function)(*examples)
-    count, _ = _operations(closed.jaxpr, [False] * len(closed.jaxpr.invars))
-    if count > LARGEST_ENTRYWISE:
-        return functools.partial(_apply_trailing, closed, batched)
-
-    def apply(*arguments):
-        (width,) = {a.shape[-1] for a, b in zip(arguments, batched, strict=True) if b}
-        entries = [_entries(a, b) for a, b in zip(arguments, batched, strict=True)]
-        results = _evaluate(closed.jaxpr, closed.consts, entries)
-        return tuple(
-            _assembled(r, width, v.aval.dtype)
-            for r, v in zip(results, closed.jaxpr.outvars, strict=True)
-        )
-
-    return apply
+    return Lanewise(jax.make_jaxpr(function)(*examples), batched)
 
 
 def _operations(jaxpr: Any, known: Sequence[bool]) -> tuple[float, list[bool]]:

@@ -1,0 +1,291 @@
+"""A queue of lanes: those in flight take steps, those that are done make room for the next."""
+
+import functools
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ..problems import Classification
+from .clocks import ClockState, FlowArgs, PhysicalTime, log_time_unit
+from .controllers import longest_step
+from .integrate import first_rule, observe_state
+from .lanes import (
+    RUNNING,
+    Functions,
+    Lanes,
+    Rows,
+    added,
+    attempt_step,
+    largest_of,
+    rms,
+    scale_of,
+    where_lane,
+)
+from .lanewise import lanewise
+from .stopping import AnyOf, FlowStatus, StandsStill, code_of
+from .system import Reducible, System
+
+
+class Queue(NamedTuple):
+    """What waits: `count` lanes, in arrays of N, which are the last axis throughout."""
+
+    count: Int[Array, ""]
+    fresh: Lanes
+    unit: Float[Array, " N"]
+    atol: Float[Array, " N"]
+    leaves: list[Array]  # of the problem and what it can reduce; without lanes if shared
+
+
+class InFlight(NamedTuple):
+    """W lanes on their way. `job` is a lane's place in the queue, N where there is none."""
+
+    lanes: Lanes
+    job: Int[Array, " W"]
+    unit: Float[Array, " W"]
+    atol: Float[Array, " W"]
+    own: list[Array]  # of the problems' leaves, lanes last; empty if shared
+    following: Int[Array, ""]
+    rounds: Int[Array, ""]  # steps that the lanes took together, done or not
+
+
+class Stepper(NamedTuple):
+    """Everything about a batch but its numbers: what `start` and `advance` are compiled for."""
+
+    system: System
+    options: Any
+    solver: Any
+    shared: bool
+    width: int
+    exchanges: int
+    enough: int  # lanes that are done, to look at the queue
+    in_rows: bool  # whether the numbers of a state are arrays of their own, where that is possible
+    scales_atol: bool  # with every lane's parameters, as `fill_options` does for one
+
+    def functions(self, size: int, unit: Float[Array, " N"], leaves: list[Array]) -> Functions:
+        """What a step calls, for states of `size` numbers."""
+        system, options, clock = self.system, self.options, self.options.clock
+        structure = jax.tree.structure(
+            (system.problem, jax.eval_shape(Reducible.of, system.problem))
+        )
+        # One lane's data: everything but what is shared has lost its last axis.
+        examples = [
+            jax.ShapeDtypeStruct(x.shape if self.shared else x.shape[:-1], x.dtype) for x in leaves
+        ]
+        clips = isinstance(clock, PhysicalTime) and not isinstance(system.problem, Classification)
+
+        def of_lane(y, s, unit, leaves):
+            problem, reducible = jax.tree.unflatten(structure, leaves)
+            args = FlowArgs(with_problem(system, problem), reducible, unit)
+            state = state_of(y, clock)
+            return args, state, vector_of(clock.velocity(s, state, args), clock)
+
+        def slope(y, s, unit, *leaves):
+            return (of_lane(y, s, unit, leaves)[2],)
+
+        def code_by(rules, s, state, args):
+            chosen = options._replace(stop=AnyOf(tuple(rules)))
+            status = first_rule(observe_state(s, state, args, clock), chosen)
+            return jnp.where(status == FlowStatus.max_steps, RUNNING, code_of(status))
+
+        def seen(y, s, unit, *leaves):
+            args, state, velocity = of_lane(y, s, unit, leaves)
+            longest = longest_step(state, args) if clips else jnp.full_like(s, jnp.inf)
+            return velocity, code_by(urgent, s, state, args), longest
+
+        def rested(y, s, unit, *leaves):
+            args, state, _ = of_lane(y, s, unit, leaves)
+            return (code_by(others, s, state, args),)
+
+        # Whether a flow stands still takes as long to see as two stages of a step. A flow with
+        # clipped steps is quiet where it rests, and is asked only there.
+        urgent = [
+            rule for rule in options.stop.members if not (clips and isinstance(rule, StandsStill))
+        ]
+        others = [rule for rule in options.stop.members if clips and isinstance(rule, StandsStill)]
+
+        y = jax.ShapeDtypeStruct((size,), unit.dtype)
+        number = jax.ShapeDtypeStruct((), unit.dtype)
+        batched = [True, True, True, *[not self.shared] * len(examples)]
+        examples = [y, number, number, *examples]
+        return Functions(*(lanewise(f, examples, batched) for f in (slope, seen, rested)))
+
+    def queue(self, count, thetas: Float[Array, "N p"], problem: Any) -> Queue:
+        """Lanes ready to fly, with their first steps; N is a multiple of the width.
+
+        `problem` has lanes on the first axis of every array, unless it is shared.
+        """
+        clock, rtol = self.options.clock, self.options.rtol
+        physical = isinstance(clock, PhysicalTime)
+
+        def start(theta, problem):
+            here = with_problem(self.system, problem)
+            state = clock.start(here, theta)
+            unit = jnp.zeros_like(theta[0]) if physical else log_time_unit(here, state)
+            return vector_of(state, clock), unit
+
+        each = None if self.shared else 0
+        starts, unit = jax.vmap(start, (0, each), (-1, 0))(thetas, problem)
+        if self.scales_atol:
+            largest = jnp.max(jnp.abs(thetas), axis=1)
+            atol = jnp.minimum(rtol * largest, rtol * (largest if physical else 1.0))
+        else:
+            atol = jnp.full(unit.shape, self.options.atol)
+        reduce = Reducible.of if self.shared else jax.vmap(lambda p: Reducible.of(p))
+        leaves = jax.tree.leaves((problem, reduce(problem)))
+        if not self.shared:
+            leaves = [jnp.moveaxis(leaf, 0, -1) for leaf in leaves]
+        functions = self.functions(starts.shape[0], unit, leaves)
+
+        def blocks(array):
+            return jnp.moveaxis(array.reshape(*array.shape[:-1], -1, self.width), -2, 0)
+
+        def fresh(block):
+            y, unit, atol, own = block
+            data = unit, *(leaves if self.shared else own)
+            return self._fresh(
+                functions, functions.slope.rows(y) if self.in_rows else (y,), data, atol
+            )
+
+        own = [] if self.shared else leaves
+        # Block by block: a lane's last bit depends on its place in vectors of 8.
+        found = jax.lax.map(fresh, jax.tree.map(blocks, (starts, unit, atol, own)))
+        merged = jax.tree.map(
+            lambda a: jnp.moveaxis(a, 0, -2).reshape(*a.shape[1:-1], unit.size), found
+        )
+        return Queue(count, merged, unit, atol, leaves)
+
+    def _fresh(self, functions: Functions, y: Rows, data, atol) -> Lanes:
+        """The first step is that of Hairer, Norsett & Wanner II.4."""
+        s = jnp.zeros_like(atol)
+        slope, code, longest = functions.seen.on_rows(y, s, *data)
+        speed = functools.reduce(jnp.maximum, [largest_of(row) for row in slope])
+        code = jnp.where((code == RUNNING) & (speed == 0), code_of(FlowStatus.stationary), code)
+        code = jnp.where(jnp.isfinite(speed), code, code_of(FlowStatus.non_finite))
+        scale = scale_of(atol, self.options.rtol, y)
+        ratio = lambda rows: tuple(a / b for a, b in zip(rows, scale, strict=True))  # noqa: E731
+        size, speed = rms(ratio(y)), rms(ratio(slope))
+        small = (size < 1e-5) | (speed < 1e-5)
+        h0 = jnp.where(small, 1e-6, 0.01 * size / jnp.where(small, 1.0, speed))
+        (after,) = functions.slope.on_rows(added(y, h0, slope), s + h0, *data)
+        bend = rms(ratio(tuple(a - b for a, b in zip(after, slope, strict=True)))) / h0
+        largest = jnp.maximum(speed, bend)
+        flat = largest <= 1e-15
+        h1 = (0.01 / jnp.where(flat, 1.0, largest)) ** (1 / self.solver.order(None))
+        h1 = jnp.where(flat, jnp.maximum(1e-6, h0 * 1e-3), h1)
+        h = jnp.minimum(jnp.minimum(100 * h0, h1), longest)
+        none = jnp.zeros_like(code)
+        return Lanes(y, slope, s, h, jnp.ones_like(s), code, none, none)
+
+    def start(self, queue: Queue) -> InFlight:
+        """The first lanes of the queue."""
+        job = jnp.minimum(jnp.arange(self.width, dtype=jnp.int32), queue.count)
+        none = jnp.zeros((), jnp.int32)
+        following = jnp.minimum(self.width, queue.count)
+        return InFlight(*self._taken(queue, job), following=following, rounds=none)
+
+    def _taken(self, queue: Queue, job):
+        # A lane without a job computes with the last one's data, and nobody looks.
+        place = jnp.minimum(job, queue.count - 1)
+        own = [] if self.shared else queue.leaves
+        lanes, unit, atol, own = jax.tree.map(
+            lambda array: array[..., place], (queue.fresh, queue.unit, queue.atol, own)
+        )
+        return (lanes, job, unit, atol, own)
+
+    def advance(self, flight: InFlight, queue: Queue) -> tuple[InFlight, Array]:
+        """Steps and exchanges until the log is full or nothing is in flight.
+
+        **Returns** the lanes in flight, and a log of shape (E, q + 5, W): at every exchange the
+        states, then time, status code, steps, rejected steps and places in the queue; the place is
+        `queue.count` where a lane was not done.
+        """
+        count = queue.count
+        size = sum(row.size // row.shape[-1] for row in flight.lanes.y)
+        functions = self.functions(size, queue.unit, queue.leaves)
+
+        def done(lanes, job):
+            return (lanes.code != RUNNING) & (job < count)
+
+        def fly(flight: InFlight) -> InFlight:
+            """Steps until enough lanes are done to be worth a look; all, once none follow."""
+            data = flight.unit, *(queue.leaves if self.shared else flight.own)
+            step = functools.partial(attempt_step, functions, self.solver, self.options)
+            busy = jnp.sum(flight.job < count, dtype=jnp.int32)
+            enough = jnp.where(flight.following < count, self.enough, busy)
+            enough = jnp.minimum(enough, busy)
+
+            def waits(carry):
+                lanes, _ = carry
+                return jnp.sum(done(lanes, flight.job), dtype=jnp.int32) < enough
+
+            def step_once(carry):
+                lanes, rounds = carry
+                return step(data, flight.atol, lanes), rounds + 1
+
+            lanes, rounds = jax.lax.while_loop(waits, step_once, (flight.lanes, flight.rounds))
+            return flight._replace(lanes=lanes, rounds=rounds)
+
+        def exchange(flight: InFlight, log: Array, event) -> tuple[InFlight, Array]:
+            """Lanes that are done are written down; the next of the queue take their places."""
+            lanes = flight.lanes
+            leaving = done(lanes, flight.job)
+            place = jnp.where(leaving, flight.job, count)
+            told = lanes.s, lanes.code, lanes.num_steps, lanes.num_rejected, place
+            # One array and one update of it: XLA writes several anew at every turn of the loop.
+            rows = [row.reshape(-1, self.width) for row in lanes.y]
+            rows += [number.astype(log.dtype)[None] for number in told]
+            entry = jnp.concatenate(rows)[None]
+            log = jax.lax.dynamic_update_slice(log, entry, (event, zero, zero))
+            place = flight.following + _running_count(leaving) - 1
+            job = jnp.where(leaving, jnp.minimum(place, count), flight.job).astype(jnp.int32)
+            following = jnp.minimum(place[-1] + 1, count)
+            taken = self._taken(queue, job)
+            kept = lanes, job, flight.unit, flight.atol, flight.own
+            mixed = jax.tree.map(functools.partial(where_lane, leaving), taken, kept)
+            return InFlight(*mixed, following=following, rounds=flight.rounds), log
+
+        def goes_on(carry):
+            flight, _, event = carry
+            return (event < self.exchanges) & jnp.any(flight.job < count)
+
+        def body(carry):
+            flight, log, event = carry
+            flight, log = exchange(fly(flight), log, event)
+            return flight, log, event + 1
+
+        zero = jnp.zeros((), jnp.int32)
+        nobody = jnp.full((self.exchanges, size + 5, self.width), count, flight.unit.dtype)
+        flight, log, _ = jax.lax.while_loop(goes_on, body, (flight, nobody, zero))
+        return flight, log
+
+
+def _running_count(flags):
+    """`jnp.cumsum` of W flags in log2(W) sums: XLA's takes W/8 times as many operations."""
+    counts, shift = flags.astype(jnp.int32), 1
+    while shift < flags.shape[0]:
+        counts = counts + jnp.concatenate([jnp.zeros(shift, jnp.int32), counts[:-shift]])
+        shift *= 2
+    return counts
+
+
+def with_problem(system: System, problem: Any) -> System:
+    """The system with other data."""
+    return eqx.tree_at(lambda s: s.problem, system, problem)
+
+
+def vector_of(state: ClockState, clock: Any) -> Float[Array, " q"]:
+    """A clock's state as one vector."""
+    if isinstance(clock, PhysicalTime):
+        return state.theta
+    return jnp.concatenate([state.theta, state.log_scale[None], state.elapsed[None]])
+
+
+def state_of(y: Float[Array, " q"], clock: Any) -> ClockState:
+    """The inverse of `vector_of`."""
+    if isinstance(clock, PhysicalTime):
+        zero = jnp.zeros_like(y[0])
+        return ClockState(y, zero, zero)
+    return ClockState(y[:-2], y[-2], y[-1])
