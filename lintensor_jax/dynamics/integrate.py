@@ -50,7 +50,7 @@ def explicit_solver() -> diffrax.AbstractSolver:
 
 def implicit_solver(rtol: Scalar, atol: Scalar) -> diffrax.AbstractSolver:
     """Kvaerno's 5(4) method with full Newton: its default chord iteration stalls near a limit."""
-    return diffrax.Kvaerno5(root_finder=StageNewton(rtol=0.1 * rtol, atol=0.1 * atol))
+    return diffrax.Kvaerno5(root_finder=StageNewton(0.1 * rtol, 0.1 * atol), root_find_max_steps=20)
 
 
 def _kind(system):

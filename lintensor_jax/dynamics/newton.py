@@ -9,6 +9,10 @@ import optimistix
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Scalar
 
+# Shares of a Newton step that are tried. Where a softmax of large margins bends the slope, a whole
+# step goes too far; the solver then took a fifth of its own step, again and again (up to 660 steps
+# to margin 1e5 instead of 430). A residual more costs nothing beside the Jacobian's factors.
+_SHARES = (1.0, 0.5, 0.25, 0.1)
 # Newton steps below this many ulp of a stage's largest entry are noise.
 _ROUNDING = 4.0
 
@@ -39,7 +43,7 @@ class StageNewton(optimistix.AbstractRootFinder):
         return NewtonState(jnp.asarray(jnp.inf, ravel_pytree(y)[0].dtype), jnp.asarray(True))
 
     def step(self, fn, y, args, options, state, tags):
-        """f - J^-1 residual(f)."""
+        """f - t J^-1 residual(f), with the t that leaves the least residual."""
         # diffrax's arguments of a stage in slope form, which stiffly accurate FSAL methods take.
         _, gamma, _, times_h, _, start, _, h = args
         flat, unravel = ravel_pytree(y)
@@ -54,7 +58,10 @@ class StageNewton(optimistix.AbstractRootFinder):
         value, linearised, aux = jax.linearize(residual, flat, has_aux=True)
         operator = lineax.FunctionLinearOperator(linearised, jax.eval_shape(lambda: flat))
         solution = lineax.linear_solve(operator, value, lineax.LU(), throw=False)
-        end = flat - solution.value
+        shares = jnp.asarray(_SHARES, flat.dtype)[:, None]
+        ends = flat[None] - shares * solution.value[None]
+        left = jnp.max(jnp.abs(jax.vmap(lambda end: residual(end)[0])(ends)), axis=1)
+        end = ends[jnp.argmin(jnp.where(jnp.isfinite(left), left, jnp.inf))]
         stage = jnp.abs(ravel_pytree(start)[0] + change_of_stage(end))
         rounding = _ROUNDING * jnp.finfo(flat.dtype).eps * jnp.max(stage)
         allowed = self.atol + self.rtol * stage + rounding
