@@ -50,8 +50,10 @@ from .problems import MatrixSensing as MatrixSensing
 from .problems import Regression as Regression
 from .theory import Alignment as Alignment
 from .theory import Certificate as Certificate
+from .theory import ConvergenceRateBound as ConvergenceRateBound
 from .theory import FourierL1Norm as FourierL1Norm
 from .theory import FourierLpNorm as FourierLpNorm
+from .theory import Imbalance as Imbalance
 from .theory import L1Norm as L1Norm
 from .theory import L2Norm as L2Norm
 from .theory import L21Norm as L21Norm
@@ -62,6 +64,8 @@ from .theory import Regularizer as Regularizer
 from .theory import WeightedL2Norm as WeightedL2Norm
 from .theory import alignment as alignment
 from .theory import certify as certify
+from .theory import convergence_rate_bound as convergence_rate_bound
+from .theory import imbalance as imbalance
 from .theory import induced_regularizer as induced_regularizer
 from .theory import is_separable as is_separable
 from .theory import max_margin as max_margin

@@ -14,6 +14,7 @@ from types import ModuleType
 
 EXPERIMENTS = {
     "ji-telgarsky2019": "ji_telgarsky2019",
+    "min2021": "min2021",
     "yun2021": "yun2021",
     "yun2021-regression": "yun2021_regression",
     "yun2021-classification": "yun2021_classification",

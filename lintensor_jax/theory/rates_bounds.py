@@ -1,0 +1,201 @@
+"""Each statement of Min et al. 2021 (and Yun's rates) as a bound: what it says, whether it applies.
+
+The numbers are those of `rates`; here they meet their assumptions. Everything is evaluated on
+concrete arrays.
+"""
+
+import math
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ..networks import FullyConnectedNetwork
+from ..problems import Regression
+from .assumptions import Assumption, rounding
+from .predict import predict
+from .prediction import AbstractLossBound, ExponentialDecay
+from .rates import MIN, ConvergenceRateBound, convergence_rate_bound
+
+
+class Bound(eqx.Module):
+    """An inequality about a flow, with its assumptions measured.
+
+    - `theorem`: for example "Theorem 3".
+    - `quantity`: what `value` bounds, and from which side.
+    - `value`: the bound; its units are those of the quantity.
+    - `assumptions`: all that the statement needs.
+    - `decay`: the bound on the (excess) loss that follows, as a function of time, or None.
+    """
+
+    theorem: str = eqx.field(static=True)
+    quantity: str = eqx.field(static=True)
+    value: float = eqx.field(static=True)
+    assumptions: tuple[Assumption, ...]
+    decay: AbstractLossBound | None = None
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the statement applies: None if an assumption is open and none is violated."""
+        verdicts = [a.holds for a in self.assumptions]
+        return False if False in verdicts else None if None in verdicts else True
+
+    def __str__(self) -> str:
+        """Theorem, quantity, value and assumptions."""
+        verdict = {True: "applies", False: "does not apply", None: "is open"}[self.holds]
+        head = f"{self.theorem} {verdict}: {self.quantity} {self.value:.6g}"
+        return "\n".join([head, *(f"  {a}" for a in self.assumptions)])
+
+
+def rate_bounds(network: FullyConnectedNetwork, problem: Regression) -> tuple[Bound, ...]:
+    """Proposition 1, Theorem 3, Corollaries 4 to 6 and eq. (22) at a network's parameters.
+
+    As functions of time (`decay`) they bound the loss above its minimum, from this point on:
+    L stands for L - L* there. Theorem 3 read at a point of a flow is Corollary 6; time counts from
+    that point.
+
+    Errata: Corollary 5 prints the rate 2 l_r(Sigma) c(0), and Corollary 6 the decay exp(-l_r(Sigma)
+    c(t_0) t) from t_0 on. Without that 2, and with t - t_0 for t, they follow from Theorem 3; as
+    printed they fail for a scalar network.
+
+    Source: Min et al. 2021, section 3. Raises as `convergence_rate_bound`.
+    """
+    found = convergence_rate_bound(network, problem)
+    width = _width(network, found)
+    zero = rounding(network.weights[0])
+    scale = float(jnp.max(jnp.abs(found.imbalance.eigenvalues)))
+    scale = max(scale, float(jnp.linalg.norm(found.imbalance.last, 2)) ** 2)
+    level, margin = float(found.imbalance.level), float(jnp.max(found.margins))
+    targets = float(jnp.linalg.norm(problem.y))
+    imbalanced = Assumption(
+        "the level of imbalance D_u is positive", level, level > zero * scale, f"{MIN}, Corollary 4"
+    )
+    has_margin = Assumption(
+        "the margin s_min(W^T Y) - |E|_F is positive",
+        margin,
+        margin > zero * targets,
+        f"{MIN}, Corollary 5",
+    )
+    tends = Assumption("the loss tends to L*", None, None, f"{MIN}, Corollary 6")
+    if imbalanced.holds or has_margin.holds:
+        tends = Assumption("the loss tends to L*, by Theorem 3", None, True, tends.source)
+
+    def decay(value, source):
+        initial = float(jnp.log(found.excess_loss))
+        return ExponentialDecay(float(value), initial, f"of L - L*; {MIN}, {source}")
+
+    overall = "-dL/dt / (L - L*) from now on >="
+    return (
+        Bound(
+            "Proposition 1",
+            "-dL/dt / (L - L*) now >=",
+            float(found.instantaneous),
+            (width,),
+        ),
+        *(
+            Bound(name, overall, float(value), (width, *needed), decay(value, name))
+            for name, value, needed in (
+                ("Theorem 3", found.guaranteed, ()),
+                ("Corollary 4", found.by_imbalance, (imbalanced,)),
+                ("Corollary 5", found.guaranteed, (has_margin,)),
+            )
+        ),
+        Bound(
+            "Corollary 6",
+            "lim -dL/dt / (L - L*) >=",
+            float(found.asymptotic),
+            (width, tends),
+        ),
+    )
+
+
+def deviation_bound(network: FullyConnectedNetwork, problem: Regression) -> Bound:
+    """How far from the min-norm solution the flow from these parameters can end, in |.|_F.
+
+    |U V^T - beta| <= |(V U_2^T; U_1 U_2^T)(0)|_F exp(2 sqrt(l_1(Sigma)) |E(0)|_F / c), c being the
+    rate of Theorem 3; 0 in the invariant set of Proposition 10. This is what the proof of Theorem
+    12 shows (E.11, Theorem 3 instead of Corollary 4) before it turns to random parameters.
+
+    Source: Min et al. 2021, eq. (32) and Appendix E. Raises as `convergence_rate_bound`.
+    """
+    found = convergence_rate_bound(network, problem)
+    rate = float(found.guaranteed)
+    away = distance_from_invariant_set(network, problem)
+    sizes = [float(jnp.linalg.norm(w)) for w in network.weights]
+    if away <= rounding(network.weights[0]) * sizes[0] * max(sizes):
+        away = 0.0  # the exponential may be astronomical
+    scale = float(jnp.max(jnp.abs(found.imbalance.eigenvalues))) * float(found.smallest_eigenvalue)
+    converges = Assumption(
+        "the guaranteed rate is positive",
+        rate,
+        rate > rounding(network.weights[0]) * scale,
+        f"{MIN}, Theorem 3",
+    )
+    exponent = 2 * float(jnp.sqrt(found.largest_eigenvalue) * found.error_norm)
+    value = away * growth(exponent / rate) if rate > 0 else np.inf
+    return Bound(
+        "Proof of Theorem 12",
+        "|lim U V^T - min-norm solution|_F <=",
+        0.0 if away == 0 else value,
+        (_width(network, found), converges),
+    )
+
+
+def distance_from_invariant_set(network: FullyConnectedNetwork, problem: Regression) -> float:
+    """|(V U_2^T; U_1 U_2^T)|_F, in squared parameters: 0 in the invariant set of Proposition 10.
+
+    Source: Min et al. 2021, eq. (31), (34).
+    """
+    imbalance = convergence_rate_bound(network, problem).imbalance
+    resting = resting_part(network, problem)
+    rows = jnp.concatenate([imbalance.last, imbalance.first])
+    return float(jnp.linalg.norm(rows @ resting.T))
+
+
+def resting_part(network: FullyConnectedNetwork, problem: Regression) -> Array:
+    """Phi_2 U_2, shape (d, h): what of the first layer lies outside the range of X^T, at rest."""
+    sizes, right = jnp.linalg.svd(problem.X, full_matrices=False)[1:]
+    span = right[np.asarray(sizes > max(problem.X.shape) * jnp.finfo(sizes.dtype).eps * sizes[0])]
+    if len(span) == span.shape[1]:
+        return jnp.zeros_like(network.weights[0])
+    return network.weights[0] - span.T @ (span @ network.weights[0])
+
+
+def growth(exponent: float) -> float:
+    """exp(exponent), infinite where it overflows: a bound that says nothing."""
+    return math.exp(exponent) if exponent < 700 else math.inf
+
+
+def yun_rate_bound(network, problem) -> Bound:
+    """Theorems 2, 5, 6 and 7 of Yun et al. 2021 (and relatives) as one bound on the loss.
+
+    It is `predict(network, problem).rate` with the assumptions of the theorem that was found to
+    apply: exp(-c t) for regression; 1/(1 + c L(0) t) for classification, where Theorems 2 and 3
+    print 1/(1 + c t). The value is c.
+
+    **Raises** ValueError if no theorem with a rate applies; the message names what is violated.
+    """
+    found = predict(network, problem)
+    if found.rate is None:
+        broken = "; ".join(str(a) for a in found.violated) or "nothing, but it states no rate"
+        raise ValueError(
+            f"yun_rate_bound: a theorem of Yun et al. 2021 with a rate must apply, got violated: "
+            f"{broken}. Start where one applies (lintensor_jax.initialization.matching), or use "
+            "convergence_rate_bound for two-layer networks."
+        )
+    return Bound(
+        found.theorem or "",
+        f"{found.rate.formula}, c =",
+        float(found.rate.value),
+        found.assumptions,
+        found.rate,
+    )
+
+
+def _width(network, found: ConvergenceRateBound):
+    width, outputs = found.imbalance.first.shape[1], found.imbalance.last.shape[0]
+    least = min(outputs, int(found.imbalance.rank))
+    return Assumption(
+        f"h >= min(m, r) = {least}, the width h", width, width >= least, f"{MIN}, Lemma 8"
+    )
