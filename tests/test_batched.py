@@ -126,7 +126,13 @@ def test_lane_by_lane_against_diffrax(name):
     assert 1 <= flow.waste < 2
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "diagonal",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("convolution", "fully-connected")),
+    ],
+)
 def test_ends_are_those_of_single_flows(name):
     networks = starts(NETWORKS[name], 6, scale=0.05)
     flow = batched_flow(networks, PROBLEM)

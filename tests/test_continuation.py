@@ -173,7 +173,11 @@ def test_the_limit_is_the_maximum_margin(template, index):
     np.testing.assert_allclose(unit(force), unit(theta), atol=1e-7)
 
 
-@pytest.mark.parametrize("template", [DIAGONAL, CONVOLUTION], ids=["diagonal", "convolution"])
+@pytest.mark.parametrize(
+    "template",
+    [DIAGONAL, pytest.param(CONVOLUTION, marks=pytest.mark.slow)],
+    ids=["diagonal", "convolution"],
+)
 def test_from_the_end_of_a_flow(template):
     data = problem(2)
     start = zero_last_layer(gaussian(template, jax.random.key(2), 0.01))

@@ -100,7 +100,7 @@ def test_agrees_with_scipy(name):
     [
         (lt.LossTime(), "exponential"),
         (lt.PhysicalTime(), "exponential"),
-        (lt.LogArcLength(), "logistic"),
+        pytest.param(lt.LogArcLength(), "logistic", marks=pytest.mark.slow),
     ],
 )
 def test_the_clocks_trace_one_trajectory(clock, loss):
@@ -195,7 +195,7 @@ LABELS = [
 ]
 
 
-@pytest.mark.parametrize("depth", [2, 3])
+@pytest.mark.parametrize("depth", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_several_support_vectors(depth):
     # The stiff case: implicit, and still at the tolerances that were asked for.
     template = lt.DiagonalNetwork.zeros(depth, 10)

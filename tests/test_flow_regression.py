@@ -178,7 +178,9 @@ class Stiff:
         return p ** (depth - 1) * q
 
 
-@pytest.mark.parametrize(("depth", "alpha"), [(3, 1e-3), (4, 1e-2)])
+@pytest.mark.parametrize(
+    ("depth", "alpha"), [(3, 1e-3), pytest.param(4, 1e-2, marks=pytest.mark.slow)]
+)
 def test_stiff_flows_end_by_the_automatic_choice(depth, alpha):
     solution = flow(Stiff.start(depth, alpha), lt.Regression(Stiff.X, Stiff.y))
     assert solution.status == lt.FlowStatus.residual

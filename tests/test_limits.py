@@ -83,7 +83,7 @@ def test_the_end_of_a_regular_flow_needs_no_following():
     assert limit.num_supports == 1
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1e6])
+@pytest.mark.parametrize("scale", [1e6, pytest.param(1e-6, marks=pytest.mark.slow)])
 def test_scaled_duplicated_and_logistic(scale):
     data = problem(4)
     X, y = np.concatenate([data.X, data.X[:5]]), np.concatenate([data.y, data.y[:5]])
@@ -114,6 +114,7 @@ def test_short_filters_go_where_the_longer_flow_goes():
     assert max(distance for _, distance in moved) > 0
 
 
+@pytest.mark.slow
 def test_one_sample_and_short_filters():
     """Corollary 4 of Yun et al. 2021 (n = 1, L = 2), to 1e-8."""
     x, y = np.array([1.0, -0.4, 0.7, 2.0]), -1.0

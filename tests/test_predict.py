@@ -105,7 +105,14 @@ def assert_loss_is_below(bound, log_time, log_loss):
     assert np.all(np.asarray(log_loss) <= np.asarray(bound.log_bound(log_time)) + 1e-6)
 
 
-@pytest.mark.parametrize("theorem", COVERED)
+# The mirror flows' limits have tests of their own in test_mirror_limits.py.
+@pytest.mark.parametrize(
+    "theorem",
+    [
+        pytest.param(name, marks=pytest.mark.slow if "mirror" in name or "Wood" in name else ())
+        for name in COVERED
+    ],
+)
 def test_exact_limits_agree_with_the_flow(theorem):
     network, problem = COVERED[theorem]
     prediction = lt.predict(network, problem)
