@@ -13,6 +13,7 @@ import importlib
 from types import ModuleType
 
 EXPERIMENTS = {
+    "gunasekar2018": "gunasekar2018",
     "ji-telgarsky2019": "ji_telgarsky2019",
     "min2021": "min2021",
     "yun2021": "yun2021",
