@@ -5,6 +5,7 @@ Importing this package changes no global state of JAX and initialises no backend
 """
 
 from . import initialization as initialization
+from . import sweeps as sweeps
 from . import theory as theory
 from ._version import __version__ as __version__
 from .conserved import conserved_quantities as conserved_quantities
@@ -48,6 +49,8 @@ from .networks import sensing_decomposition as sensing_decomposition
 from .problems import Classification as Classification
 from .problems import MatrixSensing as MatrixSensing
 from .problems import Regression as Regression
+from .sweeps import resume as resume
+from .sweeps import sweep as sweep
 from .theory import Alignment as Alignment
 from .theory import Certificate as Certificate
 from .theory import ConvergenceRateBound as ConvergenceRateBound

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import experiments
+from . import cli_sweep, experiments
 from ._version import __version__
 from .config import ConfigError, load, suggestion
 
@@ -67,6 +67,7 @@ def _parser():
         "--config", metavar="FILE", type=Path, help="a TOML file instead of the paper's setup"
     )
     reproduce.set_defaults(command=_reproduce)
+    cli_sweep.add_commands(commands)
     return parser
 
 

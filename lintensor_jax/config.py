@@ -95,8 +95,65 @@ class ListOf:
         return tuple(entries)
 
 
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """One of the given words."""
+
+    words: tuple[str, ...]
+
+    def read(self, value: Any) -> str | Rejected:
+        """The word."""
+        if value in self.words:
+            return value
+        fix = suggestion(value, self.words) if isinstance(value, str) else ""
+        return Rejected(f"one of {', '.join(self.words)}", value, fix=fix)
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A text, such as a path."""
+
+    def read(self, value: Any) -> str | Rejected:
+        """The text."""
+        return (
+            value if isinstance(value, str) else Rejected("a text", value, fix="put it in quotes")
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """true or false."""
+
+    def read(self, value: Any) -> bool | Rejected:
+        """The truth value."""
+        return value if isinstance(value, bool) else Rejected("true or false", value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Maybe:
+    """A value that may be left out, which None stands for."""
+
+    rule: Any
+
+    def read(self, value: Any) -> Any:
+        """The value, or None."""
+        return None if value is None else self.rule.read(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOrMany:
+    """One value, or a list of values (a tuple here)."""
+
+    entry: Any
+
+    def read(self, value: Any) -> Any:
+        """The value or the tuple."""
+        many = isinstance(value, list | tuple)
+        return ListOf(self.entry).read(value) if many else self.entry.read(value)
+
+
 def setting(default: Any, rule: Any) -> Any:
-    """A field of a `Config`: its default and its rule (`Number`, `Integer`, `ListOf`)."""
+    """A field of a `Config`: its default and its rule (`Number`, `Integer`, `ListOf`, ...)."""
     return dataclasses.field(default=default, metadata={"rule": rule})
 
 
@@ -115,7 +172,8 @@ class Config:
                 continue
             value = field.metadata["rule"].read(getattr(self, field.name))
             if isinstance(value, Rejected):
-                fix = value.fix or f"the default is {_toml(field.default)}"
+                default = f"the default is {_toml(field.default)}"
+                fix = value.fix or ("leave it out" if field.default is None else default)
                 raise ConfigError(
                     f"{field.name}{value.where}",
                     f"must be {value.rule}, got {value.value!r}; {fix}.",
@@ -138,7 +196,7 @@ def load(path: str | Path, kind: type[C]) -> C:
     try:
         entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}:", "no such file; check --config.") from None
+        raise ConfigError(f"{path}:", "no such file; check the path.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}:", f"cannot be read as UTF-8 text ({error}).") from None
     except tomllib.TOMLDecodeError as error:

@@ -1,0 +1,328 @@
+"""The commands about sweeps: `sweep`, `resume`, `status`, `plot`, `report`."""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# Compiling one program a device, and each apart with faster settings, pays from here on.
+_MANY_LANES = 20_000
+_MOST_DEVICES = 4
+
+
+def add_commands(commands: Any) -> None:
+    """The subparsers."""
+    sweep = _command(
+        commands,
+        "sweep",
+        sweep_command,
+        "run a grid of flows from a TOML file",
+        "Run every flow of a grid and store the results, labelled, in a Zarr store that xarray "
+        "opens (xarray.open_zarr). Killed at any moment it can be resumed.",
+    )
+    sweep.add_argument("config", metavar="CONFIG", type=Path, help="a TOML file")
+    sweep.add_argument(
+        "--out", metavar="DIR", type=Path, help="where to write (default: results/CONFIG's name)"
+    )
+    sweep.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print lanes, compilations, memory, disk; run nothing",
+    )
+    _devices(sweep)
+    resume = _command(
+        commands,
+        "resume",
+        resume_command,
+        "finish a sweep that was interrupted",
+        "Check every finished chunk of a sweep, compute what is missing or damaged, and give the "
+        "results that an uninterrupted run would have given.",
+    )
+    _folder(resume)
+    _devices(resume)
+    status = _command(
+        commands,
+        "status",
+        status_command,
+        "how far a sweep is",
+        "Print how many lanes of a sweep are done, how they ended, and who is at work on it.",
+    )
+    _folder(status)
+    plot = _command(
+        commands,
+        "plot",
+        plot_command,
+        "draw a sweep's results",
+        "Draw every recorded number over the grid's longest axis, as PNG and PDF.",
+    )
+    _folder(plot)
+    plot.add_argument(
+        "--out", metavar="DIR", type=Path, help="where to write (default: DIR/.sweep)"
+    )
+    report = _command(
+        commands,
+        "report",
+        report_command,
+        "one HTML page about a sweep",
+        "Write one self-contained HTML page: the setup, the theorems that apply, how far limits "
+        "lie from predictions, figures, and the lanes that failed.",
+    )
+    _folder(report)
+    report.add_argument(
+        "--out", metavar="FILE", type=Path, help="where to write (default: DIR/.sweep/report.html)"
+    )
+
+
+def _command(commands, name, function, words, description):
+    parser = commands.add_parser(name, help=words, description=description)
+    parser.add_argument("--json", action="store_true", help="print only JSON")
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _folder(parser):
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a sweep's folder")
+
+
+def _devices(parser):
+    parser.add_argument(
+        "--devices",
+        metavar="N",
+        type=int,
+        help="CPU devices to spread chunks over (default: up to 4 cores for large sweeps, else 1)",
+    )
+
+
+def sweep_command(arguments: Any) -> int:
+    """`lintensor-jax sweep CONFIG`."""
+    from .cli import _configure_jax
+    from .config import load
+    from .sweeps import configuration
+
+    lanes = configuration.num_lanes(load(arguments.config, configuration.Sweep))
+    devices = _set_devices(arguments.devices, lanes)
+    _configure_jax()
+    import dataclasses
+
+    from .dynamics.compilation import Apart
+    from .sweeps.plan import Plan
+    from .sweeps.run import run
+
+    config, grid, options = configuration.read(arguments.config)
+    if lanes >= _MANY_LANES:
+        options = dataclasses.replace(options, compilation=Apart())
+    path = arguments.out or Path("results") / arguments.config.stem
+    with _told(arguments.config):
+        if arguments.dry_run:
+            return _print_plan(Plan(grid, options).summary(devices), path, arguments.json)
+        with _watched(arguments.json) as watch:
+            run(grid, options, path, watch=watch, config=dataclasses.asdict(config))
+    return _print_status(path, arguments.json, wrote=True)
+
+
+def resume_command(arguments: Any) -> int:
+    """`lintensor-jax resume DIR`."""
+    from .cli import _configure_jax
+    from .sweeps.store import Store
+
+    with _told(arguments.folder):
+        lanes = Store(arguments.folder).description["plan"]["lanes"]
+        _set_devices(arguments.devices, lanes)
+        _configure_jax()
+        from .sweeps.run import resume
+
+        with _watched(arguments.json) as watch:
+            resume(arguments.folder, watch=watch)
+    return _print_status(arguments.folder, arguments.json, wrote=True)
+
+
+def status_command(arguments: Any) -> int:
+    """`lintensor-jax status DIR`."""
+    with _told(arguments.folder):
+        return _print_status(arguments.folder, arguments.json)
+
+
+def plot_command(arguments: Any) -> int:
+    """`lintensor-jax plot DIR`."""
+    from .sweeps.report import write_figures
+
+    with _told(arguments.folder):
+        written = write_figures(arguments.folder, arguments.out or arguments.folder / ".sweep")
+    return _print_written(written, arguments.json)
+
+
+def report_command(arguments: Any) -> int:
+    """`lintensor-jax report DIR`."""
+    from .cli import _configure_jax
+
+    _configure_jax()
+    from .sweeps.report import write_report
+
+    with _told(arguments.folder):
+        written = write_report(arguments.folder, arguments.out)
+    return _print_written([written], arguments.json)
+
+
+def _set_devices(wanted: int | None, lanes: int) -> int:
+    """How many devices the CPU is divided into; to be called before JAX computes anything."""
+    import jax
+
+    from .cli import UsageError
+
+    if wanted is not None and wanted < 1:
+        raise UsageError(f"--devices: must be a whole number >= 1, got {wanted}.")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = wanted or (min(cores or 1, _MOST_DEVICES) if lanes >= _MANY_LANES else 1)
+    given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not given and count > 1:
+        # A backend that is there already, as under a test, keeps the devices that it has.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", count)
+    return len(jax.local_devices())
+
+
+@contextlib.contextmanager
+def _told(where: Path) -> Iterator[None]:
+    """The library's refusals, which name the argument, the rule and the fix, as one line."""
+    from .cli import UsageError
+    from .config import ConfigError
+    from .sweeps.errors import SweepError
+
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (SweepError, OSError) as error:
+        raise UsageError(str(error)) from None
+    except KeyboardInterrupt:
+        print("stopped: what is finished is kept (see resume --help)", file=sys.stderr)
+        raise
+    except ValueError as error:
+        raise UsageError(f"{where}: {' '.join(str(error).split())}") from None
+
+
+@contextlib.contextmanager
+def _watched(quiet: bool) -> Iterator[Callable[[Any], None] | None]:
+    """A progress line on a terminal: lanes, rate, failures, time left; nothing elsewhere."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (BarColumn(), TextColumn("{task.percentage:3.0f}%"), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("compiling", total=None)
+
+        def watch(progress: Any) -> None:
+            bar.update(
+                task,
+                total=progress.total,
+                completed=progress.lanes,
+                description=in_words(progress),
+            )
+
+        yield watch
+
+
+def in_words(progress: Any) -> str:
+    """A `Progress` in one line."""
+    parts = [f"{progress.lanes:,} of {progress.total:,} lanes"]
+    if progress.rate > 0:
+        left = time.strftime("%H:%M:%S", time.gmtime(progress.seconds_left))
+        parts.append(f"{progress.rate:,.0f}/s, {left} left")
+    elif not progress.waiting:
+        parts.append("compiling")
+    if progress.waiting:
+        parts.append(f"{progress.waiting} waiting for the stiff path")
+    parts.append(f"{progress.failed} failed")
+    return ", ".join(parts)
+
+
+def _print_plan(plan: dict[str, Any], path: Path, as_json: bool) -> int:
+    from .sweeps.report import in_bytes
+
+    existing = path
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    plan = {**plan, "folder": str(path), "free_disk_bytes": free}
+    if as_json:
+        print(json.dumps(plan))
+        return 0
+    dims = " x ".join(f"{name} {size:,}" for name, size in plan["dimensions"].items())
+    _print_rows(
+        [
+            ("lanes", f"{plan['lanes']:,} ({dims})"),
+            (
+                "chunks",
+                f"{plan['chunks']:,}, of up to {plan['lanes_per_chunk']:,} lanes, {plan['width']} "
+                "in flight",
+            ),
+            (
+                "compilations",
+                f"{plan['compilations']} ({plan['shapes']} shapes on {plan['devices']} devices)",
+            ),
+            (
+                "memory",
+                f"about {in_bytes(plan['memory_per_device_bytes'])} a device, besides JAX itself",
+            ),
+            (
+                "disk",
+                f"at most {in_bytes(plan['disk_bytes'])} in {path} ({in_bytes(free)} are free)",
+            ),
+            ("variables", ", ".join(plan["variables"])),
+        ]
+    )
+    return 0
+
+
+def _print_status(path: Path, as_json: bool, wrote: bool = False) -> int:
+    from .sweeps.report import in_bytes
+    from .sweeps.state import status
+
+    state = status(path)
+    if as_json:
+        told = {**state.as_json(), **({"wrote": [str(path)]} if wrote else {})}
+        print(json.dumps(told, allow_nan=False))
+        return 0
+    share = 100 * state.finished_lanes / state.lanes
+    rows = [
+        ("lanes", f"{state.finished_lanes:,} of {state.lanes:,} done ({share:.0f}%)"),
+        ("chunks", f"{state.finished_chunks:,} of {state.chunks:,}"),
+        ("ended by", ", ".join(f"{k} {v:,}" for k, v in state.statuses.items()) or "-"),
+        ("failed", ", ".join(f"{k} {v:,}" for k, v in state.failed.items()) or "none"),
+        ("stiff path", f"{state.stiff_lanes:,} lanes"),
+        ("step waste", "-" if state.waste is None else f"{state.waste:.2f}"),
+        ("on disk", in_bytes(state.bytes)),
+    ]
+    if state.damaged:
+        names = ", ".join(state.damaged.values())
+        rows.append(("damaged", f"{names}; lintensor-jax resume {path} computes it again"))
+    if state.writer is not None:
+        rows.append(("writer", f"process {state.writer['pid']} on {state.writer['host']}"))
+    elif not state.complete:
+        rows.append(("unfinished", f"lintensor-jax resume {path}"))
+    _print_rows(rows)
+    if wrote:
+        print(f"wrote {path}")
+    return 0
+
+
+def _print_written(written: list[Path], as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"wrote": [str(path) for path in written]}))
+    else:
+        for path in written:
+            print(f"wrote {path}")
+    return 0
+
+
+def _print_rows(rows: list[tuple[str, str]]) -> None:
+    for name, value in rows:
+        print(f"{name:14s}{value}")

@@ -1,0 +1,362 @@
+"""A sweep from a TOML file: `lintensor-jax sweep CONFIG`."""
+
+import csv
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import (
+    Config,
+    ConfigError,
+    Flag,
+    Integer,
+    ListOf,
+    Maybe,
+    Number,
+    OneOf,
+    OneOrMany,
+    Text,
+    load,
+    setting,
+    table,
+)
+from ..dynamics.stopping import StopAtLoss, StopAtMargin, StopAtResidual
+from ..problems import Classification, Regression
+from .grid import Axis, Grid, Zip
+from .observables import BY_NAME, Trajectory
+from .plan import Options
+from .recipes import ARCHITECTURES, INITIALIZATIONS, TASKS, RandomData, Start
+
+_POSITIVE = Number(above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network(Config):
+    """Architecture and depth: lists are axes."""
+
+    architecture: str | tuple[str, ...] = setting(
+        "diagonal", OneOrMany(OneOf(tuple(ARCHITECTURES)))
+    )
+    depth: int | tuple[int, ...] = setting(2, OneOrMany(Integer(2)))
+    width: int | None = setting(None, Maybe(Integer(1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(Config):
+    """Samples by path, written out, or random: exactly one of the three."""
+
+    task: str = setting("regression", OneOf(TASKS))
+    path: str | None = setting(None, Maybe(Text()))
+    X: tuple | None = setting(None, Maybe(ListOf(ListOf(Number()))))
+    y: tuple | None = setting(None, Maybe(ListOf(Number())))
+    num_samples: int | tuple[int, ...] | None = setting(None, Maybe(OneOrMany(Integer(1))))
+    dimension: int | tuple[int, ...] | None = setting(None, Maybe(OneOrMany(Integer(1))))
+    seed: int | tuple[int, ...] | None = setting(None, Maybe(OneOrMany(Integer(0))))
+
+    def check(self) -> None:
+        """One source of data, and all of it."""
+        sizes = (self.num_samples, self.dimension, self.seed)
+        sources = {
+            "path": self.path is not None,
+            "X": self.X is not None or self.y is not None,
+            "num_samples": sizes != (None, None, None),
+        }
+        given = [key for key, there in sources.items() if there]
+        if len(given) != 1:
+            got = " and ".join(given) or "nothing"
+            raise ConfigError(
+                given[-1] if given else "path",
+                "must be the only source of data: give `path`, or `X` and `y`, or `num_samples` "
+                f"and `dimension`; got {got}.",
+            )
+        for key, partner in (
+            ("X", "y"),
+            ("y", "X"),
+            ("num_samples", "dimension"),
+            ("dimension", "num_samples"),
+        ):
+            if getattr(self, key) is not None and getattr(self, partner) is None:
+                raise ConfigError(partner, f"must be given together with {key}.")
+        if self.X is not None:
+            lengths = [len(row) for row in self.X]
+            for i, length in enumerate(lengths):
+                if length != lengths[0]:
+                    raise ConfigError(f"X[{i}]", f"must have {lengths[0]} entries, as X[0].")
+
+
+@dataclasses.dataclass(frozen=True)
+class Begin(Config):
+    """Initial scales and directions; `together` pairs them instead of taking every pair."""
+
+    initialization: str = setting("matching", OneOf(INITIALIZATIONS))
+    alphas: tuple[float, ...] | None = setting(None, Maybe(ListOf(_POSITIVE)))
+    alpha_from: float = setting(0.001, _POSITIVE)
+    alpha_to: float = setting(1.0, _POSITIVE)
+    num_alphas: int = setting(10, Integer(1))
+    directions: tuple | None = setting(None, Maybe(ListOf(ListOf(Number()))))
+    num_directions: int = setting(10, Integer(1))
+    num_repeats: int = setting(1, Integer(1))
+    together: bool = setting(False, Flag())
+    gap: float = setting(1.0, _POSITIVE)
+
+    @property
+    def scales(self) -> np.ndarray:
+        """The initial scales: those listed, or evenly spaced in their logarithms."""
+        if self.alphas is not None:
+            return np.asarray(self.alphas)
+        return np.geomspace(self.alpha_from, self.alpha_to, self.num_alphas)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow(Config):
+    """Tolerances, where the flows stop, and their budgets of steps."""
+
+    rtol: float | None = setting(None, Maybe(_POSITIVE))
+    residual: float | None = setting(None, Maybe(_POSITIVE))
+    margin: float | None = setting(None, Maybe(_POSITIVE))
+    log_inverse_loss: float | None = setting(None, Maybe(Number()))
+    max_steps: int = setting(4096, Integer(1))
+    stiff_max_steps: int = setting(20_000, Integer(1))
+
+    def check(self) -> None:
+        """At most one stop."""
+        given = [
+            k for k in ("residual", "margin", "log_inverse_loss") if getattr(self, k) is not None
+        ]
+        if len(given) > 1:
+            raise ConfigError(given[1], f"must be the only stop, got {given[0]} too; remove one.")
+
+    @property
+    def stop(self) -> Any:
+        """The stop rule, or None for the default."""
+        if self.residual is not None:
+            return StopAtResidual(self.residual)
+        if self.margin is not None:
+            return StopAtMargin(self.margin)
+        if self.log_inverse_loss is not None:
+            return StopAtLoss(log_value=-self.log_inverse_loss)
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Record(Config):
+    """What is kept of every lane, and in what portions."""
+
+    observables: tuple[str, ...] = setting(
+        ("limit", "log_loss", "invariant_drift"), ListOf(OneOf(tuple(BY_NAME)))
+    )
+    trajectory_times: tuple[float, ...] | None = setting(None, Maybe(ListOf(Number())))
+    lanes_in_flight: int | None = setting(None, Maybe(Integer(1)))
+    lanes_per_chunk: int | None = setting(None, Maybe(Integer(1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep(Config):
+    """The whole file."""
+
+    seed: int = setting(0, Integer(0))
+    network: Network = table(Network)  # noqa: RUF009
+    data: Data = dataclasses.field(default=None, metadata={"table": Data})  # pyright: ignore
+    start: Begin = table(Begin)  # noqa: RUF009
+    flow: Flow = table(Flow)  # noqa: RUF009
+    record: Record = table(Record)  # noqa: RUF009
+
+    def check(self) -> None:
+        """Data have no default."""
+        if self.data is None:
+            raise ConfigError(
+                "data", "must be given: a table [data] with a path, X and y, or sizes."
+            )
+
+
+def read(path: Path) -> tuple[Sweep, Grid, Options]:
+    """A configuration with its grid and options; data paths are relative to the file's folder.
+
+    Raises `ConfigError` for what the file says wrong.
+    """
+    config = load(path, Sweep)
+    try:
+        return config, _grid(config, path.parent), _options(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.key}", error.problem) from None
+    except ValueError as error:
+        raise ConfigError(f"{path}:", " ".join(str(error).split())) from None
+
+
+def num_lanes(config: Sweep) -> int:
+    """The number of lanes; nothing is computed."""
+    begin, data, network = config.start, config.data, config.network
+    scales, directions = len(begin.scales), _num_directions(begin)
+    starts = max(scales, directions) if begin.together else scales * directions
+    lists = (network.architecture, network.depth, data.num_samples, data.dimension, data.seed)
+    return starts * math.prod(len(x) for x in lists if isinstance(x, tuple))
+
+
+def _num_directions(begin):
+    if begin.initialization in ("gaussian", "identity"):
+        return begin.num_repeats
+    return begin.num_directions if begin.directions is None else len(begin.directions)
+
+
+def _grid(config: Sweep, folder: Path) -> Grid:
+    data, begin = config.data, config.start
+    problem, dimension = _problem(data, folder)
+    axes: list[Any] = []
+    for name, values, words in (
+        ("architecture", config.network.architecture, "architecture"),
+        ("depth", config.network.depth, "number of layers L"),
+        ("dimension", data.dimension, "dimension of the samples"),
+        ("num_samples", data.num_samples, "number of samples"),
+    ):
+        if isinstance(values, tuple):
+            axes.append(Axis(name, _distinct(name, values), description=words, changes_shape=True))
+    if isinstance(data.seed, tuple):
+        axes.append(
+            Axis("data_seed", _distinct("data.seed", data.seed), description="seed of the data")
+        )
+    scales = _distinct("start.alphas", tuple(begin.scales.tolist()))
+    alpha = Axis("alpha", scales, units="1", description="initial scale")
+    direction = _direction(config, dimension)
+    if begin.together:
+        if len(alpha) != len(direction):
+            raise ConfigError(
+                "start.together",
+                f"needs as many directions as scales, got {len(direction)} and {len(alpha)}.",
+            )
+        axes.append(Zip("start", alpha, direction))
+    else:
+        axes += [alpha, direction]
+    network = config.network
+    single = {
+        k: v for k in ("architecture", "depth") if not isinstance(v := getattr(network, k), tuple)
+    }
+    start = Start(
+        initialization=begin.initialization,
+        architecture=single.get("architecture"),
+        depth=single.get("depth"),
+        dimension=dimension,
+        width=network.width,
+        gap=begin.gap,
+        direction_seed=config.seed,
+    )
+    return Grid(tuple(axes), start, problem, seed=config.seed)
+
+
+def _direction(config: Sweep, dimension: int | None) -> Axis:
+    begin = config.start
+    count = _num_directions(begin)
+    if begin.initialization in ("gaussian", "identity"):
+        return Axis("repeat", range(count), description="random numbers of its own at every point")
+    words = "initial linear coefficients over alpha^L"
+    if begin.directions is not None:
+        for i, row in enumerate(begin.directions):
+            if len(row) != dimension:
+                raise ConfigError(
+                    f"start.directions[{i}]",
+                    f"must have {dimension} entries, as the samples do, got {list(row)}.",
+                )
+        values = np.asarray(begin.directions)
+    elif dimension is None:
+        return Axis("direction", range(count), description=words)
+    else:
+        values = np.random.default_rng(config.seed).standard_normal((count, dimension))
+    return Axis("direction", values, description=words, dims=("coefficient",))
+
+
+def _distinct(key, values):
+    if len(set(values)) < len(values):
+        raise ConfigError(key, f"must not repeat a value, got {list(values)}.")
+    return values
+
+
+def _problem(data: Data, folder: Path):
+    """The problem, and its dimension, None if that is an axis."""
+    if data.num_samples is not None:
+        sizes = {
+            "num_samples": data.num_samples,
+            "dimension": data.dimension,
+            "data_seed": 0 if data.seed is None else data.seed,
+        }
+        fixed: dict[str, Any] = {k: None if isinstance(v, tuple) else v for k, v in sizes.items()}
+        random = RandomData(data.task, **fixed)
+        return (random({}) if None not in fixed.values() else random), fixed["dimension"]
+    if data.path is not None:
+        X, y = read_data(folder / data.path)
+        key = "data.path"
+    else:
+        X, y, key = np.asarray(data.X), np.asarray(data.y), "data.X"
+    try:
+        problem = Regression(X, y) if data.task == "regression" else Classification(X, y)
+    except ValueError as error:
+        raise ConfigError(key, f": {' '.join(str(error).split())}") from None
+    return problem, problem.X.shape[1]
+
+
+def read_data(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """X of shape (n, d) and y of shape (n,) from an NPZ or a CSV file.
+
+    An NPZ file has arrays `X` and `y`. A CSV file has one sample a row, its target or label last,
+    and may have a line of headings.
+    """
+    if path.suffix.lower() not in (".npz", ".csv"):
+        raise ConfigError("data.path", f"must end in .npz or .csv, got {path.name!r}.")
+    try:
+        if path.suffix.lower() == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                missing = {"X", "y"} - set(file)
+                if missing:
+                    names = ", ".join(file) or "none"
+                    raise ConfigError(
+                        "data.path",
+                        f"must have arrays X and y, got {names} in {path}; rename them.",
+                    )
+                return np.asarray(file["X"]), np.asarray(file["y"])
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except FileNotFoundError:
+        raise ConfigError("data.path", f"no such file: {path}.") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError("data.path", f"cannot be read: {path} ({error}).") from None
+    first = 0 if rows and all(map(_is_number, rows[0])) else 1
+    values = []
+    for number, row in enumerate(rows[first:], first + 1):
+        if len(row) != len(rows[0]) or not all(map(_is_number, row)):
+            raise ConfigError(
+                "data.path",
+                f"must have {len(rows[0])} numbers in every row: {path}, row {number}: {row}.",
+            )
+        values.append([float(cell) for cell in row])
+    if not values or len(values[0]) < 2:
+        raise ConfigError(
+            "data.path", f"must have samples of at least one number and a target: {path}."
+        )
+    columns = np.asarray(values)
+    return columns[:, :-1], columns[:, -1]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
+
+
+def _options(config: Sweep) -> Options:
+    record, flow = config.record, config.flow
+    observables = [BY_NAME[name] for name in record.observables]
+    if record.trajectory_times is not None:
+        observables.append(Trajectory(record.trajectory_times))
+    return Options(
+        observables=tuple(observables),
+        stop=flow.stop,
+        rtol=flow.rtol,
+        max_steps=flow.max_steps,
+        stiff_max_steps=flow.stiff_max_steps,
+        width=record.lanes_in_flight,
+        chunk_lanes=record.lanes_per_chunk,
+    )

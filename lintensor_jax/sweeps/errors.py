@@ -1,0 +1,5 @@
+"""What can go wrong with a sweep that is no mistake in an argument."""
+
+
+class SweepError(RuntimeError):
+    """A store that cannot be used or written to; chunks that were finished are kept."""

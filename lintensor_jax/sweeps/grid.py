@@ -1,0 +1,362 @@
+"""Grids: the axes of a sweep, and what a point of the grid is."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..networks import split
+from ..problems import AbstractProblem
+
+_SAMPLE = 64  # lanes that stand for a cell where its options are chosen and checked
+_RESERVED = ("status", "num_steps", "method", "key", "index")
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """One quantity that the grid varies; a dimension of the results.
+
+    - `name`: an identifier, such as "alpha".
+    - `values`: numbers, or arrays (one a point, on the first axis): directions, data, parameters.
+      Of words, or with `changes_shape`, whatever `start` and `problem` can read.
+    - `units`, `description`: kept with the results.
+    - `dims`: names of the axes of one value, where values are arrays.
+    - `changes_shape`: the axis decides the shape of arrays (depth, width, d, n): every value is a
+      compilation of its own, and a plain Python value for `start` and `problem`. Words always do.
+
+    Equal axes make equal results: a lane is what its index, the seed and these values make of it.
+    """
+
+    name: str
+    values: Any
+    units: str = ""
+    description: str = ""
+    dims: tuple[str, ...] = ()
+    changes_shape: bool = False
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[A-Za-z]\w*", self.name) or self.name in _RESERVED:
+            raise ValueError(
+                f"Axis: name must be an identifier and none of {', '.join(_RESERVED)}, got "
+                f"{self.name!r}; rename the axis."
+            )
+        values = np.asarray(self.values)
+        if values.dtype.kind not in "biufU" or values.ndim == 0 or values.shape[0] == 0:
+            raise ValueError(
+                f"Axis {self.name}: values must be a non-empty list or array of numbers or of "
+                f"words, got {self.values!r}; give the points names, and look them up in `start`."
+            )
+        by_shape = self.changes_shape or values.dtype.kind == "U"
+        if by_shape and values.ndim > 1:
+            raise ValueError(
+                f"Axis {self.name}: an axis that changes shapes needs one number or word a point, "
+                f"got shape {values.shape}; name the points, and look the arrays up in `start`."
+            )
+        if values.ndim == 1 and len(set(values.tolist())) < len(values):
+            raise ValueError(
+                f"Axis {self.name}: values must differ, got {_first_repeated(values)!r} twice; "
+                "repeat a flow by an axis of seeds."
+            )
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "changes_shape", by_shape)
+        shape = values.shape[1:]
+        dims = tuple(self.dims) or tuple(f"{self.name}_{i}" for i in range(len(shape)))
+        if len(dims) != len(shape):
+            raise ValueError(
+                f"Axis {self.name}: dims must name the axes of one value, of shape {shape}, got "
+                f"{self.dims!r}."
+            )
+        object.__setattr__(self, "dims", dims)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Zip:
+    """Axes of equal lengths that vary together, along one dimension `name`."""
+
+    name: str
+    axes: tuple[Axis, ...]
+
+    def __init__(self, name: str, *axes: Axis):
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "axes", axes)
+        lengths = {axis.name: len(axis) for axis in axes}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(
+                f"Zip {name}: axes must be of one length, got {lengths}; use a product for axes "
+                "that vary on their own."
+            )
+
+    def __len__(self) -> int:
+        return len(self.axes[0])
+
+
+class Point:
+    """A point of the grid: `point.alpha`, `point.direction`, ..., and `point.key`.
+
+    `key` is a PRNG key: the sweep's seed with the lane's own index folded in, so that a lane's
+    random numbers depend on nothing else.
+    """
+
+    def __init__(self, values: dict[str, Any], key: Any):
+        self._values = {**values, "key": key}
+        self._read: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._values:
+            raise AttributeError(
+                f"the grid has no axis {name!r}; it has {', '.join(self._values)}."
+            )
+        self._read.add(name)
+        return self._values[name]
+
+    __getitem__ = __getattr__
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+
+Start = Callable[[Point], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What a sweep runs: a product of axes, and the network and problem at each of its points.
+
+    - `axes`: `Axis` or `Zip`; their product is the grid, the last one varies fastest.
+    - `start`: the network at a point, its parameters are Theta(0). Traced by `jax.vmap`: axes that
+      do not change shapes are arrays there.
+    - `problem`: one problem for all, or a function of the point. One that reads nothing but axes
+      that change shapes is shared by the lanes; any other is made for each of them.
+    - `seed`: of `point.key`.
+
+    For example::
+
+        Grid(
+            axes=(Axis("alpha", np.geomspace(1e-3, 1, 100)), Axis("direction", z)),
+            start=lambda point: matching(like, point.direction).scaled(point.alpha),
+            problem=Regression(X, y),
+        )
+    """
+
+    axes: tuple[Axis | Zip, ...]
+    start: Start
+    problem: AbstractProblem | Callable[[Point], AbstractProblem]
+    seed: int = 0
+
+    def __post_init__(self):
+        axes = tuple(self.axes) if isinstance(self.axes, Sequence) else (self.axes,)
+        if not axes or not all(isinstance(axis, Axis | Zip) for axis in axes):
+            raise ValueError(f"Grid: axes must be a non-empty tuple of Axis or Zip, got {axes!r}.")
+        object.__setattr__(self, "axes", axes)
+        names = [axis.name for axis in self.leaf_axes] + [
+            zipped.name for zipped in axes if isinstance(zipped, Zip)
+        ]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"Grid: axes must have different names, got {twice.pop()!r} twice.")
+        if not callable(self.start):
+            raise ValueError(
+                f"Grid: start must be a function of the point, got {type(self.start).__name__}; "
+                "write lambda point: network."
+            )
+        if not (isinstance(self.problem, AbstractProblem) or callable(self.problem)):
+            raise ValueError(
+                "Grid: problem must be an object such as lintensor_jax.Regression(X, y) or a "
+                f"function of the point, got {type(self.problem).__name__}."
+            )
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise ValueError(f"Grid: seed must be a whole number in [0, 2^32), got {self.seed!r}.")
+        if self.size >= 2**32:
+            raise ValueError(f"Grid: at most 2^32 - 1 lanes, got {self.size}; split the sweep.")
+
+    @property
+    def leaf_axes(self) -> tuple[Axis, ...]:
+        """Every `Axis`, those of a `Zip` too."""
+        return tuple(
+            a for axis in self.axes for a in (axis.axes if isinstance(axis, Zip) else [axis])
+        )
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the dimensions."""
+        return tuple(axis.name for axis in self.axes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the dimensions."""
+        return tuple(len(axis) for axis in self.axes)
+
+    @property
+    def size(self) -> int:
+        """The number of lanes."""
+        return math.prod(self.shape)
+
+    def place(self, axis: Axis) -> int:
+        """Which dimension an axis lies along."""
+        return next(
+            i
+            for i, outer in enumerate(self.axes)
+            if axis is outer or (isinstance(outer, Zip) and any(axis is a for a in outer.axes))
+        )
+
+    def values(self, lanes: np.ndarray) -> dict[str, np.ndarray]:
+        """The values of all axes at lanes (flat indices), on the first axis of each array."""
+        index = np.unravel_index(lanes, self.shape)
+        return {axis.name: axis.values[index[self.place(axis)]] for axis in self.leaf_axes}
+
+    def cell_of(self, lane: int) -> tuple[Any, ...]:
+        """A lane's values of the axes that change shapes; lanes of one cell share them."""
+        values = self.values(np.asarray([lane]))
+        return tuple(values[a.name][0].item() for a in self.leaf_axes if a.changes_shape)
+
+    def cells(self) -> Iterator[tuple[tuple[Any, ...], int]]:
+        """Every cell with the first of its lanes."""
+        chosen = [any(a.changes_shape for a in _leaves(axis)) for axis in self.axes]
+        shape = tuple(n if c else 1 for n, c in zip(self.shape, chosen, strict=True))
+        seen = set()
+        for index in np.ndindex(*shape):
+            lane = int(np.ravel_multi_index(index, self.shape))
+            cell = self.cell_of(lane)
+            if cell not in seen:
+                seen.add(cell)
+                yield cell, lane
+
+
+def _leaves(axis: Axis | Zip) -> tuple[Axis, ...]:
+    return axis.axes if isinstance(axis, Zip) else (axis,)
+
+
+def _first_repeated(values):
+    seen: set[Any] = set()
+    return next(v for v in values.tolist() if v in seen or seen.add(v))
+
+
+class Cell:
+    """The lanes that share shapes: their starts, compiled together."""
+
+    def __init__(self, grid: Grid, lane: int):
+        self.grid = grid
+        self.fixed = {
+            axis.name: value
+            for axis, value in zip(
+                (a for a in grid.leaf_axes if a.changes_shape), grid.cell_of(lane), strict=True
+            )
+        }
+        self.first_lane = lane
+        self.name = ", ".join(f"{name} = {value}" for name, value in self.fixed.items())
+        if isinstance(grid.problem, AbstractProblem):
+            self.shared: AbstractProblem | None = grid.problem
+        else:
+            self.shared = self._problem_if_shared()
+        self._starts = jax.jit(jax.vmap(self._parameters, (0, 0, None)))
+        one = self._arguments(np.asarray([lane]), one=True)
+        (_, constants), _ = eqx.filter_eval_shape(self._split_one, *one)
+        if jax.tree.leaves(constants):
+            (_, constants), _ = jax.jit(self._split_one)(*one)
+        #: What is no parameter, arrays included: the same for all lanes.
+        self.rest = eqx.combine(constants, self._static)
+
+    def _point(self, numbers, index) -> Point:
+        key = jax.random.fold_in(jax.random.key(self.grid.seed), index)
+        return Point({**self.fixed, **numbers}, key)
+
+    def _numbers(self, lanes: np.ndarray) -> dict[str, np.ndarray]:
+        values = self.grid.values(lanes)
+        return {a.name: values[a.name] for a in self.grid.leaf_axes if not a.changes_shape}
+
+    def _problem_if_shared(self):
+        assert callable(self.grid.problem)
+        numbers = {name: v[0] for name, v in self._numbers(np.asarray([self.first_lane])).items()}
+        point = self._point(numbers, self.first_lane)
+        try:
+            problem = self.grid.problem(point)
+        except ValueError:
+            if point._read <= set(self.fixed):
+                raise
+            return None  # this lane's own data are bad: it will say so
+        return problem if point._read <= set(self.fixed) else None
+
+    def _one(self, numbers, index):
+        point = self._point(numbers, index)
+        try:
+            network = self.grid.start(point)
+            problem = None
+            if self.shared is None:
+                assert callable(self.grid.problem)
+                problem = self.grid.problem(point)
+        except TypeError as e:
+            if "concrete" not in str(e) and "Tracer" not in str(e):
+                raise
+            read = ", ".join(sorted(point._read - {"key"} - set(self.fixed))) or "an axis"
+            raise ValueError(
+                f"Grid: start and problem are traced over the axes that they read ({read}), and "
+                "something there needs a plain value. An axis that decides a shape is "
+                f"Axis(..., changes_shape=True); other branches are jnp.where. JAX says: "
+                f"{str(e).split('.')[0]}."
+            ) from e
+        return network, problem
+
+    def _arguments(self, lanes: np.ndarray, one: bool = False):
+        numbers, index = self._numbers(lanes), np.asarray(lanes, np.uint32)
+        return jax.tree.map(lambda a: a[0], (numbers, index)) if one else (numbers, index)
+
+    def _split_one(self, numbers, index):
+        network, problem = self._one(numbers, index)
+        parameters, rest = split(network)
+        constants, self._static = eqx.partition(rest, eqx.is_array)
+        return (parameters, constants), problem
+
+    def _parameters(self, numbers, index, constants):
+        (parameters, own), problem = self._split_one(numbers, index)
+        pairs = zip(jax.tree.leaves(own), jax.tree.leaves(constants), strict=True)
+        same = [jnp.array_equal(a, b, equal_nan=True) for a, b in pairs]
+        return parameters, problem, jnp.all(jnp.stack(same)) if same else jnp.array(True)
+
+    def problem_of(self, own: Any) -> Any:
+        """The lanes' own problem, or the one that they share."""
+        return self.shared if own is None else own
+
+    def starts(self, lanes: np.ndarray) -> tuple[Any, Any]:
+        """Networks whose parameters have lanes on their first axis, and problems (or None)."""
+        constants = eqx.filter(self.rest, eqx.is_array)
+        parameters, problems, same = self._starts(*self._arguments(lanes), constants)
+        if not np.all(same):
+            raise ValueError(
+                "Grid: start makes networks whose constants (lintensor_jax.constant) differ from "
+                "lane to lane; make them differ along an axis with changes_shape=True only."
+            )
+        return eqx.combine(parameters, self.rest), problems
+
+    def sample(self) -> tuple[Any, Any]:
+        """Networks and problems of lanes here and there, the first lane among them."""
+        lanes = np.unique(np.linspace(0, self.grid.size - 1, _SAMPLE).astype(int))
+        mine = [k for k in lanes if self.grid.cell_of(k) == tuple(self.fixed.values())]
+        lanes = np.unique([self.first_lane, *mine])
+        missing = _SAMPLE + 1 - lanes.size  # one shape, one compilation
+        return self.starts(np.concatenate([lanes, np.repeat(lanes[-1:], missing)]))
+
+    def example(self) -> tuple[Any, Any]:
+        """Network and problem of a lane whose numbers are finite, if the sample has one."""
+        networks, problems = self.sample()
+        leaves = [
+            np.isfinite(np.asarray(leaf)).reshape(leaf.shape[0], -1).all(axis=1)
+            for leaf in jax.tree.leaves((split(networks)[0], problems))
+        ]
+        place = int(np.argmax(np.logical_and.reduce(leaves)))
+        own = problems and jax.tree.map(lambda leaf: leaf[place], problems)
+        return lane_of(networks, place), self.problem_of(own)
+
+
+def lane_of(networks: Any, place: int) -> Any:
+    """One of many networks: constants have no axis of lanes."""
+    parameters, rest = split(networks)
+    return eqx.combine(jax.tree.map(lambda leaf: leaf[place], parameters), rest)

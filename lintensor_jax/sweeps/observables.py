@@ -1,0 +1,416 @@
+"""What a sweep records of every lane: functions of the flow's end, with names, units and words."""
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Scalar
+
+from ..conserved import conserved_quantities
+from ..dynamics.clocks import AbstractClock
+from ..dynamics.flow import gradient_flow
+from ..networks import FullyConnectedNetwork
+from ..problems import AbstractProblem, Classification, Regression
+from ..theory.alignment import alignment
+from ..theory.predict import predict
+from ..theory.rates import imbalance
+
+COEFFICIENT = ("coefficient", "output")
+
+
+class Ending(NamedTuple):
+    """One lane's flow at its end; what observables are functions of.
+
+    `network` is the final network, `unfinished_network` the one before the finish, `initial` the
+    start. The others are as in `FlowSolution`, at the end; `log_margin` is None for regression.
+    """
+
+    initial: Any
+    network: Any
+    unfinished_network: Any
+    problem: AbstractProblem
+    coefficients: Float[Array, "..."]
+    log_loss: Scalar
+    log_time: Scalar
+    log_norm: Scalar
+    log_margin: Scalar | None
+    invariant_drift: Scalar
+
+
+class Variable(NamedTuple):
+    """A variable of the results: `dims` are those beyond the grid's own.
+
+    An array with fewer axes than `dims` uses the first of them. `flags` are the words that whole
+    numbers 0, 1, ... stand for.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    units: str
+    description: str
+    flags: tuple[str, ...] = ()
+
+
+class AbstractObservable(eqx.Module):
+    """Something recorded of every lane."""
+
+    @property
+    @abc.abstractmethod
+    def variables(self) -> tuple[Variable, ...]:
+        """What `measure` returns, in its order."""
+
+    @abc.abstractmethod
+    def measure(self, end: Ending) -> tuple[Array, ...]:
+        """The values for one lane; traced by `jax.vmap`, unless `on_host`."""
+
+    @property
+    def on_host(self) -> bool:
+        """Whether lanes are measured one by one with concrete arrays."""
+        return False
+
+    def coordinates(self) -> dict[str, np.ndarray]:
+        """Coordinates of dimensions that this observable brings along."""
+        return {}
+
+    def shapes(self, end: Ending) -> tuple[Any, ...]:
+        """Shapes and types of what `measure` returns; one that is not `on_host` is not run."""
+        if self.on_host:
+            return tuple(jnp.asarray(value) for value in self.measure(end))
+        return eqx.filter_eval_shape(self.measure, end)
+
+    def check(self, network: Any, problem: AbstractProblem) -> None:
+        """Raise a ValueError where the observable is not defined; shapes only."""
+
+
+class Limit(AbstractObservable):
+    """beta at the flow's end, after the finish: `limit`."""
+
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        """One variable."""
+        words = "linear coefficients at the flow's end (after the finish)"
+        return (Variable("limit", COEFFICIENT, "y/x", words),)
+
+    def measure(self, end: Ending) -> tuple[Array, ...]:
+        """beta."""
+        return (end.coefficients,)
+
+
+class Direction(AbstractObservable):
+    """beta / |beta| at the flow's end: `direction_reached`."""
+
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        """One variable."""
+        words = "unit vector along the linear coefficients at the flow's end; 0 where they are 0"
+        return (Variable("direction_reached", COEFFICIENT, "1", words),)
+
+    def measure(self, end: Ending) -> tuple[Array, ...]:
+        """beta / |beta|."""
+        return (unit(end.coefficients),)
+
+
+class LogLoss(AbstractObservable):
+    """log of the loss, the physical time and the parameters' norm at the flow's end."""
+
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        """Three numbers."""
+        return (
+            Variable("log_loss", (), "1", "natural logarithm of the loss, summed over samples"),
+            Variable("log_time", (), "1", "natural logarithm of the physical time of the flow"),
+            Variable("log_norm", (), "1", "natural logarithm of |Theta|, before the finish"),
+        )
+
+    def measure(self, end: Ending) -> tuple[Array, ...]:
+        """The loss after, the others before the finish."""
+        return end.log_loss, end.log_time, end.log_norm
+
+
+class Margins(AbstractObservable):
+    """Classification: log of the smallest margin, and every sample's margin over |beta|."""
+
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        """The margin, and one number a sample."""
+        smallest = "natural logarithm of the smallest margin; -inf while a sample is misclassified"
+        each = "margin of each sample for the unit vector along the linear coefficients"
+        return (
+            Variable("log_margin", (), "1", smallest),
+            Variable("normalized_margin", ("sample",), "x", each),
+        )
+
+    def measure(self, end: Ending) -> tuple[Array, ...]:
+        """log min_i m_i, and m_i / |beta|."""
+        assert isinstance(end.problem, Classification)
+        assert end.log_margin is not None
+        return end.log_margin, end.problem.margins(unit(end.coefficients))
+
+    def check(self, network: Any, problem: AbstractProblem) -> None:
+        """Classification only."""
+        if not isinstance(problem, Classification):
+            _refuse("Margins", "is for Classification", type(problem).__name__, "Limit()")
+
+
+class LayerAlignment(AbstractObservable):
+    """Fully-connected networks: how close layers are to rank one, and to each other.
+
+    Source: Ji & Telgarsky 2019; see `lintensor_jax.alignment`. At the end before the finish.
+    """
+
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        """One number a layer, and one a pair of neighbours."""
+        ratio = "|W_k|_2 / |W_k|_F of each layer: 1 for rank one"
+        sine = "1 - <v_{k+1}, u_k>^2 of neighbouring layers: 0 when aligned"
+        return (
+            Variable("rank_one_ratio", ("layer",), "1", ratio),
+            Variable("misalignment", ("layer_pair",), "1", sine),
+        )
+
+    def measure(self, end: Ending) -> tuple[Array, ...]:
+        """Of the network before the finish."""
+        found = alignment(end.unfinished_network)
+        return found.rank_one_ratios, found.misalignments
+
+    def check(self, network: Any, problem: AbstractProblem) -> None:
+        """Fully-connected networks only."""
+        if not isinstance(network, FullyConnectedNetwork):
+            _refuse(
+                "LayerAlignment", "is for FullyConnectedNetwork", type(network).__name__, "Limit()"
+            )
+
+
+class Imbalance(AbstractObservable):
+    """Two-layer fully-connected regression: Min et al. 2021's imbalance of the start."""
+
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        """The spectrum's two numbers that enter the rates."""
+        words = "largest singular value of the imbalance matrix at the start (Min et al. 2021)"
+        return (Variable("imbalance", (), "squared parameters", words),)
+
+    def measure(self, end: Ending) -> tuple[Array, ...]:
+        """Of the start; the flow conserves it."""
+        assert isinstance(end.initial, FullyConnectedNetwork)
+        assert isinstance(end.problem, Regression)
+        found = imbalance(end.initial, end.problem)
+        return (jnp.max(jnp.abs(found.eigenvalues)),)
+
+    def check(self, network: Any, problem: AbstractProblem) -> None:
+        """Two fully-connected layers, regression."""
+        two = isinstance(network, FullyConnectedNetwork) and network.depth == 2
+        if not two or not isinstance(problem, Regression):
+            what = f"{type(network).__name__} on {type(problem).__name__}"
+            _refuse(
+                "Imbalance", "is for two fully-connected layers and Regression", what, "Drift()"
+            )
+
+
+class Drift(AbstractObservable):
+    """Conserved quantities: how far they moved, and how large the largest is at the start."""
+
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        """Two numbers."""
+        moved = (
+            "largest change of the conserved quantities, over the largest squared norm so far; "
+            "NaN where none are known"
+        )
+        largest = "largest conserved quantity at the start, in absolute value"
+        return (
+            Variable("invariant_drift", (), "1", moved),
+            Variable("largest_invariant", (), "squared parameters", largest),
+        )
+
+    def measure(self, end: Ending) -> tuple[Array, ...]:
+        """The drift is measured before the finish."""
+        values = conserved_quantities(end.initial)
+        largest = jnp.max(jnp.abs(values)) if values.size else jnp.full_like(end.log_loss, jnp.nan)
+        return end.invariant_drift, largest
+
+
+class DistanceToPrediction(AbstractObservable):
+    """|reached - predicted| where a theorem predicts the limit, and which one.
+
+    Lane by lane on the host, by `lintensor_jax.predict` from the lane's own start (about 10 ms
+    each). Regression compares coefficients, classification directions.
+    """
+
+    @property
+    def on_host(self) -> bool:
+        """`predict` takes concrete arrays."""
+        return True
+
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        """The distance, what was predicted and of which kind the claim is."""
+        distance = "distance between the limit and its prediction (directions: unit vectors)"
+        kinds = ("not predicted", "exact", "alpha_to_zero", "stationary")
+        return (
+            Variable("distance_to_prediction", (), "y/x", distance),
+            Variable("predicted", COEFFICIENT, "y/x", "limit predicted by theory"),
+            Variable("prediction_kind", (), "", "what the theorem claims", kinds),
+        )
+
+    def shapes(self, end: Ending) -> tuple[Any, ...]:
+        """Known without a prediction."""
+        number, beta = end.log_loss, end.coefficients
+        return number, beta, np.zeros((), np.int8)
+
+    def measure(self, end: Ending) -> tuple[Any, ...]:
+        """NaN where nothing is predicted."""
+        nothing = np.full(end.coefficients.shape, np.nan), np.int8(0)
+        try:
+            found = predict(end.initial, end.problem)
+        except ValueError:  # a bad lane; its status says so
+            return np.nan, *nothing
+        if found.limit is None or found.kind is None:
+            return np.nan, *nothing
+        reached = end.coefficients
+        if isinstance(end.problem, Classification):
+            reached = unit(reached)
+        limit = np.asarray(found.limit)
+        kinds = self.variables[2].flags
+        distance = np.linalg.norm(np.asarray(reached) - limit)
+        return distance, limit, np.int8(kinds.index(str(found.kind)))
+
+
+class Trajectory(AbstractObservable):
+    """beta and the loss at chosen times of the clock.
+
+    An integration of its own (`gradient_flow` with `saveat`), after the one to the limit. Beyond
+    the flow's end values stay those of the end; `trajectory_reached` is False there.
+
+    **Arguments**
+
+    - `times`: increasing; of physical time for regression, of the log-arc-length for
+      classification, unless `clock` says otherwise.
+    - `clock`: as in `gradient_flow`.
+    - `rtol`, `max_steps`: likewise. Past that many steps values are NaN.
+    """
+
+    times: np.ndarray
+    clock: AbstractClock | None
+    rtol: float
+    max_steps: int
+
+    def __init__(
+        self,
+        times: Sequence[float],
+        clock: AbstractClock | None = None,
+        rtol: float = 1e-8,
+        max_steps: int = 4096,
+    ):
+        self.times = np.asarray(times, float)
+        increasing = self.times.ndim == 1 and self.times.size and (np.diff(self.times) > 0).all()
+        if not increasing or not np.isfinite(self.times).all() or self.times[0] < 0:
+            raise ValueError(
+                "Trajectory: times must be finite, not negative and increasing, got "
+                f"{self.times.tolist()}; sort them and remove duplicates."
+            )
+        self.clock, self.rtol, self.max_steps = clock, rtol, max_steps
+
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        """Coefficients, loss, and whether the flow got there."""
+        dims = ("time", *COEFFICIENT)
+        return (
+            Variable("trajectory", dims, "y/x", "linear coefficients at chosen clock times"),
+            Variable("trajectory_log_loss", ("time",), "1", "log of the loss at these times"),
+            Variable("trajectory_reached", ("time",), "", "whether the flow lasted until then"),
+        )
+
+    def coordinates(self) -> dict[str, np.ndarray]:
+        """`time`."""
+        return {"time": self.times}
+
+    def measure(self, end: Ending) -> tuple[Array, ...]:
+        """By `gradient_flow`; the last entry that it saves is its end."""
+        flow = gradient_flow(
+            end.initial,
+            end.problem,
+            clock=self.clock,
+            rtol=self.rtol,
+            saveat=self.times,
+            finish=None,
+            max_steps=self.max_steps,
+            throw=False,
+        )
+        beta, log_loss = flow.coefficients[:-1], flow.log_loss[:-1]
+        reached: Bool[Array, " T"] = flow.reached[:-1]
+        known = reached | flow.succeeded
+        beta = jnp.where(known.reshape(-1, *(1,) * (beta.ndim - 1)), beta, jnp.nan)
+        return beta, jnp.where(known, log_loss, jnp.nan), reached
+
+
+class Measured(AbstractObservable):
+    """An observable of one's own.
+
+    **Arguments**
+
+    - `name`: of the variable.
+    - `function`: of an `Ending`, such as ``lambda end: end.network.weights``; traceable, unless
+      `lane_by_lane`.
+    - `dims`: one name for each axis of its value.
+    """
+
+    name: str = eqx.field(static=True)
+    function: Callable[[Ending], Any] = eqx.field(static=True)
+    dims: tuple[str, ...] = eqx.field(static=True, default=())
+    units: str = eqx.field(static=True, default="")
+    description: str = eqx.field(static=True, default="")
+    lane_by_lane: bool = eqx.field(static=True, default=False)
+
+    @property
+    def on_host(self) -> bool:
+        """As `lane_by_lane`."""
+        return self.lane_by_lane
+
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        """One variable."""
+        return (Variable(self.name, tuple(self.dims), self.units, self.description),)
+
+    def measure(self, end: Ending) -> tuple[Array, ...]:
+        """The function's value."""
+        return (jnp.asarray(self.function(end)),)
+
+
+DEFAULT = (Limit(), LogLoss(), Drift())
+#: By the names that a TOML file and the command line use.
+BY_NAME: dict[str, AbstractObservable] = {
+    "limit": Limit(),
+    "direction": Direction(),
+    "log_loss": LogLoss(),
+    "margins": Margins(),
+    "alignment": LayerAlignment(),
+    "imbalance": Imbalance(),
+    "invariant_drift": Drift(),
+    "distance_to_prediction": DistanceToPrediction(),
+}
+
+
+def unit(vector: Float[Array, "..."]) -> Float[Array, "..."]:
+    """vector / |vector|, without overflow; 0 for 0."""
+    largest = jnp.max(jnp.abs(vector))
+    scaled = vector / jnp.where(largest > 0, largest, 1.0)
+    norm = jnp.sqrt(jnp.sum(scaled**2))
+    return scaled / jnp.where(norm > 0, norm, 1.0)
+
+
+def has_bad_input(network: Any, problem: AbstractProblem) -> Bool[Array, ""]:
+    """Whether a start or its data could not have been given to `gradient_flow`; traceable."""
+    leaves = [x for x in jax.tree.leaves((network, problem)) if eqx.is_inexact_array(x)]
+    bad = [~jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
+    if isinstance(problem, Classification):
+        bad.append(~jnp.all(jnp.abs(problem.y) == 1))
+    return jnp.any(jnp.stack(bad))
+
+
+def _refuse(name, rule, got, instead):
+    raise ValueError(f"observables: {name} {rule}, got {got}; leave it out, or take {instead}.")

@@ -1,0 +1,332 @@
+"""A plan before work: chunks, shapes, compilations, memory, bytes on disk."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from ..dynamics.options import check_pair, fill_options, same_dtype
+from ..dynamics.stopping import StopAtResidual
+from ..dynamics.system import System
+from ..networks import split
+from ..problems import AbstractSquaredProblem, Classification
+from .grid import Cell, Grid, Zip
+from .observables import DEFAULT, AbstractObservable, Ending, Variable
+
+#: Why a lane's flow ended, by number: 0 is a lane that is still to come. Stores keep the numbers.
+STATUSES = (
+    "pending",
+    "residual",
+    "loss",
+    "margin",
+    "time",
+    "float_wall",
+    "not_separable",
+    "stationary",
+    "max_steps",
+    "non_finite",
+    "solver_failed",
+    "bad_input",
+)
+FAILURES = ("max_steps", "non_finite", "solver_failed", "bad_input")
+METHODS = ("pending", "explicit", "mirror_flow", "gradient_flow")
+
+LANE_VARIABLES = (
+    Variable("status", (), "", "why the lane's flow ended", STATUSES),
+    Variable("num_steps", (), "steps", "attempted steps of all methods together"),
+    Variable("method", (), "", "what integrated the lane to its end", METHODS),
+)
+
+# A chunk is what a kill can cost, and has one tail in which slots stand idle: about 8 of them, of
+# at most as many lanes as one program of the batched stepper has.
+_CHUNKS, _FEWEST_LANES = 8, 2048
+_OF_CPU, _OF_GPU = (2**14, 2**28), (2**17, 2**32)  # most lanes, and bytes, of a chunk
+# Lanes of a chunk per lane in flight. If 1% of the lanes take 100 times as many steps as the rest,
+# a chunk of N lanes needs 2 N t steps, and the last such lane keeps W slots waiting for 100 t at
+# most: a waste of at most 1 + 50 W/N, besides what any refilling wastes. Above a width of 128
+# small states leave the first cache.
+_LANES_PER_SLOT, _WIDEST, _WIDEST_OF_LARGE, _LARGE = 96, 128, 32, 32
+# Copies of a lane's state that the stepper, the finish and the observables hold at once, measured.
+_COPIES = 14
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Everything about a sweep but its grid; see `lintensor_jax.sweep`."""
+
+    observables: tuple[AbstractObservable, ...] = DEFAULT
+    stop: Any = None
+    finish: Any = ...
+    rtol: float | None = None
+    atol: float | None = None
+    clock: Any = None
+    solver: Any = None
+    max_steps: int = 4096
+    stiff_max_steps: int | None = 20_000
+    width: int | None = None
+    chunk_lanes: int | None = None
+    compilation: Any = None
+
+    def __post_init__(self):
+        given = self.observables
+        given = tuple(given) if isinstance(given, list | tuple) else (given,)
+        for item in given:
+            if not isinstance(item, AbstractObservable):
+                raise ValueError(
+                    "observables: must be objects such as lintensor_jax.sweeps.Limit(), got "
+                    f"{item!r}; a function of one's own goes into sweeps.Measured(name, function)."
+                )
+        object.__setattr__(self, "observables", given)
+        for name, smallest in (("max_steps", 1), ("width", 1), ("chunk_lanes", 1)):
+            _require_whole(name, getattr(self, name), smallest)
+        _require_whole("stiff_max_steps", self.stiff_max_steps, 1)
+        if self.max_steps is None:
+            raise ValueError("max_steps: must be a positive int, got None; the default is 4096.")
+
+    @property
+    def flow(self) -> dict[str, Any]:
+        """What all integrators are told alike, besides where to stop."""
+        return {name: getattr(self, name) for name in ("finish", "rtol", "atol", "clock")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """One variable as it lies in the store: `shape` and `box` include the grid's dimensions."""
+
+    variable: Variable
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    box: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Uncompressed."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """A box of the grid: `lanes` are its flat indices in C order, all of one cell."""
+
+    number: int
+    cell: Cell
+    region: tuple[slice, ...]
+    lanes: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lanes along each dimension of the grid."""
+        return tuple(s.stop - s.start for s in self.region)
+
+
+class Plan:
+    """How a grid is cut into chunks, and what each lane leaves behind.
+
+    Making one checks everything that can be checked without running: shapes, options, observables.
+    """
+
+    def __init__(self, grid: Grid, options: Options):
+        self.grid, self.options = grid, options
+        self.cells = {cell: Cell(grid, lane) for cell, lane in grid.cells()}
+        self.stops = {id(cell): _stop(cell, options) for cell in self.cells.values()}
+        self.coordinates = _coordinates_of(options.observables)
+        self._check_names()
+        found = [self._checked(cell) for cell in self.cells.values()]
+        sizes, lane_bytes, dtypes, extents = zip(*found, strict=True)
+        self.state_size, lane_bytes, self.dtype = max(sizes), max(lane_bytes), max(dtypes)
+        self.lane_bytes = _COPIES * lane_bytes
+        on_cpu = jax.default_backend() == "cpu"
+        target = self._target(on_cpu)
+        box = _box(grid, target)
+        lanes = math.prod(box)
+        if options.width is not None:
+            width = options.width
+        elif on_cpu:
+            widest = _WIDEST if self.state_size <= _LARGE else _WIDEST_OF_LARGE
+            width = min(widest, max(8, lanes // _LANES_PER_SLOT))
+        else:
+            width = lanes
+        # Whole vectors of the processor: in the rest of a vector loop a last bit may differ.
+        width = 8 * -(-min(width, lanes) // 8)
+        step = 8 if lanes <= 512 else 64
+        self._extents = extents
+        self.restore(box, width, max(width, step * -(-lanes // step)))
+
+    def restore(self, box: tuple[int, ...], width: int, padded: int) -> None:
+        """Sets how the grid is cut: `padded` lanes of a program, the last one repeated."""
+        self.box, self.width, self.padded = box, width, padded
+        self.arrays = self._arrays(self._extents)
+
+    def _target(self, on_cpu):
+        if self.options.chunk_lanes is not None:
+            return self.options.chunk_lanes
+        most, room = _OF_CPU if on_cpu else _OF_GPU
+        most = min(most, room // self.lane_bytes)
+        return max(1, min(most, max(_FEWEST_LANES, -(-self.grid.size // _CHUNKS))))
+
+    def _check_names(self):
+        names = [v.name for o in self.options.observables for v in o.variables]
+        taken = [*(v.name for v in LANE_VARIABLES), *(a.name for a in self.grid.leaf_axes)]
+        taken += [axis.name for axis in self.grid.axes]
+        for i, name in enumerate(names):
+            if name in names[:i] or name in taken:
+                what = "an axis or a variable of every sweep" if name in taken else "given twice"
+                raise ValueError(
+                    f"observables: names must differ, and {name!r} is {what}; rename the one or "
+                    "the other."
+                )
+
+    def _checked(self, cell: Cell):
+        """State size, bytes of a lane, dtype, and {variable: (shape, dtype)} of a cell."""
+        network, problem = same_dtype(*cell.example())
+        options = self.options
+        where = f" (at {cell.name})" if cell.name else ""
+        try:
+            check_pair(network, problem)
+            system = System.of(network, problem)
+            told = {"stop": self.stops[id(cell)], "max_steps": options.max_steps, **options.flow}
+            fill_options(system, solver=options.solver, **told)
+            for observable in options.observables:
+                observable.check(network, problem)
+        except ValueError as error:
+            raise ValueError(f"{error}{where}") from None
+        beta = network.linear_coefficients()
+        number = jax.numpy.zeros((), beta.dtype)
+        margin = number if isinstance(problem, Classification) else None
+        sizes = (number, number, number, margin, number)
+        end = Ending(network, network, network, problem, beta, *sizes)
+        shapes = {}
+        for observable in options.observables:
+            for variable, value in zip(observable.variables, observable.shapes(end), strict=True):
+                if len(value.shape) > len(variable.dims):
+                    raise ValueError(
+                        f"observables: {variable.name} has values of shape {value.shape} and needs "
+                        f"a name for each axis, got dims = {variable.dims}."
+                    )
+                shapes[variable.name] = tuple(value.shape), np.dtype(value.dtype)
+        state = sum(x.nbytes for x in jax.tree.leaves(split(network)[0]))
+        own = 0
+        if cell.shared is None:
+            own = sum(x.nbytes for x in jax.tree.leaves(problem) if eqx.is_array(x))
+        recorded = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
+        lane_bytes = state + own + recorded + 8 * beta.dtype.itemsize
+        return state // beta.dtype.itemsize, lane_bytes, beta.dtype, shapes
+
+    def _arrays(self, cells) -> dict[str, Array]:
+        sizes: dict[str, int] = {}
+        variables = [*LANE_VARIABLES, *(v for o in self.options.observables for v in o.variables)]
+        own = {
+            "status": ((), np.dtype(np.int8)),
+            "num_steps": ((), np.dtype(np.int32)),
+            "method": ((), np.dtype(np.int8)),
+        }
+        chosen = {}
+        for variable in variables:
+            found = [{**own, **shapes}[variable.name] for shapes in cells]
+            ndim = max(len(shape) for shape, _ in found)
+            dims = variable.dims[:ndim]
+            for shape, _ in found:
+                for dim, size in zip(dims, shape, strict=False):
+                    sizes[dim] = max(sizes.get(dim, 1), size)
+            chosen[variable.name] = variable, dims, max(dtype for _, dtype in found)
+        arrays = {}
+        for name, (variable, dims, dtype) in chosen.items():
+            extra = tuple(sizes[dim] for dim in dims)
+            arrays[name] = Array(
+                variable,
+                (*self.grid.dims, *dims),
+                (*self.grid.shape, *extra),
+                (*self.box, *extra),
+                dtype,
+            )
+        return arrays
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Chunks along each dimension of the grid."""
+        return tuple(-(-n // b) for n, b in zip(self.grid.shape, self.box, strict=True))
+
+    @property
+    def num_chunks(self) -> int:
+        """The number of chunks."""
+        return math.prod(self.counts)
+
+    def chunk(self, number: int) -> Chunk:
+        """Chunk `number`, counted in C order."""
+        corner = np.unravel_index(number, self.counts)
+        region = tuple(
+            slice(int(c) * b, min((int(c) + 1) * b, n))
+            for c, b, n in zip(corner, self.box, self.grid.shape, strict=True)
+        )
+        indices = np.ix_(*(np.arange(s.start, s.stop) for s in region))
+        lanes = np.ravel_multi_index(indices, self.grid.shape).ravel()
+        return Chunk(number, self.cells[self.grid.cell_of(lanes[0])], region, lanes)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All of them."""
+        return map(self.chunk, range(self.num_chunks))
+
+    def summary(self, num_devices: int) -> dict[str, Any]:
+        """What `sweep --dry-run` prints; bytes on disk are before compression."""
+        values = sum(array.nbytes for array in self.arrays.values())
+        coordinates = sum(axis.values.nbytes for axis in self.grid.leaf_axes)
+        return {
+            "lanes": self.grid.size,
+            "dimensions": dict(zip(self.grid.dims, self.grid.shape, strict=True)),
+            "variables": list(self.arrays),
+            "chunks": self.num_chunks,
+            "lanes_per_chunk": math.prod(self.box),
+            "width": self.width,
+            "shapes": len(self.cells),
+            "devices": num_devices,
+            "compilations": len(self.cells) * num_devices,
+            "memory_per_device_bytes": self.padded * self.lane_bytes,
+            "disk_bytes": values + coordinates,
+        }
+
+
+def _coordinates_of(observables) -> dict[str, np.ndarray]:
+    merged: dict[str, np.ndarray] = {}
+    for observable in observables:
+        for name, values in observable.coordinates().items():
+            if name in merged and not np.array_equal(merged[name], values):
+                raise ValueError(
+                    f"observables: two of them have different values of {name!r}; take one of them."
+                )
+            merged[name] = values
+    return merged
+
+
+def _stop(cell: Cell, options: Options) -> Any:
+    """The rule given, or one for all lanes where each has its own data: never a neighbour's."""
+    problems = cell.sample()[1]
+    if options.stop is not None or not isinstance(problems, AbstractSquaredProblem):
+        return options.stop
+    y = np.asarray(problems.y)
+    sizes = np.abs(y).reshape(y.shape[0], -1).max(axis=1)
+    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    scale = float(sizes.min()) if sizes.size else 1.0
+    return StopAtResidual(max(1e-9, 64 * float(np.finfo(y.dtype).eps)) * scale)
+
+
+def _box(grid: Grid, target: int) -> tuple[int, ...]:
+    """The chunk's extents: last dimensions first, and equal parts of the one that is cut."""
+    box: list[int] = []
+    for axis, size in zip(reversed(grid.axes), reversed(grid.shape), strict=True):
+        leaves = axis.axes if isinstance(axis, Zip) else (axis,)
+        room = max(1, target // math.prod(box))
+        parts = size if any(a.changes_shape for a in leaves) else -(-size // room)
+        box.append(-(-size // parts))
+    return tuple(itertools.chain(reversed(box)))
+
+
+def _require_whole(name, value, smallest):
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if value is not None and not (whole and value >= smallest):
+        raise ValueError(f"{name}: must be a whole number >= {smallest}, got {value!r}.")

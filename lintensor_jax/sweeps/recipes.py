@@ -1,0 +1,93 @@
+"""Starts and data that a configuration can name: objects that a store can hold and build again."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .. import initialization
+from ..networks import (
+    ConvolutionalNetwork,
+    DiagonalNetwork,
+    DifferentialDiagonalNetwork,
+    FullyConnectedNetwork,
+)
+from ..problems import Classification, Regression
+from .grid import Point
+
+#: Templates by the names that a configuration uses, from dimension d, depth L and hidden width.
+ARCHITECTURES = {
+    "diagonal": lambda d, L, width: DiagonalNetwork.zeros(L, d),
+    "differential": lambda d, L, width: DifferentialDiagonalNetwork.zeros(L, d),
+    "convolutional": lambda d, L, width: ConvolutionalNetwork.zeros(d, (d,) * L),
+    "short-filters": lambda d, L, width: ConvolutionalNetwork.zeros(d, (2,) * (L - 1) + (d,)),
+    "fully-connected": lambda d, L, width: FullyConnectedNetwork.zeros(
+        (d,) + (width or d,) * (L - 1)
+    ),
+}
+INITIALIZATIONS = ("matching", "balanced", "gaussian", "identity")
+TASKS = ("regression", "classification")
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A network at a point: what is None is an axis of the grid.
+
+    - `initialization`: "matching" and "balanced" start at beta(0) = alpha^L z, z the direction;
+      "gaussian" has normal entries of standard deviation alpha; "identity" is the
+      zero-asymmetric one, times alpha.
+    - `direction_seed`: of directions that depend on the dimension, where `direction` counts them.
+    """
+
+    initialization: str
+    architecture: str | None
+    depth: int | None
+    dimension: int | None
+    width: int | None
+    gap: float
+    direction_seed: int
+
+    def __call__(self, point: Point) -> Any:
+        """The network."""
+        architecture, depth, dimension = (
+            point[name] if getattr(self, name) is None else getattr(self, name)
+            for name in ("architecture", "depth", "dimension")
+        )
+        like = ARCHITECTURES[architecture](dimension, depth, self.width)
+        if self.initialization == "gaussian":
+            return initialization.gaussian(like, point.key, point.alpha)
+        if self.initialization == "identity":
+            return initialization.identity(like).scaled(point.alpha)
+        z = point.direction
+        if z.ndim == 0:
+            key = jax.random.fold_in(jax.random.key(self.direction_seed), z)
+            z = jax.random.normal(key, (dimension,))
+        if self.initialization == "balanced":
+            return initialization.balanced(like, z).scaled(point.alpha)
+        # The filters' directions, which the data do not matter to, are the same at every point.
+        key = jax.random.key(self.direction_seed)
+        return initialization.matching(like, z, gap=self.gap, key=key).scaled(point.alpha)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomData:
+    """Standard normal samples; targets of a random predictor, or its signs. None: an axis."""
+
+    task: str
+    num_samples: int | None
+    dimension: int | None
+    data_seed: int | None
+
+    def __call__(self, point: Any) -> Any:
+        """The problem."""
+        n, d, seed = (
+            point[name] if getattr(self, name) is None else getattr(self, name)
+            for name in ("num_samples", "dimension", "data_seed")
+        )
+        samples, predictor = jax.random.split(jax.random.key(seed))
+        X = jax.random.normal(samples, (n, d))
+        y = X @ jax.random.normal(predictor, (d,))
+        if self.task == "regression":
+            return Regression(X, y)
+        return Classification(X, jnp.where(y >= 0, 1.0, -1.0))

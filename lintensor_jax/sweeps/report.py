@@ -1,0 +1,339 @@
+"""A sweep's results for people: figures, and one self-contained HTML page."""
+
+import base64
+import html
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..theory.predict import predict
+from .errors import SweepError
+from .grid import Cell, Grid, lane_of
+from .identity import NotRebuildable
+from .observables import unit
+from .plan import FAILURES, STATUSES
+from .run import grid_of
+from .state import Status, status
+from .store import Store, open_dataset
+
+_AGREEMENT_LANES = 24  # per shape, where the sweep recorded no predictions
+_SHOWN_FAILURES = 50
+_MOST_LINES, _MOST_LABELS = 400, 6
+
+
+def figures(path: str | Path) -> dict[str, Any]:
+    """Matplotlib figures by name, from the store alone: every number per lane, over each axis.
+
+    "observables": medians and bands over the axis with the most numbers; "steps": likewise of the
+    steps. Raises `SweepError` where nothing is finished yet.
+    """
+    from ..figures.sweeps import band_figure
+
+    results = open_dataset(path)
+    done = results.status != 0
+    if not bool(done.any()):
+        raise SweepError(f"{path}: no chunk is finished yet; there is nothing to draw.")
+    along, colour = _axes_to_draw(results)
+    numbers = [
+        name
+        for name, array in results.data_vars.items()
+        if array.dims == results.status.dims and array.dtype.kind == "f"
+    ]
+    drawn = [_panel(results, name, along, colour, done) for name in [*numbers, "num_steps"]]
+    *panels, steps = [panel for panel in drawn if panel is not None]
+    found = {"steps": band_figure([steps], columns=1)}
+    return {"observables": band_figure(panels), **found} if panels else found
+
+
+def write_figures(path: str | Path, folder: Path) -> list[Path]:
+    """`figures` as PNG and PDF."""
+    from ..figures.style import save
+
+    drawn = figures(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return [p for name, figure in drawn.items() for p in save(figure, folder / name)]
+
+
+def write_report(
+    path: str | Path, target: str | Path | None = None, grid: Grid | None = None
+) -> Path:
+    """One HTML page that needs no other file.
+
+    What was asked for, which theorem applies to each shape, how far limits lie from predictions,
+    figures, and the lanes that failed.
+
+    **Arguments**
+
+    - `path`: the store. `target`: default `.sweep/report.html` in it.
+    - `grid`: needed for theorems where the sweep has functions or classes of one's own.
+    """
+    path = Path(path)
+    store, state = Store(path), status(path)
+    results = open_dataset(path)
+    theorems, table, remark = _agreement(store, results, grid)
+    parts = [
+        _overview(state, results),
+        "<h2>Theorems</h2>",
+        f"<p>{html.escape(remark)}</p>" if remark else "",
+        *theorems,
+        "<h2>Agreement with predictions</h2>",
+        _table(*table) if table else "<p>No prediction to compare with.</p>",
+        "<h2>Figures</h2>",
+        *(_embedded(name, figure) for name, figure in figures(path).items()),
+        "<h2>Failed lanes</h2>",
+        _failures(state, results),
+        "<h2>Configuration</h2>",
+        f"<pre>{html.escape(json.dumps(json.loads(results.attrs['config']), indent=1))}</pre>",
+        "<h2>Versions and runs</h2>",
+        f"<pre>{html.escape(json.dumps(state.description['versions'], indent=1))}</pre>",
+        _table(
+            ("began", "host", "devices", "chunks to do"),
+            [
+                (r["began"], r["host"], ", ".join(r["devices"]), r["chunks_to_do"])
+                for r in state.runs
+            ],
+        ),
+    ]
+    title = html.escape(f"Sweep {path.name}")
+    page = _PAGE.format(title=title, body="\n".join(parts))
+    target = store.hidden / "report.html" if target is None else Path(target)
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def _overview(state: Status, results) -> str:
+    rows = [
+        ("lanes", f"{state.finished_lanes:,} of {state.lanes:,}"),
+        ("dimensions", ", ".join(f"{d} {n}" for d, n in results.sizes.items())),
+        ("ended by", ", ".join(f"{k} {v:,}" for k, v in state.statuses.items()) or "-"),
+        ("failed", f"{sum(state.failed.values()):,}"),
+        ("lanes on the stiff path", f"{state.stiff_lanes:,}"),
+        ("executed / needed steps", "-" if state.waste is None else f"{state.waste:.2f}"),
+        ("lanes in flight", str(state.description["plan"]["width"])),
+        ("precision", state.description["dtype"]),
+        ("device", results.attrs["device"]),
+        ("damaged chunks", str(len(state.damaged))),
+        ("on disk", in_bytes(state.bytes)),
+    ]
+    return _table((), rows)
+
+
+def _agreement(store: Store, results, grid: Grid | None):
+    """Theorem by shape, a table of distances, and a remark where there can be none."""
+    try:
+        grid, _ = grid_of(store, grid)
+    except (SweepError, NotRebuildable):
+        if grid is not None:
+            raise
+        remark = (
+            "The sweep has functions or classes of one's own, which the store cannot hold: call "
+            "lintensor_jax.sweeps.write_report(path, grid=grid) for the theorems."
+        )
+        return [], _recorded(results, None), remark
+    cells = [Cell(grid, lane) for _, lane in grid.cells()]
+    words, rows = [], []
+    for cell in cells:
+        lanes = _sample(grid, cell)
+        found = _compared(cell, lanes, results)
+        name = cell.name or "all lanes"
+        if not found:
+            words.append(f"<p><b>{html.escape(name)}</b>: none of the lanes looked at arrived.</p>")
+            continue
+        first = found[0][0]
+        words.append(
+            f"<details><summary><b>{html.escape(name)}</b>: "
+            f"{html.escape(first.theorem or 'no theorem applies')}"
+            f"{f' ({first.kind})' if first.kind else ''}</summary>"
+            f"<p>At the first lane that arrived; {len(found)} lanes were looked at.</p>"
+            f"<pre>{html.escape(str(first))}</pre></details>"
+        )
+        by_theorem: dict[tuple[str, str], list[float]] = {}
+        for prediction, distance in found:
+            key = prediction.theorem or "none", str(prediction.kind or "-")
+            by_theorem.setdefault(key, []).append(distance)
+        for (theorem, kind), distances in by_theorem.items():
+            rows.append((name, theorem, kind, len(distances), *_extent(distances)))
+    if "distance_to_prediction" in results:
+        return words, _recorded(results, rows), ""
+    if "limit" not in results and "direction_reached" not in results:
+        return words, None, "Neither limits nor directions were recorded."
+    headings = ("shape", "theorem", "claim", "lanes compared", "median distance", "largest")
+    return words, (headings, rows), ""
+
+
+def _recorded(results, sampled):
+    """The table of recorded distances, by kind of claim; theorems are those of the sample."""
+    if "distance_to_prediction" not in results:
+        return None
+    kinds = results.prediction_kind.attrs["flag_meanings"].split()
+    shaped = [d for d in results.status.dims if results[d].dtype.kind == "U"]
+    rows = []
+    for where, part in _parts(results, shaped):
+        theorems = {r[2]: r[1] for r in sampled or [] if where in r[0] or not where}
+        for code, kind in enumerate(kinds):
+            chosen = np.asarray(part.prediction_kind == code) & np.asarray(part.status != 0)
+            if chosen.any():
+                distances = np.asarray(part.distance_to_prediction)[chosen]
+                theorem = theorems.get(kind, "-")
+                rows.append(
+                    (where or "all", theorem, kind, int(chosen.sum()), *_extent(distances.tolist()))
+                )
+    return ("shape", "theorem", "claim", "lanes", "median distance", "largest"), rows
+
+
+def _parts(results, dims):
+    if not dims:
+        yield "", results
+        return
+    for value in results[dims[0]].values:
+        for name, part in _parts(results.sel({dims[0]: value}), dims[1:]):
+            yield ", ".join(filter(None, (f"{dims[0]} = {value}", name))), part
+
+
+def _extent(distances: Sequence[float]) -> tuple[str, str]:
+    known = [d for d in distances if not math.isnan(d)]
+    if not known:
+        return "-", "-"
+    return f"{np.median(known):.1e}", f"{max(known):.1e}"
+
+
+def _sample(grid: Grid, cell: Cell) -> np.ndarray:
+    lanes = np.unique(np.linspace(0, grid.size - 1, 40 * _AGREEMENT_LANES).astype(int))
+    mine = [k for k in lanes if grid.cell_of(k) == tuple(cell.fixed.values())]
+    mine = np.unique([cell.first_lane, *mine])
+    places = np.unique(np.linspace(0, len(mine) - 1, _AGREEMENT_LANES).astype(int))
+    return mine[places]
+
+
+def _compared(cell: Cell, lanes: np.ndarray, results):
+    """(prediction, distance) at those lanes that arrived, from the limits that the store holds."""
+    codes = np.asarray(results.status).ravel()[lanes]
+    lanes = lanes[~np.isin(codes, [STATUSES.index(name) for name in ("pending", *FAILURES)])]
+    if lanes.size == 0:
+        return []
+    networks, problems = cell.starts(lanes)
+    is_direction = "direction_reached" in results
+    name = "direction_reached" if is_direction else "limit"
+    classifies = type(cell.example()[1]).__name__ == "Classification"
+    found = []
+    for place, lane in enumerate(lanes):
+        own = problems and jax.tree.map(lambda leaf: leaf[place], problems)  # noqa: B023
+        prediction = predict(lane_of(networks, place), cell.problem_of(own))
+        distance = math.nan
+        if prediction.limit is not None and name in results and is_direction in (False, classifies):
+            index = dict(zip(cell.grid.dims, np.unravel_index(lane, cell.grid.shape), strict=True))
+            limit = np.asarray(prediction.limit)
+            reached = np.asarray(results[name].isel(index))
+            reached = reached[tuple(slice(0, n) for n in limit.shape)]
+            if classifies and not is_direction:
+                reached = np.asarray(unit(jnp.asarray(reached)))
+            distance = float(np.linalg.norm(reached - limit))
+        found.append((prediction, distance))
+    return found
+
+
+def _failures(state: Status, results) -> str:
+    codes = np.asarray(results.status)
+    failed = np.isin(codes, [STATUSES.index(name) for name in FAILURES])
+    if not failed.any():
+        return "<p>None.</p>"
+    places = np.argwhere(failed)
+    rows = []
+    for place in places[:_SHOWN_FAILURES]:
+        index = dict(zip(results.status.dims, place, strict=True))
+        lane = int(np.ravel_multi_index(tuple(place), codes.shape))
+        where = ", ".join(f"{d} = {results[d].values[i]}" for d, i in index.items())
+        rows.append((where, STATUSES[codes[tuple(place)]], state.notes.get(str(lane), "")))
+    more = len(places) - len(rows)
+    tail = f"<p>And {more:,} more.</p>" if more > 0 else ""
+    return f"<p>{len(places):,} lanes.</p>" + _table(("lane", "why", "message"), rows) + tail
+
+
+def _axes_to_draw(results) -> tuple[str, str | None]:
+    """The axis to draw over, and the one that colours tell apart."""
+    dims = results.status.dims
+    numeric = [d for d in dims if results[d].dtype.kind in "iuf"]
+    measured = [d for d in numeric if results[d].dtype.kind == "f"]
+    along = max(measured or numeric or dims, key=lambda d: results.sizes[d])
+    others = [d for d in dims if d != along and results.sizes[d] <= _MOST_LABELS]
+    words = [d for d in others if results[d].dtype.kind == "U"]
+    chosen = [*words, *others]
+    return along, chosen[0] if chosen else None
+
+
+def _panel(results, name, along, colour, done):
+    from ..figures.sweeps import Band, BandPanel
+
+    array = results[name].where(done)
+    step = -(-results.sizes[along] // _MOST_LINES)
+    array = array.isel({along: slice(None, None, step)})
+    x = results[along].values[::step]
+    if x.dtype.kind == "U":
+        x = np.arange(len(x))
+    parts = [("", array)]
+    if colour is not None:
+        parts = [(str(v), array.isel({colour: i})) for i, v in enumerate(results[colour].values)]
+        if results[colour].dtype.kind != "U":
+            parts = [(f"{colour} = {label}", part) for label, part in parts]
+    bands = [
+        Band(label, x, np.moveaxis(np.asarray(part), part.dims.index(along), 0).reshape(len(x), -1))
+        for label, part in parts
+    ]
+    if not any(np.isfinite(band.values).any() for band in bands):
+        return None
+    units = results[name].attrs.get("units", "")
+    label = name.replace("_", " ") + (f" [{units}]" if units not in ("", "1") else "")
+    return BandPanel("", along.replace("_", " "), label, bands)
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    head = "".join(f"<th>{html.escape(h)}</th>" for h in headings)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    return f"<table>{f'<tr>{head}</tr>' if head else ''}{body}</table>"
+
+
+def _embedded(name: str, figure: Any) -> str:
+    from ..figures.style import house_style
+
+    buffer = io.BytesIO()
+    with house_style():
+        figure.savefig(buffer, format="png", dpi=150)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<figure><img alt="{name}" src="data:image/png;base64,{data}"></figure>'
+
+
+def in_bytes(count: float) -> str:
+    """A number of bytes for people."""
+    for unit_name in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit_name}" if unit_name == "B" else f"{count:.1f} {unit_name}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 56rem; margin: 2rem auto;
+       padding: 0 1rem; }}
+h1 {{ font-size: 1.6rem; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
+table {{ border-collapse: collapse; margin: .6rem 0; font-size: .92em; }}
+td, th {{ padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px solid #ddd;
+         vertical-align: top; }}
+pre {{ background: #f6f6f4; padding: .7rem; overflow-x: auto; font-size: .85em; }}
+img {{ max-width: 100%; }} figure {{ margin: 1rem 0; }} summary {{ cursor: pointer; }}
+</style></head><body><h1>{title}</h1>
+{body}
+</body></html>
+"""

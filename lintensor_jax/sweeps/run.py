@@ -1,0 +1,326 @@
+"""`sweep` and `resume`: many flows, into a labelled store, on every device."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffrax
+import jax
+
+from ..dynamics.clocks import AbstractClock
+from ..dynamics.compilation import AbstractCompilation
+from ..dynamics.finish import GaussNewton
+from ..dynamics.stopping import AbstractStop
+from ..experiments.report import library_versions
+from . import identity, lock, schedule
+from .errors import SweepError
+from .grid import Grid
+from .observables import DEFAULT, AbstractObservable
+from .plan import Options, Plan
+from .schedule import Progress, Run
+from .store import Store, create, holds_sweep, open_dataset
+
+Watch = Callable[[Progress], None]
+
+
+def _nobody(progress: Progress) -> None:
+    pass
+
+
+def sweep(
+    grid: Grid,
+    path: str | os.PathLike | None = None,
+    *,
+    observables: AbstractObservable | Sequence[AbstractObservable] = DEFAULT,
+    stop: AbstractStop | None = None,
+    finish: GaussNewton | Any | None = ...,
+    rtol: float | None = None,
+    atol: float | None = None,
+    clock: AbstractClock | None = None,
+    solver: diffrax.AbstractERK | None = None,
+    max_steps: int = 4096,
+    stiff_max_steps: int | None = 20_000,
+    width: int | None = None,
+    chunk_lanes: int | None = None,
+    compilation: AbstractCompilation | None = None,
+    devices: Sequence[Any] | None = None,
+    watch: Watch | None = None,
+) -> Any:
+    """Gradient flows at every point of a grid, as one labelled `xarray.Dataset`.
+
+    Lanes are integrated by the batched explicit stepper, in chunks. A lane over its explicit budget
+    goes on as a job of its own: by `mirror_flow` where that exists, else by `gradient_flow`, which
+    turns implicit. A lane that fails says why in `status`, and nothing else is lost.
+
+    **Arguments**
+
+    - `grid`: axes, starts and problems; see `lintensor_jax.sweeps.Grid`.
+    - `path`: a folder for the results, a Zarr store; None keeps them in memory. Each chunk is
+      written once and whole, so that a run that is killed can be resumed (`lintensor_jax.resume`).
+    - `observables`: what is recorded of every lane, besides `status`, `num_steps` and `method`.
+      Default: `Limit()`, `LogLoss()`, `Drift()` of `lintensor_jax.sweeps`.
+    - `stop`, `finish`, `rtol`, `atol`, `clock`: as in `gradient_flow`, the same for all lanes.
+    - `solver`: an explicit method with the FSAL property; default `diffrax.Tsit5()`.
+    - `max_steps`: a lane's explicit budget. `stiff_max_steps`: its budget afterwards; None: a lane
+      over its explicit budget fails.
+    - `width`, `chunk_lanes`: lanes in flight and lanes of a chunk. Both are kept with the results:
+      at a fixed width a lane's result depends on nothing but the lane.
+    - `compilation`: as in `lintensor_jax.dynamics.batched.batched_flow`.
+    - `devices`: default `jax.local_devices()`. Each has a program of its own, and whole chunks are
+      dealt out. Of several processes (`jax.distributed`) each takes its share of the chunks; all
+      must see the same folder.
+    - `watch`: called with a `Progress` now and then.
+
+    **Returns** the results; read from the store as they are used, if there is a path.
+
+    **Raises** ValueError for bad input, before any flow is compiled; `SweepError` (a RuntimeError)
+    for a store that cannot be made or written to.
+    """
+    options = Options(
+        observables=observables,  # pyright: ignore[reportArgumentType]
+        stop=stop,
+        finish=finish,
+        rtol=rtol,
+        atol=atol,
+        clock=clock,
+        solver=solver,
+        max_steps=max_steps,
+        stiff_max_steps=stiff_max_steps,
+        width=width,
+        chunk_lanes=chunk_lanes,
+        compilation=compilation,
+    )
+    return run(grid, options, path, devices=devices, watch=watch)
+
+
+def run(
+    grid: Grid,
+    options: Options,
+    path: str | os.PathLike | None,
+    *,
+    devices: Sequence[Any] | None = None,
+    watch: Watch | None = None,
+    config: dict[str, Any] | None = None,
+) -> Any:
+    """As `sweep`; `config` is kept in the results as what was asked for."""
+    if path is None:
+        if jax.process_count() > 1:
+            raise ValueError("path: several processes need a folder that all of them see.")
+        with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
+            return run(grid, options, Path(folder, "store"), devices=devices, watch=watch).load()
+    path = Path(path)
+    plan = Plan(grid, options)
+    description, arrays = _described(grid, options)
+    whole = {
+        "sweep": description,
+        "digest": identity.digest(description),
+        "config": config and json.loads(json.dumps(config)),
+        "dtype": str(plan.dtype),
+        "plan": _kept(plan),
+        "versions": library_versions(),
+    }
+    schedule.agree(lambda: _require_no_other(path, whole), f"{path} holds another sweep")
+    schedule.agree(
+        lambda: create(path, plan, whole, arrays, _attributes(whole, grid)), f"{path} was not made"
+    )
+    _work(plan, path, devices, watch)
+    return open_dataset(path)
+
+
+def resume(
+    path: str | os.PathLike,
+    grid: Grid | None = None,
+    *,
+    observables: Sequence[AbstractObservable] | None = None,
+    devices: Sequence[Any] | None = None,
+    watch: Watch | None = None,
+) -> Any:
+    """Finish a sweep that was interrupted; a finished one is checked and returned.
+
+    Every finished chunk is compared with its checksum, and computed again if it is damaged. On the
+    same machine the results are those of an uninterrupted run, bit by bit.
+
+    **Arguments**
+
+    - `path`: the folder given to `sweep`.
+    - `grid`: needed where the sweep has functions or classes of one's own, which a store cannot
+      hold; it must be the very same, code included. Otherwise the store knows it.
+    - `observables`: likewise, if some of them are one's own.
+    - `devices`, `watch`: as in `sweep`.
+
+    **Raises** `SweepError`: no store, a store of a newer version, another grid, another writer.
+    """
+    path = Path(path)
+    store = Store(path)
+    grid, options = grid_of(store, grid, observables)
+    plan = Plan(grid, options)
+    _require_same(store, plan)
+    _work(plan, path, devices, watch)
+    return open_dataset(path)
+
+
+def grid_of(
+    store: Store, grid: Grid | None = None, observables: Sequence[AbstractObservable] | None = None
+) -> tuple[Grid, Options]:
+    """The grid and options of a store, or a `SweepError` that names what is needed or differs."""
+    kept, arrays = store.description["sweep"], store.arrays
+    fields = kept["options"]["fields"]
+    given = {"grid": grid, "observables": observables and tuple(observables)}
+    described = {"grid": kept["grid"], "observables": fields["observables"]}
+    for name, value in given.items():
+        if value is None:
+            try:
+                given[name] = identity.rebuild(described[name], arrays)
+            except identity.NotRebuildable as missing:
+                raise SweepError(
+                    f"{store.path}: its sweep uses {str(missing).replace(':', '.')}, which a store "
+                    f"cannot hold; pass the {name} that it was made with: resume(path, {name}=...)."
+                ) from None
+        elif (found := identity.describe(value)[0]) != described[name]:
+            where = ", ".join(identity.differences(described[name], found, name)[:4])
+            raise SweepError(
+                f"{store.path}: was made with another {name}, which differs in {where}; pass that "
+                "one, or start a new sweep in another folder. Nothing was changed."
+            )
+    rest = {name: item for name, item in fields.items() if name != "observables"}
+    options = identity.rebuild({**kept["options"], "fields": rest}, arrays)
+    return given["grid"], dataclasses.replace(options, observables=given["observables"])
+
+
+def _described(grid: Grid, options: Options):
+    description, arrays = identity.describe({"grid": grid, "options": options})
+    return description["map"], arrays
+
+
+def _require_no_other(path: Path, whole: dict[str, Any]) -> None:
+    """Where a store is already: whether it is this sweep's or another's, in a `SweepError`."""
+    if not holds_sweep(path):
+        return
+    kept = Store(path).description
+    if kept["digest"] == whole["digest"]:
+        raise SweepError(f"{path}: holds this very sweep already; resume it. Nothing was changed.")
+    pair = (kept["config"], whole["config"])
+    if None in pair or pair[0] == pair[1]:
+        pair = (kept["sweep"], whole["sweep"])
+    where = ", ".join(identity.differences(*pair)[:4])
+    raise SweepError(
+        f"{path}: holds another sweep, which differs in {where}; choose another folder for this "
+        "one. Nothing was changed."
+    )
+
+
+def _work(plan: Plan, path: Path, devices, watch: Watch | None) -> None:
+    devices = list(jax.local_devices() if devices is None else devices)
+    if not devices:
+        raise ValueError("devices: must not be empty; leave it out for jax.local_devices().")
+    store = Store(path)
+    error = None
+    with _writer(store):
+        mine = _pending(plan, store)
+        try:
+            _note_run(store, len(mine), devices)
+            worker = Run(plan, store, devices, watch or _nobody)
+            worker.resume_from(store.finished())
+            worker.work(mine)
+        except Exception as caught:
+            error = caught
+        if schedule.everyone_failed(error is not None):
+            raise error or SweepError(f"{path}: another process failed; see its message.")
+
+
+def _pending(plan: Plan, store: Store) -> list[int]:
+    """This process's share of the chunks that are not there, or not whole."""
+
+    def sound():
+        for number in store.finished():
+            if store.damage(number):
+                store.forget(number)
+        store.clear()
+
+    schedule.agree(sound, "its store could not be checked")
+    finished = store.finished()
+    schedule.everyone_failed(False)  # nobody writes before all have looked
+    left = [number for number in range(plan.num_chunks) if number not in finished]
+    return left[jax.process_index() :: jax.process_count()]
+
+
+@contextlib.contextmanager
+def _writer(store: Store) -> Iterator[None]:
+    """The lock, held by the first process for all."""
+    with contextlib.ExitStack() as stack:
+        schedule.agree(
+            lambda: stack.enter_context(lock.held(store.hidden, store.path)), "it got no lock"
+        )
+        yield
+
+
+def _note_run(store: Store, chunks: int, devices) -> None:
+    told = {
+        "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "chunks_to_do": chunks,
+        "host": platform.node(),
+        "devices": [str(device) for device in devices],
+        "versions": library_versions(),
+    }
+    existing = len(store.notes("runs"))
+    store.write_note(f"runs/{existing:04d}-{jax.process_index()}.json", told)
+
+
+def _kept(plan: Plan) -> dict[str, Any]:
+    return {
+        "box": list(plan.box),
+        "width": plan.width,
+        "padded": plan.padded,
+        "lanes": plan.grid.size,
+        "chunks": plan.num_chunks,
+    }
+
+
+def _require_same(store: Store, plan: Plan) -> None:
+    """The plan that was kept, with warnings where bits may differ."""
+    kept = store.description
+    then, now = kept["dtype"], str(plan.dtype)
+    if then != now:
+        setting = f'jax.config.update("jax_enable_x64", {then == "float64"})'
+        raise SweepError(
+            f"{store.path}: was made in {then}, and this process computes in {now}; call {setting} "
+            "before resuming. Nothing was changed."
+        )
+    wanted, found = kept["plan"], _kept(plan)
+    if wanted != found:
+        # Defaults depend on the device: what was chosen then holds.
+        plan.restore(tuple(wanted["box"]), wanted["width"], wanted["padded"])
+    then, now = kept["versions"], library_versions()
+    changed = [
+        f"{k} {then[k]} -> {now.get(k)}"
+        for k in ("lintensor_jax", "jax", "jaxlib", "device")
+        if then.get(k) != now.get(k)
+    ]
+    if changed:
+        warnings.warn(
+            f"{store.path}: was begun with other versions ({', '.join(changed)}); new chunks agree "
+            "with its finished ones to tolerance, not bit by bit.",
+            stacklevel=4,
+        )
+
+
+def _attributes(whole: dict[str, Any], grid: Grid) -> dict[str, Any]:
+    return {
+        "title": "Gradient flows of linear tensor networks, swept over " + ", ".join(grid.dims),
+        "config": json.dumps(whole["config"] or whole["sweep"]),
+        "digest": whole["digest"],
+        "seed": grid.seed,
+        "dtype": whole["dtype"],
+        "width": whole["plan"]["width"],
+        "versions": json.dumps(whole["versions"]),
+        "device": whole["versions"]["device"],
+        "format": 1,
+    }

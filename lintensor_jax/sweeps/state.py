@@ -1,0 +1,86 @@
+"""What a store holds so far, without computing anything."""
+
+import collections
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from . import lock
+from .store import Store, size_on_disk
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """How far a sweep is.
+
+    - `lanes`, `finished_lanes`; `chunks`, `finished_chunks`, `damaged` (file by chunk).
+    - `statuses`: finished lanes by why they ended; `failed`: those of them that failed.
+    - `stiff_lanes`: lanes that went on beyond the explicit budget.
+    - `waste`: executed over needed explicit steps.
+    - `writer`: the process at work on it, or None.
+    - `bytes`: on disk; `notes`: messages of failed lanes, by lane.
+    """
+
+    path: Path
+    lanes: int
+    finished_lanes: int
+    chunks: int
+    finished_chunks: int
+    damaged: dict[int, str]
+    statuses: dict[str, int]
+    failed: dict[str, int]
+    stiff_lanes: int
+    waste: float | None
+    writer: dict[str, Any] | None
+    bytes: int
+    runs: list[dict[str, Any]]
+    notes: dict[str, str]
+    description: dict[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every chunk is there and whole."""
+        return self.finished_chunks == self.chunks and not self.damaged
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, without the sweep's description."""
+        kept = {**vars(self), "complete": self.complete, "path": str(self.path)}
+        del kept["description"]
+        return {**kept, "versions": self.description["versions"]}
+
+
+def status(path: str | Path, verify: bool = True) -> Status:
+    """Reads a store's state; with `verify`, every file of it, to compare checksums.
+
+    Raises `SweepError` where there is no store, or one of a newer version.
+    """
+    store = Store(Path(path))
+    finished = sorted(store.finished())
+    damaged = {n: why for n in finished if (why := store.damage(n))} if verify else {}
+    manifests = [store.manifest(n) for n in finished if n not in damaged]
+    statuses, failed = collections.Counter(), collections.Counter()
+    notes: dict[str, str] = {}
+    for manifest in manifests:
+        statuses.update(manifest["statuses"])
+        failed.update(manifest["failed"])
+        notes |= manifest["notes"]
+    needed = sum(manifest["needed_steps"] for manifest in manifests)
+    executed = sum(manifest["executed_steps"] for manifest in manifests)
+    plan = store.description["plan"]
+    return Status(
+        path=store.path,
+        lanes=plan["lanes"],
+        finished_lanes=sum(manifest["lanes"] for manifest in manifests),
+        chunks=plan["chunks"],
+        finished_chunks=len(finished) - len(damaged),
+        damaged=damaged,
+        statuses=dict(statuses.most_common()),
+        failed=dict(failed.most_common()),
+        stiff_lanes=sum(manifest["stiff_lanes"] for manifest in manifests),
+        waste=executed / needed if needed else None,
+        writer=lock.owner(store.hidden),
+        bytes=size_on_disk(store.path),
+        runs=store.notes("runs"),
+        notes=notes,
+        description=store.description,
+    )

@@ -1,0 +1,325 @@
+"""The store: a Zarr group of labelled arrays, filled chunk by chunk, that survives its writer.
+
+Any program that reads Zarr reads it; xarray finds names, coordinates and units. A hidden folder
+`.sweep` beside the arrays holds what a resume needs:
+
+- `sweep.json`, `arrays.npz`: the sweep itself and its plan;
+- `chunks/N.json`: chunk N is finished, with the checksums of its files (written last);
+- `staged/N.npz`, `staged/N-K.npz`: a chunk's explicit part, and its lanes from the stiff path,
+  until the chunk is complete;
+- `runs/`: who worked on it, when and with what; `lock`; `scratch/`: files without a name yet.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import durable
+from .errors import SweepError
+from .grid import Axis, Zip
+from .plan import Chunk, Plan
+from .work import Outcome
+
+FORMAT = 1
+_HIDDEN = ".sweep"
+
+
+class Store:
+    """An existing store. `description` is what `sweep.json` holds."""
+
+    def __init__(self, path: Path):
+        self.path, self.hidden = path, path / _HIDDEN
+        try:
+            self.description = json.loads((self.hidden / "sweep.json").read_text())
+        except FileNotFoundError:
+            raise SweepError(
+                f"{path}: holds no sweep ({_HIDDEN}/sweep.json is missing); check the path."
+            ) from None
+        except (OSError, ValueError) as error:
+            raise SweepError(f"{path}: {_HIDDEN}/sweep.json cannot be read ({error}).") from None
+        version = self.description.get("format")
+        if version != FORMAT:
+            by = self.description.get("versions", {}).get("lintensor_jax", "another version")
+            raise SweepError(
+                f"{path}: was written in store format {version} (lintensor_jax {by}), and this "
+                f"version reads format {FORMAT}; install a version that reads it. Its arrays open "
+                "with xarray.open_zarr all the same. Nothing was changed."
+            )
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The long arrays of the sweep's description."""
+        with np.load(self.hidden / "arrays.npz") as file:
+            return dict(file)
+
+    # Chunks.
+
+    def finished(self) -> set[int]:
+        """Numbers of the chunks that were finished; whether they are still whole is `damage`."""
+        return {int(p.stem) for p in (self.hidden / "chunks").glob("*.json") if p.stem.isdigit()}
+
+    def manifest(self, number: int) -> dict[str, Any]:
+        """What was written down of a finished chunk."""
+        return json.loads(self._manifest(number).read_text())
+
+    def damage(self, number: int) -> str:
+        """Which file of a finished chunk is not what was written; empty if none."""
+        try:
+            files = self.manifest(number)["files"]
+        except (OSError, ValueError, KeyError):
+            return self._manifest(number).name
+        for name, checksum in files.items():
+            try:
+                data = (self.path / name).read_bytes()
+            except OSError:
+                return f"{name} (missing)"
+            if durable.sha256(data) != checksum:
+                return name
+        return ""
+
+    def forget(self, number: int) -> None:
+        """Makes a chunk one to compute again."""
+        self._manifest(number).unlink(missing_ok=True)
+        durable.flush_folder(self.hidden / "chunks")
+
+    def commit(self, plan: Plan, chunk: Chunk, outcome: Outcome, told: dict[str, Any]) -> None:
+        """Writes a finished chunk: its files, then the manifest that makes them count."""
+        files = {}
+        for name, array in plan.arrays.items():
+            values = outcome.values[name]
+            shaped = values.reshape(*chunk.shape, *values.shape[1:])
+            key, data = _encoded(name, array, chunk, shaped)
+            files[key] = durable.sha256(data)
+            self._write(self.path / key, data)
+        for name in plan.arrays:
+            durable.flush_folder(self.path / name)
+        manifest = {"chunk": chunk.number, **told, "files": files}
+        self._write(self._manifest(chunk.number), json.dumps(manifest).encode())
+        durable.flush_folder(self.hidden / "chunks")
+        for path in (self.hidden / "staged").glob(f"{chunk.number:08d}*"):
+            path.unlink()
+
+    # Parts of chunks.
+
+    def stage(self, chunk: Chunk, place: int | None, outcome: Outcome) -> None:
+        """Keeps the explicit part of a chunk, or one lane of it, until the chunk is complete."""
+        about = {
+            "unfinished": outcome.unfinished,
+            "executed_steps": outcome.executed_steps,
+            "note": outcome.note,
+        }
+        buffer = io.BytesIO()
+        np.savez(buffer, **outcome.values, **{"about ": np.asarray(json.dumps(about))})  # pyright: ignore
+        data = buffer.getvalue()
+        self._write(self._staged(chunk, place), hashlib.sha256(data).digest() + data)
+        durable.flush_folder(self.hidden / "staged")
+
+    def staged(self, chunk: Chunk, place: int | None) -> Outcome | None:
+        """What `stage` kept, if it is there and whole."""
+        try:
+            data = self._staged(chunk, place).read_bytes()
+        except FileNotFoundError:
+            return None
+        checksum, data = data[:32], data[32:]
+        if hashlib.sha256(data).digest() != checksum:
+            return None
+        with np.load(io.BytesIO(data)) as file:
+            values = dict(file)
+        about = json.loads(str(values.pop("about ")))
+        about["unfinished"] = tuple(about["unfinished"])
+        return Outcome(values, **about)
+
+    # The rest.
+
+    def write_note(self, name: str, content: Any) -> None:
+        """A JSON file in the hidden folder."""
+        path = self.hidden / name
+        self._write(path, json.dumps(content, indent=1).encode())
+        durable.flush_folder(path.parent)
+
+    def notes(self, folder: str) -> list[dict[str, Any]]:
+        """The JSON files of a hidden folder."""
+        return [json.loads(p.read_text()) for p in sorted((self.hidden / folder).glob("*.json"))]
+
+    def clear(self) -> None:
+        """Removes what a killed writer left: files without a name, parts of finished chunks."""
+        finished = self.finished()
+        staged = (self.hidden / "staged").iterdir()
+        done = [p for p in staged if int(p.stem.partition("-")[0]) in finished]
+        for path in [*(self.hidden / "scratch").iterdir(), *done]:
+            path.unlink(missing_ok=True)
+
+    def _write(self, path: Path, data: bytes) -> None:
+        try:
+            durable.write(path, data, self.hidden / "scratch")
+        except OSError as error:
+            raise SweepError(
+                f"{self.path}: cannot be written to ({error.strerror}). {len(self.finished())} "
+                "finished chunks are safe; make room (or make it writable) and resume."
+            ) from error
+
+    def _manifest(self, number: int) -> Path:
+        return self.hidden / "chunks" / f"{number:08d}.json"
+
+    def _staged(self, chunk: Chunk, place: int | None) -> Path:
+        suffix = "" if place is None else f"-{place}"
+        return self.hidden / "staged" / f"{chunk.number:08d}{suffix}.npz"
+
+
+def create(
+    path: Path,
+    plan: Plan,
+    description: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+    attributes: dict[str, Any],
+) -> Store:
+    """A new store at `path`, not there yet or an empty folder; it is made whole or not at all."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise SweepError(f"{path}: is not an empty folder; choose another. Nothing was changed.")
+    building = path.with_name(f".{path.name}.building-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{path.name}.building-*"):
+            if not _lives(left.name.rpartition("-")[2]):
+                shutil.rmtree(left)
+        building.mkdir()
+        _write_skeleton(building, plan, attributes)
+        hidden = building / _HIDDEN
+        for folder in ("chunks", "staged", "runs", "scratch"):
+            (hidden / folder).mkdir(parents=True)
+        # A group, if an empty one: programs that list what is here take it for nothing else.
+        (hidden / ".zgroup").write_text('{"zarr_format": 2}')
+        np.savez_compressed(hidden / "arrays.npz", **arrays)  # pyright: ignore
+        (hidden / "sweep.json").write_text(json.dumps({"format": FORMAT, **description}, indent=1))
+        for file in building.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+        if os.name != "posix" and path.exists():
+            path.rmdir()
+        os.rename(building, path)
+        durable.flush_folder(path.parent)
+    except OSError as error:
+        shutil.rmtree(building, ignore_errors=True)
+        raise SweepError(
+            f"{path}: cannot be made ({error.strerror or error}); choose a folder on a disk that "
+            "has room and can be written to. Nothing was changed."
+        ) from error
+    return Store(path)
+
+
+def _lives(pid: str) -> bool:
+    """Whether another process has this number; where that cannot be known, as if one had."""
+    if not pid.isdigit() or int(pid) == os.getpid():
+        return not pid.isdigit()
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def holds_sweep(path: Path) -> bool:
+    """Whether there is a store."""
+    return (path / _HIDDEN / "sweep.json").exists()
+
+
+def open_dataset(path: Path | str) -> Any:
+    """The arrays of a store as an `xarray.Dataset` that reads them when they are used."""
+    import xarray
+
+    return xarray.open_zarr(path, chunks=None, consolidated=True)
+
+
+def _write_skeleton(path: Path, plan: Plan, attributes: dict[str, Any]) -> None:
+    import zarr
+
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    names = []
+    for name, dims, values, words in _coordinates(plan):
+        words = {"_ARRAY_DIMENSIONS": dims, **words}
+        layout = _layout(values.shape, values.shape, values.dtype)
+        made = group.create_array(name, attributes=words, **layout)
+        made[...] = values
+        names.append((name, dims))
+    others = [name for name, dims in names if dims != [name]]
+    if others:
+        attributes = {**attributes, "coordinates": " ".join(others)}
+    group.attrs.update(attributes)
+    for name, array in plan.arrays.items():
+        variable = array.variable
+        words: dict[str, Any] = {"units": variable.units, "description": variable.description}
+        words = {key: value for key, value in words.items() if value}
+        if variable.flags:
+            words["flag_values"] = list(range(len(variable.flags)))
+            words["flag_meanings"] = " ".join(w.replace(" ", "_") for w in variable.flags)
+        words["_ARRAY_DIMENSIONS"] = list(array.dims)
+        group.create_array(name, attributes=words, **_layout(array.shape, array.box, array.dtype))
+    zarr.consolidate_metadata(path, zarr_format=2)
+
+
+def _layout(shape, box, dtype: np.dtype) -> dict[str, Any]:
+    import numcodecs
+
+    return {
+        "shape": shape,
+        "chunks": box,
+        "dtype": dtype,
+        # Without a fill value what is missing reads as 0, and xarray does not turn whole numbers
+        # into floats to mask it.
+        "fill_value": np.nan if dtype.kind == "f" else None,
+        "compressors": numcodecs.Zstd(level=1),
+    }
+
+
+def _coordinates(plan: Plan) -> Iterable[tuple[str, list[str], np.ndarray, dict[str, str]]]:
+    for outer in plan.grid.axes:
+        axes = outer.axes if isinstance(outer, Zip) else (outer,)
+        if isinstance(outer, Zip) or outer.values.ndim > 1:
+            yield outer.name, [outer.name], np.arange(len(outer)), {}
+        for axis in axes:
+            yield _coordinate(axis, outer.name)
+    for name, values in plan.coordinates.items():
+        yield name, [name], values, {}
+
+
+def _coordinate(axis: Axis, dim: str):
+    words = {"units": axis.units, "description": axis.description}
+    words = {key: value for key, value in words.items() if value}
+    name = axis.name if axis.values.ndim == 1 else f"{axis.name}_value"
+    return name, [dim, *axis.dims], axis.values, words
+
+
+def _encoded(name: str, array: Any, chunk: Chunk, values: np.ndarray) -> tuple[str, bytes]:
+    """The file of one variable of a chunk, as Zarr writes it: its name and its bytes."""
+    import zarr
+    from zarr.storage import MemoryStore
+
+    memory: dict[str, Any] = {}
+    target = zarr.create_array(
+        MemoryStore(memory),
+        name=name,
+        zarr_format=2,
+        config={"write_empty_chunks": True},
+        **_layout(array.shape, array.box, array.dtype),
+    )
+    extra = tuple(slice(None) for _ in array.shape[len(chunk.region) :])
+    target[(*chunk.region, *extra)] = values
+    (key,) = (k for k in memory if not k.rpartition("/")[2].startswith("."))
+    return key, memory[key].to_bytes()
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of everything in a folder."""
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

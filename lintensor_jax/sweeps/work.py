@@ -1,0 +1,218 @@
+"""What one job computes: a chunk of explicit flows, or one lane by the stiff path."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..dynamics.batched import batched_flow
+from ..dynamics.flow import gradient_flow
+from ..dynamics.mirror import mirror_flow
+from ..dynamics.stopping import STATUS_NAMES, FlowStatus, code_of
+from ..networks import split
+from ..problems import AbstractSquaredProblem
+from .grid import Cell, lane_of
+from .observables import Ending, has_bad_input
+from .plan import METHODS, STATUSES, Chunk, Plan
+
+_MOST_OBSERVED_AT_ONCE = 256
+_NETWORKS = 3  # the first fields of an `Ending`
+
+
+class Outcome(NamedTuple):
+    """Arrays by the variables' names, with lanes on the first axis; `unfinished` are places."""
+
+    values: dict[str, np.ndarray]
+    unfinished: tuple[int, ...] = ()
+    executed_steps: int = 0
+    note: str = ""
+
+
+class Worker:
+    """Computes the chunks of a plan; one for all devices and threads."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self._observe = {id(c): self._observer(c) for c in plan.cells.values()}
+        self._codes = np.zeros(len(STATUS_NAMES) + 1, np.int8)
+        for name in STATUS_NAMES:
+            self._codes[int(code_of(getattr(FlowStatus, name)))] = STATUSES.index(name)
+
+    def explicit(self, chunk: Chunk, device: Any) -> Outcome:
+        """The flows of a chunk; `unfinished` are those over their explicit budget."""
+        options, cell = self.plan.options, chunk.cell
+        with jax.default_device(device):
+            networks, problems = self._starts(chunk)
+            flow = batched_flow(
+                networks,
+                cell.problem_of(problems),
+                shared_problem=problems is None,
+                width=self.plan.width,
+                stop=self.plan.stops[id(cell)],
+                solver=options.solver,
+                max_steps=options.max_steps,
+                compilation=options.compilation,
+                devices=[device],
+                **options.flow,
+            )
+            end = Ending(
+                networks,
+                flow.network,
+                flow.unfinished_network,
+                problems,
+                flow.coefficients,
+                flow.log_loss,
+                flow.log_time,
+                flow.log_norm,
+                flow.log_margin,
+                flow.invariant_drift,
+            )
+            values, bad = self._measured(cell, end, chunk.lanes.size)
+        count = chunk.lanes.size
+        status = self._codes[np.asarray(flow.status._value)[:count]]
+        status = np.where(bad, STATUSES.index("bad_input"), status).astype(np.int8)
+        values["status"] = status
+        values["num_steps"] = np.asarray(flow.num_steps)[:count].astype(np.int32)
+        values["method"] = np.full(count, METHODS.index("explicit"), np.int8)
+        unfinished = ()
+        if options.stiff_max_steps is not None:
+            unfinished = tuple(np.flatnonzero(status == STATUSES.index("max_steps")).tolist())
+        return Outcome(values, unfinished, int(flow.executed_steps))
+
+    def stiff(self, chunk: Chunk, place: int, device: Any) -> Outcome:
+        """One lane of a chunk: by the mirror flow where it exists, else by `gradient_flow`."""
+        options, cell = self.plan.options, chunk.cell
+        with jax.default_device(device):
+            networks, problems = self._starts(chunk)
+            network = lane_of(networks, place)
+            own: Any = problems and jax.tree.map(lambda leaf: leaf[place], problems)
+            problem = cell.problem_of(own)
+            note, flow = "", None
+            try:
+                method, flow = _flow_of(network, problem, self.plan.stops[id(cell)], options)
+            except (ValueError, ArithmeticError, jax.errors.JaxRuntimeError) as error:
+                method, note = "gradient_flow", f"{type(error).__name__}: {error}"
+            if flow is None:
+                return Outcome(self._failed(method), note=note)
+            last: Any = jax.tree.map(
+                lambda leaf: leaf[-1],
+                (
+                    flow.coefficients,
+                    flow.log_loss,
+                    flow.log_time,
+                    flow.log_norm,
+                    flow.log_margin,
+                    flow.invariant_drift,
+                ),
+            )
+            end = Ending(network, flow.network, flow.unfinished_network, own, *last)
+            values, _ = self._measured(cell, _as_lanes(end), 1)
+        values["status"] = self._codes[np.asarray(flow.status._value)][None]
+        values["num_steps"] = np.asarray(flow.stats["num_steps"], np.int32)[None]
+        values["method"] = np.asarray([METHODS.index(method)], np.int8)
+        return Outcome(values)
+
+    def _failed(self, method: str) -> dict[str, np.ndarray]:
+        values = {
+            name: np.full(
+                (1, *array.shape[len(self.plan.grid.dims) :]),
+                np.nan if array.dtype.kind == "f" else 0,
+                array.dtype,
+            )
+            for name, array in self.plan.arrays.items()
+        }
+        values["status"][:] = STATUSES.index("solver_failed")
+        values["method"][:] = METHODS.index(method)
+        return values
+
+    def _starts(self, chunk: Chunk):
+        lanes = chunk.lanes
+        missing = self.plan.padded - lanes.size
+        return chunk.cell.starts(np.concatenate([lanes, np.repeat(lanes[-1:], missing)]))
+
+    def _observer(self, cell: Cell):
+        traced = [o for o in self.plan.options.observables if not o.on_host]
+
+        def of_lane(end):
+            if end.problem is None:
+                end = end._replace(problem=cell.shared)
+            return [o.measure(end) for o in traced], has_bad_input(end.initial, end.problem)
+
+        @jax.jit
+        def observe(arrays, rest):
+            count = jax.tree.leaves(arrays)[0].shape[0]
+            # A divisor: what is left over would be compiled apart, and go other ways.
+            batch = next(
+                b for b in range(min(count, _MOST_OBSERVED_AT_ONCE), 0, -1) if count % b == 0
+            )
+            return jax.lax.map(lambda end: of_lane(_whole(end, rest)), arrays, batch_size=batch)
+
+        return lambda end: observe(*_lanes_and_rest(end))
+
+    def _measured(self, cell: Cell, end: Ending, count: int):
+        found, bad = self._observe[id(cell)](end)
+        found = [tuple(np.asarray(v)[:count] for v in values) for values in found]
+        values, at = {}, iter(found)
+        for observable in self.plan.options.observables:
+            if observable.on_host:
+                measured = _one_by_one(observable, end, cell.shared, count)
+            else:
+                measured = next(at)
+            for variable, value in zip(observable.variables, measured, strict=True):
+                values[variable.name] = self._filled(variable.name, value)
+        return values, np.asarray(bad)[:count]
+
+    def _filled(self, name: str, value: np.ndarray) -> np.ndarray:
+        """The value in its array's shape: cells with shorter axes leave the rest NaN."""
+        array = self.plan.arrays[name]
+        extra = array.shape[len(self.plan.grid.dims) :]
+        value = value.reshape(*value.shape, *(1,) * (len(extra) + 1 - value.ndim))
+        if value.shape[1:] == extra:
+            return value.astype(array.dtype, copy=False)
+        filled = np.full(
+            (value.shape[0], *extra), np.nan if array.dtype.kind == "f" else 0, array.dtype
+        )
+        filled[tuple(slice(0, n) for n in value.shape)] = value
+        return filled
+
+
+def _flow_of(network, problem, stop, options):
+    told = {k: v for k, v in options.flow.items() if k != "finish"}
+    told |= {"stop": stop, "max_steps": options.stiff_max_steps, "throw": False}
+    if isinstance(problem, AbstractSquaredProblem) and options.finish is ...:
+        try:
+            return "mirror_flow", mirror_flow(network, problem, **told)
+        except ValueError:
+            pass  # it does not exist for this network, or not in this precision
+    return "gradient_flow", gradient_flow(network, problem, finish=options.finish, **told)
+
+
+def _lanes_and_rest(end: Ending) -> tuple[Ending, tuple]:
+    """Arrays with lanes on their first axis; and what has none, constants of the networks."""
+    parameters, rest = zip(*(split(network) for network in end[:_NETWORKS]), strict=True)
+    return Ending._make((*parameters, *end[_NETWORKS:])), rest
+
+
+def _whole(arrays: Ending, rest: tuple) -> Ending:
+    """The inverse of `_lanes_and_rest`."""
+    networks = [eqx.combine(*parts) for parts in zip(arrays, rest, strict=False)]
+    return Ending._make((*networks, *arrays[_NETWORKS:]))
+
+
+def _as_lanes(end: Ending) -> Ending:
+    """One lane as many: of networks, parameters alone have lanes."""
+    arrays, rest = _lanes_and_rest(end)
+    return _whole(jax.tree.map(lambda leaf: leaf[None], arrays), rest)
+
+
+def _one_by_one(observable, end: Ending, shared, count):
+    arrays, rest = _lanes_and_rest(end)
+    arrays = jax.tree.map(np.asarray, arrays)
+    rows = []
+    for k in range(count):
+        lane = jax.tree.map(lambda leaf: jnp.asarray(leaf[k]), arrays)  # noqa: B023
+        lane = _whole(lane, rest)
+        rows.append(observable.measure(lane if shared is None else lane._replace(problem=shared)))
+    return tuple(np.stack([np.asarray(v) for v in column]) for column in zip(*rows, strict=True))

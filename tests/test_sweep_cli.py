@@ -1,0 +1,320 @@
+"""The commands about sweeps: plans, runs, resumes, reports; data by path; every kind of mistake."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+from jax.experimental.compilation_cache import compilation_cache
+from sweep_cases import ALPHAS, DIRECTIONS, LANES, PROBLEM, X, Y, axes, start
+
+import lintensor_jax as lt
+from lintensor_jax import cli, cli_sweep
+from lintensor_jax.config import ConfigError
+from lintensor_jax.sweeps import (
+    DistanceToPrediction,
+    Grid,
+    Limit,
+    Progress,
+    configuration,
+    write_report,
+)
+from lintensor_jax.sweeps.grid import Cell
+from lintensor_jax.sweeps.recipes import ARCHITECTURES, INITIALIZATIONS
+from lintensor_jax.sweeps.report import figures
+from lintensor_jax.sweeps.state import status
+
+CONFIGS = sorted(Path(__file__).parents[1].glob("configs/sweep-*.toml"))
+# The sweep of `sweep_cases`, with its shapes and its width.
+CONFIG = f"""
+seed = 7
+[data]
+X = {X.tolist()}
+y = {Y.tolist()}
+[start]
+alphas = {ALPHAS.tolist()}
+directions = {DIRECTIONS.tolist()}
+[record]
+lanes_per_chunk = 15
+lanes_in_flight = 8
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """The command line turns JAX's cache on: keep it out of the user's, and off afterwards."""
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep by the command line: its folder."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "small.toml").write_text(CONFIG)
+    assert cli.main(["sweep", str(folder / "small.toml"), "--out", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+def printed(capsys, *arguments):
+    capsys.readouterr()
+    assert cli.main([*map(str, arguments), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return json.loads(captured.out)
+
+
+def refused(capsys, *arguments):
+    capsys.readouterr()
+    assert cli.main([*map(str, arguments)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def read(tmp_path, text):
+    path = tmp_path / "sweep.toml"
+    path.write_text(text)
+    return configuration.read(path)
+
+
+def test_a_sweep_is_run_resumed_and_told(swept, capsys):
+    told = printed(capsys, "status", swept)
+    assert told["complete"] is True
+    assert (told["finished_lanes"], told["statuses"]) == (60, {"residual": 60})
+    assert told["writer"] is None
+    assert told["waste"] >= 1
+    (swept / "limit" / "2.0.0").unlink()
+    assert printed(capsys, "status", swept)["damaged"] == {"2": "limit/2.0.0 (missing)"}
+    assert cli.main(["status", str(swept)]) == 0
+    out = capsys.readouterr().out
+    assert "45 of 60 done (75%)" in out
+    assert f"lintensor-jax resume {swept}" in out
+    # The store knows its grid: nothing but the folder is needed.
+    told = printed(capsys, "resume", swept)
+    assert told["complete"] is True
+    assert told["wrote"] == [str(swept)]
+    results = xr.open_zarr(swept, chunks=None)
+    assert json.loads(results.attrs["config"])["start"]["alphas"] == ALPHAS.tolist()
+    np.testing.assert_allclose(results.limit @ xr.DataArray(X[0], dims="coefficient"), 1, atol=1e-9)
+
+
+def test_figures_need_only_the_store(swept):
+    drawn = figures(swept)
+    labels = [axes.get_ylabel() for axes in drawn["observables"].axes]
+    assert labels[:3] == ["invariant drift", "largest invariant [squared parameters]", "log loss"]
+    assert drawn["observables"].axes[0].get_xscale() == "log"
+    (steps,) = drawn["steps"].axes
+    results = xr.open_zarr(swept, chunks=None)
+    # Five directions can be told apart by colour: a line each.
+    for line, direction in zip(steps.lines, range(5), strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), results.num_steps.isel(direction=direction))
+
+
+@pytest.mark.slow
+def test_figures_are_files(swept, tmp_path, capsys):
+    written = printed(capsys, "plot", swept, "--out", tmp_path)["wrote"]
+    assert [path.rpartition("/")[2] for path in written] == [
+        "observables.png",
+        "observables.pdf",
+        "steps.png",
+        "steps.pdf",
+    ]
+
+
+@pytest.mark.slow
+def test_the_report_is_one_file_with_all_in_it(swept, tmp_path, capsys):
+    (path,) = printed(capsys, "report", swept, "--out", tmp_path / "report.html")["wrote"]
+    page = (tmp_path / "report.html").read_text()
+    assert path == str(tmp_path / "report.html")
+    assert "Theorem 6" in page
+    assert page.count("data:image/png;base64,") == 2
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    row = re.search(
+        r"<td>Theorem 6</td><td>exact</td><td>24</td><td>(\S+)</td><td>(\S+)</td>", page
+    )
+    assert row is not None
+    assert float(row[2]) < 1e-8
+
+
+@pytest.mark.slow
+def test_a_report_of_ones_own_functions_and_of_lanes_that_failed(tmp_path):
+    def broken(point):
+        return start(point).scaled(jnp.where(point.alpha > 0.9, jnp.nan, 1.0))
+
+    grid = Grid(axes(), broken, PROBLEM)
+    chosen = [Limit(), DistanceToPrediction()]
+    results = lt.sweep(grid, tmp_path / "s", observables=chosen, **LANES)
+    failed = np.isnan(results.distance_to_prediction).values
+    np.testing.assert_array_equal(failed, np.broadcast_to(ALPHAS[:, None] > 0.9, (12, 5)))
+    assert (results.distance_to_prediction.values[~failed] < 1e-8).all()
+    page = write_report(tmp_path / "s").read_text()
+    assert "which the store cannot hold" in page
+    assert page.count("<td>bad_input</td>") == 5
+    assert "alpha = 1.0, direction = 4" in page
+    assert "Theorem 6" in write_report(tmp_path / "s", grid=grid).read_text()
+
+
+def test_a_dry_run_plans_and_writes_nothing(tmp_path, capsys):
+    (tmp_path / "small.toml").write_text(CONFIG)
+    out = tmp_path / "out"
+    plan = printed(capsys, "sweep", tmp_path / "small.toml", "--dry-run", "--out", out)
+    assert plan["lanes"] == 60
+    assert plan["dimensions"] == {"alpha": 12, "direction": 5}
+    assert plan["chunks"] == 4
+    assert plan["compilations"] == plan["shapes"] * plan["devices"] == 1
+    # Six numbers of 8 bytes, a limit of two, num_steps of 4, two codes; and the coordinates.
+    assert plan["disk_bytes"] == 60 * (5 * 8 + 2 * 8 + 4 + 2) + 8 * (12 + 10)
+    assert not out.exists()
+    assert cli.main(["sweep", str(tmp_path / "small.toml"), "--dry-run", "--out", str(out)]) == 0
+    assert "60 (alpha 12 x direction 5)" in capsys.readouterr().out
+
+
+def test_another_config_in_the_same_folder_is_refused(swept, tmp_path, capsys):
+    (tmp_path / "small.toml").write_text(CONFIG)
+    message = refused(capsys, "sweep", tmp_path / "small.toml", "--out", swept)
+    assert "holds this very sweep already; resume it" in message
+    (tmp_path / "small.toml").write_text(CONFIG.replace("seed = 7", "seed = 8"))
+    message = refused(capsys, "sweep", tmp_path / "small.toml", "--out", swept)
+    assert "holds another sweep, which differs in seed; choose another folder" in message
+    assert "holds no sweep" in refused(capsys, "status", tmp_path)
+    assert "holds no sweep" in refused(capsys, "resume", tmp_path / "absent")
+    assert "no such file" in refused(capsys, "sweep", tmp_path / "absent.toml")
+    assert "--devices: must be" in refused(capsys, "resume", swept, "--devices", 0)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations_are_sweeps(path):
+    config, grid, options = configuration.read(path)
+    assert grid.size == configuration.num_lanes(config)
+    assert options.observables
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("initialization", INITIALIZATIONS)
+def test_every_recipe_starts_a_network(tmp_path, initialization):
+    names = [n for n in ARCHITECTURES if n in ("diagonal", "convolutional", "fully-connected")]
+    _, grid, _ = read(
+        tmp_path,
+        f"""
+        [network]
+        architecture = {names}
+        depth = [2, 3]
+        [data]
+        num_samples = 2
+        dimension = [3, 4]
+        seed = [0, 1]
+        [start]
+        initialization = "{initialization}"
+        num_alphas = 2
+        num_directions = 2
+        num_repeats = 2
+        """,
+    )
+    assert grid.size == 3 * 2 * 2 * 2 * 2 * 2
+    for cell, lane in list(grid.cells())[::5]:
+        network, problem = Cell(grid, lane).example()
+        assert network.linear_coefficients().shape == (cell[2],) == problem.coefficient_shape
+
+
+def test_data_by_path(tmp_path):
+    data = np.random.default_rng(1).standard_normal((3, 2))
+    np.savez(tmp_path / "data.npz", X=data, y=data[:, 0])
+    lines = [",".join(map(str, [*row, row[0]])) for row in data.tolist()]
+    (tmp_path / "data.csv").write_text("\n".join(["a,b,target", *lines]))
+    for name in ("data.npz", "data.csv"):
+        _, grid, _ = read(tmp_path, f'[data]\npath = "{name}"\n')
+        np.testing.assert_array_equal(grid.problem.X, data)  # pyright: ignore
+        np.testing.assert_array_equal(grid.problem.y, data[:, 0])  # pyright: ignore
+    np.savez(tmp_path / "other.npz", x=data)
+    (tmp_path / "text.csv").write_text("1,2\n3,four\n")
+    for path, message in {
+        "absent.csv": "no such file",
+        "other.npz": "must have arrays X and y, got x",
+        "text.csv": r"must have 2 numbers in every row: .*row 2",
+        "data.txt": r"must end in \.npz or \.csv",
+    }.items():
+        with pytest.raises(ConfigError, match=f"sweep.toml: data.path.*{message}"):
+            read(tmp_path, f'[data]\npath = "{path}"\n')
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "message"),
+    [
+        ("seed = 1", "data", "must be given"),
+        ("[data]", "data.path", "must be the only source of data.*got nothing"),
+        ('[data]\npath = "a.npz"\nnum_samples = 3', "data.num_samples", "only source"),
+        ("[data]\nX = [[1, 2]]", "data.y", "together with X"),
+        ("[data]\nX = [[1, 2], [3]]\ny = [1, 2]", r"data.X\[1\]", "must have 2 entries"),
+        ("[data]\nX = [[1, 2]]\ny = [1, 2]", "data.X", "one row per sample"),
+        ("[data]\nnum_samples = 3", "data.dimension", "together with num_samples"),
+        ("[data]\nnum_samples = 3\ndimension = 2\nseed = [1, 1]", "data.seed", "not repeat"),
+        ('[network]\narchitecture = "diagnal"', "network.architecture", 'mean "diagonal"'),
+        ("[network]\ndepth = [2, 1]", r"network.depth\[1\]", ">= 2, got 1"),
+        ("[start]\nalphas = [0.1, -1]", r"start.alphas\[1\]", "finite number > 0"),
+        ("[start]\ntogether = 1", "start.together", "true or false"),
+        ('[record]\nobservables = ["limits"]', r"record.observables\[0\]", 'mean "limit"'),
+        ("[flow]\nresidual = 1e-3\nmargin = 3.0", "flow.margin", "only stop"),
+        ("[flow]\nrtol = 0", "flow.rtol", "must be a finite number > 0"),
+    ],
+)
+def test_mistakes_in_a_file_are_named(tmp_path, text, key, message):
+    with pytest.raises(ConfigError, match=rf"sweep\.toml: {key}.*{message}"):
+        read(tmp_path, text)
+
+
+def test_paired_axes_need_one_length(tmp_path):
+    base = "[data]\nX = [[1, 2]]\ny = [1]\n[start]\ntogether = true\nnum_alphas = 3\n"
+    with pytest.raises(ConfigError, match=r"start\.together needs as many directions as scales"):
+        read(tmp_path, base + "num_directions = 4")
+    config, grid, _ = read(tmp_path, base + "num_directions = 3")
+    assert grid.size == configuration.num_lanes(config) == 3
+    with pytest.raises(ConfigError, match=r"start\.directions\[0\] must have 2 entries"):
+        read(tmp_path, base + "directions = [[1, 2, 3]]")
+
+
+def test_progress_in_words():
+    progress = Progress(lanes=500, total=2000, failed=3, waiting=2, rate=100.0)
+    assert cli_sweep.in_words(progress) == (
+        "500 of 2,000 lanes, 100/s, 00:00:15 left, 2 waiting for the stiff path, 3 failed"
+    )
+    assert "compiling" in cli_sweep.in_words(Progress(0, 10, 0, 0, 0.0))
+
+
+@pytest.mark.parametrize("command", ["sweep", "resume", "status", "plot", "report"])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([command, "--help"])
+    assert caught.value.code == 0
+    assert "--json" in capsys.readouterr().out
+
+
+def test_the_package_does_not_import_storage():
+    program = (
+        "import sys, lintensor_jax; print([m for m in ('xarray', 'zarr', 'pandas', 'numcodecs', "
+        "'matplotlib', 'rich', 'tomllib') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_a_status_without_checking_files(swept):
+    assert status(swept, verify=False).finished_lanes == 60
