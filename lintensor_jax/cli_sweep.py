@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# Compiling one program a device, and each apart with faster settings, pays from here on.
+# Compiling apart with faster settings pays from here on.
 _MANY_LANES = 20_000
-_MOST_DEVICES = 4
 
 
 def add_commands(commands: Any) -> None:
@@ -94,7 +93,7 @@ def _devices(parser):
         "--devices",
         metavar="N",
         type=int,
-        help="CPU devices to spread chunks over (default: up to 4 cores for large sweeps, else 1)",
+        help="CPU devices to deal chunks out to (default: 1)",
     )
 
 
@@ -105,7 +104,7 @@ def sweep_command(arguments: Any) -> int:
     from .sweeps import configuration
 
     lanes = configuration.num_lanes(load(arguments.config, configuration.Sweep))
-    devices = _set_devices(arguments.devices, lanes)
+    devices = _set_devices(arguments.devices)
     _configure_jax()
     import dataclasses
 
@@ -131,8 +130,8 @@ def resume_command(arguments: Any) -> int:
     from .sweeps.store import Store
 
     with _told(arguments.folder):
-        lanes = Store(arguments.folder).description["plan"]["lanes"]
-        _set_devices(arguments.devices, lanes)
+        Store(arguments.folder)  # a refusal comes before JAX is started
+        _set_devices(arguments.devices)
         _configure_jax()
         from .sweeps.run import resume
 
@@ -168,7 +167,7 @@ def report_command(arguments: Any) -> int:
     return _print_written([written], arguments.json)
 
 
-def _set_devices(wanted: int | None, lanes: int) -> int:
+def _set_devices(wanted: int | None) -> int:
     """How many devices the CPU is divided into; to be called before JAX computes anything."""
     import jax
 
@@ -176,8 +175,7 @@ def _set_devices(wanted: int | None, lanes: int) -> int:
 
     if wanted is not None and wanted < 1:
         raise UsageError(f"--devices: must be a whole number >= 1, got {wanted}.")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = wanted or (min(cores or 1, _MOST_DEVICES) if lanes >= _MANY_LANES else 1)
+    count = wanted or 1
     given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not given and count > 1:
         # A backend that is there already, as under a test, keeps the devices that it has.

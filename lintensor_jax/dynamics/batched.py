@@ -9,6 +9,7 @@ is everything that a flow does not need. Stiff flows are not for it: they end wi
 
 import dataclasses
 import math
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ _SMALL, _LARGE = (128, 4), (32, 16)
 _LARGEST_SMALL = 32
 # Lanes of one program, which keeps memory flat and compilations few; numbers in one log.
 _CHUNK, _CHUNK_OF_GPU, _LOG_SIZE = 2**14, 2**20, 2**16
+_waiting = threading.Lock()
 
 
 class BatchedFlow(eqx.Module):
@@ -218,7 +220,10 @@ def _fly(stepper, compilation, chunk: _Chunk) -> BatchedFlow:
             break
     given = tuple(jax.device_put(a, chunk.count.device) for a in ends[:3])
     wrap = compiled(_wrapped, InProcess(), stepper, chunk, given)
-    found = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], wrap(stepper, chunk, given))
+    # XLA:CPU has one pool of threads for all devices: two programs that hand work to it (as linear
+    # algebra does) and wait for each other's threads never end.
+    with _waiting:
+        found = jax.tree.map(lambda leaf: np.asarray(leaf)[:count], wrap(stepper, chunk, given))
     unfinished, finished, accepted, saved = found
     rest = stepper.system.rest
     before = eqx.combine(unfinished, rest)

@@ -1,7 +1,9 @@
 """Who computes what: whole chunks are dealt out to devices and processes."""
 
 import collections
+import contextlib
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -62,6 +64,7 @@ class Run:
     ):
         self.plan, self.store, self.devices, self.watch = plan, store, devices, watch
         self.worker = Worker(plan)
+        self._turn = threading.Lock()
         self.open: dict[int, _Open] = {}
         self.lanes = self.failed = self.done_now = 0
         self._landings = collections.deque([(time.monotonic(), 0)], maxlen=_RATE_OVER)
@@ -100,6 +103,12 @@ class Run:
         self._report()
 
     def _compute(self, job: _Job, device: Any) -> Outcome:
+        # Programs on several CPU devices share one pool of threads, and with as few threads as
+        # devices (jaxlib 0.10, 2 cores, chunks of 12,500 lanes) they wait for one another for ever.
+        with self._turn if device.platform == "cpu" else contextlib.nullcontext():
+            return self._computed(job, device)
+
+    def _computed(self, job: _Job, device: Any) -> Outcome:
         if job.place is None:
             return self.worker.explicit(job.chunk, device)
         return self.worker.stiff(job.chunk, job.place, device)
