@@ -23,6 +23,7 @@ from .dynamics import StopAtResidual as StopAtResidual
 from .dynamics import StopAtTime as StopAtTime
 from .dynamics import gradient_descent as gradient_descent
 from .dynamics import gradient_flow as gradient_flow
+from .dynamics import induced_flow as induced_flow
 from .dynamics import mirror_flow as mirror_flow
 from .dynamics import smoothness_steps as smoothness_steps
 from .limits import LimitDirection as LimitDirection
@@ -60,8 +61,10 @@ from .theory import Imbalance as Imbalance
 from .theory import L1Norm as L1Norm
 from .theory import L2Norm as L2Norm
 from .theory import L21Norm as L21Norm
+from .theory import LandscapePoint as LandscapePoint
 from .theory import LpNorm as LpNorm
 from .theory import NuclearNorm as NuclearNorm
+from .theory import PointKind as PointKind
 from .theory import Prediction as Prediction
 from .theory import Regularizer as Regularizer
 from .theory import WeightedL2Norm as WeightedL2Norm
@@ -71,6 +74,7 @@ from .theory import convergence_rate_bound as convergence_rate_bound
 from .theory import imbalance as imbalance
 from .theory import induced_regularizer as induced_regularizer
 from .theory import is_separable as is_separable
+from .theory import landscape_point as landscape_point
 from .theory import max_margin as max_margin
 from .theory import min_norm as min_norm
 from .theory import minimal_network as minimal_network

@@ -9,6 +9,8 @@ from .descent import DescentSolution as DescentSolution
 from .descent import gradient_descent as gradient_descent
 from .finish import GaussNewton as GaussNewton
 from .flow import gradient_flow as gradient_flow
+from .induced import EndToEndMatrix as EndToEndMatrix
+from .induced import induced_flow as induced_flow
 from .mirror import mirror_flow as mirror_flow
 from .smoothness_steps import smoothness_steps as smoothness_steps
 from .solution import FlowError as FlowError

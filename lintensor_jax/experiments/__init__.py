@@ -13,6 +13,7 @@ import importlib
 from types import ModuleType
 
 EXPERIMENTS = {
+    "eftekhari2020": "eftekhari2020",
     "gunasekar2018": "gunasekar2018",
     "ji-telgarsky2019": "ji_telgarsky2019",
     "min2021": "min2021",

@@ -1,0 +1,201 @@
+"""The end-to-end flow: what gradient flow of balanced layers does to their product.
+
+From W_l^T W_l = W_{l+1} W_{l+1}^T the layers drop out of the flow of beta = W_1 ... W_L, which is
+an ordinary differential equation in beta alone (Arora et al. 2018; Eftekhari 2020, eq. 17).
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Float, Scalar
+
+from ..networks.base import as_parameter
+from ..problems import AbstractProblem, AbstractSquaredProblem
+from .integrate import explicit_solver
+from .options import check_pair, fill_options, same_dtype
+from .solution import FlowSolution, run
+
+
+class EndToEndMatrix(eqx.Module):
+    """The product of L balanced layers, as a point of the end-to-end flow.
+
+    - `coefficients`: beta, shape (d, m), or (d,) for a scalar output.
+    - `layers`: L >= 2, the number of layers; `depth`, the degree of homogeneity, is 1.
+    - `rank`: of beta; the flow keeps it.
+    """
+
+    coefficients: Array
+    layers: int = eqx.field(static=True)
+    rank: int = eqx.field(static=True)
+
+    depth = 1
+
+    def linear_coefficients(self) -> Array:
+        """beta."""
+        return self.coefficients
+
+    def thin_svd(self) -> tuple[Float[Array, "d r"], Float[Array, " r"], Float[Array, "m r"]]:
+        """U, s, V with beta = U diag(s) V^T, `rank` columns each."""
+        matrix = self.coefficients.reshape(self.coefficients.shape[0], -1)
+        left, sizes, right = jnp.linalg.svd(matrix, full_matrices=False)
+        return left[:, : self.rank], sizes[: self.rank], right[: self.rank].T
+
+    def truncated(self) -> "EndToEndMatrix":
+        """The nearest matrix of rank `rank`."""
+        left, sizes, right = self.thin_svd()
+        nearest = ((left * sizes[None, :]) @ right.T).reshape(self.coefficients.shape)
+        return EndToEndMatrix(nearest, self.layers, self.rank)
+
+    def metric(self, gradient: Array) -> tuple[Array, Scalar]:
+        """A(G) = sum_j (beta beta^T)^((j-1)/L) G (beta^T beta)^((L-j)/L), and sqrt(<G, A(G)>).
+
+        The power 0 is the identity, on the kernel of beta too; the others are s^(2p) on the
+        singular vectors. They come from the thin SVD of beta, cut off at its known rank: an
+        eigendecomposition of beta beta^T would leave (rounding)^(1/L) on the kernel.
+        """
+        left, sizes, right = self.thin_svd()
+        G = gradient.reshape(left.shape[0], right.shape[0])
+        # s^(j/L), so that the j-th term is S^(2(j-1)/L) (U^T G V) S^(2(L-j)/L).
+        powers = sizes[None, :] ** (jnp.arange(self.layers)[:, None] / self.layers)
+        top = powers[-1]
+        after, before = G @ right * top[None, :], (left * top[None, :]).T @ G
+        inner = left.T @ G @ right
+        middle = powers[1:-1, :, None] * powers[-2:0:-1, None, :] * inner[None]
+        squared = jnp.sum(after**2) + jnp.sum(before**2) + jnp.sum(middle**2)
+        weights = jnp.sum(powers[1:-1, :, None] ** 2 * powers[-2:0:-1, None, :] ** 2, axis=0)
+        moved = (after * top[None, :]) @ right.T + (left * top[None, :]) @ before
+        moved = moved + left @ (weights * inner) @ right.T
+        return moved.reshape(gradient.shape), jnp.sqrt(squared)
+
+
+class InducedSystem(eqx.Module):
+    """A `System` whose parameter vector is beta itself."""
+
+    start: EndToEndMatrix
+    problem: AbstractSquaredProblem
+    depth: int = eqx.field(static=True, default=1)
+
+    @property
+    def initial(self) -> Float[Array, " p"]:
+        """beta(0), flat."""
+        return jnp.ravel(self.start.coefficients)
+
+    def network(self, theta: Float[Array, " p"]) -> EndToEndMatrix:
+        """The end-to-end matrix at `theta`, of the flow's rank.
+
+        The solver leaves the matrices of that rank by its own tolerance; the flow is a function of
+        the nearest one, which is as smooth as the flow.
+        """
+        beta = theta.reshape(self.start.coefficients.shape)
+        return EndToEndMatrix(beta, self.start.layers, self.start.rank).truncated()
+
+    def coefficients(self, theta: Float[Array, " p"]) -> Array:
+        """beta at `theta`."""
+        return self.network(theta).coefficients
+
+    def _move(self, theta):
+        matrix = self.network(theta)
+        residual = self.problem.residual(matrix.coefficients)
+        return residual, *matrix.metric(self.problem.adjoint(residual))
+
+    def velocity(self, theta: Float[Array, " p"]) -> Float[Array, " p"]:
+        """d beta/dt = -A(grad L(beta))."""
+        return -jnp.ravel(self._move(theta)[1])
+
+    def gradient_norm(self, theta: Float[Array, " p"]) -> tuple[Array, Scalar]:
+        """r, and |grad L| with respect to the layers, whose square is -dL/dt = <G, A(G)>."""
+        residual, _, norm = self._move(theta)
+        return residual, norm
+
+    def finish_step(self, theta: Float[Array, " p"], size: Scalar, gradient: Scalar) -> Scalar:
+        """Zero: this flow has no finish."""
+        return jnp.zeros_like(size)
+
+
+def induced_flow(
+    coefficients: Float[ArrayLike, "d ..."],
+    problem: AbstractProblem,
+    depth: int,
+    *,
+    rank: int | None = None,
+    **options: Any,
+) -> FlowSolution:
+    """Integrate the end-to-end flow of a fully-connected network with balanced layers.
+
+        d beta/dt = -sum_{j=1}^L (beta beta^T)^((j-1)/L) grad L(beta) (beta^T beta)^((L-j)/L)
+
+    in the physical time of the layers' own gradient flow, with which it agrees as long as the
+    layers start balanced: `initialization.balanced(FullyConnectedNetwork.zeros(...), beta)`.
+    With samples as columns and W = beta^T it is eq. (17) of Eftekhari 2020.
+
+    **Arguments**
+
+    - `coefficients`: beta(0), shape (d, m), or (d,) for a scalar output.
+    - `problem`: a squared loss: `Regression` or `MatrixSensing`.
+    - `depth`: L >= 2, the number of layers.
+    - `rank`: of beta(0), between 1 and min(d, m); by default its numerical rank. The flow keeps it
+      (Lemma 11). Singular values beyond it are dropped.
+    - the other options are those of `gradient_flow`, with rtol = 1e-10 by default. There is no
+      finish, and a rank below that of the targets leaves a residual: such a flow ends by
+      `StopAtTime`, or where it stands still.
+
+    **Returns** a `FlowSolution` whose `network` is an `EndToEndMatrix`.
+
+    Singular values s are resolved to eps |beta|: one of 1e-10 |beta| has six digits, and so have
+    its powers s^(2/L).
+
+    **Raises** ValueError for bad input, before anything is compiled.
+
+    Source: Eftekhari 2020, eq. (16) and (17); Arora et al. 2018, Theorem 1.
+    """
+    if not isinstance(problem, AbstractSquaredProblem):
+        raise ValueError(
+            f"problem: induced_flow needs a squared loss, got {type(problem).__name__}; use "
+            "gradient_flow from balanced layers."
+        )
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 2:
+        raise ValueError(
+            f"depth: must be an int >= 2, got {depth!r}; one layer is linear regression."
+        )
+    if "finish" in options and options["finish"] is not None:
+        raise ValueError(
+            f"finish: induced_flow has none, got {options['finish']!r}; leave it out, or use "
+            "gradient_flow from balanced layers."
+        )
+    beta = as_parameter(coefficients, "coefficients", "induced_flow", ndim=np.ndim(coefficients))
+    matrix = EndToEndMatrix(beta, depth, _rank(beta, rank))
+    check_pair(matrix, problem)
+    matrix, problem = same_dtype(matrix, problem)
+    system: Any = InducedSystem(matrix.truncated(), problem)  # pyright: ignore[reportArgumentType]
+    eps = float(jnp.finfo(system.initial.dtype).eps)
+    filled = {"rtol": max(1e-10, 64 * eps), "solver": explicit_solver(), **options}
+    throw = filled.pop("throw", True)
+    return run(system, fill_options(system, **{**filled, "finish": None}), throw=throw)
+
+
+def _rank(beta, rank):
+    most = min(beta.shape[0], int(np.prod(beta.shape[1:])))
+    if rank is not None:
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= most:
+            raise ValueError(
+                f"rank: must be an int from 1 to min(d, m) = {most}, got {rank!r}; leave it out "
+                "for the numerical rank of the coefficients."
+            )
+        return rank
+    if isinstance(beta, Tracer):
+        raise ValueError(
+            "rank: must be given under jax.jit or jax.vmap, where the coefficients' rank is not "
+            f"known, got None; pass rank={most} for coefficients of full rank."
+        )
+    sizes = np.linalg.svd(np.asarray(beta).reshape(beta.shape[0], -1), compute_uv=False)
+    # Products of a few matrices have this much rounding in singular values that are zero.
+    found = int((sizes > 16 * max(beta.shape) * np.finfo(sizes.dtype).eps * sizes[0]).sum())
+    if found == 0:
+        raise ValueError(
+            "coefficients: must not be zero, got zeros, which the flow never leaves for depth >= 2;"
+            " start elsewhere."
+        )
+    return found
