@@ -14,7 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 import lintensor_jax as lt
-from lintensor_jax import cli
+from lintensor_jax import cli, experiments
 from lintensor_jax.experiments import EXPERIMENTS
 from lintensor_jax.experiments.report import Check, Report, Table, worst_of
 from lintensor_jax.experiments.yun2021 import Configuration, initial_directions, resampled
@@ -264,7 +264,7 @@ def test_a_failed_check_is_exit_code_1(monkeypatch, tmp_path, capsys):
         def figures(self):
             return {}
 
-    monkeypatch.setattr(cli.experiments.find("yun2021"), "run", lambda *_: Result())
+    monkeypatch.setattr(experiments.find("yun2021"), "run", lambda *_: Result())
     arguments = ["reproduce", "yun2021", "--out", str(tmp_path)]
     assert cli.main(arguments) == 1
     captured = capsys.readouterr()
@@ -273,8 +273,8 @@ def test_a_failed_check_is_exit_code_1(monkeypatch, tmp_path, capsys):
 
 
 PROGRAM = """
-from lintensor_jax import cli
-cli._configure_jax()
+from lintensor_jax.cli.terminal import configure_jax
+configure_jax()
 import jax, jax.numpy as jnp
 print(jax.jit(lambda x: jnp.sin(x) + 1)(1.0).dtype)
 """

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from lintensor_jax import cli
+from lintensor_jax.cli import reproduce
 from lintensor_jax.config import ConfigError, load
 from lintensor_jax.experiments import find
 from lintensor_jax.experiments.eftekhari2020_setups import far_start, near_start, whitened
@@ -92,7 +93,7 @@ def test_each_check_can_fail(result):
 
 def test_the_command_line_writes_tables_and_figures(result, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(experiment, "run", lambda *_: result)
-    monkeypatch.setattr(cli, "_configure_jax", lambda: None)
+    monkeypatch.setattr(reproduce, "configure_jax", lambda: None)
     assert cli.main(["reproduce", "eftekhari2020", "--json", "--out", str(tmp_path)]) == 0
     printed = json.loads(capsys.readouterr().out)
     names = ["table.md", "results.json"]

@@ -15,7 +15,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from sweep_cases import ALPHAS, DIRECTIONS, LANES, PROBLEM, X, Y, axes, start
 
 import lintensor_jax as lt
-from lintensor_jax import cli, cli_sweep
+from lintensor_jax import cli
+from lintensor_jax.cli.sweep import in_words
 from lintensor_jax.config import ConfigError
 from lintensor_jax.sweeps import (
     DistanceToPrediction,
@@ -293,10 +294,10 @@ def test_paired_axes_need_one_length(tmp_path):
 
 def test_progress_in_words():
     progress = Progress(lanes=500, total=2000, failed=3, waiting=2, rate=100.0)
-    assert cli_sweep.in_words(progress) == (
+    assert in_words(progress) == (
         "500 of 2,000 lanes, 100/s, 00:00:15 left, 2 waiting for the stiff path, 3 failed"
     )
-    assert "compiling" in cli_sweep.in_words(Progress(0, 10, 0, 0, 0.0))
+    assert "compiling" in in_words(Progress(0, 10, 0, 0, 0.0))
 
 
 @pytest.mark.parametrize("command", ["sweep", "resume", "status", "plot", "report"])

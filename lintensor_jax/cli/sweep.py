@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from .terminal import UsageError, configure_jax
+
 # Compiling apart with faster settings pays from here on.
 _MANY_LANES = 20_000
 
@@ -99,18 +101,17 @@ def _devices(parser):
 
 def sweep_command(arguments: Any) -> int:
     """`lintensor-jax sweep CONFIG`."""
-    from .cli import _configure_jax
-    from .config import load
-    from .sweeps import configuration
+    from ..config import load
+    from ..sweeps import configuration
 
     lanes = configuration.num_lanes(load(arguments.config, configuration.Sweep))
     devices = _set_devices(arguments.devices)
-    _configure_jax()
+    configure_jax()
     import dataclasses
 
-    from .dynamics.compilation import Apart
-    from .sweeps.plan import Plan
-    from .sweeps.run import run
+    from ..dynamics.compilation import Apart
+    from ..sweeps.plan import Plan
+    from ..sweeps.run import run
 
     config, grid, options = configuration.read(arguments.config)
     if lanes >= _MANY_LANES:
@@ -126,14 +127,13 @@ def sweep_command(arguments: Any) -> int:
 
 def resume_command(arguments: Any) -> int:
     """`lintensor-jax resume DIR`."""
-    from .cli import _configure_jax
-    from .sweeps.store import Store
+    from ..sweeps.store import Store
 
     with _told(arguments.folder):
         Store(arguments.folder)  # a refusal comes before JAX is started
         _set_devices(arguments.devices)
-        _configure_jax()
-        from .sweeps.run import resume
+        configure_jax()
+        from ..sweeps.run import resume
 
         with _watched(arguments.json) as watch:
             resume(arguments.folder, watch=watch)
@@ -148,7 +148,7 @@ def status_command(arguments: Any) -> int:
 
 def plot_command(arguments: Any) -> int:
     """`lintensor-jax plot DIR`."""
-    from .sweeps.report import write_figures
+    from ..sweeps.report import write_figures
 
     with _told(arguments.folder):
         written = write_figures(arguments.folder, arguments.out or arguments.folder / ".sweep")
@@ -157,10 +157,9 @@ def plot_command(arguments: Any) -> int:
 
 def report_command(arguments: Any) -> int:
     """`lintensor-jax report DIR`."""
-    from .cli import _configure_jax
 
-    _configure_jax()
-    from .sweeps.report import write_report
+    configure_jax()
+    from ..sweeps.report import write_report
 
     with _told(arguments.folder):
         written = write_report(arguments.folder, arguments.out)
@@ -170,8 +169,6 @@ def report_command(arguments: Any) -> int:
 def _set_devices(wanted: int | None) -> int:
     """How many devices the CPU is divided into; to be called before JAX computes anything."""
     import jax
-
-    from .cli import UsageError
 
     if wanted is not None and wanted < 1:
         raise UsageError(f"--devices: must be a whole number >= 1, got {wanted}.")
@@ -187,9 +184,8 @@ def _set_devices(wanted: int | None) -> int:
 @contextlib.contextmanager
 def _told(where: Path) -> Iterator[None]:
     """The library's refusals, which name the argument, the rule and the fix, as one line."""
-    from .cli import UsageError
-    from .config import ConfigError
-    from .sweeps.errors import SweepError
+    from ..config import ConfigError
+    from ..sweeps.errors import SweepError
 
     try:
         yield
@@ -243,7 +239,7 @@ def in_words(progress: Any) -> str:
 
 
 def _print_plan(plan: dict[str, Any], path: Path, as_json: bool) -> int:
-    from .sweeps.report import in_bytes
+    from ..sweeps.report import in_bytes
 
     existing = path
     while not existing.exists():
@@ -281,8 +277,8 @@ def _print_plan(plan: dict[str, Any], path: Path, as_json: bool) -> int:
 
 
 def _print_status(path: Path, as_json: bool, wrote: bool = False) -> int:
-    from .sweeps.report import in_bytes
-    from .sweeps.state import status
+    from ..sweeps.report import in_bytes
+    from ..sweeps.state import status
 
     state = status(path)
     if as_json:

@@ -1,53 +1,20 @@
-"""The command line: arguments in, files and messages out. It knows no numerics.
+"""The command `reproduce`."""
 
-Exit codes: 0 done, 1 a check failed its bound, 2 a mistake in the arguments or the configuration.
-"""
-
-import argparse
-import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from . import cli_sweep, experiments
-from ._version import __version__
-from .config import ConfigError, load, suggestion
+from .. import experiments
+from ..config import load, suggestion
+from .terminal import UsageError, configure_jax, progress
 
 _PIPE_WIDTH = 120
 
 
-class UsageError(Exception):
-    """A mistake on the command line, told in one line."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    try:
-        arguments = _parser().parse_args(argv)
-        return arguments.command(arguments)
-    except (UsageError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-
-
-def _parser():
-    parser = _Parser(
-        prog="lintensor-jax",
-        description="A gradient-flow laboratory for linear tensor networks.",
-    )
-    parser.add_argument("--version", action="version", version=f"lintensor-jax {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+def add_commands(commands: Any) -> None:
+    """The subparser."""
     reproduce = commands.add_parser(
         "reproduce",
         help="run a paper's experiments: figures, tables and checks",
@@ -67,17 +34,15 @@ def _parser():
         "--config", metavar="FILE", type=Path, help="a TOML file instead of the paper's setup"
     )
     reproduce.set_defaults(command=_reproduce)
-    cli_sweep.add_commands(commands)
-    return parser
 
 
 def _reproduce(arguments) -> int:
     names = _experiment_names(arguments.name)
     if arguments.config and len(names) > 1:
         raise UsageError('--config belongs to one experiment: name it instead of "all".')
-    from .figures.style import save
+    from ..figures.style import save
 
-    _configure_jax()
+    configure_jax()
     outcomes = []
     for name in names:
         module = experiments.find(name)
@@ -91,7 +56,7 @@ def _reproduce(arguments) -> int:
         if arguments.quick:
             config, reduced = module.reduce(config)
         try:
-            with _progress() as track:
+            with progress() as track:
                 result = module.run(config, reduced, track)
         except ValueError as error:
             if not arguments.config:
@@ -133,48 +98,6 @@ def _output_folder(out, name, alone):
     if not os.access(folder, os.W_OK):
         raise UsageError(f"--out: the folder {folder} is not writable; choose another.")
     return folder
-
-
-def _configure_jax():
-    """Float64, and compiled programs kept from one run to the next."""
-    import jax
-
-    jax.config.update("jax_enable_x64", True)
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "lintensor_jax" / "jax"))
-    # JAX keeps only what took a second to compile; here dozens of small programs add up.
-    for option, value in (
-        ("jax_persistent_cache_min_compile_time_secs", 0.0),
-        ("jax_persistent_cache_min_entry_size_bytes", -1),
-    ):
-        if option.upper() not in os.environ:
-            jax.config.update(option, value)
-
-
-@contextlib.contextmanager
-def _progress():
-    """A function that iterates over jobs behind a progress bar; silent if stderr is a file."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
-
-        def track(jobs: Sequence[Any]):
-            task = bar.add_task("", total=len(jobs))
-            for job in jobs:
-                bar.update(task, description=str(job))
-                yield job
-                bar.advance(task)
-
-        yield track
 
 
 def _print_report(report, written):

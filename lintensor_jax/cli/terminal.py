@@ -1,0 +1,54 @@
+"""What every command needs: mistakes told in one line, JAX's settings, a progress bar."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+class UsageError(Exception):
+    """A mistake on the command line, told in one line."""
+
+
+def configure_jax():
+    """Float64, and compiled programs kept from one run to the next."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "lintensor_jax" / "jax"))
+    # JAX keeps only what took a second to compile; here dozens of small programs add up.
+    for option, value in (
+        ("jax_persistent_cache_min_compile_time_secs", 0.0),
+        ("jax_persistent_cache_min_entry_size_bytes", -1),
+    ):
+        if option.upper() not in os.environ:
+            jax.config.update(option, value)
+
+
+@contextlib.contextmanager
+def progress():
+    """A function that iterates over jobs behind a progress bar; silent if stderr is a file."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
+
+        def track(jobs: Sequence[Any]):
+            task = bar.add_task("", total=len(jobs))
+            for job in jobs:
+                bar.update(task, description=str(job))
+                yield job
+                bar.advance(task)
+
+        yield track
