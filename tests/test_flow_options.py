@@ -353,6 +353,7 @@ def test_vmap_over_networks_and_alpha_and_data():
         assert np.isfinite(batch.clock_time[lane]).all()
 
 
+@pytest.mark.slow
 def test_vmap_over_alpha_of_a_classification():
     alphas = jnp.array([1e-6, 0.5, 2.0])
 

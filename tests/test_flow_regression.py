@@ -93,7 +93,21 @@ def flow(network, problem, **options) -> Any:
     return solution
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# One of every architecture runs always, the other depths and widths with the slow tests.
+USUAL = (
+    "diagonal-3",
+    "convolution-2-3",
+    "fully-connected-3-2",
+    "two-outputs-3",
+    "tensor-3",
+    "user",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in USUAL else pytest.mark.slow) for n in NETWORKS],
+)
 def test_agrees_with_scipy(name):
     # The whole parameter vector at times on the way. The flow's own error at rtol 1e-10 is what
     # 1e-8 leaves room for; SciPy's is 10 times smaller.

@@ -76,7 +76,14 @@ CASES = {
 }
 
 
-SLOW = ("even convolution, L = 4", "even convolution, any start", "differential, D = 3")
+SLOW = (
+    "diagonal, L = 3, both signs",
+    "diagonal, any start",
+    "commuting sensors",
+    "even convolution, L = 4",
+    "even convolution, any start",
+    "differential, D = 3",
+)
 
 
 @pytest.mark.parametrize(

@@ -105,13 +105,18 @@ def assert_loss_is_below(bound, log_time, log_loss):
     assert np.all(np.asarray(log_loss) <= np.asarray(bound.log_bound(log_time)) + 1e-6)
 
 
-# The mirror flows' limits have tests of their own in test_mirror_limits.py.
+# Their limits have tests of their own in test_mirror_limits.py and test_interpolation.py.
+ELSEWHERE = (
+    "two-layer mirror flow",
+    "Theorems 1 and 3 of Woodworth",
+    "Theorem 5 (Corollary 5)",
+    "Theorem 5 (Corollary 7)",
+)
+
+
 @pytest.mark.parametrize(
     "theorem",
-    [
-        pytest.param(name, marks=pytest.mark.slow if "mirror" in name or "Wood" in name else ())
-        for name in COVERED
-    ],
+    [pytest.param(name, marks=pytest.mark.slow if name in ELSEWHERE else ()) for name in COVERED],
 )
 def test_exact_limits_agree_with_the_flow(theorem):
     network, problem = COVERED[theorem]
