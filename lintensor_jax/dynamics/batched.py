@@ -19,7 +19,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from ..networks import split
@@ -120,7 +119,9 @@ def batched_flow(
     filled = fill_options(system, atol=atol, **options)
     size = system.initial.size + (0 if isinstance(filled.clock, PhysicalTime) else 2)
     on_cpu = jax.default_backend() == "cpu"
-    thetas = jax.vmap(lambda p: ravel_pytree(p)[0])(parameters)
+    # `ravel_pytree` of every lane, without the milliseconds of a trace.
+    leaves = [leaf.reshape(count, -1) for leaf in jax.tree.leaves(parameters)]
+    thetas = jnp.concatenate(leaves, axis=1) if len(leaves) > 1 else leaves[0]
     devices = [next(iter(thetas.devices()))] if devices is None else list(devices)
     most = _CHUNK if on_cpu else _CHUNK_OF_GPU
     compilation = InProcess() if compilation is None else compilation
@@ -157,9 +158,12 @@ def batched_flow(
         arrays, mine = jax.device_put(here, devices[place])
         return [_fly(eqx.combine(arrays, stepper), compilation, chunk) for chunk in mine]
 
-    with ThreadPoolExecutor(len(devices)) as pool:
-        found = list(pool.map(fly, range(len(devices))))
-    landed = [found[i % len(devices)][i // len(devices)] for i in range(len(chunks))]
+    if len(chunks) == 1:
+        landed = fly(0)
+    else:
+        with ThreadPoolExecutor(len(devices)) as pool:
+            found = list(pool.map(fly, range(len(devices))))
+        landed = [found[i % len(devices)][i // len(devices)] for i in range(len(chunks))]
     flow = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *landed)
     return dataclasses.replace(flow, executed_steps=jnp.sum(flow.executed_steps))
 
