@@ -42,3 +42,4 @@ def test_one_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "version" in project["dynamic"]
     assert lt.__version__.count(".") == 2
+    assert f"\nversion: {lt.__version__}\n" in (ROOT / "CITATION.cff").read_text()
