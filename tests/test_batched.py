@@ -20,6 +20,7 @@ from lintensor_jax.dynamics import lanewise as module
 from lintensor_jax.dynamics.batched import batched_flow
 from lintensor_jax.dynamics.compilation import Apart
 from lintensor_jax.dynamics.lanewise import lanewise
+from lintensor_jax.dynamics.spectral import Spectral
 from lintensor_jax.dynamics.stopping import status_name
 from lintensor_jax.dynamics.system import System
 from lintensor_jax.initialization import gaussian
@@ -143,6 +144,38 @@ def test_ends_are_those_of_single_flows(name):
     for k in range(0, 6, 2):
         single = lt.gradient_flow(lane(networks, k), PROBLEM)
         # After the finish both are the limit: 1e-8 is what the issue asks for.
+        np.testing.assert_allclose(flow.coefficients[k], single.coefficients[-1], atol=1e-8)
+
+
+@pytest.mark.parametrize(("d", "depth"), [(5, 2), (6, 3)])
+def test_the_fourier_basis_is_a_rotation(d, depth):
+    rng = np.random.default_rng(d)
+    problem = lt.Regression(rng.standard_normal((2, d)), rng.standard_normal(2))
+    like = lt.ConvolutionalNetwork.zeros(d, (d,) * depth)
+    system, spectral = System.of(like, problem), Spectral.of(like, problem)
+    assert spectral is not None
+    there = spectral.system(spectral.problem(problem))
+    theta = jnp.asarray(rng.standard_normal((3, d * depth)))
+    rotated = spectral.into(theta)
+    np.testing.assert_allclose(spectral.back(np.asarray(rotated)), theta, atol=1e-14)
+    np.testing.assert_allclose(
+        jnp.linalg.norm(rotated, axis=1), jnp.linalg.norm(theta, axis=1), rtol=1e-14
+    )
+    velocity = np.asarray(jax.vmap(there.velocity)(rotated))
+    expected = jax.vmap(system.velocity)(theta)
+    np.testing.assert_allclose(spectral.back(velocity), expected, atol=1e-12)
+    for other in (lt.ConvolutionalNetwork.zeros(d, (2, d)), lt.DiagonalNetwork.zeros(2, d)):
+        assert Spectral.of(other, problem) is None
+
+
+def test_full_length_convolutions_end_where_single_flows_do():
+    rng = np.random.default_rng(5)
+    networks = starts(lt.ConvolutionalNetwork.zeros(5, (5, 5)), 4)
+    X, y = jnp.asarray(rng.standard_normal((4, 2, 5))), jnp.asarray(rng.standard_normal((4, 2)))
+    flow = batched_flow(networks, jax.vmap(lt.Regression)(X, y), shared_problem=False)
+    assert (flow.invariant_drift < 1e-7).all()
+    for k in (0, 3):
+        single = lt.gradient_flow(lane(networks, k), lt.Regression(X[k], y[k]))
         np.testing.assert_allclose(flow.coefficients[k], single.coefficients[-1], atol=1e-8)
 
 

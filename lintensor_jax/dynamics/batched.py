@@ -29,6 +29,7 @@ from .finish import run_finish
 from .integrate import record
 from .options import fill_options, same_dtype
 from .queue import InFlight, Queue, Stepper, state_of, with_problem
+from .spectral import Spectral
 from .stopping import FlowStatus, code_of, status_of
 from .system import Reducible, System
 
@@ -98,7 +99,7 @@ def batched_flow(
       XLA runs one program at a time on a device: for two cores of a CPU, set
       `jax.config.update("jax_num_cpu_devices", 2)` before the first computation.
     - `clock`, `stop`, `finish`, `rtol`, `atol`, `max_steps`: as in `gradient_flow`; default for
-      max_steps 4096.
+      max_steps 4096. A default stop is one for all lanes, by the size of the first one's data.
 
     **Returns** a `BatchedFlow`. Nothing is raised for a lane that fails: see `status`.
     """
@@ -143,6 +144,7 @@ def batched_flow(
         in_rows=compilation.fuses,
         scales_atol=atol is None,
     )
+    spectral = Spectral.of(eqx.combine(first, rest), one)
     chunks = [
         _Chunk(
             jnp.asarray(min(chunk, count - at), jnp.int32),
@@ -156,7 +158,7 @@ def batched_flow(
         mine = chunks[place :: len(devices)]
         here = eqx.filter(stepper, eqx.is_array), mine
         arrays, mine = jax.device_put(here, devices[place])
-        return [_fly(eqx.combine(arrays, stepper), compilation, chunk) for chunk in mine]
+        return [_fly(eqx.combine(arrays, stepper), compilation, chunk, spectral) for chunk in mine]
 
     if len(chunks) == 1:
         landed = fly(0)
@@ -206,22 +208,30 @@ def _advance(stepper: Stepper, flight: InFlight, queue: Queue) -> tuple[InFlight
     return stepper.advance(flight, queue)
 
 
-def _fly(stepper, compilation, chunk: _Chunk) -> BatchedFlow:
+def _fly(stepper, compilation, chunk: _Chunk, spectral: Spectral | None) -> BatchedFlow:
     """The flows of one chunk, on the device where it is; in NumPy arrays of `count` lanes."""
-    count = int(chunk.count)
-    flight, queue = compiled(_queue, InProcess(), stepper, chunk)(stepper, chunk)
-    advance = compiled(_advance, compilation, stepper, flight, queue)
+    count, flying, flown = int(chunk.count), stepper, chunk
+    if spectral is not None:
+        problem = spectral.problem(chunk.problem)
+        one = problem if stepper.shared else jax.tree.map(lambda leaf: leaf[0], problem)
+        flying = stepper._replace(system=spectral.system(one))
+        flown = chunk._replace(thetas=spectral.into(chunk.thetas), problem=problem)
+    flight, queue = compiled(_queue, InProcess(), flying, flown)(flying, flown)
+    advance = compiled(_advance, compilation, flying, flight, queue)
     size = chunk.thetas.shape[1] + (0 if isinstance(stepper.options.clock, PhysicalTime) else 2)
     none = np.zeros(chunk.thetas.shape[0], np.int32)
     like = np.zeros(none.size, chunk.thetas.dtype)
     ends = _Ends(np.zeros((none.size, size), like.dtype), like, none, none.copy(), none.copy())
-    following = advance(stepper, flight, queue)
+    following = advance(flying, flight, queue)
     while True:
         # The next part is on its way while this one is written down.
-        (flight, log), following = following, advance(stepper, following[0], queue)
+        (flight, log), following = following, advance(flying, following[0], queue)
         _harvest(log, count, ends)
         if not np.any(np.asarray(flight.job) < count):
             break
+    if spectral is not None:
+        parameters = chunk.thetas.shape[1]
+        ends.y[:, :parameters] = spectral.back(ends.y[:, :parameters])
     given = tuple(jax.device_put(a, chunk.count.device) for a in ends[:3])
     wrap = compiled(_wrapped, InProcess(), stepper, chunk, given)
     # XLA:CPU has one pool of threads for all devices: two programs that hand work to it (as linear
