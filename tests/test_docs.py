@@ -1,0 +1,140 @@
+"""The documentation: every name, test, command and link in it exists, and its programs run."""
+
+import ast
+import functools
+import importlib
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+CLI = importlib.import_module("lintensor_jax.cli.main")
+ROOT = pathlib.Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
+STATEMENTS = {"A": 11, "B": 6, "C": 4, "D": 5, "E": 4, "F": 7}
+ROWS = [
+    [cell.strip() for cell in line.strip("|\n").split("|")]
+    for line in PAGES["theory.md"].splitlines()
+    if re.match(r"\| [A-F]\d", line)
+]
+CODE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+
+
+def code_spans(text):
+    return re.findall(r"`([^`\n]+)`", CODE.sub("", text))
+
+
+@functools.cache
+def names_of_tests(file):
+    tree = ast.parse((ROOT / "tests" / file).read_text())
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def resolve(name):
+    """A module of the package, or an attribute of one, by its dotted name."""
+    target = importlib.import_module("lintensor_jax")
+    for part in name.split("."):
+        if not hasattr(target, part):
+            importlib.import_module(f"{target.__name__}.{part}")
+        target = getattr(target, part)
+    return target
+
+
+def test_every_statement_has_a_row():
+    found = {row[0] for row in ROWS}
+    assert found == {f"{letter}{i + 1}" for letter, n in STATEMENTS.items() for i in range(n)}
+    assert {len(row) for row in ROWS} == {5}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}: {row[1][:30]}")
+def test_what_a_row_names_exists(row):
+    _, _, where, tests, agreement = row
+    if where == "–":
+        assert tests == "–"
+        assert "not implemented" in agreement
+        return
+    places = [name for name in code_spans(where) if not name.startswith("lintensor-jax")]
+    assert places
+    for name in places:
+        resolve(name)
+    named = code_spans(tests)
+    assert named
+    for name in named:
+        file, test = name.split("::")
+        assert test in names_of_tests(file)
+
+
+def test_every_test_and_file_named_anywhere_exists():
+    text = "\n".join(PAGES.values())
+    pairs = re.findall(r"(test_\w+\.py)::(test_\w+)", text)
+    assert len(pairs) > 50
+    missing = [pair for pair in pairs if pair[1] not in names_of_tests(pair[0])]
+    files = re.findall(r"\b((?:benchmarks|configs|notebooks)/[\w.-]+\.(?:py|toml|ipynb))", text)
+    assert not missing
+    assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def test_names_of_the_package_exist():
+    """`lt.name` in running text and ::: in the reference; programs are tested by running."""
+    for page, text in PAGES.items():
+        named = [
+            match[1] for span in code_spans(text) if (match := re.match(r"lt\.([\w.]*\w)", span))
+        ]
+        for name in named + re.findall(r"^::: lintensor_jax\.([\w.]+)", text, re.MULTILINE):
+            assert resolve(name) is not None, page
+
+
+def commands():
+    for page, text in PAGES.items():
+        lines = code_spans(text)
+        for language, block in CODE.findall(text):
+            lines += block.splitlines() if language == "sh" else []
+        for line in lines:
+            if line.startswith("lintensor-jax "):
+                yield pytest.param(line, id=f"{page}: {line}")
+
+
+@pytest.mark.parametrize("line", list(commands()))
+def test_commands_parse(line):
+    words = shlex.split(line, comments=True)[1:]
+    arguments = CLI._parser().parse_args([word.strip("[]") for word in words])
+    assert callable(arguments.command)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_relative_links_resolve(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if not re.match(r"https?:|#", target):
+            assert ((DOCS / page).parent / target.split("#")[0]).exists(), target
+
+
+def test_the_menu_lists_every_page():
+    menu = re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(menu) == sorted(PAGES)
+
+
+@pytest.mark.slow  # compilations of a dozen flows
+@pytest.mark.parametrize("page", [p for p, text in PAGES.items() if "```python" in text])
+def test_programs_run(page):
+    scope = {}
+    for language, block in CODE.findall(PAGES[page]):
+        if language == "python":
+            exec(compile(block, page, "exec"), scope)
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) >= len(PAGES)
+    for page in pages:  # readable offline: nothing is loaded from elsewhere
+        loaded = r"<(?:script|img|link rel=.stylesheet.)[^>]*(?:src|href)=.(?:https?:)?//"
+        assert not re.search(loaded, page.read_text()), page.name
