@@ -238,7 +238,10 @@ def _as_data(value, name, owner, ndims):
             "samples are rows, see the class's docstring."
         )
     if 0 in array.shape:
-        raise ValueError(f"{owner}: {name} must not be empty, got shape {array.shape}.")
+        raise ValueError(
+            f"{owner}: {name} must not be empty, got shape {array.shape}; "
+            "pass at least one sample with at least one entry."
+        )
     if not isinstance(array, Tracer) and not np.isfinite(np.asarray(array)).all():
         where = np.argwhere(~np.isfinite(np.asarray(array)))[0].tolist()
         raise ValueError(

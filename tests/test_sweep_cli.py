@@ -6,12 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
-from jax.experimental.compilation_cache import compilation_cache
 from sweep_cases import ALPHAS, DIRECTIONS, LANES, PROBLEM, X, Y, axes, start
 
 import lintensor_jax as lt
@@ -47,21 +45,7 @@ lanes_in_flight = 8
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """The command line turns JAX's cache on: keep it out of the user's, and off afterwards."""
-    names = (
-        "jax_compilation_cache_dir",
-        "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes",
-    )
-    before = {name: getattr(jax.config, name) for name in names}
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+pytestmark = pytest.mark.usefixtures("cache_of_its_own")
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +99,9 @@ def test_a_sweep_is_run_resumed_and_told(swept, capsys):
     assert told["wrote"] == [str(swept)]
     results = xr.open_zarr(swept, chunks=None)
     assert json.loads(results.attrs["config"])["start"]["alphas"] == ALPHAS.tolist()
-    np.testing.assert_allclose(results.limit @ xr.DataArray(X[0], dims="coefficient"), 1, atol=1e-9)
+    np.testing.assert_allclose(
+        results.limit @ xr.DataArray(X[0], dims="coefficient"), 1, rtol=0, atol=1e-9
+    )
 
 
 def test_figures_need_only_the_store(swept):

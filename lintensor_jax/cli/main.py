@@ -1,16 +1,19 @@
 """The program `lintensor-jax`.
 
-Exit codes: 0 done, 1 a check failed its bound, 2 a mistake in the arguments or the configuration.
+Exit codes: 0 done, 1 a check failed its bound, 2 a mistake in the arguments, the configuration or
+the files, 130 interrupted, 141 nobody reads the output any longer.
 """
 
 import argparse
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from .._version import __version__
 from ..config import ConfigError
-from . import reproduce, sweep
+from . import init, predict, reproduce, sweep
 from .terminal import UsageError
 
 
@@ -22,14 +25,38 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads on, as in `| head -1`: the interpreter's own flush at exit must not complain.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # as a program that SIGPIPE ended
+
+
+def _run(argv):
+    try:
         arguments = _parser().parse_args(argv)
         return arguments.command(arguments)
-    except (UsageError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        raise
+    except (UsageError, ConfigError, OSError) as error:
+        print(_told_in_one_line(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _told_in_one_line(error):
+    message = str(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        message = f"{where}{(error.strerror or message).lower()}; check the path, its permissions "
+        message += "and the space left."
+    return f"error: {' '.join(message.split())}"
 
 
 def _parser():
@@ -39,6 +66,6 @@ def _parser():
     )
     parser.add_argument("--version", action="version", version=f"lintensor-jax {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (reproduce, sweep):
+    for module in (init, predict, sweep, reproduce):
         module.add_commands(commands)
     return parser

@@ -117,7 +117,7 @@ def sweep_command(arguments: Any) -> int:
     if lanes >= _MANY_LANES:
         options = dataclasses.replace(options, compilation=Apart())
     path = arguments.out or Path("results") / arguments.config.stem
-    with _told(arguments.config):
+    with told(arguments.config):
         if arguments.dry_run:
             return _print_plan(Plan(grid, options).summary(devices), path, arguments.json)
         with _watched(arguments.json) as watch:
@@ -129,7 +129,7 @@ def resume_command(arguments: Any) -> int:
     """`lintensor-jax resume DIR`."""
     from ..sweeps.store import Store
 
-    with _told(arguments.folder):
+    with told(arguments.folder):
         Store(arguments.folder)  # a refusal comes before JAX is started
         _set_devices(arguments.devices)
         configure_jax()
@@ -142,15 +142,17 @@ def resume_command(arguments: Any) -> int:
 
 def status_command(arguments: Any) -> int:
     """`lintensor-jax status DIR`."""
-    with _told(arguments.folder):
+    with told(arguments.folder):
         return _print_status(arguments.folder, arguments.json)
 
 
 def plot_command(arguments: Any) -> int:
     """`lintensor-jax plot DIR`."""
     from ..sweeps.report import write_figures
+    from ..sweeps.store import Store
 
-    with _told(arguments.folder):
+    with told(arguments.folder):
+        Store(arguments.folder)  # a folder without a sweep is refused in words
         written = write_figures(arguments.folder, arguments.out or arguments.folder / ".sweep")
     return _print_written(written, arguments.json)
 
@@ -161,7 +163,7 @@ def report_command(arguments: Any) -> int:
     configure_jax()
     from ..sweeps.report import write_report
 
-    with _told(arguments.folder):
+    with told(arguments.folder):
         written = write_report(arguments.folder, arguments.out)
     return _print_written([written], arguments.json)
 
@@ -171,7 +173,9 @@ def _set_devices(wanted: int | None) -> int:
     import jax
 
     if wanted is not None and wanted < 1:
-        raise UsageError(f"--devices: must be a whole number >= 1, got {wanted}.")
+        raise UsageError(
+            f"--devices: must be a whole number >= 1, got {wanted}; leave it out for 1."
+        )
     count = wanted or 1
     given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not given and count > 1:
@@ -182,16 +186,16 @@ def _set_devices(wanted: int | None) -> int:
 
 
 @contextlib.contextmanager
-def _told(where: Path) -> Iterator[None]:
+def told(where: Path) -> Iterator[None]:
     """The library's refusals, which name the argument, the rule and the fix, as one line."""
     from ..config import ConfigError
     from ..sweeps.errors import SweepError
 
     try:
         yield
-    except ConfigError:
+    except (ConfigError, BrokenPipeError):
         raise
-    except (SweepError, OSError) as error:
+    except SweepError as error:
         raise UsageError(str(error)) from None
     except KeyboardInterrupt:
         print("stopped: what is finished is kept (see resume --help)", file=sys.stderr)

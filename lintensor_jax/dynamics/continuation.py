@@ -326,6 +326,11 @@ def _check(network, problem, tolerance, max_log_margin, first_step, growth, max_
     values = (tolerance, max_log_margin, first_step, growth)
     for (name, least), value in zip(limits.items(), values, strict=True):
         if not (np.isfinite(value) and value > least):
-            raise ValueError(f"{name}: must be finite and above {least}, got {value!r}.")
+            raise ValueError(
+                f"{name}: must be finite and above {least}, got {value!r}; leave it out for the "
+                "default."
+            )
     if not isinstance(max_steps, int) or max_steps < 1:
-        raise ValueError(f"max_steps: must be a positive int, got {max_steps!r}.")
+        raise ValueError(
+            f"max_steps: must be a positive int, got {max_steps!r}; the default is 200."
+        )

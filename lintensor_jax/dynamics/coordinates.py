@@ -207,6 +207,14 @@ def real_decomposition(network: Any) -> OrthogonalDecomposition:
 
 
 def _of_layers(S, etas, rebuild):
+    # In two layers one nonzero entry is enough; in more, the last one starts from zero anyway.
+    moving = etas[0] if len(etas) > 2 else jnp.maximum(*map(jnp.abs, etas))
+    if float(jnp.min(jnp.abs(moving))) == 0:
+        raise AssumptionFails(
+            "nonzero entries of U_l^T v_l",
+            0.0,
+            "A coordinate that is zero in two layers never moves; remove it, or use gradient_flow.",
+        )
     if len(etas) == 2:
         return TwoLayerCoordinates(S, etas[0], etas[1], rebuild)
     scale = max(float(jnp.max(jnp.abs(e))) for e in etas)
@@ -218,12 +226,6 @@ def _of_layers(S, etas, rebuild):
             max(spread, last) / scale,
             "The largest violation over the largest entry; for three and more layers the dual flow "
             "is known from such initializations only. Use gradient_flow.",
-        )
-    if float(jnp.min(jnp.abs(etas[0]))) == 0:
-        raise AssumptionFails(
-            "nonzero entries of U_l^T v_l",
-            0.0,
-            "A coordinate that is zero in two layers never moves; remove it, or use gradient_flow.",
         )
     return DeepCoordinates(S, etas[0], rebuild, len(etas))
 

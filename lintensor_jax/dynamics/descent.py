@@ -77,7 +77,7 @@ def gradient_descent(
     save_every = num_steps if save_every is None else save_every
     for name, value in (("num_steps", num_steps), ("save_every", save_every)):
         if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: must be a positive int, got {value!r}.")
+            raise ValueError(f"{name}: must be a positive int, got {value!r}; pass e.g. 1000.")
     if num_steps % save_every:
         raise ValueError(
             f"save_every: must divide num_steps = {num_steps}, got {save_every}; take "

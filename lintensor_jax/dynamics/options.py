@@ -108,7 +108,9 @@ def fill_options(
     else:
         atol = _tolerance(atol, "atol", 0.0, dtype)
     if not isinstance(max_steps, int) or max_steps < 1:
-        raise ValueError(f"max_steps: must be a positive int, got {max_steps!r}.")
+        raise ValueError(
+            f"max_steps: must be a positive int, got {max_steps!r}; leave it out for the default."
+        )
     saving = _saving(saveat, dtype)
 
     def as_array(x: Any) -> Any:
@@ -144,7 +146,7 @@ def _tolerance(value, name, smallest, dtype):
         return value.astype(dtype)
     number = float(value)
     if not 0 < number < 1:
-        raise ValueError(f"{name}: must lie in (0, 1), got {number!r}.")
+        raise ValueError(f"{name}: must lie in (0, 1), got {number!r}; try 1e-8.")
     if number < smallest:
         fix = "raise it"
         if dtype == np.float32:

@@ -231,7 +231,10 @@ class StopAtMargin(AbstractStop):
 
 
 class StopAtTime(AbstractStop):
-    """Stop once the physical time of the gradient flow reaches `value`, or its log `log_value`."""
+    """Stop once the physical time of the gradient flow reaches `value`, or its log `log_value`.
+
+    The flow ends with the step that gets there, a little later; `saveat` gives the state at a time.
+    """
 
     log_value: Scalar | float
 
@@ -310,7 +313,10 @@ class StandsStill(AbstractStop):
 
 def _members(stop):
     if not isinstance(stop, AbstractStop):
-        raise TypeError(f"stop rules combine with stop rules, got {stop!r}.")
+        raise TypeError(
+            f"stop rules combine with stop rules, got {stop!r}; wrap a number, as in "
+            "StopAtTime(10.0)."
+        )
     return stop.members if isinstance(stop, AnyOf) else (stop,)
 
 
@@ -332,4 +338,7 @@ def _positive(value, owner, name):
             return value
     elif isinstance(value, int | float | np.number) and 0 < float(value) < np.inf:
         return float(value)
-    raise ValueError(f"{owner}: {name} must be a positive finite number, got {value!r}.")
+    raise ValueError(
+        f"{owner}: {name} must be a positive finite number, got {value!r}; "
+        "pass e.g. 1e8 for a margin, 1e-8 for a residual or a loss."
+    )

@@ -145,7 +145,10 @@ def as_parameter(value: Any, name: str, owner: str, ndim: int) -> Array:
             "see the class's docstring for the layout."
         )
     if 0 in array.shape:
-        raise ValueError(f"{owner}: {name} must not be empty, got shape {array.shape}.")
+        raise ValueError(
+            f"{owner}: {name} must not be empty, got shape {array.shape}; give it at least "
+            "one entry."
+        )
     if not isinstance(array, Tracer) and not np.isfinite(np.asarray(array)).all():
         raise ValueError(
             f"{owner}: {name} must be finite, got NaN or infinite entries; "

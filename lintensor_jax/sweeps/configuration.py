@@ -79,12 +79,17 @@ class Data(Config):
             ("dimension", "num_samples"),
         ):
             if getattr(self, key) is not None and getattr(self, partner) is None:
-                raise ConfigError(partner, f"must be given together with {key}.")
+                raise ConfigError(
+                    partner, f"must be given together with {key}, got no {partner}; add it."
+                )
         if self.X is not None:
             lengths = [len(row) for row in self.X]
             for i, length in enumerate(lengths):
                 if length != lengths[0]:
-                    raise ConfigError(f"X[{i}]", f"must have {lengths[0]} entries, as X[0].")
+                    raise ConfigError(
+                        f"X[{i}]",
+                        f"must have {lengths[0]} entries, as X[0], got {length}; samples are rows.",
+                    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +229,8 @@ def _grid(config: Sweep, folder: Path) -> Grid:
         if len(alpha) != len(direction):
             raise ConfigError(
                 "start.together",
-                f"needs as many directions as scales, got {len(direction)} and {len(alpha)}.",
+                f"needs as many directions as scales, got {len(direction)} and {len(alpha)}; "
+                "change num_directions or num_alphas, or leave `together` out for every pair.",
             )
         axes.append(Zip("start", alpha, direction))
     else:
@@ -256,7 +262,8 @@ def _direction(config: Sweep, dimension: int | None) -> Axis:
             if len(row) != dimension:
                 raise ConfigError(
                     f"start.directions[{i}]",
-                    f"must have {dimension} entries, as the samples do, got {list(row)}.",
+                    f"must have {dimension} entries, as the samples do, got {list(row)}; or take "
+                    "num_directions random ones.",
                 )
         values = np.asarray(begin.directions)
     elif dimension is None:
@@ -268,7 +275,9 @@ def _direction(config: Sweep, dimension: int | None) -> Axis:
 
 def _distinct(key, values):
     if len(set(values)) < len(values):
-        raise ConfigError(key, f"must not repeat a value, got {list(values)}.")
+        raise ConfigError(
+            key, f"must not repeat a value, got {list(values)}; remove the second one."
+        )
     return values
 
 
@@ -302,7 +311,7 @@ def read_data(path: Path) -> tuple[np.ndarray, np.ndarray]:
     and may have a line of headings.
     """
     if path.suffix.lower() not in (".npz", ".csv"):
-        raise ConfigError("data.path", f"must end in .npz or .csv, got {path.name!r}.")
+        raise ConfigError("data.path", f"must end in .npz or .csv, got {path.name!r}; convert it.")
     try:
         if path.suffix.lower() == ".npz":
             with np.load(path, allow_pickle=False) as file:
@@ -317,23 +326,30 @@ def read_data(path: Path) -> tuple[np.ndarray, np.ndarray]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.reader(file) if row]
     except FileNotFoundError:
-        raise ConfigError("data.path", f"no such file: {path}.") from None
+        raise ConfigError(
+            "data.path", f"no such file: {path}; paths are relative to the configuration's folder."
+        ) from None
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError("data.path", f"cannot be read: {path} ({error}).") from None
+        raise ConfigError(
+            "data.path", f"cannot be read: {path} ({error}); write it again."
+        ) from None
     first = 0 if rows and all(map(_is_number, rows[0])) else 1
     values = []
     for number, row in enumerate(rows[first:], first + 1):
         if len(row) != len(rows[0]) or not all(map(_is_number, row)):
             raise ConfigError(
                 "data.path",
-                f"must have {len(rows[0])} numbers in every row: {path}, row {number}: {row}.",
+                f"must have {len(rows[0])} numbers in every row: {path}, row {number}, got {row}; "
+                "correct or remove the row.",
             )
         values.append([float(cell) for cell in row])
     if not values or len(values[0]) < 2:
         raise ConfigError(
-            "data.path", f"must have samples of at least one number and a target: {path}."
+            "data.path",
+            f"must have samples of at least one number and a target, got none in {path}; one "
+            "sample a row, its target last.",
         )
     columns = np.asarray(values)
     return columns[:, :-1], columns[:, -1]

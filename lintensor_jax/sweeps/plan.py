@@ -329,4 +329,7 @@ def _box(grid: Grid, target: int) -> tuple[int, ...]:
 def _require_whole(name, value, smallest):
     whole = isinstance(value, int) and not isinstance(value, bool)
     if value is not None and not (whole and value >= smallest):
-        raise ValueError(f"{name}: must be a whole number >= {smallest}, got {value!r}.")
+        raise ValueError(
+            f"{name}: must be a whole number >= {smallest}, got {value!r}; leave it out for the "
+            "default."
+        )

@@ -65,12 +65,13 @@ def _candidates(network: Any, problem: AbstractProblem) -> Iterator[Candidate]:
 
 def _unknown(network):
     architecture = Assumption(
-        "an architecture and a problem that some theorem is about",
+        "an architecture that some theorem here is about; one of your own can be told as a "
+        "TensorNetwork or an OrthogonalNetwork, if it is one",
         type(network).__name__,
         False,
         "this package",
     )
-    return Candidate("any theorem known here", (architecture,), nothing_to_conclude)
+    return Candidate("every theorem of this package", (architecture,), nothing_to_conclude)
 
 
 def _require_pair(network, problem):

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Scalar
 
@@ -258,5 +259,5 @@ def require_two_layers(owner: str, network: Any, problem: Any) -> None:
             f"{owner}: network and problem must fit, got coefficients of shape {expected} and data "
             f"for {problem.coefficient_shape}; X is (n, d) and y (n,) or (n, m)."
         )
-    if not isinstance(problem.X, Tracer) and not bool(jnp.any(problem.X)):
+    if not isinstance(problem.X, Tracer) and not np.any(np.asarray(problem.X)):
         raise ValueError(f"{owner}: X must not be zero; without data no parameter moves.")

@@ -47,7 +47,8 @@ def rank_one_target(problem: Regression) -> RankOneTarget:
     """
     if not isinstance(problem, Regression):
         raise ValueError(
-            f"problem: the stable sets are for Regression, got {type(problem).__name__}."
+            f"problem: the stable sets are for Regression, got {type(problem).__name__}; pass "
+            "lintensor_jax.Regression(X, y)."
         )
     d = problem.X.shape[1]
     scale = whitening_scale(problem)
@@ -121,7 +122,10 @@ def stable_set(problem: Regression, alpha: float, upper: float = math.inf) -> St
             "for example half way between."
         )
     if not upper > 1:
-        raise ValueError(f"upper: must be > 1 (infinite for Theorem 16), got {upper!r}.")
+        raise ValueError(
+            f"upper: must be > 1 (infinite for Theorem 16), got {upper!r}; leave it out for "
+            "infinity."
+        )
     return StableSet(target, float(alpha), float(upper))
 
 
@@ -230,7 +234,10 @@ def nearby_rates(problem: Regression, depth: int) -> dict[str, float]:
 
 def _power(depth):
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 2:
-        raise ValueError(f"depth: must be an int >= 2, got {depth!r}.")
+        raise ValueError(
+            f"depth: must be an int >= 2, got {depth!r}; one layer is linear regression, "
+            "without sets."
+        )
     return 2 - 2 / depth
 
 

@@ -1,0 +1,65 @@
+"""The command `init`: a first configuration to edit."""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .terminal import UsageError
+
+#: Starters by kind, files in `starters`.
+KINDS = ("regression", "classification", "random-data")
+
+
+def add_commands(commands: Any) -> None:
+    """The subparser."""
+    init = commands.add_parser(
+        "init",
+        help="write a commented starter configuration for a sweep",
+        description="Write a commented sweep configuration that runs in seconds as it is, to edit.",
+    )
+    init.add_argument(
+        "file",
+        metavar="FILE",
+        nargs="?",
+        type=Path,
+        default=Path("sweep.toml"),
+        help="where to write (default: sweep.toml)",
+    )
+    init.add_argument(
+        "--kind", choices=KINDS, default=KINDS[0], help=f"what it is about (default: {KINDS[0]})"
+    )
+    init.add_argument("--force", action="store_true", help="overwrite FILE if it is there")
+    init.add_argument("--json", action="store_true", help="print only JSON")
+    init.set_defaults(command=init_command)
+
+
+def init_command(arguments: Any) -> int:
+    """`lintensor-jax init [FILE]`."""
+    path = arguments.file
+    if path.suffix.lower() != ".toml":
+        raise UsageError(f"FILE: must end in .toml, got {path}; write {path.with_suffix('.toml')}.")
+    if path.exists() and not arguments.force:
+        raise UsageError(f"{path}: is there already; overwrite it by --force or name another FILE.")
+    starter = resources.files("lintensor_jax.cli").joinpath("starters", f"{arguments.kind}.toml")
+    try:
+        path.write_text(starter.read_text(encoding="utf-8"), encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"{path}: cannot be written ({error.strerror}); choose another FILE."
+        ) from None
+    steps = (
+        (f"predict {path}", "where theory says the flows will go"),
+        (f"sweep {path} --dry-run", "how large the sweep is"),
+        (f"sweep {path}", "run it"),
+        (f"report results/{path.stem}", "one HTML page about it"),
+    )
+    commands = [f"lintensor-jax {step}" for step, _ in steps]
+    if arguments.json:
+        print(json.dumps({"wrote": [str(path)], "next": commands}))
+        return 0
+    print(f"wrote {path}; edit it if you like, then:")
+    width = max(map(len, commands))
+    for command, (_, words) in zip(commands, steps, strict=True):
+        print(f"  {command:{width}s}  # {words}")
+    return 0
