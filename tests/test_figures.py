@@ -6,10 +6,24 @@ import sys
 import matplotlib as mpl
 import numpy as np
 import pytest
+from figure_text import text_problems
 from PIL import Image
 
+from lintensor_jax.experiments import EXPERIMENTS, find
 from lintensor_jax.figures import style
+from lintensor_jax.figures.approach import Approach, approach_figure
+from lintensor_jax.figures.curves import Curve, CurvePanel, curve_figure
+from lintensor_jax.figures.panels import Line, LinePanel, PointPanel, panel_figure
 from lintensor_jax.figures.plane import PlanePanel, plane_figure
+from lintensor_jax.figures.spectra import (
+    Profile,
+    Scatter,
+    Trend,
+    profile_figure,
+    scatter_figure,
+    trend_figure,
+)
+from lintensor_jax.figures.sweeps import Band, BandPanel, band_figure
 
 STARTS = np.array([[0.5, -0.5], [-0.5, 0.2]])
 
@@ -62,7 +76,7 @@ def test_the_line_of_global_minima_crosses_the_window():
     axes = plane_figure([_panel(minima=minima)]).axes[0]
     line = next(x for x in axes.get_lines() if x.get_color() == style.GLOBAL_MINIMA)
     points = np.asarray(line.get_xydata())
-    np.testing.assert_allclose(points @ [1, 2], 1.0, atol=1e-12)  # rounding of O(1) numbers
+    np.testing.assert_allclose(points @ [1, 2], 1.0, rtol=0, atol=1e-12)  # rounding of O(1) numbers
     assert points[:, 0].min() < -1
     assert points[:, 0].max() > 1
 
@@ -122,9 +136,112 @@ def test_figures_import_nothing_else_of_the_package():
         "print(sorted(m for m in set(sys.modules) - before if m.startswith('lintensor_jax')))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    expected = [
-        "lintensor_jax.figures",
-        "lintensor_jax.figures.plane",
-        "lintensor_jax.figures.style",
-    ]
+    expected = ["lintensor_jax.figures.plane", "lintensor_jax.figures.style"]
     assert done.stdout.strip() == str(expected), done.stderr
+
+
+def _approaches():
+    x = np.geomspace(0.2, 1e8, 50)
+    stop = np.array([11.0])
+    return [
+        Approach(name, [x, x], [40 / (1 + x), 20 / (1 + x) ** power], stop, 40 / (1 + stop))
+        for name, power in zip(style.COLOURS, (0.5, 0.8, 1.0), strict=True)
+    ]
+
+
+X = np.geomspace(1e-4, 1e4, 20)
+LINE = Line(X, 1 / X, "one", 0)
+CURVES = [Curve(X, X**k, "quantity", f"series {k}", name) for k, name in enumerate(("", "seen"))]
+TREND = Trend(np.arange(2, 5), np.ones((3, 2)), np.ones((3, 2)), "diagonal")
+SYNTHETIC = {
+    "plane": lambda: plane_figure([_panel()] * 4),
+    "approach": lambda: approach_figure(
+        _approaches(), "markers: gradient descent, after 2,000,000 steps\nlines: flow, 100 steps"
+    ),
+    "curves": lambda: curve_figure([CurvePanel("Panel", CURVES, "x", "a long label of y")] * 3),
+    "panels": lambda: panel_figure(
+        [
+            [
+                LinePanel(
+                    "Lines", [LINE], "x", "y", yscale="log", right=[LINE], right_label="risk"
+                ),
+                PointPanel("Points", STARTS, np.array([1, -1]), xlabel="$x_1$", ylabel="$x_2$"),
+                LinePanel("Lines", [LINE], "x", "another y"),
+            ]
+        ],
+        2.2,
+    ),
+    "profiles": lambda: profile_figure(
+        [[Profile(X[:10], X[:10], "diagonal", f"$L = {k}$", "entry $j$", "size") for k in (2, 3)]]
+        * 2,
+        "limit",
+        "descent",
+    ),
+    "trends": lambda: trend_figure(
+        [
+            (
+                f"number of {what}",
+                [Trend(np.arange(2, 5), np.ones((3, 2)), np.ones((3, 2)), "diagonal")],
+            )
+            for what in ("entries", "frequencies")
+        ],
+        "depth",
+        "limit",
+        "descent",
+    ),
+    "scatter": lambda: scatter_figure(
+        [(name, [Scatter(X, np.minimum(X, 1), X[:1], np.ones(1), "$L = 2$")]) for name in "abc"],
+        "cost",
+        "ratio",
+        "limit of a flow",
+        "random parameters",
+    ),
+    "bands": lambda: band_figure(
+        [BandPanel("", "alpha", "observable", [Band("diagonal", X, np.outer(X, [1, 2, 3]))])] * 3
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SYNTHETIC)
+def test_words_are_inside_and_apart(kind):
+    figure = SYNTHETIC[kind]()
+    assert text_problems(figure) == []
+    assert figure.get_figwidth() <= style.PAGE_WIDTH + 0.5
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (500, 5000, ["500", "1000", "2000", "5000"]),
+        (0.015, 0.6, ["0.02", "0.05", "0.1", "0.2", "0.5"]),
+    ],
+)
+def test_logarithmic_axes_of_a_decade_have_plain_numbers(low, high, labels):
+    x = np.geomspace(low, high, 9)
+    curves = [Curve(x, np.ones(9), "one", "series"), Curve(x, 1e3 * x, "two", "series")]
+    figure = curve_figure([CurvePanel("Panel", curves, "x", "y")])
+    assert text_problems(figure) == []
+    axes = figure.axes[0]
+    assert [t.get_text() for t in axes.get_xticklabels()] == labels
+    shown = [t.get_text() for t in axes.yaxis.get_minorticklabels()]
+    assert not any(shown)
+
+
+def test_words_that_collide_or_leave_are_found():
+    figure = SYNTHETIC["curves"]()
+    axes = figure.axes[0]
+    for _ in range(2):
+        axes.text(0.5, 0.5, "twice", transform=axes.transAxes)
+    axes.text(-0.6, 0.2, "outside", transform=axes.transAxes, in_layout=False)
+    assert text_problems(figure) == ["'outside' leaves the canvas", "'twice' and 'twice' overlap"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_words_of_every_experiment_are_inside_and_apart(name):
+    experiment = find(name)
+    done = experiment.run(*experiment.reduce(experiment.Configuration()))
+    figures = done.figures()
+    assert set(done.report().captions) == set(figures)
+    problems = {stem: text_problems(figure) for stem, figure in figures.items()}
+    assert not any(problems.values()), problems

@@ -1,13 +1,17 @@
 """The command `reproduce`."""
 
+import gc
 import json
 import os
 import sys
+import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 from .. import experiments
 from ..config import load, suggestion
+from ..experiments.report import REPORT_FILES
 from .terminal import UsageError, configure_jax, progress
 
 _PIPE_WIDTH = 120
@@ -19,7 +23,8 @@ def add_commands(commands: Any) -> None:
         "reproduce",
         help="run a paper's experiments: figures, tables and checks",
         description="Run a paper's experiments and write figures (PNG, PDF) and tables "
-        "(Markdown, JSON). Exit code 1 if a check fails its bound.",
+        '(Markdown, JSON); "all" writes a page of everything as well (index.html). '
+        "Exit code 1 if a check fails its bound.",
         epilog=f"experiments: {', '.join(experiments.EXPERIMENTS)}",
     )
     reproduce.add_argument("name", metavar="NAME", help='an experiment, or "all"')
@@ -38,44 +43,103 @@ def add_commands(commands: Any) -> None:
 
 def _reproduce(arguments) -> int:
     names = _experiment_names(arguments.name)
-    if arguments.config and len(names) > 1:
+    if arguments.config and arguments.name == "all":
         raise UsageError('--config belongs to one experiment: name it instead of "all".')
+    configure_jax()
+    if arguments.name == "all":
+        return _reproduce_all(names, arguments)
+    folder = _output_folder(arguments.out, arguments.name, alone=True)
+    section = _run(arguments.name, folder, arguments)
+    if arguments.json:
+        print(json.dumps(_as_json(section, folder), allow_nan=False))
+    return 0 if section.passed else 1
+
+
+def _reproduce_all(names, arguments) -> int:
+    """Every experiment, whatever becomes of the others, and the page that shows them."""
+    import jax
+
+    from ..experiments.gallery import Section, gallery
+
+    folder = Path("results") if arguments.out is None else arguments.out
+    folders = {name: _output_folder(arguments.out, name, alone=False) for name in names}
+    sections = []
+    for name in names:
+        start = time.perf_counter()
+        try:
+            section = _run(name, folders[name], arguments)
+        except Exception as error:
+            print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
+            seconds, failure = time.perf_counter() - start, traceback.format_exc()
+            section = Section(name, _command(name, arguments), seconds, failure=failure)
+        sections.append(section)
+        # Thousands of compiled programs in one process exhaust its memory maps.
+        jax.clear_caches()
+        gc.collect()
+    page = folder / "index.html"
+    page.write_text(gallery(sections, _command("all", arguments), folder), encoding="utf-8")
+    passed = all(section.passed for section in sections)
+    if arguments.json:
+        outcomes = [_as_json(section, folders[section.name]) for section in sections]
+        printed = {"passed": passed, "page": str(page), "experiments": outcomes}
+        print(json.dumps(printed, allow_nan=False))
+    else:
+        print(f"wrote {page}")
+    return 0 if passed else 1
+
+
+def _command(name, arguments):
+    return f"lintensor-jax reproduce {name}{' --quick' if arguments.quick else ''}"
+
+
+def _run(name, folder, arguments):
+    """Run one experiment, write its files and print what it found; a `Section` of the gallery."""
+    from ..experiments.gallery import Picture, Section
     from ..figures.style import save
 
-    configure_jax()
-    outcomes = []
-    for name in names:
-        module = experiments.find(name)
-        config = (
-            load(arguments.config, module.Configuration)
-            if arguments.config
-            else module.Configuration()
-        )
-        folder = _output_folder(arguments.out, name, alone=arguments.name != "all")
-        reduced = ()
-        if arguments.quick:
-            config, reduced = module.reduce(config)
-        try:
-            with progress() as track:
-                result = module.run(config, reduced, track)
-        except ValueError as error:
-            if not arguments.config:
-                raise
-            # The library's refusals name the argument, the rule, the value and the fix.
-            raise UsageError(f"{arguments.config}: {' '.join(str(error).split())}") from None
-        report = result.report()
-        written = report.write(folder)
-        for stem, figure in result.figures().items():
-            written += save(figure, folder / stem)
-        outcomes.append({**report.as_json(), "wrote": [str(path) for path in written]})
-        if not arguments.json:
-            _print_report(report, written)
-        for check in report.checks:
-            if not check.passed:
-                print(f"{name}: {check}", file=sys.stderr)
-    if arguments.json:
-        print(json.dumps(outcomes[0] if arguments.name != "all" else outcomes, allow_nan=False))
-    return 0 if all(outcome["passed"] for outcome in outcomes) else 1
+    start = time.perf_counter()
+    module = experiments.find(name)
+    config = (
+        load(arguments.config, module.Configuration) if arguments.config else module.Configuration()
+    )
+    reduced = ()
+    if arguments.quick:
+        config, reduced = module.reduce(config)
+    try:
+        with progress() as track:
+            result = module.run(config, reduced, track)
+    except ValueError as error:
+        if not arguments.config:
+            raise
+        # The library's refusals name the argument, the rule, the value and the fix.
+        raise UsageError(f"{arguments.config}: {' '.join(str(error).split())}") from None
+    report = result.report()
+    report.write(folder)
+    pictures = []
+    for stem, figure in result.figures().items():
+        began = time.perf_counter()
+        paths = save(figure, folder / stem)
+        pictures.append(Picture(stem, *paths, seconds=time.perf_counter() - began))
+    seconds = time.perf_counter() - start
+    section = Section(name, _command(name, arguments), seconds, report, tuple(pictures))
+    if not arguments.json:
+        _print_report(report, _written(section, folder))
+    for check in report.checks:
+        if not check.passed:
+            print(f"{name}: {check}", file=sys.stderr)
+    return section
+
+
+def _written(section, folder):
+    files = [folder / name for name in REPORT_FILES]
+    return [*files, *(path for shown in section.pictures for path in (shown.png, shown.pdf))]
+
+
+def _as_json(section, folder):
+    if section.failure:
+        return {"experiment": section.name, "passed": False, "error": section.failure}
+    wrote = [str(path) for path in _written(section, folder)]
+    return {**section.report.as_json(), "wrote": wrote}
 
 
 def _experiment_names(name):

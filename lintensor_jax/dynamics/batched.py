@@ -214,7 +214,9 @@ def _fly(stepper, compilation, chunk: _Chunk, spectral: Spectral | None) -> Batc
     if spectral is not None:
         problem = spectral.problem(chunk.problem)
         one = problem if stepper.shared else jax.tree.map(lambda leaf: leaf[0], problem)
-        flying = stepper._replace(system=spectral.system(one))
+        arrays, rest = eqx.partition(spectral.system(one), eqx.is_array)
+        system: Any = eqx.combine(jax.device_put(arrays, chunk.count.device), rest)
+        flying = stepper._replace(system=system)
         flown = chunk._replace(thetas=spectral.into(chunk.thetas), problem=problem)
     flight, queue = compiled(_queue, InProcess(), flying, flown)(flying, flown)
     advance = compiled(_advance, compilation, flying, flight, queue)

@@ -36,6 +36,9 @@ class SpectralConvolution(AbstractNetwork):
     edges: Float[Array, "L e"]
     pairs: Float[Array, "2 L m"]
 
+    def __init__(self, edges, pairs):
+        self.edges, self.pairs = edges, pairs
+
     @property
     def depth(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Number of layers."""

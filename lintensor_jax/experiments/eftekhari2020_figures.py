@@ -66,7 +66,7 @@ def _example(result):
     x, lowest = run.times[usable], float(run.log_distance[usable][-1]) - 4
     lines = [
         Line(x, np.exp(run.log_distance[usable]), "measured", 1, width=2.2),
-        Line(x, np.exp(run.log_bound[usable]), "Theorem 20, corrected", _BLACK),
+        Line(x, np.exp(run.log_bound[usable]), "bound of Theorem 20, corrected", _BLACK),
         Line(
             x,
             np.exp(np.where(run.log_printed > lowest, run.log_printed, np.nan)[usable]),
@@ -93,7 +93,7 @@ def _ratios(result):
         label = "" if index else f"all {len(result.bounds)} flows"
         lines.append(Line(run.times[1:] * unit, ratio, label, 7, width=0.5))
     ends = np.array([result.bounds[0].times[1] / result.bounds[0].times[-1], 1.0])
-    lines.append(Line(ends, np.ones(2), "the bound", _BLACK, width=1.0))
+    lines.append(Line(ends, np.ones(2), "bound of Theorem 20, corrected", _BLACK, width=1.0))
     return LinePanel(
         "Every flow stays below",
         lines,

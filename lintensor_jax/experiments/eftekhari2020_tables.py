@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .report import Column, Report, Table, scientific, worst_of
+from .eftekhari2020_paper import CAPTIONS, claims
+from .report import Column, Report, Table, comparison, scientific, worst_of
 
 if TYPE_CHECKING:
     from .eftekhari2020 import BoundRun, Result
@@ -118,8 +119,10 @@ def report(result: "Result") -> Report:
             Table("theorem20", "Theorem 20 along flows from the stable set", _BOUND, bounds),
             Table("nearby", "The open question: nearby rates against depth", _NEARBY, nearby),
             Table("landscape", "The landscape at known points", _LANDSCAPE, landscape),
+            comparison(claims(curves, flows, bounds, nearby, landscape, _ROUNDING)),
         ),
         checks=checks,
+        captions=CAPTIONS,
     )
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .report import Check, Column, Report, Table, scientific, worst_of
+from .gunasekar2018_paper import CAPTIONS, claims
+from .report import Check, Column, Report, Table, comparison, scientific, worst_of
 
 if TYPE_CHECKING:
     from .gunasekar2018 import Result
@@ -192,8 +193,10 @@ def report(result: "Result") -> Report:
             Table("induced", "Lemmas 5 to 7: induced regularisers, worst cases", _INDUCED, induced),
             Table("descent", "Gradient descent", _DESCENT, descents),
             Table("runs", "All limits", _RUNS, runs),
+            comparison(claims(result, lanes[0], lanes[1], induced)),
         ),
         checks=tuple(checks),
+        captions=CAPTIONS,
     )
 
 

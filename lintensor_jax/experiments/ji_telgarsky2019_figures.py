@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from .ji_telgarsky2019 import Result
 
 _RISK = r"$\log(1/\mathrm{risk})$"
-# Indices into the panels' colours; the first six are for the layers of a network.
-_LAYERS, _ONE, _DEEP, _MARGIN, _RISK_COLOUR = 6, 2, 6, 7, 8
+# Indices into the panels' colours: of the layers of a network, unlike the others as far as four.
+_LAYERS = (0, 4, 5, 3, 1, 2)
+_ONE, _DEEP, _MARGIN, _RISK_COLOUR = 2, 6, 7, 8
 
 
 def figures(result: "Result") -> dict[str, Figure]:
@@ -143,11 +144,11 @@ def _image_panel(run):
 
 
 def _layers(x, ratios):
-    return [Line(x, y, f"layer {k + 1}", k % _LAYERS) for k, y in enumerate(ratios.T)]
+    return [Line(x, y, f"layer {k + 1}", _LAYERS[k % len(_LAYERS)]) for k, y in enumerate(ratios.T)]
 
 
 def _limits(x, values, label):
     return [
-        Line(x, y, "" if k else label, k % _LAYERS, dashed=True, width=0.8)
+        Line(x, y, "" if k else label, _LAYERS[k % len(_LAYERS)], dashed=True, width=0.8)
         for k, y in enumerate(values.T)
     ]

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .report import Check, Column, Report, Table, scientific, worst_of
+from .ji_telgarsky2019_paper import CAPTIONS, claims
+from .report import Check, Column, Report, Table, comparison, scientific, worst_of
 
 if TYPE_CHECKING:
     from .ji_telgarsky2019 import Result
@@ -91,6 +92,7 @@ def report(result: "Result") -> Report:
         Table("descents", "Gradient descent: Lemma C.7", _DESCENTS, descents),
         Table("counterexample", "Appendix A: w_1 = -w_2 never learns", _COUNTEREXAMPLE, stuck),
         *([Table("images", "Figure 3: a nonlinear network", _IMAGES, images)] if images else []),
+        comparison(claims(result, flows, descents, stuck, images)),
     )
     return Report(
         experiment="ji-telgarsky2019",
@@ -98,6 +100,7 @@ def report(result: "Result") -> Report:
         config=result.config,
         reduced=result.reduced,
         tables=tables,
+        captions=CAPTIONS,
         checks=tuple(_checks(result.config, flows, descents, stuck, images)),
     )
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .report import Check, Column, Report, Table, scientific, worst_of
+from .min2021_paper import CAPTIONS, claims
+from .report import Check, Column, Report, Table, comparison, scientific, worst_of
 
 if TYPE_CHECKING:
     from .min2021 import Result
@@ -186,8 +187,10 @@ def report(result: "Result") -> Report:
             Table("imbalance_in_time", "Figures 3, 6 in time", _TIMES, _in_time(result.imbalance)),
             Table("widths", "Figure 7: distance from the min-norm solution", _WIDTHS, widths),
             Table("slope", "Figure 7: the exponent", _SLOPE, slopes),
+            comparison(claims(spectra, rates, starts, widths, slopes)),
         ),
         checks=checks,
+        captions=CAPTIONS,
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from .._version import __version__
 
+REPORT_FILES = ("table.md", "results.json")
 LIBRARIES = ("jax", "jaxlib", "equinox", "diffrax", "optimistix", "lineax", "optax", "numpy")
 
 
@@ -44,6 +45,42 @@ class Table:
         headings = [column.heading for column in self.columns]
         lines = [headings, ["---"] * len(headings), *self.cells()]
         return f"## {self.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One thing that a paper prints, proves or draws, and what came out here.
+
+    - `agrees`: whether it is so; None where nothing can be compared: the paper leaves it
+      open, or the run is shorter than the paper's.
+    - `erratum`: whether a difference is the paper's mistake, found and corrected.
+    """
+
+    quantity: str
+    paper: str
+    ours: str
+    agrees: bool | None
+    erratum: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """All of that in a word."""
+        differs = ERRATUM if self.erratum else "DIFFERS"
+        return {True: "agrees", False: differs, None: "not compared"}[self.agrees]
+
+
+COMPARISON, ERRATUM = "comparison", "erratum"
+
+
+def comparison(claims: Iterable[Claim]) -> Table:
+    """Ours beside the paper's, as a table of that name."""
+    keys = ("quantity", "paper", "ours", "verdict")
+    columns = tuple(Column(key, heading) for key, heading in zip(keys, CLAIM_HEADINGS, strict=True))
+    rows = [{**dataclasses.asdict(claim), "verdict": claim.verdict} for claim in claims]
+    return Table(COMPARISON, "Ours beside the paper's", columns, rows)
+
+
+CLAIM_HEADINGS = ("quantity", "the paper", "here", "agreement")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +116,10 @@ def worst_of(
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The numbers of one experiment; `config` is the configuration that was run."""
+    """The numbers of one experiment; `config` is the configuration that was run.
+
+    `captions`: of figures by name: which figure of the paper, or what is beyond it.
+    """
 
     experiment: str
     title: str
@@ -87,6 +127,7 @@ class Report:
     reduced: tuple[str, ...]
     tables: tuple[Table, ...]
     checks: tuple[Check, ...]
+    captions: dict[str, str] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=lambda: library_versions())
 
     @property
@@ -122,7 +163,7 @@ class Report:
 
     def write(self, folder: Path) -> list[Path]:
         """`table.md` and `results.json` in `folder`."""
-        table, results = folder / "table.md", folder / "results.json"
+        table, results = (folder / name for name in REPORT_FILES)
         table.write_text(self.markdown(), encoding="utf-8")
         text = json.dumps(self.as_json(), indent=1, allow_nan=False)
         results.write_text(text + "\n", encoding="utf-8")

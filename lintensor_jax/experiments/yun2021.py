@@ -146,6 +146,8 @@ class ClassificationRuns:
     invariant_drift: np.ndarray  # (A, D)
     descent_reached: np.ndarray  # (A, D, 2), coefficients
     descent_log_loss: np.ndarray  # (A, D)
+    step_log_loss: np.ndarray  # (A, D, K), at the solver's own steps, to the flow's end
+    step_direction: np.ndarray  # (A, D, K, 2), unit vectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,10 +266,16 @@ def _run_classification(networks, problem: Classification, task: ClassificationT
             "log_margin": jnp.asarray(flow.log_margin)[-1],
             "descent_reached": descent.coefficients[-1],
             "descent_log_loss": descent.log_loss[-1],
+            "step_log_loss": flow.log_loss,
+            "step_direction": flow.direction,
         }
 
     # Three times the logarithm is more than a figure shows, and coefficients do not yet explode.
     runs = _batched(lane, networks, last_log_loss=3 * np.log(task.paper_loss))
+    # Beyond its end a flow repeats it.
+    most = int(runs["num_steps"].max()) + 1
+    for key in ("step_log_loss", "step_direction"):
+        runs[key] = runs[key][:, :most]
     return {**runs, "at_paper_loss": _where_loss_is(task.paper_loss, runs)}
 
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .report import Check, Column, Report, Table, scientific, worst_of
+from .report import Check, Column, Report, Table, comparison, scientific, worst_of
+from .yun2021_classification_paper import CAPTIONS, claims
 
 if TYPE_CHECKING:
     from .yun2021_classification import Result
@@ -151,8 +152,10 @@ def report(result: "Result") -> Report:
             Table("one_sample", "Theorem 3 and Corollary 4: one sample", _ONE_SAMPLE, one_sample),
             Table("finite_loss", "Directions at finite loss", _FINITE_LOSS, finite),
             Table("side_by_side", "Side by side on the toy data", _SIDE_BY_SIDE, toy),
+            comparison(claims(result, flows, bounds, one_sample, finite)),
         ),
         checks=checks,
+        captions=CAPTIONS,
     )
 
 

@@ -1,10 +1,11 @@
-"""The panels of Figures 1 and 3, from the arrays of `yun2021`."""
+"""The panels of Figures 1 and 3, and how far the directions go; from the arrays of `yun2021`."""
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..figures.approach import Approach, approach_figure
 from ..figures.plane import PlanePanel, plane_figure
 
 if TYPE_CHECKING:
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 
 def figures(result: "Result") -> dict[str, Figure]:
     """The paper's layout: figure 1 has regression at the smallest and the largest scale, figure 3
-    regression at the scales between them and classification at all."""
+    regression at the scales between them and classification at all. Then the directions, from
+    the largest scale, where they depend on the start for longest."""
     alphas = range(len(result.config.alphas))
     by_size = sorted(alphas, key=lambda a: result.config.alphas[a])
     ends = dict.fromkeys((by_size[0], by_size[-1]))
@@ -22,7 +24,45 @@ def figures(result: "Result") -> dict[str, Figure]:
     second += [_classification_panel(result, a) for a in by_size]
     exponent = np.log10(result.config.classification.paper_loss)
     reached = f"loss $10^{{{exponent:.3g}}}$ (paper's end)"
-    return {"figure1": plane_figure(first), "figure3": plane_figure(second, mark_label=reached)}
+    return {
+        "figure1": plane_figure(first),
+        "figure3": plane_figure(second, mark_label=reached),
+        "directions": _directions(result, by_size[-1]),
+    }
+
+
+def _directions(result, a):
+    runs = result.classification
+    approaches = [
+        Approach(
+            name,
+            *zip(*(_approach(r, (a, d)) for d in range(len(result.starts[a]))), strict=True),
+            stop_log_inverse_loss=-r.descent_log_loss[a],
+            stop_angle=_angle(r.descent_reached[a], r.predicted),
+        )
+        for name, r in runs.items()
+    ]
+    steps = result.config.classification.descent_num_steps
+    most = max(int(r.num_steps[a].max()) for r in runs.values())
+    words = (
+        f"markers: gradient descent, after {steps:,} steps\n"
+        f"lines: exact gradient flow, at most {most} steps"
+    )
+    return approach_figure(approaches, words)
+
+
+def _approach(runs, lane):
+    """log(1/loss) and the angle: the smooth path as far as it goes, then the solver's steps."""
+    later = runs.step_log_loss[lane] < runs.log_loss[lane][-1]
+    log_loss = np.concatenate([runs.log_loss[lane], runs.step_log_loss[lane][later]])
+    vectors = np.concatenate([runs.path[lane], runs.step_direction[lane][later]])
+    return -log_loss, _angle(vectors, runs.predicted)
+
+
+def _angle(vectors, limit):
+    """In degrees; by the sine, whose rounding is far below the cosine's."""
+    sine = vectors[:, 0] * limit[1] - vectors[:, 1] * limit[0]
+    return np.degrees(np.arctan2(np.abs(sine), vectors @ limit))
 
 
 def _regression_panel(result, a):

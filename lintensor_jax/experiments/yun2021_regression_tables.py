@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .report import Check, Column, Report, Table, scientific, worst_of
+from .report import Check, Column, Report, Table, comparison, scientific, worst_of
+from .yun2021_regression_paper import CAPTIONS, claims
 
 if TYPE_CHECKING:
     from .yun2021_regression import Flow, InterpolationRuns, Result
@@ -154,8 +155,10 @@ def report(result: "Result") -> Report:
                 _ROTATED,
                 rotated,
             ),
+            comparison(claims(result, limits, flows, fully_connected, noncommuting, rotated)),
         ),
         checks=tuple(checks),
+        captions=CAPTIONS,
     )
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .report import Check, Column, Report, Table, scientific, vector, worst_of
+from .report import Check, Column, Report, Table, comparison, scientific, vector, worst_of
+from .yun2021_paper import CAPTIONS, claims
 
 if TYPE_CHECKING:
     from .yun2021 import Result
@@ -82,7 +83,9 @@ def report(result: "Result") -> Report:
                 _CLASSIFICATION,
                 classification,
             ),
+            comparison(claims(result, regression, classification)),
         ),
+        captions=CAPTIONS,
         checks=(
             _bounded("distance to Theorem 6", regression, "distance", config.regression.agreement),
             _all_stopped_by("residual", regression),

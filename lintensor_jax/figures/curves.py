@@ -160,6 +160,7 @@ def _draw(axes: Axes, panel: CurvePanel, looks: _Looks) -> None:
         axes.annotate(
             label, (x, y), (4, -4), textcoords="offset points", va="top", color="0.35", fontsize=7.5
         )
+    style.label_decades(axes)
     axes.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
     axes.grid(color="0.92", lw=0.6)
     axes.set_axisbelow(True)

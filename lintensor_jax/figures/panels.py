@@ -70,6 +70,7 @@ class LinePanel:
             xscale=self.xscale,
             yscale=self.yscale,
         )
+        style.label_decades(axes)
         axes.grid(color="0.92", lw=0.6)
         axes.set_axisbelow(True)
         if self.right:
@@ -78,6 +79,7 @@ class LinePanel:
             for line in self.right:
                 other.plot(line.x, line.y, **line.look)
             other.set(ylabel=self.right_label, yscale="log")
+            style.label_decades(other)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from . import style
 
@@ -96,6 +96,7 @@ def trend_figure(
     """(ylabel, trends) side by side: means as lines, runs of `limit` as faint markers."""
     with style.house_style():
         figure = Figure(figsize=(style.PAGE_WIDTH, 3.4), layout="constrained")
+        figure.get_layout_engine().set(wspace=0.06)  # pyright: ignore
         names = dict.fromkeys(trend.architecture for _, trends in panels for trend in trends)
         grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         for axes, (ylabel, trends) in zip(grid, panels, strict=True):
@@ -157,7 +158,7 @@ def scatter_figure(
                 axes.plot(scatter.cost, scatter.ratio, **_cloud(shade))
                 axes.plot(scatter.limit_cost, scatter.limit_ratio, **_star(shade))
             axes.set(title=title, xlabel=xlabel, xscale="log", ylim=(-0.03, 1.1))
-            axes.xaxis.set_minor_formatter(NullFormatter())  # their labels overlap
+            style.label_decades(axes)
             axes.grid(color="0.92", lw=0.6)
             axes.set_axisbelow(True)
         grid[0].set_ylabel(ylabel)

@@ -1,12 +1,16 @@
 """Colours, markers and sizes that all figures share."""
 
 import contextlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 # Okabe & Ito's palette, which red-green colour-blind readers can tell apart; an architecture keeps
 # its colour and marker in every figure.
@@ -49,6 +53,27 @@ def house_style() -> Iterator[None]:
         yield
 
 
+def label_decades(axes: Axes) -> None:
+    """On logarithmic axes, once all is drawn: labels at decades, or at 1, 2, 5 where those are few.
+
+    Matplotlib's own labels between the decades run into each other.
+    """
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() != "log":
+            continue
+        low, high = sorted(axis.get_view_interval())
+        exponents = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+        places = np.multiply.outer(10.0**exponents, [1, 2, 5]).ravel()
+        places = places[(low <= places) & (places <= high)]
+        decades = int(np.sum((low <= 10.0**exponents) & (10.0**exponents <= high)))
+        if decades >= 2:
+            axis.set_minor_formatter(NullFormatter())
+        elif places.size >= 2:
+            axis.set_major_locator(FixedLocator(places.tolist()))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_locator(NullLocator())
+
+
 def save(figure: Figure, stem: Path) -> list[Path]:
     """`figure` as PNG and PDF, named `stem` with these suffixes; returns the paths."""
     paths = [stem.with_suffix(".png"), stem.with_suffix(".pdf")]
@@ -57,3 +82,11 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         # Without the date, the same data give the same bytes.
         figure.savefig(paths[1], metadata={"CreationDate": None})
     return paths
+
+
+def png(figure: Figure) -> bytes:
+    """`figure` as a PNG for a screen."""
+    buffer = io.BytesIO()
+    with house_style():
+        figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()

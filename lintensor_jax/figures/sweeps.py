@@ -80,6 +80,7 @@ def _draw(axes: Axes, panel: BandPanel, colours) -> None:
         axes.fill_between(x, low, high, color=colour, alpha=0.22, lw=0)
         marker = "o" if len(x) < 3 else None
         axes.plot(x, middle, color=colour, marker=marker, ms=3.5)
+    style.label_decades(axes)
     axes.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
     axes.grid(color="0.92", lw=0.6)
     axes.set_axisbelow(True)

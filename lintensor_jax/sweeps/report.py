@@ -1,8 +1,6 @@
 """A sweep's results for people: figures, and one self-contained HTML page."""
 
-import base64
 import html
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -13,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..figures.page import page, picture
+from ..figures.page import table as _table
 from ..theory.predict import predict
 from .errors import SweepError
 from .grid import Cell, Grid, lane_of
@@ -101,10 +101,8 @@ def write_report(
             ],
         ),
     ]
-    title = html.escape(f"Sweep {path.name}")
-    page = _PAGE.format(title=title, body="\n".join(parts))
     target = store.hidden / "report.html" if target is None else Path(target)
-    target.write_text(page, encoding="utf-8")
+    target.write_text(page(f"Sweep {path.name}", "\n".join(parts)), encoding="utf-8")
     return target
 
 
@@ -293,23 +291,10 @@ def _panel(results, name, along, colour, done):
     return BandPanel("", along.replace("_", " "), label, bands)
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    head = "".join(f"<th>{html.escape(h)}</th>" for h in headings)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
-        for row in rows
-    )
-    return f"<table>{f'<tr>{head}</tr>' if head else ''}{body}</table>"
-
-
 def _embedded(name: str, figure: Any) -> str:
-    from ..figures.style import house_style
+    from ..figures.style import png
 
-    buffer = io.BytesIO()
-    with house_style():
-        figure.savefig(buffer, format="png", dpi=150)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<figure><img alt="{name}" src="data:image/png;base64,{data}"></figure>'
+    return picture(name, png(figure))
 
 
 def in_bytes(count: float) -> str:
@@ -319,21 +304,3 @@ def in_bytes(count: float) -> str:
             return f"{count:.0f} {unit_name}" if unit_name == "B" else f"{count:.1f} {unit_name}"
         count /= 1024
     return f"{count:.1f} TiB"
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 56rem; margin: 2rem auto;
-       padding: 0 1rem; }}
-h1 {{ font-size: 1.6rem; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
-table {{ border-collapse: collapse; margin: .6rem 0; font-size: .92em; }}
-td, th {{ padding: .2rem .8rem .2rem 0; text-align: left; border-bottom: 1px solid #ddd;
-         vertical-align: top; }}
-pre {{ background: #f6f6f4; padding: .7rem; overflow-x: auto; font-size: .85em; }}
-img {{ max-width: 100%; }} figure {{ margin: 1rem 0; }} summary {{ cursor: pointer; }}
-</style></head><body><h1>{title}</h1>
-{body}
-</body></html>
-"""

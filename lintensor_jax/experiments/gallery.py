@@ -1,0 +1,176 @@
+"""One page for all experiments: figures, ours beside the papers', checks, times and versions."""
+
+import dataclasses
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..figures.page import Verdict, page, picture, table
+from .report import CLAIM_HEADINGS, COMPARISON, ERRATUM, Report, Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A figure that is drawn: its files and the seconds that took."""
+
+    name: str
+    png: Path
+    pdf: Path
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One experiment: what it reports and has drawn, or the traceback that ended it.
+
+    `seconds` counts everything, compilation and figures included.
+    """
+
+    name: str
+    command: str
+    seconds: float
+    report: Report | None = None
+    pictures: tuple[Picture, ...] = ()
+    failure: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether it ran to its end and every check holds."""
+        return not self.failure and self.report is not None and self.report.passed
+
+    @property
+    def verdict(self) -> Verdict:
+        """In a word."""
+        return Verdict("passed" if self.passed else "failed", self.passed)
+
+
+def gallery(sections: Sequence[Section], command: str, folder: Path) -> str:
+    """The HTML page: pictures are inside, files in `folder` are linked to as well.
+
+    `command` is what made it.
+    """
+    navigation = [("overview", "Overview"), *((s.name, s.name) for s in sections)]
+    body = [_overview(sections, command), *(_section(s, folder) for s in sections)]
+    return page("Five papers, reproduced", "\n".join(body), navigation)
+
+
+def _overview(sections, command):
+    failed = [section.name for section in sections if not section.passed]
+    verdict = (
+        Verdict(f"Failed: {', '.join(failed)}.", False)
+        if failed
+        else Verdict("All checks passed.", True)
+    )
+    rows = [
+        (
+            section.name,
+            _title(section),
+            section.verdict,
+            _kept(section),
+            len(section.pictures),
+            f"{section.seconds:.0f}\N{NO-BREAK SPACE}s",
+        )
+        for section in sections
+    ]
+    headings = ("experiment", "paper", "verdict", "checks kept", "figures", "time")
+    versions = next((s.report.versions for s in sections if s.report is not None), {})
+    total = sum(section.seconds for section in sections)
+    return (
+        f'<p id="overview">{verdict.html()} Made by <code>{html.escape(command)}</code> in '
+        f"{total:.0f} s, compilation included.</p>"
+        + table(headings, rows, "overview")
+        + "<details><summary>Versions and device</summary>"
+        + table((), list(versions.items()))
+        + "</details>"
+    )
+
+
+def _title(section):
+    return section.report.title if section.report is not None else "-"
+
+
+def _kept(section):
+    if section.report is None:
+        return "-"
+    checks = section.report.checks
+    return f"{sum(check.passed for check in checks)} of {len(checks)}"
+
+
+def _section(section: Section, folder):
+    report = section.report
+    title = html.escape(section.name if report is None else report.title)
+    parts = [
+        f'<section id="{html.escape(section.name)}"><h2>{title}</h2>',
+        f"<p>{section.verdict.html()} in {section.seconds:.0f} s. "
+        f"<code>{html.escape(section.command)}</code></p>",
+    ]
+    if section.failure:
+        parts.append(f'<p class="bad">It ended with an error:</p>{_preformatted(section.failure)}')
+    if report is not None:
+        if report.reduced:
+            reduced = html.escape("; ".join(report.reduced))
+            parts.append(f'<p class="quiet">Reduced run: {reduced}.</p>')
+        parts += [_picture(section, report, shown, folder) for shown in section.pictures]
+        parts += [_comparison(found) for found in report.tables if found.name == COMPARISON]
+        parts += [_checks(report), *(_details(found) for found in report.tables)]
+    return "\n".join([*parts, "</section>"])
+
+
+def _picture(section, report, shown: Picture, folder):
+    words = report.captions.get(shown.name, shown.name)
+    link = html.escape(shown.pdf.relative_to(folder).as_posix())
+    caption = (
+        f"{html.escape(words)} "
+        f'<span class="quiet">(<a href="{link}">PDF</a>, drawn in {shown.seconds:.1f} s)</span>'
+    )
+    return picture(f"{section.name}: {shown.name}", shown.png.read_bytes(), caption)
+
+
+def _comparison(found: Table):
+    rows = [
+        (
+            row["quantity"],
+            row["paper"],
+            row["ours"],
+            row["verdict"]
+            if row["agrees"] is None or row["verdict"] == ERRATUM
+            else Verdict(row["verdict"], row["agrees"]),
+        )
+        for row in found.rows
+    ]
+    return f"<h3>{html.escape(found.title)}</h3>" + table(CLAIM_HEADINGS, rows, "claims")
+
+
+def _checks(report: Report):
+    rows = [
+        (
+            Verdict("passed" if check.passed else "FAILED", check.passed),
+            check.name,
+            f"{check.worst:.3g}",
+            f"{check.bound:g}",
+            check.row,
+        )
+        for check in report.checks
+    ]
+    kept = sum(check.passed for check in report.checks)
+    # What failed is not to be looked for.
+    is_open = "" if report.passed else " open"
+    return (
+        f"<details{is_open}><summary>Checks: {kept} of {len(rows)} kept</summary>"
+        + table(("", "check", "worst", "bound", "where"), rows)
+        + "</details>"
+    )
+
+
+def _details(found: Table):
+    if found.name == COMPARISON or not found.rows:
+        return ""
+    headings = [column.heading for column in found.columns]
+    return (
+        f"<details><summary>{html.escape(found.title)}</summary>"
+        f"{table(headings, found.cells())}</details>"
+    )
+
+
+def _preformatted(text):
+    return f"<pre>{html.escape(text)}</pre>"

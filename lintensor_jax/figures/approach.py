@@ -1,0 +1,106 @@
+"""How a direction nears its limit as the loss falls, far beyond the smallest float."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from . import style
+
+_WIDTH, _HEIGHT = 4.9, 3.5  # legible at a page's width and, at two thirds, in a column
+_LOG_SMALLEST_FLOAT = 745.13  # -log(2^-1074)
+_LEAST_LOG_INVERSE_LOSS = 0.5
+_PATH = {"lw": 1.2, "alpha": 0.85, "zorder": 3, "solid_capstyle": "butt"}
+_STOP = {"ls": "none", "mec": "black", "mew": 0.8, "zorder": 5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Approach:
+    """Flows of one architecture, and where an algorithm that cannot follow them has stopped.
+
+    - `log_inverse_loss`, `angle`: for each flow arrays (T,): log(1/loss), and the angle between
+      direction and limit in degrees. What is not positive is left out.
+    - `stop_log_inverse_loss`, `stop_angle`: (k,), of the algorithm.
+    """
+
+    architecture: str
+    log_inverse_loss: Sequence[np.ndarray]
+    angle: Sequence[np.ndarray]
+    stop_log_inverse_loss: np.ndarray
+    stop_angle: np.ndarray
+
+
+def approach_figure(approaches: Sequence[Approach], words: str) -> Figure:
+    """One panel; `words`, two lines, say whose ends the markers are, and whose the lines."""
+    with style.house_style():
+        figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+        axes = figure.subplots()
+        axes.set(xscale="log", yscale="log")
+        for approach in approaches:
+            _draw(axes, approach)
+        last_stop = max(float(a.stop_log_inverse_loss.max()) for a in approaches)
+        end = max(float(x[-1]) for a in approaches for x in a.log_inverse_loss)
+        _describe(axes, last_stop, end, words)
+        _legend(axes, approaches)
+        return figure
+
+
+def _draw(axes: Axes, approach: Approach) -> None:
+    colour = style.COLOURS[approach.architecture]
+    for x, y in zip(approach.log_inverse_loss, approach.angle, strict=True):
+        kept = (x > 0) & (y > 0)
+        axes.plot(x[kept], y[kept], color=colour, **_PATH)
+    axes.plot(approach.stop_log_inverse_loss, approach.stop_angle, **_stop(approach.architecture))
+
+
+def _stop(name):
+    size = 1.25 * style.MARKER_SIZES[name]
+    return {**_STOP, "marker": style.MARKERS[name], "ms": size, "mfc": style.COLOURS[name]}
+
+
+def _describe(axes, last_stop, end, words):
+    axes.set_xlim(_LEAST_LOG_INVERSE_LOSS, end * 1.6)
+    exponents = np.arange(0, np.floor(np.log10(end)) + 1)
+    axes.set_xticks(10.0**exponents, [_loss(k) for k in exponents])
+    low, high = axes.get_ylim()
+    high = min(high, 180.0)
+    angles = 10.0 ** np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
+    axes.set_yticks(angles, [f"{angle:.10f}".rstrip("0").rstrip(".") + "°" for angle in angles])
+    axes.minorticks_off()
+    axes.tick_params(axis="x", labelsize=9.5)  # most of each is an exponent
+    # A fifth of the height for the words.
+    axes.set_ylim(low, high * (high / low) ** 0.25)
+    axes.set(xlabel="training loss", ylabel="angle to the limit direction")
+    edge = last_stop * 1.3
+    axes.axvspan(_LEAST_LOG_INVERSE_LOSS, edge, color="0.91", lw=0, zorder=0)
+    above = {"va": "top", "transform": axes.get_xaxis_transform()}
+    axes.text(edge * 1.4, 0.985, words, **above, linespacing=1.4)
+    if edge < _LOG_SMALLEST_FLOAT < end:
+        axes.axvline(_LOG_SMALLEST_FLOAT, ymax=0.82, color="0.45", lw=0.8, ls=(0, (4, 2)), zorder=1)
+        place = (_LOG_SMALLEST_FLOAT * 1.3, 0.82)
+        axes.text(*place, "smaller than any float64", **above, color="0.35", fontsize=7.5)
+    axes.grid(color="0.88", lw=0.5)
+    axes.set_axisbelow(True)
+
+
+def _loss(exponent):
+    powers = {0: "-1", 1: "-10"}
+    return rf"$e^{{{powers.get(int(exponent), f'-10^{{{exponent:.0f}}}')}}}$"
+
+
+def _legend(axes, approaches):
+    handles = [
+        Line2D([], [], color=style.COLOURS[name], lw=1.6, label=name, **_legend_marker(name))
+        for name in (approach.architecture for approach in approaches)
+    ]
+    # The one corner where no angle can be: large, at a small loss.
+    place = {"loc": "upper right", "bbox_to_anchor": (1.0, 0.8)}
+    axes.legend(handles=handles, **place, frameon=False, handlelength=2.2)
+
+
+def _legend_marker(name):
+    stop = _stop(name)
+    return {key: stop[key] for key in ("marker", "ms", "mfc", "mec", "mew")}

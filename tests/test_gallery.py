@@ -1,0 +1,166 @@
+"""`reproduce all`: one page for everything, and no experiment that takes the others with it."""
+
+import dataclasses
+import html.parser
+import json
+import types
+
+import pytest
+from matplotlib.figure import Figure
+
+from lintensor_jax import cli, experiments
+from lintensor_jax.config import Config
+from lintensor_jax.experiments.report import Check, Claim, Column, Report, Table, comparison
+from lintensor_jax.figures.page import Verdict, page, table
+
+CLAIMS = (
+    Claim("limit & <direction>", "[0.2, 0.4]", "[0.2000, 0.4000]", True),
+    Claim("constant", "L", "L / d", False, erratum=True),
+    Claim("order", "faster", "slower", False),
+    Claim("rate", "open", "2.0", None),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration(Config):
+    """Nothing to set."""
+
+
+def _experiment(worst=0.1, fails=False):
+    class Result:
+        def report(self):
+            tables = (
+                Table("summary", "Worst cases", (Column("k", "K"),), [{"k": 3}]),
+                comparison(CLAIMS),
+            )
+            checks = (Check("distance", worst, 0.5, "diagonal"),)
+            captions = {"figure1": "Figure 1, drawn again."}
+            return Report("one", "A paper", Configuration(), (), tables, checks, captions)
+
+        def figures(self):
+            figure = Figure(figsize=(2, 1))
+            figure.subplots().plot([0, 1])
+            return {"figure1": figure}
+
+    def run(config, reduced, track):
+        if fails:
+            raise RuntimeError("the solver <died>")
+        return Result()
+
+    return types.SimpleNamespace(
+        Configuration=Configuration, reduce=lambda config: (config, ()), run=run
+    )
+
+
+@pytest.fixture
+def reproduce_all(monkeypatch, tmp_path, capsys):
+    """Run `reproduce all` with these experiments; exit code, printed JSON, errors, the page."""
+    # JAX's settings and the user's cache are not what is tested here.
+    monkeypatch.setattr("lintensor_jax.cli.reproduce.configure_jax", lambda: None)
+
+    def run(**modules):
+        monkeypatch.setattr(experiments, "EXPERIMENTS", dict.fromkeys(modules, ""))
+        monkeypatch.setattr(experiments, "find", modules.__getitem__)
+        code = cli.main(["reproduce", "all", "--quick", "--json", "--out", str(tmp_path)])
+        captured = capsys.readouterr()
+        printed = json.loads(captured.out)
+        assert printed["page"] == str(tmp_path / "index.html")
+        return code, printed, captured.err, (tmp_path / "index.html").read_text()
+
+    return run
+
+
+class _References(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.sources, self.links, self.anchors, self.open = [], [], set(), []
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.sources += [found["src"]] if "src" in found else []
+        self.links += [found["href"]] if "href" in found else []
+        self.anchors |= {found["id"]} if "id" in found else set()
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def _read(text):
+    found = _References()
+    found.feed(text)
+    assert found.open == []
+    return found
+
+
+def test_the_page_holds_everything_and_needs_no_network(reproduce_all, tmp_path):
+    code, printed, err, text = reproduce_all(first=_experiment(), second=_experiment())
+    assert code == 0
+    assert err == ""
+    assert printed["passed"] is True
+    assert [e["experiment"] for e in printed["experiments"]] == ["one", "one"]
+    found = _read(text)
+    assert len(found.sources) == 2
+    assert all(source.startswith("data:image/png;base64,") for source in found.sources)
+    for link in found.links:
+        if link.startswith("#"):
+            assert link[1:] in found.anchors
+        else:
+            assert (tmp_path / link).is_file()
+    assert {"overview", "first", "second"} <= found.anchors
+    assert "http" not in text.replace('lang="en"', "")
+    for words in (
+        "limit &amp; &lt;direction&gt;",
+        "[0.2000, 0.4000]",
+        '<b class="good">agrees</b>',
+        '<b class="bad">DIFFERS</b>',
+        "<td>erratum</td>",
+        "<td>not compared</td>",
+        "Figure 1, drawn again.",
+        "All checks passed.",
+        "lintensor-jax reproduce all --quick",
+        "lintensor-jax reproduce first --quick",
+        "1 of 1 kept",
+        "<th>K</th>",
+        "device",
+    ):
+        assert words in text
+    # Closed unless something failed.
+    assert "<details open>" not in text
+
+
+def test_an_experiment_that_dies_costs_only_itself(reproduce_all, tmp_path):
+    code, printed, err, text = reproduce_all(
+        broken=_experiment(fails=True), fine=_experiment(), bad=_experiment(worst=0.9)
+    )
+    assert code == 1
+    assert printed["passed"] is False
+    assert [e["passed"] for e in printed["experiments"]] == [False, True, False]
+    assert "RuntimeError: the solver <died>" in printed["experiments"][0]["error"]
+    assert err.splitlines() == [
+        "broken: RuntimeError: the solver <died>",
+        "bad: FAILED: distance, worst 0.9 is not <= 0.5 (diagonal)",
+    ]
+    assert (tmp_path / "fine" / "figure1.pdf").is_file()
+    _read(text)
+    assert "Failed: broken, bad." in text
+    assert "RuntimeError: the solver &lt;died&gt;" in text
+    assert text.count("<details open>") == 1
+    assert len(_read(text).sources) == 2
+
+
+def test_a_claim_says_what_became_of_it():
+    verdicts = [claim.verdict for claim in CLAIMS]
+    assert verdicts == ["agrees", "erratum", "DIFFERS", "not compared"]
+    rows = comparison(CLAIMS).cells()
+    assert rows[0] == ["limit & <direction>", "[0.2, 0.4]", "[0.2000, 0.4000]", "agrees"]
+
+
+def test_pages_escape_what_they_show():
+    text = page("a < b", table(("<h>",), [("<c>", Verdict("<no>", False))]), [("x", "a & b")])
+    assert "<title>a &lt; b</title>" in text
+    assert "<th>&lt;h&gt;</th>" in text
+    assert '<td>&lt;c&gt;</td><td><b class="bad">&lt;no&gt;</b></td>' in text
+    assert '<a href="#x">a &amp; b</a>' in text
+    assert "<nav" not in page("t", "b")
