@@ -1,62 +1,75 @@
 """Many flows at once: `batched_flow` against plain `jit(vmap(diffeqsolve))`, side by side.
 
-Run from the repository root:
+Run from the repository root; `hot_path.py` runs it with everything else:
 
-    python benchmarks/batched.py [--lanes 4096] [--uneven] [--repeats 5]
+    python benchmarks/batched.py [--lanes 4096] [--uneven] [--peers] [--repeats 5]
 
 The sweep of Yun et al. 2021 (two layers, d = 2, x = [1, 2], y = 1, alpha in 0.01..1, rtol = atol =
 1e-8, until the residual is below 1e-7) or, with --uneven, a harder one with uneven lanes (three
-layers, d = 32, n = 8, alpha in 0.1..1). All ways solve the same lanes by the same method to the
-same end, in turn in one process; printed are ratios of medians, compile times, and the largest
-distance between two ways' coefficients (both stop at the residual, not at the limit; diffrax
-without a clipped step hovers there).
+layers, d = 32, n = 8, alpha in 0.1..1, until 1e-5). All ways solve the same lanes by the same
+method to the same end, in turn in one process. Before it is timed, each way's coefficients are
+compared with the exact limits (--uneven: with plain diffrax), and every lane that did not arrive is
+counted: diffrax without a clipped step may hover above the residual.
 """
 
 import argparse
-import os
-import statistics
-import time
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import diffrax
 import jax
+import jax.numpy as jnp
+import measure
 import numpy as np
+import peers
+from measure import Effort, Row, Variant, WrongAnswer
 
-jax.config.update("jax_enable_x64", True)
-if hasattr(os, "sched_getaffinity"):
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+import lintensor_jax as lt
+from lintensor_jax.dynamics.batched import BatchedFlow, batched_flow
+from lintensor_jax.dynamics.compilation import Apart, InProcess
+from lintensor_jax.dynamics.system import System
 
-import jax.numpy as jnp  # noqa: E402
-
-import lintensor_jax as lt  # noqa: E402
-from lintensor_jax.dynamics.batched import batched_flow  # noqa: E402
-from lintensor_jax.dynamics.compilation import Apart, InProcess  # noqa: E402
-from lintensor_jax.dynamics.system import System  # noqa: E402
-
-TOLERANCE, RESIDUAL = 1e-8, 1e-7
-PAPER = lt.Regression(np.array([[1.0, 2.0]]), np.array([1.0]))
-SMALL = {
-    "diagonal": lt.DiagonalNetwork.zeros(2, 2),
-    "convolution": lt.ConvolutionalNetwork.zeros(2, (2, 2)),
-    "fully-connected": lt.FullyConnectedNetwork.zeros((2, 2)),
-}
-UNEVEN = {
-    "diagonal": lt.DiagonalNetwork.zeros(3, 32),
-    "convolution": lt.ConvolutionalNetwork.zeros(32, (32,) * 3),
-}
+# Diffrax's steps have no limit of stability but the tolerance: with d = 32 its lanes hover, all of
+# them, at residuals of 2e-7 to 3e-6 and would never end. The uneven sweep stops above that.
+TOLERANCE, RESIDUAL, RESIDUAL_UNEVEN = 1e-8, 1e-7, 1e-5
+# Plain lanes need up to 80 steps and uneven ones up to 6,000. A plain lane that hovers would keep
+# all others waiting for as many steps as it is given.
+MOST_STEPS, MOST_STEPS_UNEVEN = 512, 8192
+BLOCK = 512
+# A way stops with a residual of 1e-7 and has made errors of about rtol in each of its steps.
+# Constant steps of 1e-3 lead to another limit than the flow's.
+CLOSE, DESCENT_CLOSE, FINISHED = 1e-5, 1e-2, 1e-8
+ARCHITECTURES = ("diagonal", "convolution", "fully-connected")
 
 
-def plain(system: System, max_steps: int) -> Callable:
-    """`jit(vmap(diffeqsolve))` on the flat parameters, shape (N, p)."""
+def network(name: str, depth: int, d: int) -> Any:
+    """The zero network."""
+    if name == "diagonal":
+        return lt.DiagonalNetwork.zeros(depth, d)
+    if name == "convolution":
+        return lt.ConvolutionalNetwork.zeros(d, (d,) * depth)
+    return lt.FullyConnectedNetwork.zeros((d,) * depth)
+
+
+def starts(system: System, count: int, lowest: float, scale: float = 1.0) -> Any:
+    """Normal parameters times alpha, log-uniform in `lowest`..1: (N, p)."""
+    rng = np.random.default_rng(0)
+    alphas = np.exp(rng.uniform(np.log(lowest), 0.0, count))
+    drawn = rng.standard_normal((count, system.initial.size))
+    return jnp.asarray(scale * alphas[:, None] * drawn)
+
+
+def plain_solve(system: System, max_steps: int, solver: Any, stop: float = RESIDUAL) -> Callable:
+    """One lane by diffrax: coefficients, residual and number of steps."""
 
     def met(t, theta, args, **_):
-        return jnp.linalg.norm(system.squared_gradient(theta)[0]) <= RESIDUAL
+        return jnp.linalg.norm(system.squared_gradient(theta)[0]) <= stop
 
     def solve(theta):
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, theta, args: system.velocity(theta)),
-            diffrax.Tsit5(),
+            solver,
             0.0,
             1e9,
             None,
@@ -68,82 +81,185 @@ def plain(system: System, max_steps: int) -> Callable:
             throw=False,
         )
         assert solution.ys is not None
-        return system.coefficients(solution.ys[-1])
+        end = solution.ys[-1]
+        left = jnp.linalg.norm(system.squared_gradient(end)[0])
+        return system.coefficients(end), left, solution.stats["num_steps"]
 
-    return jax.jit(jax.vmap(solve))
-
-
-def timed(function: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds of one call, by the wall and of all cores."""
-    start, cores = time.perf_counter(), time.process_time()
-    jax.block_until_ready(function())
-    return time.perf_counter() - start, time.process_time() - cores
+    return solve
 
 
-def compare(name: str, like: Any, problem: lt.Regression, options: Any, lowest: float):
-    """Prints a row for every way of flying the same lanes."""
-    rng = np.random.default_rng(0)
-    system = System.of(like, problem)
-    size, count = system.initial.size, options.lanes
-    alphas = np.exp(rng.uniform(np.log(lowest), 0.0, count))
-    scale = 1.0 if size < 32 or isinstance(like, lt.DiagonalNetwork) else like.dim**-0.5
-    theta = jnp.asarray(scale * alphas[:, None] * rng.standard_normal((count, size)))
-    networks = jax.vmap(system.network)(theta)
-    flows: dict[str, Any] = {}
+def plain(system: System, max_steps: int, stop: float = RESIDUAL) -> Callable:
+    """`jit(vmap(diffeqsolve))` on the flat parameters, shape (N, p)."""
+    return jax.jit(jax.vmap(plain_solve(system, max_steps, diffrax.Tsit5(), stop)))
 
-    def ours(key, compilation, devices):
-        flows[key] = batched_flow(
-            networks,
-            problem,
-            stop=lt.StopAtResidual(RESIDUAL),
-            finish=None,
-            rtol=TOLERANCE,
-            atol=TOLERANCE,
-            max_steps=options.max_steps,
-            compilation=compilation,
+
+def require_close(name: str, found: Any, expected: Any, bound: float, which: Any = None) -> float:
+    """The largest distance between coefficients, of the lanes `which`; or `WrongAnswer`."""
+    distance = np.max(np.abs(np.asarray(found) - expected), axis=1)
+    worst = float(np.max(distance if which is None else distance[which], initial=0.0))
+    if not worst <= bound:
+        raise WrongAnswer(f"{name}: {worst:.1e} from the limit, and at most {bound:.0e} is right")
+    return worst
+
+
+class Problem:
+    """Lanes to be flown, and the ways to do it."""
+
+    def __init__(self, name: str, depth: int, problem: Any, theta: Any, max_steps: int):
+        self.name, self.problem, self.theta, self.max_steps = name, problem, theta, max_steps
+        self.residual = RESIDUAL
+        self.system = System.of(network(name, depth, problem.X.shape[1]), problem)
+        self.networks: Any = jax.vmap(self.system.network)(theta)
+        self.count = theta.shape[0]
+        # Coefficients to be compared with; where nothing is known, the first way's.
+        self.expected: Any = None
+        self.known: Any = True  # for which lanes
+        self.flow: Any = None  # the last one of ours
+
+    def ours(self, compilation: Any = None, devices: Any = None, **options: Any) -> BatchedFlow:
+        """`batched_flow`, without a finish unless one is given."""
+        settings = {"finish": None, "rtol": TOLERANCE, "atol": TOLERANCE}
+        settings |= {"stop": lt.StopAtResidual(self.residual), "max_steps": self.max_steps}
+        self.flow = batched_flow(
+            self.networks,
+            self.problem,
+            compilation=InProcess() if compilation is None else compilation,
             devices=devices,
+            **(settings | options),
         )
-        return flows[key].coefficients
+        return self.flow
 
-    baseline = plain(system, options.max_steps)
-    everywhere = jax.local_devices()
-    calls = {
-        "plain": lambda: baseline(theta),
-        "ours": lambda: ours("ours", InProcess(), None),
-        "apart": lambda: ours("apart", Apart(), None),
-        "apart, all cores": lambda: ours("apart, all cores", Apart(), everywhere),
-    }
-    first = {key: timed(call)[0] for key, call in calls.items()}
-    expected = np.asarray(calls["plain"]())
-    times = {key: [] for key in calls}
-    for _ in range(options.repeats):
-        for key, call in calls.items():
-            times[key].append(timed(call))
-    wall, cores = (
-        {key: statistics.median(pair[i] for pair in values) for key, values in times.items()}
-        for i in range(2)
-    )
-    steps = np.asarray(flows["ours"].num_steps)
-    arrived = steps < options.max_steps
-    print(
-        f"{name}, d = {problem.X.shape[1]}, {count} lanes: steps {steps.min()} / "
-        f"{int(np.median(steps))} / {steps.max()} (min, median, max), {int((~arrived).sum())} did "
-        f"not arrive; plain waste {steps.max() * count / steps.sum():.2f}"
-    )
-    for key in calls:
-        if key == "plain":
-            found = expected
-            waste = ""
-        else:
-            found = np.asarray(flows[key].coefficients)
-            waste = f"  waste {float(flows[key].waste):.2f}"
-        gap = np.abs(found - expected)[arrived].max()
-        print(
-            f"  {key:18s} wall {wall['plain'] / wall[key]:6.1f} x  core time "
-            f"{cores['plain'] / cores[key]:6.1f} x  first call {first[key] - wall[key]:4.1f} s"
-            f"{waste}  from plain {gap:.0e}",
-            flush=True,
-        )
+    def check(self, name: str, bound: float = CLOSE) -> Callable[[Any], Row]:
+        """Columns of a way: its distance from the limit and what its lanes did."""
+        close = bound * self.residual / RESIDUAL
+
+        def row(answer: Any) -> Row:
+            if isinstance(answer, BatchedFlow):
+                steps = np.asarray(answer.num_steps)
+                arrived = steps < self.max_steps
+                beta, waste = answer.coefficients, float(answer.waste)
+            else:
+                beta, left, steps = map(np.asarray, answer)
+                arrived = left <= self.residual
+                waste = float(steps.max() * steps.size / steps.sum())
+            if self.expected is None:
+                self.expected, self.known = np.asarray(beta), arrived
+            columns = {
+                "from_limit": require_close(name, beta, self.expected, close, arrived & self.known),
+                "not_arrived": int(np.sum(~arrived)),
+                "steps": f"{steps.min()} / {int(np.median(steps))} / {steps.max()}",
+                "waste": waste,
+            }
+            if columns["not_arrived"] > max(4, self.count // 50):
+                raise WrongAnswer(f"{name}: {columns['not_arrived']} lanes did not arrive")
+            return columns
+
+        return row
+
+    def ways(self, effort: Effort, blocks: bool = True) -> list[Variant]:
+        """Plain diffrax and ours; a quick run leaves out what compiles twice."""
+        function = plain(self.system, self.max_steps, self.residual)
+
+        def in_blocks():
+            pieces = [self.theta[at : at + BLOCK] for at in range(0, self.count, BLOCK)]
+            parts = [function(piece) for piece in pieces]
+            return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+        calls: dict[str, Callable] = {"plain": lambda: function(self.theta)}
+        if blocks and not effort.quick and self.count % BLOCK == 0:
+            calls[f"plain, blocks of {BLOCK}"] = in_blocks
+        calls |= {"ours": self.ours, "ours, apart": lambda: self.ours(Apart())}
+        if len(jax.local_devices()) > 1 and not effort.quick:
+            everywhere = jax.local_devices()
+            calls["ours, apart, all cores"] = lambda: self.ours(Apart(), everywhere)
+        return [Variant(name, call, self.check(name)) for name, call in calls.items()]
+
+
+def sweep(effort: Effort, name: str, lanes: int, with_peers: bool = False) -> list[Row]:
+    """The paper sweep; the exact limits are known."""
+    paper = lt.Regression(peers.X[None], np.array([peers.Y]))
+    system = System.of(network(name, 2, 2), paper)
+    task = Problem(name, 2, paper, starts(system, lanes, 0.01), MOST_STEPS)
+    task.expected = peers.exact_limit(name, np.asarray(task.theta))
+    variants = task.ways(effort)
+    if with_peers:
+        variants += _peers(task, effort)
+    title = f"{name}, {lanes:,} lanes"
+    rows = measure.compare("sweep", title, variants, effort.repeats)
+    return [*rows, *_finished(title, task)]
+
+
+def _peers(task: Problem, effort: Effort) -> list[Variant]:
+    """A few lanes each, timed once or twice: per lane, they take a thousand times as long."""
+    theta, name = np.array(task.theta), task.name
+    limits = task.expected
+
+    def variant(key, solve, count, bound):
+        def check(found):
+            return {"from_limit": require_close(key, found, limits[:count], bound)}
+
+        return Variant(key, solve, check, share=count / task.count, rounds=2)
+
+    few, fewer = (16, 1) if effort.quick else (64, 4)
+    found = [
+        variant(
+            "SciPy DOP853, by lane",
+            lambda: peers.scipy_dop853(name, theta[:few], TOLERANCE, TOLERANCE, RESIDUAL),
+            few,
+            CLOSE,
+        ),
+        variant(
+            "gradient descent, by lane",
+            lambda: peers.descent(name, theta[:fewer], RESIDUAL),
+            fewer,
+            DESCENT_CLOSE,
+        ),
+    ]
+    # torchdiffeq's steps are the batch's: it gets all lanes, as long as that takes seconds.
+    count = min(task.count, 4096)
+
+    def times():
+        return np.exp(np.array(task.flow.log_time[:count], np.float64))
+
+    for key, solve in peers.torch_ways(name, theta[:count], times, TOLERANCE, TOLERANCE):
+        # The error of a batch is controlled in its mean: a lane's may be sqrt(N) times as large.
+        found.append(variant(key, solve, count, CLOSE * np.sqrt(count)))
+    return found
+
+
+def _finished(title: str, task: Problem) -> list[Row]:
+    """How far our lanes' limits are from the exact ones with the finish, alpha = 0.001 included."""
+    names = task.name, 2, task.problem
+    small = task.theta / jnp.linalg.norm(task.theta, axis=1, keepdims=True) * 1e-3
+    both = jnp.concatenate([task.theta[:1024], small[:1024]])
+    lanes = Problem(*names, both, MOST_STEPS)
+    exact = peers.exact_limit(task.name, np.asarray(both))
+    rows = []
+    for rtol in (TOLERANCE, TOLERANCE / 10):
+        flow = lanes.ours(finish=lt.GaussNewton(), rtol=rtol, atol=None)
+        distance = np.max(np.abs(np.asarray(flow.coefficients) - exact), axis=1)
+        steps = np.asarray(flow.num_steps)
+        row = {"part": "sweep", "problem": title, "from_limit": float(distance.max())}
+        row["variant"] = f"ours with a finish, rtol {rtol:.0e}, alpha 0.001 to 1"
+        row["within_1e-8"] = f"{100 * np.mean(distance <= FINISHED):.4g}%"
+        row["steps"] = f"{steps.min()} / {int(np.median(steps))} / {steps.max()}"
+        rows.append(row)
+    return rows
+
+
+def uneven(effort: Effort, name: str, lanes: int) -> list[Row]:
+    """Lanes of 60 to 6,000 steps: d = 32, L = 3, n = 8."""
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((8, 32)) / np.sqrt(32), rng.standard_normal(8)
+    problem = lt.Regression(X, y)
+    system = System.of(network(name, 3, 32), problem)
+    scale = 1.0 if name == "diagonal" else 32**-0.5
+    task = Problem(name, 3, problem, starts(system, lanes, 0.1, scale), MOST_STEPS_UNEVEN)
+    task.residual = RESIDUAL_UNEVEN
+    variants = task.ways(effort, blocks=False)
+    # Half a minute each, of which nothing is noise.
+    variants[0] = dataclasses.replace(variants[0], rounds=3)
+    return measure.compare("uneven", f"{name}, {lanes:,} lanes", variants, effort.repeats)
 
 
 def main() -> None:
@@ -152,19 +268,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--lanes", type=int, default=4096)
-    parser.add_argument("--architectures", nargs="*", default=[*SMALL], choices=[*SMALL])
+    parser.add_argument(
+        "--architectures", nargs="*", default=[*ARCHITECTURES], choices=[*ARCHITECTURES]
+    )
     parser.add_argument("--uneven", action="store_true", help="the harder sweep")
+    parser.add_argument("--peers", action="store_true", help="SciPy, gradient descent, PyTorch")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--max-steps", type=int, default=4096)
     options = parser.parse_args()
-    print(f"device: {jax.devices()[0].device_kind}, {len(jax.local_devices())} of them")
-    rng = np.random.default_rng(0)
-    X, y = rng.standard_normal((8, 32)) / np.sqrt(32), rng.standard_normal(8)
+    measure.set_up()
+    effort = Effort(repeats=options.repeats)
+    rows: list[Row] = []
     for name in options.architectures:
         if not options.uneven:
-            compare(name, SMALL[name], PAPER, options, 0.01)
-        elif name in UNEVEN:
-            compare(name, UNEVEN[name], lt.Regression(X, y), options, 0.1)
+            rows += sweep(effort, name, options.lanes, options.peers)
+        elif name != "fully-connected":
+            rows += uneven(effort, name, options.lanes)
+    print(measure.markdown(rows))
 
 
 if __name__ == "__main__":

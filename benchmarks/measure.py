@@ -1,0 +1,196 @@
+"""How the benchmarks measure: answers are checked first, variants take turns, ratios are printed.
+
+An absolute time says as much about the machine as about the program, so a row holds how many times
+faster than the baseline of its problem a variant was, by the wall and in core time (of all
+threads); absolute times are added on a GPU, whose name they come with. Compile times are an
+exception: there is a budget for them, in seconds.
+"""
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+Row = dict[str, Any]
+
+
+class WrongAnswer(RuntimeError):
+    """A variant that solves another problem is not worth a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way to do the work of a problem.
+
+    - `call`: does it; returns what `check` takes.
+    - `check`: columns of its row; raises `WrongAnswer`.
+    - `share`: of the lanes that it does, for those that would take hours; its times are scaled up.
+    - `rounds`: how often it is timed at most.
+    - `unit`: what its time is divided by before it is compared (1, or a number of steps), from the
+      columns of its row.
+    """
+
+    name: str
+    call: Callable[[], Any]
+    check: Callable[[Any], Row]
+    share: float = 1.0
+    rounds: int = 1000
+    unit: Callable[[Row], float] = lambda row: 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How much a run does: `quick` is for small numbers of lanes, `repeats` are timings of each."""
+
+    quick: bool = False
+    repeats: int = 5
+
+
+def set_up() -> None:
+    """float64, one device for each core, no cache of compiled programs; before any computation."""
+    jax.config.update("jax_enable_x64", True)
+    if hasattr(os, "sched_getaffinity"):
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    # What was compiled yesterday would make today's compile times zero.
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+def on_gpu() -> bool:
+    """Whether JAX found one."""
+    return jax.default_backend() == "gpu"
+
+
+def machine() -> Row:
+    """What the ratios were measured on."""
+    packages = ("jax", "jaxlib", "diffrax", "scipy", "torch", "torchdiffeq", "torchode")
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": jax.devices()[0].device_kind,
+        "devices": len(jax.local_devices()),
+        "processor": _processor(),
+        "versions": {name: _version(name) for name in packages},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except ModuleNotFoundError:
+        return None
+
+
+def timed(function: Callable[[], Any]) -> tuple[Any, float, float]:
+    """The result of one call, and its seconds by the wall and of all cores."""
+    start, cores = time.perf_counter(), time.process_time()
+    result = jax.block_until_ready(function())
+    return result, time.perf_counter() - start, time.process_time() - cores
+
+
+def medians(variants: Sequence[Variant], repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of every variant, wall and cores: medians of calls in turn, scaled to all lanes."""
+    times: dict[str, list[tuple[float, float]]] = {variant.name: [] for variant in variants}
+    for turn in range(repeats):
+        for variant in variants:
+            if turn < variant.rounds:
+                times[variant.name].append(timed(variant.call)[1:])
+    wall, cores = (
+        {v.name: statistics.median(pair[i] for pair in times[v.name]) / v.share for v in variants}
+        for i in range(2)
+    )
+    return wall, cores
+
+
+def compare(
+    part: str, problem: str, variants: Sequence[Variant], repeats: int, baseline: str = "plain"
+) -> list[Row]:
+    """A row for every variant: times faster than the baseline, compile time, what its check found.
+
+    The first call compiles; `compile_s` is what it takes longer than the others.
+    """
+    first, found = {}, {}
+    for variant in variants:
+        answer, first[variant.name], _ = timed(variant.call)
+        found[variant.name] = variant.check(answer)
+    wall, cores = medians(variants, repeats)
+    by_name = {variant.name: variant for variant in variants}
+    units = {name: by_name[name].unit(found[name]) for name in by_name}
+    rows = []
+    for name, variant in by_name.items():
+        compiles = first[name] - wall[name] * variant.share
+        row = {"part": part, "problem": problem, "variant": name}
+        row["faster_by_wall"] = wall[baseline] / units[baseline] / (wall[name] / units[name])
+        row["faster_in_core_time"] = cores[baseline] / units[baseline] / (cores[name] / units[name])
+        # Less than that is noise, or a variant that compiles nothing.
+        row["compile_s"] = compiles if compiles > 0.05 else None
+        if on_gpu():
+            row["seconds"] = wall[name]
+        rows.append(row | found[name])
+    return rows
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """A table for every part: its problems below each other, and the columns that it has."""
+    parts: dict[str, list[Row]] = {}
+    for row in rows:
+        parts.setdefault(row["part"], []).append(row)
+    return "\n".join(_table(part, members) for part, members in parts.items())
+
+
+def _table(part: str, rows: list[Row]) -> str:
+    columns = [c for c in dict.fromkeys(key for row in rows for key in row) if c != "part"]
+    columns = [c for c in columns if any(row.get(c) is not None for row in rows)]
+    lines = [f"## {part}", ""]
+    lines.append("| " + " | ".join(column.replace("_", " ") for column in columns) + " |")
+    lines.append("|" + "---|" * len(columns))
+    previous = None
+    for row in rows:
+        shown = [_shown(row.get(column)) for column in columns]
+        if row.get("problem") is not None and row["problem"] == previous:
+            shown[columns.index("problem")] = ""
+        previous = row.get("problem")
+        lines.append("| " + " | ".join(shown) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _shown(value: Any) -> str:
+    """Three digits say all that a ratio can."""
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value != 0 and not 1e-2 <= abs(value) < 1e5:
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def write(folder: Path, rows: Sequence[Row], about: Row, wrong: Sequence[str] = ()) -> str:
+    """`results.json` and `table.md` in `folder`; returns the table. `wrong`: what has no rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    device = f"{about['devices']} x {about['device']} ({about['processor']})"
+    versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items() if v is not None)
+    table = f"# The hot path, measured on {device}, {about['date']}\n\n{versions}\n\n"
+    table += "".join(f"**Wrong answer, not timed.** {reason}\n\n" for reason in wrong)
+    table += markdown(rows)
+    (folder / "table.md").write_text(table)
+    content = {"machine": about, "wrong": list(wrong), "rows": list(rows)}
+    (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    return table

@@ -1,0 +1,175 @@
+"""The benchmark programs: they start, their tables are right, and wrong answers are not timed."""
+
+import importlib
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+# The sibling modules that have no command line.
+MODULES = ("contraction_costs", "measure", "peers", "plots")
+PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in MODULES)
+
+
+@pytest.fixture(autouse=True)
+def _from_their_folder(monkeypatch):
+    """As `python benchmarks/name.py` does it; names such as "tensor" are forgotten afterwards."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(FOLDER))
+    yield
+    for name in set(sys.modules) - before:
+        if (FOLDER / f"{name}.py").exists():
+            del sys.modules[name]
+
+
+def module(name) -> Any:
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    assert end.value.code == 0
+    assert "usage:" in capsys.readouterr().out
+
+
+def fake(name, seconds, answer, right, clock, share=1.0):
+    """A variant that takes so many seconds of the fake clock."""
+    measure = module("measure")
+
+    def call():
+        clock[0] += seconds.pop(0)
+        return answer
+
+    def check(found):
+        if found != right:
+            raise measure.WrongAnswer(f"{name}: {found}")
+        return {"answer": found}
+
+    return measure.Variant(name, call, check, share=share)
+
+
+def test_ratios_are_of_medians_and_compile_time_is_apart(monkeypatch):
+    measure, clock = module("measure"), [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measure.time, "process_time", lambda: 2 * clock[0])
+    # The first call compiles; of the others 4 and 1 are the medians.
+    plain = fake("plain", [9.0, 4.0, 100.0, 3.0], 1, 1, clock)
+    # A quarter of the lanes in half a second: two seconds for all.
+    ours = fake("ours", [0.5, 0.5, 0.1, 9.0], 1, 1, clock, share=0.25)
+    rows = measure.compare("sweep", "toy", [plain, ours], 3)
+    assert [row["variant"] for row in rows] == ["plain", "ours"]
+    assert rows[0]["compile_s"] == 5.0
+    assert rows[1]["compile_s"] is None
+    assert [row["faster_by_wall"] for row in rows] == [1.0, 2.0]
+    assert [row["faster_in_core_time"] for row in rows] == [1.0, 2.0]
+    assert all("seconds" not in row for row in rows), "absolute times are for GPUs"
+
+
+def test_a_wrong_answer_is_not_timed():
+    measure, clock = module("measure"), [0.0]
+    wrong = fake("wrong", [1.0], 2, 1, clock)
+    with pytest.raises(measure.WrongAnswer, match="wrong: 2"):
+        measure.compare("sweep", "toy", [wrong], 3, baseline="wrong")
+    assert clock[0] == 1.0
+
+
+def test_tables(tmp_path):
+    """A table for every part, with its own columns; a problem is named once; three digits."""
+    measure = module("measure")
+    rows = [
+        {"part": "sweep", "problem": "p", "variant": "plain", "ratio": 1.0, "compile_s": None},
+        {"part": "sweep", "problem": "p", "variant": "ours", "ratio": 1234.56, "compile_s": None},
+        {"part": "sweep", "problem": "q", "variant": "ours", "ratio": 1.2345e-7, "lanes": 65536},
+        {"part": "tensor", "problem": "q", "variant": "ours", "waste": 1.25},
+    ]
+    about = {"devices": 2, "device": "cpu", "processor": "x", "date": "2026-01-01", "versions": {}}
+    table = measure.write(tmp_path, rows, about, ["one lane: nonsense"])
+    assert (tmp_path / "table.md").read_text() == table
+    assert "2 x cpu (x)" in table
+    assert "**Wrong answer, not timed.** one lane: nonsense" in table
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    assert lines == [
+        "| problem | variant | ratio | lanes |",
+        "|---|---|---|---|",
+        "| p | plain | 1 |  |",
+        "|  | ours | 1,235 |  |",
+        "| q | ours | 1.2e-07 | 65,536 |",
+        "| problem | variant | waste |",
+        "|---|---|---|",
+        "| q | ours | 1.25 |",
+    ]
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["rows"] == rows
+    assert content["wrong"] == ["one lane: nonsense"]
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("diagonal", 4), ("convolution", 4), ("fully-connected", 6)]
+)
+def test_peers_agree_with_the_exact_limit(name, size):
+    """SciPy at rtol 1e-10 makes errors of that size in each of its 100 steps; then the stop."""
+    peers = module("peers")
+    theta = 0.3 * np.random.default_rng(0).standard_normal((3, size))
+    exact = peers.exact_limit(name, theta)
+    np.testing.assert_allclose(exact @ peers.X, peers.Y, rtol=0, atol=1e-12)
+    found = peers.scipy_dop853(name, theta, 1e-10, 1e-12, 1e-9)
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-8)
+    with pytest.raises(module("measure").WrongAnswer, match="from the limit"):
+        module("batched").require_close("SciPy", found + 1e-4, exact, 1e-5)
+
+
+def test_growth_is_compared_over_the_last_part():
+    panels = {("step", "d"): {"diagonal": ([2, 8, 16, 64], [1.0, 5.0, 7.0, 21.0], [2, 8, 16, 64])}}
+    (row,) = module("scaling").rows_by_size(panels)
+    assert (row["from"], row["to"], row["growth"], row["expected"]) == (16, 64, 3.0, 4.0)
+
+
+def test_plots(tmp_path):
+    plots = module("plots")
+    curve = plots.Curve("diagonal", [1, 10], [1.0, 20.0], [1.0, 10.0])
+    other = plots.Curve("ours", [1, 10], [1.0, 2.0])
+    figure = plots.loglog_figure([plots.Panel("a", "x", "y", [curve, other])])
+    assert isinstance(figure, Figure)
+    expected = figure.axes[0].lines[1].get_ydata()
+    np.testing.assert_allclose(np.asarray(expected), [2.0, 20.0])
+    rows = [
+        {"problem": "diagonal", "variant": "ours", "cost": 10.0**k, "median_error": 10.0**-k}
+        for k in range(3)
+    ]
+    paths = module("work_precision").draw(rows, tmp_path)
+    assert [path.suffix for path in paths] == [".png", ".pdf"]
+    assert all(path.stat().st_size > 1000 for path in paths)
+
+
+def test_every_leave_one_out_way_gives_the_gradient():
+    tensor = module("tensor")
+    rng = np.random.default_rng(0)
+    data, X, y = rng.standard_normal((3, 3, 3, 2)), rng.standard_normal((4, 2)), np.ones(4)
+    factors = rng.standard_normal((3, 3))
+    expected = tensor.reference(data, X, y, factors)
+    for function in tensor.ways(jnp.asarray(data), jnp.asarray(X), jnp.asarray(y)).values():
+        found = jax.jit(function)(jnp.asarray(factors))[1]
+        np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+@pytest.mark.slow
+def test_a_tiny_run(tmp_path, monkeypatch):
+    """One part from end to end: every answer is checked there."""
+    batched, measure = module("batched"), module("measure")
+    rows = batched.sweep(measure.Effort(quick=True, repeats=1), "diagonal", 16, with_peers=False)
+    table = measure.write(tmp_path, rows, measure.machine())
+    assert "ours, apart" in table
+    assert [row["variant"] for row in rows][:3] == ["plain", "ours", "ours, apart"]
+    assert rows[-1]["within_1e-8"] == "100%"
+    assert all(np.isfinite(row["faster_by_wall"]) for row in rows[:3])
