@@ -63,12 +63,14 @@ def test_forward_pass_is_the_contraction_of_the_data_tensor(name, depth):
     assert not jnp.iscomplexobj(tensor)
     for activation in (None, jnp.tanh, jax.nn.relu):
         expected = contractions.contract(tensor, net.factors, activation)
-        np.testing.assert_allclose(net(x, activation), expected, atol=ROUNDING)
-    np.testing.assert_allclose(jnp.sum(x * net.linear_coefficients()), net(x), atol=ROUNDING)
+        np.testing.assert_allclose(net(x, activation), expected, rtol=0, atol=ROUNDING)
+    np.testing.assert_allclose(
+        jnp.sum(x * net.linear_coefficients()), net(x), rtol=0, atol=ROUNDING
+    )
     # Linear in x, and not merely at one point.
     other = sample(net, 6)
     np.testing.assert_allclose(
-        net.data_tensor(2 * x - other), 2 * tensor - net.data_tensor(other), atol=ROUNDING
+        net.data_tensor(2 * x - other), 2 * tensor - net.data_tensor(other), rtol=0, atol=ROUNDING
     )
 
 
@@ -79,15 +81,15 @@ def test_pullback_homogeneity_and_factors(name, depth):
     parameters, rest = split(net)
     beta, pullback = net.coefficients_and_pullback()
     expected, vjp = jax.vjp(lambda p: eqx.combine(p, rest).linear_coefficients(), parameters)
-    np.testing.assert_allclose(beta, expected, atol=ROUNDING)
+    np.testing.assert_allclose(beta, expected, rtol=0, atol=ROUNDING)
     g = sample(net, 7)
     ours, theirs = pullback(g), vjp(g)[0]
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, atol=ROUNDING)
+        np.testing.assert_allclose(a, b, rtol=0, atol=ROUNDING)
     assert net.depth == depth
     scaled = net.scaled(0.5)
-    np.testing.assert_allclose(scaled.linear_coefficients(), beta / 2**depth, atol=ROUNDING)
+    np.testing.assert_allclose(scaled.linear_coefficients(), beta / 2**depth, rtol=0, atol=ROUNDING)
     again = zero_last_layer(net) if name != "differential" else net
     assert jax.tree.structure(again) == jax.tree.structure(net)
     again = again.with_factors(net.factors)
@@ -109,9 +111,9 @@ def test_vmap_over_networks_equals_a_loop(name):
         return net.with_factors(net.factors)(x), conserved_quantities(net)
 
     values, conserved = outputs(stacked)
-    np.testing.assert_allclose(values, jnp.stack([net(x) for net in nets]), atol=ROUNDING)
+    np.testing.assert_allclose(values, jnp.stack([net(x) for net in nets]), rtol=0, atol=ROUNDING)
     expected = jnp.stack([conserved_quantities(net) for net in nets])
-    np.testing.assert_allclose(conserved, expected, atol=ROUNDING)
+    np.testing.assert_allclose(conserved, expected, rtol=0, atol=ROUNDING)
 
 
 SIZES = {
@@ -137,11 +139,13 @@ def test_no_loss_changes_the_conserved_quantities(name, depth):
 
     value, change = jax.jvp(measured, (parameters,), (velocity,))
     assert value.shape == (SIZES[name](depth),)
-    np.testing.assert_allclose(change, jnp.zeros_like(change), atol=ROUNDING)
+    np.testing.assert_allclose(change, jnp.zeros_like(change), rtol=0, atol=ROUNDING)
     # A direction that is no gradient does change them, and they scale as squared parameters.
     wrong = jax.tree.map(jnp.ones_like, parameters)
     assert np.abs(jax.jvp(measured, (parameters,), (wrong,))[1]).max() > 1e-2
-    np.testing.assert_allclose(conserved_quantities(net.scaled(3.0)), 9 * value, atol=ROUNDING)
+    np.testing.assert_allclose(
+        conserved_quantities(net.scaled(3.0)), 9 * value, rtol=0, atol=ROUNDING
+    )
 
 
 def test_differential_conserved_quantity_is_finite_everywhere():
@@ -161,7 +165,7 @@ def test_an_orthogonal_network_is_a_convolution_in_another_basis():
     found = conv.orthogonal_decomposition()
     same = lt.OrthogonalNetwork(found.S, found.bases, conv.factors)
     np.testing.assert_allclose(
-        same.linear_coefficients(), conv.linear_coefficients(), atol=ROUNDING
+        same.linear_coefficients(), conv.linear_coefficients(), rtol=0, atol=ROUNDING
     )
     assert not same.orthogonal_decomposition().is_real
     assert all(v.dtype == jnp.float64 for v in same.factors)
@@ -181,7 +185,7 @@ def test_activations_without_zero(activation):
     two, three = (network("factorization", depth) for depth in (2, 3))
     x = sample(two)
     expected = contractions.contract(two.data_tensor(x), two.factors, activation)
-    np.testing.assert_allclose(two(x, activation), expected, atol=ROUNDING)
+    np.testing.assert_allclose(two(x, activation), expected, rtol=0, atol=ROUNDING)
     for net in (three, network("differential", 3)):
         with pytest.raises(ValueError, match=r"activation: .*phi\(0\) = 0, got phi\(0\) = 0.5"):
             net(sample(net), activation)
@@ -203,7 +207,7 @@ def test_wanted_sparsity_by_design():
     net = lt.OrthogonalNetwork(S, (jnp.eye(m), jnp.eye(m)), (start, 0 * start))
     end: Any = lt.gradient_flow(net, problem).network
     rho = np.prod(np.asarray(end.components), axis=0)
-    np.testing.assert_allclose(X @ S.T @ rho, problem.y, atol=1e-8)
+    np.testing.assert_allclose(X @ S.T @ rho, problem.y, rtol=0, atol=1e-8)
     rows = np.asarray(X @ S.T)
     least = linprog(np.ones(2 * m), A_eq=np.hstack([rows, -rows]), b_eq=problem.y).fun
     bound = least * (1 + np.log(m) / np.log(1 / scale**2))
@@ -227,12 +231,16 @@ def test_matrix_sensing_is_the_regression_of_vectorised_matrices():
     np.testing.assert_allclose(problem.adjoint(y), flat.adjoint(y).reshape(D, D))
     np.testing.assert_allclose(problem.loss(beta), flat.loss(beta.ravel()))
     gradient = jax.grad(problem.loss)(beta)
-    np.testing.assert_allclose(problem.adjoint(problem.residual(beta)), gradient, atol=ROUNDING)
+    np.testing.assert_allclose(
+        problem.adjoint(problem.residual(beta)), gradient, rtol=0, atol=ROUNDING
+    )
     ours, theirs = prediction_range(problem), prediction_range(flat)
-    np.testing.assert_allclose(ours @ ours.T, theirs @ theirs.T, atol=ROUNDING)
+    np.testing.assert_allclose(ours @ ours.T, theirs @ theirs.T, rtol=0, atol=ROUNDING)
     # Repeated sensors: their difference is beyond any beta.
     ours = prediction_range(lt.MatrixSensing(A[jnp.array([0, 0, 1])], y[:3]))
-    np.testing.assert_allclose(ours @ ours.T @ jnp.array([1.0, -1.0, 0.0]), jnp.zeros(3), atol=1e-9)
+    np.testing.assert_allclose(
+        ours @ ours.T @ jnp.array([1.0, -1.0, 0.0]), jnp.zeros(3), rtol=0, atol=1e-9
+    )
 
 
 def test_flow_with_commuting_sensors_is_that_of_a_diagonal_network():
@@ -249,6 +257,7 @@ def test_flow_with_commuting_sensors_is_that_of_a_diagonal_network():
     np.testing.assert_allclose(
         end.linear_coefficients(),
         found.coefficients(reduced.linear_coefficients()),
+        rtol=0,
         atol=1e-7,  # both at rtol 1e-8
     )
 

@@ -26,7 +26,7 @@ def require_decomposition(found, tensor, unit=1.0):
     assert [u.shape for u in found.bases] == [(k, m) for k in lengths]
     assert np.linalg.matrix_rank(found.S / unit) == d
     for u in found.bases:
-        np.testing.assert_allclose(u.conj().T @ u, np.eye(m), atol=1e-13)
+        np.testing.assert_allclose(u.conj().T @ u, np.eye(m), rtol=0, atol=1e-13)
     size = np.linalg.norm(tensor)
     assert np.linalg.norm(reconstructed(found, d) / unit - tensor) <= FOUND * size
     assert found.residual <= FOUND
@@ -66,7 +66,7 @@ def test_closed_forms_and_the_test_without_hint(name, depth):
     # The same up to order and phases: |S x| are the singular values, which no choice changes.
     x = np.random.default_rng(0).standard_normal(d)
     ours, theirs = (np.sort(np.abs(one.S @ x)) for one in (found, closed))
-    np.testing.assert_allclose(ours, theirs, atol=1e-9)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -115,7 +115,9 @@ def test_found_pieces_make_an_orthogonal_network():
     net = lt.ConvolutionalNetwork([[1.0, 2.0, -1.0], [0.5, 1.0, 3.0], [1.0, 0.0, 2.0]])
     found = lt.decompose_tensor(lt.dense_tensor(net))
     same = lt.OrthogonalNetwork(found.S, found.bases, net.factors)
-    np.testing.assert_allclose(same.linear_coefficients(), net.linear_coefficients(), atol=1e-12)
+    np.testing.assert_allclose(
+        same.linear_coefficients(), net.linear_coefficients(), rtol=0, atol=1e-12
+    )
     np.testing.assert_allclose(same.orthogonal_decomposition().S, found.S)
     untied = lt.DifferentialDiagonalNetwork.zeros(3, 2)
     require_decomposition(untied.orthogonal_decomposition(), np.asarray(lt.dense_tensor(untied)))
@@ -277,11 +279,11 @@ def test_commuting_sensors(name):
     problem = lt.MatrixSensing(commuting(X), np.ones(len(X)))
     found = lt.sensing_decomposition(problem)
     U = np.asarray(found.basis)
-    np.testing.assert_allclose(U.T @ U, np.eye(6), atol=1e-13)
+    np.testing.assert_allclose(U.T @ U, np.eye(6), rtol=0, atol=1e-13)
     sizes = np.linalg.norm(problem.A, axis=(1, 2))[:, None, None]
     scale = np.where(sizes > 0, sizes, 1)
     rebuilt = np.stack([found.coefficients(row) for row in found.eigenvalues])
-    np.testing.assert_allclose(rebuilt / scale, problem.A / scale, atol=1e-11)
+    np.testing.assert_allclose(rebuilt / scale, problem.A / scale, rtol=0, atol=1e-11)
     assert found.residual <= 1e-11
     # One order for all rows: as a set of columns X is recovered, which sorted rows would not be.
     scale = scale[:, :, 0]

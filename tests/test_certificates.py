@@ -91,14 +91,16 @@ def test_max_margin_solutions_are_stationary(case):
     np.testing.assert_array_equal(found.support, tight)
     nu, rest = scipy.optimize.nnls(gradients[tight].T, theta)
     assert rest < 1e-12 * np.linalg.norm(theta)
-    np.testing.assert_allclose(np.asarray(found.multipliers)[tight], nu, atol=1e-11 * nu.max())
+    np.testing.assert_allclose(
+        np.asarray(found.multipliers)[tight], nu, rtol=0, atol=1e-11 * nu.max()
+    )
     assert (np.asarray(found.multipliers)[~tight] == 0).all()
     # The same from linear coefficients alone: the multipliers are then those of the norm.
     alone = certify(answer.coefficients, problem, regularizer=norm)
     assert alone.parameter_residual is None
     assert alone.predictor_residual < ROUNDING
     scale = np.max(answer.multipliers)
-    np.testing.assert_allclose(alone.multipliers, answer.multipliers, atol=1e-11 * scale)
+    np.testing.assert_allclose(alone.multipliers, answer.multipliers, rtol=0, atol=1e-11 * scale)
 
 
 @pytest.mark.parametrize("case", _architectures(2), ids=_named)
@@ -214,14 +216,19 @@ def test_nothing_has_a_scale(case):
     for factor in (1e-100, 1e100):
         found = certify(network.scaled(factor), problem)
         assert found.is_stationary
-        np.testing.assert_allclose(found.multipliers, reference, atol=1e-12 * reference.max())
+        np.testing.assert_allclose(
+            found.multipliers, reference, rtol=0, atol=1e-12 * reference.max()
+        )
     for factor in (1e-6, 1e6):
         data = lt.Classification(factor * problem.X, problem.y)
         found = certify(network, data)
         assert found.parameter_residual < ROUNDING
         assert found.predictor_residual < ROUNDING
         np.testing.assert_allclose(
-            found.multipliers * factor ** (2 / like.depth), reference, atol=1e-12 * reference.max()
+            found.multipliers * factor ** (2 / like.depth),
+            reference,
+            rtol=0,
+            atol=1e-12 * reference.max(),
         )
     moved = jax.tree.map(lambda w: w + 1e-3, network)
     once, scaled = certify(moved, problem), certify(moved.scaled(1e-100), problem)

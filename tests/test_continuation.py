@@ -82,15 +82,15 @@ def assert_limit(found, network, data):
     Z = Z / np.abs(Z).max()
     direction, p = np.asarray(found.direction), np.asarray(found.dual)
     if isinstance(network, lt.DiagonalNetwork):
-        np.testing.assert_allclose(direction, l1_direction(Z), atol=LINEAR)
+        np.testing.assert_allclose(direction, l1_direction(Z), rtol=0, atol=LINEAR)
         rho, u = direction, Z.T @ p
     else:
-        np.testing.assert_allclose(direction, fourier_direction(Z), atol=CONIC)
+        np.testing.assert_allclose(direction, fourier_direction(Z), rtol=0, atol=CONIC)
         rho, u = np.fft.fft(direction), np.fft.fft(Z.T @ p)
     # u/|u|_inf is a subgradient of |rho|_1 at rho, and p is on the smallest margins only.
     assert np.min(p) >= 0
     level = np.max(np.abs(u))
-    np.testing.assert_allclose(rho.conj() * u / level, np.abs(rho), atol=OPTIMAL)
+    np.testing.assert_allclose(rho.conj() * u / level, np.abs(rho), rtol=0, atol=OPTIMAL)
     margins = Z @ direction
     assert np.max(p * (margins / np.min(margins) - 1)) < OPTIMAL
 
@@ -155,7 +155,7 @@ def test_the_limit_is_the_maximum_margin(template, index):
     assert found.gap < 1e-10
     assert_limit(found, start, data)
     beta = found.network.linear_coefficients()
-    np.testing.assert_allclose(unit(beta), found.direction, atol=1e-13)
+    np.testing.assert_allclose(unit(beta), found.direction, rtol=0, atol=1e-13)
     np.testing.assert_allclose(np.min(data.margins(beta)), 1.0, rtol=1e-13)
     assert type(found.network) is type(start)
     # The multipliers of the samples: on the simplex, and only where the margin is the smallest.
@@ -163,14 +163,14 @@ def test_the_limit_is_the_maximum_margin(template, index):
     slack = data.margins(beta) - 1
     assert jnp.max(found.dual * slack) < 1e-9
     decomposition = start.orthogonal_decomposition()
-    np.testing.assert_allclose((decomposition.S.T @ found.rho).real, beta, atol=1e-12)
+    np.testing.assert_allclose((decomposition.S.T @ found.rho).real, beta, rtol=0, atol=1e-12)
     # Balanced, so in parameter space it is the KKT point Theta ~ sum_i p_i grad m_i.
     v, w = found.network.factors
     np.testing.assert_allclose(jnp.vdot(v, v), jnp.vdot(w, w), rtol=1e-10)
     pull = eqx.filter_grad(lambda net: found.dual @ data.margins(net.linear_coefficients()))
     force = jnp.concatenate(pull(found.network).factors)
     theta = jnp.concatenate(found.network.factors)
-    np.testing.assert_allclose(unit(force), unit(theta), atol=1e-7)
+    np.testing.assert_allclose(unit(force), unit(theta), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_from_the_end_of_a_flow(template):
     start = zero_last_layer(gaussian(template, jax.random.key(2), 0.01))
     end: Any = lt.gradient_flow(start, data, stop=lt.StopAtMargin(1e4), rtol=1e-6)
     found = continue_direction(end.network, data)
-    np.testing.assert_allclose(found.log_margins[0], end.log_margin[-1], atol=1e-9)
+    np.testing.assert_allclose(found.log_margins[0], end.log_margin[-1], rtol=0, atol=1e-9)
     # Every step multiplies the margins; the continuation never falls back.
     assert (np.diff(found.log_margins) > 0).all()
     assert found.settled
@@ -213,13 +213,13 @@ def test_leaves_a_saddle(log10_size):
     assert found.settled
     # First it rests where it is: the plateau is longer than float64's range of margins.
     assert np.linalg.norm(rest - best) > 0.05
-    np.testing.assert_allclose(found.direction, best, atol=LINEAR)
+    np.testing.assert_allclose(found.direction, best, rtol=0, atol=LINEAR)
     assert abs(found.direction[dropped]) > 0.1
     if log10_size == -300:
         plateau = continue_direction(lt.DiagonalNetwork(layers), data, max_log_margin=50.0)
         assert not plateau.settled
         assert plateau.gap > 1e-3
-        np.testing.assert_allclose(plateau.direction, rest, atol=1e-3)
+        np.testing.assert_allclose(plateau.direction, rest, rtol=0, atol=1e-3)
 
 
 def test_a_coordinate_at_zero_stays_there():
@@ -229,7 +229,7 @@ def test_a_coordinate_at_zero_stays_there():
     layers[:, dropped] = 0
     found = continue_direction(lt.DiagonalNetwork(layers), data)
     assert found.settled
-    np.testing.assert_allclose(found.direction, rest, atol=LINEAR)
+    np.testing.assert_allclose(found.direction, rest, rtol=0, atol=LINEAR)
     assert found.direction[dropped] == 0
 
 
@@ -249,7 +249,7 @@ def test_balanced_coordinates_keep_their_sign():
     expected = l1_direction(Z, both_signs=others)
     expected[worst] *= -np.sign(best[worst])
     assert found.settled
-    np.testing.assert_allclose(found.direction, expected, atol=LINEAR)
+    np.testing.assert_allclose(found.direction, expected, rtol=0, atol=LINEAR)
 
 
 @pytest.mark.parametrize("template", [DIAGONAL, CONVOLUTION], ids=["diagonal", "convolution"])
@@ -282,9 +282,9 @@ def test_orthogonal_networks():
     found = continue_direction(network, data)
     assert found.settled
     expected = l1_direction(np.asarray(data.signed_data), np.asarray(network.S))
-    np.testing.assert_allclose(found.direction, expected, atol=LINEAR)
+    np.testing.assert_allclose(found.direction, expected, rtol=0, atol=LINEAR)
     np.testing.assert_allclose(
-        network.S.T @ found.rho, found.network.linear_coefficients(), atol=1e-12
+        network.S.T @ found.rho, found.network.linear_coefficients(), rtol=0, atol=1e-12
     )
 
 
@@ -299,9 +299,9 @@ def test_other_two_layer_networks():
     for network in (dense, tied):
         found = continue_direction(network, data)
         assert found.settled
-        np.testing.assert_allclose(found.direction, expected, atol=LINEAR)
+        np.testing.assert_allclose(found.direction, expected, rtol=0, atol=LINEAR)
         beta = found.network.linear_coefficients()
-        np.testing.assert_allclose(unit(beta), expected, atol=LINEAR)
+        np.testing.assert_allclose(unit(beta), expected, rtol=0, atol=LINEAR)
 
 
 def test_nearly_inseparable_data():
@@ -315,14 +315,14 @@ def test_nearly_inseparable_data():
         Z = np.asarray(data.signed_data)
         diagonal = isinstance(template, lt.DiagonalNetwork)
         expected = l1_direction(Z) if diagonal else fourier_direction(Z)
-        np.testing.assert_allclose(found.direction, expected, atol=1e-5)
+        np.testing.assert_allclose(found.direction, expected, rtol=0, atol=1e-5)
 
 
 def test_logistic_loss_and_one_sample():
     data = lt.Classification(problem(0).X, problem(0).y, loss=lt.LogisticLoss())
     found = continue_direction(gaussian(DIAGONAL, jax.random.key(0), 0.3), data)
     expected = l1_direction(np.asarray(data.signed_data))
-    np.testing.assert_allclose(found.direction, expected, atol=LINEAR)
+    np.testing.assert_allclose(found.direction, expected, rtol=0, atol=LINEAR)
     single = lt.Classification(problem(0).X[:1], problem(0).y[:1])
     found = continue_direction(gaussian(DIAGONAL, jax.random.key(0), 0.3), single)
     assert found.settled

@@ -124,10 +124,10 @@ def test_quick_and_the_configuration_file():
 def test_the_data_are_as_stated():
     rng = np.random.default_rng(0)
     X = whitened(20, 4, rng)
-    np.testing.assert_allclose(X.T @ X, 20 * np.eye(4), atol=1e-13)
+    np.testing.assert_allclose(X.T @ X, 20 * np.eye(4), rtol=0, atol=1e-13)
     task = experiment.FigureTask()
     problem, target, beta = far_start(task, rng)
-    np.testing.assert_allclose(target, np.asarray(problem.X.T @ problem.y) / 50, atol=1e-14)
+    np.testing.assert_allclose(target, np.asarray(problem.X.T @ problem.y) / 50, rtol=0, atol=1e-14)
     cosine = beta @ target / np.linalg.norm(beta) / np.linalg.norm(target)
     np.testing.assert_allclose(np.degrees(np.arccos(cosine)), 30, rtol=1e-10)
     problem, target, beta = near_start(experiment.NearbyTask(), 3, 0.3, rng)

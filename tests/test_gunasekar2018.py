@@ -210,7 +210,7 @@ def test_figures():
     assert grid[0].get_title() == "$L = 2$"
     # Entries at depth 3, and the half of the spectrum that determines the other.
     np.testing.assert_allclose(grid[1].lines[0].get_ydata(), E1)
-    np.testing.assert_allclose(grid[7].lines[0].get_ydata(), [0, 1, 0], atol=1e-15)
+    np.testing.assert_allclose(grid[7].lines[0].get_ydata(), [0, 1, 0], rtol=0, atol=1e-15)
     means = [line.get_ydata() for line in figures["sparsity"].axes[0].lines]
     assert any(np.allclose(values, [2, 1]) for values in means)
     assert len(figures["induced_regularizer"].axes) == 2

@@ -58,12 +58,12 @@ def test_balanced_on_data(outputs):
     like, problem = setup(outputs)
     beta = init.gaussian(like, KEY).linear_coefficients()
     network = init.balanced_on_data(like, beta, problem)
-    np.testing.assert_allclose(network.linear_coefficients(), beta, atol=1e-13)
-    np.testing.assert_allclose(lt.imbalance(network, problem).matrix, 0, atol=1e-13)
+    np.testing.assert_allclose(network.linear_coefficients(), beta, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(lt.imbalance(network, problem).matrix, 0, rtol=0, atol=1e-13)
     # Not what `balanced` does: part of beta lies outside the range of X^T.
     assert np.max(np.abs(gram_difference(network))) > 0.1
     other = init.balanced(like, beta)
-    np.testing.assert_allclose(gram_difference(other), 0, atol=1e-13)
+    np.testing.assert_allclose(gram_difference(other), 0, rtol=0, atol=1e-13)
     assert np.max(np.abs(lt.imbalance(other, problem).matrix)) > 0.1
 
 
@@ -76,17 +76,17 @@ def test_spectral_modes_stay_apart():
     network = init.spectral(like, problem, first, last)
     left, _, right = np.linalg.svd(np.asarray(X.T @ problem.y), full_matrices=False)
     modes = left.T @ np.asarray(network.linear_coefficients()) @ right.T
-    np.testing.assert_allclose(modes, np.diag(first * last), atol=1e-14)
+    np.testing.assert_allclose(modes, np.diag(first * last), rtol=0, atol=1e-14)
     values = np.asarray(lt.imbalance(network, problem).eigenvalues)
     expected = np.sort(np.pad(first**2 - last**2, (0, 3)))[::-1]
-    np.testing.assert_allclose(values, expected, atol=1e-14)
+    np.testing.assert_allclose(values, expected, rtol=0, atol=1e-14)
     # The gradient has no entry between two modes.
     slope = np.asarray(problem.X.T @ problem.residual(network.linear_coefficients()))
     mixed = left.T @ slope @ right.T
-    np.testing.assert_allclose(mixed - np.diag(np.diag(mixed)), 0, atol=1e-14)
+    np.testing.assert_allclose(mixed - np.diag(np.diag(mixed)), 0, rtol=0, atol=1e-14)
     assert theory.distance_from_invariant_set(network, problem) < 1e-14
     one = init.spectral(like, problem, 0.3, 0.3)
-    np.testing.assert_allclose(lt.imbalance(one, problem).eigenvalues, 0, atol=1e-15)
+    np.testing.assert_allclose(lt.imbalance(one, problem).eigenvalues, 0, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize(("width", "outputs"), [(3, None), (9, 2)])
@@ -118,8 +118,8 @@ def test_lambda_balanced(width, outputs, gap):
     beta = RNG.standard_normal((6, 2)) @ RNG.standard_normal((2, outputs or 1))
     beta = beta[:, 0] if outputs is None else beta
     network = init.lambda_balanced(like, beta, gap)
-    np.testing.assert_allclose(network.linear_coefficients(), beta, atol=1e-13)
-    np.testing.assert_allclose(gram_difference(network), gap * np.eye(width), atol=1e-13)
+    np.testing.assert_allclose(network.linear_coefficients(), beta, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(gram_difference(network), gap * np.eye(width), rtol=0, atol=1e-13)
 
 
 def test_lambda_balanced_keeps_small_layers_digits():

@@ -42,14 +42,14 @@ def test_known_points(case):
     assert point.kind == expected
     values = np.linalg.eigvalsh(_dense(network, problem))
     scale = max(np.max(np.abs(values)), 1e-300)
-    np.testing.assert_allclose(point.smallest_eigenvalue, values[0], atol=1e-12 * scale)
-    np.testing.assert_allclose(point.largest_eigenvalue, values[-1], atol=1e-12 * scale)
+    np.testing.assert_allclose(point.smallest_eigenvalue, values[0], rtol=0, atol=1e-12 * scale)
+    np.testing.assert_allclose(point.largest_eigenvalue, values[-1], rtol=0, atol=1e-12 * scale)
     assert point.lower_bound <= values[0] + 1e-12 * scale
     np.testing.assert_allclose(
-        theory.hessian(network, problem), _dense(network, problem), atol=1e-9
+        theory.hessian(network, problem), _dense(network, problem), rtol=0, atol=1e-9
     )
     if known is not None:
-        np.testing.assert_allclose(values[0], known, atol=1e-12 * scale)
+        np.testing.assert_allclose(values[0], known, rtol=0, atol=1e-12 * scale)
     assert expected in str(point)
     if expected == "strict saddle":
         # Downhill along the direction, to second order.
@@ -134,7 +134,7 @@ def test_lanczos_against_a_dense_spectrum_with_multiple_eigenvalues():
     assert abs(found.largest - 3) <= found.largest_error + 1e-12
     assert max(found.smallest_error, found.largest_error) < 1e-9
     assert found.num_products < 109
-    np.testing.assert_allclose(matrix @ found.direction, -2 * found.direction, atol=1e-8)
+    np.testing.assert_allclose(matrix @ found.direction, -2 * found.direction, rtol=0, atol=1e-8)
     # Stopped early, it says so: the errors cover the truth, and so does the bound.
     early = extreme_eigenvalues(
         lambda v, a: a @ v, matrix, matrix[0], jax.random.key(3), max_steps=8, tolerance=1e-10
@@ -190,7 +190,7 @@ def _spiked(size=0.1, gap=0.0, n=20, seed=0):
 def test_the_target():
     problem, U, V = _spiked(0.3, 0.4)
     target = theory.rank_one_target(problem)
-    np.testing.assert_allclose(target.matrix, 0.3 * np.outer(U[:, 0], V[:, 0]), atol=1e-14)
+    np.testing.assert_allclose(target.matrix, 0.3 * np.outer(U[:, 0], V[:, 0]), rtol=0, atol=1e-14)
     np.testing.assert_allclose([target.size, target.gap, target.scale], [0.3, 0.4, 20])
     with pytest.raises(AssumptionFails, match="X\\^T X is a multiple of the identity"):
         theory.rank_one_target(lt.Regression(problem.X[:9], problem.y[:9]))

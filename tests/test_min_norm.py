@@ -50,7 +50,7 @@ def _sensing(sensors, y):
 )
 def test_toy_data_of_yun_et_al(norm, expected):
     answer = min_norm(Regression(np.array([[1.0, 2.0]]), np.ones(1)), norm)
-    np.testing.assert_allclose(answer.coefficients, expected, atol=1e-14)
+    np.testing.assert_allclose(answer.coefficients, expected, rtol=0, atol=1e-14)
     np.testing.assert_allclose(answer.value, norm(jnp.asarray(expected)), rtol=1e-13)
     # <nu, y> = |beta|: duality.
     np.testing.assert_allclose(answer.multipliers[0], answer.value, rtol=1e-13)
@@ -61,7 +61,7 @@ def test_l2_against_lstsq(outputs):
     problem = _random(0, 5, 12, outputs)
     answer = min_norm(problem, L2Norm())
     X, y = np.asarray(problem.X), np.asarray(problem.y)
-    np.testing.assert_allclose(answer.coefficients, np.linalg.lstsq(X, y)[0], atol=1e-13)
+    np.testing.assert_allclose(answer.coefficients, np.linalg.lstsq(X, y)[0], rtol=0, atol=1e-13)
     assert answer.unique
     assert answer.status == "optimal"
     assert answer.kkt_residual < 1e-13
@@ -69,7 +69,9 @@ def test_l2_against_lstsq(outputs):
     weighted = min_norm(problem, WeightedL2Norm(weights))
     rows = np.kron(X, np.eye(y[0].size)) / weights.ravel()
     expected = np.linalg.lstsq(rows, y.ravel())[0] / weights.ravel()
-    np.testing.assert_allclose(weighted.coefficients, expected.reshape(weights.shape), atol=1e-13)
+    np.testing.assert_allclose(
+        weighted.coefficients, expected.reshape(weights.shape), rtol=0, atol=1e-13
+    )
     assert weighted.kkt_residual < 1e-13
     np.testing.assert_allclose(jnp.sum(weighted.multipliers * y), weighted.value, rtol=1e-12)
 
@@ -82,7 +84,9 @@ def test_l2_can_be_traced():
 
     # The gradient of the value in y is the multipliers: an independent check of both.
     gradient = jax.jit(jax.grad(value))(problem.y)
-    np.testing.assert_allclose(gradient, min_norm(problem, L2Norm()).multipliers, atol=1e-13)
+    np.testing.assert_allclose(
+        gradient, min_norm(problem, L2Norm()).multipliers, rtol=0, atol=1e-13
+    )
     targets = jnp.stack([problem.y, 2 * problem.y])
     batch = jax.vmap(lambda y: min_norm(Regression(problem.X, y), L2Norm()).coefficients)(targets)
     np.testing.assert_allclose(batch[1], 2 * batch[0], rtol=1e-13)
@@ -103,13 +107,13 @@ def test_l1_against_highs(weighted, scale):
     )
     np.testing.assert_allclose(answer.value * scale, program.fun, rtol=1e-9)
     expected = program.x[:30] - program.x[30:]
-    np.testing.assert_allclose(answer.coefficients * scale, expected, atol=1e-8)
+    np.testing.assert_allclose(answer.coefficients * scale, expected, rtol=0, atol=1e-8)
     assert answer.unique
     assert answer.kkt_residual < 1e-12
     # By hand: the dual vector is in the l1 subdifferential.
     g = np.asarray(scaled.X.T @ answer.multipliers) / weights
     on = np.asarray(answer.coefficients) != 0
-    np.testing.assert_allclose(g[on], np.sign(answer.coefficients)[on], atol=1e-12)
+    np.testing.assert_allclose(g[on], np.sign(answer.coefficients)[on], rtol=0, atol=1e-12)
     assert np.max(np.abs(g)) <= 1 + 1e-12
 
 
@@ -132,7 +136,7 @@ def test_fourier_l1_against_scs(d):
     }
     solver = scs.SCS(data, {"z": 4, "q": [3] * d}, verbose=False, eps_abs=1e-10, eps_rel=1e-10)
     answer = min_norm(problem, FourierL1Norm())
-    np.testing.assert_allclose(answer.coefficients, solver.solve()["x"][:d], atol=1e-7)
+    np.testing.assert_allclose(answer.coefficients, solver.solve()["x"][:d], rtol=0, atol=1e-7)
     assert answer.unique
     assert answer.kkt_residual < 1e-12
 
@@ -144,7 +148,7 @@ def test_nuclear_recovers_a_planted_matrix():
     y = np.einsum("nij,ij->n", sensors, planted)
     answer = min_norm(_sensing(sensors, y), NuclearNorm())
     # Below the 25 unknowns, but enough for rank one.
-    np.testing.assert_allclose(answer.coefficients, planted, atol=1e-12)
+    np.testing.assert_allclose(answer.coefficients, planted, rtol=0, atol=1e-12)
     assert answer.unique
     dual = np.einsum("n,nij->ij", answer.multipliers, sensors)
     assert np.linalg.norm(dual, 2) <= 1 + 1e-12
@@ -159,7 +163,9 @@ def test_nuclear_optimality_by_duality(scale):
     value = np.linalg.norm(answer.coefficients, "nuc")
     dual = np.einsum("n,nij->ij", answer.multipliers, sensors)
     # A feasible point and a feasible dual of the same value: both are optimal.
-    np.testing.assert_allclose(np.einsum("nij,ij->n", sensors, answer.coefficients), y, atol=1e-12)
+    np.testing.assert_allclose(
+        np.einsum("nij,ij->n", sensors, answer.coefficients), y, rtol=0, atol=1e-12
+    )
     assert np.linalg.norm(dual, 2) <= 1 + 1e-12
     np.testing.assert_allclose(answer.multipliers @ y, value, rtol=1e-12)
     np.testing.assert_allclose(answer.value, value, rtol=1e-12)
@@ -185,7 +191,7 @@ def test_several_outputs(norm):
         NuclearNorm: np.linalg.norm(G, 2),
         L1Norm: np.max(np.abs(G)),
     }[type(norm)]
-    np.testing.assert_allclose(X @ answer.coefficients, Y, atol=1e-12)
+    np.testing.assert_allclose(X @ answer.coefficients, Y, rtol=0, atol=1e-12)
     assert dual <= 1 + 1e-12
     np.testing.assert_allclose(
         np.sum(answer.multipliers * Y), norm(answer.coefficients), rtol=1e-12
@@ -205,10 +211,10 @@ def test_quasi_norm_is_stationary(fourier):
     size = np.sum(np.abs(beta[on]) ** p) ** (1 / p)
     slope = size ** (1 - p) * np.abs(beta[on]) ** (p - 2) * beta[on]
     np.testing.assert_allclose(g[on], slope, rtol=1e-9)
-    np.testing.assert_allclose(problem.X @ answer.coefficients, problem.y, atol=1e-12)
+    np.testing.assert_allclose(problem.X @ answer.coefficients, problem.y, rtol=0, atol=1e-12)
     assert answer.status == "stationary"
     again = min_norm(problem, norm, start=answer.coefficients)
-    np.testing.assert_allclose(again.coefficients, answer.coefficients, atol=1e-11)
+    np.testing.assert_allclose(again.coefficients, answer.coefficients, rtol=0, atol=1e-11)
 
 
 def test_non_unique_minimisers_are_called_so():
@@ -224,7 +230,7 @@ def test_redundant_and_inconsistent_equations(norm):
     X, y = np.asarray(problem.X), np.asarray(problem.y)
     reference = min_norm(problem, norm)
     redundant = min_norm(Regression(np.vstack([X, 2 * X]), np.append(y, 2 * y)), norm)
-    np.testing.assert_allclose(redundant.coefficients, reference.coefficients, atol=1e-12)
+    np.testing.assert_allclose(redundant.coefficients, reference.coefficients, rtol=0, atol=1e-12)
     assert redundant.kkt_residual < 1e-12
     # y and -y on the same rows: the best fit is 0, and nothing of y is explained.
     with pytest.raises(
@@ -248,7 +254,7 @@ def test_float32_data_give_float32_answers():
         answer = min_norm(problem, norm)
         assert answer.coefficients.dtype == jnp.float32
         assert answer.status == "optimal"
-        np.testing.assert_allclose(answer.coefficients, expected, atol=1e-6)
+        np.testing.assert_allclose(answer.coefficients, expected, rtol=0, atol=1e-6)
 
 
 def test_bad_arguments():

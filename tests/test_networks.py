@@ -82,13 +82,13 @@ def test_forward_pass_is_the_contraction_of_the_data_tensor(name, depth):
     assert tensor.shape[:depth] == tuple(v.shape[0] for v in net.factors)
     for activation in (None, jnp.tanh, jax.nn.relu):
         expected = contractions.contract(tensor, net.factors, activation)
-        np.testing.assert_allclose(net(x, activation), expected, atol=ROUNDING)
+        np.testing.assert_allclose(net(x, activation), expected, rtol=0, atol=ROUNDING)
         if name != "tensor":
             plain = plain_forward(net, x, activation)
-            np.testing.assert_allclose(net(x, activation), plain, atol=ROUNDING)
-    np.testing.assert_allclose(x @ net.linear_coefficients(), net(x), atol=ROUNDING)
+            np.testing.assert_allclose(net(x, activation), plain, rtol=0, atol=ROUNDING)
+    np.testing.assert_allclose(x @ net.linear_coefficients(), net(x), rtol=0, atol=ROUNDING)
     doubled = net.data_tensor(2 * x) - 2 * tensor
-    np.testing.assert_allclose(doubled, jnp.zeros_like(doubled), atol=ROUNDING)
+    np.testing.assert_allclose(doubled, jnp.zeros_like(doubled), rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("activation", [jax.nn.sigmoid, jax.nn.softplus])
@@ -126,8 +126,10 @@ def test_activations_without_zero_are_refused_where_the_tensor_form_fails(name, 
 def test_any_activation_agrees_for_convolutions_and_for_two_layers(name, depth, activation):
     net, x = network(name, depth), sample()
     contraction = contractions.contract(net.data_tensor(x), net.factors, activation)
-    np.testing.assert_allclose(contraction, plain_forward(net, x, activation), atol=ROUNDING)
-    np.testing.assert_allclose(contraction, net(x, activation), atol=ROUNDING)
+    np.testing.assert_allclose(
+        contraction, plain_forward(net, x, activation), rtol=0, atol=ROUNDING
+    )
+    np.testing.assert_allclose(contraction, net(x, activation), rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("depth", [2, 4])
@@ -145,13 +147,13 @@ def test_pullback_homogeneity_and_factors(name, depth):
         return value, pullback(g), vjp(g)[0]
 
     value, ours, theirs = both(net, g)
-    np.testing.assert_allclose(value, beta, atol=ROUNDING)
+    np.testing.assert_allclose(value, beta, rtol=0, atol=ROUNDING)
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, atol=ROUNDING)
+        np.testing.assert_allclose(a, b, rtol=0, atol=ROUNDING)
     assert net.depth == depth
     np.testing.assert_allclose(
-        net.scaled(0.5).linear_coefficients(), 0.5**depth * beta, atol=ROUNDING
+        net.scaled(0.5).linear_coefficients(), 0.5**depth * beta, rtol=0, atol=ROUNDING
     )
     assert eqx.tree_equal(net.with_factors(net.factors), net)
 
@@ -182,7 +184,7 @@ def test_networks_batch(name):
     outputs = eqx.filter_jit(eqx.filter_vmap(lambda net: net(x, jnp.tanh)))(batch)
     # The same operations, differently fused.
     expected = jnp.stack([net(x, jnp.tanh) for net in single])
-    np.testing.assert_allclose(outputs, expected, atol=ROUNDING)
+    np.testing.assert_allclose(outputs, expected, rtol=0, atol=ROUNDING)
 
 
 def test_precision_is_kept_and_integers_are_promoted():

@@ -131,7 +131,7 @@ def test_exact_limits_agree_with_the_flow(theorem):
         assert_loss_is_below(prediction.rate, log_time, log_loss)
     else:
         end = coefficients(lt.gradient_flow(network, problem, solver=SOLVER).network)
-    np.testing.assert_allclose(end, prediction.limit, atol=1e-7)
+    np.testing.assert_allclose(end, prediction.limit, rtol=0, atol=1e-7)
     assert "applies: the limit below is exact" in str(prediction)
 
 
@@ -189,7 +189,7 @@ def test_layers_choose_the_eigenbasis_where_sensors_leave_it_open():
     rows = np.stack([np.diag(a) for a in repeated])
     rho = limit_of(diagonal(ETA, ETA, ZERO), lt.Regression(rows, Y))
     assert prediction.limit is not None
-    np.testing.assert_allclose(prediction.limit, turn @ np.diag(rho) @ turn.T, atol=1e-10)
+    np.testing.assert_allclose(prediction.limit, turn @ np.diag(rho) @ turn.T, rtol=0, atol=1e-10)
 
 
 def test_warns_where_rounding_leaves_the_commuting_matrices():
@@ -221,7 +221,7 @@ def test_any_start_of_one_sample_and_two_layers():
     assert prediction.rejected[0].theorem == "Theorem 6"
     assert prediction.violated[0].value < 0
     end, _, _ = flow_of(swapped, problem)
-    np.testing.assert_allclose(end, limit_of(swapped, problem), atol=1e-7)
+    np.testing.assert_allclose(end, limit_of(swapped, problem), rtol=0, atol=1e-7)
 
 
 def test_unbalanced_differential_networks_are_two_layers():
@@ -229,7 +229,7 @@ def test_unbalanced_differential_networks_are_two_layers():
     prediction = lt.predict(network, REGRESSION)
     assert str(prediction.theorem).startswith("two-layer")
     end, _, _ = flow_of(network, REGRESSION)
-    np.testing.assert_allclose(end, limit_of(network, REGRESSION), atol=1e-7)
+    np.testing.assert_allclose(end, limit_of(network, REGRESSION), rtol=0, atol=1e-7)
 
 
 def test_theorem_7():

@@ -75,7 +75,7 @@ def test_limit_directions_agree_with_the_flow(theorem):
     assert prediction.limit is not None
     # Directions converge as 1 / margin at best, or as a power of it near the border of a support.
     direction = direction_of_flow(network, problem, 1e6)
-    np.testing.assert_allclose(direction, prediction.limit, atol=1e-2)
+    np.testing.assert_allclose(direction, prediction.limit, rtol=0, atol=1e-2)
 
 
 def test_corrected_rates():
@@ -145,7 +145,7 @@ def test_corollary_4_in_closed_form():
         network = matching(lt.ConvolutionalNetwork.zeros(4, (length, 4)), ZERO)
         assert lt.predict(network, problem).theorem == "Theorem 3 (Corollary 4)"
         np.testing.assert_allclose(
-            limit_of(network, problem), beta / np.linalg.norm(beta), atol=1e-12
+            limit_of(network, problem), beta / np.linalg.norm(beta), rtol=0, atol=1e-12
         )
 
 
@@ -157,7 +157,7 @@ def test_equal_top_singular_values_follow_the_start():
     assert "multiplicity 2" in str(prediction)
     expected = np.array([ETA[0] ** 2, -(ETA[1] ** 2), 0, 0])
     limit = limit_of(diagonal(ETA, ZERO), problem)
-    np.testing.assert_allclose(limit, expected / np.linalg.norm(expected), atol=1e-12)
+    np.testing.assert_allclose(limit, expected / np.linalg.norm(expected), rtol=0, atol=1e-12)
 
 
 def test_a_complex_decomposition_predicts_as_the_convolution_it_is():
@@ -165,7 +165,7 @@ def test_a_complex_decomposition_predicts_as_the_convolution_it_is():
     network = lt.OrthogonalNetwork(2 * fourier, (fourier.conj(),) * 2, FULL.factors)
     assert lt.predict(network, BINARY).kind == "exact"
     # Two conic programs, each to its own tolerance.
-    np.testing.assert_allclose(limit_of(network, BINARY), limit_of(FULL, BINARY), atol=1e-8)
+    np.testing.assert_allclose(limit_of(network, BINARY), limit_of(FULL, BINARY), rtol=0, atol=1e-8)
 
 
 def test_directions_do_not_depend_on_the_scale_even_if_its_squares_underflow():

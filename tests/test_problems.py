@@ -128,7 +128,7 @@ def test_prediction_range_spans_the_reachable_predictions():
     X = np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 2.0], [1.0, -1.0, 0.0]])
     basis = np.asarray(prediction_range(lt.Regression(X, jnp.zeros(4))))
     assert basis.shape == (4, 3)
-    np.testing.assert_allclose(basis @ basis.T, X @ np.linalg.pinv(X), atol=1e-14)
+    np.testing.assert_allclose(basis @ basis.T, X @ np.linalg.pinv(X), rtol=0, atol=1e-14)
 
 
 def bad(problem, X=((1.0, 2.0),), y=(1.0,), **kwargs):

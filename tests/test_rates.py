@@ -100,11 +100,11 @@ def test_imbalance_and_bounds_by_definition(name):
     bound = lt.convergence_rate_bound(network, problem)
     found = bound.imbalance
     # Rounding of eigenvalues and singular values of matrices of size about ten.
-    np.testing.assert_allclose(found.matrix, expected["matrix"], atol=1e-12)
+    np.testing.assert_allclose(found.matrix, expected["matrix"], rtol=0, atol=1e-12)
     values = np.sort(np.linalg.eigvalsh(expected["matrix"]))[::-1]
-    np.testing.assert_allclose(found.eigenvalues, values, atol=1e-12)
+    np.testing.assert_allclose(found.eigenvalues, values, rtol=0, atol=1e-12)
     spreads = (found.positive_spread, found.negative_spread, found.level)
-    np.testing.assert_allclose(spreads, expected["spreads"], atol=1e-12)
+    np.testing.assert_allclose(spreads, expected["spreads"], rtol=0, atol=1e-12)
     assert int(found.rank) == SHAPES[name][-1]
     for key in ("instantaneous", "guaranteed", "asymptotic"):
         np.testing.assert_allclose(getattr(bound, key), expected[key], rtol=1e-10, atol=1e-11)
@@ -202,9 +202,9 @@ def test_wide_networks_need_no_matrix_of_their_width():
     found = lt.imbalance(network, lt.Regression(np.eye(3)[:2], np.ones(2)))
     assert found.eigenvalues.shape == (200_000,)
     # Two rows of U_1 and one of V, of length about 1.
-    np.testing.assert_allclose(found.eigenvalues[:2], 1, atol=0.05)
-    np.testing.assert_allclose(found.eigenvalues[-1], -1, atol=0.05)
-    np.testing.assert_allclose(found.level, 2, atol=0.05)
+    np.testing.assert_allclose(found.eigenvalues[:2], 1, rtol=0, atol=0.05)
+    np.testing.assert_allclose(found.eigenvalues[-1], -1, rtol=0, atol=0.05)
+    np.testing.assert_allclose(found.level, 2, rtol=0, atol=0.05)
 
 
 def bounds_of(network, problem):

@@ -178,7 +178,7 @@ def test_data_of_each_lane_and_a_network_of_ones_own(tmp_path):
     good = np.isin(np.arange(6), [1, 3, 4, 5])
     np.testing.assert_array_equal(names == "bad_input", ~good)
     fitted = np.einsum("ld,ld->l", X[good, 0], results.limit[good])
-    np.testing.assert_allclose(fitted, y[good, 0], atol=1e-8)
+    np.testing.assert_allclose(fitted, y[good, 0], rtol=0, atol=1e-8)
     with pytest.raises(RuntimeError, match="pass the grid that it was made with"):
         lt.resume(tmp_path / "s")
     with pytest.raises(RuntimeError, match="pass the observables that it was made with"):
@@ -203,9 +203,9 @@ def test_classification_and_several_architectures():
     results = lt.sweep(grid, observables=[Direction(), Margins()], max_steps=300)
     diagonal = results.direction_reached.sel(architecture="diagonal")
     # Yun et al. 2021, section 6: l1 and l2 maximum margin; the stop is at margin 1e8.
-    np.testing.assert_allclose(diagonal, [[0, 1], [0, 1]], atol=1e-3)
+    np.testing.assert_allclose(diagonal, [[0, 1], [0, 1]], rtol=0, atol=1e-3)
     full = results.direction_reached.sel(architecture="fully-connected")
-    np.testing.assert_allclose(full, np.array([[1, 2], [1, 2]]) / 5**0.5, atol=1e-3)
+    np.testing.assert_allclose(full, np.array([[1, 2], [1, 2]]) / 5**0.5, rtol=0, atol=1e-3)
     assert (results.log_margin >= np.log(1e8)).all()
     with pytest.raises(
         ValueError, match=r"LayerAlignment is for FullyConnectedNetwork.*architecture"

@@ -65,7 +65,9 @@ def test_results_are_labelled(whole):
     assert results.limit.attrs["description"].startswith("linear coefficients")
     assert (results.status == 1).all()
     # Every limit fits the sample, to the residual that the default stop asks for.
-    np.testing.assert_allclose(results.limit @ xr.DataArray(X[0], dims="coefficient"), 1, atol=1e-9)
+    np.testing.assert_allclose(
+        results.limit @ xr.DataArray(X[0], dims="coefficient"), 1, rtol=0, atol=1e-9
+    )
     for name in ("versions", "config"):
         json.loads(results.attrs[name])
     assert results.attrs["dtype"] == "float64"
@@ -81,7 +83,7 @@ def test_every_lane_is_a_flow_of_its_own(whole):
         )
         flow = lt.gradient_flow(network, PROBLEM)
         found = results.limit.isel(alpha=i, direction=j)
-        np.testing.assert_allclose(found, flow.coefficients[-1], atol=1e-8)
+        np.testing.assert_allclose(found, flow.coefficients[-1], rtol=0, atol=1e-8)
 
 
 def test_xarray_alone_reads_selects_plots_and_exports(whole, tmp_path):
@@ -335,4 +337,4 @@ def test_observables_are_chosen(whole):
     )
     assert not results.trajectory_reached.isel(time=2).any()
     # The trajectory ends before the finish, at a residual of 1e-9.
-    np.testing.assert_allclose(results.trajectory.isel(time=2), results.limit, atol=1e-7)
+    np.testing.assert_allclose(results.trajectory.isel(time=2), results.limit, rtol=0, atol=1e-7)

@@ -117,9 +117,11 @@ def test_limit_against_an_independent_integration(name):
     end = eqx.combine(unravel(jnp.asarray(solution.y[:, -1])), rest)
     # The solver's tolerance times the growth from the saddle near zero.
     for ours, theirs in zip(limit.network.factors, end.factors, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-9)
-    np.testing.assert_allclose(limit.coefficients, end.linear_coefficients(), atol=1e-9)
-    np.testing.assert_allclose(limit.network.linear_coefficients(), limit.coefficients, atol=1e-13)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(limit.coefficients, end.linear_coefficients(), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        limit.network.linear_coefficients(), limit.coefficients, rtol=0, atol=1e-13
+    )
 
 
 def test_small_initialization_finds_the_norms_of_each_architecture():
@@ -133,7 +135,9 @@ def test_small_initialization_finds_the_norms_of_each_architecture():
     for like, expected in cases:
         network = matching(like, jnp.array([0.3, -0.8])).scaled(1e-30)
         # The neglected singular value leaves 1e-30 to the power 2 (1 - s_2 / s_1) at least.
-        np.testing.assert_allclose(predict(network, data).coefficients, expected, atol=1e-14)
+        np.testing.assert_allclose(
+            predict(network, data).coefficients, expected, rtol=0, atol=1e-14
+        )
 
 
 def test_large_initialization_finds_the_closest_solution():
@@ -164,7 +168,7 @@ def test_gap_is_read_from_the_definition_and_from_subspaces():
     for nudge in (0.0, 1e-15, 1e-12):
         equal = problem(1.0, x=[[1.0, -1.0 - nudge, 0.3]])
         gap = predict(lt.DiagonalNetwork(weights), equal).gap
-        np.testing.assert_allclose(gap, 0.0, atol=1e-14)
+        np.testing.assert_allclose(gap, 0.0, rtol=0, atol=1e-14)
     # A sample without its second coordinate: that singular value is dropped.
     compact = predict(lt.DiagonalNetwork(weights), problem(1.0, x=[[1.0, 0.0, 0.3]]))
     np.testing.assert_allclose(compact.gap, 3.0, rtol=1e-14)
@@ -226,10 +230,10 @@ def test_derivatives_are_those_of_finite_differences():
         y = jnp.asarray(y)
         by_theta, by_y = derivative(theta, y)
         slope = (value(theta, y + step) - value(theta, y - step)) / (2 * step)
-        np.testing.assert_allclose(by_y, slope, atol=1e-8)
+        np.testing.assert_allclose(by_y, slope, rtol=0, atol=1e-8)
         for k, e in enumerate(np.eye(theta.size)):
             slope = (value(theta + step * e, y) - value(theta - step * e, y)) / (2 * step)
-            np.testing.assert_allclose(by_theta[k], slope, atol=1e-8)
+            np.testing.assert_allclose(by_theta[k], slope, rtol=0, atol=1e-8)
 
 
 def test_batches_and_precision():
