@@ -1,15 +1,19 @@
 """`reproduce all`: one page for everything, and no experiment that takes the others with it."""
 
+import argparse
 import dataclasses
 import html.parser
 import json
+import pickle
 import types
 
 import pytest
 from matplotlib.figure import Figure
 
 from lintensor_jax import cli, experiments
+from lintensor_jax.cli import reproduce
 from lintensor_jax.config import Config
+from lintensor_jax.experiments.gallery import gallery
 from lintensor_jax.experiments.report import Check, Claim, Column, Report, Table, comparison
 from lintensor_jax.figures.page import Verdict, page, table
 
@@ -30,7 +34,9 @@ def _experiment(worst=0.1, fails=False):
     class Result:
         def report(self):
             tables = (
-                Table("summary", "Worst cases", (Column("k", "K"),), [{"k": 3}]),
+                Table(
+                    "summary", "Worst cases", (Column("k", "K", lambda k: f"{k:.1f}"),), [{"k": 3}]
+                ),
                 comparison(CLAIMS),
             )
             checks = (Check("distance", worst, 0.5, "diagonal"),)
@@ -61,7 +67,9 @@ def reproduce_all(monkeypatch, tmp_path, capsys):
     def run(**modules):
         monkeypatch.setattr(experiments, "EXPERIMENTS", dict.fromkeys(modules, ""))
         monkeypatch.setattr(experiments, "find", modules.__getitem__)
-        code = cli.main(["reproduce", "all", "--quick", "--json", "--out", str(tmp_path)])
+        code = cli.main(
+            ["reproduce", "all", "--quick", "--json", "--jobs", "1", "--out", str(tmp_path)]
+        )
         captured = capsys.readouterr()
         printed = json.loads(captured.out)
         assert printed["page"] == str(tmp_path / "index.html")
@@ -148,6 +156,22 @@ def test_an_experiment_that_dies_costs_only_itself(reproduce_all, tmp_path):
     assert "RuntimeError: the solver &lt;died&gt;" in text
     assert text.count("<details open>") == 1
     assert len(_read(text).sources) == 2
+
+
+def test_a_section_of_another_process_is_the_same_on_the_page(monkeypatch, tmp_path):
+    monkeypatch.setattr(reproduce, "configure_jax", lambda: None)
+    monkeypatch.setattr(experiments, "find", lambda _: _experiment())
+    arguments = argparse.Namespace(name="all", config=None, quick=True)
+    sections = []
+    for run in (reproduce._run_whatever, reproduce._run_apart):
+        section = run("one", tmp_path, arguments)
+        times = dataclasses.replace(section.pictures[0], seconds=0.0)
+        sections.append(dataclasses.replace(section, seconds=0.0, pictures=(times,)))
+    here, there = sections
+    sent = pickle.loads(pickle.dumps(there))  # the table's formatting is no picklable function
+    assert gallery([sent], "command", tmp_path) == gallery([here], "command", tmp_path)
+    assert "3.0" in gallery([sent], "command", tmp_path)
+    assert sent.outcome == here.outcome
 
 
 def test_a_claim_says_what_became_of_it():

@@ -1,20 +1,32 @@
 """The command `reproduce`."""
 
+import argparse
+import dataclasses
 import gc
 import json
+import multiprocessing
 import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import experiments
 from ..config import load, suggestion
 from ..experiments.report import REPORT_FILES
 from .terminal import UsageError, configure_jax, progress
 
+if TYPE_CHECKING:
+    from ..experiments.gallery import Section
+
 _PIPE_WIDTH = 120
+# Experiments at once: each takes 2 GB of memory.
+_MOST_JOBS = 4
 
 
 def add_commands(commands: Any) -> None:
@@ -34,6 +46,12 @@ def add_commands(commands: Any) -> None:
     reproduce.add_argument(
         "--out", metavar="DIR", type=Path, help="where to write (default: results/NAME)"
     )
+    reproduce.add_argument(
+        "--jobs",
+        metavar="N",
+        type=int,
+        help='with "all": experiments at once (default: one for each core, at most 4)',
+    )
     reproduce.add_argument("--json", action="store_true", help="print only JSON")
     reproduce.add_argument(
         "--config", metavar="FILE", type=Path, help="a TOML file instead of the paper's setup"
@@ -45,47 +63,86 @@ def _reproduce(arguments) -> int:
     names = _experiment_names(arguments.name)
     if arguments.config and arguments.name == "all":
         raise UsageError('--config belongs to one experiment: name it instead of "all".')
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise UsageError(f"--jobs: must be a whole number >= 1, got {arguments.jobs}.")
     configure_jax()
     if arguments.name == "all":
         return _reproduce_all(names, arguments)
     folder = _output_folder(arguments.out, arguments.name, alone=True)
     section = _run(arguments.name, folder, arguments)
+    _tell(section, arguments.json)
     if arguments.json:
-        print(json.dumps(_as_json(section, folder), allow_nan=False))
+        print(json.dumps(section.outcome, allow_nan=False))
     return 0 if section.passed else 1
 
 
 def _reproduce_all(names, arguments) -> int:
     """Every experiment, whatever becomes of the others, and the page that shows them."""
-    import jax
-
-    from ..experiments.gallery import Section, gallery
+    from ..experiments.gallery import gallery
 
     folder = Path("results") if arguments.out is None else arguments.out
     folders = {name: _output_folder(arguments.out, name, alone=False) for name in names}
     sections = []
-    for name in names:
-        start = time.perf_counter()
-        try:
-            section = _run(name, folders[name], arguments)
-        except Exception as error:
-            print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
-            seconds, failure = time.perf_counter() - start, traceback.format_exc()
-            section = Section(name, _command(name, arguments), seconds, failure=failure)
+    for section in _run_all(folders, arguments):
+        _tell(section, arguments.json)
         sections.append(section)
-        # Thousands of compiled programs in one process exhaust its memory maps.
-        jax.clear_caches()
-        gc.collect()
     page = folder / "index.html"
     page.write_text(gallery(sections, _command("all", arguments), folder), encoding="utf-8")
     passed = all(section.passed for section in sections)
     if arguments.json:
-        outcomes = [_as_json(section, folders[section.name]) for section in sections]
+        outcomes = [section.outcome for section in sections]
         printed = {"passed": passed, "page": str(page), "experiments": outcomes}
         print(json.dumps(printed, allow_nan=False))
     else:
         print(f"wrote {page}")
     return 0 if passed else 1
+
+
+def _run_all(folders: dict[str, Path], arguments) -> Iterator["Section"]:
+    """The sections, in their order; several at once where there are cores, and no GPU to share."""
+    import jax
+
+    jobs = arguments.jobs
+    if jobs is None:
+        jobs = min(os.cpu_count() or 1, _MOST_JOBS) if jax.default_backend() == "cpu" else 1
+    if jobs == 1:
+        for name, folder in folders.items():
+            yield _run_whatever(name, folder, arguments)
+        return
+    # Processes: compilation, which takes most of the time, keeps one thread busy.
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        arguments = argparse.Namespace(**{**vars(arguments), "command": None})
+        yield from pool.map(_run_apart, *zip(*folders.items(), strict=True), repeat(arguments))
+
+
+def _run_apart(name, folder, arguments):
+    """In a process of its own: what comes back can be sent."""
+    configure_jax()
+    section = _run_whatever(name, folder, arguments)
+    if section.report is None:
+        return section
+    tables = tuple(table.written() for table in section.report.tables)
+    return dataclasses.replace(section, report=dataclasses.replace(section.report, tables=tables))
+
+
+def _run_whatever(name, folder, arguments):
+    """Run one experiment; an error is a section too."""
+    import jax
+
+    from ..experiments.gallery import Section
+
+    start = time.perf_counter()
+    try:
+        section = _run(name, folder, arguments)
+    except Exception:
+        seconds, failure = time.perf_counter() - start, traceback.format_exc()
+        outcome = {"experiment": name, "passed": False, "error": failure}
+        command = _command(name, arguments)
+        section = Section(name, command, seconds, failure=failure, outcome=outcome)
+    # Thousands of compiled programs in one process exhaust its memory maps.
+    jax.clear_caches()
+    gc.collect()
+    return section
 
 
 def _command(name, arguments):
@@ -106,7 +163,8 @@ def _run(name, folder, arguments):
     if arguments.quick:
         config, reduced = module.reduce(config)
     try:
-        with progress() as track:
+        # Bars of two processes would write over each other.
+        with progress() if arguments.name != "all" else nullcontext(iter) as track:
             result = module.run(config, reduced, track)
     except ValueError as error:
         if not arguments.config:
@@ -121,25 +179,24 @@ def _run(name, folder, arguments):
         paths = save(figure, folder / stem)
         pictures.append(Picture(stem, *paths, seconds=time.perf_counter() - began))
     seconds = time.perf_counter() - start
-    section = Section(name, _command(name, arguments), seconds, report, tuple(pictures))
-    if not arguments.json:
-        _print_report(report, _written(section, folder))
-    for check in report.checks:
-        if not check.passed:
-            print(f"{name}: {check}", file=sys.stderr)
-    return section
+    written = [folder / name for name in REPORT_FILES]
+    written += [path for shown in pictures for path in (shown.png, shown.pdf)]
+    outcome = {**report.as_json(), "wrote": [str(path) for path in written]}
+    return Section(
+        name, _command(name, arguments), seconds, report, tuple(pictures), outcome=outcome
+    )
 
 
-def _written(section, folder):
-    files = [folder / name for name in REPORT_FILES]
-    return [*files, *(path for shown in section.pictures for path in (shown.png, shown.pdf))]
-
-
-def _as_json(section, folder):
+def _tell(section, as_json):
+    """Print what an experiment found; what went wrong, on stderr."""
     if section.failure:
-        return {"experiment": section.name, "passed": False, "error": section.failure}
-    wrote = [str(path) for path in _written(section, folder)]
-    return {**section.report.as_json(), "wrote": wrote}
+        print(f"{section.name}: {section.failure.splitlines()[-1]}", file=sys.stderr)
+        return
+    if not as_json:
+        _print_report(section.report, section.outcome["wrote"])
+    for check in section.report.checks:
+        if not check.passed:
+            print(f"{section.name}: {check}", file=sys.stderr)
 
 
 def _experiment_names(name):

@@ -4,6 +4,7 @@ import dataclasses
 import html
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..figures.page import Verdict, page, picture, table
 from .report import CLAIM_HEADINGS, COMPARISON, ERRATUM, Report, Table
@@ -23,7 +24,7 @@ class Picture:
 class Section:
     """One experiment: what it reports and has drawn, or the traceback that ended it.
 
-    `seconds` counts everything, compilation and figures included.
+    `seconds` counts everything, compilation and figures included; `outcome` is for JSON.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Section:
     report: Report | None = None
     pictures: tuple[Picture, ...] = ()
     failure: str = ""
+    outcome: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def passed(self) -> bool:

@@ -40,6 +40,14 @@ class Table:
         """The written values, row by row."""
         return [[column.write(row[column.key]) for column in self.columns] for row in self.rows]
 
+    def written(self) -> "Table":
+        """The same with every cell as text: what can be sent to another process."""
+        columns = tuple(Column(f"cell {i}", c.heading) for i, c in enumerate(self.columns))
+        keys = [column.key for column in columns]
+        texts = [dict(zip(keys, cells, strict=True)) for cells in self.cells()]
+        rows = [{**row, **text} for row, text in zip(self.rows, texts, strict=True)]
+        return Table(self.name, self.title, columns, rows)
+
     def markdown(self) -> str:
         """A Markdown table under its title."""
         headings = [column.heading for column in self.columns]
