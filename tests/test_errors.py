@@ -90,6 +90,7 @@ COMMANDS = {
     "no sweep to draw": ("plot {f}", None, ["holds no sweep"]),
     "no sweep to report": ("report {f}", None, ["holds no sweep"]),
     "unknown experiment": ("reproduce yun2012", None, ["yun2012", 'did you mean "yun2021"?']),
+    "no jobs": ("reproduce all --jobs 0", None, ["--jobs", ">= 1", "got 0"]),
     "config for all": ("reproduce all --config {f}/c.toml", SWEEP, ["--config", "one experiment"]),
     "out is a file": (
         "reproduce yun2021 --out {f}/c.toml",

@@ -104,7 +104,9 @@ def _run_all(folders: dict[str, Path], arguments) -> Iterator["Section"]:
 
     jobs = arguments.jobs
     if jobs is None:
-        jobs = min(os.cpu_count() or 1, _MOST_JOBS) if jax.default_backend() == "cpu" else 1
+        affinity = getattr(os, "sched_getaffinity", None)
+        cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+        jobs = min(cores, _MOST_JOBS) if jax.default_backend() == "cpu" else 1
     if jobs == 1:
         for name, folder in folders.items():
             yield _run_whatever(name, folder, arguments)

@@ -13,13 +13,13 @@ import importlib
 from types import ModuleType
 
 EXPERIMENTS = {
-    "eftekhari2020": "eftekhari2020",
-    "gunasekar2018": "gunasekar2018",
-    "ji-telgarsky2019": "ji_telgarsky2019",
-    "min2021": "min2021",
     "yun2021": "yun2021",
     "yun2021-regression": "yun2021_regression",
     "yun2021-classification": "yun2021_classification",
+    "ji-telgarsky2019": "ji_telgarsky2019",
+    "gunasekar2018": "gunasekar2018",
+    "min2021": "min2021",
+    "eftekhari2020": "eftekhari2020",
 }
 
 

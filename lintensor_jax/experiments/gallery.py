@@ -78,8 +78,8 @@ def _overview(sections, command):
     versions = next((s.report.versions for s in sections if s.report is not None), {})
     total = sum(section.seconds for section in sections)
     return (
-        f'<p id="overview">{verdict.html()} Made by <code>{html.escape(command)}</code> in '
-        f"{total:.0f} s, compilation included.</p>"
+        f'<p id="overview">{verdict.html()} Made by <code>{html.escape(command)}</code>; '
+        f"the experiments took {total:.0f} s in all, compilation included.</p>"
         + table(headings, rows, "overview")
         + "<details><summary>Versions and device</summary>"
         + table((), list(versions.items()))
