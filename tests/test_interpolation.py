@@ -209,9 +209,9 @@ def test_even_convolution(depth, d):
     # frequencies, and no feasible even vector near by has a smaller one.
     eta = np.fft.fft(w, norm="ortho").real
 
-    def objective(z):
+    def objective(z, scale=d ** ((1 - depth) / 2)):
         spectrum = np.fft.fft(z, norm="ortho").real
-        return float(lt.potential.Q(spectrum * d ** ((1 - depth) / 2), depth, 1.0, eta))
+        return float(lt.potential.Q(spectrum * scale, depth, 1.0, eta))
 
     best = objective(np.asarray(limit.coefficients))
     assert best == pytest.approx(float(limit.potential), rel=1e-10)
@@ -219,6 +219,12 @@ def test_even_convolution(depth, d):
     assert kernel.shape[1] > 0
     for move in (*kernel.T, *-kernel.T):
         assert objective(np.asarray(limit.coefficients) + 1e-3 * move) > best
+    # As printed, without the scale, the objective falls on from there along feasible vectors.
+    slopes = [
+        (objective(limit.coefficients + 1e-5 * k, 1.0) - objective(limit.coefficients, 1.0)) / 1e-5
+        for k in kernel.T
+    ]
+    assert np.max(np.abs(slopes)) > 0.01
 
 
 def test_commuting_sensors():
