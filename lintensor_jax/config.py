@@ -176,7 +176,8 @@ class Config:
                 fix = value.fix or ("leave it out" if field.default is None else default)
                 raise ConfigError(
                     f"{field.name}{value.where}",
-                    f"must be {value.rule}, got {value.value!r}; {fix}.",
+                    f"must be {value.rule}, got {value.value!r}; {fix.rstrip('?')}"
+                    + ("?" if fix.endswith("?") else "."),
                 )
             object.__setattr__(self, field.name, value)
         self.check()
@@ -213,7 +214,7 @@ def _from_entries(entries: dict[str, Any], kind: type[C], prefix: str) -> C:
     for name, value in entries.items():
         key = f"{prefix}{name}"
         if name not in fields:
-            raise ConfigError(key, f"is not a known key; {suggestion(name, fields)}.")
+            raise ConfigError(key, f"is not a known key; {suggestion(name, fields)}")
         nested = fields[name].metadata.get("table")
         if nested is None:
             values[name] = value

@@ -47,7 +47,7 @@ COMMANDS = {
     "no config": ("predict", None, ["CONFIG"]),
     "unknown kind": ("init {f}/a.toml --kind regresion", None, ["--kind", "regresion", "regress"]),
     "wrong ending": ("init {f}/sweep.txt", None, ["must end in .toml", "sweep.txt", "sweep.toml"]),
-    "there already": ("init {f}/c.toml", SWEEP, ["c.toml: is there already", "--force"]),
+    "there already": ("init {f}/c.toml", SWEEP, ["c.toml: exists already", "--force"]),
     "no folder": ("init {f}/a/b.toml", None, ["a/b.toml: cannot be written", "another FILE"]),
     "no file": ("predict {f}/absent.toml", None, ["absent.toml: no such file", "check the path"]),
     "a folder": ("predict {f}", None, ["cannot be read"]),

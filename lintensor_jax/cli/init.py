@@ -40,7 +40,9 @@ def init_command(arguments: Any) -> int:
     if path.suffix.lower() != ".toml":
         raise UsageError(f"FILE: must end in .toml, got {path}; write {path.with_suffix('.toml')}.")
     if path.exists() and not arguments.force:
-        raise UsageError(f"{path}: is there already; overwrite it by --force or name another FILE.")
+        raise UsageError(
+            f"{path}: exists already; pass --force to overwrite it, or name another FILE."
+        )
     starter = resources.files("lintensor_jax.cli").joinpath("starters", f"{arguments.kind}.toml")
     try:
         path.write_text(starter.read_text(encoding="utf-8"), encoding="utf-8")

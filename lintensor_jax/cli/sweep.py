@@ -272,7 +272,8 @@ def _print_plan(plan: dict[str, Any], path: Path, as_json: bool) -> int:
             ),
             (
                 "disk",
-                f"at most {in_bytes(plan['disk_bytes'])} in {path} ({in_bytes(free)} are free)",
+                f"arrays of at most {in_bytes(plan['disk_bytes'])} in {path}, besides labels "
+                f"and the report ({in_bytes(free)} are free)",
             ),
             ("variables", ", ".join(plan["variables"])),
         ]

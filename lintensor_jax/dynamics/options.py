@@ -204,7 +204,7 @@ def check_pair(network: eqx.Module, problem: AbstractProblem) -> None:
         raise ValueError(
             f"network: its linear coefficients have shape {shape}, but {type(problem).__name__} "
             f"needs shape {problem.coefficient_shape}; make the network's input (and output) "
-            "dimensions those of the data."
+            "dimensions those of the data (y of shape (n, m) asks for m outputs)."
         )
 
 

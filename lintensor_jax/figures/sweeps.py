@@ -49,9 +49,8 @@ def band_figure(panels: Sequence[BandPanel], columns: int = 2) -> Figure:
             axes.set_axis_off()
         lines = [Line2D([], [], color=colours[name], lw=2, label=name) for name in labels if name]
         handles = [*lines, Patch(color="0.75", label="10% to 90% of the flows")]
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False
-        )
+        # Four labels fit side by side in two columns of panels, two in one.
+        figure.legend(handles=handles, loc="outside lower center", ncols=2 * columns, frameon=False)
         return figure
 
 

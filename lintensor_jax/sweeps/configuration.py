@@ -300,7 +300,7 @@ def _problem(data: Data, folder: Path):
     try:
         problem = Regression(X, y) if data.task == "regression" else Classification(X, y)
     except ValueError as error:
-        raise ConfigError(key, f": {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{key}:", " ".join(str(error).split())) from None
     return problem, problem.X.shape[1]
 
 

@@ -85,6 +85,8 @@ def write_report(
         *theorems,
         "<h2>Agreement with predictions</h2>",
         _table(*table) if table else "<p>No prediction to compare with.</p>",
+        "<p>Distances are those of the flows' ends from the predicted limits: a flow that was "
+        "stopped on its way, as classification flows are, has a distance left to go.</p>",
         "<h2>Figures</h2>",
         *(_embedded(name, figure) for name, figure in figures(path).items()),
         "<h2>Failed lanes</h2>",
@@ -148,13 +150,13 @@ def _agreement(store: Store, results, grid: Grid | None):
         words.append(
             f"<details><summary><b>{html.escape(name)}</b>: "
             f"{html.escape(first.theorem or 'no theorem applies')}"
-            f"{f' ({first.kind})' if first.kind else ''}</summary>"
-            f"<p>At the first lane that arrived; {len(found)} lanes were looked at.</p>"
+            f"{f' ({_claim(first)})' if first.kind else ''}</summary>"
+            f"<p>At the first lane that arrived; {len(found)} lanes were looked at here.</p>"
             f"<pre>{html.escape(str(first))}</pre></details>"
         )
         by_theorem: dict[tuple[str, str], list[float]] = {}
         for prediction, distance in found:
-            key = prediction.theorem or "none", str(prediction.kind or "-")
+            key = prediction.theorem or "none", _claim(prediction)
             by_theorem.setdefault(key, []).append(distance)
         for (theorem, kind), distances in by_theorem.items():
             rows.append((name, theorem, kind, len(distances), *_extent(distances)))
@@ -166,6 +168,12 @@ def _agreement(store: Store, results, grid: Grid | None):
     return words, (headings, rows), ""
 
 
+def _claim(prediction) -> str:
+    """The kind of claim, and whether it hangs on an assumption that nobody can check beforehand."""
+    is_open = any(assumption.holds is None for assumption in prediction.assumptions)
+    return f"{prediction.kind or '-'}{', if the open assumptions hold' if is_open else ''}"
+
+
 def _recorded(results, sampled):
     """The table of recorded distances, by kind of claim; theorems are those of the sample."""
     if "distance_to_prediction" not in results:
@@ -174,14 +182,14 @@ def _recorded(results, sampled):
     shaped = [d for d in results.status.dims if results[d].dtype.kind == "U"]
     rows = []
     for where, part in _parts(results, shaped):
-        theorems = {r[2]: r[1] for r in sampled or [] if where in r[0] or not where}
+        told = {r[2].split(",")[0]: r[1:3] for r in sampled or [] if where in r[0] or not where}
         for code, kind in enumerate(kinds):
             chosen = np.asarray(part.prediction_kind == code) & np.asarray(part.status != 0)
             if chosen.any():
                 distances = np.asarray(part.distance_to_prediction)[chosen]
-                theorem = theorems.get(kind, "-")
+                claim = told.get(kind, ("-", kind))
                 rows.append(
-                    (where or "all", theorem, kind, int(chosen.sum()), *_extent(distances.tolist()))
+                    (where or "all", *claim, int(chosen.sum()), *_extent(distances.tolist()))
                 )
     return ("shape", "theorem", "claim", "lanes", "median distance", "largest"), rows
 

@@ -128,7 +128,9 @@ def _loss_is_small(network, problem, source):
     is_exponential = isinstance(problem.margin_loss, ExponentialLoss)
     level, name = (1.0, "1") if is_exponential else (float(np.log(2)), "log 2")
     value = float(np.exp(min(log_loss(network, problem), 700.0)))
-    return Assumption(f"the loss is below {name} at some time, L(0)", value, value < level, source)
+    return Assumption(
+        f"the loss falls below {name} at some time; now it is L(0)", value, value < level, source
+    )
 
 
 def _orthogonal(network, problem, separable, margin):
