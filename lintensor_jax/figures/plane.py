@@ -82,7 +82,7 @@ def plane_figure(panels: Sequence[PlanePanel], mark_label: str = "", columns: in
         legend_rows = -(-len(legend) // legend_columns)
         width = style.PAGE_WIDTH * columns / 2
         figure = Figure(
-            figsize=(width, 3.35 * rows + 0.2 * legend_rows + 0.1), layout="constrained"
+            figsize=(width, 3.45 * rows + 0.2 * legend_rows + 0.2), layout="constrained"
         )
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes, panel in zip(grid.flat, panels, strict=False):
