@@ -16,7 +16,7 @@ from PIL import Image
 import lintensor_jax as lt
 from lintensor_jax import cli, experiments
 from lintensor_jax.experiments import EXPERIMENTS
-from lintensor_jax.experiments.report import Check, Report, Table, worst_of
+from lintensor_jax.experiments.report import Check, Report, Table, vector, worst_of
 from lintensor_jax.experiments.yun2021 import Configuration, initial_directions, resampled
 
 CACHE_OPTIONS = (
@@ -235,6 +235,11 @@ def test_version(capsys):
         cli.main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"lintensor-jax {lt.__version__}\n"
+
+
+def test_what_rounds_to_zero_has_no_sign():
+    # From ones to a sign that is meant: half a unit of the last digit.
+    assert vector(np.array([-1e-9, -0.0, 1e-9, -6e-5])) == "[0.0000, 0.0000, 0.0000, -0.0001]"
 
 
 def test_a_broken_bound_fails_and_names_the_row():

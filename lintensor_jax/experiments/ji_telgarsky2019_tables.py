@@ -22,7 +22,7 @@ def _optional(value: float | None) -> str:
 _RUN = (Column("data", "data"), Column("depth", "depth"), Column("start", "start"))
 _FLOWS = (
     *_RUN,
-    Column("excess", "log R(W(0))/R(0)", lambda x: f"{x:.3f}"),
+    Column("excess", "log R(W(0))/R(0)", lambda x: f"{x:z.3f}"),
     Column("num_steps", "steps"),
     Column("status", "stopped by"),
     Column("log10_margin", "margin", lambda x: f"1e{x:.1f}"),
@@ -50,7 +50,7 @@ _DESCENTS = (
 )
 _COUNTEREXAMPLE = (
     Column("offset", "norm of w_1 + w_2 at the start", lambda x: f"{x:g}"),
-    Column("excess", "log R(W(0))/R(0)", lambda x: f"{x:.3f}"),
+    Column("excess", "log R(W(0))/R(0)", lambda x: f"{x:z.3f}"),
     Column("gradient", "gradient (relative)", lambda x: f"{x:.2f}"),
     Column("risk", "risk at the end", lambda x: f"{x:.6f}"),
     Column("norm", "norm of w_1 at the end", scientific),

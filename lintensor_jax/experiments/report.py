@@ -189,8 +189,8 @@ def library_versions() -> dict[str, str]:
 
 
 def vector(value: np.ndarray) -> str:
-    """A short vector for a table."""
-    return "[" + ", ".join(f"{x:.4f}" for x in value) + "]"
+    """A short vector for a table; what rounds to zero has no sign."""
+    return "[" + ", ".join(f"{x:z.4f}" for x in value) + "]"
 
 
 def scientific(value: float) -> str:

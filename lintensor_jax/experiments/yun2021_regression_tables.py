@@ -22,7 +22,7 @@ def _optional(write):
 
 
 def _short(value):
-    return f"{value:.3f}"
+    return f"{value:z.3f}"
 
 
 def _scale(alpha):

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from . import style
 
@@ -14,6 +15,7 @@ _WIDTH, _HEIGHT = 4.9, 3.5  # legible at a page's width and, at two thirds, in a
 _LOG_SMALLEST_FLOAT = 745.13  # -log(2^-1074)
 _LEAST_LOG_INVERSE_LOSS = 0.5
 _PATH = {"lw": 1.2, "alpha": 0.85, "zorder": 3, "solid_capstyle": "butt"}
+_REACHED = "0.91"
 _STOP = {"ls": "none", "mec": "black", "mew": 0.8, "zorder": 5}
 
 
@@ -34,7 +36,10 @@ class Approach:
 
 
 def approach_figure(approaches: Sequence[Approach], words: str) -> Figure:
-    """One panel; `words`, two lines, say whose ends the markers are, and whose the lines."""
+    """One panel; `words`, two lines, say whose ends the markers are, and whose the lines.
+
+    Losses down to the last marker lie in a grey band, which the legend names.
+    """
     with style.house_style():
         figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
         axes = figure.subplots()
@@ -75,7 +80,7 @@ def _describe(axes, last_stop, end, words):
     axes.set_ylim(low, high * (high / low) ** 0.25)
     axes.set(xlabel="training loss", ylabel="angle to the limit direction")
     edge = last_stop * 1.3
-    axes.axvspan(_LEAST_LOG_INVERSE_LOSS, edge, color="0.91", lw=0, zorder=0)
+    axes.axvspan(_LEAST_LOG_INVERSE_LOSS, edge, color=_REACHED, lw=0, zorder=0)
     above = {"va": "top", "transform": axes.get_xaxis_transform()}
     axes.text(edge * 1.4, 0.985, words, **above, linespacing=1.4)
     if edge < _LOG_SMALLEST_FLOAT < end:
@@ -96,6 +101,7 @@ def _legend(axes, approaches):
         Line2D([], [], color=style.COLOURS[name], lw=1.6, label=name, **_legend_marker(name))
         for name in (approach.architecture for approach in approaches)
     ]
+    handles.append(Patch(color=_REACHED, label="losses that descent reaches"))
     # The one corner where no angle can be: large, at a small loss.
     place = {"loc": "upper right", "bbox_to_anchor": (1.0, 0.8)}
     axes.legend(handles=handles, **place, frameon=False, handlelength=2.2)
