@@ -7,13 +7,14 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from figure_text import text_problems
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from lintensor_jax.experiments import EXPERIMENTS, find
 from lintensor_jax.figures import style
 from lintensor_jax.figures.approach import Approach, approach_figure
 from lintensor_jax.figures.curves import Curve, CurvePanel, curve_figure
-from lintensor_jax.figures.panels import Line, LinePanel, PointPanel, panel_figure
+from lintensor_jax.figures.panels import COLOURS, Line, LinePanel, PointPanel, panel_figure
 from lintensor_jax.figures.plane import PlanePanel, plane_figure
 from lintensor_jax.figures.spectra import (
     Profile,
@@ -58,6 +59,41 @@ def test_an_architecture_keeps_its_colour_and_marker():
         assert len(markers) == 1
         assert markers[0].get_markeredgecolor() == colour
     assert len(set(style.MARKERS.values())) == len(style.MARKERS)
+
+
+def test_a_line_may_have_an_architectures_colour():
+    lines = [Line(X, X, name, name) for name in style.COLOURS] + [Line(X, X, "other", 2)]
+    figure = panel_figure([[LinePanel("Panel", lines, "x", "y")]], 2.0)
+    drawn = [line.get_color() for line in figure.axes[0].get_lines()]
+    assert drawn == [*style.COLOURS.values(), COLOURS[2]]
+
+
+@pytest.mark.parametrize("colour", ["diagonals", -1, len(COLOURS), None])
+def test_a_line_of_no_known_colour_is_refused(colour):
+    with pytest.raises(ValueError, match=rf"Line: colour must be .*diagonal.*got {colour!r}; take"):
+        Line(X, X, "line", colour)
+
+
+def test_a_legend_is_read_along_its_rows():
+    names = [f"line {k}" for k in range(6)]
+    lines = [Line(X, X, name, k) for k, name in enumerate(names)]
+    panels = [LinePanel("Panel", part, "x", "y") for part in (lines[:2], lines[1:])]
+    figure = panel_figure([panels], 2.0, columns=4)
+    FigureCanvasAgg(figure).draw()
+    places = {t.get_text(): t.get_window_extent() for t in figure.legends[0].get_texts()}
+    by_row = sorted(places, key=lambda name: (-round(places[name].y0), places[name].x0))
+    assert by_row == names
+
+
+def test_the_band_that_descent_reaches_is_in_the_legend():
+    figure = SYNTHETIC["approach"]()
+    axes = figure.axes[0]
+    legend = axes.get_legend()
+    assert legend is not None
+    grey = legend.get_patches()[0].get_facecolor()
+    (band,) = [patch for patch in axes.patches if patch.get_facecolor() == grey]
+    assert band.get_extents().width > 0
+    assert legend.get_texts()[-1].get_text() == "losses that descent reaches"
 
 
 def test_trajectories_are_drawn_as_given_and_clipped_at_the_window():

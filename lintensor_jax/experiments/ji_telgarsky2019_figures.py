@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _RISK = r"$\log(1/\mathrm{risk})$"
 # Indices into the panels' colours: of the layers of a network, unlike the others as far as four.
 _LAYERS = (0, 4, 5, 3, 1, 2)
-_ONE, _DEEP, _MARGIN, _RISK_COLOUR = 2, 6, 7, 8
+_ONE, _DEEP, _MARGIN, _RISK_COLOUR = 2, "fully-connected", 7, 8
 
 
 def figures(result: "Result") -> dict[str, Figure]:

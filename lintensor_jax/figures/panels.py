@@ -21,24 +21,34 @@ POSITIVE, NEGATIVE = "#0072B2", "#D55E00"
 class Line:
     """Values y at x, both (n,). Lines with one `label` have one entry in the legend; "" has none.
 
-    - `colour`: an index into `COLOURS`; `dashed`: whether it is; `width` in points;
-      `end_marker`: whether a dot marks its last point.
+    - `colour`: an index into `COLOURS`, or an architecture's name as in `style.COLOURS`: it has that
+      colour in every figure. Anything else is a ValueError.
+    - `dashed`: whether it is; `width` in points; `end_marker`: whether a dot marks its last point.
     """
 
     x: np.ndarray
     y: np.ndarray
     label: str
-    colour: int
+    colour: int | str
     dashed: bool = False
     width: float = 1.4
     end_marker: bool = False
+
+    def __post_init__(self):
+        if self.colour not in (*range(len(COLOURS)), *style.COLOURS):
+            raise ValueError(
+                f"Line: colour must be a whole number from 0 to {len(COLOURS) - 1} or one of "
+                f"{', '.join(style.COLOURS)}, got {self.colour!r}; take one of these."
+            )
 
     @property
     def look(self) -> dict[str, Any]:
         """matplotlib's names for it."""
         dashes = (0, (3, 1.5)) if self.dashed else "-"
         marks = {"marker": "o", "ms": 4, "markevery": [-1]} if self.end_marker else {}
-        return {"color": COLOURS[self.colour], "ls": dashes, "lw": self.width, **marks}
+        named = isinstance(self.colour, str)
+        colour = style.COLOURS[self.colour] if named else COLOURS[self.colour]
+        return {"color": colour, "ls": dashes, "lw": self.width, **marks}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +137,10 @@ class PointPanel:
 def panel_figure(
     rows: Sequence[Sequence[LinePanel | PointPanel]], height: float, columns: int = 4
 ) -> Figure:
-    """Rows of panels, each `height` inches high, over one legend of `columns` columns."""
+    """Rows of panels, each `height` inches high, over one legend of `columns` columns.
+
+    The legend, read along its rows, has the lines in the order of the panels.
+    """
     looks: dict[str, Line] = {}
     for row in rows:
         for panel in row:
@@ -147,6 +160,8 @@ def panel_figure(
             for axes in axes_row[len(row) :]:
                 axes.set_visible(False)
         handles = [Line2D([], [], **line.look, label=label) for label, line in looks.items()]
+        # Matplotlib fills columns one after the other; people read along the rows.
+        handles = [handle for k in range(columns) for handle in handles[k::columns]]
         if handles:
             figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
         return figure
