@@ -1,5 +1,7 @@
 """The commands about sweeps: plans, runs, resumes, reports; data by path; every kind of mistake."""
 
+import dataclasses
+import html
 import json
 import re
 import subprocess
@@ -10,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
-from sweep_cases import ALPHAS, DIRECTIONS, LANES, PROBLEM, X, Y, axes, start
+import zarr
+from sweep_cases import ALPHAS, DIRECTIONS, LANES, PROBLEM, X, Y, axes, contents, start
 
 import lintensor_jax as lt
 from lintensor_jax import cli
+from lintensor_jax.cli import sweep as sweep_commands
 from lintensor_jax.cli.sweep import in_words
 from lintensor_jax.config import ConfigError
 from lintensor_jax.sweeps import (
@@ -22,11 +26,13 @@ from lintensor_jax.sweeps import (
     Limit,
     Progress,
     configuration,
+    drawing,
+    figures,
+    report,
     write_report,
 )
 from lintensor_jax.sweeps.grid import Cell
 from lintensor_jax.sweeps.recipes import ARCHITECTURES, INITIALIZATIONS
-from lintensor_jax.sweeps.report import figures
 from lintensor_jax.sweeps.state import status
 
 CONFIGS = sorted(Path(__file__).parents[1].glob("configs/sweep-*.toml"))
@@ -107,19 +113,27 @@ def test_a_sweep_is_run_resumed_and_told(swept, capsys):
 def test_figures_need_only_the_store(swept):
     drawn = figures(swept)
     labels = [axes.get_ylabel() for axes in drawn["observables"].axes]
-    assert labels[:3] == ["invariant drift", "largest invariant [squared parameters]", "log loss"]
+    assert labels[:3] == ["invariant drift", "largest invariant\n(squared parameters)", "log loss"]
     assert drawn["observables"].axes[0].get_xscale() == "log"
     (steps,) = drawn["steps"].axes
     results = xr.open_zarr(swept, chunks=None)
     # Five directions can be told apart by colour: a line each.
     for line, direction in zip(steps.lines, range(5), strict=True):
         np.testing.assert_array_equal(line.get_ydata(), results.num_steps.isel(direction=direction))
+    assert list(drawn) == ["limit", "observables", "steps"]
+    for coefficient, panel in enumerate(drawn["limit"].axes):
+        assert panel.get_ylabel() == rf"limit $\beta_{{{coefficient + 1}}}$"
+        for line, direction in zip(panel.lines, range(5), strict=True):
+            limit = results.limit.isel(direction=direction, coefficient=coefficient)
+            np.testing.assert_array_equal(line.get_ydata(), limit)
 
 
 @pytest.mark.slow
 def test_figures_are_files(swept, tmp_path, capsys):
     written = printed(capsys, "plot", swept, "--out", tmp_path)["wrote"]
     assert [path.rpartition("/")[2] for path in written] == [
+        "limit.png",
+        "limit.pdf",
         "observables.png",
         "observables.pdf",
         "steps.png",
@@ -133,7 +147,9 @@ def test_the_report_is_one_file_with_all_in_it(swept, tmp_path, capsys):
     page = (tmp_path / "report.html").read_text()
     assert path == str(tmp_path / "report.html")
     assert "Theorem 6" in page
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 3
+    assert "<h1>Gradient flows of linear tensor networks, swept over alpha, direction</h1>" in page
+    assert "The coefficients of the limits over alpha." in page
     assert not re.search(r'(src|href)="(?!data:)', page)
     row = re.search(
         r"<td>Theorem 6</td><td>exact</td><td>24</td><td>(\S+)</td><td>(\S+)</td>", page
@@ -160,6 +176,29 @@ def test_a_report_of_ones_own_functions_and_of_lanes_that_failed(tmp_path):
     assert "Theorem 6" in write_report(tmp_path / "s", grid=grid).read_text()
 
 
+def test_what_people_open_is_in_sight_and_disturbs_nobody(swept, monkeypatch, capsys):
+    for module in (drawing, report):  # the others are drawn by slow tests
+        monkeypatch.setattr(module, "figures", lambda path: {"steps": figures(path)["steps"]})
+    before, listed = contents(swept), set(xr.open_zarr(swept, consolidated=False))
+    written = printed(capsys, "plot", swept)["wrote"]
+    written += printed(capsys, "report", swept)["wrote"]
+    assert {Path(path).relative_to(swept).parts[0] for path in written} == {"figures", "report"}
+    assert all(Path(path).stat().st_size > 1000 for path in written)
+    after = contents(swept)
+    assert {name: after[name] for name in before} == before
+    # Warnings, as of a thing that is no array, are errors here.
+    for consolidated in (True, False):
+        assert set(xr.open_zarr(swept, consolidated=consolidated)) == listed
+        group = zarr.open_group(swept, mode="r", use_consolidated=consolidated)
+        arrays = {name for name, _ in group.arrays()}
+        assert arrays == {*listed, "alpha", "direction", "direction_value"}
+    assert printed(capsys, "resume", swept)["complete"] is True
+    configured = (swept / "report" / "report.html").read_text().partition("Configuration")[2]
+    assert f"<pre>{html.escape(CONFIG)}</pre>" in configured
+    assert "<td>flow.max_steps</td><td>4096</td>" in configured
+    assert "null" not in configured
+
+
 def test_a_dry_run_plans_and_writes_nothing(tmp_path, capsys):
     (tmp_path / "small.toml").write_text(CONFIG)
     out = tmp_path / "out"
@@ -178,7 +217,13 @@ def test_a_dry_run_plans_and_writes_nothing(tmp_path, capsys):
 def test_another_config_in_the_same_folder_is_refused(swept, tmp_path, capsys):
     (tmp_path / "small.toml").write_text(CONFIG)
     message = refused(capsys, "sweep", tmp_path / "small.toml", "--out", swept)
-    assert "holds this very sweep already; resume it" in message
+    assert "holds this very sweep already, and it is finished; lintensor-jax report" in message
+    assert "--out" in message
+    chunk = swept / ".sweep" / "chunks" / "00000002.json"
+    chunk.rename(tmp_path / chunk.name)
+    message = refused(capsys, "sweep", tmp_path / "small.toml", "--out", swept)
+    assert f"3 of 4 chunks are finished; lintensor-jax resume {swept} goes on" in message
+    (tmp_path / chunk.name).rename(chunk)
     (tmp_path / "small.toml").write_text(CONFIG.replace("seed = 7", "seed = 8"))
     message = refused(capsys, "sweep", tmp_path / "small.toml", "--out", swept)
     assert "holds another sweep, which differs in seed; choose another folder" in message
@@ -286,6 +331,29 @@ def test_progress_in_words():
     assert "compiling" in in_words(Progress(0, 10, 0, 0, 0.0))
 
 
+def test_a_log_has_a_line_now_and_then(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(sweep_commands.time, "monotonic", lambda: now[0])
+    with sweep_commands._watched(False) as watch:
+        assert watch is not None
+        for now[0] in range(26):
+            watch(Progress(lanes=4 * now[0], total=100, failed=1, waiting=0, rate=4.0))
+    first, *others, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("0 of 100 lanes")
+    assert [line.partition(",")[0] for line in others] == ["40 of 100 lanes", "80 of 100 lanes"]
+    assert last == "100 of 100 lanes done in 00:00:25, 1 failed"
+    with sweep_commands._watched(True) as watch:
+        assert watch is None
+
+
+@pytest.mark.parametrize("command", ["plot", "report"])
+def test_help_says_which_figures_are_drawn(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    words = capsys.readouterr().out
+    assert [name for name in drawing.WORDS if f"({name})" not in words] == []
+
+
 @pytest.mark.parametrize("command", ["sweep", "resume", "status", "plot", "report"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -304,4 +372,16 @@ def test_the_package_does_not_import_storage():
 
 
 def test_a_status_without_checking_files(swept):
-    assert status(swept, verify=False).finished_lanes == 60
+    state = status(swept, verify=False)
+    assert state.finished_lanes == 60
+    assert str(state).startswith(f"Sweep in {swept}: finished\n  lanes       60 of 60 done (100%)")
+    assert "a lane is one flow" in str(state)
+    assert "a chunk is some lanes" in str(state)
+    broken = dataclasses.replace(state, finished_chunks=3, damaged={2: "limit/2.0.0"})
+    assert "limit/2.0.0" in str(broken)
+    assert f"lintensor-jax resume {swept} computes it again" in str(broken)
+    begun = dataclasses.replace(state, finished_chunks=3)
+    assert f"lintensor-jax resume {swept} goes on with it" in str(begun)
+    busy = dataclasses.replace(begun, writer={"pid": 7, "host": "there"})
+    assert "being computed by process 7 on there" in str(busy)
+    assert "resume" not in str(busy)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -14,6 +15,13 @@ from .terminal import UsageError, configure_jax
 
 # Compiling apart with faster settings pays from here on.
 _MANY_LANES = 20_000
+# Where nobody watches a bar, lines of progress are at least so far apart.
+_SECONDS_BETWEEN_LINES = 10.0
+_FIGURES = (
+    "the first coefficients of the limits (limit) or limit directions (direction), the other "
+    "numbers that were recorded of each flow (observables) and the solver's steps (steps), where "
+    "the sweep has them: medians and 80% bands over the grid's longest axis"
+)
 
 
 def add_commands(commands: Any) -> None:
@@ -33,7 +41,7 @@ def add_commands(commands: Any) -> None:
     sweep.add_argument(
         "--dry-run",
         action="store_true",
-        help="print lanes, compilations, memory, disk; run nothing",
+        help="print how many lanes (single flows), compilations, memory, disk; run nothing",
     )
     _devices(sweep)
     resume = _command(
@@ -41,8 +49,8 @@ def add_commands(commands: Any) -> None:
         "resume",
         resume_command,
         "finish a sweep that was interrupted",
-        "Check every finished chunk of a sweep, compute what is missing or damaged, and give the "
-        "results that an uninterrupted run would have given.",
+        "Check every finished chunk of a sweep (flows that were saved together), compute what is "
+        "missing or damaged, and give the results that an uninterrupted run would have given.",
     )
     _folder(resume)
     _devices(resume)
@@ -51,7 +59,9 @@ def add_commands(commands: Any) -> None:
         "status",
         status_command,
         "how far a sweep is",
-        "Print how many lanes of a sweep are done, how they ended, and who is at work on it.",
+        "Print how many lanes of a sweep are done (a lane is one flow, from one point of the "
+        "grid), how they ended, how many chunks that is (some lanes that are computed and saved "
+        "together), and who is at work on it.",
     )
     _folder(status)
     plot = _command(
@@ -59,11 +69,11 @@ def add_commands(commands: Any) -> None:
         "plot",
         plot_command,
         "draw a sweep's results",
-        "Draw every recorded number over the grid's longest axis, as PNG and PDF.",
+        f"Draw {_FIGURES}. Each figure is written as PNG and PDF.",
     )
     _folder(plot)
     plot.add_argument(
-        "--out", metavar="DIR", type=Path, help="where to write (default: DIR/.sweep)"
+        "--out", metavar="FOLDER", type=Path, help="where to write (default: DIR/figures)"
     )
     report = _command(
         commands,
@@ -71,11 +81,15 @@ def add_commands(commands: Any) -> None:
         report_command,
         "one HTML page about a sweep",
         "Write one self-contained HTML page: the setup, the theorems that apply, how far limits "
-        "lie from predictions, figures, and the lanes that failed.",
+        "lie from predictions, the lanes (single flows) that failed, and the figures that plot "
+        f"draws: {_FIGURES}.",
     )
     _folder(report)
     report.add_argument(
-        "--out", metavar="FILE", type=Path, help="where to write (default: DIR/.sweep/report.html)"
+        "--out",
+        metavar="FILE",
+        type=Path,
+        help="where to write (default: DIR/report/report.html)",
     )
 
 
@@ -95,7 +109,7 @@ def _devices(parser):
         "--devices",
         metavar="N",
         type=int,
-        help="CPU devices to deal chunks out to (default: 1)",
+        help="CPU devices that compute side by side (default: 1)",
     )
 
 
@@ -121,7 +135,9 @@ def sweep_command(arguments: Any) -> int:
         if arguments.dry_run:
             return _print_plan(Plan(grid, options).summary(devices), path, arguments.json)
         with _watched(arguments.json) as watch:
-            run(grid, options, path, watch=watch, config=dataclasses.asdict(config))
+            source = arguments.config.read_text(encoding="utf-8")
+            asked = {"config": dataclasses.asdict(config), "source": source}
+            run(grid, options, path, watch=watch, **asked)
     return _print_status(path, arguments.json, wrote=True)
 
 
@@ -148,18 +164,15 @@ def status_command(arguments: Any) -> int:
 
 def plot_command(arguments: Any) -> int:
     """`lintensor-jax plot DIR`."""
-    from ..sweeps.report import write_figures
-    from ..sweeps.store import Store
+    from ..sweeps.drawing import write_figures
 
     with told(arguments.folder):
-        Store(arguments.folder)  # a folder without a sweep is refused in words
-        written = write_figures(arguments.folder, arguments.out or arguments.folder / ".sweep")
+        written = write_figures(arguments.folder, arguments.out)
     return _print_written(written, arguments.json)
 
 
 def report_command(arguments: Any) -> int:
     """`lintensor-jax report DIR`."""
-
     configure_jax()
     from ..sweeps.report import write_report
 
@@ -206,9 +219,13 @@ def told(where: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watched(quiet: bool) -> Iterator[Callable[[Any], None] | None]:
-    """A progress line on a terminal: lanes, rate, failures, time left; nothing elsewhere."""
-    if quiet or not sys.stderr.isatty():
+    """Lanes, rate, failures, time left: a bar on a terminal, now and then a line elsewhere."""
+    if quiet:
         yield None
+        return
+    if not sys.stderr.isatty():
+        with _told_in_lines() as tell:
+            yield tell
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
@@ -228,12 +245,35 @@ def _watched(quiet: bool) -> Iterator[Callable[[Any], None] | None]:
         yield watch
 
 
+@contextlib.contextmanager
+def _told_in_lines() -> Iterator[Callable[[Any], None]]:
+    """For a log: where it begins, at most a line every few seconds, and where it ended."""
+    began = time.monotonic()
+    told, last = -math.inf, None
+
+    def watch(progress: Any) -> None:
+        nonlocal told, last
+        now, last = time.monotonic(), progress
+        if progress.lanes < progress.total and now - told >= _SECONDS_BETWEEN_LINES:
+            told = now
+            print(in_words(progress), file=sys.stderr, flush=True)
+
+    yield watch
+    if last is not None:
+        took = _clock(time.monotonic() - began)
+        done = f"{last.lanes:,} of {last.total:,} lanes done in {took}, {last.failed} failed"
+        print(done, file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%H:%M:%S", time.gmtime(seconds))
+
+
 def in_words(progress: Any) -> str:
     """A `Progress` in one line."""
     parts = [f"{progress.lanes:,} of {progress.total:,} lanes"]
     if progress.rate > 0:
-        left = time.strftime("%H:%M:%S", time.gmtime(progress.seconds_left))
-        parts.append(f"{progress.rate:,.0f}/s, {left} left")
+        parts.append(f"{progress.rate:,.0f}/s, {_clock(progress.seconds_left)} left")
     elif not progress.waiting:
         parts.append("compiling")
     if progress.waiting:
@@ -243,7 +283,7 @@ def in_words(progress: Any) -> str:
 
 
 def _print_plan(plan: dict[str, Any], path: Path, as_json: bool) -> int:
-    from ..sweeps.report import in_bytes
+    from ..sweeps.state import in_bytes
 
     existing = path
     while not existing.exists():
@@ -256,11 +296,11 @@ def _print_plan(plan: dict[str, Any], path: Path, as_json: bool) -> int:
     dims = " x ".join(f"{name} {size:,}" for name, size in plan["dimensions"].items())
     _print_rows(
         [
-            ("lanes", f"{plan['lanes']:,} ({dims})"),
+            ("lanes", f"{plan['lanes']:,} ({dims}), a flow each"),
             (
                 "chunks",
-                f"{plan['chunks']:,}, of up to {plan['lanes_per_chunk']:,} lanes, {plan['width']} "
-                "in flight",
+                f"{plan['chunks']:,}, saved one by one, of up to {plan['lanes_per_chunk']:,} "
+                f"lanes, {plan['width']} in flight",
             ),
             (
                 "compilations",
@@ -282,7 +322,6 @@ def _print_plan(plan: dict[str, Any], path: Path, as_json: bool) -> int:
 
 
 def _print_status(path: Path, as_json: bool, wrote: bool = False) -> int:
-    from ..sweeps.report import in_bytes
     from ..sweeps.state import status
 
     state = status(path)
@@ -290,24 +329,7 @@ def _print_status(path: Path, as_json: bool, wrote: bool = False) -> int:
         told = {**state.as_json(), **({"wrote": [str(path)]} if wrote else {})}
         print(json.dumps(told, allow_nan=False))
         return 0
-    share = 100 * state.finished_lanes / state.lanes
-    rows = [
-        ("lanes", f"{state.finished_lanes:,} of {state.lanes:,} done ({share:.0f}%)"),
-        ("chunks", f"{state.finished_chunks:,} of {state.chunks:,}"),
-        ("ended by", ", ".join(f"{k} {v:,}" for k, v in state.statuses.items()) or "-"),
-        ("failed", ", ".join(f"{k} {v:,}" for k, v in state.failed.items()) or "none"),
-        ("stiff path", f"{state.stiff_lanes:,} lanes"),
-        ("step waste", "-" if state.waste is None else f"{state.waste:.2f}"),
-        ("on disk", in_bytes(state.bytes)),
-    ]
-    if state.damaged:
-        names = ", ".join(state.damaged.values())
-        rows.append(("damaged", f"{names}; lintensor-jax resume {path} computes it again"))
-    if state.writer is not None:
-        rows.append(("writer", f"process {state.writer['pid']} on {state.writer['host']}"))
-    elif not state.complete:
-        rows.append(("unfinished", f"lintensor-jax resume {path}"))
-    _print_rows(rows)
+    print(state)
     if wrote:
         print(f"wrote {path}")
     return 0

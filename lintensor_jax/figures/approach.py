@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -97,7 +98,7 @@ def _loss(exponent):
 
 
 def _legend(axes, approaches):
-    handles = [
+    handles: list[Artist] = [
         Line2D([], [], color=style.COLOURS[name], lw=1.6, label=name, **_legend_marker(name))
         for name in (approach.architecture for approach in approaches)
     ]

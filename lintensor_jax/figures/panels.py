@@ -21,8 +21,8 @@ POSITIVE, NEGATIVE = "#0072B2", "#D55E00"
 class Line:
     """Values y at x, both (n,). Lines with one `label` have one entry in the legend; "" has none.
 
-    - `colour`: an index into `COLOURS`, or an architecture's name as in `style.COLOURS`: it has that
-      colour in every figure. Anything else is a ValueError.
+    - `colour`: an index into `COLOURS`, or the name of an architecture in `style.COLOURS`, for the
+      colour that it has in every figure. Anything else is a ValueError.
     - `dashed`: whether it is; `width` in points; `end_marker`: whether a dot marks its last point.
     """
 
@@ -46,8 +46,8 @@ class Line:
         """matplotlib's names for it."""
         dashes = (0, (3, 1.5)) if self.dashed else "-"
         marks = {"marker": "o", "ms": 4, "markevery": [-1]} if self.end_marker else {}
-        named = isinstance(self.colour, str)
-        colour = style.COLOURS[self.colour] if named else COLOURS[self.colour]
+        colour = self.colour
+        colour = style.COLOURS[colour] if isinstance(colour, str) else COLOURS[colour]
         return {"color": colour, "ls": dashes, "lw": self.width, **marks}
 
 

@@ -11,6 +11,8 @@ results = lt.sweep(grid, "results/alphas")     # an xarray.Dataset; the folder i
 results.limit.sel(alpha=0.01, method="nearest")
 """
 
+from .drawing import figures as figures
+from .drawing import write_figures as write_figures
 from .errors import SweepError as SweepError
 from .grid import Axis as Axis
 from .grid import Grid as Grid
@@ -33,7 +35,6 @@ from .plan import METHODS as METHODS
 from .plan import STATUSES as STATUSES
 from .plan import Options as Options
 from .plan import Plan as Plan
-from .report import figures as figures
 from .report import write_report as write_report
 from .run import resume as resume
 from .run import sweep as sweep

@@ -1,7 +1,6 @@
-"""A sweep's results for people: figures, and one self-contained HTML page."""
+"""A sweep's results for people: one self-contained HTML page."""
 
 import html
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,51 +13,19 @@ import numpy as np
 from ..figures.page import page, picture
 from ..figures.page import table as _table
 from ..theory.predict import predict
+from .drawing import caption, figures
 from .errors import SweepError
 from .grid import Cell, Grid, lane_of
 from .identity import NotRebuildable
 from .observables import unit
 from .plan import FAILURES, STATUSES
 from .run import grid_of
-from .state import Status, status
+from .settings import settings
+from .state import Status, in_bytes, status
 from .store import Store, open_dataset
 
 _AGREEMENT_LANES = 24  # per shape, where the sweep recorded no predictions
 _SHOWN_FAILURES = 50
-_MOST_LINES, _MOST_LABELS = 400, 6
-
-
-def figures(path: str | Path) -> dict[str, Any]:
-    """Matplotlib figures by name, from the store alone: every number per lane, over each axis.
-
-    "observables": medians and bands over the axis with the most numbers; "steps": likewise of the
-    steps. Raises `SweepError` where nothing is finished yet.
-    """
-    from ..figures.sweeps import band_figure
-
-    results = open_dataset(path)
-    done = results.status != 0
-    if not bool(done.any()):
-        raise SweepError(f"{path}: no chunk is finished yet; there is nothing to draw.")
-    along, colour = _axes_to_draw(results)
-    numbers = [
-        name
-        for name, array in results.data_vars.items()
-        if array.dims == results.status.dims and array.dtype.kind == "f"
-    ]
-    drawn = [_panel(results, name, along, colour, done) for name in [*numbers, "num_steps"]]
-    *panels, steps = [panel for panel in drawn if panel is not None]
-    found = {"steps": band_figure([steps], columns=1)}
-    return {"observables": band_figure(panels), **found} if panels else found
-
-
-def write_figures(path: str | Path, folder: Path) -> list[Path]:
-    """`figures` as PNG and PDF."""
-    from ..figures.style import save
-
-    drawn = figures(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    return [p for name, figure in drawn.items() for p in save(figure, folder / name)]
 
 
 def write_report(
@@ -66,12 +33,12 @@ def write_report(
 ) -> Path:
     """One HTML page that needs no other file.
 
-    What was asked for, which theorem applies to each shape, how far limits lie from predictions,
-    figures, and the lanes that failed.
+    Which theorem applies to each shape, how far limits lie from predictions, figures, the lanes
+    that failed, and what was asked for.
 
     **Arguments**
 
-    - `path`: the store. `target`: default `.sweep/report.html` in it.
+    - `path`: the store. `target`: default `report/report.html` in it.
     - `grid`: needed for theorems where the sweep has functions or classes of one's own.
     """
     path = Path(path)
@@ -88,13 +55,13 @@ def write_report(
         "<p>Distances are those of the flows' ends from the predicted limits: a flow that was "
         "stopped on its way, as classification flows are, has a distance left to go.</p>",
         "<h2>Figures</h2>",
-        *(_embedded(name, figure) for name, figure in figures(path).items()),
+        *(_embedded(path, name, figure) for name, figure in figures(path).items()),
         "<h2>Failed lanes</h2>",
         _failures(state, results),
         "<h2>Configuration</h2>",
-        f"<pre>{html.escape(json.dumps(json.loads(results.attrs['config']), indent=1))}</pre>",
+        _configuration(store),
         "<h2>Versions and runs</h2>",
-        f"<pre>{html.escape(json.dumps(state.description['versions'], indent=1))}</pre>",
+        f"<p>{html.escape(_versions(state))}</p>",
         _table(
             ("began", "host", "devices", "chunks to do"),
             [
@@ -103,23 +70,24 @@ def write_report(
             ],
         ),
     ]
-    target = store.hidden / "report.html" if target is None else Path(target)
-    target.write_text(page(f"Sweep {path.name}", "\n".join(parts)), encoding="utf-8")
+    target = store.folder_for_people("report") / "report.html" if target is None else Path(target)
+    target.write_text(page(results.attrs["title"], "\n".join(parts)), encoding="utf-8")
     return target
 
 
 def _overview(state: Status, results) -> str:
     rows = [
-        ("lanes", f"{state.finished_lanes:,} of {state.lanes:,}"),
+        ("folder", str(state.path)),
+        ("lanes (single flows)", f"{state.finished_lanes:,} of {state.lanes:,}"),
         ("dimensions", ", ".join(f"{d} {n}" for d, n in results.sizes.items())),
         ("ended by", ", ".join(f"{k} {v:,}" for k, v in state.statuses.items()) or "-"),
         ("failed", f"{sum(state.failed.values()):,}"),
-        ("lanes on the stiff path", f"{state.stiff_lanes:,}"),
+        ("lanes over the budget of explicit steps", f"{state.stiff_lanes:,}"),
         ("executed / needed steps", "-" if state.waste is None else f"{state.waste:.2f}"),
         ("lanes in flight", str(state.description["plan"]["width"])),
         ("precision", state.description["dtype"]),
         ("device", results.attrs["device"]),
-        ("damaged chunks", str(len(state.damaged))),
+        ("damaged chunks (lanes saved together)", str(len(state.damaged))),
         ("on disk", in_bytes(state.bytes)),
     ]
     return _table((), rows)
@@ -262,53 +230,23 @@ def _failures(state: Status, results) -> str:
     return f"<p>{len(places):,} lanes.</p>" + _table(("lane", "why", "message"), rows) + tail
 
 
-def _axes_to_draw(results) -> tuple[str, str | None]:
-    """The axis to draw over, and the one that colours tell apart."""
-    dims = results.status.dims
-    numeric = [d for d in dims if results[d].dtype.kind in "iuf"]
-    measured = [d for d in numeric if results[d].dtype.kind == "f"]
-    along = max(measured or numeric or dims, key=lambda d: results.sizes[d])
-    others = [d for d in dims if d != along and results.sizes[d] <= _MOST_LABELS]
-    words = [d for d in others if results[d].dtype.kind == "U"]
-    chosen = [*words, *others]
-    return along, chosen[0] if chosen else None
+def _configuration(store: Store) -> str:
+    """The TOML file as it was written, if there was one, and all settings but the empty ones."""
+    about = store.description
+    table = _table((), list(settings(about["config"] or about["sweep"])))
+    if about.get("source") is None:
+        return table
+    return (
+        f"<pre>{html.escape(about['source'])}</pre><details><summary>With the defaults of what the "
+        f"file leaves out</summary>{table}</details>"
+    )
 
 
-def _panel(results, name, along, colour, done):
-    from ..figures.sweeps import Band, BandPanel
-
-    array = results[name].where(done)
-    step = -(-results.sizes[along] // _MOST_LINES)
-    array = array.isel({along: slice(None, None, step)})
-    x = results[along].values[::step]
-    if x.dtype.kind == "U":
-        x = np.arange(len(x))
-    parts = [("", array)]
-    if colour is not None:
-        parts = [(str(v), array.isel({colour: i})) for i, v in enumerate(results[colour].values)]
-        if results[colour].dtype.kind != "U":
-            parts = [(f"{colour} = {label}", part) for label, part in parts]
-    bands = [
-        Band(label, x, np.moveaxis(np.asarray(part), part.dims.index(along), 0).reshape(len(x), -1))
-        for label, part in parts
-    ]
-    if not any(np.isfinite(band.values).any() for band in bands):
-        return None
-    units = results[name].attrs.get("units", "")
-    label = name.replace("_", " ") + (f" [{units}]" if units not in ("", "1") else "")
-    return BandPanel("", along.replace("_", " "), label, bands)
+def _versions(state: Status) -> str:
+    return ", ".join(f"{name} {version}" for name, version in state.description["versions"].items())
 
 
-def _embedded(name: str, figure: Any) -> str:
+def _embedded(path: Path, name: str, figure: Any) -> str:
     from ..figures.style import png
 
-    return picture(name, png(figure))
-
-
-def in_bytes(count: float) -> str:
-    """A number of bytes for people."""
-    for unit_name in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit_name}" if unit_name == "B" else f"{count:.1f} {unit_name}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+    return picture(name, png(figure), html.escape(caption(path, name)))

@@ -109,8 +109,9 @@ def run(
     devices: Sequence[Any] | None = None,
     watch: Watch | None = None,
     config: dict[str, Any] | None = None,
+    source: str | None = None,
 ) -> Any:
-    """As `sweep`; `config` is kept in the results as what was asked for."""
+    """As `sweep`; `config` is kept in the results as what was asked for, `source` as its text."""
     if path is None:
         if jax.process_count() > 1:
             raise ValueError("path: several processes need a folder that all of them see.")
@@ -123,6 +124,7 @@ def run(
         "sweep": description,
         "digest": identity.digest(description),
         "config": config and json.loads(json.dumps(config)),
+        "source": source,
         "dtype": str(plan.dtype),
         "plan": _kept(plan),
         "versions": library_versions(),
@@ -204,9 +206,18 @@ def _require_no_other(path: Path, whole: dict[str, Any]) -> None:
     """Where a store is already: whether it is this sweep's or another's, in a `SweepError`."""
     if not holds_sweep(path):
         return
-    kept = Store(path).description
+    store = Store(path)
+    kept = store.description
     if kept["digest"] == whole["digest"]:
-        raise SweepError(f"{path}: holds this very sweep already; resume it. Nothing was changed.")
+        done, chunks = len(store.finished()), kept["plan"]["chunks"]
+        if done < chunks:
+            rest = f"{done} of {chunks} chunks are finished; lintensor-jax resume {path} goes on"
+        else:
+            rest = (
+                f"it is finished; lintensor-jax report {path} tells what came out, and to run it "
+                "again choose another folder (--out)"
+            )
+        raise SweepError(f"{path}: holds this very sweep already, and {rest}. Nothing was changed.")
     pair = (kept["config"], whole["config"])
     if None in pair or pair[0] == pair[1]:
         pair = (kept["sweep"], whole["sweep"])

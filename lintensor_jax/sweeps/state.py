@@ -11,7 +11,7 @@ from .store import Store, size_on_disk
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """How far a sweep is.
+    """How far a sweep is; `print` it for the story in words.
 
     - `lanes`, `finished_lanes`; `chunks`, `finished_chunks`, `damaged` (file by chunk).
     - `statuses`: finished lanes by why they ended; `failed`: those of them that failed.
@@ -47,6 +47,44 @@ class Status:
         kept = {**vars(self), "complete": self.complete, "path": str(self.path)}
         del kept["description"]
         return {**kept, "versions": self.description["versions"]}
+
+    def __str__(self) -> str:
+        """How far it is, how its flows ended, and what is left to do."""
+        share = 100 * self.finished_lanes / self.lanes
+        rows = [
+            (
+                "lanes",
+                f"{self.finished_lanes:,} of {self.lanes:,} done ({share:.0f}%); a lane is one "
+                "flow, from one point of the grid",
+            ),
+            (
+                "chunks",
+                f"{self.finished_chunks:,} of {self.chunks:,}; a chunk is some lanes that are "
+                "computed and saved together",
+            ),
+            ("ended by", _counted(self.statuses, "-")),
+            ("failed", _counted(self.failed, "none")),
+            ("stiff path", f"{self.stiff_lanes:,} lanes over the budget of explicit steps"),
+        ]
+        if self.waste is not None:
+            rows.append(("step waste", f"{self.waste:.2f} steps executed for each one needed"))
+        rows.append(("on disk", in_bytes(self.bytes)))
+        again = f"lintensor-jax resume {self.path}"
+        if self.damaged:
+            rows.append(("damaged", f"{', '.join(self.damaged.values())}"))
+            rows.append(("", f"{again} computes it again"))
+        elif self.writer is None and not self.complete:
+            rows.append(("unfinished", f"{again} goes on with it"))
+        lines = [f"Sweep in {self.path}: {self._stage}"]
+        return "\n".join([*lines, *(f"  {name:11s} {value}" for name, value in rows)])
+
+    @property
+    def _stage(self) -> str:
+        if self.writer is not None:
+            return f"being computed by process {self.writer['pid']} on {self.writer['host']}"
+        if self.damaged:
+            return "damaged"
+        return "finished" if self.complete else "unfinished"
 
 
 def status(path: str | Path, verify: bool = True) -> Status:
@@ -84,3 +122,16 @@ def status(path: str | Path, verify: bool = True) -> Status:
         notes=notes,
         description=store.description,
     )
+
+
+def _counted(numbers: dict[str, int], nothing: str) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in numbers.items()) or nothing
+
+
+def in_bytes(count: float) -> str:
+    """A number of bytes for people."""
+    for unit_name in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit_name}" if unit_name == "B" else f"{count:.1f} {unit_name}"
+        count /= 1024
+    return f"{count:.1f} TiB"

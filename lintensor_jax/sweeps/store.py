@@ -8,6 +8,8 @@ Any program that reads Zarr reads it; xarray finds names, coordinates and units.
 - `staged/N.npz`, `staged/N-K.npz`: a chunk's explicit part, and its lanes from the stiff path,
   until the chunk is complete;
 - `runs/`: who worked on it, when and with what; `lock`; `scratch/`: files without a name yet.
+
+What people open, `report` and `figures`, lies in folders of its own, in sight.
 """
 
 import hashlib
@@ -29,6 +31,8 @@ from .work import Outcome
 
 FORMAT = 1
 _HIDDEN = ".sweep"
+# A group, if an empty one: programs that list a store take a folder with it for nothing else.
+_EMPTY_GROUP = '{"zarr_format": 2}'
 
 
 class Store:
@@ -138,6 +142,14 @@ class Store:
 
     # The rest.
 
+    def folder_for_people(self, name: str) -> Path:
+        """A folder in the store for what is no array, such as a report; made if it is not there."""
+        folder = self.path / name
+        folder.mkdir(exist_ok=True)
+        if not (folder / ".zarray").exists():  # of an array that somebody gave this very name
+            (folder / ".zgroup").write_text(_EMPTY_GROUP)
+        return folder
+
     def write_note(self, name: str, content: Any) -> None:
         """A JSON file in the hidden folder."""
         path = self.hidden / name
@@ -194,8 +206,7 @@ def create(
         hidden = building / _HIDDEN
         for folder in ("chunks", "staged", "runs", "scratch"):
             (hidden / folder).mkdir(parents=True)
-        # A group, if an empty one: programs that list what is here take it for nothing else.
-        (hidden / ".zgroup").write_text('{"zarr_format": 2}')
+        (hidden / ".zgroup").write_text(_EMPTY_GROUP)
         np.savez_compressed(hidden / "arrays.npz", **arrays)  # pyright: ignore
         (hidden / "sweep.json").write_text(json.dumps({"format": FORMAT, **description}, indent=1))
         for file in building.rglob("*"):

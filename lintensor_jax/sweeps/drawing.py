@@ -1,0 +1,160 @@
+"""A sweep's figures, from its store alone."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .errors import SweepError
+from .store import Store, open_dataset
+
+_MOST_LINES, _MOST_LABELS, _MOST_COEFFICIENTS = 400, 6, 4
+# Names of a sweep's figures in their order, and what `plot --help` and the report say of them.
+WORDS = {
+    "limit": "the first coefficients of the limits",
+    "direction": "the first coefficients of the limit directions",
+    "observables": "every other number that was recorded of each flow",
+    "steps": "the solver's attempted steps",
+}
+_COEFFICIENTS = {
+    "limit": ("limit", r"limit $\beta_{%s}$"),
+    "direction": ("direction_reached", r"direction $\beta_{%s}\,/\,|\beta|$"),
+}
+# Units that the name of the quantity tells already, or that have none.
+_UNSPOKEN = ("", "1", "steps", "x", "y/x")
+
+
+def figures(path: str | Path) -> dict[str, Any]:
+    """Matplotlib figures by name, from the store alone: numbers of every lane, over one axis.
+
+    "limit", "direction": the first coefficients, where they were recorded; "observables": every
+    other number; "steps": the solver's. All are medians and bands over the axis with the most
+    numbers. Raises `SweepError` where nothing is finished yet.
+    """
+    from ..figures.sweeps import band_figure
+
+    drawing = _Drawing.of(path)
+    panels = {name: list(_coefficients(drawing, name)) for name in _COEFFICIENTS}
+    panels["observables"] = [drawing.panel(name) for name in _numbers(drawing.results)]
+    panels["steps"] = [drawing.panel("num_steps")]
+    kept = {name: [p for p in drawn if p is not None] for name, drawn in panels.items()}
+    return {name: band_figure(drawn) for name, drawn in kept.items() if drawn}
+
+
+def write_figures(path: str | Path, folder: str | Path | None = None) -> list[Path]:
+    """`figures` as PNG and PDF in a folder; default `figures` in the store."""
+    from ..figures.style import save
+
+    path = Path(path)
+    store, drawn = Store(path), figures(path)
+    folder = store.folder_for_people("figures") if folder is None else Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return [p for name, figure in drawn.items() for p in save(figure, folder / name)]
+
+
+def caption(path: str | Path, name: str) -> str:
+    """What a figure shows, in a sentence."""
+    drawing = _Drawing.of(path)
+    sentence = f"{WORDS[name]} over {drawing.along.replace('_', ' ')}"
+    if name in _COEFFICIENTS:
+        size = math.prod(_extents(drawing.results, _COEFFICIENTS[name][0]))
+        some = f"the first {_MOST_COEFFICIENTS} of {size}" if size > _MOST_COEFFICIENTS else "the"
+        sentence = sentence.replace("the first", some)
+    return (
+        f"{sentence[0].upper()}{sentence[1:]}. Lines are medians over the grid's other axes, bands "
+        "hold 80% of the flows."
+    )
+
+
+class _Drawing(NamedTuple):
+    """The results, the axis to draw over, the one that colours tell apart, finished lanes.
+
+    `label`: the one architecture of a sweep that has no axis of them.
+    """
+
+    results: Any
+    along: str
+    colour: str | None
+    done: Any
+    label: str
+
+    @staticmethod
+    def of(path: str | Path) -> "_Drawing":
+        results = open_dataset(path)
+        done = results.status != 0
+        if not bool(done.any()):
+            raise SweepError(f"{path}: no chunk is finished yet; there is nothing to draw.")
+        network = json.loads(results.attrs["config"]).get("network", {})
+        only = network.get("architecture")
+        return _Drawing(results, *_axes(results), done, only if isinstance(only, str) else "")
+
+    def panel(self, name: str, place: tuple[int, ...] = (), label: str = "") -> Any:
+        """Of one number of every lane, at a place beyond the grid; None if none is finite."""
+        from ..figures.sweeps import Band, BandPanel
+
+        array = self.results[name]
+        beyond = [d for d in array.dims if d not in self.results.status.dims]
+        array = array.isel(dict(zip(beyond, place, strict=True))).where(self.done)
+        step = -(-self.results.sizes[self.along] // _MOST_LINES)
+        array = array.isel({self.along: slice(None, None, step)})
+        x = self.results[self.along].values[::step]
+        if x.dtype.kind == "U":
+            x = np.arange(len(x))
+        bands = []
+        for words, part in self._parts(array):
+            values = np.moveaxis(np.asarray(part), part.dims.index(self.along), 0)
+            bands.append(Band(words, x, values.reshape(len(x), -1)))
+        if not any(np.isfinite(band.values).any() for band in bands):
+            return None
+        return BandPanel("", self.along.replace("_", " "), label or self._label(name), bands)
+
+    def _parts(self, array: Any) -> Iterator[tuple[str, Any]]:
+        if self.colour is None:
+            yield self.label, array
+            return
+        values = self.results[self.colour].values
+        prefix = "" if values.dtype.kind == "U" else f"{self.colour.replace('_', ' ')} = "
+        for index, value in enumerate(values):
+            yield f"{prefix}{value}", array.isel({self.colour: index})
+
+    def _label(self, name: str) -> str:
+        units = self.results[name].attrs.get("units", "")
+        return name.replace("_", " ") + ("" if units in _UNSPOKEN else f"\n({units})")
+
+
+def _axes(results: Any) -> tuple[str, str | None]:
+    """The axis to draw over, and the one that colours tell apart."""
+    dims = results.status.dims
+    numeric = [d for d in dims if results[d].dtype.kind in "iuf"]
+    measured = [d for d in numeric if results[d].dtype.kind == "f"]
+    along = max(measured or numeric or dims, key=lambda d: results.sizes[d])
+    others = [d for d in dims if d != along and results.sizes[d] <= _MOST_LABELS]
+    words = [d for d in others if results[d].dtype.kind == "U"]
+    chosen = [*words, *others]
+    return along, chosen[0] if chosen else None
+
+
+def _numbers(results: Any) -> list[str]:
+    return [
+        name
+        for name, array in results.data_vars.items()
+        if array.dims == results.status.dims and array.dtype.kind == "f"
+    ]
+
+
+def _coefficients(drawing: _Drawing, name: str) -> Iterator[Any]:
+    variable, words = _COEFFICIENTS[name]
+    if variable not in drawing.results:
+        return
+    places = np.ndindex(*_extents(drawing.results, variable))
+    for place, _ in zip(places, range(_MOST_COEFFICIENTS), strict=False):
+        label = words % ",".join(str(k + 1) for k in place)
+        yield drawing.panel(variable, place, label)
+
+
+def _extents(results: Any, variable: str) -> tuple[int, ...]:
+    """Sizes beyond the grid's axes."""
+    return results[variable].shape[results.status.ndim :]
