@@ -287,7 +287,7 @@ def test_a_second_writer_is_refused_and_a_dead_ones_lock_is_not(whole, tmp_path)
 def test_other_sweeps_and_newer_stores_are_refused(whole, tmp_path):
     path = whole[0]
     before = contents(path)
-    with pytest.raises(SweepError, match="holds this very sweep already; resume it"):
+    with pytest.raises(SweepError, match="holds this very sweep already, and it is finished"):
         lt.sweep(GRID, path, **OPTIONS)
     with pytest.raises(SweepError, match=r"holds another sweep, which differs in options\.rtol;"):
         lt.sweep(GRID, path, rtol=1e-7, **OPTIONS)

@@ -214,8 +214,8 @@ def _require_no_other(path: Path, whole: dict[str, Any]) -> None:
             rest = f"{done} of {chunks} chunks are finished; lintensor-jax resume {path} goes on"
         else:
             rest = (
-                f"it is finished; lintensor-jax report {path} tells what came out, and to run it "
-                "again choose another folder (--out)"
+                f"it is finished; lintensor-jax report {path} tells what came out, "
+                "xarray.open_zarr reads it, and to run it again choose another folder (--out)"
             )
         raise SweepError(f"{path}: holds this very sweep already, and {rest}. Nothing was changed.")
     pair = (kept["config"], whole["config"])
