@@ -56,10 +56,11 @@ def test_limits_of_one_architecture_have_its_colour(drawn):
 
 def test_directions_of_several_architectures(drawn):
     dims = ("architecture", "alpha", "direction", "coefficient")
-    reached = RNG.standard_normal((2, 7, 9, 2))
+    reached = np.exp(3 * RNG.standard_normal((2, 7, 9, 2)))  # positive, over decades
     found = drawn(dataset(direction_reached=(dims, reached)))
     assert list(found) == ["direction", "steps"]
     for k, axes in enumerate(found["direction"].axes):
+        assert axes.get_yscale() == "linear"
         assert axes.get_ylabel().startswith(rf"direction $\beta_{{{k + 1}}}")
         for i, line in enumerate(axes.lines):
             assert line.get_color() == style.COLOURS[NAMES[i]]

@@ -160,8 +160,7 @@ def panel_figure(
             for axes in axes_row[len(row) :]:
                 axes.set_visible(False)
         handles = [Line2D([], [], **line.look, label=label) for label, line in looks.items()]
-        # Matplotlib fills columns one after the other; people read along the rows.
-        handles = [handle for k in range(columns) for handle in handles[k::columns]]
         if handles:
+            handles = style.along_rows(handles, columns)
             figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
         return figure

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,14 @@ def label_decades(axes: Axes) -> None:
             axis.set_major_locator(FixedLocator(places.tolist()))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_locator(NullLocator())
+
+
+def along_rows(handles: Sequence[Any], columns: int) -> list[Any]:
+    """A legend's handles such that they follow each other along its rows, as people read them.
+
+    Matplotlib fills the columns one after the other.
+    """
+    return [handle for k in range(columns) for handle in handles[k::columns]]
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

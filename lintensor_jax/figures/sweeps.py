@@ -25,12 +25,16 @@ class Band:
 
 @dataclasses.dataclass(frozen=True)
 class BandPanel:
-    """One panel; logarithmic axes where all values are positive and span more than a decade."""
+    """One panel; logarithmic axes where all values are positive and span more than a decade.
+
+    - `signed`: whether the sign means something, as of a coefficient: then y is never logarithmic.
+    """
 
     title: str
     xlabel: str
     ylabel: str
     bands: Sequence[Band]
+    signed: bool = False
 
 
 def band_figure(panels: Sequence[BandPanel], columns: int = 2) -> Figure:
@@ -50,7 +54,8 @@ def band_figure(panels: Sequence[BandPanel], columns: int = 2) -> Figure:
         lines = [Line2D([], [], color=colours[name], lw=2, label=name) for name in labels if name]
         handles = [*lines, Patch(color="0.75", label="10% to 90% of the flows")]
         # Four labels fit side by side in two columns of panels, two in one.
-        figure.legend(handles=handles, loc="outside lower center", ncols=2 * columns, frameon=False)
+        place = {"loc": "outside lower center", "ncols": 2 * columns, "frameon": False}
+        figure.legend(handles=style.along_rows(handles, 2 * columns), **place)
         return figure
 
 
@@ -63,7 +68,7 @@ def _draw(axes: Axes, panel: BandPanel, colours) -> None:
     everything = np.concatenate([np.ravel(band.values) for band in panel.bands])
     if _spans_decades(np.concatenate([band.x for band in panel.bands])):
         axes.set_xscale("log")
-    positive_only = _spans_decades(everything)
+    positive_only = not panel.signed and _spans_decades(everything)
     if positive_only:
         axes.set_yscale("log")
     for band in panel.bands:

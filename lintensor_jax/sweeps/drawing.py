@@ -92,7 +92,10 @@ class _Drawing(NamedTuple):
         return _Drawing(results, *_axes(results), done, only if isinstance(only, str) else "")
 
     def panel(self, name: str, place: tuple[int, ...] = (), label: str = "") -> Any:
-        """Of one number of every lane, at a place beyond the grid; None if none is finite."""
+        """Of one number of every lane, at a place beyond the grid; None if none is finite.
+
+        `label`: of a coefficient, which has a sign.
+        """
         from ..figures.sweeps import Band, BandPanel
 
         array = self.results[name]
@@ -109,7 +112,8 @@ class _Drawing(NamedTuple):
             bands.append(Band(words, x, values.reshape(len(x), -1)))
         if not any(np.isfinite(band.values).any() for band in bands):
             return None
-        return BandPanel("", self.along.replace("_", " "), label or self._label(name), bands)
+        words = self.along.replace("_", " "), label or self._label(name)
+        return BandPanel("", *words, bands, signed=bool(label))
 
     def _parts(self, array: Any) -> Iterator[tuple[str, Any]]:
         if self.colour is None:
