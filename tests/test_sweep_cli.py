@@ -143,9 +143,9 @@ def test_figures_are_files(swept, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_report_is_one_file_with_all_in_it(swept, tmp_path, capsys):
-    (path,) = printed(capsys, "report", swept, "--out", tmp_path / "report.html")["wrote"]
-    page = (tmp_path / "report.html").read_text()
-    assert path == str(tmp_path / "report.html")
+    (path,) = printed(capsys, "report", swept, "--out", tmp_path / "new" / "a.html")["wrote"]
+    page = (tmp_path / "new" / "a.html").read_text()
+    assert path == str(tmp_path / "new" / "a.html")
     assert "Theorem 6" in page
     assert page.count("data:image/png;base64,") == 3
     assert "<h1>Gradient flows of linear tensor networks, swept over alpha, direction</h1>" in page

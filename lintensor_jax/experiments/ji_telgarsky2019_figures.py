@@ -37,10 +37,11 @@ def _boundaries(result, data):
     one, deep = _first_flows(result, data)
     maximum = result.datasets[data].max_margin
     blank = np.zeros(0)
+    # One upon the other, the wider below; none is dashed, as descents are in the next panel.
     return [
-        Line(maximum, blank, "maximum margin", _MARGIN, width=4.0),
-        Line(one.direction[-1], blank, "flow, 1 layer", _ONE, width=2.2),
-        Line(deep.direction[-1], blank, f"flow, {deep.depth} layers", _DEEP, dashed=True),
+        Line(maximum, blank, "maximum margin", _MARGIN, width=5.0),
+        Line(one.direction[-1], blank, "flow, 1 layer", _ONE, width=3.2),
+        Line(deep.direction[-1], blank, f"flow, {deep.depth} layers", _DEEP, width=1.4),
     ]
 
 

@@ -71,6 +71,7 @@ def write_report(
         ),
     ]
     target = store.folder_for_people("report") / "report.html" if target is None else Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page(results.attrs["title"], "\n".join(parts)), encoding="utf-8")
     return target
 
