@@ -69,16 +69,36 @@ class Lanewise:
 
     def __init__(self, closed: Any, batched: Sequence[bool]):
         self.closed, self.batched = closed, batched
+        self._known: dict[Any, tuple[Array, bool]] = {}
         count, _ = _operations(closed.jaxpr, [False] * len(closed.jaxpr.invars))
         self.entrywise = count <= LARGEST_ENTRYWISE
 
     def __call__(self, *arguments: Array) -> tuple[Array, ...]:
         """All results, as arrays."""
         if not self.entrywise:
-            return _apply_trailing(self.closed, self.batched, *arguments)
+            return _apply_trailing(self.closed, self.batched, self._known, *arguments)
         (width,) = {a.shape[-1] for a, b in zip(arguments, self.batched, strict=True) if b}
         results = _evaluate(self.closed.jaxpr, self.closed.consts, self._entries_of(arguments))
         return self._assembled(results, width)
+
+    def prepared(self, *shared: Array) -> "Lanewise":
+        """The same, with what depends on no lane computed now: outside of loops that call it.
+
+        XLA would take a transpose into the product that it is for, and small products with a
+        transposed matrix take twice the time.
+        """
+        found = Lanewise(self.closed, self.batched)
+        jaxpr = self.closed.jaxpr
+        given = [v for v, lanes in zip(jaxpr.invars, self.batched, strict=True) if not lanes]
+        known = dict(zip(given, shared, strict=True))
+        known |= dict(zip(jaxpr.constvars, self.closed.consts, strict=True))
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "transpose" and equation.invars[0] in known:
+                (variable,) = equation.outvars
+                value = known[equation.invars[0]]
+                known[variable] = equation.primitive.bind(value, **equation.params)
+                found._known[variable] = known[variable], False
+        return found
 
     def on_rows(self, rows: Sequence[Array], *others: Array) -> tuple[Any, ...]:
         """The same with the first argument and the first result in rows."""
@@ -304,22 +324,23 @@ def _reduced(operation, value, axes) -> np.ndarray:
 # bring them to the front, and XLA would transpose back and forth between every two products.
 
 
-def _apply_trailing(closed, batched, *arguments):
+def _apply_trailing(closed, batched, known, *arguments):
     (width,) = {a.shape[-1] for a, b in zip(arguments, batched, strict=True) if b}
-    results = _evaluate_trailing(
-        closed.jaxpr, closed.consts, list(zip(arguments, batched, strict=True))
-    )
+    given = list(zip(arguments, batched, strict=True))
+    results = _evaluate_trailing(closed.jaxpr, closed.consts, given, known)
     return tuple(
         value if has_lanes else jnp.broadcast_to(value[..., None], (*value.shape, width))
         for value, has_lanes in results
     )
 
 
-def _evaluate_trailing(jaxpr: Any, constants, arguments) -> list[tuple[Array, bool]]:
-    """Values with whether they have lanes."""
+def _evaluate_trailing(jaxpr: Any, constants, arguments, known) -> list[tuple[Array, bool]]:
+    """Values with whether they have lanes; those in `known` are not computed again."""
     given = [*((constant, False) for constant in constants), *arguments]
-    values = dict(zip((*jaxpr.constvars, *jaxpr.invars), given, strict=True))
+    values = known | dict(zip((*jaxpr.constvars, *jaxpr.invars), given, strict=True))
     for equation in jaxpr.eqns:
+        if equation.outvars[0] in known:
+            continue
         inputs = [
             (_literal(v), False) if isinstance(v, Literal) else values[v] for v in equation.invars
         ]
@@ -335,7 +356,7 @@ def _trailing(equation: Any, inputs) -> list[tuple[Array, bool]]:
         return [(result, False) for result in results]
     if name in _CALLS:
         inner, constants = _called(equation)
-        return _evaluate_trailing(inner, constants, inputs)
+        return _evaluate_trailing(inner, constants, inputs, {})
     if name in _ELEMENTWISE:
         arrays = [value if has_lanes else value[..., None] for value, has_lanes in inputs]
         return [(equation.primitive.bind(*jnp.broadcast_arrays(*arrays), **params), True)]

@@ -1,6 +1,7 @@
 """A queue of lanes: those in flight take steps, those that are done make room for the next."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -20,13 +21,16 @@ from .lanes import (
     added,
     attempt_step,
     largest_of,
-    rms,
+    mean_square,
     scale_of,
     where_lane,
 )
 from .lanewise import lanewise
 from .stopping import AnyOf, FlowStatus, StandsStill, code_of
 from .system import Reducible, System
+
+# Starts of so many widths are worked out at once: every kernel has its cost of dispatch.
+_WIDTHS = 32
 
 
 class Queue(NamedTuple):
@@ -110,7 +114,8 @@ class Stepper(NamedTuple):
         number = jax.ShapeDtypeStruct((), unit.dtype)
         batched = [True, True, True, *[not self.shared] * len(examples)]
         examples = [y, number, number, *examples]
-        return Functions(*(lanewise(f, examples, batched) for f in (slope, seen, rested)))
+        found = (lanewise(f, examples, batched) for f in (slope, seen, rested))
+        return Functions(*(f.prepared(*leaves) if self.shared else f for f in found))
 
     def queue(self, count, thetas: Float[Array, "N p"], problem: Any) -> Queue:
         """Lanes ready to fly, with their first steps; N is a multiple of the width.
@@ -139,8 +144,10 @@ class Stepper(NamedTuple):
             leaves = [jnp.moveaxis(leaf, 0, -1) for leaf in leaves]
         functions = self.functions(starts.shape[0], unit, leaves)
 
+        size = self.width * math.gcd(unit.size // self.width, _WIDTHS)
+
         def blocks(array):
-            return jnp.moveaxis(array.reshape(*array.shape[:-1], -1, self.width), -2, 0)
+            return jnp.moveaxis(array.reshape(*array.shape[:-1], -1, size), -2, 0)
 
         def fresh(block):
             y, unit, atol, own = block
@@ -166,11 +173,12 @@ class Stepper(NamedTuple):
         code = jnp.where(jnp.isfinite(speed), code, code_of(FlowStatus.non_finite))
         scale = scale_of(atol, self.options.rtol, y)
         ratio = lambda rows: tuple(a / b for a, b in zip(rows, scale, strict=True))  # noqa: E731
-        size, speed = rms(ratio(y)), rms(ratio(slope))
+        size, speed = jnp.sqrt(mean_square(ratio(y))), jnp.sqrt(mean_square(ratio(slope)))
         small = (size < 1e-5) | (speed < 1e-5)
         h0 = jnp.where(small, 1e-6, 0.01 * size / jnp.where(small, 1.0, speed))
         (after,) = functions.slope.on_rows(added(y, h0, slope), s + h0, *data)
-        bend = rms(ratio(tuple(a - b for a, b in zip(after, slope, strict=True)))) / h0
+        bent = ratio(tuple(a - b for a, b in zip(after, slope, strict=True)))
+        bend = jnp.sqrt(mean_square(bent)) / h0
         largest = jnp.maximum(speed, bend)
         flat = largest <= 1e-15
         h1 = (0.01 / jnp.where(flat, 1.0, largest)) ** (1 / self.solver.order(None))

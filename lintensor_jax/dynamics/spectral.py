@@ -74,15 +74,18 @@ def _complex_products(re, im):
     depth = re.shape[0]
 
     def times(a, b):
+        if a is None or b is None:  # 1; XLA keeps products with its imaginary part 0
+            return b if a is None else a
         return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
 
     rows = [(re[layer], im[layer]) for layer in range(depth)]
-    one = jnp.ones_like(re[0]), jnp.zeros_like(im[0])
-    prefix, suffix = [one], [one]
+    prefix, suffix = [None], [None]
     for layer in range(depth - 1):
         prefix.append(times(prefix[-1], rows[layer]))
         suffix.append(times(suffix[-1], rows[depth - 1 - layer]))
     others = [times(a, b) for a, b in zip(prefix, reversed(suffix), strict=True)]
+    if depth == 1:
+        others = [(jnp.ones_like(re[0]), jnp.zeros_like(im[0]))]
     parts = zip(*others, strict=True)
     return times(prefix[-1], rows[-1]), tuple(jnp.stack(part) for part in parts)
 
