@@ -168,9 +168,8 @@ def batched_flow(
         with ThreadPoolExecutor(len(devices)) as pool:
             found = list(pool.map(fly, range(len(devices))))
         landed = [found[i % len(devices)][i // len(devices)] for i in range(len(chunks))]
-    if len(landed) == 1:
-        flow = jax.tree.map(jnp.asarray, landed[0])
-    else:
+    flow = landed[0]
+    if len(landed) > 1:
         flow = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *landed)
     return dataclasses.replace(flow, executed_steps=jnp.sum(flow.executed_steps))
 
@@ -278,9 +277,9 @@ def _fly(stepper, compilation, chunk: _Chunk, spectral: Spectral | None) -> Batc
         invariant_drift=saved["invariant_drift"],
         status=saved["status"],
         finish_accepted=accepted,
-        num_steps=ends.num_steps[:count],
-        num_rejected_steps=ends.num_rejected[:count],
-        executed_steps=np.asarray([int(flight.rounds) * stepper.width]),
+        num_steps=jnp.asarray(ends.num_steps[:count]),
+        num_rejected_steps=jnp.asarray(ends.num_rejected[:count]),
+        executed_steps=jnp.asarray([int(flight.rounds) * stepper.width]),
     )
 
 

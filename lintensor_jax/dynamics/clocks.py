@@ -31,7 +31,8 @@ from ..problems import Classification
 from .system import Reducible, System
 
 LOG_LOSS_OF_ASYMPTOTICS = 40.0
-_FADE = 4.0
+# The elapsed time is then no longer integrated: 1 - 1e-12 of it at the loss above, half at this.
+LOG_LOSS_OF_FADE, _FADE = 43.5, 8
 # Where the gradient on the unit sphere is below this times the largest sample, `LogArcLength` slows
 # down: see there. Elsewhere its clock is arc length up to 1e-6 or so.
 SMOOTHING = 1e-4
@@ -80,8 +81,8 @@ class PhysicalTime(AbstractClock):
         """dTheta/dt = -grad L."""
         zero = jnp.zeros_like(state.log_scale)
         if isinstance(args.system.problem, Classification):
-            _, log_slope, gradient = args.system.margin_gradient(state.theta, state.log_scale)
-            return ClockState(jnp.exp(log_slope) * gradient, zero, zero)
+            _, slope, gradient = args.system.margin_gradient(state.theta, state.log_scale)
+            return ClockState(jnp.exp(slope.top) * slope.total * gradient, zero, zero)
         return ClockState(args.system.velocity(state.theta), zero, zero)
 
     def log_time(self, s: Scalar, state: ClockState, args: FlowArgs) -> Scalar:
@@ -98,11 +99,11 @@ class LossTime(AbstractClock):
 
     def velocity(self, s: Scalar, state: ClockState, args: FlowArgs) -> ClockState:
         """dTheta/ds = sum_i (-l'(m_i)/L) grad m_i."""
-        log_loss, log_slope, gradient = args.system.margin_gradient(state.theta, state.log_scale)
+        loss, slope, gradient = args.system.margin_gradient(state.theta, state.log_scale)
         return ClockState(
-            jnp.exp(log_slope - log_loss) * gradient,
+            jnp.exp(slope.top - loss.top) * (slope.total / loss.total) * gradient,
             jnp.zeros_like(state.log_scale),
-            _elapsed_velocity(-log_loss, -log_loss, state, args),
+            _elapsed_velocity(loss, -loss.top, 1 / loss.total, state, args),
         )
 
     def log_time(self, s: Scalar, state: ClockState, args: FlowArgs) -> Scalar:
@@ -134,15 +135,13 @@ class LogArcLength(AbstractClock):
 
     def velocity(self, s: Scalar, state: ClockState, args: FlowArgs) -> ClockState:
         """(g - <theta, g> theta, <theta, g>)."""
-        log_loss, log_slope, gradient = args.system.margin_gradient(state.theta, state.log_scale)
+        loss, slope, gradient = args.system.margin_gradient(state.theta, state.log_scale)
         norm = _smoothed_norm(args.system, gradient)
-        unit = gradient / jnp.where(norm > 0, norm, 1.0)
+        unit = gradient * (1 / jnp.where(norm > 0, norm, 1.0))
         radial = jnp.vdot(state.theta, unit)
-        log_rate = _log_time_per_arc(args.system, state, log_slope, norm)
+        rate = _time_per_arc(args.system, state, slope, norm)
         return ClockState(
-            unit - radial * state.theta,
-            radial,
-            _elapsed_velocity(-log_loss, log_rate, state, args),
+            unit - radial * state.theta, radial, _elapsed_velocity(loss, *rate, state, args)
         )
 
     def log_time(self, s: Scalar, state: ClockState, args: FlowArgs) -> Scalar:
@@ -152,40 +151,46 @@ class LogArcLength(AbstractClock):
 
 def log_time_unit(system: System, state: ClockState) -> Scalar:
     """log(|Theta| / |grad L|): the time scale of the flow's start."""
-    _, log_slope, gradient = system.margin_gradient(state.theta, state.log_scale)
-    norm = jnp.linalg.norm(gradient)
-    return _log_time_per_arc(system, state, log_slope, norm)
+    _, slope, gradient = system.margin_gradient(state.theta, state.log_scale)
+    log_rate, factor = _time_per_arc(system, state, slope, jnp.linalg.norm(gradient))
+    return log_rate + jnp.log(factor)
 
 
 def _smoothed_norm(system, gradient):
     largest = jnp.sqrt(jnp.max(jnp.sum(system.problem.X**2, axis=1)))
-    return jnp.hypot(jnp.linalg.norm(gradient), SMOOTHING * largest)
+    scaled = gradient * (1 / jnp.where(largest > 0, largest, 1.0))
+    return largest * jnp.sqrt(jnp.sum(scaled**2) + SMOOTHING**2)
 
 
-def _log_time_per_arc(system, state, log_slope, gradient_norm):
-    """log(dt/ds) of the log-arc-length clock."""
+def _time_per_arc(system, state, slope, gradient_norm):
+    """dt/ds of the log-arc-length clock, as the logarithm of a first factor, and a second one."""
     safe = jnp.where(gradient_norm > 0, gradient_norm, 1.0)
-    theta_norm = jnp.linalg.norm(state.theta)
-    return (2 - system.depth) * state.log_scale + jnp.log(theta_norm) - log_slope - jnp.log(safe)
+    factor = jnp.linalg.norm(state.theta) / (safe * slope.total)
+    return (2 - system.depth) * state.log_scale - slope.top, factor
 
 
-def _elapsed_velocity(log_inverse_loss, log_rate, state, args):
-    """dw/ds for w = log(1 + t/T), faded out where `log_time` no longer reads it."""
-    # Not cut off: a jump would cost the solver twenty steps.
-    faded = (log_inverse_loss - LOG_LOSS_OF_ASYMPTOTICS) / _FADE
-    weight = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(faded, 0, 1)))
-    exponent = jnp.where(faded < 1, log_rate - args.log_time_unit - state.elapsed, 0.0)
-    return weight * jnp.exp(exponent)
+def _elapsed_velocity(loss, log_rate, factor, state, args):
+    """dw/ds for w = log(1 + t/T), faded out where `log_time` no longer reads it.
+
+    dt/ds = exp(log_rate) * factor.
+    """
+    # 1 / (1 + (L_fade/L)^8). Not cut off: a jump would cost the solver twenty steps.
+    log_ratio = -loss.top - LOG_LOSS_OF_FADE
+    power = loss.total**_FADE
+    weight = power / (power + jnp.exp(_FADE * log_ratio))
+    exponent = log_rate - args.log_time_unit - state.elapsed
+    rate = jnp.exp(jnp.where(log_ratio < 100 / _FADE, exponent, -jnp.inf))
+    return weight * rate * factor
 
 
 def _log_time_of_log_clock(clock, s, state, args):
     def inverse_loss_and_f(theta, log_scale):
         system = args.system
-        log_loss, log_slope, gradient = system.margin_gradient(theta, log_scale)
+        loss, slope, gradient = system.margin_gradient(theta, log_scale)
         log_gradient = (
-            log_slope + (system.depth - 1) * log_scale + jnp.log(jnp.linalg.norm(gradient))
+            slope.log + (system.depth - 1) * log_scale + jnp.log(jnp.linalg.norm(gradient))
         )
-        return -log_loss, 2 * (log_loss - log_gradient)
+        return -loss.log, 2 * (loss.log - log_gradient)
 
     velocity = clock.velocity(s, state, args)
     (inverse_loss, log_f), (inverse_loss_rate, log_f_rate) = jax.jvp(

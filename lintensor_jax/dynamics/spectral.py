@@ -73,13 +73,14 @@ def _complex_products(re, im):
     """The product of all rows of (L, m), and the products of all others, as (real, imaginary)."""
     depth = re.shape[0]
 
-    def times(a, b):
+    def times(a: Any, b: Any) -> Any:
         if a is None or b is None:  # 1; XLA keeps products with its imaginary part 0
             return b if a is None else a
         return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
 
     rows = [(re[layer], im[layer]) for layer in range(depth)]
-    prefix, suffix = [None], [None]
+    prefix: list[Any] = [None]
+    suffix: list[Any] = [None]
     for layer in range(depth - 1):
         prefix.append(times(prefix[-1], rows[layer]))
         suffix.append(times(suffix[-1], rows[depth - 1 - layer]))

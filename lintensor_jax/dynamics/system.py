@@ -1,5 +1,7 @@
 """The right-hand side of every flow: a network's parameters as one vector, met by a problem."""
 
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -76,8 +78,8 @@ class System(eqx.Module):
 
     def margin_gradient(
         self, theta: Float[Array, " p"], log_scale: Scalar
-    ) -> tuple[Scalar, Scalar, Array]:
-        """log L, log sum_i(-l'(m_i)), and sum_i p_i grad m_i(theta), p the softmax of log(-l').
+    ) -> "tuple[LogSum, LogSum, Array]":
+        """L, sum_i(-l'(m_i)), and sum_i p_i grad m_i(theta), p the softmax of log(-l').
 
         The gradient of the loss at Theta is
         -exp(log_slope + (depth - 1) log_scale) * (the third result).
@@ -87,10 +89,32 @@ class System(eqx.Module):
         beta, pull = self.pullback(theta)
         margins = jnp.exp(self.depth * log_scale) * problem.margins(beta)
         log_slopes = problem.margin_loss.log_slope(margins)
-        weights = jax.nn.softmax(log_slopes)
+        slope = LogSum.of(log_slopes)
+        weights = jnp.exp(log_slopes - slope.top) * (1 / slope.total)
         gradient = pull(problem.adjoint(problem.y * weights))
-        log_loss = jax.nn.logsumexp(problem.margin_loss.log_value(margins))
-        return log_loss, jax.nn.logsumexp(log_slopes), gradient
+        return LogSum.of(problem.margin_loss.log_value(margins)), slope, gradient
+
+
+class LogSum(NamedTuple):
+    """sum_i exp(a_i) = exp(top) * total, where neither the sum nor its logarithm is formed.
+
+    XLA:CPU has no vector instructions for a logarithm in float64: one takes as long as all the rest
+    of a small network's velocity.
+    """
+
+    top: Scalar
+    total: Scalar
+
+    @staticmethod
+    def of(terms: Float[Array, " n"]) -> "LogSum":
+        """`terms`: the a_i."""
+        top = jax.lax.stop_gradient(jnp.max(terms))
+        return LogSum(top, jnp.sum(jnp.exp(terms - top)))
+
+    @property
+    def log(self) -> Scalar:
+        """Its logarithm."""
+        return self.top + jnp.log(self.total)
 
 
 class Reducible(eqx.Module):
