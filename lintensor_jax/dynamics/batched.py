@@ -240,12 +240,15 @@ def _fly(stepper, compilation, chunk: _Chunk, spectral: Spectral | None) -> Batc
         flying = stepper._replace(system=system)
         flown = chunk._replace(thetas=spectral.into(chunk.thetas), problem=problem)
     order = _order(chunk.thetas, count, stepper.width)
-    flight, queue = compiled(_queue, InProcess(), flying, flown, order)(flying, flown, order)
-    advance = compiled(_advance, compilation, flying, flight, queue)
+    start = compiled(_queue, InProcess(), flying, flown, order)
+    advance = compiled(_advance, compilation, flying, *start.results)
     size = chunk.thetas.shape[1] + (0 if isinstance(stepper.options.clock, PhysicalTime) else 2)
     none = np.zeros(chunk.thetas.shape[0], np.int32)
     like = np.zeros(none.size, chunk.thetas.dtype)
     ends = _Ends(np.zeros((none.size, size), like.dtype), like, none, none.copy(), none.copy())
+    wrap = compiled(_wrapped, InProcess(), stepper, chunk, ends[:3])
+    # All three are compiled side by side.
+    flight, queue = start(flying, flown, order)
     following = advance(flying, flight, queue)
     while True:
         # The next part is on its way while this one is written down.
@@ -256,7 +259,6 @@ def _fly(stepper, compilation, chunk: _Chunk, spectral: Spectral | None) -> Batc
     if spectral is not None:
         parameters = chunk.thetas.shape[1]
         ends.y[:, :parameters] = spectral.back(ends.y[:, :parameters])
-    wrap = compiled(_wrapped, InProcess(), stepper, chunk, ends[:3])
     # XLA:CPU has one pool of threads for all devices: two programs that hand work to it (as linear
     # algebra does) and wait for each other's threads never end.
     with _waiting:

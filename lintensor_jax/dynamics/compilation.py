@@ -47,8 +47,11 @@ class AbstractCompilation(eqx.Module):
     fuses: ClassVar[bool]
 
     @abc.abstractmethod
-    def program(self, function: Callable, leaves: list[jax.Array]) -> Callable:
-        """The compiled function of these arrays, or of others with their shapes and device."""
+    def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Callable]:
+        """What makes the program of a jitted function, for arrays like these on their device.
+
+        It is called in a thread of its own: what needs Python's lock is done before.
+        """
 
 
 class InProcess(AbstractCompilation):
@@ -56,10 +59,10 @@ class InProcess(AbstractCompilation):
 
     fuses = False
 
-    def program(self, function: Callable, leaves: list[jax.Array]) -> Callable:
+    def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Callable]:
         """See `AbstractCompilation`."""
         options: Any = _OPTIONS if jax.default_backend() == "cpu" else None
-        return jax.jit(function, compiler_options=options).lower(*leaves).compile()
+        return functools.partial(function.lower(*leaves).compile, compiler_options=options)
 
 
 class Apart(AbstractCompilation):
@@ -78,28 +81,43 @@ class Apart(AbstractCompilation):
     fuses = True
     cache: str | None = eqx.field(static=True, default=None)
 
-    def program(self, function: Callable, leaves: list[jax.Array]) -> Callable:
+    def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Callable]:
         """See `AbstractCompilation`."""
+        without = InProcess().lowered(function, leaves)
         if jax.default_backend() != "cpu":
-            return InProcess().program(function, leaves)
-        device = next(iter(leaves[0].devices()))
-        settings: Any = jax.config
-        folder = self.cache or settings.jax_compilation_cache_dir
+            return without
         try:
-            exported = bytes(jax.export.export(jax.jit(function))(*leaves).serialize())
-            stored = Path(folder, f"stepper-{_key(exported, device.id)}") if folder else None
-            if stored is not None and stored.exists():
-                binary = stored.read_bytes()
-            else:
-                binary = _compiled_by_child(exported, device.id)
-                if stored is not None:
-                    _write(stored, binary)
-            return serialize_executable.deserialize_and_load(
-                *pickle.loads(binary), execution_devices=[device]
-            )
+            exported = bytes(jax.export.export(function)(*leaves).serialize())
         except Exception as error:
             _report(str(error))
-            return InProcess().program(function, leaves)
+            return without
+        device = _device_of(leaves)
+        settings: Any = jax.config
+        folder = self.cache or settings.jax_compilation_cache_dir
+        stored = Path(folder, f"stepper-{_key(exported, device.id)}") if folder else None
+
+        def compile():
+            try:
+                if stored is not None and stored.exists():
+                    binary = stored.read_bytes()
+                else:
+                    binary = _compiled_by_child(exported, device.id)
+                    if stored is not None:
+                        _write(stored, binary)
+                return serialize_executable.deserialize_and_load(
+                    *pickle.loads(binary), execution_devices=[device]
+                )
+            except Exception as error:
+                _report(str(error))
+                return without()
+
+        return compile
+
+
+def _device_of(leaves):
+    shardings = [leaf.sharding for leaf in leaves if getattr(leaf, "sharding", None) is not None]
+    (device,) = shardings[0].device_set
+    return device
 
 
 def _key(exported: bytes, device_id: int) -> str:
@@ -171,12 +189,17 @@ def _report(reason: str) -> None:
 
 
 def _is_array(leaf: Any) -> bool:
-    # NumPy's too: the program takes them to its device faster than anyone could before.
-    return isinstance(leaf, (jax.Array, np.ndarray))
+    # NumPy's too, which a program takes to its device faster than anyone could before; and what
+    # stands for the results of a program that has yet to run.
+    return isinstance(leaf, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))
 
 
 class Program:
-    """A function of pytrees, compiled for the shapes of one example."""
+    """A function of pytrees, compiled for the shapes of one example.
+
+    - `results`: what it returns, as `jax.ShapeDtypeStruct`. The next program can be made from it
+      while this one is being compiled.
+    """
 
     def __init__(self, function: Callable, compilation: AbstractCompilation, examples: tuple):
         dynamic, static = eqx.partition(examples, _is_array)
@@ -188,12 +211,33 @@ class Program:
             results, self._structure = jax.tree.flatten(function(*arguments))
             return results
 
-        self._run = compilation.program(flat, leaves)
+        jitted = jax.jit(flat)
+        place = jax.sharding.SingleDeviceSharding(_device_of(leaves))
+        shapes = [
+            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+            for leaf in jitted.trace(*leaves).out_info
+        ]
+        self.results = jax.tree.unflatten(self._structure, shapes)
+        self.machine_code = _in_thread(compilation.lowered(jitted, leaves))
 
     def __call__(self, *arguments: Any) -> Any:
         """The results; nothing but the arrays among the arguments counts."""
         leaves = [leaf for leaf in jax.tree.leaves(arguments) if _is_array(leaf)]
-        return jax.tree.unflatten(self._structure, self._run(*leaves))
+        return jax.tree.unflatten(self._structure, self.machine_code.result()(*leaves))
+
+
+def _in_thread(make: Callable[[], Callable]) -> Future:
+    """What `make` returns, some time; XLA compiles without Python's lock."""
+    future: Future = Future()
+
+    def work():
+        try:
+            future.set_result(make())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
 
 
 _KEPT = 64
@@ -220,10 +264,17 @@ def compiled(function: Callable, compilation: AbstractCompilation, *examples: An
             _programs.popitem(last=False)
     if mine:
         try:
-            future.set_result(Program(function, compilation, examples))
+            program = Program(function, compilation, examples)
         except BaseException as error:
             future.set_exception(error)
-            with _lock:
-                _programs.pop(key, None)
+            _forget(key)
             raise
+        program.machine_code.add_done_callback(lambda made: made.exception() and _forget(key))
+        future.set_result(program)
     return future.result()
+
+
+def _forget(key: Any) -> None:
+    """What failed is tried again."""
+    with _lock:
+        _programs.pop(key, None)
