@@ -1,0 +1,115 @@
+"""Functions of one lane with their arrays whole: the lanes are one more axis at the end.
+
+`jax.vmap` would bring them to the front, and XLA would transpose back and forth between every two
+products.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+from jaxtyping import Array
+
+from .entrywise import CALLS, ELEMENTWISE, REDUCTIONS, called, literal
+
+
+def apply_trailing(closed: Any, batched, known, *arguments: Array) -> tuple[Array, ...]:
+    """The results of a closed jaxpr, all with lanes; `known` holds variables that are at hand."""
+    (width,) = {a.shape[-1] for a, b in zip(arguments, batched, strict=True) if b}
+    given = list(zip(arguments, batched, strict=True))
+    results = _evaluate(closed.jaxpr, closed.consts, given, known)
+    return tuple(
+        value if has_lanes else jnp.broadcast_to(value[..., None], (*value.shape, width))
+        for value, has_lanes in results
+    )
+
+
+def _evaluate(jaxpr: Any, constants, arguments, known) -> list[tuple[Array, bool]]:
+    """Values with whether they have lanes; those in `known` are not computed again."""
+    given = [*((constant, False) for constant in constants), *arguments]
+    values = known | dict(zip((*jaxpr.constvars, *jaxpr.invars), given, strict=True))
+    for equation in jaxpr.eqns:
+        if equation.outvars[0] in known:
+            continue
+        inputs = [
+            (literal(v), False) if isinstance(v, Literal) else values[v] for v in equation.invars
+        ]
+        values.update(zip(equation.outvars, _trailing(equation, inputs), strict=True))
+    return [(literal(v), False) if isinstance(v, Literal) else values[v] for v in jaxpr.outvars]
+
+
+def _trailing(equation: Any, inputs) -> list[tuple[Array, bool]]:
+    name, params = equation.primitive.name, dict(equation.params)
+    if not any(has_lanes for _, has_lanes in inputs):
+        results = equation.primitive.bind(*(value for value, _ in inputs), **params)
+        results = results if equation.primitive.multiple_results else [results]
+        return [(result, False) for result in results]
+    if name in CALLS:
+        inner, constants = called(equation)
+        return _evaluate(inner, constants, inputs, {})
+    if name in ELEMENTWISE:
+        arrays = [value if has_lanes else value[..., None] for value, has_lanes in inputs]
+        return [(equation.primitive.bind(*jnp.broadcast_arrays(*arrays), **params), True)]
+    if name in REDUCTIONS:
+        return [(equation.primitive.bind(inputs[0][0], **params), True)]
+    value = inputs[0][0]
+    width = value.shape[-1]
+    match name:
+        case "reshape":
+            return [(value.reshape(*params["new_sizes"], width), True)]
+        case "transpose":
+            order = (*params["permutation"], value.ndim - 1)
+            return [(jnp.transpose(value, order), True)]
+        case "squeeze":
+            return [(jax.lax.squeeze(value, params["dimensions"]), True)]
+        case "broadcast_in_dim":
+            places = (*params["broadcast_dimensions"], len(params["shape"]))
+            return [(jax.lax.broadcast_in_dim(value, (*params["shape"], width), places), True)]
+        case "slice":
+            strides = params["strides"]
+            return [
+                (
+                    jax.lax.slice(
+                        value,
+                        (*params["start_indices"], 0),
+                        (*params["limit_indices"], width),
+                        None if strides is None else (*strides, 1),
+                    ),
+                    True,
+                )
+            ]
+        case "concatenate" | "stack" | "split" if all(has_lanes for _, has_lanes in inputs):
+            results = equation.primitive.bind(*(value for value, _ in inputs), **params)
+            return [(r, True) for r in (results if name == "split" else [results])]
+        case "dot_general" if not params["dimension_numbers"][1][0]:
+            left, right = inputs
+            return [(_dot(left, right, params["dimension_numbers"][0]), True)]
+    mapped = jax.vmap(
+        functools.partial(equation.primitive.bind, **params),
+        in_axes=tuple(-1 if has_lanes else None for _, has_lanes in inputs),
+        out_axes=-1,
+    )
+    results = mapped(*(value for value, _ in inputs))
+    return [(r, True) for r in (results if equation.primitive.multiple_results else [results])]
+
+
+def _dot(left, right, contracted):
+    (a, a_lanes), (b, b_lanes) = left, right
+    a_axes, b_axes = contracted
+    if a_lanes and b_lanes:
+        # A small product for every lane: elementwise over the lanes, then a sum.
+        a_kept = [i for i in range(a.ndim - 1) if i not in a_axes]
+        b_kept = [i for i in range(b.ndim - 1) if i not in b_axes]
+        a = jnp.transpose(a, (*a_axes, *a_kept, a.ndim - 1))
+        b = jnp.transpose(b, (*b_axes, *b_kept, b.ndim - 1))
+        summed = tuple(range(len(a_axes)))
+        a = jnp.expand_dims(a, tuple(range(a.ndim - 1, a.ndim - 1 + len(b_kept))))
+        b = jnp.expand_dims(b, tuple(range(len(b_axes), len(b_axes) + len(a_kept))))
+        return jnp.sum(a * b, axis=summed)
+    if b_lanes:
+        return jnp.tensordot(a, b, (a_axes, b_axes))
+    product = jnp.tensordot(b, a, (b_axes, a_axes))  # b's axes, then a's, then the lanes
+    kept = b.ndim - len(b_axes)
+    return jnp.moveaxis(product, range(kept), range(product.ndim - 1 - kept, product.ndim - 1))
