@@ -4,8 +4,10 @@ Run from the repository root; `hot_path.py` runs it with everything else:
 
     python benchmarks/one_lane.py [--repeats 5]
 
-`batched_flow` of one lane and `gradient_flow`, against one `jit(diffeqsolve)` with the same method,
-tolerances and stop; and what an attempted step costs each.
+`batched_flow` of one lane and `gradient_flow`, as they are called and inside `jit`, against one
+`jit(diffeqsolve)` with the same method, tolerances and stop, and against `diffeqsolve` as it is
+called; and what an attempted step costs each. `gradient_flow` asks more of every step: whether the
+flow stands still, and how long a step stability allows.
 """
 
 import argparse
@@ -40,29 +42,44 @@ def rows_of(effort: Effort) -> list[Row]:
             program = jax.jit(solve)
             return lambda: tuple(leaf[None] for leaf in program(theta[0]))
 
-        def flow(solver, network=network):
+        def called(system=system, theta=theta):
+            solve = batched.plain_solve(system, batched.MOST_STEPS, diffrax.Tsit5())
+            return tuple(leaf[None] for leaf in solve(theta[0]))
+
+        def flow(solver, network=network, problem=paper):
             end = lt.gradient_flow(
                 network,
-                paper,
+                problem,
                 solver=solver,
                 stop=lt.StopAtResidual(batched.RESIDUAL),
                 finish=None,
                 rtol=batched.TOLERANCE,
                 atol=batched.TOLERANCE,
             )
-            left = paper.residual(end.coefficients[-1])
+            left = problem.residual(end.coefficients[-1])
             return end.coefficients, abs(left), end.stats["num_steps"][None]
+
+        def flow_in_jit(solver, flow=flow, system=system, theta=theta):
+            program = jax.jit(lambda theta: flow(solver, system.network(theta)))
+            return lambda: program(theta[0])
 
         tsit5, dopri8 = diffrax.Tsit5(), diffrax.Dopri8()
         calls = {
             "diffrax, Tsit5": alone(tsit5),
             "diffrax, Dopri8": alone(dopri8),
+            "diffrax, Tsit5, as called": called,
             "ours": task.ours,
             "ours, apart": lambda task=task: task.ours(Apart()),
             "gradient_flow, Tsit5": lambda flow=flow, solver=tsit5: flow(solver),
             "gradient_flow": lambda flow=flow: flow(None),
+            "gradient_flow, Tsit5, in jit": flow_in_jit(tsit5),
+            "gradient_flow, in jit": flow_in_jit(None),
         }
-        variants = [Variant(key, call, task.check(key)) for key, call in calls.items()]
+        variants = [
+            # Half a second each, as called: it compiles anew every time.
+            Variant(key, call, task.check(key), rounds=5 if call is called else 1000)
+            for key, call in calls.items()
+        ]
         # Milliseconds each: many timings cost nothing.
         more = measure.compare("one lane", name, variants, 10 * effort.repeats, "diffrax, Tsit5")
         steps = {row["variant"]: int(row["steps"].split(" / ")[1]) for row in more}
