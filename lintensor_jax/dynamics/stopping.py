@@ -129,6 +129,9 @@ class StopAtResidual(AbstractStop):
     row rank |P r| = |r|, otherwise it measures the distance to the least-squares solutions. With a
     `finish`, the flow goes on until the estimated Gauss-Newton step is small as well.
 
+    The flow ends with the step that meets the rule, so |P r| comes out below `value`, and with a
+    `finish` at rounding; `saveat` gives the state at a time of the clock on the way.
+
     **Arguments**
 
     - `value`: in units of y; positive.
@@ -164,6 +167,10 @@ class StopAtResidual(AbstractStop):
 class StopAtLoss(AbstractStop):
     """Stop once the loss is at most `value`, or its natural logarithm at most `log_value`.
 
+    The flow ends with the step that meets the rule, and in the tail of classification steps are
+    long: log_value=-1e4 may end at -1.3e4. `saveat` gives the state at a time of the clock on the
+    way, `saveat=diffrax.SaveAt(steps=True)` that at every step.
+
     **Arguments**
 
     - `value`: the loss, summed over samples; positive.
@@ -197,7 +204,9 @@ class StopAtLoss(AbstractStop):
 class StopAtMargin(AbstractStop):
     """Stop a classification flow once min_i y_i <x_i, beta> >= value.
 
-    With the exponential loss the loss is then about exp(-value).
+    With the exponential loss the loss is then about exp(-value). The flow ends with the step that
+    meets the rule, which may go far beyond: 1e4 may end at 1.3e4. `saveat` gives the state at a
+    time of the clock on the way, `saveat=diffrax.SaveAt(steps=True)` that at every step.
 
     **Arguments**
 
@@ -314,8 +323,8 @@ class StandsStill(AbstractStop):
 def _members(stop):
     if not isinstance(stop, AbstractStop):
         raise TypeError(
-            f"stop rules combine with stop rules, got {stop!r}; wrap a number, as in "
-            "StopAtTime(10.0)."
+            f"stop rules combine with stop rules, got {type(stop).__name__}; wrap a number, as "
+            "in StopAtTime(10.0)."
         )
     return stop.members if isinstance(stop, AnyOf) else (stop,)
 
