@@ -101,7 +101,12 @@ class FlowSolution(eqx.Module):
 
     @property
     def succeeded(self) -> Bool[Array, "..."]:
-        """Whether a stop rule ended the flow (the wall of floating point counts as one)."""
+        """Whether the flow came to an end of its own, so that nothing was raised.
+
+        That is a stop rule, or where no flow goes further: `float_wall`, `not_separable` (the
+        minimum of the loss, which is positive) and `stationary`. Only `max_steps`, `non_finite` and
+        `solver_failed` are failures. Read `status` to know which end it was.
+        """
         return ~(
             (self.status == FlowStatus.max_steps)
             | (self.status == FlowStatus.non_finite)
