@@ -24,6 +24,7 @@ from .initialization_imbalance import invariant as invariant
 from .initialization_imbalance import lambda_balanced as lambda_balanced
 from .initialization_imbalance import spectral as spectral
 from .initialization_imbalance import width_scaled as width_scaled
+from .messages import in_words
 from .networks.base import Network, as_parameter, split
 from .networks.convolutional import ConvolutionalNetwork
 from .networks.diagonal import DiagonalNetwork
@@ -309,9 +310,25 @@ def _coefficients(caller, like, value):
     if beta.shape != expected:
         raise ValueError(
             f"{caller}: coefficients must have shape {expected}, that of the template's "
-            f"linear_coefficients(), got {beta.shape}; change the one or the other."
+            f"linear_coefficients(), got {beta.shape}; {_fix(like, expected, beta.shape)}"
         )
     return beta.astype(jnp.result_type(*jax.tree.leaves(parameters)))
+
+
+def _fix(like, expected, got):
+    """What to do about coefficients of shape `got`: `zeros(depth, dimension)` is easily swapped."""
+    if not hasattr(like, "depth"):
+        return "change the one or the other."
+    depth, dimension = like.depth, expected[0]
+    template = f"the template has depth {depth} and dimension {dimension}"
+    takes_both = isinstance(like, DiagonalNetwork | MatrixFactorizationNetwork)
+    if takes_both and got == (depth,) * len(expected) and depth != dimension > 1:
+        name = type(like).__name__
+        return (
+            f"{template}; if they were swapped, it is "
+            f"{name}.zeros(depth={dimension}, dimension={depth})."
+        )
+    return f"{template}; change the one or the other."
 
 
 def _traced(value):
@@ -321,4 +338,4 @@ def _traced(value):
 def _name(like):
     if isinstance(like, ConvolutionalNetwork) and not like.is_full_length:
         return "a ConvolutionalNetwork with short filters"
-    return f"a {type(like).__name__}" if isinstance(like, eqx.Module) else repr(like)
+    return f"a {type(like).__name__}" if isinstance(like, eqx.Module) else in_words(like)

@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from .losses import AbstractMarginLoss, ExponentialLoss
+from .messages import in_words
 
 
 class AbstractProblem(eqx.Module):
@@ -169,7 +170,7 @@ class Classification(AbstractProblem):
         if loss is not None and not isinstance(loss, AbstractMarginLoss):
             raise ValueError(
                 "Classification: loss must be an object such as lintensor_jax.ExponentialLoss() or "
-                f"lintensor_jax.LogisticLoss(), got {loss!r}."
+                f"lintensor_jax.LogisticLoss(), got {in_words(loss)}."
             )
         self.margin_loss = ExponentialLoss() if loss is None else loss
 
@@ -253,7 +254,10 @@ def _as_data(value, name, owner, ndims):
 
 def _require_one_target_per_sample(X, y, name, owner):
     if X.shape[0] != y.shape[0]:
+        fix = f"give y one target for each of {name}'s {X.shape[0]} samples, which are its rows"
+        if X.ndim == 2 and X.shape[1] == y.shape[0]:
+            fix += f", or transpose {name} if its columns are the samples"
         raise ValueError(
             f"{owner}: {name} and y must have one row per sample, got {X.shape[0]} and "
-            f"{y.shape[0]} rows; samples are rows (transpose {name} if they are columns)."
+            f"{y.shape[0]} rows ({name} has shape {X.shape}, y {y.shape}); {fix}."
         )

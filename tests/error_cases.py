@@ -114,7 +114,22 @@ CASES: Cases = {
     "rows": (
         lambda: lt.Regression(X, [1.0]),
         ValueError,
-        ("Regression: X and y", "one row per sample", "2 and 1 rows", "transpose X"),
+        ("Regression: X and y", "one row per sample", "2 and 1 rows", "X's 2 samples"),
+    ),
+    "columns": (
+        lambda: lt.Regression([[1.0, 2.0]], [1.0, 2.0]),
+        ValueError,
+        ("one row per sample", "1 and 2 rows", "X has shape (1, 2)", "give y", "transpose X"),
+    ),
+    "depth and dimension": (
+        lambda: lt.initialization.matching(lt.DiagonalNetwork.zeros(3, 2), jnp.ones(3)),
+        ValueError,
+        ("shape (2,)", "depth 3 and dimension 2", "zeros(depth=2, dimension=3)"),
+    ),
+    "coefficients of another dimension": (
+        lambda: lt.initialization.matching(lt.DiagonalNetwork.zeros(3, 2), jnp.ones(5)),
+        ValueError,
+        ("got (5,)", "depth 3 and dimension 2; change the one or the other"),
     ),
     "empty data": (
         lambda: lt.Regression(np.ones((0, 2)), []),

@@ -97,6 +97,16 @@ THEORY: Cases = {
         ValueError,
         ("certify: network_or_coefficients must state its depth", "Bare", "set depth = L"),
     ),
+    "certify something else": (
+        lambda: lt.certify({"beta": [0.1] * 30}, classification()),  # pyright: ignore
+        ValueError,
+        ("certify: network_or_coefficients must be a network", "got a value of type dict."),
+    ),
+    "the class of a norm": (
+        lambda: lt.min_norm(regression(), lt.L1Norm),  # pyright: ignore[reportArgumentType]
+        ValueError,
+        ("min_norm: norm must be a norm object", "got the class L1Norm itself"),
+    ),
     "diagonal limit of other data": (
         lambda: diagonal_limit(diagonal(2, 3), regression()),
         ValueError,

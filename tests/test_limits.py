@@ -181,6 +181,10 @@ def test_refusals():
         ((early, data), ["misclassified", "time", "continued"]),
         ((network, contradictory), ["linearly separable", "convex combination"]),
     )
+    with pytest.raises(ValueError, match="network_or_coefficients") as given:
+        lt.certify(flow, data)
+    assert "got a FlowSolution; pass its .network" in str(given.value)
+    assert len(str(given.value)) < 250
     for arguments, words in cases:
         with pytest.raises(ValueError, match=re.escape(words[0])) as caught:
             lt.limit_direction(*arguments)

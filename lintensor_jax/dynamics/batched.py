@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ..messages import in_words
 from ..networks import split
 from ..problems import AbstractProblem
 from .clocks import FlowArgs, PhysicalTime, log_time_unit
@@ -109,7 +110,8 @@ def batched_flow(
     if not isinstance(solver, diffrax.AbstractERK) or not getattr(solver.tableau, "fsal", False):
         raise ValueError(
             "solver: must be an explicit diffrax method with the FSAL property, such as "
-            f"diffrax.Tsit5() or diffrax.Dopri8(), got {solver!r}; use gradient_flow for others."
+            f"diffrax.Tsit5() or diffrax.Dopri8(), got {in_words(solver)}; use "
+            "gradient_flow for others."
         )
     networks, problem = same_dtype(networks, problem)
     parameters, rest = split(networks)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from ..messages import in_words
 from ..networks import coefficients_and_pullback, split
 from ..problems import AbstractProblem, Classification
 from .integrate import log_or_minus_infinity
@@ -72,7 +73,7 @@ def gradient_descent(
     if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
         raise ValueError(
             "optimizer: must be an optax transformation such as optax.sgd(1e-3), got "
-            f"{optimizer!r}."
+            f"{in_words(optimizer)}."
         )
     save_every = num_steps if save_every is None else save_every
     for name, value in (("num_steps", num_steps), ("save_every", save_every)):

@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
+from ..messages import in_words
 from ..networks import AbstractNetwork, scaled
 from ..problems import AbstractProblem, AbstractSquaredProblem, Classification
 from .clocks import AbstractClock, LogArcLength, PhysicalTime
@@ -137,7 +138,7 @@ def _default_stop(problem, dtype):
 
 def _instance(value, kind, name, example):
     if value is not None and not isinstance(value, kind):
-        raise ValueError(f"{name}: must be an object such as {example}, got {value!r}.")
+        raise ValueError(f"{name}: must be an object such as {example}, got {in_words(value)}.")
     return value
 
 
@@ -167,7 +168,7 @@ def _saving(saveat, dtype):
         if not supported or sub.steps not in (0, 1) or (sub.ts is None) == (sub.steps == 0):
             raise ValueError(
                 "saveat: use diffrax.SaveAt(ts=...) or diffrax.SaveAt(steps=True), got "
-                f"{saveat!r}; observables of your own go into `observe`."
+                f"{in_words(saveat)}; observables of your own go into `observe`."
             )
         if sub.steps == 1:
             return None, True

@@ -16,6 +16,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, Scalar
 
+from ..messages import in_words
 from ..problems import AbstractProblem, AbstractSquaredProblem, Classification
 
 
@@ -323,7 +324,7 @@ class StandsStill(AbstractStop):
 def _members(stop):
     if not isinstance(stop, AbstractStop):
         raise TypeError(
-            f"stop rules combine with stop rules, got {type(stop).__name__}; wrap a number, as "
+            f"stop rules combine with stop rules, got {in_words(stop)}; wrap a number, as "
             "in StopAtTime(10.0)."
         )
     return stop.members if isinstance(stop, AnyOf) else (stop,)
@@ -348,6 +349,6 @@ def _positive(value, owner, name):
     elif isinstance(value, int | float | np.number) and 0 < float(value) < np.inf:
         return float(value)
     raise ValueError(
-        f"{owner}: {name} must be a positive finite number, got {value!r}; "
+        f"{owner}: {name} must be a positive finite number, got {in_words(value)}; "
         "pass e.g. 1e8 for a margin, 1e-8 for a residual or a loss."
     )

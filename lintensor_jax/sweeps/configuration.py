@@ -296,7 +296,7 @@ def _problem(data: Data, folder: Path):
         X, y = read_data(folder / data.path)
         key = "data.path"
     else:
-        X, y, key = np.asarray(data.X), np.asarray(data.y), "data.X"
+        X, y, key = np.asarray(data.X), np.asarray(data.y), "data.X and data.y"
     try:
         problem = Regression(X, y) if data.task == "regression" else Classification(X, y)
     except ValueError as error:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..messages import in_words
 from ..networks import split
 from ..problems import AbstractProblem
 
@@ -50,7 +51,8 @@ class Axis:
         if values.dtype.kind not in "biufU" or values.ndim == 0 or values.shape[0] == 0:
             raise ValueError(
                 f"Axis {self.name}: values must be a non-empty list or array of numbers or of "
-                f"words, got {self.values!r}; give the points names, and look them up in `start`."
+                f"words, got {in_words(self.values)}; give the points names, and look them up in "
+                "`start`."
             )
         by_shape = self.changes_shape or values.dtype.kind == "U"
         if by_shape and values.ndim > 1:
@@ -155,7 +157,9 @@ class Grid:
     def __post_init__(self):
         axes = tuple(self.axes) if isinstance(self.axes, Sequence) else (self.axes,)
         if not axes or not all(isinstance(axis, Axis | Zip) for axis in axes):
-            raise ValueError(f"Grid: axes must be a non-empty tuple of Axis or Zip, got {axes!r}.")
+            raise ValueError(
+                f"Grid: axes must be a non-empty tuple of Axis or Zip, got {in_words(axes)}."
+            )
         object.__setattr__(self, "axes", axes)
         names = [axis.name for axis in self.leaf_axes] + [
             zipped.name for zipped in axes if isinstance(zipped, Zip)

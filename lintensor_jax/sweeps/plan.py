@@ -13,6 +13,7 @@ import numpy as np
 from ..dynamics.options import check_pair, fill_options, same_dtype
 from ..dynamics.stopping import StopAtResidual
 from ..dynamics.system import System
+from ..messages import in_words
 from ..networks import split
 from ..problems import AbstractSquaredProblem, Classification
 from .grid import Cell, Grid, Zip
@@ -79,7 +80,8 @@ class Options:
             if not isinstance(item, AbstractObservable):
                 raise ValueError(
                     "observables: must be objects such as lintensor_jax.sweeps.Limit(), got "
-                    f"{item!r}; a function of one's own goes into sweeps.Measured(name, function)."
+                    f"{in_words(item)}; a function of one's own goes into "
+                    "sweeps.Measured(name, function)."
                 )
         object.__setattr__(self, "observables", given)
         for name, smallest in (("max_steps", 1), ("width", 1), ("chunk_lanes", 1)):

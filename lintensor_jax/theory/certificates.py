@@ -16,6 +16,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from ..messages import in_words
 from ..networks import coefficients_and_pullback, split
 from ..problems import Classification
 from .multipliers import approximate_multipliers
@@ -242,9 +243,17 @@ def _coefficients(value: ArrayLike):
     if not (largest > 0 and np.isfinite(largest)):
         raise ValueError(
             "certify: network_or_coefficients must be a network (with linear_coefficients) or "
-            f"finite, nonzero coefficients of shape (d,), got {value!r}."
+            f"finite, nonzero coefficients of shape (d,), got {_given(value)}."
         )
     return beta / largest
+
+
+def _given(value):
+    """What was given instead; results of flows hold what is meant."""
+    if not hasattr(value, "network"):
+        return in_words(value)
+    last = ".direction" if np.ndim(getattr(value, "direction", ())) == 1 else ".direction[-1]"
+    return f"a {type(value).__name__}; pass its .network, or with a regularizer its {last}"
 
 
 def _signed_data(problem):

@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 
+from ..messages import in_words
 from .gauges import Gauge, GroupGauge, NuclearGauge
 from .norms import AbstractGroupNorm, AbstractNorm, GroupForm, NuclearNorm
 
@@ -42,7 +43,8 @@ def coordinates_of(
         form = norm.group_form(shape)
         return GroupGauge(form.labels, form.power), form
     raise ValueError(
-        f"{owner}: norm must be a norm object such as lintensor_jax.L1Norm(), got {norm!r}; "
+        f"{owner}: norm must be a norm object such as lintensor_jax.L1Norm(), got "
+        f"{in_words(norm)}; "
         "the norms are in lintensor_jax.theory.norms."
     )
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ..messages import in_words
 from ..networks import (
     AssumptionFails,
     ConvolutionalNetwork,
@@ -50,7 +51,7 @@ class Regularizer(eqx.Module):
         if callable(self.gradient) == callable(self.prox):
             raise ValueError(
                 "Regularizer: exactly one of gradient and prox must be a function, got gradient="
-                f"{self.gradient!r} and prox={self.prox!r}; pass e.g. "
+                f"{in_words(self.gradient)} and prox={in_words(self.prox)}; pass e.g. "
                 "Regularizer(gradient=jax.grad(R))."
             )
 
@@ -106,7 +107,7 @@ def in_predictor_space(network, beta, signed, slack, regularizer, tolerance) -> 
         return Stationarity(residual, noise, multipliers, None, "R (its prox)")
     raise ValueError(
         "certify: regularizer must be a norm object such as lintensor_jax.L1Norm(), or a "
-        f"Regularizer with a gradient or a prox, got {regularizer!r}."
+        f"Regularizer with a gradient or a prox, got {in_words(regularizer)}."
     )
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Scalar
 
+from ..messages import in_words
 from ..networks import AssumptionFails, FullyConnectedNetwork
 from ..problems import Regression
 from .assumptions import rounding
@@ -165,6 +166,7 @@ def _times(times):
     times = jnp.asarray(times, float)
     if times.ndim != 1 or not bool((np.isfinite(times) & (times >= 0)).all()):
         raise ValueError(
-            f"times: must be a vector of finite physical times >= 0, got {times!r}; pass a list."
+            f"times: must be a vector of finite physical times >= 0, got {in_words(times)}; pass a "
+            "list."
         )
     return times

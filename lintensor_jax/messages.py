@@ -1,0 +1,54 @@
+"""Values as text: in errors, and in what results print."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+_LONGEST = 60
+_ENTRIES = 8
+# Rounding leaves such entries where a zero belongs; next to one the digits of all would be lost.
+_ROUNDING = 1e-12
+
+
+def in_words(value: Any) -> str:
+    """A value that was not expected: its repr if that is short, else what it is."""
+    if isinstance(value, type):
+        return f"the class {value.__name__} itself"
+    text = repr(value)
+    if len(text) <= _LONGEST and "\n" not in text:
+        return text
+    shape = getattr(value, "shape", None)
+    of_shape = f" of shape {shape}" if isinstance(shape, tuple) else ""
+    return f"a value of type {type(value).__name__}{of_shape}"
+
+
+def without_rounding(values: ArrayLike) -> np.ndarray:
+    """`values` with 0 for entries below 1e-12 of the largest."""
+    array = np.asarray(values)
+    size = np.abs(array)
+    return np.where(size < _ROUNDING * np.max(size, initial=0.0), 0.0, array)
+
+
+def shown(values: ArrayLike) -> str:
+    """Coefficients of shape (d,) or (d, m), shortened, without the rounding of zeros."""
+    array = without_rounding(values)
+    if array.size <= _ENTRIES:
+        return np.array2string(array, precision=6, separator=", ").replace("\n", "")
+    norm = f"shape {array.shape}, l2 norm {np.linalg.norm(array):.6g}"
+    if array.ndim > 1:
+        return f"array of {norm}"
+    ends = np.array2string(array, precision=6, separator=", ", threshold=1, edgeitems=3)
+    return f"{' '.join(ends.split())} ({norm})"
+
+
+def nonzero_entries(values: ArrayLike) -> str:
+    """How many of the entries are not zero up to rounding: "3 of 20"."""
+    array = without_rounding(values)
+    return f"{np.count_nonzero(array)} of {array.size}"
+
+
+def told_of_optimum(status: str, unique: bool | None) -> str:
+    """The status of a convex program's answer, with what is known about other answers."""
+    others = {True: ", the only one", False: ", one of several", None: ""}[unique]
+    return f" [{status}]{others}"
