@@ -334,3 +334,21 @@ def test_norms():
             LpNorm(bad)
     with pytest.raises(ValueError, match=r"positive and finite, got 0\.0 at index \[1\]"):
         WeightedL2Norm([1.0, 0.0])
+
+
+def test_in_words():
+    text = str(max_margin(Classification([[1.0, 2.0], [0.0, -3.0]], [1.0, -1.0]), L1Norm()))
+    assert text.startswith("Maximum-margin separator [optimal], the only one\n")
+    for line in (
+        "margin           2",
+        "direction        [0., 1.]",
+        "nonzero entries  1 of 2",
+        "support samples  1 of 2",
+    ):
+        assert f"  {line}\n" in text
+    separable = str(is_separable(Classification([[1.0, 0.0]], [1.0])))
+    assert separable.startswith("Linearly separable")
+    assert "  l2 margin        1\n  separator        [1., 0.]\n" in separable
+    contradictory = str(is_separable(Classification([[1.0], [2.0], [1.0]], [1.0, 1.0, -1.0])))
+    assert contradictory.startswith("Not linearly separable")
+    assert "samples in it    2 of 3" in contradictory or "samples in it    3 of 3" in contradictory

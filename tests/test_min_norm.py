@@ -275,3 +275,21 @@ def test_bad_arguments():
         min_norm(problem, LpNorm(0.5), start=np.ones(4))
     with pytest.raises(ValueError, match="nonzero coordinates of start"):
         min_norm(problem, LpNorm(0.5), start=np.eye(5)[0])
+
+
+def test_in_words():
+    # In the first coordinate rounding may leave a zero: it must not cost the others their digits.
+    text = str(min_norm(Regression([[1.0, 2.0]], [1.0]), L1Norm()))
+    assert text.startswith("Interpolator of least norm [optimal], the only one\n")
+    for line in ("norm             0.5", "coefficients     [0. , 0.5]", "nonzero entries  1 of 2"):
+        assert f"  {line}\n" in text
+    assert "KKT residual" in text
+    long = str(min_norm(_random(3, 4, 20), L1Norm()))
+    assert "nonzero entries  4 of 20" in long
+    assert "..." in long
+    assert "(shape (20,), l2 norm " in long
+    assert max(map(len, long.splitlines())) <= 100
+    matrix = str(min_norm(_random(3, 4, 6, (2,)), L2Norm()))
+    assert "array of shape (6, 2), l2 norm " in matrix
+    problems = jax.vmap(lambda y: min_norm(Regression(jnp.eye(2), y), L2Norm()))(jnp.eye(2))
+    assert "MinNorm(" in str(problems)  # a batch has no one norm to tell

@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from ..messages import nonzero_entries, shown, told_of_optimum
 from .gauge_programs import coordinates_of, kkt_residual, optimum, reweighted
 from .gauges import GroupGauge
 from .norms import AbstractNorm, GroupForm, L2Norm
@@ -47,6 +48,27 @@ class Separability(eqx.Module):
     #: Separable: the KKT residual of the margin. Else: |sum_i p_i z_i| / sum_i p_i |z_i|.
     residual: Float[Array, ""]
 
+    def __str__(self) -> str:
+        """The answer with its certificate."""
+        certificate = shown(self.certificate)
+        if self.separable:
+            lines = [
+                "Linearly separable, through the origin",
+                f"  l2 margin        {float(self.margin):.6g}",
+                f"  separator        {certificate}",
+                f"  KKT residual     {float(self.residual):.1e}",
+            ]
+        else:
+            lines = [
+                "Not linearly separable through the origin: a convex combination of the y_i x_i "
+                "is zero",
+                f"  weights          {certificate}",
+                f"  samples in it    {int(np.sum(np.asarray(self.certificate) > 0))} of "
+                f"{self.certificate.size}",
+                f"  residual         {float(self.residual):.1e}",
+            ]
+        return "\n".join(lines)
+
 
 class MaxMargin(eqx.Module):
     """Answer of `max_margin`: z = argmin |z| subject to y_i <x_i, z> >= 1."""
@@ -69,6 +91,18 @@ class MaxMargin(eqx.Module):
     status: str = eqx.field(static=True)
     #: Whether z is the only minimiser: True, False, or None where that is not cheap to tell.
     unique: bool | None = eqx.field(static=True)
+
+    def __str__(self) -> str:
+        """Status, margin, direction, support samples, optimality conditions."""
+        lines = [
+            f"Maximum-margin separator{told_of_optimum(self.status, self.unique)}",
+            f"  margin           {float(self.margin):.6g}",
+            f"  direction        {shown(self.direction)}",
+            f"  nonzero entries  {nonzero_entries(self.direction)}",
+            f"  support samples  {int(np.sum(self.support))} of {self.support.size}",
+            f"  KKT residual     {float(self.kkt_residual):.1e}",
+        ]
+        return "\n".join(lines)
 
 
 def max_margin(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -> MaxMargin:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
+from ..messages import nonzero_entries, shown, told_of_optimum
 from .gauge_programs import coordinates_of, kkt_residual, optimum, reweighted
 from .gauges import GroupGauge
 from .norms import AbstractNorm, L2Norm, WeightedL2Norm
@@ -44,6 +45,19 @@ class MinNorm(eqx.Module):
     #: Whether beta is certified to be the only minimiser: True, False, or None where that is not
     #: cheap to tell.
     unique: bool | None = eqx.field(static=True)
+
+    def __str__(self) -> str:
+        """Status, norm, coefficients and their support, optimality conditions."""
+        if isinstance(self.value, Tracer) or self.value.ndim:
+            return repr(self)
+        lines = [
+            f"Interpolator of least norm{told_of_optimum(self.status, self.unique)}",
+            f"  norm             {float(self.value):.6g}",
+            f"  coefficients     {shown(self.coefficients)}",
+            f"  nonzero entries  {nonzero_entries(self.coefficients)}",
+            f"  KKT residual     {float(self.kkt_residual):.1e}",
+        ]
+        return "\n".join(lines)
 
 
 def min_norm(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -> MinNorm:
