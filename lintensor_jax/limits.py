@@ -10,7 +10,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
@@ -20,6 +19,7 @@ from .dynamics.options import check_pair
 from .dynamics.settle import settle
 from .dynamics.stopping import status_name
 from .dynamics.system import System
+from .messages import shown
 from .networks import scaled
 from .problems import Classification
 from .theory import Certificate, NonSeparableError, certify, is_separable
@@ -39,7 +39,7 @@ _LEAP = 0.1
 class LimitStatus(enum.StrEnum):
     """How far `limit_direction` got; equal to its own text, as in ``limit.status == "saddle"``."""
 
-    #: The KKT point next to the flow's end, all known certificates hold.
+    #: A KKT point was reached from the flow's end, and all known certificates hold.
     STATIONARY = "stationary"
     #: The flow was at or near a saddle. It was followed in its dual coordinates to where it leads,
     #: and all known certificates hold there.
@@ -79,11 +79,11 @@ class LimitDirection(eqx.Module):
 
     def __str__(self) -> str:
         """Status, distance from the flow's end, certificate."""
-        shown = np.array2string(np.asarray(self.direction), precision=6, threshold=8)
         lines = [
             f"Limit direction of {type(self.network).__name__} [{self.status}]: {self.reason}",
-            f"  direction        {shown}",
-            f"  from flow's end  {self.moved:.1e} ({int(self.flow.stats['num_steps'])} steps)",
+            f"  direction        {shown(self.direction)}",
+            f"  moved            by {self.moved:.1e} from the direction at the flow's end "
+            f"({int(self.flow.stats['num_steps'])} steps)",
         ]
         lines += [f"  {line}" for line in str(self.certificate).splitlines()]
         return "\n".join(lines)
@@ -224,9 +224,12 @@ def _judged(flow, theta, found: KKTPoint, tolerance) -> LimitDirection:
     if wrong:
         status, reason = LimitStatus.NOT_CONVERGED, wrong
     elif certificate.is_stationary:
-        status, reason = LimitStatus.STATIONARY, "the KKT point next to the flow's end"
+        status, reason = (
+            LimitStatus.STATIONARY,
+            "a certified KKT point, reached from the flow's end",
+        )
     elif certificate.is_saddle:
-        status, reason = LimitStatus.SADDLE, "a saddle is next to the flow's end"
+        status, reason = LimitStatus.SADDLE, "a saddle, reached from the flow's end"
     else:
         status, reason = LimitStatus.NOT_CONVERGED, "the certificate is violated (see there)"
     return LimitDirection(

@@ -63,7 +63,7 @@ def _run(architecture, depth, direction, **changes):
         "convex": direction,
         "reference": direction,
         "status": "stationary",
-        "reason": "the KKT point next to the flow's end",
+        "reason": "a certified KKT point, reached from the flow's end",
         "certified": True,
         "parameter_residual": 1e-15,
         "predictor_residual": 1e-15,

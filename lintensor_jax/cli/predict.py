@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from ..messages import without_rounding
 from .sweep import told
 from .terminal import configure_jax
 
@@ -190,7 +191,7 @@ def _short(value):
         return f"{value:.4g}" if isinstance(value, float) else str(value)
     if len(value) > _MOST_ENTRIES or any(isinstance(entry, list) for entry in value):
         return f"{len(value)} entries"
-    return f"[{', '.join(f'{entry:.4g}' for entry in value)}]"
+    return f"[{', '.join(f'{entry:.4g}' for entry in without_rounding(value))}]"
 
 
 def _count(number, noun):

@@ -42,16 +42,16 @@ def classification_candidates(network: Any, problem: Classification) -> Iterator
 
 def _separability(problem):
     source = f"{YUN}, section 4"
-    statement = "the data are linearly separable, l2 margin max_w min_i y_i <x_i, w> / |w|"
+    claim, measure = "the data are linearly separable", "l2 margin max_w min_i y_i <x_i, w> / |w|"
     try:
         found = is_separable(problem)
     except MarginPrecisionError:
-        statement += " (too small for float64 to tell)"
+        statement = f"{claim} (float64 cannot tell), {measure}"
         return Assumption(statement, None, False, source), 0.0
     margin = float(found.margin)
     if not found.separable:
-        statement += "; a convex combination of the y_i x_i vanishes (is_separable has its weights)"
-    return Assumption(statement, margin, found.separable, source), margin
+        claim += " (a convex combination of the y_i x_i vanishes: see is_separable)"
+    return Assumption(f"{claim}, {measure}", margin, found.separable, source), margin
 
 
 def _converges(problem, source):

@@ -4,16 +4,14 @@ import abc
 import enum
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from ..messages import shown
 from .assumptions import Assumption
-
-_SHOWN_ENTRIES = 8
 
 
 class Kind(enum.StrEnum):
@@ -188,11 +186,14 @@ class Prediction(eqx.Module):
         claim = {
             Kind.EXACT: "the limit below is exact",
             Kind.ALPHA_TO_ZERO: "the limit below is approached as the initial scale tends to 0",
-            Kind.STATIONARY: "the limit is a stationary point (see the notes)",
+            Kind.STATIONARY: "the limit meets the condition in the notes",
         }[self.kind or Kind.EXACT]
         given = ", given the open assumptions" if is_open else ""
         yield f"{self.theorem} applies: {claim}{given}."
-        yield f"Limit: {_shown(self.limit)}"
+        if self.limit is None:
+            yield "Limit: one of the points that meet it; which one is not predicted."
+        else:
+            yield f"Limit: {shown(self.limit)}"
 
     @property
     def _closest(self):
@@ -246,12 +247,3 @@ def nothing_to_conclude() -> Conclusion:
 
 def _rejections(candidates):
     return tuple(Rejection(c.theorem, c.violated) for c in candidates)
-
-
-def _shown(limit: Any) -> str:
-    if limit is None:
-        return "not known"
-    values = np.asarray(limit)
-    if values.size > _SHOWN_ENTRIES:
-        return f"array of shape {values.shape}, l2 norm {np.linalg.norm(values):.6g}"
-    return np.array2string(values, precision=6, separator=", ")
