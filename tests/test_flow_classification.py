@@ -260,6 +260,7 @@ def test_data_that_are_not_separable(clock):
     stop = lt.StopAtLoss(1e-6)
     solution = flow(start, lt.Classification(x, y), clock=clock, stop=stop)
     assert solution.status == lt.FlowStatus.not_separable
+    assert solution.succeeded  # no flow goes further: an end, no failure
     assert solution.stats["num_steps"] < 300
     assert solution.log_margin[-1] == -np.inf
     assert "not positive" in str(solution)

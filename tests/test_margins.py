@@ -14,6 +14,7 @@ import scipy.optimize
 import scipy.sparse as sp
 
 from lintensor_jax import Classification, Regression
+from lintensor_jax.messages import shown
 from lintensor_jax.theory.margins import (
     MarginPrecisionError,
     NonSeparableError,
@@ -352,3 +353,9 @@ def test_in_words():
     contradictory = str(is_separable(Classification([[1.0], [2.0], [1.0]], [1.0, 1.0, -1.0])))
     assert contradictory.startswith("Not linearly separable")
     assert "samples in it    2 of 3" in contradictory or "samples in it    3 of 3" in contradictory
+
+
+def test_rounding_is_not_printed_in_place_of_a_zero():
+    assert shown([1.497065e-38, 1.0]) == "[0., 1.]"
+    assert shown([3e-9, 4e-9]) == "[3.e-09, 4.e-09]"  # small, and no rounding of one another
+    assert shown([2e-12, 1.0]).startswith("[2.")

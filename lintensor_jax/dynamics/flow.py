@@ -56,8 +56,9 @@ def gradient_flow(
       The end is always saved.
     - `observe`: a function of the network, whose value is saved at the same times (`.observed`).
     - `max_steps`: budget of solver steps, explicit and implicit together.
-    - `throw`: raise `FlowError` where no stop rule ended the flow. Nothing is raised under
-      `jax.vmap` or `jax.jit`: read `.status`.
+    - `throw`: raise `FlowError` for a failure, which is an end that is not `succeeded`: the step
+      budget, numbers that are not finite, a solver that gave up. Data that are not separable are
+      none: read `.status`. Nothing is raised under `jax.vmap` or `jax.jit`.
 
     **Returns** a `FlowSolution`.
 

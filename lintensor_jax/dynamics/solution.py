@@ -203,7 +203,7 @@ def _power_of_ten(log_value):
 
 
 class FlowError(RuntimeError):
-    """A flow that no stop rule ended; `solution` holds how far it got."""
+    """A flow that failed: not `succeeded`; `solution` holds how far it got."""
 
     def __init__(self, message: str, solution: FlowSolution):
         super().__init__(message)
