@@ -2,7 +2,8 @@
 
 A template is any network, for example ``lt.DiagonalNetwork.zeros(depth=2, dimension=d)``;
 what it holds is ignored unless the function says otherwise. The papers speak of initial
-*directions* vbar_l and of a scale alpha: ``matching(like, z).scaled(alpha)`` starts at beta(0) = alpha^depth z.
+*directions* vbar_l and of a scale alpha: ``matching(like, z).scaled(alpha)`` starts at
+beta(0) = alpha^depth z.
 
 Everything here can be traced by `jax.jit` and `jax.vmap`; the checks that need numbers (finite
 coefficients, a positive gap, coefficients within reach) are made on concrete arrays only.
