@@ -74,13 +74,13 @@ def _bounded_figure(runs, linear):
     losses, logarithms, rates = [], [], []
     for colour, run in enumerate(runs):
         kept = meaningful(run)
-        times = run.times[kept]
+        times, label = run.times[kept], _in_tex(run.label)
         excess = run.excess_loss[kept] / run.excess_loss[0]
-        losses.append(Line(times, excess, run.label, colour))
+        losses.append(Line(times, excess, label, colour))
         logarithms.append(losses[-1])
         bound = run.loss_bound[kept] / run.excess_loss[0]
         logarithms.append(Line(times, bound, "", colour, dashed=True, width=1.0))
-        rates.append(Line(times, run.rate[kept], run.label, colour))
+        rates.append(Line(times, run.rate[kept], label, colour))
         rates.append(Line(times, run.proposition_1[kept], "", colour, dashed=True, width=1.0))
     # One grey entry of the legend for the dashed lines of all colours.
     nowhere = np.zeros(0)
@@ -95,6 +95,12 @@ def _bounded_figure(runs, linear):
         short = [_until(line, 0.02) for line in losses]
         panels.insert(0, LinePanel("Loss, linear", short, _TIME, loss, xscale="linear"))
     return panel_figure([panels], 2.5, columns=3)
+
+
+def _in_tex(label):
+    if "=" not in label:
+        return label
+    return "$" + label.replace("σ", r"\sigma").replace(", ", r",\ ") + "$"
 
 
 def _until(line, level):
