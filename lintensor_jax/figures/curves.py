@@ -130,7 +130,7 @@ class _Looks:
         return [handle for group in groups for handle in group], len(groups)
 
 
-def _assigned(what, names, looks):
+def _assigned(what: str, names: Sequence[str], looks: Sequence[Any]) -> dict[str, Any]:
     names = list(dict.fromkeys(names))
     if len(names) > len(looks):
         raise ValueError(
