@@ -167,12 +167,12 @@ def report(result: "Result") -> Report:
             "random_excess",
             _ROUNDING,
             _label,
-            lambda row: f"the largest ratio is 1 {_signed(row['random_excess'])}, rounding aside",
+            lambda row: f"the largest ratio is 1 {_signed(row['random_excess'])}, 1 is allowed",
         ),
     ]
     optional = (
-        ("deeper is sparser: count against depth 2", growth, "count_growth", 0),
-        ("deeper is sparser: participation against depth 2", growth, "ratio_growth", 0),
+        ("deeper is sparser: change of the count from depth 2", growth, "count_growth", 0),
+        ("deeper is sparser: change of the participation from depth 2", growth, "ratio_growth", 0),
         (
             "erratum: Lemma 7 as printed fails for either DFT, numpy's and the unitary one",
             [row for row in induced if row["printed_kept"] is not None],

@@ -124,8 +124,16 @@ def report(result: "Result") -> Report:
             1,
             _label,
         ),
-        worst_of("smoothed margin", flows, "smoothed_margin_drop", 10 * theorems.rtol, _label),
-        worst_of("corrected bound, log10 L", bounds, "log10_excess", _BOUND_SLACK, _label),
+        worst_of(
+            "fall of the smoothed margin", flows, "smoothed_margin_drop", 10 * theorems.rtol, _label
+        ),
+        worst_of(
+            "corrected bound, log10 of the loss over it",
+            bounds,
+            "log10_excess",
+            _BOUND_SLACK,
+            _label,
+        ),
         worst_of(
             "erratum: the printed bound fails from L(0) < 1",
             ahead,
