@@ -117,7 +117,7 @@ def test_figures_need_only_the_store(swept):
     shown = ["invariant drift", "largest invariant\n(squared parameters)"]
     assert labels == [*shown, "natural log of\nthe parameters' norm", "natural log of the time"]
     note = drawn["observables"].get_suptitle()
-    assert note == "Not shown, as most values are not finite: natural log of the loss"
+    assert note == "Not shown, as most values are not finite: natural log of the loss (log of 0)"
     assert drawn["observables"].axes[0].get_xscale() == "log"
     (steps,) = drawn["steps"].axes
     results = xr.open_zarr(swept, chunks=None)

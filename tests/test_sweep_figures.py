@@ -92,7 +92,7 @@ def test_what_is_not_finite_is_left_out_and_counted(drawn):
     results = dataset(some=(lanes, some), log_loss=(lanes, most), one=(lanes, one))
     figure = drawn(results)["observables"]
     assert figure.get_suptitle() == (
-        "Not shown, as most values are not finite: natural log of the loss"
+        "Not shown, as most values are not finite: natural log of the loss (log of 0)"
     )
     assert drawing.caption("made-up", "observables").endswith(f"{figure.get_suptitle()}.")
     first, second = figure.axes

@@ -131,7 +131,15 @@ class _Drawing(NamedTuple):
     def omitted(self) -> str:
         """Which numbers have no panel, since most values are not finite."""
         names = [n for n in _numbers(self.results) if self.panel(n) is None]
-        words = [_SPOKEN.get(n, n.replace("_", " ")).replace("\n", " ") for n in names]
+        words = [
+            _SPOKEN.get(n, n.replace("_", " ")).replace("\n", " ")
+            + (
+                " (log of 0)"
+                if n == "log_loss" and bool((self.results[n] == -np.inf).any())
+                else ""
+            )
+            for n in names
+        ]
         return f"Not shown, as most values are not finite: {', '.join(words)}" if words else ""
 
     def predicts(self, name: str) -> bool:
