@@ -15,8 +15,9 @@ from PIL import Image
 
 import lintensor_jax as lt
 from lintensor_jax import cli, experiments
+from lintensor_jax.cli import reproduce
 from lintensor_jax.experiments import EXPERIMENTS
-from lintensor_jax.experiments.report import Check, Report, Table, vector, worst_of
+from lintensor_jax.experiments.report import Check, Column, Report, Table, vector, worst_of
 from lintensor_jax.experiments.yun2021 import Configuration, initial_directions, resampled
 
 CACHE_OPTIONS = (
@@ -277,6 +278,24 @@ def test_a_failed_check_is_exit_code_1(monkeypatch, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "FAILED: distance, worst 1 is not <= 0.5 (diagonal, alpha = 1)" in captured.err
     assert f"wrote {tmp_path / 'results.json'}" in captured.out
+
+
+@pytest.mark.parametrize("width", [None, "100"])
+def test_no_cell_of_a_table_is_cut(width, monkeypatch, capsys):
+    names = [f"column{k}" for k in range(12)]
+    columns = tuple(Column(name, name, lambda v: f"{v}" * 20) for name in names)
+    rows = [{name: f"{k:x}" for k, name in enumerate(names)}]
+    report = Report("e", "T", Configuration(), (), (Table("t", "T", columns, rows),), ())
+    if width is not None:
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        monkeypatch.setenv("COLUMNS", width)
+    reproduce._print_report(report, ["a/long/path"])
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    for k in range(12):
+        assert printed.count(f"{k:x}") >= 20
+    if width is None:
+        assert all(name in printed and f"{k:x}" * 20 in printed for k, name in enumerate(names))
 
 
 PROGRAM = """

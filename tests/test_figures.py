@@ -1,5 +1,6 @@
 """Figures from plain arrays."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from PIL import Image
 from lintensor_jax.experiments import EXPERIMENTS, find
 from lintensor_jax.figures import style
 from lintensor_jax.figures.approach import Approach, approach_figure
-from lintensor_jax.figures.curves import Curve, CurvePanel, curve_figure
+from lintensor_jax.figures.curves import PALETTE, Curve, CurvePanel, curve_figure
 from lintensor_jax.figures.panels import COLOURS, Line, LinePanel, PointPanel, panel_figure
 from lintensor_jax.figures.plane import PlanePanel, plane_figure
 from lintensor_jax.figures.spectra import (
@@ -270,6 +271,28 @@ def test_words_that_collide_or_leave_are_found():
         axes.text(0.5, 0.5, "twice", transform=axes.transAxes)
     axes.text(-0.6, 0.2, "outside", transform=axes.transAxes, in_layout=False)
     assert text_problems(figure) == ["'outside' leaves the canvas", "'twice' and 'twice' overlap"]
+
+
+def test_a_panel_of_points_explains_what_it_shows():
+    points = PointPanel(
+        "Points", STARTS, np.array([1, -1]), [LINE], STARTS[0], arrow_label="an arrow"
+    )
+    figure = panel_figure([[points, dataclasses.replace(points, arrow=None)]], 2.0)
+    assert _legend_of(figure) == ["one", "label +1", "label −1", "an arrow"]
+    _, positive, negative = figure.axes[0].lines
+    looks = {(line.get_marker(), line.get_markerfacecolor()) for line in (positive, negative)}
+    assert looks == {("o", "0.45"), ("s", "white")}
+
+
+def test_quantities_keep_their_colours_and_markers_at_the_edge_are_whole():
+    curves = [Curve(X, X, "second", "a"), Curve(X, X, "second", "a", "seen")]
+    panel = CurvePanel("Panel", curves, "x", "y", y_window=(X[3], X[9]))
+    figure = curve_figure([panel], quantities=("first", "second"))
+    assert _legend_of(figure)[:1] == ["second"]
+    line, markers = figure.axes[0].lines
+    assert line.get_color() == PALETTE[1]
+    np.testing.assert_array_equal(markers.get_ydata(), X[3:10])
+    assert not markers.get_clip_on()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import html.parser
 import json
 import pickle
 import types
+from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
@@ -13,8 +14,18 @@ from matplotlib.figure import Figure
 from lintensor_jax import cli, experiments
 from lintensor_jax.cli import reproduce
 from lintensor_jax.config import Config
-from lintensor_jax.experiments.gallery import gallery
-from lintensor_jax.experiments.report import Check, Claim, Column, Report, Table, comparison
+from lintensor_jax.experiments.gallery import Section, gallery
+from lintensor_jax.experiments.report import (
+    Check,
+    Claim,
+    Column,
+    Report,
+    Table,
+    comparison,
+    power_of_ten,
+    scientific,
+    worst_of,
+)
 from lintensor_jax.figures.page import Verdict, page, table
 
 CLAIMS = (
@@ -169,8 +180,10 @@ def test_a_section_of_another_process_is_the_same_on_the_page(monkeypatch, tmp_p
         sections.append(dataclasses.replace(section, seconds=0.0, pictures=(times,)))
     here, there = sections
     sent = pickle.loads(pickle.dumps(there))  # the table's formatting is no picklable function
-    assert gallery([sent], "command", tmp_path) == gallery([here], "command", tmp_path)
-    assert "3.0" in gallery([sent], "command", tmp_path)
+    pages = [gallery([section], "command", tmp_path, 251.0, 2) for section in (sent, here)]
+    assert pages[0] == pages[1]
+    assert "3.0" in pages[0]
+    assert "it took 251 s, 2 side by side (0 s of experiments together)" in pages[0]
     assert sent.outcome == here.outcome
 
 
@@ -179,6 +192,37 @@ def test_a_claim_says_what_became_of_it():
     assert verdicts == ["agrees", "erratum", "DIFFERS", "not compared"]
     rows = comparison(CLAIMS).cells()
     assert rows[0] == ["limit & <direction>", "[0.2, 0.4]", "[0.2000, 0.4000]", "agrees"]
+
+
+def test_a_check_says_what_was_found():
+    assert str(Check("wrong verdicts", 0, 0, "N = 2")) == "passed: wrong verdicts: none"
+    assert str(Check("wrong verdicts", 2, 0, "N = 2")) == (
+        "FAILED: wrong verdicts, worst 2 is not <= 0 (N = 2)"
+    )
+    told = worst_of(
+        "it fails", [{"x": -1.0}], "x", 0, lambda _: "N = 2", lambda row: f"by {-row['x']:g}"
+    )
+    assert str(told) == "passed: it fails: by 1 (N = 2)"
+    none = Check("none of these", 0, 0, "anywhere")
+    shown = Report("one", "A paper", Configuration(), (), (), (told, none))
+    text = gallery([Section("one", "command", 1.0, shown)], "command", Path(), 1.0)
+    assert "<td>it fails</td><td>by 1</td><td></td><td>N = 2</td>" in text
+    assert "<td>none of these</td><td>none</td><td>0</td><td></td>" in text
+
+
+def test_columns_whose_heading_does_not_tell_are_explained():
+    rows = [{"drift": 1e-9}]
+    found = Table("flows", "Flows", (Column("drift", "drift", scientific),), rows)
+    assert found.markdown().startswith("## Flows\n\ndrift: the largest change of a conserved")
+    assert dataclasses.replace(found, columns=()).note == ""
+
+
+@pytest.mark.parametrize(
+    ("exponent", "written"),
+    [(-2.3, "5.0e-03"), (8, "1.0e+08"), (-0.0001, "1.0e+00"), (-1e5 + 0.5, "3.2e-100000")],
+)
+def test_powers_of_ten_are_written_as_numbers(exponent, written):
+    assert power_of_ten(exponent) == written
 
 
 def test_pages_escape_what_they_show():

@@ -177,8 +177,8 @@ def test_a_denser_deep_limit_fails():
     denser = {"direction": np.full(4, 0.5)}
     failed = [c.name for c in _made_up(runs=(DEEP, denser)).report().checks if not c.passed]
     assert [name for name in failed if name.startswith("deeper")] == [
-        "deeper is sparser: count against depth 2",
-        "deeper is sparser: participation against depth 2",
+        "deeper is sparser: change of the count from depth 2",
+        "deeper is sparser: change of the participation from depth 2",
     ]
 
 

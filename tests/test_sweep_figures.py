@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 
 from lintensor_jax.figures import style
+from lintensor_jax.figures.sweeps import Band, BandPanel, band_figure
 from lintensor_jax.sweeps import SweepError, drawing, figures
 from lintensor_jax.sweeps.settings import settings
 
@@ -81,6 +82,49 @@ def test_coefficients_of_several_outputs_and_lanes_to_come(drawn):
         drawn(results)
 
 
+def test_what_is_not_finite_is_left_out_and_counted(drawn):
+    lanes = ("architecture", "alpha", "direction")
+    values = RNG.standard_normal((2, 7, 9))
+    some, most, one = values.copy(), values.copy(), values.copy()
+    some[:, 0, 0] = np.nan
+    most[:, 1:] = -np.inf
+    one[1] = np.nan
+    results = dataset(some=(lanes, some), log_loss=(lanes, most), one=(lanes, one))
+    figure = drawn(results)["observables"]
+    assert figure.get_suptitle() == (
+        "Not shown, as most values are not finite: natural log of the loss (log of 0)"
+    )
+    assert drawing.caption("made-up", "observables").endswith(f"{figure.get_suptitle()}.")
+    first, second = figure.axes
+    titles = [axes.get_title() for axes in (first, second)]
+    assert titles == [f"{n} of 126 values, not finite, are left out" for n in (2, 63)]
+    assert [len(axes.lines) for axes in (first, second)] == [2, 1]
+    assert first.get_xlim() == second.get_xlim()
+    assert drawn(results)["steps"].axes[0].get_ylabel() == "solver steps"
+
+
+@pytest.mark.parametrize("of", ["limit", "direction_reached"])
+def test_predictions_are_drawn_over_what_they_are_of(drawn, of):
+    lanes, dims = ("alpha", "direction"), ("alpha", "direction", "coefficient")
+    limit = RNG.standard_normal((7, 9, 2))
+    unit = limit / np.linalg.norm(limit, axis=-1, keepdims=True)
+    found = {"limit": limit, "direction_reached": unit}
+    predicted = found[of] + 0.1
+    away = np.linalg.norm(predicted - found[of], axis=-1)
+    variables = {name: (dims, values) for name, values in found.items()}
+    results = dataset(
+        **variables, predicted=(dims, predicted), distance_to_prediction=(lanes, away)
+    )
+    figures = drawn(results)
+    rings = {name: len(figures[name].axes[0].lines) - 1 for name in ("limit", "direction")}
+    assert rings == {"limit": of == "limit", "direction": of != "limit"}
+    shown = figures[of.removesuffix("_reached")]
+    np.testing.assert_allclose(
+        shown.axes[1].lines[1].get_ydata(), np.median(predicted[..., 1], axis=1), rtol=1e-14
+    )
+    assert shown.legends[0].get_texts()[-1].get_text() == "predicted by theory, median"
+
+
 def test_units_are_words_or_left_out(drawn):
     lanes = ("alpha", "direction")
     numbers = {}
@@ -122,3 +166,11 @@ def test_settings_leave_out_what_was_left_out():
         ("grid.y", "a long array"),
         ("grid.largest", "inf"),
     ]
+
+
+def test_scales_over_a_factor_of_five_are_logarithmic():
+    for x, scale in (([0.03, 0.1, 0.3], "log"), ([1.0, 4.9], "linear"), ([2, 12], "linear")):
+        x = np.array(x)
+        axes = band_figure([BandPanel("", "x", "y", [Band("", x, np.ones((len(x), 1)))])]).axes[0]
+        assert axes.get_xscale() == scale
+        assert axes.lines[0].get_marker() == "o"

@@ -24,7 +24,7 @@ from .terminal import UsageError, configure_jax, progress
 if TYPE_CHECKING:
     from ..experiments.gallery import Section
 
-_PIPE_WIDTH = 120
+_PIPE_WIDTH = 10_000
 # Experiments at once: each takes 2 GB of memory.
 _MOST_JOBS = 4
 
@@ -82,12 +82,14 @@ def _reproduce_all(names, arguments) -> int:
 
     folder = Path("results") if arguments.out is None else arguments.out
     folders = {name: _output_folder(arguments.out, name, alone=False) for name in names}
-    sections = []
-    for section in _run_all(folders, arguments):
+    sections, jobs, start = [], min(_jobs(arguments.jobs), len(names)), time.perf_counter()
+    for section in _run_all(folders, arguments, jobs):
         _tell(section, arguments.json)
         sections.append(section)
     page = folder / "index.html"
-    page.write_text(gallery(sections, _command("all", arguments), folder), encoding="utf-8")
+    seconds = time.perf_counter() - start
+    text = gallery(sections, _command("all", arguments), folder, seconds, jobs)
+    page.write_text(text, encoding="utf-8")
     passed = all(section.passed for section in sections)
     if arguments.json:
         outcomes = [section.outcome for section in sections]
@@ -98,15 +100,19 @@ def _reproduce_all(names, arguments) -> int:
     return 0 if passed else 1
 
 
-def _run_all(folders: dict[str, Path], arguments) -> Iterator["Section"]:
-    """The sections, in their order; several at once where there are cores, and no GPU to share."""
+def _jobs(asked: int | None) -> int:
+    """How many experiments at once: several where there are cores, and no GPU to share."""
     import jax
 
-    jobs = arguments.jobs
-    if jobs is None:
-        affinity = getattr(os, "sched_getaffinity", None)
-        cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-        jobs = min(cores, _MOST_JOBS) if jax.default_backend() == "cpu" else 1
+    if asked is not None:
+        return asked
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    return min(cores, _MOST_JOBS) if jax.default_backend() == "cpu" else 1
+
+
+def _run_all(folders: dict[str, Path], arguments, jobs: int) -> Iterator["Section"]:
+    """The sections, in their order."""
     if jobs == 1:
         for name, folder in folders.items():
             yield _run_whatever(name, folder, arguments)
@@ -227,7 +233,7 @@ def _print_report(report, written):
     from rich.console import Console
     from rich.table import Table
 
-    # A file or a pipe has no width of its own; a table cut to 80 columns is of no use there.
+    # A file or a pipe has no width of its own: there a table is as wide as it needs to be.
     console = Console(
         highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH
     )
@@ -236,10 +242,10 @@ def _print_report(report, written):
     summary = report.tables[0]
     table = Table(title=summary.title)
     for column in summary.columns:
-        table.add_column(column.heading)
+        table.add_column(column.heading, overflow="fold")
     for cells in summary.cells():
         table.add_row(*cells)
-    console.print(table)
+    console.print(table, soft_wrap=False)  # which would cut the cells
     for check in report.checks:
         console.print(str(check), markup=False)
     for path in written:

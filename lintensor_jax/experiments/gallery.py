@@ -46,17 +46,19 @@ class Section:
         return Verdict("passed" if self.passed else "failed", self.passed)
 
 
-def gallery(sections: Sequence[Section], command: str, folder: Path) -> str:
+def gallery(
+    sections: Sequence[Section], command: str, folder: Path, seconds: float, jobs: int = 1
+) -> str:
     """The HTML page: pictures are inside, files in `folder` are linked to as well.
 
-    `command` is what made it.
+    `command` is what made it, in so many `seconds`, with `jobs` experiments at once.
     """
     navigation = [("overview", "Overview"), *((s.name, s.name) for s in sections)]
-    body = [_overview(sections, command), *(_section(s, folder) for s in sections)]
+    body = [_overview(sections, command, seconds, jobs), *(_section(s, folder) for s in sections)]
     return page("Five papers, reproduced", "\n".join(body), navigation)
 
 
-def _overview(sections, command):
+def _overview(sections, command, seconds, jobs):
     failed = [section.name for section in sections if not section.passed]
     verdict = (
         Verdict(f"Failed: {', '.join(failed)}.", False)
@@ -77,9 +79,10 @@ def _overview(sections, command):
     headings = ("experiment", "paper", "verdict", "checks kept", "figures", "time")
     versions = next((s.report.versions for s in sections if s.report is not None), {})
     total = sum(section.seconds for section in sections)
+    at_once = f", {jobs} side by side ({total:.0f} s of experiments together)" if jobs > 1 else ""
     return (
         f'<p id="overview">{verdict.html()} Made by <code>{html.escape(command)}</code>; '
-        f"the experiments took {total:.0f} s in all, compilation included.</p>"
+        f"it took {seconds:.0f} s{at_once}, compilation included.</p>"
         + table(headings, rows, "overview")
         + "<details><summary>Versions and device</summary>"
         + table((), list(versions.items()))
@@ -148,9 +151,9 @@ def _checks(report: Report):
         (
             Verdict("passed" if check.passed else "FAILED", check.passed),
             check.name,
-            f"{check.worst:.3g}",
-            f"{check.bound:g}",
-            check.row,
+            check.told or ("none" if check.is_none else f"{check.worst:.3g}"),
+            "" if check.told else f"{check.bound:g}",
+            "" if check.is_none else check.row,
         )
         for check in report.checks
     ]
@@ -159,7 +162,7 @@ def _checks(report: Report):
     is_open = "" if report.passed else " open"
     return (
         f"<details{is_open}><summary>Checks: {kept} of {len(rows)} kept</summary>"
-        + table(("", "check", "worst", "bound", "where"), rows)
+        + table(("", "check", "worst", "at most", "where"), rows)
         + "</details>"
     )
 
@@ -170,7 +173,8 @@ def _details(found: Table):
     headings = [column.heading for column in found.columns]
     return (
         f"<details><summary>{html.escape(found.title)}</summary>"
-        f"{table(headings, found.cells())}</details>"
+        + (f'<p class="quiet">{html.escape(found.note)}</p>' if found.note else "")
+        + f"{table(headings, found.cells())}</details>"
     )
 
 

@@ -20,6 +20,8 @@ SPARSE_DOMAINS = {"diagonal": "signal", "convolutional": "frequency"}
 _DUST = 8 * np.finfo(float).eps
 # Of |Theta|^2 and R, sums of d or of hundreds of terms.
 _ROUNDING = 1e-12
+# The least factor by which the printed constants are to be off.
+_LOG_FACTOR = float(np.log(1.1))
 # Limits that are nearer than this are one.
 _SAME = 1e-6
 
@@ -160,25 +162,32 @@ def report(result: "Result") -> Report:
             "minimal network: its coefficients", induced, "minimal_error", config.agreement, _label
         ),
         worst_of(
-            "random networks: R over norm squared, less 1",
+            "random networks: R is at most the norm squared",
             induced,
             "random_excess",
             _ROUNDING,
             _label,
+            lambda row: f"the largest ratio is 1 {_signed(row['random_excess'])}, 1 is allowed",
         ),
     ]
     optional = (
-        ("deeper is sparser: count against depth 2", growth, "count_growth", 0),
-        ("deeper is sparser: participation against depth 2", growth, "ratio_growth", 0),
+        ("deeper is sparser: change of the count from depth 2", growth, "count_growth", 0),
+        ("deeper is sparser: change of the participation from depth 2", growth, "ratio_growth", 0),
         (
-            "erratum: Lemma 7 as printed is right for a DFT",
+            "erratum: Lemma 7 as printed fails for either DFT, numpy's and the unitary one",
             [row for row in induced if row["printed_kept"] is not None],
             "printed_kept",
             0,
+            lambda row: (
+                f"off by a factor of {np.exp(_LOG_FACTOR - row['printed_kept']):.3g} or more, "
+                f"{np.exp(_LOG_FACTOR):.2g} is asked"
+            ),
         ),
     )
     checks += [
-        worst_of(name, rows, key, bound, _label) for name, rows, key, bound in optional if rows
+        worst_of(name, rows, key, bound, _label, *tell)
+        for name, rows, key, bound, *tell in optional
+        if rows
     ]
     return Report(
         experiment="gunasekar2018",
@@ -371,7 +380,11 @@ def _costs(run: "Run") -> dict[str, float]:
 def _log_factor(rows) -> float:
     """How much the printed constants, by the DFT that fits better, are nearer than a factor 1.1."""
     factors = [row[key] for row in rows for key in ("printed_unnormalised", "printed_unitary")]
-    return float(np.log(1.1) - np.min(np.abs(np.log(factors))))
+    return float(_LOG_FACTOR - np.min(np.abs(np.log(factors))))
+
+
+def _signed(value):
+    return f"{'-' if value < 0 else '+'} {abs(value):.2g}"
 
 
 def _label(row):

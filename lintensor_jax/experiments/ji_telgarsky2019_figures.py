@@ -20,7 +20,8 @@ def figures(result: "Result") -> dict[str, Figure]:
     """Figure 3 only where there are images."""
     drawn = {"figure1": _figure1(result), "figure2": _figure2(result)}
     if result.images:
-        drawn["figure3"] = panel_figure([[_image_panel(run) for run in result.images]], 2.5)
+        images = [_image_panel(run) for run in result.images]
+        drawn["figure3"] = panel_figure([images], 2.5, columns=5)
     return drawn
 
 
@@ -104,7 +105,7 @@ def _figure2(result):
                 for layer, (image, following) in enumerate(zip(images, after, strict=True))
             ]
         )
-    return panel_figure(rows, 2.25)
+    return panel_figure(rows, 2.25, columns=3)
 
 
 def _layer_panel(layer, image, following, labels, when, boundaries):
@@ -122,7 +123,13 @@ def _layer_panel(layer, image, following, labels, when, boundaries):
     arrow = arrow * (np.sign(arrow[0]) or 1.0)
     scale = np.max(np.abs(mapped)) if layer else 1.0
     return PointPanel(
-        rf"{where}, $v_{layer + 1}$ ({when})", mapped / scale, labels, boundaries, arrow, *names
+        rf"{where}, $v_{layer + 1}$ ({when})",
+        mapped / scale,
+        labels,
+        boundaries,
+        arrow,
+        *names,
+        arrow_label="$v_k$: first singular vector of $W_k$",
     )
 
 
@@ -149,7 +156,13 @@ def _layers(x, ratios):
 
 
 def _limits(x, values, label):
+    nowhere = np.zeros(0)
+    # One grey entry of the legend for the dashed lines of all colours.
+    key = Line(nowhere, nowhere, f"dashed: {label}", _RISK_COLOUR, dashed=True, width=0.8)
     return [
-        Line(x, y, "" if k else label, _LAYERS[k % len(_LAYERS)], dashed=True, width=0.8)
-        for k, y in enumerate(values.T)
+        *(
+            Line(x, y, "", _LAYERS[k % len(_LAYERS)], dashed=True, width=0.8)
+            for k, y in enumerate(values.T)
+        ),
+        key,
     ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .ji_telgarsky2019_paper import CAPTIONS, claims
-from .report import Check, Column, Report, Table, comparison, scientific, worst_of
+from .report import Check, Column, Report, Table, comparison, power_of_ten, scientific, worst_of
 
 if TYPE_CHECKING:
     from .ji_telgarsky2019 import Result
@@ -25,7 +25,7 @@ _FLOWS = (
     Column("excess", "log R(W(0))/R(0)", lambda x: f"{x:z.3f}"),
     Column("num_steps", "steps"),
     Column("status", "stopped by"),
-    Column("log10_margin", "margin", lambda x: f"1e{x:.1f}"),
+    Column("log10_margin", "margin", power_of_ten),
     Column("distance", "distance to max margin", scientific),
     Column("input_misalignment", "1 - <v_1, max margin>^2", _optional),
     Column("margin_deficit", "1 - normalised margin / gamma", _optional),
@@ -96,7 +96,7 @@ def report(result: "Result") -> Report:
     )
     return Report(
         experiment="ji-telgarsky2019",
-        title=TITLE,
+        title=TITLE if images else f"{TITLE} (without 3, which needs images)",
         config=result.config,
         reduced=result.reduced,
         tables=tables,
@@ -111,7 +111,7 @@ def _checks(config, flows, descents, stuck, images) -> Iterator[Check]:
     yield worst_of("Assumption 1.2, conditions that fail", flows, "failing", 0, _label)
     others = [row for row in flows if row["status"] != "margin"]
     shown = f"{_label(others[0])} stopped by {others[0]['status']}" if others else "none"
-    yield Check("flows not stopped by margin", len(others), 0, shown)
+    yield Check("flows not stopped by their margin", len(others), 0, shown)
     yield worst_of("Lemma 2.6, saved times that violate it", deep, "violations", 0, _label)
     yield worst_of("invariant drift", deep, "invariant_drift", config.flow.drift, _label)
     # The exact flow's smoothed margin never falls; the integrated one may by its tolerance.

@@ -194,7 +194,7 @@ def run(
                 start = factorization(
                     config.rates.inputs, config.rates.outputs, job.width, config.seed
                 )
-                label = f"$h = {job.width}$"
+                label = f"h = {job.width}"
                 rates.append(rate_run(label, *start, config.rates.duration, *accuracy))
             case "Figures 3, 6":
                 starts, difference = _imbalance(config)
@@ -218,7 +218,7 @@ def _imbalance(config):
     like = FullyConnectedNetwork.zeros((task.dimension, task.width))
     key = jax.random.key(config.seed)
     starts = {
-        rf"$\sigma_U = {first:g},\ \sigma_V = {last:g}$": imbalanced(
+        f"σ_U = {first:g}, σ_V = {last:g}": imbalanced(
             like, key, first_scale=first, last_scale=last
         )
         for first, last in zip(task.first_scales, task.last_scales, strict=True)

@@ -74,27 +74,33 @@ def _bounded_figure(runs, linear):
     losses, logarithms, rates = [], [], []
     for colour, run in enumerate(runs):
         kept = meaningful(run)
-        times = run.times[kept]
+        times, label = run.times[kept], _in_tex(run.label)
         excess = run.excess_loss[kept] / run.excess_loss[0]
-        losses.append(Line(times, excess, run.label, colour))
+        losses.append(Line(times, excess, label, colour))
         logarithms.append(losses[-1])
         bound = run.loss_bound[kept] / run.excess_loss[0]
         logarithms.append(Line(times, bound, "", colour, dashed=True, width=1.0))
-        rates.append(Line(times, run.rate[kept], run.label, colour))
+        rates.append(Line(times, run.rate[kept], label, colour))
         rates.append(Line(times, run.proposition_1[kept], "", colour, dashed=True, width=1.0))
     # One grey entry of the legend for the dashed lines of all colours.
     nowhere = np.zeros(0)
-    name = "dashed: bounds, Theorem 3 and Proposition 1"
+    name = "dashed: the bounds"
     logarithms.append(Line(nowhere, nowhere, name, _EIGENVALUES, dashed=True, width=1.0))
     loss = r"$(L - L^*)\,/\,(L(0) - L^*)$"
     panels = [
-        LinePanel("Loss", logarithms, _TIME, loss, xscale="linear", yscale="log"),
-        LinePanel("Instantaneous rate", rates, _TIME, _RATE, xscale="linear", yscale="log"),
+        LinePanel("Loss, and Theorem 3", logarithms, _TIME, loss, xscale="linear", yscale="log"),
+        LinePanel("Rate, and Proposition 1", rates, _TIME, _RATE, xscale="linear", yscale="log"),
     ]
     if linear:
         short = [_until(line, 0.02) for line in losses]
         panels.insert(0, LinePanel("Loss, linear", short, _TIME, loss, xscale="linear"))
-    return panel_figure([panels], 2.5, columns=3)
+    return panel_figure([panels], 2.5, columns=3 if linear else 5)
+
+
+def _in_tex(label):
+    if "=" not in label:
+        return label
+    return "$" + label.replace("σ", r"\sigma").replace(", ", r",\ ") + "$"
 
 
 def _until(line, level):

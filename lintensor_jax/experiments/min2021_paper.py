@@ -53,10 +53,10 @@ def claims(
     yield Claim(
         "Figure 5: rate at the start over 2 D_u",
         "a good bound at the large width, not at the small one",
-        f"{first['first_rate'] / first['corollary_4']:.2f} ({_plain(first['label'])}), "
-        f"{last['first_rate'] / last['corollary_4']:.2f} ({_plain(last['label'])})"
+        f"{first['first_rate'] / first['corollary_4']:.2f} ({first['label']}), "
+        f"{last['first_rate'] / last['corollary_4']:.2f} ({last['label']})"
         if first["corollary_4"] > 0
-        else f"2 D_u = 0 ({_plain(first['label'])})",
+        else f"2 D_u = 0 ({first['label']})",
         bool(
             last["first_rate"] / last["corollary_4"]
             < first["first_rate"] / max(first["corollary_4"], 1e-300)
@@ -66,7 +66,7 @@ def claims(
     yield Claim(
         "Figure 3/6: rate at the end",
         "grows with the imbalance; the balanced start is the slowest",
-        ", ".join(f"{row['last_rate']:.3g} ({_plain(row['label'])})" for row in starts),
+        ", ".join(f"{row['last_rate']:.3g} ({row['label']})" for row in starts),
         all(balanced["last_rate"] < row["last_rate"] for row in imbalanced),
     )
     corrected = slopes[0]
@@ -83,8 +83,3 @@ def claims(
         f"{means[0]:.3g} at h = {widths[0]['width']}, {means[-1]:.3g} at h = {widths[-1]['width']}",
         bool(means[-1] < means[0]),
     )
-
-
-def _plain(label):
-    """A label of a figure without its mathematics' marks."""
-    return label.replace("$", "").replace("\\ ", " ").replace("\\", "")

@@ -15,6 +15,12 @@ import numpy as np
 from .._version import __version__
 
 REPORT_FILES = ("table.md", "results.json")
+_COLUMN_NOTES = {
+    "drift": "drift: the largest change of a conserved quantity along the flow, over the largest "
+    "squared norm of the parameters so far; an exact flow has 0.",
+    "finish (relative step)": "finish (relative step): how far the last step, a Gauss-Newton step "
+    "from where the flow was stopped onto the interpolating solutions, moved beta, relative to it.",
+}
 LIBRARIES = ("jax", "jaxlib", "equinox", "diffrax", "optimistix", "lineax", "optax", "numpy")
 
 
@@ -40,6 +46,12 @@ class Table:
         """The written values, row by row."""
         return [[column.write(row[column.key]) for column in self.columns] for row in self.rows]
 
+    @property
+    def note(self) -> str:
+        """What those columns mean whose heading does not tell it."""
+        headings = [column.heading for column in self.columns]
+        return " ".join(words for name, words in _COLUMN_NOTES.items() if name in headings)
+
     def written(self) -> "Table":
         """The same with every cell as text: what can be sent to another process."""
         columns = tuple(Column(f"cell {i}", c.heading) for i, c in enumerate(self.columns))
@@ -52,7 +64,9 @@ class Table:
         """A Markdown table under its title."""
         headings = [column.heading for column in self.columns]
         lines = [headings, ["---"] * len(headings), *self.cells()]
-        return f"## {self.title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        note = f"{self.note}\n\n" if self.note else ""
+        table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        return f"## {self.title}\n\n{note}{table}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,20 +107,33 @@ CLAIM_HEADINGS = ("quantity", "the paper", "here", "agreement")
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One acceptance bound on the rows of a table: the worst row decides."""
+    """One acceptance bound on the rows of a table: the worst row decides.
+
+    - `told`: what was found and what is asked, in words, where the two numbers do not say it.
+    """
 
     name: str
     worst: float
     bound: float
     row: str
+    told: str = ""
 
     @property
     def passed(self) -> bool:
         """Whether the worst value keeps the bound; a NaN does not."""
         return self.worst <= self.bound
 
+    @property
+    def is_none(self) -> bool:
+        """Whether nothing is what is asked, and what was found."""
+        return self.worst == 0 == self.bound
+
     def __str__(self) -> str:
         verdict = "passed" if self.passed else "FAILED"
+        if self.told:
+            return f"{verdict}: {self.name}: {self.told} ({self.row})"
+        if self.is_none:
+            return f"{verdict}: {self.name}: none"
         relation = "<=" if self.passed else "is not <="
         return (
             f"{verdict}: {self.name}, worst {self.worst:.3g} {relation} {self.bound:g} ({self.row})"
@@ -114,12 +141,17 @@ class Check:
 
 
 def worst_of(
-    name: str, rows: Iterable[dict[str, Any]], key: str, bound: float, label: Callable[[dict], str]
+    name: str,
+    rows: Iterable[dict[str, Any]],
+    key: str,
+    bound: float,
+    label: Callable[[dict], str],
+    tell: Callable[[dict], str] = lambda row: "",
 ) -> Check:
-    """The check of `row[key] <= bound` in every row."""
+    """The check of `row[key] <= bound` in every row; `tell` puts the worst row into words."""
     # A NaN is the worst of all; max() alone would depend on its place.
     row = max(rows, key=lambda row: math.inf if math.isnan(row[key]) else row[key])
-    return Check(name, float(row[key]), bound, label(row))
+    return Check(name, float(row[key]), bound, label(row), tell(row))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +228,15 @@ def vector(value: np.ndarray) -> str:
 def scientific(value: float) -> str:
     """A number by its size."""
     return f"{value:.1e}"
+
+
+def power_of_ten(exponent: float) -> str:
+    """10^exponent as `scientific` writes it, however small or large."""
+    whole = math.floor(exponent)
+    mantissa = f"{10 ** (exponent - whole):.1f}"
+    if mantissa == "10.0":
+        mantissa, whole = "1.0", whole + 1
+    return f"{mantissa}e{whole:+03d}"
 
 
 def _plain(value: Any) -> Any:

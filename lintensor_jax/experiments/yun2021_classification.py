@@ -173,22 +173,26 @@ def reduce(config: Configuration) -> tuple[Configuration, tuple[str, ...]]:
     """One shape where there are several, and less descent; the checks stay as they are."""
     notes = []
 
-    def first(task: Any, key: str, kept: tuple) -> Any:
+    def first(task: Any, part: str, key: str, kept: tuple) -> Any:
         values = getattr(task, key)
         fewer = tuple(value for value in values if value in kept) or values[:1]
         if fewer != values:
-            notes.append(f"{key} {', '.join(map(str, fewer))} of {', '.join(map(str, values))}")
+            words, shown, all_of = key.replace("_", " "), *map(_listed, (fewer, values))
+            notes.append(f"{part}: {words} {shown} of {all_of}")
         return dataclasses.replace(task, **{key: fewer})
 
-    theorems = first(first(config.theorems, "depths", (2,)), "architectures", _QUICK_ARCHITECTURES)
-    side_by_side = first(config.side_by_side, "architectures", ("diagonal",))
+    theorems = first(config.theorems, "theorems", "depths", (2,))
+    theorems = first(theorems, "theorems", "architectures", _QUICK_ARCHITECTURES)
+    side_by_side = first(config.side_by_side, "side by side", "architectures", ("diagonal",))
     steps = min(side_by_side.descent_num_steps, _QUICK_DESCENT_STEPS)
     if steps < side_by_side.descent_num_steps:
-        notes.append(f"{steps:,} steps of gradient descent")
+        notes.append(
+            f"side by side: {steps:,} of {side_by_side.descent_num_steps:,} steps of descent"
+        )
     quick = Configuration(
         theorems=theorems,
-        one_sample=first(config.one_sample, "filter_sizes", (2,)),
-        finite_loss=first(config.finite_loss, "depths", (2,)),
+        one_sample=first(config.one_sample, "one sample", "filter_sizes", (2,)),
+        finite_loss=first(config.finite_loss, "finite loss", "depths", (2,)),
         side_by_side=dataclasses.replace(side_by_side, descent_num_steps=steps),
     )
     return quick, tuple(notes)
@@ -278,6 +282,10 @@ def _theorems(name, depth, task):
         start: follow(network, problem, -task.log_inverse_loss, task.rtol)
         for start, network in networks.items()
     }
+
+
+def _listed(values):
+    return ", ".join(map(str, values))
 
 
 def _require_ahead(task):

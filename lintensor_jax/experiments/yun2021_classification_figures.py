@@ -17,6 +17,7 @@ _FIRST_LOG_INVERSE_LOSS = 0.1
 _LAST_LOG_TIME = np.log(1e8)
 _FIRST_LOG_TIME = np.log(1e-6)
 _DISTANCE = "between flow and prediction"
+_PATH, _PROGRAM = "predicted: path", "predicted: program"
 _TO_L1, _TO_L2 = r"to the $\ell_1$ maximum margin", r"to the $\ell_2$ maximum margin"
 
 
@@ -83,25 +84,32 @@ def _bounded_starts(result):
 
 def _finite_loss_panels(result):
     panels = []
+    # All markers are shown, and lines no farther.
+    lowest = 0.5 * min(
+        float(np.min(np.linalg.norm(runs.reached[:, 1:] - end, axis=-1)))
+        / float(np.linalg.norm(runs.l1 - runs.l2))
+        for runs in result.finite_loss.values()
+        for end in (runs.l1, runs.l2)
+    )
     for depth, runs in result.finite_loss.items():
         unit = np.linalg.norm(runs.l1 - runs.l2)
         curves = []
         for end, quantity in ((runs.l1, _TO_L1), (runs.l2, _TO_L2)):
-            for directions, series in ((runs.path, "path"), (runs.program, "program")):
+            for directions, series in ((runs.path, _PATH), (runs.program, _PROGRAM)):
                 values = np.linalg.norm(directions - end, axis=1) / unit
                 curves.append(Curve(runs.mus, values, quantity, series))
             # The first loss is far from small; the others show how the flows settle.
             for level, nominal in list(enumerate(result.config.finite_loss.log_inverse_losses))[1:]:
                 values = np.linalg.norm(runs.reached[:, level] - end, axis=-1) / unit
                 name = rf"flow at loss $e^{{-{_power(nominal)}}}$"
-                curves.append(Curve(runs.flow_mus[:, level], values, quantity, "path", name))
+                curves.append(Curve(runs.flow_mus[:, level], values, quantity, _PATH, name))
         panels.append(
             CurvePanel(
                 f"$D = {depth}$",
                 curves,
                 xlabel=r"$\mu = \alpha^D/\log(1/\varepsilon)$",
                 ylabel="distance of the direction",
-                y_window=(1e-3, 3.0),
+                y_window=(lowest, 3.0),
             )
         )
     return [*panels, _prediction_panel(result)]
@@ -114,7 +122,7 @@ def _prediction_panel(result):
     curves = []
     for runs in result.finite_loss.values():
         levels = -runs.log_losses[middle]
-        for errors, series in ((runs.path_errors, "path"), (runs.program_errors, "program")):
+        for errors, series in ((runs.path_errors, _PATH), (runs.program_errors, _PROGRAM)):
             curves.append(Curve(levels, errors[middle], _DISTANCE, series))
     x, y = curves[0].x[0], curves[0].y[0] / 10
     return CurvePanel(

@@ -14,7 +14,9 @@ CAPTIONS = {
     "loss_bound": "The bound of Theorem 2 on the loss: as printed it is violated from losses "
     "below 1, corrected it holds.",
     "finite_loss": "The open question of section 6: directions at a finite loss, with two "
-    "predictions after Moroshko et al. 2020.",
+    "predictions. The program is the minimisation of Moroshko et al. 2020 at mu; the path follows "
+    "it from large mu down, with multipliers that never fall, as those of a flow. Distances "
+    "are over the one between the two maximum margins.",
 }
 _COROLLARIES = {
     "fully-connected": ("Corollary 1", "the l2 maximum margin"),

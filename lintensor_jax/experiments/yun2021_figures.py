@@ -48,7 +48,9 @@ def _directions(result, a):
         f"markers: gradient descent, after {steps:,} steps\n"
         f"lines: exact gradient flow, at most {most} steps"
     )
-    return approach_figure(approaches, words)
+    return approach_figure(
+        approaches, words, rf"Classification, $\alpha = {result.config.alphas[a]:g}$"
+    )
 
 
 def _approach(runs, lane):

@@ -17,8 +17,9 @@ CAPTIONS = {
     "all scales. Broad rays are the maximum-margin directions, filled markers where the paper's "
     "gradient descent stops.",
     "directions": "Beyond the papers: the angle that is left between predictor and limit as the "
-    "loss falls, on the data and from the starts of Figure 3. Gradient descent ends in the grey "
-    "part; the flows go on to where no float64 holds the loss.",
+    "loss falls, on the data of Figure 3 and from its starts of the largest scale alpha. Gradient "
+    "descent ends in the grey part; the flows go on to where no float64 holds the loss. Where a "
+    "curve dips, the direction crosses its limit and comes back to it from the other side.",
 }
 # Section 6, in the paper's digits.
 _MINIMUM_NORM = {

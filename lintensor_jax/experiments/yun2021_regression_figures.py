@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _TO_L1 = r"to the weighted $\ell_1$ solution"
 _TO_L2 = r"to the weighted $\ell_2$ solution"
+_L2, _NUCLEAR = r"the $\ell_2$ solution", "the least nuclear norm"
+_THEOREM_5 = "Theorem 5's limit"
 _TITLES = {
     "diagonal": "Diagonal",
     "convolutional": "Convolutional, even data",
@@ -20,7 +22,7 @@ _TITLES = {
 }
 _SCALE = r"initial scale $\alpha$"
 # What lies below is of no use to the eye, and soon rounding.
-_LEAST_SHOWN = 1e-6
+_LEAST_SHOWN = 5e-7
 
 
 def figures(result: "Result") -> dict[str, Figure]:
@@ -28,7 +30,10 @@ def figures(result: "Result") -> dict[str, Figure]:
     small = [_fully_connected_panel, _noncommuting_panel, _rotated_panel]
     return {
         "l1_to_l2": curve_figure([_interpolation_panel(result, name) for name in _TITLES]),
-        "alpha_to_zero": curve_figure([panel(result) for panel in small]),
+        # A solution has its colour in both figures.
+        "alpha_to_zero": curve_figure(
+            [panel(result) for panel in small], quantities=(_TO_L1, _L2, _NUCLEAR, _THEOREM_5)
+        ),
     }
 
 
@@ -59,7 +64,7 @@ def _fully_connected_panel(result):
     curves = [
         curve
         for depth, runs in result.fully_connected.items()
-        for curve in _simulated(depth, *small_scale_distances(runs), r"the $\ell_2$ solution")
+        for curve in _simulated(depth, *small_scale_distances(runs), _L2)
     ]
     x = float(np.sqrt(np.min(curves[0].x) * np.max(curves[0].x)))
     y = 0.4 * float(min(np.interp(x, curve.x, curve.y) for curve in curves))
@@ -73,16 +78,18 @@ def _fully_connected_panel(result):
 
 
 def _noncommuting_panel(result):
+    curves = [
+        curve
+        for depth, runs in result.noncommuting.items()
+        for curve in _simulated(depth, *small_scale_distances(runs), _NUCLEAR)
+    ]
+    values = np.concatenate([curve.y for curve in curves])
     return CurvePanel(
         "Outside the theorems:\nnon-commuting sensors",
-        [
-            curve
-            for depth, runs in result.noncommuting.items()
-            for curve in _simulated(depth, *small_scale_distances(runs), "the least nuclear norm")
-        ],
+        curves,
         xlabel=_SCALE,
         ylabel="",
-        y_window=(0.1, 3.0),
+        y_window=(float(values.min()) / 1.3, float(values.max()) * 1.3),
     )
 
 
@@ -92,7 +99,7 @@ def _rotated_panel(result):
         [
             curve
             for depth, runs in result.rotated.items()
-            for curve in _simulated(depth, *rotated_distances(runs), "Theorem 5's limit")
+            for curve in _simulated(depth, *rotated_distances(runs), _THEOREM_5)
         ],
         xlabel=_SCALE,
         ylabel="",

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .report import Check, Column, Report, Table, comparison, scientific, vector, worst_of
+from .report import (
+    Check,
+    Column,
+    Report,
+    Table,
+    comparison,
+    power_of_ten,
+    scientific,
+    vector,
+    worst_of,
+)
 from .yun2021_paper import CAPTIONS, claims
 
 if TYPE_CHECKING:
@@ -41,7 +51,7 @@ _CLASSIFICATION = (
     Column("invariant_drift", "drift", scientific),
     Column("paper_loss_distance", "distance at the paper's loss", scientific),
     Column("descent_distance", "GD's distance", scientific),
-    Column("descent_log10_loss", "GD's loss", lambda value: f"1e{value:.1f}"),
+    Column("descent_log10_loss", "GD's loss", power_of_ten),
 )
 _SUMMARY = (
     Column("task", "task"),
@@ -187,7 +197,7 @@ def _bounded(name, rows, key, bound):
 def _all_stopped_by(status, rows):
     others = [row for row in rows if row["status"] != status]
     shown = f"{_label(others[0])} stopped by {others[0]['status']}" if others else "none"
-    return Check(f"{rows[0]['task']}: runs not stopped by {status}", len(others), 0, shown)
+    return Check(f"{rows[0]['task']}: runs not stopped by their {status}", len(others), 0, shown)
 
 
 def _distance(a, b):

@@ -36,7 +36,7 @@ class Approach:
     stop_angle: np.ndarray
 
 
-def approach_figure(approaches: Sequence[Approach], words: str) -> Figure:
+def approach_figure(approaches: Sequence[Approach], words: str, title: str = "") -> Figure:
     """One panel; `words`, two lines, say whose ends the markers are, and whose the lines.
 
     Losses down to the last marker lie in a grey band, which the legend names.
@@ -44,7 +44,7 @@ def approach_figure(approaches: Sequence[Approach], words: str) -> Figure:
     with style.house_style():
         figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
         axes = figure.subplots()
-        axes.set(xscale="log", yscale="log")
+        axes.set(xscale="log", yscale="log", title=title)
         for approach in approaches:
             _draw(axes, approach)
         last_stop = max(float(a.stop_log_inverse_loss.max()) for a in approaches)

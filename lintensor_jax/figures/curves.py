@@ -52,13 +52,16 @@ class CurvePanel:
     y_window: tuple[float, float] | None = None
 
 
-def curve_figure(panels: Sequence[CurvePanel], height: float = 2.5) -> Figure:
+def curve_figure(
+    panels: Sequence[CurvePanel], height: float = 2.5, quantities: Sequence[str] = ()
+) -> Figure:
     """Panels side by side with one legend below; panels with equal labels share the y axis.
 
-    `height` is that of the axes in inches.
+    `height` is that of the axes in inches. `quantities` have the first colours in this order, drawn
+    or not, so that several figures agree.
     """
     curves = [curve for panel in panels for curve in panel.curves]
-    looks = _Looks.of(curves)
+    looks = _Looks.of(curves, quantities)
     legend, columns = looks.legend()
     with style.house_style():
         rows = len(legend) // columns
@@ -86,9 +89,11 @@ class _Looks:
     markers: Mapping[str, str]
 
     @staticmethod
-    def of(curves: Sequence[Curve]) -> "_Looks":
+    def of(curves: Sequence[Curve], first: Sequence[str]) -> "_Looks":
+        drawn = [curve.quantity for curve in curves]
+        colours = _assigned("quantities", [*first, *drawn], PALETTE)
         return _Looks(
-            _assigned("quantities", [curve.quantity for curve in curves], PALETTE),
+            {name: colour for name, colour in colours.items() if name in drawn},
             _assigned("series", [curve.series for curve in curves], DASHES),
             _assigned("measurements", [c.measurement for c in curves if c.measurement], MARKERS),
         )
@@ -125,7 +130,7 @@ class _Looks:
         return [handle for group in groups for handle in group], len(groups)
 
 
-def _assigned(what, names, looks):
+def _assigned(what: str, names: Sequence[str], looks: Sequence[Any]) -> dict[str, Any]:
     names = list(dict.fromkeys(names))
     if len(names) > len(looks):
         raise ValueError(
@@ -141,13 +146,14 @@ def _draw(axes: Axes, panel: CurvePanel, looks: _Looks) -> None:
     for curve in panel.curves:
         x, y = np.asarray(curve.x), np.asarray(curve.y)
         kept = np.isfinite(y) & (y > 0)
-        x, y = x[kept], y[kept]
         colour = looks.colours[curve.quantity]
-        axes.plot(
-            x,
-            y,
-            **(looks.marks(curve.measurement, colour) if curve.measurement else looks.line(curve)),
-        )
+        if not curve.measurement:
+            axes.plot(x[kept], y[kept], **looks.line(curve))
+            continue
+        # Those at the edge are drawn whole, those beyond not at all.
+        if panel.y_window is not None:
+            kept &= (y >= panel.y_window[0]) & (y <= panel.y_window[1])
+        axes.plot(x[kept], y[kept], **looks.marks(curve.measurement, colour), clip_on=False)
     everywhere = np.concatenate([curve.x for curve in panel.curves])
     low, high = np.min(everywhere), np.max(everywhere)
     pad = max((high / low) ** 0.03, 1.05)

@@ -14,7 +14,19 @@ from .curves import PALETTE
 
 # Those of `curves`, more that can be told from them, and at the end a light and a dark neutral.
 COLOURS = (*PALETTE, "#56B4E9", "#7B3294", style.COLOURS["fully-connected"], "0.72", style.NEUTRAL)
-POSITIVE, NEGATIVE = "#0072B2", "#D55E00"
+# Grey: colours are the lines'.
+_CLASSES = {
+    "label +1": {"ls": "none", "marker": "o", "ms": 2.6, "color": "0.45", "mew": 0.3},
+    "label −1": {
+        "ls": "none",
+        "marker": "s",
+        "ms": 2.8,
+        "color": "0.45",
+        "mfc": "white",
+        "mew": 0.6,
+    },
+}
+_ARROW = {"color": "black", "lw": 1.3, "marker": ">", "ms": 5, "markevery": [-1]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +77,9 @@ class LinePanel:
     right_label: str = ""
 
     @property
-    def legend_lines(self) -> list[Line]:
-        """All lines, for the legend."""
-        return [*self.lines, *self.right]
+    def legend(self) -> list[tuple[str, dict[str, Any]]]:
+        """Labels and looks of all lines."""
+        return [(line.label, line.look) for line in (*self.lines, *self.right)]
 
     def draw(self, axes: Axes) -> None:
         """Draw into `axes`."""
@@ -98,7 +110,7 @@ class PointPanel:
 
     - `boundaries`: lines through the origin that are orthogonal to `x` of a `Line`, (2,); its `y`
       is not used.
-    - `arrow`: a vector of length at most 1, drawn from the origin, or None.
+    - `arrow`: a vector of length at most 1, drawn from the origin, or None; `arrow_label` names it.
     """
 
     title: str
@@ -108,11 +120,14 @@ class PointPanel:
     arrow: np.ndarray | None = None
     xlabel: str = ""
     ylabel: str = ""
+    arrow_label: str = ""
 
     @property
-    def legend_lines(self) -> list[Line]:
-        """The boundaries."""
-        return list(self.boundaries)
+    def legend(self) -> list[tuple[str, dict[str, Any]]]:
+        """Labels and looks of boundaries, classes and arrow."""
+        entries = [(line.label, line.look) for line in self.boundaries]
+        arrow = [] if self.arrow is None else [(self.arrow_label, _ARROW)]
+        return [*entries, *_CLASSES.items(), *arrow]
 
     def draw(self, axes: Axes) -> None:
         """Draw into `axes`."""
@@ -120,9 +135,8 @@ class PointPanel:
         for line in self.boundaries:
             along = np.array([-line.x[1], line.x[0]]) / np.linalg.norm(line.x) * 2 * reach
             axes.plot(*np.stack([-along, along]).T, **line.look)
-        for sign, colour, marker in ((1, POSITIVE, "o"), (-1, NEGATIVE, "s")):
-            chosen = self.points[np.sign(self.labels) == sign]
-            axes.plot(*chosen.T, ls="none", marker=marker, ms=2.6, mfc=colour, mec="white", mew=0.3)
+        for sign, look in zip((1, -1), _CLASSES.values(), strict=True):
+            axes.plot(*self.points[np.sign(self.labels) == sign].T, **look)
         if self.arrow is not None:
             tip = self.arrow * 0.85 * reach
             arrow = {"arrowstyle": "-|>", "color": "black", "lw": 1.3, "shrinkA": 0, "shrinkB": 0}
@@ -141,11 +155,11 @@ def panel_figure(
 
     The legend, read along its rows, has the lines in the order of the panels.
     """
-    looks: dict[str, Line] = {}
+    looks: dict[str, dict[str, Any]] = {}
     for row in rows:
         for panel in row:
-            for line in panel.legend_lines:
-                looks.setdefault(line.label, line)
+            for label, look in panel.legend:
+                looks.setdefault(label, look)
     looks.pop("", None)
     with style.house_style():
         legend_rows = -(-len(looks) // columns)
@@ -159,7 +173,7 @@ def panel_figure(
                 panel.draw(axes)
             for axes in axes_row[len(row) :]:
                 axes.set_visible(False)
-        handles = [Line2D([], [], **line.look, label=label) for label, line in looks.items()]
+        handles = [Line2D([], [], **look, label=label) for label, look in looks.items()]
         if handles:
             handles = style.along_rows(handles, columns)
             figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)

@@ -81,9 +81,8 @@ def plane_figure(panels: Sequence[PlanePanel], mark_label: str = "", columns: in
         legend_columns = min(columns + 1, 3)  # what fits into the width
         legend_rows = -(-len(legend) // legend_columns)
         width = style.PAGE_WIDTH * columns / 2
-        figure = Figure(
-            figsize=(width, 3.45 * rows + 0.2 * legend_rows + 0.2), layout="constrained"
-        )
+        figure = Figure(figsize=(width, 3.65 * rows + 0.2 * legend_rows), layout="constrained")
+        figure.get_layout_engine().set(hspace=0.05)  # pyright: ignore
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes, panel in zip(grid.flat, panels, strict=False):
             draw(axes, panel)

@@ -12,20 +12,27 @@ from matplotlib.patches import Patch
 from . import style
 
 _OTHERS = ("#CC79A7", "#0A5C8C", "#E69F00", "#000000", "#56B4E9", "#8C564B")
+_FEW = 15  # points up to which each has a marker
 
 
 @dataclasses.dataclass(frozen=True)
 class Band:
-    """Values of flows at points x: shapes (n,) and (n, flows). NaN and infinities are left out."""
+    """Values of flows at points x: shapes (n,) and (n, flows). NaN and infinities are left out.
+
+    - `predicted`: what theory says of each, (n, flows), or None.
+    """
 
     label: str
     x: np.ndarray
     values: np.ndarray
+    predicted: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class BandPanel:
-    """One panel; logarithmic axes where all values are positive and span more than a decade.
+    """One panel; y is logarithmic where all values are positive and span a factor of 30.
+
+    So is x, for measured (floating) values from a factor of 5 on.
 
     - `signed`: whether the sign means something, as of a coefficient: then y is never logarithmic.
     """
@@ -37,26 +44,42 @@ class BandPanel:
     signed: bool = False
 
 
-def band_figure(panels: Sequence[BandPanel], columns: int = 2) -> Figure:
-    """Panels in rows, with one legend: the line is the median, the band holds 80% of the flows."""
+def band_figure(panels: Sequence[BandPanel], columns: int = 2, note: str = "") -> Figure:
+    """Panels in rows over one x axis, with one legend; `note` is a line above them.
+
+    The line is the median, the band holds 80% of the flows, open circles are the medians of
+    `predicted`.
+    """
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     labels = list(dict.fromkeys(band.label for panel in panels for band in panel.bands))
     colours = _colours(labels)
+    bands = [band for panel in panels for band in panel.bands]
+    everywhere = np.concatenate([band.x for band in bands])
     with style.house_style():
         size = (style.PAGE_WIDTH * min(columns, 2) / 2 + 0.4, 2.3 * rows + 0.4)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, panel in zip(grid, panels, strict=False):
-            _draw(axes, panel, colours)
+            _draw(axes, panel, colours, everywhere)
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
         lines = [Line2D([], [], color=colours[name], lw=2, label=name) for name in labels if name]
         handles = [*lines, Patch(color="0.75", label="10% to 90% of the flows")]
+        if any(band.predicted is not None for band in bands):
+            handles.append(
+                Line2D([], [], **_ring(style.NEUTRAL), label="predicted by theory, median")
+            )
         # Four labels fit side by side in two columns of panels, two in one.
         place = {"loc": "outside lower center", "ncols": 2 * columns, "frameon": False}
         figure.legend(handles=style.along_rows(handles, 2 * columns), **place)
+        if note:
+            figure.suptitle(note, fontsize=8)
         return figure
+
+
+def _ring(colour):
+    return {"ls": "none", "marker": "o", "ms": 6.5, "mfc": "none", "mec": colour, "mew": 1.0}
 
 
 def _colours(labels):
@@ -64,32 +87,51 @@ def _colours(labels):
     return {name: style.COLOURS[name] if name in style.COLOURS else next(others) for name in labels}
 
 
-def _draw(axes: Axes, panel: BandPanel, colours) -> None:
+def _draw(axes: Axes, panel: BandPanel, colours, everywhere) -> None:
     everything = np.concatenate([np.ravel(band.values) for band in panel.bands])
-    if _spans_decades(np.concatenate([band.x for band in panel.bands])):
+    low, high = everywhere.min(), everywhere.max()
+    pad = 0.04
+    if _spans(everywhere, 5 if everywhere.dtype.kind == "f" else 30):
         axes.set_xscale("log")
-    positive_only = not panel.signed and _spans_decades(everything)
+        axes.set_xlim(low / (high / low) ** pad, high * (high / low) ** pad)
+    elif high > low:
+        axes.set_xlim(low - pad * (high - low), high + pad * (high - low))
+    positive_only = not panel.signed and _spans(everything, 30)
     if positive_only:
         axes.set_yscale("log")
     for band in panel.bands:
-        values = np.where(np.isfinite(band.values), band.values, np.nan)
-        if positive_only:
-            values = np.where(values > 0, values, np.nan)
-        kept = np.isfinite(values).any(axis=1)
-        if not kept.any():
+        quantiles = _quantiles(band.x, band.values, positive_only)
+        if quantiles is None:
             continue
-        x, values = band.x[kept], values[kept]
-        low, middle, high = np.nanpercentile(values, [10, 50, 90], axis=1)
+        x, low, middle, high = quantiles
         colour = colours[band.label]
         axes.fill_between(x, low, high, color=colour, alpha=0.22, lw=0)
-        marker = "o" if len(x) < 3 else None
-        axes.plot(x, middle, color=colour, marker=marker, ms=3.5)
+        marker = "o" if len(x) < _FEW else None
+        axes.plot(x, middle, color=colour, marker=marker, ms=3)
+        expected = band.predicted
+        if expected is not None and (found := _quantiles(band.x, expected, positive_only)):
+            step = -(-len(found[0]) // _FEW)
+            axes.plot(found[0][::step], found[2][::step], **_ring(colour))
     style.label_decades(axes)
     axes.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
     axes.grid(color="0.92", lw=0.6)
     axes.set_axisbelow(True)
 
 
-def _spans_decades(values) -> bool:
+def _quantiles(x, values, positive_only):
+    """Those x where a value can be drawn, and there the 10%, 50% and 90% of the flows."""
+    values = np.where(np.isfinite(values), values, np.nan)
+    if positive_only:
+        values = np.where(values > 0, values, np.nan)
+    kept = np.isfinite(values).any(axis=1)
+    if not kept.any():
+        return None
+    return x[kept], *np.nanpercentile(values[kept], [10, 50, 90], axis=1)
+
+
+def _spans(values, factor) -> bool:
     values = values[np.isfinite(values) & (values != 0)]
-    return bool(values.size and (values > 0).all() and values.max() > 30 * values.min())
+    # Rounding must not decide about a factor that is met.
+    return bool(
+        values.size and (values > 0).all() and values.max() >= factor * values.min() * (1 - 1e-9)
+    )

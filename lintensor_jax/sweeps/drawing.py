@@ -25,6 +25,13 @@ _COEFFICIENTS = {
 }
 # Units that the name of the quantity tells already, or that have none.
 _UNSPOKEN = ("", "1", "steps", "x", "y/x")
+_SPOKEN = {
+    "num_steps": "solver steps",
+    "log_loss": "natural log of the loss",
+    "log_time": "natural log of the time",
+    "log_norm": "natural log of\nthe parameters' norm",
+    "log_margin": "natural log of\nthe smallest margin",
+}
 
 
 def figures(path: str | Path) -> dict[str, Any]:
@@ -32,7 +39,8 @@ def figures(path: str | Path) -> dict[str, Any]:
 
     "limit", "direction": the first coefficients, where they were recorded; "observables": every
     other number; "steps": the solver's. All are medians and bands over the axis with the most
-    numbers. Raises `SweepError` where nothing is finished yet.
+    numbers, and medians of the predicted limits where those were recorded. A quantity of which most
+    values are not finite is left out, and named. Raises `SweepError` where nothing is finished yet.
     """
     from ..figures.sweeps import band_figure
 
@@ -41,7 +49,10 @@ def figures(path: str | Path) -> dict[str, Any]:
     panels["observables"] = [drawing.panel(name) for name in _numbers(drawing.results)]
     panels["steps"] = [drawing.panel("num_steps")]
     kept = {name: [p for p in drawn if p is not None] for name, drawn in panels.items()}
-    return {name: band_figure(drawn) for name, drawn in kept.items() if drawn}
+    notes = {"observables": drawing.omitted}
+    return {
+        name: band_figure(drawn, note=notes.get(name, "")) for name, drawn in kept.items() if drawn
+    }
 
 
 def write_figures(path: str | Path, folder: str | Path | None = None) -> list[Path]:
@@ -63,10 +74,15 @@ def caption(path: str | Path, name: str) -> str:
         size = math.prod(_extents(drawing.results, _COEFFICIENTS[name][0]))
         some = f"the first {_MOST_COEFFICIENTS} of {size}" if size > _MOST_COEFFICIENTS else "the"
         sentence = sentence.replace("the first", some)
-    return (
+    told = (
         f"{sentence[0].upper()}{sentence[1:]}. Lines are medians over the grid's other axes, bands "
         "hold 80% of the flows."
     )
+    if name in _COEFFICIENTS and drawing.predicts(_COEFFICIENTS[name][0]):
+        told += " Open circles are the medians of the limits that theory predicts."
+    if name == "observables" and drawing.omitted:
+        told += f" {drawing.omitted}."
+    return told
 
 
 class _Drawing(NamedTuple):
@@ -92,28 +108,78 @@ class _Drawing(NamedTuple):
         return _Drawing(results, *_axes(results), done, only if isinstance(only, str) else "")
 
     def panel(self, name: str, place: tuple[int, ...] = (), label: str = "") -> Any:
-        """Of one number of every lane, at a place beyond the grid; None if none is finite.
+        """Of one number of every lane, at a place beyond the grid; None if most are not finite.
 
         `label`: of a coefficient, which has a sign.
         """
-        from ..figures.sweeps import Band, BandPanel
+        from ..figures.sweeps import BandPanel
 
-        array = self.results[name]
-        beyond = [d for d in array.dims if d not in self.results.status.dims]
-        array = array.isel(dict(zip(beyond, place, strict=True))).where(self.done)
+        predicted = "predicted" if label and self.predicts(name) else None
+        bands, missing, total = [], 0, 0
+        for band, done in self._bands(name, place, predicted):
+            absent = int((done & ~np.isfinite(band.values)).sum())
+            missing, total = missing + absent, total + int(done.sum())
+            if 2 * absent <= done.sum():
+                bands.append(band)
+        if not any(np.isfinite(band.values).any() for band in bands):
+            return None
+        title = f"{missing:,} of {total:,} values, not finite, are left out" if missing else ""
+        words = self.along.replace("_", " "), label or self._label(name)
+        return BandPanel(title, *words, bands, signed=bool(label))
+
+    @property
+    def omitted(self) -> str:
+        """Which numbers have no panel, since most values are not finite."""
+        names = [n for n in _numbers(self.results) if self.panel(n) is None]
+        words = [
+            _SPOKEN.get(n, n.replace("_", " ")).replace("\n", " ")
+            + (
+                " (log of 0)"
+                if n == "log_loss" and bool((self.results[n] == -np.inf).any())
+                else ""
+            )
+            for n in names
+        ]
+        return f"Not shown, as most values are not finite: {', '.join(words)}" if words else ""
+
+    def predicts(self, name: str) -> bool:
+        """Whether the predictions, where recorded, are of this variable.
+
+        They are of limits for regression, and of directions for classification: of that one whose
+        distance from them was recorded.
+        """
+        results = self.results
+        if not {"predicted", "distance_to_prediction"} <= set(results):
+            return False
+        away = np.asarray(results.distance_to_prediction.where(self.done)).ravel()
+        gap = np.asarray(results[name] - results.predicted).reshape(away.size, -1)
+        gap = np.sqrt(np.nansum(gap**2, axis=1))
+        known = np.isfinite(away)
+        # Both are computed from the same float64 numbers of order one.
+        return bool(known.any() and np.allclose(gap[known], away[known], rtol=1e-6, atol=1e-12))
+
+    def _bands(self, name: str, place, predicted: str | None) -> Iterator[tuple[Any, np.ndarray]]:
+        """Bands, and where their values are those of lanes that are done."""
+        from ..figures.sweeps import Band
+
         step = -(-self.results.sizes[self.along] // _MOST_LINES)
-        array = array.isel({self.along: slice(None, None, step)})
         x = self.results[self.along].values[::step]
         if x.dtype.kind == "U":
             x = np.arange(len(x))
-        bands = []
-        for words, part in self._parts(array):
-            values = np.moveaxis(np.asarray(part), part.dims.index(self.along), 0)
-            bands.append(Band(words, x, values.reshape(len(x), -1)))
-        if not any(np.isfinite(band.values).any() for band in bands):
-            return None
-        words = self.along.replace("_", " "), label or self._label(name)
-        return BandPanel("", *words, bands, signed=bool(label))
+
+        def parts(array):
+            beyond = [d for d in array.dims if d not in self.results.status.dims]
+            array = array.isel(dict(zip(beyond, place, strict=True)) if beyond else {})
+            for words, part in self._parts(array.isel({self.along: slice(None, None, step)})):
+                values = np.moveaxis(np.asarray(part), part.dims.index(self.along), 0)
+                yield words, values.reshape(len(x), -1)
+
+        done = [part for _, part in parts(self.done)]
+        theory = (
+            [p for _, p in parts(self.results[predicted].where(self.done))] if predicted else ()
+        )
+        for i, (words, values) in enumerate(parts(self.results[name].where(self.done))):
+            yield Band(words, x, values, theory[i] if theory else None), done[i]
 
     def _parts(self, array: Any) -> Iterator[tuple[str, Any]]:
         if self.colour is None:
@@ -125,6 +191,8 @@ class _Drawing(NamedTuple):
             yield f"{prefix}{value}", array.isel({self.colour: index})
 
     def _label(self, name: str) -> str:
+        if name in _SPOKEN:
+            return _SPOKEN[name]
         units = self.results[name].attrs.get("units", "")
         return name.replace("_", " ") + ("" if units in _UNSPOKEN else f"\n({units})")
 
