@@ -18,7 +18,7 @@ from sweep_cases import ALPHAS, DIRECTIONS, LANES, PROBLEM, X, Y, axes, contents
 import lintensor_jax as lt
 from lintensor_jax import cli
 from lintensor_jax.cli import sweep as sweep_commands
-from lintensor_jax.cli.sweep import in_words
+from lintensor_jax.cli.sweep import progress_in_words
 from lintensor_jax.config import ConfigError
 from lintensor_jax.sweeps import (
     DistanceToPrediction,
@@ -329,10 +329,10 @@ def test_paired_axes_need_one_length(tmp_path):
 
 def test_progress_in_words():
     progress = Progress(lanes=500, total=2000, failed=3, waiting=2, rate=100.0)
-    assert in_words(progress) == (
+    assert progress_in_words(progress) == (
         "500 of 2,000 lanes, 100/s, 00:00:15 left, 2 waiting for the stiff path, 3 failed"
     )
-    assert "compiling" in in_words(Progress(0, 10, 0, 0, 0.0))
+    assert "compiling" in progress_in_words(Progress(0, 10, 0, 0, 0.0))
 
 
 def test_a_log_has_a_line_now_and_then(monkeypatch, capsys):

@@ -239,7 +239,7 @@ def _watched(quiet: bool) -> Iterator[Callable[[Any], None] | None]:
                 task,
                 total=progress.total,
                 completed=progress.lanes,
-                description=in_words(progress),
+                description=progress_in_words(progress),
             )
 
         yield watch
@@ -256,7 +256,7 @@ def _told_in_lines() -> Iterator[Callable[[Any], None]]:
         now, last = time.monotonic(), progress
         if progress.lanes < progress.total and now - told >= _SECONDS_BETWEEN_LINES:
             told = now
-            print(in_words(progress), file=sys.stderr, flush=True)
+            print(progress_in_words(progress), file=sys.stderr, flush=True)
 
     yield watch
     if last is not None:
@@ -269,7 +269,7 @@ def _clock(seconds: float) -> str:
     return time.strftime("%H:%M:%S", time.gmtime(seconds))
 
 
-def in_words(progress: Any) -> str:
+def progress_in_words(progress: Any) -> str:
     """A `Progress` in one line."""
     parts = [f"{progress.lanes:,} of {progress.total:,} lanes"]
     if progress.rate > 0:

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -218,7 +218,8 @@ class Program:
             for leaf in jitted.trace(*leaves).out_info
         ]
         self.results = jax.tree.unflatten(self._structure, shapes)
-        self.machine_code = _in_thread(compilation.lowered(jitted, leaves))
+        # XLA compiles without Python's lock.
+        self.machine_code = _compiling.submit(compilation.lowered(jitted, leaves))
 
     def __call__(self, *arguments: Any) -> Any:
         """The results; nothing but the arrays among the arguments counts."""
@@ -226,21 +227,8 @@ class Program:
         return jax.tree.unflatten(self._structure, self.machine_code.result()(*leaves))
 
 
-def _in_thread(make: Callable[[], Callable]) -> Future:
-    """What `make` returns, some time; XLA compiles without Python's lock."""
-    future: Future = Future()
-
-    def work():
-        try:
-            future.set_result(make())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return future
-
-
 _KEPT = 64
+_compiling = ThreadPoolExecutor(thread_name_prefix="compile")  # starts its threads when asked
 _lock = threading.Lock()
 _programs: collections.OrderedDict[Any, Future[Program]] = collections.OrderedDict()
 
