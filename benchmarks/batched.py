@@ -27,7 +27,7 @@ from measure import Effort, Row, Variant, WrongAnswer
 
 import lintensor_jax as lt
 from lintensor_jax.dynamics.batched import BatchedFlow, batched_flow
-from lintensor_jax.dynamics.compilation import Apart, InProcess
+from lintensor_jax.dynamics.compilation import XLA, Native
 from lintensor_jax.dynamics.system import System
 
 # Diffrax's steps have no limit of stability but the tolerance: with d = 32 its lanes hover, all of
@@ -116,15 +116,14 @@ class Problem:
         self.known: Any = True  # for which lanes
         self.flow: Any = None  # the last one of ours
 
-    def ours(self, compilation: Any = None, devices: Any = None, **options: Any) -> BatchedFlow:
+    def ours(self, compilation: Any = None, **options: Any) -> BatchedFlow:
         """`batched_flow`, without a finish unless one is given."""
         settings = {"finish": None, "rtol": TOLERANCE, "atol": TOLERANCE}
         settings |= {"stop": lt.StopAtResidual(self.residual), "max_steps": self.max_steps}
         self.flow = batched_flow(
             self.networks,
             self.problem,
-            compilation=InProcess() if compilation is None else compilation,
-            devices=devices,
+            compilation=compilation,
             **(settings | options),
         )
         return self.flow
@@ -168,10 +167,9 @@ class Problem:
         calls: dict[str, Callable] = {"plain": lambda: function(self.theta)}
         if blocks and not effort.quick and self.count % BLOCK == 0:
             calls[f"plain, blocks of {BLOCK}"] = in_blocks
-        calls |= {"ours": self.ours, "ours, apart": lambda: self.ours(Apart())}
-        if len(jax.local_devices()) > 1 and not effort.quick:
-            everywhere = jax.local_devices()
-            calls["ours, apart, all cores"] = lambda: self.ours(Apart(), everywhere)
+        calls |= {"ours": self.ours, "ours, one core": lambda: self.ours(Native(threads=1))}
+        if not effort.quick:
+            calls["ours, by XLA"] = lambda: self.ours(XLA())
         return [Variant(name, call, self.check(name)) for name, call in calls.items()]
 
 

@@ -28,7 +28,7 @@ from measure import Effort, Row, Variant, WrongAnswer
 import lintensor_jax as lt
 from lintensor_jax.dynamics.batched import BatchedFlow, batched_flow
 from lintensor_jax.dynamics.clocks import FlowArgs, LogArcLength, log_time_unit
-from lintensor_jax.dynamics.compilation import Apart, InProcess
+from lintensor_jax.dynamics.compilation import XLA, Native
 from lintensor_jax.dynamics.queue import state_of, vector_of
 from lintensor_jax.dynamics.system import System
 
@@ -101,7 +101,7 @@ def compare(
     function = plain(system, margin, max_steps)
     ends: dict[str, Any] = {}
 
-    def ours(compilation, devices=None):
+    def ours(compilation=None):
         stop = lt.StopAtMargin(margin)
         ends["flow"] = batched_flow(
             networks,
@@ -110,7 +110,6 @@ def compare(
             rtol=RTOL,
             max_steps=max_steps,
             compilation=compilation,
-            devices=devices,
         )
         return ends["flow"]
 
@@ -148,9 +147,9 @@ def compare(
         return row
 
     calls: dict[str, Callable] = {"plain": lambda: function(theta)}
-    calls |= {"ours": lambda: ours(InProcess()), "ours, apart": lambda: ours(Apart())}
-    if len(jax.local_devices()) > 1 and not effort.quick:
-        calls["ours, apart, all cores"] = lambda: ours(Apart(), jax.local_devices())
+    calls |= {"ours": ours, "ours, one core": lambda: ours(Native(threads=1))}
+    if not effort.quick:
+        calls["ours, by XLA"] = lambda: ours(XLA())
     variants = [Variant(name, call, check(name)) for name, call in calls.items()]
     if max_steps > MOST_STEPS:
 

@@ -9,7 +9,6 @@ exception: there is a budget for them, in seconds.
 import dataclasses
 import datetime
 import json
-import os
 import platform
 import statistics
 import time
@@ -56,10 +55,8 @@ class Effort:
 
 
 def set_up() -> None:
-    """float64, one device for each core, no cache of compiled programs; before any computation."""
+    """float64, no cache of compiled programs; before any computation."""
     jax.config.update("jax_enable_x64", True)
-    if hasattr(os, "sched_getaffinity"):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     # What was compiled yesterday would make today's compile times zero.
     jax.config.update("jax_compilation_cache_dir", None)
 

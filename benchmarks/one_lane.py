@@ -22,7 +22,6 @@ import peers
 from measure import Effort, Row, Variant
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.compilation import Apart
 from lintensor_jax.dynamics.system import System
 
 
@@ -69,7 +68,6 @@ def rows_of(effort: Effort) -> list[Row]:
             "diffrax, Dopri8": alone(dopri8),
             "diffrax, Tsit5, as called": called,
             "ours": task.ours,
-            "ours, apart": lambda task=task: task.ours(Apart()),
             "gradient_flow, Tsit5": lambda flow=flow, solver=tsit5: flow(solver),
             "gradient_flow": lambda flow=flow: flow(None),
             "gradient_flow, Tsit5, in jit": flow_in_jit(tsit5),

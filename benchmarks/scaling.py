@@ -30,7 +30,6 @@ from measure import Effort, Row
 
 import lintensor_jax as lt
 from lintensor_jax.dynamics.batched import batched_flow
-from lintensor_jax.dynamics.compilation import Apart
 from lintensor_jax.dynamics.system import System
 from lintensor_jax.figures import style
 
@@ -57,7 +56,6 @@ def paper_task(lanes: int) -> batched.Problem:
 
 def by_lanes(effort: Effort) -> list[Row]:
     """Throughput; every lane's limit is checked on the way."""
-    everywhere = jax.local_devices()
     rows, unit = [], 0.0
     for lanes in LANES_QUICK if effort.quick else LANES:
         task = paper_task(lanes)
@@ -67,8 +65,6 @@ def by_lanes(effort: Effort) -> list[Row]:
         if lanes <= PLAIN_MOST[effort.quick]:
             calls["plain"] = lambda program=program, task=task: program(task.theta)
         calls["ours"] = task.ours
-        if not effort.quick:
-            calls["ours, apart, all cores"] = lambda task=task: task.ours(Apart(), everywhere)
         variants = [measure.Variant(name, call, task.check(name)) for name, call in calls.items()]
         found = [variant.check(variant.call()) for variant in variants]
         wall, _ = measure.medians(variants, 1 if lanes >= 100_000 else effort.repeats)
@@ -89,7 +85,7 @@ def peak_memory(lanes: int) -> int:
     """Bytes that this process has held at most, after a sweep of so many lanes."""
     measure.set_up()
     task = paper_task(lanes)
-    jax.block_until_ready(task.ours(devices=jax.local_devices()).coefficients)
+    jax.block_until_ready(task.ours().coefficients)
     # Not getrusage: there a child begins with its parent's peak.
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])

@@ -38,7 +38,6 @@ jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp  # noqa: E402
 
 import lintensor_jax as lt  # noqa: E402
-from lintensor_jax.dynamics.compilation import Apart, InProcess  # noqa: E402
 from lintensor_jax.initialization import matching  # noqa: E402
 from lintensor_jax.sweeps import STATUSES, Axis, Grid, Limit, Options, Plan, Zip  # noqa: E402
 from lintensor_jax.sweeps.schedule import Run  # noqa: E402
@@ -82,10 +81,9 @@ def lanes_command(options: argparse.Namespace) -> bool:
     """The large sweep."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "store")
-        how = Apart() if options.apart else InProcess()
         plan = Plan(grid_of(options.lanes), Options()).summary(options.devices)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        _, seconds, rate = timed(grid_of(options.lanes), path, compilation=how)
+        _, seconds, rate = timed(grid_of(options.lanes), path)
         state = status(path)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
@@ -255,7 +253,6 @@ def main() -> int:
     parser.add_argument("command", choices=list(commands))
     parser.add_argument("--lanes", type=int)
     parser.add_argument("--devices", type=int, default=1)
-    parser.add_argument("--apart", action="store_true", help="compile with faster settings")
     parser.add_argument("--budget", type=int, default=50_000)
     parser.add_argument("--conditioning", type=float, default=0.035)
     parser.add_argument("--times", type=int, default=20)

@@ -28,7 +28,6 @@ from scipy.integrate import solve_ivp
 
 import lintensor_jax as lt
 from lintensor_jax.dynamics.batched import batched_flow
-from lintensor_jax.dynamics.compilation import Apart
 from lintensor_jax.dynamics.system import System
 from lintensor_jax.figures import style
 
@@ -71,7 +70,7 @@ def ways(name: str, theta: Any) -> dict[str, tuple[Callable[[float], Any], int]]
     networks: Any = jax.vmap(system.network)(theta)
 
     def ours(rtol, **options):
-        settings = {"rtol": rtol, "atol": rtol / 10, "compilation": Apart(), "finish": None}
+        settings = {"rtol": rtol, "atol": rtol / 10, "finish": None}
         settings["max_steps"] = MOST_STEPS
         return batched_flow(networks, problem, **(settings | options))
 

@@ -2,9 +2,6 @@
 
 import subprocess
 import sys
-import tempfile
-import warnings
-from pathlib import Path
 from typing import Any
 
 import diffrax
@@ -15,10 +12,10 @@ import numpy as np
 import pytest
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics import batched, compilation
+from lintensor_jax.dynamics import batched
 from lintensor_jax.dynamics import lanewise as module
 from lintensor_jax.dynamics.batched import batched_flow
-from lintensor_jax.dynamics.compilation import Apart
+from lintensor_jax.dynamics.compilation import XLA, Native
 from lintensor_jax.dynamics.lanewise import lanewise
 from lintensor_jax.dynamics.spectral import Spectral
 from lintensor_jax.dynamics.stopping import status_name
@@ -109,12 +106,14 @@ def by_diffrax(network, problem, rtol, stop):
     return system.coefficients(solution.ys[-1]), solution.ts[-1], solution.stats["num_steps"]
 
 
+@pytest.mark.parametrize("compilation", [XLA(), Native()])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_lane_by_lane_against_diffrax(name):
-    networks = starts(NETWORKS[name], 12)
+def test_lane_by_lane_against_diffrax(name, compilation):
+    networks = starts(NETWORKS[name], 24)
     # Far from the end of the flow, where no step is clipped: the very steps of diffrax.
+    options: dict[str, Any] = {"finish": None, "rtol": 1e-8, "atol": 1e-8, "width": 8}
     flow = batched_flow(
-        networks, PROBLEM, stop=lt.StopAtResidual(0.01), finish=None, rtol=1e-8, atol=1e-8, width=8
+        networks, PROBLEM, stop=lt.StopAtResidual(0.01), compilation=compilation, **options
     )
     solve = jax.jit(lambda network: by_diffrax(network, PROBLEM, 1e-8, 0.01))
     for k in range(12):
@@ -195,11 +194,12 @@ def test_classification_on_the_log_arc_length_clock():
         assert flow.invariant_drift[k] < 1e-7
 
 
-def test_a_bad_lane_costs_its_neighbours_nothing():
+@pytest.mark.parametrize("how", [XLA(), Native()])
+def test_a_bad_lane_costs_its_neighbours_nothing(how):
     networks = starts(NETWORKS["diagonal"], 7)
     weights = networks.weights.at[2].set(jnp.nan).at[4].set(0.0)
     bad = eqx.tree_at(lambda n: n.weights, networks, weights)
-    options: dict[str, Any] = {"finish": None, "width": 8, "max_steps": 200}
+    options: dict[str, Any] = {"finish": None, "width": 8, "max_steps": 200, "compilation": how}
     good = batched_flow(networks, PROBLEM, **options)
     flow = batched_flow(bad, PROBLEM, **options)
     assert names(flow)[2] == "non_finite"
@@ -207,7 +207,8 @@ def test_a_bad_lane_costs_its_neighbours_nothing():
     others = np.array([0, 1, 3, 5, 6])
     np.testing.assert_array_equal(flow.coefficients[others], good.coefficients[others])
     assert [names(flow)[k] for k in others] == ["residual"] * 5
-    short = batched_flow(networks, PROBLEM, finish=None, width=8, max_steps=3)
+    options["max_steps"] = 3
+    short = batched_flow(networks, PROBLEM, **options)
     assert set(names(short)) == {"max_steps"}
     assert (short.num_steps == 3).all()
 
@@ -216,67 +217,43 @@ def test_neither_order_nor_neighbours_matter():
     """Bit for bit at one width, where every lane goes through the same vector instructions."""
     networks = starts(NETWORKS["fully-connected"], 20)
     order = np.random.default_rng(3).permutation(20)
-    first = batched_flow(networks, PROBLEM, finish=None, width=8)
-    shuffled = batched_flow(lane(networks, order), PROBLEM, finish=None, width=8)
+    options: dict[str, Any] = {"finish": None, "compilation": XLA()}
+    first = batched_flow(networks, PROBLEM, width=8, **options)
+    shuffled = batched_flow(lane(networks, order), PROBLEM, width=8, **options)
     np.testing.assert_array_equal(shuffled.coefficients, first.coefficients[order])
     np.testing.assert_array_equal(shuffled.num_steps, first.num_steps[order])
-    wide = batched_flow(networks, PROBLEM, finish=None, width=24)
+    wide = batched_flow(networks, PROBLEM, width=24, **options)
     np.testing.assert_allclose(wide.coefficients, first.coefficients, rtol=0, atol=1e-8)
 
 
-def test_a_problem_for_every_lane():
+@pytest.mark.parametrize("how", [XLA(), Native()])
+def test_a_problem_for_every_lane(how):
     networks = starts(NETWORKS["convolution"], 4)
     X, y = RNG.standard_normal((4, 1, 2)), RNG.standard_normal((4, 1))
     problems = jax.vmap(lt.Regression)(jnp.asarray(X), jnp.asarray(y))
-    flow = batched_flow(networks, problems, shared_problem=False)
+    flow = batched_flow(networks, problems, shared_problem=False, compilation=how)
     for k in range(4):
         single = lt.gradient_flow(lane(networks, k), lt.Regression(X[k], y[k]))
         np.testing.assert_allclose(flow.coefficients[k], single.coefficients[-1], rtol=0, atol=1e-8)
 
 
-def test_compiled_apart():
-    """By a child with other settings: the same flows; kept in a folder, and loaded from it."""
-    networks = starts(NETWORKS["diagonal"], 20)
-    options: dict[str, Any] = {"finish": None, "width": 8}
-    here = batched_flow(networks, PROBLEM, **options)
-    with tempfile.TemporaryDirectory() as folder:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a fallback would warn
-            apart = batched_flow(networks, PROBLEM, compilation=Apart(folder), **options)
-        (kept,) = Path(folder).iterdir()
-        compilation._programs.clear()
-        written = kept.stat().st_mtime_ns
-        again = batched_flow(networks, PROBLEM, compilation=Apart(folder), **options)
-        assert kept.stat().st_mtime_ns == written
-    # Other kernels round otherwise: to the tolerance, not to the bit.
-    np.testing.assert_allclose(apart.coefficients, here.coefficients, rtol=0, atol=1e-8)
-    np.testing.assert_array_equal(again.coefficients, apart.coefficients)
-
-
-def test_without_a_child_it_compiles_here(monkeypatch):
-    networks = starts(NETWORKS["diagonal"], 9)
-    monkeypatch.setattr(compilation, "_CHILD", "import os; os.abort()")
-    compilation._report.cache_clear()
-    with pytest.warns(UserWarning, match=r"Apart: .*exit status -6"):
-        flow = batched_flow(networks, PROBLEM, finish=None, width=8, compilation=Apart())
-    expected = batched_flow(networks, PROBLEM, finish=None, width=8)
-    np.testing.assert_allclose(flow.coefficients, expected.coefficients, rtol=0, atol=1e-8)
-
-
-def test_more_lanes_than_one_program_takes(monkeypatch):
+@pytest.mark.parametrize("how", [XLA(), Native()])
+def test_more_lanes_than_one_program_takes(monkeypatch, how):
     networks = starts(NETWORKS["diagonal"], 45)
-    whole = batched_flow(networks, PROBLEM, width=8)
+    whole = batched_flow(networks, PROBLEM, width=8, compilation=how)
     monkeypatch.setattr(batched, "_CHUNK", 16)
-    parts = batched_flow(networks, PROBLEM, width=8)
+    parts = batched_flow(networks, PROBLEM, width=8, compilation=how)
     np.testing.assert_array_equal(parts.coefficients, whole.coefficients)
     np.testing.assert_array_equal(parts.num_steps, whole.num_steps)
     assert names(parts) == names(whole)
 
 
-def test_lanes_at_rest_say_why():
+@pytest.mark.parametrize("how", [XLA(), Native()])
+def test_lanes_at_rest_say_why(how):
     """Looked at only where a lane rests: no beta separates these samples."""
     contradiction = lt.Classification(np.array([[1.0, 2.0], [1.0, 2.0]]), np.array([1.0, -1.0]))
-    flow = batched_flow(starts(NETWORKS["diagonal"], 5), contradiction, width=8)
+    networks = starts(NETWORKS["diagonal"], 5)
+    flow = batched_flow(networks, contradiction, width=8, compilation=how)
     assert set(names(flow)) == {"not_separable"}
     assert (flow.num_steps < 500).all()
 
@@ -290,14 +267,14 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 3)
 import lintensor_jax as lt
 from lintensor_jax.dynamics.batched import batched_flow
-from lintensor_jax.dynamics.compilation import Apart
+from lintensor_jax.dynamics.compilation import XLA, Native
 from lintensor_jax.initialization import gaussian
 keys = jax.random.split(jax.random.key(1), 100)
 assert len(jax.local_devices()) == 3
 for like in (lt.DiagonalNetwork.zeros(2, 3), lt.ConvolutionalNetwork.zeros(3, (3, 3))):
     networks = jax.vmap(lambda key: gaussian(like, key, 0.3))(keys)
     problem = lt.Regression(np.array([[1.0, 2.0, -1.0]]), np.array([1.0]))
-    for compilation in (None, Apart()):
+    for compilation in (XLA(), Native()):
         common = {"width": 8, "compilation": compilation}
         one = batched_flow(networks, problem, **common)
         three = batched_flow(networks, problem, devices=jax.local_devices(), **common)

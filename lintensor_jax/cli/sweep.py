@@ -13,8 +13,6 @@ from typing import Any
 
 from .terminal import UsageError, configure_jax
 
-# Compiling apart with faster settings pays from here on.
-_MANY_LANES = 20_000
 # Where nobody watches a bar, lines of progress are at least so far apart.
 _SECONDS_BETWEEN_LINES = 10.0
 _FIGURES = (
@@ -118,18 +116,15 @@ def sweep_command(arguments: Any) -> int:
     from ..config import load
     from ..sweeps import configuration
 
-    lanes = configuration.num_lanes(load(arguments.config, configuration.Sweep))
+    load(arguments.config, configuration.Sweep)  # a refusal comes before JAX is started
     devices = _set_devices(arguments.devices)
     configure_jax()
     import dataclasses
 
-    from ..dynamics.compilation import Apart
     from ..sweeps.plan import Plan
     from ..sweeps.run import run
 
     config, grid, options = configuration.read(arguments.config)
-    if lanes >= _MANY_LANES:
-        options = dataclasses.replace(options, compilation=Apart())
     path = arguments.out or Path("results") / arguments.config.stem
     with told(arguments.config):
         if arguments.dry_run:

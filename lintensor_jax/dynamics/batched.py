@@ -8,6 +8,7 @@ is everything that a flow does not need. Stiff flows are not for it: they end wi
 """
 
 import dataclasses
+import functools
 import math
 import threading
 from collections.abc import Sequence
@@ -25,9 +26,10 @@ from ..messages import in_words
 from ..networks import split
 from ..problems import AbstractProblem
 from .clocks import FlowArgs, PhysicalTime, log_time_unit
-from .compilation import AbstractCompilation, InProcess, compiled
+from .compilation import XLA, AbstractCompilation, Native, arrays_of, compiled
 from .finish import run_finish
 from .integrate import record
+from .native.table import start_row, step_row, table_of
 from .options import fill_options, same_dtype
 from .queue import InFlight, Queue, Stepper, state_of, with_problem
 from .spectral import Spectral
@@ -93,11 +95,12 @@ def batched_flow(
     - `networks`: a network whose parameters have a leading axis of N lanes (constants have not).
     - `problem`: the data of all lanes; or, with `shared_problem=False`, one problem a lane, every
       array with a leading axis of N.
-    - `width`: lanes in flight, rounded up to a multiple of 8. Default: 128, or 32 where a lane has
-      more than 32 numbers.
+    - `width`: lanes in flight on XLA, rounded up to a multiple of 8. Default: 128, or 32 where a
+      lane has more than 32 numbers.
     - `solver`: an explicit diffrax method whose last stage is the first of the next step; default
       `diffrax.Tsit5()`.
-    - `compilation`: `InProcess()` (default), or `Apart()`, which is faster on CPUs.
+    - `compilation`: `Native()`, with as many threads as there are cores (default on CPUs, where it
+      falls back to the other for large networks), or `XLA()`.
     - `devices`: where lanes fly, such as `jax.local_devices()`; default: where the networks are.
       XLA runs one program at a time on a device: for two cores of a CPU, set
       `jax.config.update("jax_num_cpu_devices", 2)` before the first computation.
@@ -122,19 +125,20 @@ def batched_flow(
     options.setdefault("max_steps", 4096)
     atol = options.pop("atol", None)
     filled = fill_options(system, atol=atol, **options)
-    size = system.initial.size + (0 if isinstance(filled.clock, PhysicalTime) else 2)
+    size = system.num_parameters + (0 if isinstance(filled.clock, PhysicalTime) else 2)
     on_cpu = jax.default_backend() == "cpu"
     # `ravel_pytree` of every lane, without the milliseconds of a trace.
     leaves = [leaf.reshape(count, -1) for leaf in jax.tree.leaves(parameters)]
     thetas = jnp.concatenate(leaves, axis=1) if len(leaves) > 1 else leaves[0]
-    devices = [next(iter(thetas.devices()))] if devices is None else list(devices)
     most = _CHUNK if on_cpu else _CHUNK_OF_GPU
-    compilation = InProcess() if compilation is None else compilation
+    if compilation is None:
+        compilation = Native() if on_cpu else XLA()
     usual, share = _SMALL if size <= _LARGEST_SMALL else _LARGE
     width = width or (usual if on_cpu else most)
     # Whole vectors of 512 bits: in the rest of a vector loop a lane's last bit would be another.
     width = 8 * -(-min(width, count) // 8)
-    each = max(min(most, -(-count // len(devices))), min(4 * width, count))
+    shares = 1 if devices is None else len(devices)
+    each = max(min(most, -(-count // shares)), min(4 * width, count))
     # A power of two times the width, so that few sizes are ever compiled.
     chunk = width * 2 ** math.ceil(math.log2(-(-each // width)))
     stepper = Stepper(
@@ -145,7 +149,6 @@ def batched_flow(
         width=width,
         exchanges=max(1, min(chunk, _LOG_SIZE // (width * (size + 5)))),
         enough=-(-width // share),
-        in_rows=compilation.fuses,
         scales_atol=atol is None,
     )
     spectral = Spectral.of(eqx.combine(first, rest), one)
@@ -158,18 +161,18 @@ def batched_flow(
         for at in range(0, count, chunk)
     ]
 
-    def fly(place):
-        mine = chunks[place :: len(devices)]
+    def fly(devices, place):
+        mine = chunks[place::shares]
         here = eqx.filter(stepper, eqx.is_array), mine
         arrays, mine = jax.device_put(here, devices[place])
         return [_fly(eqx.combine(arrays, stepper), compilation, chunk, spectral) for chunk in mine]
 
-    if len(chunks) == 1:
-        landed = fly(0)
+    if devices is None:
+        landed = [_fly(stepper, compilation, chunk, spectral) for chunk in chunks]
     else:
-        with ThreadPoolExecutor(len(devices)) as pool:
-            found = list(pool.map(fly, range(len(devices))))
-        landed = [found[i % len(devices)][i // len(devices)] for i in range(len(chunks))]
+        with ThreadPoolExecutor(shares) as pool:
+            found = list(pool.map(functools.partial(fly, devices), range(shares)))
+        landed = [found[i % shares][i // shares] for i in range(len(chunks))]
     flow = landed[0]
     if len(landed) > 1:
         flow = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *landed)
@@ -241,23 +244,17 @@ def _fly(stepper, compilation, chunk: _Chunk, spectral: Spectral | None) -> Batc
         system: Any = eqx.combine(jax.device_put(arrays, device), rest)
         flying = stepper._replace(system=system)
         flown = chunk._replace(thetas=spectral.into(chunk.thetas), problem=problem)
+    like, dtype = chunk.thetas.shape[:1], chunk.thetas.dtype
+    state = jax.ShapeDtypeStruct((*like, stepper.state_size), dtype)
+    s, code = jax.ShapeDtypeStruct(like, dtype), jax.ShapeDtypeStruct(like, np.int32)
+    # All programs are traced one after the other and compiled side by side.
+    wrap = compiled(_wrapped, XLA(), stepper, chunk, (state, s, code))
     order = _order(chunk.thetas, count, stepper.width)
-    start = compiled(_queue, InProcess(), flying, flown, order)
-    advance = compiled(_advance, compilation, flying, *start.results)
-    size = chunk.thetas.shape[1] + (0 if isinstance(stepper.options.clock, PhysicalTime) else 2)
-    none = np.zeros(chunk.thetas.shape[0], np.int32)
-    like = np.zeros(none.size, chunk.thetas.dtype)
-    ends = _Ends(np.zeros((none.size, size), like.dtype), like, none, none.copy(), none.copy())
-    wrap = compiled(_wrapped, InProcess(), stepper, chunk, ends[:3])
-    # All three are compiled side by side.
-    flight, queue = start(flying, flown, order)
-    following = advance(flying, flight, queue)
-    while True:
-        # The next part is on its way while this one is written down.
-        (flight, log), following = following, advance(flying, following[0], queue)
-        _harvest(log, count, order, ends)
-        if not np.any(np.asarray(flight.job) < count):
-            break
+    if isinstance(compilation, Native):
+        found = _by_rows(flying, compilation, flown, order[:count])
+    else:
+        found = None
+    ends, executed = found or _by_programs(flying, flown, order)
     if spectral is not None:
         parameters = chunk.thetas.shape[1]
         ends.y[:, :parameters] = spectral.back(ends.y[:, :parameters])
@@ -265,7 +262,7 @@ def _fly(stepper, compilation, chunk: _Chunk, spectral: Spectral | None) -> Batc
     # algebra does) and wait for each other's threads never end.
     with _waiting:
         found = jax.block_until_ready(wrap(stepper, chunk, ends[:3]))
-    if count < none.size:
+    if count < chunk.thetas.shape[0]:
         found = jax.tree.map(lambda leaf: leaf[:count], found)
     unfinished, finished, accepted, saved = found
     rest = stepper.system.rest
@@ -283,8 +280,54 @@ def _fly(stepper, compilation, chunk: _Chunk, spectral: Spectral | None) -> Batc
         finish_accepted=accepted,
         num_steps=jnp.asarray(ends.num_steps[:count]),
         num_rejected_steps=jnp.asarray(ends.num_rejected[:count]),
-        executed_steps=jnp.asarray([int(flight.rounds) * stepper.width]),
+        executed_steps=jnp.asarray([executed]),
     )
+
+
+def _by_programs(stepper: Stepper, chunk: _Chunk, order) -> tuple[_Ends, int]:
+    """Where the lanes of a chunk end, and the steps that it took, by XLA."""
+    count = int(chunk.count)
+    start = compiled(_queue, XLA(), stepper, chunk, order)
+    advance = compiled(_advance, XLA(), stepper, *start.results)
+    none = np.zeros(order.size, np.int32)
+    like = np.zeros(order.size, chunk.thetas.dtype)
+    state = np.zeros((order.size, stepper.state_size), like.dtype)
+    ends = _Ends(state, like, none, none.copy(), none.copy())
+    flight, queue = start(stepper, chunk, order)
+    following = advance(stepper, flight, queue)
+    while True:
+        # The next part is on its way while this one is written down.
+        (flight, log), following = following, advance(stepper, following[0], queue)
+        _harvest(log, count, order, ends)
+        if not np.any(np.asarray(flight.job) < count):
+            return ends, int(flight.rounds) * stepper.width
+
+
+def _by_rows(stepper: Stepper, compilation, chunk: _Chunk, order) -> tuple[_Ends, int] | None:
+    """The same by machine code of our own; None if there is none."""
+    fill = compiled(_table, XLA(), stepper, chunk)
+    rows, leaves = fill.results
+    row = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
+    alone = Native(threads=1)  # a start takes microseconds
+    starting = compiled(start_row, alone, row, stepper, leaves)
+    flying = compiled(step_row, compilation, row, stepper, leaves)
+    start, fly = starting.machine_code.result(), flying.machine_code.result()
+    if start is None or fly is None:
+        return None
+    filled, leaves = fill(stepper, chunk)
+    table, shared = np.array(filled), arrays_of((stepper, leaves))
+    start(table, order, *shared)
+    table[:, 0] -= 1
+    executed = fly(table, order, *shared)
+    code, s, *steps = table[:, :4].T
+    steps = (number.astype(np.int32) for number in steps)
+    state = table[:, 4 : 4 + stepper.state_size]
+    return _Ends(state, s, code.astype(np.int32), *steps), executed
+
+
+def _table(stepper: Stepper, chunk: _Chunk) -> tuple[Array, list[Array]]:
+    starts = stepper.starts(chunk.thetas, chunk.problem)
+    return table_of(starts, stepper.shared), starts.leaves if stepper.shared else []
 
 
 def _harvest(log: Array, count: int, order: Int[np.ndarray, " N"], ends: _Ends) -> None:

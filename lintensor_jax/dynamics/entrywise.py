@@ -1,10 +1,12 @@
 """Functions of one lane, entry by entry: every entry of every array is a vector over the lanes.
 
 Values are NumPy arrays: of numbers where they are known while tracing, else of dtype object, whose
-entries are vectors over the lanes (or scalars, for what all lanes share).
+entries are vectors over the lanes (or scalars, for what all lanes share). `Entrywise` computes with
+JAX arrays as entries, `native.emitter` with registers.
 """
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,18 +33,29 @@ MOVES: dict[str, int | None] = {
     "split": 1,
     "squeeze": 1,
     "stack": None,
+    "tile": 1,
     "transpose": 1,
 }
-REDUCTIONS: dict[str, Callable] = {
-    "reduce_sum": lambda a, b: _add(a, b),
-    "reduce_prod": lambda a, b: _multiply(a, b),
-    "reduce_max": jnp.maximum,
-    "reduce_min": jnp.minimum,
-    "reduce_and": jnp.logical_and,
-    "reduce_or": jnp.logical_or,
+#: The operation of two entries that a reduction repeats.
+REDUCTIONS = {
+    "reduce_sum": "add",
+    "reduce_prod": "mul",
+    "reduce_max": "max",
+    "reduce_min": "min",
+    "reduce_and": "and",
+    "reduce_or": "or",
+}
+_BINARY: dict[str, Callable] = {
+    "add": operator.add,
+    "mul": operator.mul,
+    "max": jnp.maximum,
+    "min": jnp.minimum,
+    "and": jnp.logical_and,
+    "or": jnp.logical_or,
 }
 ELEMENTWISE = {
     *("abs", "add", "add_any", "and", "atan2", "ceil", "clamp", "convert_element_type", "cos"),
+    *("bitcast_convert_type", "shift_left", "shift_right_arithmetic", "shift_right_logical"),
     *("cosh", "div", "eq", "erf", "exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow"),
     *("is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg"),
     *("not", "or", "pow", "rem", "round", "rsqrt", "select_n", "sign", "sin", "sinh", "sqrt"),
@@ -50,10 +63,9 @@ ELEMENTWISE = {
 }
 
 
-def literal(variable: Any) -> Array:
+def literal(variable: Any) -> np.ndarray:
     """The number that a jaxpr holds."""
-    with jax.ensure_compile_time_eval():
-        return jnp.asarray(variable.val, variable.aval.dtype)
+    return np.asarray(variable.val, variable.aval.dtype)
 
 
 def called(equation):
@@ -88,75 +100,119 @@ def from_list(values: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
-def _is_known(value: np.ndarray) -> bool:
+def is_known(value: np.ndarray) -> bool:
+    """Whether these are numbers."""
     return value.dtype != object
 
 
-def _lifted(value: np.ndarray) -> np.ndarray:
-    return from_list(list(value.reshape(-1)), value.shape) if _is_known(value) else value
+def lifted(value: np.ndarray) -> np.ndarray:
+    """The same with dtype object."""
+    return from_list(list(value.reshape(-1)), value.shape) if is_known(value) else value
 
 
 def _is_number(value, number) -> bool:
     return isinstance(value, np.generic) and value == number
 
 
-def _add(a, b):
-    return b if _is_number(a, 0) else a if _is_number(b, 0) else a + b
+class Entrywise:
+    """Evaluates jaxprs entry by entry."""
 
+    def evaluate(self, jaxpr: Any, constants, arguments) -> list[np.ndarray]:
+        """The results of a jaxpr, from the entries of its arguments."""
+        values: dict[Any, np.ndarray] = {}
 
-def _multiply(a, b):
-    if _is_number(a, 0) or _is_number(b, 0):
-        return a if _is_number(a, 0) else b
-    return b if _is_number(a, 1) else a if _is_number(b, 1) else a * b
+        def read(variable):
+            if isinstance(variable, Literal):
+                return literal(variable)
+            return values[variable]
 
+        for variable, constant in zip(jaxpr.constvars, constants, strict=True):
+            known = not isinstance(constant, Tracer)
+            values[variable] = np.asarray(constant) if known else entries_of(constant, False)
+        values.update(zip(jaxpr.invars, arguments, strict=True))
+        for equation in _needed(jaxpr):
+            inputs = [read(v) for v in equation.invars]
+            values.update(zip(equation.outvars, self._equation(equation, inputs), strict=True))
+        return [read(v) for v in jaxpr.outvars]
 
-def evaluate_entrywise(jaxpr: Any, constants, arguments) -> list[np.ndarray]:
-    """The results of a jaxpr, from the entries of its arguments."""
-    values: dict[Any, np.ndarray] = {}
+    def binary(self, name: str, a: Any, b: Any) -> Any:
+        """One of the operations of `REDUCTIONS`."""
+        return _BINARY[name](a, b)
 
-    def read(variable):
-        if isinstance(variable, Literal):
-            return np.asarray(literal(variable))
-        return values[variable]
-
-    for variable, constant in zip(jaxpr.constvars, constants, strict=True):
-        known = not isinstance(constant, Tracer)
-        values[variable] = np.asarray(constant) if known else entries_of(constant, False)
-    values.update(zip(jaxpr.invars, arguments, strict=True))
-    for equation in jaxpr.eqns:
-        inputs = [read(v) for v in equation.invars]
-        values.update(zip(equation.outvars, _equation(equation, inputs), strict=True))
-    return [read(v) for v in jaxpr.outvars]
-
-
-def _equation(equation: Any, inputs) -> list[np.ndarray]:
-    name, params = equation.primitive.name, equation.params
-    if all(_is_known(value) for value in inputs):
-        return _bound(equation, inputs, params)
-    if name in CALLS:
-        inner, constants = called(equation)
-        return evaluate_entrywise(inner, constants, inputs)
-    if name in MOVES:
-        return _moved(equation, inputs)
-    if name == "dot_general":
-        a, b = (_lifted(value) for value in inputs)
-        return [_dot(a, b, params["dimension_numbers"][0])]
-    if name in REDUCTIONS:
-        return [_reduced(REDUCTIONS[name], inputs[0], params["axes"])]
-    special = {"add": _add, "add_any": _add, "mul": _multiply}.get(name)
-
-    def of_entries(*entries):
-        if special is not None:
-            return special(*entries)
+    def elementwise(self, equation: Any, entries) -> Any:
+        """An equation of arrays without axes."""
         arrays = [
             jnp.asarray(entry, v.aval.dtype)
             for entry, v in zip(entries, equation.invars, strict=True)
         ]
-        return equation.primitive.bind(*jnp.broadcast_arrays(*arrays), **params)
+        return equation.primitive.bind(*jnp.broadcast_arrays(*arrays), **equation.params)
 
-    inputs = np.broadcast_arrays(*(_lifted(value) for value in inputs))
-    flat = zip(*(value.reshape(-1) for value in inputs), strict=True)
-    return [from_list([of_entries(*entries) for entries in flat], inputs[0].shape)]
+    def called(self, jaxpr: Any, constants: Any, inputs) -> list[np.ndarray]:
+        """A program within a program."""
+        return self.evaluate(jaxpr, constants, inputs)
+
+    def other(self, equation: Any, inputs) -> list[np.ndarray]:
+        """An equation that is neither elementwise nor moves, sums or multiplies entries."""
+        raise NotImplementedError(equation.primitive.name)
+
+    def _equation(self, equation: Any, inputs) -> list[np.ndarray]:
+        name, params = equation.primitive.name, equation.params
+        if all(is_known(value) for value in inputs):
+            return _bound(equation, inputs, params)
+        if name in CALLS:
+            return self.called(*called(equation), inputs)
+        if name in MOVES:
+            return _moved(equation, inputs)
+        if name == "dot_general":
+            a, b = (lifted(value) for value in inputs)
+            return [self._dot(a, b, params["dimension_numbers"][0])]
+        if name in REDUCTIONS:
+            return [self._reduced(REDUCTIONS[name], inputs[0], params["axes"])]
+        if name not in ELEMENTWISE:
+            return self.other(equation, inputs)
+        special = {"add": self._add, "add_any": self._add, "mul": self._multiply}.get(name)
+        inputs = np.broadcast_arrays(*(lifted(value) for value in inputs))
+        flat = zip(*(value.reshape(-1) for value in inputs), strict=True)
+        results = [
+            special(*entries) if special is not None else self.elementwise(equation, entries)
+            for entries in flat
+        ]
+        return [from_list(results, inputs[0].shape)]
+
+    def _add(self, a, b):
+        if _is_number(a, 0) or _is_number(b, 0):
+            return b if _is_number(a, 0) else a
+        return self.binary("add", a, b)
+
+    def _multiply(self, a, b):
+        if _is_number(a, 0) or _is_number(b, 0):
+            return a if _is_number(a, 0) else b
+        if _is_number(a, 1) or _is_number(b, 1):
+            return b if _is_number(a, 1) else a
+        return self.binary("mul", a, b)
+
+    def _dot(self, a: np.ndarray, b: np.ndarray, contracted) -> np.ndarray:
+        left, right = contracted
+        a = np.moveaxis(a, left, range(a.ndim - len(left), a.ndim))
+        b = np.moveaxis(b, right, range(len(right)))
+        rows, columns = a.shape[: a.ndim - len(left)], b.shape[len(right) :]
+        length = int(np.prod(b.shape[: len(right)]))
+        a, b = a.reshape(-1, length), b.reshape(length, -1)
+        products = [
+            functools.reduce(self._add, map(self._multiply, row, column))
+            for row in a
+            for column in b.T
+        ]
+        return from_list(products, rows + columns)
+
+    def _reduced(self, operation, value, axes) -> np.ndarray:
+        value = np.moveaxis(lifted(value), axes, range(len(axes)))
+        kept = value.shape[len(axes) :]
+        columns = value.reshape(-1, int(np.prod(kept))).T
+        operate = {"add": self._add, "mul": self._multiply}.get(
+            operation, functools.partial(self.binary, operation)
+        )
+        return from_list([functools.reduce(operate, list(column)) for column in columns], kept)
 
 
 def _bound(equation, inputs, params) -> list[np.ndarray]:
@@ -166,34 +222,87 @@ def _bound(equation, inputs, params) -> list[np.ndarray]:
         return [np.asarray(result) for result in results]
 
 
+def _needed(jaxpr: Any) -> list[Any]:
+    """The equations that results depend on."""
+    wanted = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+    equations = []
+    for equation in reversed(jaxpr.eqns):
+        if any(v in wanted for v in equation.outvars):
+            wanted.update(v for v in equation.invars if not isinstance(v, Literal))
+            equations.append(equation)
+    return equations[::-1]
+
+
 def _moved(equation, inputs) -> list[np.ndarray]:
-    """Moves the numbers 0, 1, 2, ... of the entries instead of the entries."""
-    count = MOVES[equation.primitive.name] or len(inputs)
+    name, params = equation.primitive.name, equation.params
+    count = MOVES[name] or len(inputs)
+    value, shape = lifted(inputs[0]), equation.outvars[0].aval.shape
+    match name:
+        case "copy":
+            return [value]
+        case "reshape":
+            order = params["dimensions"]
+            return [(value if order is None else value.transpose(order)).reshape(shape)]
+        case "squeeze" | "expand_dims":
+            return [value.reshape(shape)]
+        case "transpose":
+            return [value.transpose(params["permutation"])]
+        case "broadcast_in_dim":
+            axes = [1] * len(shape)
+            for axis, size in zip(params["broadcast_dimensions"], value.shape, strict=True):
+                axes[axis] = size
+            return [np.broadcast_to(value.reshape(axes), shape)]
+        case "concatenate":
+            return [np.concatenate([lifted(v) for v in inputs], params["dimension"])]
+        case "stack":
+            return [np.stack([lifted(v) for v in inputs], params["axis"])]
+        case "split":
+            return np.split(value, np.cumsum(params["sizes"])[:-1], params["axis"])
+        case "rev":
+            return [np.flip(value, params["dimensions"])]
+        case "slice":
+            strides = params["strides"] or (1,) * value.ndim
+            ranges = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+            return [value[tuple(slice(*r) for r in ranges)]]
+    # Otherwise the numbers 0, 1, 2, ... of the entries are moved by JAX, instead of the entries.
     entries, numbers = [], []
     for value in inputs[:count]:
         numbers.append(np.arange(value.size).reshape(value.shape) + len(entries))
         entries += list(value.reshape(-1))
-    params = dict(equation.params)
-    if equation.primitive.name == "gather":
+    params = dict(params)
+    if name == "gather":
         params["fill_value"] = -1  # an index out of range: NaN, as gather has it
         entries.append(np.float64(np.nan))
     moved = _bound(equation, [*numbers, *inputs[count:]], params)
     return [from_list([entries[i] for i in m.reshape(-1)], m.shape) for m in moved]
 
 
-def _dot(a: np.ndarray, b: np.ndarray, contracted) -> np.ndarray:
-    left, right = contracted
-    a = np.moveaxis(a, left, range(a.ndim - len(left), a.ndim))
-    b = np.moveaxis(b, right, range(len(right)))
-    rows, columns = a.shape[: a.ndim - len(left)], b.shape[len(right) :]
-    length = int(np.prod(b.shape[: len(right)]))
-    a, b = a.reshape(-1, length), b.reshape(length, -1)
-    products = [functools.reduce(_add, map(_multiply, row, column)) for row in a for column in b.T]
-    return from_list(products, rows + columns)
+def count_operations(jaxpr: Any, known: Sequence[bool]) -> tuple[float, list[bool]]:
+    """How many operations on single numbers, and which results are known while tracing.
 
-
-def _reduced(operation, value, axes) -> np.ndarray:
-    value = np.moveaxis(_lifted(value), axes, range(len(axes)))
-    kept = value.shape[len(axes) :]
-    columns = value.reshape(-1, int(np.prod(kept))).T
-    return from_list([functools.reduce(operation, list(column)) for column in columns], kept)
+    Infinite where some primitive is not known here.
+    """
+    is_known = dict.fromkeys(jaxpr.constvars, True) | dict(zip(jaxpr.invars, known, strict=True))
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        given = [isinstance(v, Literal) or is_known[v] for v in equation.invars]
+        results = [all(given)] * len(equation.outvars)
+        sizes = [int(np.prod(v.aval.shape)) for v in equation.outvars]
+        if all(given):
+            pass
+        elif name in CALLS:
+            inner, results = count_operations(called(equation)[0], given)
+            total += inner
+        elif name == "dot_general":
+            (contracted, _), (batch, _) = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += np.inf if batch else 2 * sizes[0] * np.prod([shape[i] for i in contracted])
+        elif name in REDUCTIONS:
+            total += int(np.prod(equation.invars[0].aval.shape))
+        elif name in ELEMENTWISE:
+            total += sum(sizes)
+        elif name not in MOVES or not all(given[MOVES[name] or len(given) :]):
+            total = np.inf
+        is_known.update(zip(equation.outvars, results, strict=True))
+    return float(total), [isinstance(v, Literal) or is_known[v] for v in jaxpr.outvars]

@@ -1,13 +1,13 @@
 """One explicit Runge-Kutta step of many lanes, each with its own size, error and end."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from .lanewise import Lanewise
 from .stopping import FlowStatus, code_of
 
 #: The code of a lane that no stop rule has ended.
@@ -15,15 +15,12 @@ RUNNING = -1
 # diffrax's defaults.
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
 
-#: A vector of each lane, in rows (`Lanewise.rows`); lanes are the last axis throughout.
-Rows = tuple[Array, ...]
-
 
 class Lanes(NamedTuple):
-    """The lanes in flight."""
+    """The lanes in flight; lanes are the last axis throughout."""
 
-    y: Rows
-    slope: Rows
+    y: Float[Array, "q W"]
+    slope: Float[Array, "q W"]
     s: Float[Array, " W"]
     h: Float[Array, " W"]
     memory: Float[Array, " W"]  # error^(1/(2 order)) of the last accepted step
@@ -33,11 +30,11 @@ class Lanes(NamedTuple):
 
 
 class Functions(NamedTuple):
-    """Functions of the state (in rows), the time and the data of all lanes."""
+    """Functions of the state, the time and the data of all lanes."""
 
-    slope: Lanewise  # (slope,)
-    seen: Lanewise  # slope, code, longest step
-    rested: Lanewise  # (code,) by the rules for lanes that rest
+    slope: Callable[..., tuple[Array, ...]]  # (slope,)
+    seen: Callable[..., tuple[Array, ...]]  # slope, code, longest step
+    rested: Callable[..., tuple[Array, ...]]  # (code,) by the rules for lanes that rest
 
 
 def attempt_step(functions: Functions, solver, options, data, atol, lanes: Lanes) -> Lanes:
@@ -45,18 +42,16 @@ def attempt_step(functions: Functions, solver, options, data, atol, lanes: Lanes
     tableau = solver.tableau
     y, slopes = lanes.y, [lanes.slope]
     for row, node in zip(tableau.a_lower, tableau.c, strict=True):
-        y = added(lanes.y, lanes.h, _combined(row, slopes))
+        y = lanes.y + lanes.h[None] * _combined(row, slopes)
         s = lanes.s + float(node) * lanes.h
         if len(slopes) < len(tableau.b_sol) - 1:
-            (slope,) = functions.slope.on_rows(y, s, *data)
+            (slope,) = functions.slope(y, s, *data)
         else:  # the last stage is the step's end
-            slope, code, longest = functions.seen.on_rows(y, s, *data)
+            slope, code, longest = functions.seen(y, s, *data)
         slopes.append(slope)
     scales = scale_of(atol, options.rtol, lanes.y, y)
     errors = _combined(tableau.b_error, slopes)
-    square = mean_square(
-        tuple(_on(lanes.h, e) * e / c for e, c in zip(errors, scales, strict=True))
-    )
+    square = mean_square(lanes.h[None] * errors / scales)
     square = jnp.where(jnp.isfinite(square), jnp.maximum(square, 1e-20), 1e20)
     running = lanes.code == RUNNING
     kept = (square < 1) & running
@@ -74,14 +69,13 @@ def attempt_step(functions: Functions, solver, options, data, atol, lanes: Lanes
     resting = kept & (square < quiet**2) & (code == RUNNING)
     code = jax.lax.cond(
         jnp.any(resting),
-        lambda: jnp.where(resting, functions.rested(functions.rested.joined(y), s, *data)[0], code),
+        lambda: jnp.where(resting, functions.rested(y, s, *data)[0], code),
         lambda: code,
     )
     spent = (code == RUNNING) & (num_steps >= options.max_steps)
-    choose = functools.partial(where_lane, kept)
     return Lanes(
-        y=tuple(map(choose, y, lanes.y)),
-        slope=tuple(map(choose, slope, lanes.slope)),
+        y=jnp.where(kept[None], y, lanes.y),
+        slope=jnp.where(kept[None], slope, lanes.slope),
         s=jnp.where(kept, s, lanes.s),
         h=jnp.where(running, h, lanes.h),
         memory=jnp.where(kept, jnp.sqrt(square * root ** (twice - 1)), lanes.memory),
@@ -91,43 +85,19 @@ def attempt_step(functions: Functions, solver, options, data, atol, lanes: Lanes
     )
 
 
-def added(y: Rows, h: Float[Array, " W"], slope: Rows) -> Rows:
-    """y + h slope."""
-    return tuple(a + _on(h, a) * b for a, b in zip(y, slope, strict=True))
-
-
-def scale_of(atol: Float[Array, " W"], rtol, *states: Rows) -> Rows:
+def scale_of(atol: Float[Array, " W"], rtol, *states: Float[Array, "q W"]) -> Float[Array, "q W"]:
     """What an error is measured by, from the largest entries of the states."""
-    largest = (functools.reduce(jnp.maximum, map(jnp.abs, r)) for r in zip(*states, strict=True))
-    return tuple(_on(atol, size) + rtol * size for size in largest)
+    return atol[None] + rtol * functools.reduce(jnp.maximum, map(jnp.abs, states))
 
 
-def _combined(row, slopes) -> Rows:
-    used = [(float(a), slope) for a, slope in zip(row, slopes, strict=False) if a != 0]
-    terms = [[a * part for part in slope] for a, slope in used]
-    return tuple(functools.reduce(jnp.add, parts) for parts in zip(*terms, strict=True))
+def _combined(row, slopes):
+    terms = [float(a) * slope for a, slope in zip(row, slopes, strict=False) if a != 0]
+    return functools.reduce(jnp.add, terms)
 
 
-def where_lane(lane: Bool[Array, " W"], new: Array, old: Array) -> Array:
-    """`new` in these lanes and `old` in the others."""
-    return jnp.where(_on(lane, new), new, old)
-
-
-def _on(value: Array, row: Array) -> Array:
-    """A number of each lane, with the axes of `row`."""
-    return value if row.ndim == 1 else value.reshape((1,) * (row.ndim - 1) + value.shape)
-
-
-def largest_of(row: Array) -> Float[Array, " W"]:
-    """The largest modulus of each lane's numbers."""
-    return jnp.max(jnp.abs(row), axis=tuple(range(row.ndim - 1)))
-
-
-def mean_square(rows: Rows) -> Float[Array, " W"]:
+def mean_square(state: Float[Array, "q W"]) -> Float[Array, " W"]:
     """Mean square of each lane."""
-    squares = [jnp.sum(row**2, axis=tuple(range(row.ndim - 1))) for row in rows]
-    count = sum(row.size // row.shape[-1] for row in rows)
-    return functools.reduce(jnp.add, squares) / count
+    return jnp.sum(state**2, axis=0) * (1 / state.shape[0])
 
 
 def inverse_root(x, order):
@@ -148,5 +118,5 @@ def inverse_root(x, order):
     leading = one + (((one - leading) * round(2**shift / order)) >> shift)
     root = jax.lax.bitcast_convert_type(leading << dropped, x.dtype)
     for _ in range(3):
-        root = root * ((order + 1) - x * root**order) / order
+        root = root * ((order + 1) / order - (1 / order) * x * root**order)
     return root

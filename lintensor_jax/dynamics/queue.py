@@ -17,13 +17,9 @@ from .lanes import (
     RUNNING,
     Functions,
     Lanes,
-    Rows,
-    added,
     attempt_step,
-    largest_of,
     mean_square,
     scale_of,
-    where_lane,
 )
 from .lanewise import lanewise
 from .stopping import AnyOf, FlowStatus, StandsStill, code_of
@@ -31,6 +27,15 @@ from .system import Reducible, System
 
 # Starts of so many widths are worked out at once: every kernel has its cost of dispatch.
 _WIDTHS = 32
+
+
+class Starts(NamedTuple):
+    """States and data of N lanes, which are the last axis throughout."""
+
+    y: Float[Array, "q N"]
+    unit: Float[Array, " N"]
+    atol: Float[Array, " N"]
+    leaves: list[Array]  # of the problem and what it can reduce; without lanes if shared
 
 
 class Queue(NamedTuple):
@@ -65,11 +70,16 @@ class Stepper(NamedTuple):
     width: int
     exchanges: int
     enough: int  # lanes that are done, to look at the queue
-    in_rows: bool  # whether the numbers of a state are arrays of their own, where that is possible
     scales_atol: bool  # with every lane's parameters, as `fill_options` does for one
 
-    def functions(self, size: int, unit: Float[Array, " N"], leaves: list[Array]) -> Functions:
-        """What a step calls, for states of `size` numbers."""
+    @property
+    def state_size(self) -> int:
+        """Numbers of a state."""
+        physical = isinstance(self.options.clock, PhysicalTime)
+        return self.system.num_parameters + (0 if physical else 2)
+
+    def functions(self, unit: Float[Array, " N"], leaves: list[Array]) -> Functions:
+        """What a step calls."""
         system, options, clock = self.system, self.options, self.options.clock
         structure = jax.tree.structure(
             (system.problem, jax.eval_shape(Reducible.of, system.problem))
@@ -110,15 +120,15 @@ class Stepper(NamedTuple):
         ]
         others = [rule for rule in options.stop.members if clips and isinstance(rule, StandsStill)]
 
-        y = jax.ShapeDtypeStruct((size,), unit.dtype)
+        y = jax.ShapeDtypeStruct((self.state_size,), unit.dtype)
         number = jax.ShapeDtypeStruct((), unit.dtype)
         batched = [True, True, True, *[not self.shared] * len(examples)]
         examples = [y, number, number, *examples]
         found = (lanewise(f, examples, batched) for f in (slope, seen, rested))
         return Functions(*(f.prepared(*leaves) if self.shared else f for f in found))
 
-    def queue(self, count, thetas: Float[Array, "N p"], problem: Any) -> Queue:
-        """Lanes ready to fly, with their first steps; N is a multiple of the width.
+    def starts(self, thetas: Float[Array, "N p"], problem: Any) -> Starts:
+        """What is known of lanes before their first step.
 
         `problem` has lanes on the first axis of every array, unless it is shared.
         """
@@ -132,7 +142,7 @@ class Stepper(NamedTuple):
             return vector_of(state, clock), unit
 
         each = None if self.shared else 0
-        starts, unit = jax.vmap(start, (0, each), (-1, 0))(thetas, problem)
+        y, unit = jax.vmap(start, (0, each), (-1, 0))(thetas, problem)
         if self.scales_atol:
             largest = jnp.max(jnp.abs(thetas), axis=1)
             atol = jnp.minimum(rtol * largest, rtol * (largest if physical else 1.0))
@@ -142,7 +152,12 @@ class Stepper(NamedTuple):
         leaves = jax.tree.leaves((problem, reduce(problem)))
         if not self.shared:
             leaves = [jnp.moveaxis(leaf, 0, -1) for leaf in leaves]
-        functions = self.functions(starts.shape[0], unit, leaves)
+        return Starts(y, unit, atol, leaves)
+
+    def queue(self, count, thetas: Float[Array, "N p"], problem: Any) -> Queue:
+        """Lanes ready to fly, with their first steps; N is a multiple of the width."""
+        starts, unit, atol, leaves = self.starts(thetas, problem)
+        functions = self.functions(unit, leaves)
 
         size = self.width * math.gcd(unit.size // self.width, _WIDTHS)
 
@@ -152,9 +167,7 @@ class Stepper(NamedTuple):
         def fresh(block):
             y, unit, atol, own = block
             data = unit, *(leaves if self.shared else own)
-            return self._fresh(
-                functions, functions.slope.rows(y) if self.in_rows else (y,), data, atol
-            )
+            return self.fresh(functions, y, data, atol)
 
         own = [] if self.shared else leaves
         # Block by block: a lane's last bit depends on its place in vectors of 8.
@@ -164,21 +177,19 @@ class Stepper(NamedTuple):
         )
         return Queue(count, merged, unit, atol, leaves)
 
-    def _fresh(self, functions: Functions, y: Rows, data, atol) -> Lanes:
-        """The first step is that of Hairer, Norsett & Wanner II.4."""
+    def fresh(self, functions: Functions, y: Float[Array, "q W"], data, atol) -> Lanes:
+        """Lanes before their first step, which is that of Hairer, Norsett & Wanner II.4."""
         s = jnp.zeros_like(atol)
-        slope, code, longest = functions.seen.on_rows(y, s, *data)
-        speed = functools.reduce(jnp.maximum, [largest_of(row) for row in slope])
+        slope, code, longest = functions.seen(y, s, *data)
+        speed = jnp.max(jnp.abs(slope), axis=0)
         code = jnp.where((code == RUNNING) & (speed == 0), code_of(FlowStatus.stationary), code)
         code = jnp.where(jnp.isfinite(speed), code, code_of(FlowStatus.non_finite))
         scale = scale_of(atol, self.options.rtol, y)
-        ratio = lambda rows: tuple(a / b for a, b in zip(rows, scale, strict=True))  # noqa: E731
-        size, speed = jnp.sqrt(mean_square(ratio(y))), jnp.sqrt(mean_square(ratio(slope)))
+        size, speed = jnp.sqrt(mean_square(y / scale)), jnp.sqrt(mean_square(slope / scale))
         small = (size < 1e-5) | (speed < 1e-5)
         h0 = jnp.where(small, 1e-6, 0.01 * size / jnp.where(small, 1.0, speed))
-        (after,) = functions.slope.on_rows(added(y, h0, slope), s + h0, *data)
-        bent = ratio(tuple(a - b for a, b in zip(after, slope, strict=True)))
-        bend = jnp.sqrt(mean_square(bent)) / h0
+        (after,) = functions.slope(y + h0[None] * slope, s + h0, *data)
+        bend = jnp.sqrt(mean_square((after - slope) / scale)) / h0
         largest = jnp.maximum(speed, bend)
         flat = largest <= 1e-15
         h1 = (0.01 / jnp.where(flat, 1.0, largest)) ** (1 / self.solver.order(None))
@@ -211,8 +222,8 @@ class Stepper(NamedTuple):
         `queue.count` where a lane was not done.
         """
         count = queue.count
-        size = sum(row.size // row.shape[-1] for row in flight.lanes.y)
-        functions = self.functions(size, queue.unit, queue.leaves)
+        size = self.state_size
+        functions = self.functions(queue.unit, queue.leaves)
 
         def done(lanes, job):
             return (lanes.code != RUNNING) & (job < count)
@@ -243,16 +254,15 @@ class Stepper(NamedTuple):
             place = jnp.where(leaving, flight.job, count)
             told = lanes.s, lanes.code, lanes.num_steps, lanes.num_rejected, place
             # One array and one update of it: XLA writes several anew at every turn of the loop.
-            rows = [row.reshape(-1, self.width) for row in lanes.y]
-            rows += [number.astype(log.dtype)[None] for number in told]
-            entry = jnp.concatenate(rows)[None]
+            rows = [number.astype(log.dtype)[None] for number in told]
+            entry = jnp.concatenate([lanes.y, *rows])[None]
             log = jax.lax.dynamic_update_slice(log, entry, (event, zero, zero))
             place = flight.following + _running_count(leaving) - 1
             job = jnp.where(leaving, jnp.minimum(place, count), flight.job).astype(jnp.int32)
             following = jnp.minimum(place[-1] + 1, count)
             taken = self._taken(queue, job)
             kept = lanes, job, flight.unit, flight.atol, flight.own
-            mixed = jax.tree.map(functools.partial(where_lane, leaving), taken, kept)
+            mixed = jax.tree.map(functools.partial(_where_lane, leaving), taken, kept)
             return InFlight(*mixed, following=following, rounds=flight.rounds), log
 
         def goes_on(carry):
@@ -268,6 +278,11 @@ class Stepper(NamedTuple):
         nobody = jnp.full((self.exchanges, size + 5, self.width), count, flight.unit.dtype)
         flight, log, _ = jax.lax.while_loop(goes_on, body, (flight, nobody, zero))
         return flight, log
+
+
+def _where_lane(lane, new, old):
+    """`new` in these lanes and `old` in the others."""
+    return jnp.where(lane.reshape((1,) * (new.ndim - 1) + lane.shape), new, old)
 
 
 def _running_count(flags):

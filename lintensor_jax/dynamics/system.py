@@ -35,6 +35,11 @@ class System(eqx.Module):
         """The parameters of the network that this system was made from, as one vector."""
         return ravel_pytree(self.parameters)[0]
 
+    @property
+    def num_parameters(self) -> int:
+        """The length p of theta."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.parameters))
+
     def network(self, theta: Float[Array, " p"]) -> eqx.Module:
         """The network with parameters `theta`."""
         return eqx.combine(ravel_pytree(self.parameters)[1](theta), self.rest)

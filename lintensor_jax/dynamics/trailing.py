@@ -26,7 +26,7 @@ def apply_trailing(closed: Any, batched, known, *arguments: Array) -> tuple[Arra
     )
 
 
-def _evaluate(jaxpr: Any, constants, arguments, known) -> list[tuple[Array, bool]]:
+def _evaluate(jaxpr: Any, constants, arguments, known) -> list[tuple[Any, bool]]:
     """Values with whether they have lanes; those in `known` are not computed again."""
     given = [*((constant, False) for constant in constants), *arguments]
     values = known | dict(zip((*jaxpr.constvars, *jaxpr.invars), given, strict=True))

@@ -191,15 +191,6 @@ def read(path: Path) -> tuple[Sweep, Grid, Options]:
         raise ConfigError(f"{path}:", " ".join(str(error).split())) from None
 
 
-def num_lanes(config: Sweep) -> int:
-    """The number of lanes; nothing is computed."""
-    begin, data, network = config.start, config.data, config.network
-    scales, directions = len(begin.scales), _num_directions(begin)
-    starts = max(scales, directions) if begin.together else scales * directions
-    lists = (network.architecture, network.depth, data.num_samples, data.dimension, data.seed)
-    return starts * math.prod(len(x) for x in lists if isinstance(x, tuple))
-
-
 def _num_directions(begin):
     if begin.initialization in ("gaussian", "identity"):
         return begin.num_repeats

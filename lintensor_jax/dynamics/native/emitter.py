@@ -1,0 +1,269 @@
+"""Programs of one lane as LLVM instructions for a vector of lanes.
+
+XLA:CPU makes some forty loops of a step, each of which reads vectors from memory and writes them
+back. Here a number of a lane is one place in a vector register (or two), and the whole step is one
+sequence of instructions, as in Intel's ispc.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from llvmlite import ir
+
+from ..entrywise import Entrywise, count_operations, from_list, is_known, lifted
+from . import elementary
+from .instructions import Instructions, Unsupported, constant, vector
+
+_ELEMENTARY = {"exp": elementary.exp, "log": elementary.log, "log1p": elementary.log1p}
+_ELEMENTARY |= {"logistic": elementary.logistic}
+_NUMPY = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
+_NUMPY |= {"and": np.logical_and, "or": np.logical_or}
+
+# Programs of more operations than this are functions of their own, which compile once.
+LARGEST_INLINE = 400
+# Operations in all, at some 10,000 a second of compilation.
+LARGEST_PROGRAM = 25_000
+# What every function has at hand: the lanes' rows, and what all of them share.
+_BASES = ("row", "data")
+
+
+class TooLarge(Unsupported):
+    """A program that would take longer to compile than XLA does."""
+
+
+class Slot(NamedTuple):
+    """A number in memory: of every lane, or (in "data") one for all."""
+
+    base: str
+    index: int
+    dtype: Any = None  # if it is not the emitter's
+
+
+class Emitter(Entrywise):
+    """Evaluates jaxprs of one lane; the entries are LLVM values, vectors of `width` lanes.
+
+    - `dtype`: of the numbers in memory.
+    - `bases`: the pointers of the slots.
+    """
+
+    def __init__(
+        self,
+        builder: ir.IRBuilder,
+        width: int,
+        dtype: Any,
+        bases: dict[str, Any],
+        spent: list[int] | None = None,
+    ):
+        self.builder, self.width, self.dtype = builder, width, np.dtype(dtype)
+        self.bases = bases
+        self.instructions = Instructions(builder, width)
+        self._spent = [0] if spent is None else spent  # operations, of all functions
+        self._functions: dict[Any, Any] = {}
+        self._known: dict[Any, Any] = {}  # what has been computed already
+
+    def value(self, entry: Any, dtype: Any) -> Any:
+        """An entry as a vector."""
+        if isinstance(entry, np.generic):
+            return self.instructions.constant(entry, dtype)
+        return self._loaded(entry) if isinstance(entry, Slot) else entry
+
+    def store(self, value: Any, slot: Slot) -> None:
+        """Writes a vector of the emitter's dtype."""
+        self.builder.store(value, self._place(slot), align=self._bytes)
+
+    def binary(self, name: str, a: Any, b: Any) -> Any:
+        """See `Entrywise`."""
+        if isinstance(a, np.generic) and isinstance(b, np.generic):
+            return _NUMPY[name](a, b)
+        a, b = (self._loaded(x) if isinstance(x, Slot) else x for x in (a, b))
+        kind = b.type if isinstance(a, np.generic) else a.type
+        a, b = (constant(x, kind) if isinstance(x, np.generic) else x for x in (a, b))
+        return self._once((name, _name(a), _name(b)), lambda: self.instructions.binary(name, a, b))
+
+    def elementwise(self, equation: Any, entries) -> Any:
+        """See `Entrywise`."""
+        name, params = equation.primitive.name, equation.params
+        if all(isinstance(entry, np.generic) for entry in entries):
+            with jax.ensure_compile_time_eval():
+                return np.asarray(equation.primitive.bind(*entries, **params))[()]
+        avals = [v.aval for v in equation.invars]
+        values = [self.value(entry, aval.dtype) for entry, aval in zip(entries, avals, strict=True)]
+        key = name, str(params.get("new_dtype", params.get("y"))), *map(_name, values)
+        dtype = avals[0].dtype
+        if name in _ELEMENTARY and dtype.kind == "f":
+            return self._once(key, lambda: self._traced(_ELEMENTARY[name], dtype, values[0]))
+        return self._once(key, lambda: self.instructions.apply(name, params, dtype, values))
+
+    def called(self, jaxpr: Any, constants: Any, inputs) -> list[np.ndarray]:
+        """A large program becomes a function, however often it is called."""
+        operations, _ = count_operations(jaxpr, [is_known(value) for value in inputs])
+        if operations < LARGEST_INLINE:
+            return self.evaluate(jaxpr, constants, inputs)
+        inputs = [value if is_known(value) else self._passable(value) for value in inputs]
+        entries = [entry for value in inputs for entry in lifted(value).reshape(-1)]
+        passed: list[Any] = [entry for entry in entries if isinstance(entry, ir.Value)]
+        if any(value.type.element != vector(self.dtype, 1).element for value in passed):
+            return self.evaluate(jaxpr, constants, inputs)
+        key = id(jaxpr), *("value" if isinstance(e, ir.Value) else e for e in entries)
+        if key not in self._functions:
+            self._functions[key] = self._function(jaxpr, constants, inputs)
+        function, results = self._functions[key]
+        given, found = self._memory("given", len(passed)), self._memory("found", len(results))
+        for i, value in enumerate(passed):
+            self.store(value, Slot(given, i))
+        bases = [self.bases[name] for name in (*_BASES, given, found)]
+        self.builder.call(function, bases)
+        entries = [
+            e._replace(base=found) if isinstance(e, Slot) and e.base == "found" else e
+            for e in results
+        ]
+        return _divided(entries, [v.aval.shape for v in jaxpr.outvars])
+
+    def other(self, equation: Any, inputs) -> list[np.ndarray]:
+        """A choice between two programs: the second is skipped where no lane wants it."""
+        name = equation.primitive.name
+        if name != "cond" or len(equation.params["branches"]) != 2:
+            raise Unsupported(name)
+        (index,), *inputs = (inputs[0].reshape(-1), *inputs[1:])
+        without, instead = equation.params["branches"]
+        if isinstance(index, np.generic):
+            chosen = instead if index else without
+            return self.evaluate(chosen.jaxpr, chosen.consts, inputs)
+        wanted = self.builder.icmp_signed("!=", index, self.instructions.constant(0, np.int32))
+        usual = self._vectors(without, inputs)
+        before = self.builder.block
+        bits: Any = self.builder.bitcast(wanted, ir.IntType(self.width))
+        some = self.builder.icmp_signed("!=", bits, ir.Constant(bits.type, 0))
+        with self.builder.if_then(some, likely=False):
+            outside, self._known = self._known, dict(self._known)
+            other = self._vectors(instead, inputs)
+            self._known = outside
+            chosen = [self.builder.select(wanted, a, b) for a, b in zip(other, usual, strict=True)]
+            after = self.builder.block
+        merged = []
+        for new, old in zip(chosen, usual, strict=True):
+            phi = self.builder.phi(new.type)
+            phi.add_incoming(new, after)
+            phi.add_incoming(old, before)
+            merged.append(phi)
+        return _divided(merged, [v.aval.shape for v in equation.outvars])
+
+    def _once(self, key, compute):
+        if key not in self._known:
+            self._spent[0] += 1
+            if self._spent[0] > LARGEST_PROGRAM:
+                raise TooLarge
+            self._known[key] = compute()
+        return self._known[key]
+
+    def _vectors(self, closed, inputs) -> list[Any]:
+        """All numbers that a program returns."""
+        results = self.evaluate(closed.jaxpr, closed.consts, inputs)
+        return [
+            self.value(entry, v.aval.dtype)
+            for result, v in zip(results, closed.jaxpr.outvars, strict=True)
+            for entry in result.reshape(-1)
+        ]
+
+    def _passable(self, value):
+        """The same with nothing left in memory that only this function knows."""
+        local = [isinstance(e, Slot) and e.base not in _BASES for e in value.reshape(-1)]
+        entries = zip(value.reshape(-1), local, strict=True)
+        return from_list([self._loaded(e) if here else e for e, here in entries], value.shape)
+
+    def _function(self, jaxpr, constants, inputs):
+        """A function in LLVM, and the entries that it returns: slots of "found", or known ones."""
+        module = self.builder.module
+        kinds = [self.bases[name].type for name in _BASES]
+        kinds += [vector(self.dtype, self.width).as_pointer()] * 2
+        name = module.get_unique_name("part")
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        for argument in function.args[-2:]:
+            argument.add_attribute("noalias")
+        builder = ir.IRBuilder(function.append_basic_block("entry"))
+        bases: dict[str, Any] = dict(zip((*_BASES, "given", "found"), function.args, strict=True))
+        inner = Emitter(builder, self.width, self.dtype, bases, self._spent)
+        arguments, count = [], 0
+        for value in inputs:
+            value = value.copy()
+            flat = value.reshape(-1)
+            for i, entry in enumerate(flat):
+                if isinstance(entry, ir.Value):
+                    flat[i] = Slot("given", count)
+                    count += 1
+            arguments.append(value)
+        results = inner.evaluate(jaxpr, constants, arguments)
+        entries = []
+        for result, v in zip(results, jaxpr.outvars, strict=True):
+            for entry in lifted(result).reshape(-1):
+                if isinstance(entry, np.generic) or (
+                    isinstance(entry, Slot) and entry.base in _BASES
+                ):
+                    entries.append(entry)
+                else:
+                    value = inner.value(entry, v.aval.dtype)
+                    slot = Slot("found", len(entries), np.dtype(v.aval.dtype))
+                    inner.store(inner.instructions.converted(value, v.aval.dtype, self.dtype), slot)
+                    entries.append(slot)
+        builder.ret_void()
+        return function, entries
+
+    def _memory(self, name, size):
+        """Room for so many vectors, as a base of slots."""
+        name = f"{name} {len(self.bases)}"
+        kind = vector(self.dtype, self.width)
+        with self.builder.goto_entry_block():
+            room: Any = self.builder.alloca(kind, ir.Constant(ir.IntType(32), max(size, 1)))
+            room.align = self._bytes
+        self.bases[name] = room
+        return name
+
+    @property
+    def _bytes(self) -> int:
+        return self.width * self.dtype.itemsize
+
+    def _place(self, slot: Slot):
+        return self.builder.gep(self.bases[slot.base], [ir.Constant(ir.IntType(64), slot.index)])
+
+    def _loaded(self, slot: Slot):
+        return self._once(slot, lambda: self._load(slot))
+
+    def _load(self, slot):
+        place = self._place(slot)
+        if slot.base != "data":
+            value = self.builder.load(place, align=self._bytes)
+            return self.instructions.converted(value, self.dtype, slot.dtype or self.dtype)
+        kind = vector(self.dtype, self.width)
+        nothing, first = ir.Constant(kind, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+        value = self.builder.insert_element(nothing, self.builder.load(place), first)
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.width), None)
+        value = self.builder.shuffle_vector(value, nothing, zeros)
+        return self.instructions.converted(value, self.dtype, slot.dtype or self.dtype)
+
+    def _traced(self, function, dtype, value):
+        closed = _jaxpr_of(function, np.dtype(dtype))
+        (result,) = self.evaluate(closed.jaxpr, closed.consts, [from_list([value], ())])
+        return result[()]
+
+
+@functools.cache
+def _jaxpr_of(function, dtype):
+    return jax.make_jaxpr(function)(jax.ShapeDtypeStruct((), dtype))
+
+
+def _name(value):
+    return str(value) if isinstance(value, ir.Constant) else id(value)
+
+
+def _divided(values, shapes):
+    """Lists of entries, one after the other, as arrays."""
+    arrays = []
+    for shape in shapes:
+        size = int(np.prod(shape))
+        arrays.append(from_list(values[:size], shape))
+        values = values[size:]
+    return arrays

@@ -1,0 +1,192 @@
+"""Primitives of JAX as LLVM instructions for vectors."""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+_TYPES = {
+    np.dtype(np.float64): ir.DoubleType(),
+    np.dtype(np.float32): ir.FloatType(),
+    np.dtype(np.int64): ir.IntType(64),
+    np.dtype(np.int32): ir.IntType(32),
+    np.dtype(np.uint64): ir.IntType(64),
+    np.dtype(np.uint32): ir.IntType(32),
+    np.dtype(np.bool_): ir.IntType(1),
+}
+# A product and a sum may become one instruction, as XLA has it; nothing else may be rearranged.
+_FAST = ("contract",)
+_FLOATS = {"add": "fadd", "add_any": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
+_INTEGERS = {"add": "add", "add_any": "add", "sub": "sub", "mul": "mul", "and": "and_", "or": "or_"}
+_INTEGERS |= {"xor": "xor", "shift_left": "shl", "shift_right_arithmetic": "ashr"}
+_INTEGERS |= {"shift_right_logical": "lshr"}
+_COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+_INTRINSICS = {"abs": "fabs", "sqrt": "sqrt", "floor": "floor", "ceil": "ceil"}
+# One number at a time, from the mathematical library of C.
+_SCALAR = {"expm1", "sin", "cos", "tan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh"}
+_SCALAR |= {"pow", "atan2"}
+
+
+class Unsupported(Exception):
+    """A program with something that has no instruction here."""
+
+
+def vector(dtype: Any, width: int) -> ir.VectorType:
+    """The type of one number of all lanes."""
+    kind = _TYPES.get(np.dtype(dtype))
+    if kind is None:
+        raise Unsupported(str(dtype))
+    return ir.VectorType(kind, width)
+
+
+def constant(number: Any, kind: ir.VectorType) -> ir.Constant:
+    """The same number in every lane."""
+    is_float = isinstance(kind.element, (ir.DoubleType, ir.FloatType))
+    item = ir.Constant(kind.element, float(number) if is_float else int(number))
+    return ir.Constant(kind, [item] * kind.count)
+
+
+class Instructions:
+    """What writes them down."""
+
+    def __init__(self, builder: ir.IRBuilder, width: int):
+        self.builder, self.width = builder, width
+
+    def constant(self, number: Any, dtype: Any) -> ir.Constant:
+        """The same number in every lane."""
+        return constant(number, vector(dtype, self.width))
+
+    def apply(self, name: str, params: Any, dtype: Any, values) -> Any:
+        """A primitive of JAX; `dtype` is that of the first argument."""
+        builder = self.builder
+        is_float, unsigned = dtype.kind == "f", dtype.kind == "u"
+        if name in _INTRINSICS and is_float:
+            return self._intrinsic(_INTRINSICS[name], *values)
+        if name in _COMPARISONS:
+            compare = builder.icmp_unsigned if unsigned else builder.icmp_signed
+            if is_float:
+                ordered = builder.fcmp_unordered if name == "ne" else builder.fcmp_ordered
+                return ordered(_COMPARISONS[name], *values)
+            return compare(_COMPARISONS[name], *values)
+        if name in _SCALAR and is_float:
+            return self._by_lane(name, dtype, values)
+        match name:
+            case "neg":
+                return builder.fneg(values[0]) if is_float else builder.neg(values[0])
+            case "square":
+                return self.binary("mul", values[0], values[0])
+            case "integer_pow":
+                return self._power(values[0], params["y"], dtype)
+            case "rsqrt":
+                root = self._intrinsic("sqrt", values[0])
+                return self.binary("div", self.constant(1, dtype), root)
+            case "not":
+                return builder.not_(values[0])
+            case "select_n" if len(values) == 3 and dtype.kind == "b":
+                return builder.select(values[0], values[2], values[1])
+            case "clamp":
+                return self.binary("min", self.binary("max", values[1], values[0]), values[2])
+            case "is_finite":
+                size = self._intrinsic("fabs", values[0])
+                return builder.fcmp_ordered("<", size, self.constant(np.inf, dtype))
+            case "sign" if is_float:
+                return self._sign(values[0], dtype)
+            case "stop_gradient" | "copy":
+                return values[0]
+            case "convert_element_type":
+                return self.converted(values[0], dtype, np.dtype(params["new_dtype"]))
+            case "bitcast_convert_type":
+                return builder.bitcast(values[0], vector(params["new_dtype"], self.width))
+        if len(values) == 2:
+            return self.binary(name, *values, unsigned=unsigned)
+        raise Unsupported(name)
+
+    def binary(self, name: str, a: Any, b: Any, unsigned: bool = False) -> Any:
+        """A primitive of two vectors."""
+        is_float = isinstance(a.type.element, (ir.DoubleType, ir.FloatType))
+        builder = self.builder
+        if name in ("max", "min"):
+            sign = ">" if name == "max" else "<"
+            if not is_float:
+                compare = builder.icmp_unsigned if unsigned else builder.icmp_signed
+                return builder.select(compare(sign, a, b), a, b)
+            # The comparison with NaN gives b; where a is NaN, so is the result.
+            chosen = builder.select(builder.fcmp_ordered(sign, a, b), a, b)
+            return builder.select(builder.fcmp_unordered("uno", a, a), a, chosen)
+        if is_float and name in _FLOATS:
+            return getattr(builder, _FLOATS[name])(a, b, flags=_FAST)
+        if not is_float and name in _INTEGERS:
+            return getattr(builder, _INTEGERS[name])(a, b)
+        raise Unsupported(name)
+
+    def _power(self, value, exponent, dtype):
+        if exponent < 0:
+            positive = self._power(value, -exponent, dtype)
+            return self.binary("div", self.constant(1, dtype), positive)
+        result, square = None, value
+        while exponent:
+            if exponent & 1:
+                result = square if result is None else self.binary("mul", result, square)
+            exponent >>= 1
+            square = self.binary("mul", square, square) if exponent else square
+        return self.constant(1, dtype) if result is None else result
+
+    def _sign(self, value, dtype):
+        zero = self.constant(0, dtype)
+        one = self._intrinsic("copysign", self.constant(1, dtype), value)
+        moves = self.builder.fcmp_unordered("!=", value, zero)
+        signed = self.builder.select(moves, one, value)
+        return self.builder.select(self.builder.fcmp_unordered("uno", value, value), value, signed)
+
+    def converted(self, value: Any, old: Any, new: Any) -> Any:
+        """From one dtype to another."""
+        old, new = np.dtype(old), np.dtype(new)
+        kind, builder = vector(new, self.width), self.builder
+        if old == new:
+            return value
+        if new.kind == "b":
+            zero = self.constant(0, old)
+            if old.kind == "f":
+                return builder.fcmp_unordered("!=", value, zero)
+            return builder.icmp_signed("!=", value, zero)
+        if old.kind == "f" and new.kind == "f":
+            return (builder.fpext if new.itemsize > old.itemsize else builder.fptrunc)(value, kind)
+        if new.kind == "f":
+            return (builder.sitofp if old.kind == "i" else builder.uitofp)(value, kind)
+        if old.kind == "f":
+            return (builder.fptosi if new.kind == "i" else builder.fptoui)(value, kind)
+        if old.kind == "b":
+            return builder.zext(value, kind)
+        if new.itemsize == old.itemsize:
+            return value
+        widened = builder.sext if old.kind == "i" else builder.zext
+        return (widened if new.itemsize > old.itemsize else builder.trunc)(value, kind)
+
+    def _intrinsic(self, name, *values):
+        kind = values[0].type
+        letter = "f64" if isinstance(kind.element, ir.DoubleType) else "f32"
+        function = self._declared(f"llvm.{name}.v{self.width}{letter}", kind, [kind] * len(values))
+        return self.builder.call(function, values)
+
+    def _by_lane(self, name, dtype, values):
+        integers = [not isinstance(v.type.element, (ir.DoubleType, ir.FloatType)) for v in values]
+        if any(integers):  # x^n by an array of n
+            raise Unsupported(name)
+        kind = _TYPES[np.dtype(dtype)]
+        name = name if isinstance(kind, ir.DoubleType) else f"{name}f"
+        function = self._declared(name, kind, [kind] * len(values))
+        function.attributes.add("nounwind")
+        result = ir.Constant(values[0].type, ir.Undefined)
+        for lane in range(self.width):
+            place = ir.Constant(ir.IntType(32), lane)
+            numbers = [self.builder.extract_element(value, place) for value in values]
+            result = self.builder.insert_element(
+                result, self.builder.call(function, numbers), place
+            )
+        return result
+
+    def _declared(self, name, kind, arguments):
+        module = self.builder.module
+        if name in module.globals:
+            return module.globals[name]
+        return ir.Function(module, ir.FunctionType(kind, arguments), name)

@@ -1,0 +1,227 @@
+"""Machine code that brings the rows of a table to their ends, a vector of lanes at a time.
+
+A kernel holds as many rows as a vector has lanes. Whatever row is done is written back, and the
+next one of the table takes its lane: no lane waits for another.
+"""
+
+import ctypes
+import ctypes.util
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from jaxtyping import Float, Int
+from llvmlite import ir
+
+from ..entrywise import from_list
+from .emitter import Emitter, Slot
+from .instructions import vector
+
+# Turns between two chances for Python to notice an interrupt.
+_TURNS = 20_000
+_pool = ThreadPoolExecutor(thread_name_prefix="fly")  # starts its threads when asked
+_INT, _ORDER = ir.IntType(64), ir.IntType(32)
+_VECTORS = {"avx512f": 64, "avx": 32}
+# Registers to one number of all lanes. Two keep the processor busy while divisions last; a row that
+# does not fit the registers anyway compiles in half the time with one.
+_SMALL_ROW = 64
+
+
+def vector_width(row: Any) -> int:
+    """Lanes of a kernel for rows like this one."""
+    features = llvm.get_host_cpu_features()
+    size = max([size for name, size in _VECTORS.items() if features.get(name)], default=16)
+    return size * (2 if row.size <= _SMALL_ROW else 1) // row.dtype.itemsize
+
+
+def emit(step: Any, width: int) -> ir.Module:
+    """The program, in LLVM's language.
+
+    `step`: a closed jaxpr of a row (M,) and of arrays that all rows share. Its result (K,) are the
+    row's first numbers after a step; the very first one is negative as long as the row is not done.
+    """
+    row, *shared = step.in_avals
+    (written,) = step.out_avals
+    kind = vector(row.dtype, width)
+    number = kind.element
+    module = ir.Module("lanes")
+    exchange = _emit_exchange(module, row.size, written.size, kind)
+    # state and jobs of the lanes, rows alive | table, order, its length, its next | data | turns
+    kinds = [kind.as_pointer(), _INT.as_pointer(), _INT.as_pointer(), number.as_pointer()]
+    kinds += [_ORDER.as_pointer(), _INT, _INT.as_pointer(), number.as_pointer(), _INT]
+    function = ir.Function(module, ir.FunctionType(_INT, kinds), "fly")
+    state, jobs, alive, table, order, count, following, data, most = function.args
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    zero, one = ir.Constant(_INT, 0), ir.Constant(_INT, 1)
+    everybody = ir.Constant(_INT, 2**width - 1)
+    places = [jobs, alive, table, order, count, following]
+    anew = builder.icmp_signed("<", builder.load(alive), zero)
+    with builder.if_then(anew):
+        builder.store(zero, alive)
+        builder.call(exchange, [state, *places, everybody])
+    loop, swap, rest, end = map(function.append_basic_block, ("loop", "swap", "rest", "end"))
+    before = builder.block
+    builder.branch(loop)
+
+    builder.position_at_end(loop)
+    turn = builder.phi(_INT)
+    turn.add_incoming(zero, before)
+    emitter = Emitter(builder, width, row.dtype, {"row": state, "data": data})
+    entries = [from_list([Slot("row", i) for i in range(row.size)], row.shape)]
+    offset = 0
+    for array in shared:
+        slots = [Slot("data", offset + i, np.dtype(array.dtype)) for i in range(array.size)]
+        entries.append(from_list(slots, array.shape))
+        offset += array.size
+    (results,) = emitter.evaluate(step.jaxpr, step.consts, entries)
+    results = [emitter.value(entry, written.dtype) for entry in results]
+    for i, value in enumerate(results):
+        emitter.store(value, Slot("row", i))
+    done = builder.fcmp_ordered(">=", results[0], emitter.instructions.constant(0, row.dtype))
+    busy = builder.load(builder.bitcast(jobs, ir.VectorType(_INT, width).as_pointer()), align=8)
+    has_job = builder.icmp_signed(">=", busy, ir.Constant(busy.type, [zero] * width))
+    leaving: Any = builder.bitcast(builder.and_(done, has_job), ir.IntType(width))
+    after = builder.add(turn, one)
+    builder.cbranch(builder.icmp_signed("!=", leaving, ir.Constant(leaving.type, 0)), swap, rest)
+
+    builder.position_at_end(swap)
+    builder.call(exchange, [state, *places, builder.zext(leaving, _INT)])
+    builder.branch(rest)
+
+    builder.position_at_end(rest)
+    turn.add_incoming(after, rest)
+    some = builder.icmp_signed(">", builder.load(alive), zero)
+    goes_on = builder.and_(some, builder.icmp_signed("<", after, most))
+    builder.cbranch(goes_on, loop, end)
+
+    builder.position_at_end(end)
+    builder.ret(after)
+    return module
+
+
+def _emit_exchange(module, fields, written, kind):
+    """A function that writes back the rows of a mask's lanes, and gives them the next ones."""
+    pointer = kind.element.as_pointer()
+    kinds = [kind.as_pointer(), _INT.as_pointer(), _INT.as_pointer(), pointer]
+    kinds += [_ORDER.as_pointer(), _INT, _INT.as_pointer(), _INT]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "exchange")
+    function.attributes.add("noinline")
+    state, jobs, alive, table, order, count, following, mask = function.args
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    state = builder.bitcast(state, pointer)
+    zero, one = ir.Constant(_INT, 0), ir.Constant(_INT, 1)
+    width = ir.Constant(_INT, kind.count)
+
+    def places(field, lane, job):
+        in_state = builder.add(builder.mul(field, width), lane)
+        in_table = builder.add(builder.mul(job, ir.Constant(_INT, fields)), field)
+        return builder.gep(state, [in_state]), builder.gep(table, [in_table])
+
+    def change(by):
+        builder.store(builder.add(builder.load(alive), ir.Constant(_INT, by)), alive)
+
+    with _Loop(builder, kind.count) as lane:
+        bit = builder.and_(builder.lshr(mask, lane), one)
+        with builder.if_then(builder.icmp_signed("!=", bit, zero)):
+            job = builder.load(builder.gep(jobs, [lane]))
+            with builder.if_then(builder.icmp_signed(">=", job, zero)):
+                with _Loop(builder, written) as field:
+                    source, target = places(field, lane, job)
+                    builder.store(builder.load(source), target)
+                change(-1)
+            place = builder.atomic_rmw("add", following, one, "monotonic")
+            with builder.if_else(builder.icmp_signed("<", place, count)) as (some, none):
+                with some:
+                    job = builder.sext(builder.load(builder.gep(order, [place])), _INT)
+                    builder.store(job, builder.gep(jobs, [lane]))
+                    with _Loop(builder, fields) as field:
+                        target, source = places(field, lane, job)
+                        builder.store(builder.load(source), target)
+                    change(1)
+                with none:
+                    builder.store(ir.Constant(_INT, -1), builder.gep(jobs, [lane]))
+    builder.ret_void()
+    return function
+
+
+class _Loop:
+    """`for i in range(count)` with count > 0, in LLVM."""
+
+    def __init__(self, builder: ir.IRBuilder, count: int):
+        self.builder, self.count = builder, ir.Constant(_INT, count)
+
+    def __enter__(self) -> ir.Value:
+        before, self.body = self.builder.block, self.builder.append_basic_block("body")
+        self.builder.branch(self.body)
+        self.builder.position_at_end(self.body)
+        self.index = self.builder.phi(_INT)
+        self.index.add_incoming(ir.Constant(_INT, 0), before)
+        return self.index
+
+    def __exit__(self, *_: Any) -> None:
+        following = self.builder.add(self.index, ir.Constant(_INT, 1))
+        self.index.add_incoming(following, self.builder.block)
+        after = self.builder.append_basic_block("after")
+        again = self.builder.icmp_signed("<", following, self.count)
+        self.builder.cbranch(again, self.body, after)
+        self.builder.position_at_end(after)
+
+
+class Kernel:
+    """A program in memory."""
+
+    def __init__(self, module: ir.Module, width: int):
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        mathematics = ctypes.util.find_library("m")
+        if mathematics is not None:
+            llvm.load_library_permanently(mathematics)
+        # Vectors of 512 bits are not halved, as LLVM does in fear of the clock rates of long ago.
+        features = llvm.get_host_cpu_features()
+        text = ",".join([features.flatten(), *["-prefer-256-bit"] * bool(features.get("avx512f"))])
+        target = llvm.Target.from_default_triple()
+        machine = target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=text, opt=1)
+        module.triple, module.data_layout = machine.triple, str(machine.target_data)
+        parsed = llvm.parse_assembly(str(module))
+        # No optimisation passes: the emitter leaves nothing for them to do, and they take longer.
+        self.width = width
+        self._engine = llvm.create_mcjit_compiler(parsed, machine)
+        self._engine.finalize_object()
+        pointer, integer = ctypes.c_void_p, ctypes.c_int64
+        kinds = [pointer] * 5 + [integer, pointer, pointer, integer]
+        self._fly = ctypes.CFUNCTYPE(integer, *kinds)(self._engine.get_function_address("fly"))
+
+    def __call__(
+        self,
+        table: Float[np.ndarray, "N M"],
+        order: Int[np.ndarray, " N"],
+        data: Float[np.ndarray, " n"],
+        threads: int = 1,
+    ) -> int:
+        """Brings the rows of `order` to their ends; returns the turns of all lanes."""
+        following = np.zeros(1, np.int64)
+
+        def fly():
+            size = self.width * table.shape[1]
+            aligned = self.width * table.itemsize
+            raw = np.zeros(size + self.width, table.dtype)
+            state = raw[(-raw.ctypes.data % aligned) // table.itemsize :][:size]
+            jobs, alive = np.full(self.width, -1, np.int64), np.full(1, -1, np.int64)
+            arrays = [a.ctypes.data for a in (state, jobs, alive, table, order)]
+            rest = [order.size, following.ctypes.data, data.ctypes.data, _TURNS]
+            turns = 0
+            while alive[0] != 0 and not interrupted:
+                turns += self._fly(*arrays, *rest)
+            return turns
+
+        interrupted: list[bool] = []
+        if threads == 1:
+            return fly()
+        others = [_pool.submit(fly) for _ in range(threads - 1)]
+        try:
+            return fly() + sum(other.result() for other in others)
+        except BaseException:
+            interrupted.append(True)
+            wait(others)  # they write to the table
+            raise

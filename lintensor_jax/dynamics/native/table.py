@@ -1,0 +1,96 @@
+"""A queue of lanes as a table, and one step of one of its rows.
+
+A row holds status code, time, steps, rejected steps, the state (q), the slope (q), step size and
+the controller's memory, which steps change; then its unit of time, its tolerance, and what a
+problem of its own consists of. All are floats.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
+from jaxtyping import Array, Float
+
+from ..lanes import Functions, Lanes, attempt_step
+from ..lanewise import Lanewise
+from ..queue import Starts, Stepper
+from ..system import Reducible
+
+
+def table_of(starts: Starts, shared: bool) -> Float[Array, "N M"]:
+    """The rows of lanes, before `start_row`; without the problem's if all lanes share one."""
+    y, unit, atol, leaves = starts
+    number = jnp.zeros_like(unit)
+    columns = [number, number, number, number, y, jnp.zeros_like(y), number, number, unit, atol]
+    columns += [] if shared else leaves
+    return jnp.concatenate([c.astype(y.dtype).reshape(-1, unit.size) for c in columns]).T
+
+
+def start_row(row: Float[Array, " M"], stepper: Stepper, leaves: list[Array]) -> Float[Array, " K"]:
+    """The first numbers of a row before its first step; 1 is added to the status code.
+
+    `leaves`: of the problem that all rows share, else empty.
+    """
+    lanes, functions, data, atol = _read(row, stepper, leaves)
+    lanes = stepper.fresh(functions, lanes.y, data, atol)
+    return _written(lanes._replace(code=lanes.code + 1), row.dtype)
+
+
+def step_row(row: Float[Array, " M"], stepper: Stepper, leaves: list[Array]) -> Float[Array, " K"]:
+    """The first numbers of a row after an attempted step."""
+    lanes, functions, data, atol = _read(row, stepper, leaves)
+    lanes = attempt_step(functions, stepper.solver, stepper.options, data, atol, lanes)
+    return _written(lanes, row.dtype)
+
+
+class _Row(NamedTuple):
+    """One lane, on a last axis of its own."""
+
+    lanes: Lanes
+    functions: Functions
+    data: Any
+    atol: Array
+
+
+def _read(row, stepper, leaves):
+    code, s, num_steps, num_rejected, rest = *row[:4, None], row[4:]
+    size = stepper.state_size
+    y, slope, numbers, own = jnp.split(rest, [size, 2 * size, 2 * size + 4])
+    h, memory, unit, atol = numbers[:, None]
+    if not stepper.shared:
+        leaves = _own_leaves(stepper, own)
+    whole = (number.astype(jnp.int32) for number in (code, num_steps, num_rejected))
+    code, num_steps, num_rejected = whole
+    lanes = Lanes(y[:, None], slope[:, None], s, h, memory, code, num_steps, num_rejected)
+    found: Any = stepper.functions(unit, leaves)
+    functions = Functions(*map(_of_one_lane, found))
+    return _Row(lanes, functions, (unit, *leaves), atol)
+
+
+def _written(lanes, dtype):
+    changed = [lanes.code, lanes.s, lanes.num_steps, lanes.num_rejected, lanes.y, lanes.slope]
+    changed += [lanes.h, lanes.memory]
+    return jnp.concatenate([number.astype(dtype).reshape(-1) for number in changed])
+
+
+def _own_leaves(stepper, own):
+    problem = stepper.system.problem
+    examples = jax.tree.leaves((problem, jax.eval_shape(Reducible.of, problem)))
+    leaves = []
+    for example in examples:
+        piece, own = own[: example.size], own[example.size :]
+        leaves.append(piece.reshape(*example.shape, 1).astype(example.dtype))
+    return leaves
+
+
+def _of_one_lane(function: Lanewise):
+    """The same without entries or vectors; a function of its own in the program."""
+    inner: Any = jax.jit(jaxpr_as_fun(function.closed))
+
+    def of_lanes(*arguments):
+        pairs = zip(arguments, function.batched, strict=True)
+        given = [argument[..., 0] if lanes else argument for argument, lanes in pairs]
+        return tuple(result[..., None] for result in inner(*given))
+
+    return of_lanes

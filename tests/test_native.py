@@ -1,0 +1,300 @@
+"""Machine code of our own: every instruction, whole flows against XLA's, threads, refusals."""
+
+import warnings
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+
+import lintensor_jax as lt
+from lintensor_jax.dynamics import compilation
+from lintensor_jax.dynamics.batched import batched_flow
+from lintensor_jax.dynamics.compilation import XLA, Native
+from lintensor_jax.dynamics.native import elementary, emitter
+from lintensor_jax.dynamics.native.instructions import Unsupported
+from lintensor_jax.dynamics.native.kernel import Kernel, emit, vector_width
+from lintensor_jax.initialization import gaussian
+
+RNG = np.random.default_rng(0)
+PAPER = lt.Regression(np.array([[1.0, 2.0]]), np.array([1.0]))
+TOY = lt.Classification(np.array([[1.0, 2.0], [0.0, 3.0]]), np.ones(2))
+SPECIAL = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan]
+
+
+def by_kernel(function, rows, *shared):
+    """One turn of every row (x_1, ..., x_k): function(x, *shared), through a kernel."""
+    count, size = rows.shape
+    dtype = rows.dtype
+
+    def step(row, *shared):
+        result = function(row[1 : 1 + size], *shared).astype(dtype)
+        return jnp.concatenate([jnp.zeros(1, dtype), result])
+
+    width = vector_width(jax.ShapeDtypeStruct((1 + size,), dtype))
+    shared = [np.asarray(array) for array in shared]
+    example = jax.eval_shape(step, jnp.zeros(1 + size, dtype), *shared)
+    fields = max(1 + size, example.size)
+    traced = jax.jit(step).trace(jax.ShapeDtypeStruct((fields,), dtype), *shared)
+    table = np.zeros((count, fields), dtype)
+    table[:, 1 : 1 + size] = rows
+    numbers = [np.zeros(1, dtype), *(np.asarray(a, dtype).reshape(-1) for a in shared)]
+    data = np.concatenate(numbers[1:]) if shared else numbers[0]
+    kernel = Kernel(emit(traced.jaxpr, width), width)
+    turns = kernel(table, np.arange(count, dtype=np.int32), data)
+    assert turns == -(-count // width)
+    return table[:, 1 : example.size]
+
+
+def rows_of(size, dtype: Any = np.float64):
+    rows = np.random.default_rng(1).standard_normal((41, size)) * 3
+    rows[:7, 0], rows[3:10, size - 1] = SPECIAL, SPECIAL
+    return rows.astype(dtype)
+
+
+def stack(*values) -> Any:
+    return jnp.stack([jnp.asarray(value, float) for value in values])
+
+
+# What XLA computes to the last bit as well.
+EXACT: dict[str, Any] = {
+    "arithmetic": lambda x: stack(x[0] + x[1], x[0] - x[1], x[0] * x[1], x[0] / x[1], -x[0]),
+    "roots": lambda x: stack(jnp.sqrt(x[0]), jnp.abs(x[0]), x[0] ** 2, jnp.square(x[1])),
+    "orders": lambda x: stack(
+        jnp.maximum(x[0], x[1]), jnp.minimum(x[0], x[1]), jnp.clip(x[0], -1, 1), jnp.sign(x[0])
+    ),
+    "comparisons": lambda x: stack(
+        x[0] < x[1], x[0] <= x[1], x[0] > x[1], x[0] >= x[1], x[0] == x[1], x[0] != x[1]
+    ),
+    "logic": lambda x: stack(
+        (x[0] < 0) & (x[1] < 0), (x[0] < 0) | ~(x[1] < 0), (x[0] < 0) ^ (x[1] < 0)
+    ),
+    "choices": lambda x: jnp.where(x > 0, x, 2 * x),
+    "finite": lambda x: jnp.isfinite(x),
+    "rounding": lambda x: stack(jnp.floor(x[0]), jnp.ceil(x[0])),
+    "integers": lambda x: stack(
+        jnp.floor(jnp.clip(jnp.nan_to_num(x[0]), -9, 9)).astype(jnp.int32) * 3 + 1,
+        jnp.clip(jnp.nan_to_num(x[1]), -9, 9).astype(jnp.int64) >> 1,
+    ),
+    "bits": lambda x: jax.lax.bitcast_convert_type(
+        jax.lax.bitcast_convert_type(x, jnp.int64) & ~1, jnp.float64
+    ),
+    "reductions": lambda x: stack(jnp.max(x), jnp.min(x), jnp.all(x > 0), jnp.any(x > 0)),
+    "a branch": lambda x: jax.lax.cond(x[0] > x[1], lambda x: x[::-1], lambda x: x + 1, x),
+    "a known branch": lambda x: jax.lax.cond(x.size > 1, lambda x: 2 * x, jnp.negative, x),
+    "moves": lambda x: jnp.concatenate([x[::-1], x[1:], jnp.stack([x, x], 1).T.reshape(-1)]),
+    "indices": lambda x: jnp.roll(jnp.tile(x, 2), 1)[jnp.array([3, 0, 2])],
+    "constants": lambda x: jnp.concatenate([x * jnp.arange(2.0, 4.0), x + jnp.array([1.0, 3.0])]),
+}
+CLOSE: dict[str, Any] = {
+    "products": lambda x: stack(jnp.vdot(x, x), jnp.sum(x), jnp.prod(x), x[0] ** 3, x[0] ** -2),
+    "matrices": lambda x: (jnp.outer(x, x) @ jnp.array([[1.0, 2.0], [3.0, 4.0]])).reshape(-1),
+    "elementary": lambda x: stack(
+        jnp.exp(x[0]), jnp.log(x[0]), jnp.log1p(x[0]), jax.nn.sigmoid(x[0]), jax.lax.rsqrt(x[0])
+    ),
+    "library": lambda x: stack(
+        *(f(x[0]) for f in (jnp.sin, jnp.cos, jnp.tan, jnp.tanh, jnp.sinh, jnp.cosh, jnp.expm1)),
+        *(f(x[0]) for f in (jnp.arcsinh, jnp.arccosh, jnp.arctanh)),
+        jnp.arctan2(x[0], x[1]),
+        jnp.abs(x[0]) ** x[1],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_instructions(name):
+    rows = rows_of(2)
+    expected = jax.vmap(EXACT[name])(jnp.asarray(rows))
+    np.testing.assert_array_equal(by_kernel(EXACT[name], rows), expected)
+
+
+@pytest.mark.parametrize("name", CLOSE)
+def test_instructions_that_round(name):
+    rows = rows_of(2)
+    expected = jax.vmap(CLOSE[name])(jnp.asarray(rows))
+    np.testing.assert_allclose(by_kernel(CLOSE[name], rows), expected, rtol=3e-15, atol=1e-300)
+
+
+def test_what_rows_share():
+    rows = rows_of(3)[10:]
+    matrix, chosen = RNG.standard_normal((4, 3)), np.array([True, False, True])
+
+    def function(x, matrix, chosen):
+        return jnp.where(chosen, matrix @ x @ matrix, x)
+
+    expected = jax.vmap(function, (0, None, None))(rows, matrix, chosen)
+    np.testing.assert_allclose(by_kernel(function, rows, matrix, chosen), expected, rtol=1e-13)
+
+
+def test_single_precision():
+    rows = rows_of(2, np.float32)
+    for name in ("products", "matrices", "elementary"):
+        expected = jax.vmap(CLOSE[name])(jnp.asarray(rows))
+        found = by_kernel(lambda x, name=name: CLOSE[name](x).astype(x.dtype), rows)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-37)
+
+
+def test_large_parts_are_functions(monkeypatch):
+    """They are called more than once, and give what they give in place."""
+    part = jax.jit(lambda x, matrix: jnp.tanh(matrix @ x) + (x[0] > 0))
+
+    def function(x, matrix):
+        once = part(x, matrix)
+        return part(once, matrix) + jax.lax.cond(
+            x[0] > 0, lambda: part(2 * once, matrix), lambda: once
+        )
+
+    rows, matrix = rows_of(2)[10:], np.array([[1.0, -2.0], [0.5, 1.0]])
+    inline = by_kernel(function, rows, matrix)
+    monkeypatch.setattr(emitter, "LARGEST_INLINE", 0)
+    np.testing.assert_array_equal(by_kernel(function, rows, matrix), inline)
+    expected = jax.vmap(function, (0, None))(rows, matrix)
+    np.testing.assert_allclose(inline, expected, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["exp", "log", "log1p"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_elementary_functions(name, dtype):
+    """Within three units in the last place, over the whole range; the right limits."""
+    most = float(np.log(np.finfo(dtype).max))
+    sizes = 10.0 ** RNG.uniform(-8, 0, 500)
+    x = {
+        "exp": [RNG.uniform(-0.98 * most, 0.99 * most, 500), RNG.choice([-1, 1], 500) * sizes],
+        "log": [np.exp(RNG.uniform(-0.98 * most, 0.99 * most, 500)), 1 + 0.5 * sizes],
+        "log1p": [np.exp(RNG.uniform(0, 0.99 * most, 500)), -0.99 * sizes, sizes],
+    }[name]
+    x = np.concatenate(x).astype(dtype)
+    found = np.asarray(getattr(elementary, name)(jnp.asarray(x)))
+    with mpmath.workdps(40):
+        exact = [getattr(mpmath, name)(mpmath.mpf(float(number))) for number in x]
+        errors = [abs(mpmath.mpf(float(a)) - b) for a, b in zip(found, exact, strict=True)]
+        units = np.spacing(np.abs(np.array([float(b) for b in exact], dtype)))
+        assert max(float(e) / float(u) for e, u in zip(errors, units, strict=True)) < 3
+    special = jnp.asarray([*SPECIAL, 1e30, -1e30], dtype)
+    with np.errstate(all="ignore"):
+        expected = getattr(np, name)(np.asarray(special))
+    found = getattr(elementary, name)(special)
+    np.testing.assert_allclose(found, expected, rtol=4 * float(np.finfo(dtype).eps))
+
+
+def starts(like, count, scale=0.3) -> Any:
+    keys = jax.random.split(jax.random.key(1), count)
+    return jax.vmap(lambda key: gaussian(like, key, scale))(keys)
+
+
+FLOWS: dict[str, Any] = {
+    "diagonal": (lt.DiagonalNetwork.zeros(2, 2), PAPER, {}),
+    "convolution": (
+        lt.ConvolutionalNetwork.zeros(4, (4, 4)),
+        lt.Regression(RNG.standard_normal((2, 4)), np.ones(2)),
+        {},
+    ),
+    "fully connected": (lt.FullyConnectedNetwork.zeros((2, 3, 2)), PAPER, {"finish": None}),
+    "many layers": (lt.DiagonalNetwork.zeros(3, 12), None, {"finish": None}),
+    "classification": (lt.DiagonalNetwork.zeros(2, 2), TOY, {"stop": lt.StopAtMargin(1e4)}),
+    "logistic": (
+        lt.FullyConnectedNetwork.zeros((2, 2)),
+        lt.Classification(np.array([[1.0, 2.0], [0.0, 3.0]]), np.ones(2), loss=lt.LogisticLoss()),
+        {"stop": lt.StopAtMargin(100.0) | lt.StopAtTime(1e3)},
+    ),
+    "until a time": (
+        lt.DiagonalNetwork.zeros(2, 2),
+        TOY,
+        {"stop": lt.StopAtTime(50.0), "clock": lt.LossTime()},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_flows(name):
+    """The steps that XLA's programs take, to rounding; the same ends for any number of threads."""
+    like, problem, options = FLOWS[name]
+    if problem is None:
+        problem = lt.Regression(RNG.standard_normal((3, 12)), np.ones(3))
+    networks = starts(like, 75)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # where there is no machine code, that is said
+        one, three = (
+            batched_flow(networks, problem, compilation=Native(threads=n), **options)
+            for n in (1, 3)
+        )
+    expected = batched_flow(networks, problem, compilation=XLA(), **options)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(three), strict=True):
+        if a is not one.executed_steps:
+            np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(one.status._value, expected.status._value)
+    # A flow at its stability limit makes the most of every rounding.
+    np.testing.assert_allclose(one.num_steps, expected.num_steps, rtol=0.01, atol=1)
+    found, wanted = np.asarray(one.coefficients), np.asarray(expected.coefficients)
+    if isinstance(problem, lt.Classification):
+        # One more step in the end is another norm, but not another direction.
+        found, wanted = (b / np.linalg.norm(b, axis=1, keepdims=True) for b in (found, wanted))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+    assert one.waste < expected.waste
+
+
+class Sorted(eqx.Module):
+    """A network that no one needs: its coefficients are sorted."""
+
+    weights: jax.Array
+    depth: int = eqx.field(static=True, default=1)
+
+    def linear_coefficients(self):
+        return jnp.sort(self.weights)
+
+
+def test_without_an_instruction_xla_compiles(monkeypatch):
+    compilation._report.cache_clear()
+    networks = jax.vmap(Sorted)(jnp.asarray(RNG.standard_normal((9, 2))))
+    with pytest.warns(UserWarning, match="Native: sort has no machine code"):
+        flow = batched_flow(networks, PAPER, finish=None)
+    expected = batched_flow(networks, PAPER, finish=None, compilation=XLA())
+    np.testing.assert_array_equal(flow.coefficients, expected.coefficients)
+    # Too large, on the other hand, is nothing to be told of.
+    monkeypatch.setattr(emitter, "LARGEST_PROGRAM", 50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        large = batched_flow(starts(FLOWS["diagonal"][0], 9), PAPER, max_steps=77)
+    assert large.waste > 1
+
+
+REFUSED: dict[str, Any] = {
+    "sort": jnp.sort,
+    "complex128": lambda x: jnp.abs(x * (1 + 1j)),
+    "erf": jax.scipy.special.erf,
+    "rem": lambda x: jnp.fmod(x, 2.0),
+    "pow": lambda x: jax.lax.pow(x, x.astype(jnp.int32)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_says_what_it_cannot_do(name):
+    with pytest.raises(Unsupported, match=name):
+        by_kernel(REFUSED[name], rows_of(2))
+
+
+def test_a_program_that_fails_in_a_thread_is_stopped_in_all(monkeypatch):
+    """As an interrupt would: the first call in the calling thread raises."""
+    import threading
+
+    from lintensor_jax.dynamics.native import kernel as module
+
+    def step(row):
+        return jnp.stack([row[0], row[1] + 1])  # it never ends
+
+    monkeypatch.setattr(module, "_TURNS", 10)
+    kernel = Kernel(emit(jax.jit(step).trace(jax.ShapeDtypeStruct((2,), float)).jaxpr, 8), 8)
+    table = np.full((64, 2), -1.0)
+    caller, original = threading.current_thread(), kernel._fly
+
+    def fly(*arguments):
+        if threading.current_thread() is caller:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(kernel, "_fly", fly)
+    with pytest.raises(KeyboardInterrupt):
+        kernel(table, np.arange(64, dtype=np.int32), np.zeros(1), 3)
