@@ -308,9 +308,10 @@ def _by_rows(stepper: Stepper, compilation, chunk: _Chunk, order) -> tuple[_Ends
     fill = compiled(_table, XLA(), stepper, chunk)
     rows, leaves = fill.results
     row = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
+    # The one that takes longest comes first.
+    flying = compiled(step_row, compilation, row, stepper, leaves)
     alone = Native(threads=1)  # a start takes microseconds
     starting = compiled(start_row, alone, row, stepper, leaves)
-    flying = compiled(step_row, compilation, row, stepper, leaves)
     start, fly = starting.machine_code.result(), flying.machine_code.result()
     if start is None or fly is None:
         return None

@@ -14,7 +14,7 @@ from llvmlite import ir
 
 from ..entrywise import Entrywise, count_operations, from_list, is_known, lifted
 from . import elementary
-from .instructions import Instructions, Unsupported, constant, vector
+from .instructions import Instructions, Unsupported, vector
 
 _ELEMENTARY = {"exp": elementary.exp, "log": elementary.log, "log1p": elementary.log1p}
 _ELEMENTARY |= {"logistic": elementary.logistic}
@@ -79,8 +79,11 @@ class Emitter(Entrywise):
             return _NUMPY[name](a, b)
         a, b = (self._loaded(x) if isinstance(x, Slot) else x for x in (a, b))
         kind = b.type if isinstance(a, np.generic) else a.type
-        a, b = (constant(x, kind) if isinstance(x, np.generic) else x for x in (a, b))
-        return self._once((name, _name(a), _name(b)), lambda: self.instructions.binary(name, a, b))
+        a, b = (
+            self.instructions.constant_of(x, kind) if isinstance(x, np.generic) else x
+            for x in (a, b)
+        )
+        return self._once((name, id(a), id(b)), lambda: self.instructions.binary(name, a, b))
 
     def elementwise(self, equation: Any, entries) -> Any:
         """See `Entrywise`."""
@@ -90,7 +93,7 @@ class Emitter(Entrywise):
                 return np.asarray(equation.primitive.bind(*entries, **params))[()]
         avals = [v.aval for v in equation.invars]
         values = [self.value(entry, aval.dtype) for entry, aval in zip(entries, avals, strict=True)]
-        key = name, str(params.get("new_dtype", params.get("y"))), *map(_name, values)
+        key = name, str(params.get("new_dtype", params.get("y"))), *map(id, values)
         dtype = avals[0].dtype
         if name in _ELEMENTARY and dtype.kind == "f":
             return self._once(key, lambda: self._traced(_ELEMENTARY[name], dtype, values[0]))
@@ -253,10 +256,6 @@ class Emitter(Entrywise):
 @functools.cache
 def _jaxpr_of(function, dtype):
     return jax.make_jaxpr(function)(jax.ShapeDtypeStruct((), dtype))
-
-
-def _name(value):
-    return str(value) if isinstance(value, ir.Constant) else id(value)
 
 
 def _divided(values, shapes):

@@ -39,22 +39,26 @@ def vector(dtype: Any, width: int) -> ir.VectorType:
     return ir.VectorType(kind, width)
 
 
-def constant(number: Any, kind: ir.VectorType) -> ir.Constant:
-    """The same number in every lane."""
-    is_float = isinstance(kind.element, (ir.DoubleType, ir.FloatType))
-    item = ir.Constant(kind.element, float(number) if is_float else int(number))
-    return ir.Constant(kind, [item] * kind.count)
-
-
 class Instructions:
     """What writes them down."""
 
     def __init__(self, builder: ir.IRBuilder, width: int):
         self.builder, self.width = builder, width
+        self._constants: dict[Any, ir.Constant] = {}
 
     def constant(self, number: Any, dtype: Any) -> ir.Constant:
         """The same number in every lane."""
-        return constant(number, vector(dtype, self.width))
+        return self.constant_of(number, vector(dtype, self.width))
+
+    def constant_of(self, number: Any, kind: ir.VectorType) -> ir.Constant:
+        """The same of a type, one object for each number."""
+        is_float = isinstance(kind.element, (ir.DoubleType, ir.FloatType))
+        value = float(number) if is_float else int(number)
+        key = repr(value), kind.element
+        if key not in self._constants:
+            item = ir.Constant(kind.element, value)
+            self._constants[key] = ir.Constant(kind, [item] * kind.count)
+        return self._constants[key]
 
     def apply(self, name: str, params: Any, dtype: Any, values) -> Any:
         """A primitive of JAX; `dtype` is that of the first argument."""
