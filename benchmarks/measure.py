@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 
+_SHORT = 0.05
 Row = dict[str, Any]
 
 
@@ -93,20 +94,29 @@ def _version(name: str) -> str | None:
         return None
 
 
-def timed(function: Callable[[], Any]) -> tuple[Any, float, float]:
-    """The result of one call, and its seconds by the wall and of all cores."""
+def timed(function: Callable[[], Any], calls: int = 1) -> tuple[Any, float, float]:
+    """The result of a call, and its seconds by the wall and of all cores, of so many on average."""
     start, cores = time.perf_counter(), time.process_time()
-    result = jax.block_until_ready(function())
-    return result, time.perf_counter() - start, time.process_time() - cores
+    for _ in range(calls):
+        result = jax.block_until_ready(function())
+    wall, cores = time.perf_counter() - start, time.process_time() - cores
+    return result, wall / calls, cores / calls
 
 
 def medians(variants: Sequence[Variant], repeats: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of every variant, wall and cores: medians of calls in turn, scaled to all lanes."""
+    """Seconds of every variant, wall and cores: medians of turns, scaled to all lanes.
+
+    A turn is as many calls as take a twentieth of a second: a single short one would be measured
+    with the caches full of what the one before it left there.
+    """
     times: dict[str, list[tuple[float, float]]] = {variant.name: [] for variant in variants}
+    calls: dict[str, int] = {}
     for turn in range(repeats):
         for variant in variants:
             if turn < variant.rounds:
-                times[variant.name].append(timed(variant.call)[1:])
+                if variant.name not in calls:
+                    calls[variant.name] = 1 + int(_SHORT / timed(variant.call)[1])
+                times[variant.name].append(timed(variant.call, calls[variant.name])[1:])
     wall, cores = (
         {v.name: statistics.median(pair[i] for pair in times[v.name]) / v.share for v in variants}
         for i in range(2)

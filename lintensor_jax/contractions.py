@@ -149,40 +149,23 @@ def data_tensor_network(
 ) -> tuple[Float[Array, " d"], LeaveOneOut[tuple[Float[Array, " k"], ...]]]:
     """Contraction of an arbitrary data tensor (k_1, ..., k_L, d) with L factors.
 
-    The leave-one-out contractions of M(g) share their intermediates by divide and conquer: the
-    tensor is contracted with the left half of the factors for the right half's results, and the
-    other way round, so that each level of the recursion reads it twice instead of L times.
+    The tensor is contracted with the first factors, one by one; the gradient of each comes from
+    what was there before it, times the outer product of all that follow: the tensor is read twice,
+    not L + 1 times, and no batch of networks has an intermediate of its size.
     """
-    beta = contract_leading(tensor, factors)
+    before = [tensor]
+    for factor in factors:
+        before.append(jnp.tensordot(factor, before[-1], axes=1))
+    beta = before.pop()
 
     def leave_one_out(g):
-        return tuple(_all_but_one(tensor @ g, tuple(factors)))
+        gradients, following = [], g
+        for factor, partial in zip(reversed(factors), reversed(before), strict=True):
+            gradients.append(partial.reshape(factor.size, -1) @ following)
+            following = jnp.outer(factor, following).reshape(-1)
+        return tuple(reversed(gradients))
 
     return beta, leave_one_out
-
-
-def contract_leading(tensor: Array, factors: Sequence[Array]) -> Array:
-    """Contract the leading axes of ``tensor`` with ``factors``, one by one."""
-    for factor in factors:
-        tensor = jnp.tensordot(factor, tensor, axes=1)
-    return tensor
-
-
-def contract_trailing(tensor: Array, factors: Sequence[Array]) -> Array:
-    """Contract the trailing axes of ``tensor`` with ``factors``, the last one first."""
-    for factor in reversed(factors):
-        tensor = tensor @ factor
-    return tensor
-
-
-def _all_but_one(tensor, factors):
-    if len(factors) == 1:
-        return [tensor]
-    half = len(factors) // 2
-    left, right = factors[:half], factors[half:]
-    return _all_but_one(contract_trailing(tensor, right), left) + _all_but_one(
-        contract_leading(tensor, left), right
-    )
 
 
 def contract(

@@ -119,14 +119,15 @@ def batched_flow(
     networks, problem = same_dtype(networks, problem)
     parameters, rest = split(networks)
     count = jax.tree.leaves(parameters)[0].shape[0]
-    first = jax.tree.map(lambda leaf: leaf[0], parameters)
+    on_cpu = jax.default_backend() == "cpu"
+    # On a CPU by NumPy, in a microsecond each.
+    first = jax.tree.map(lambda leaf: (np.asarray(leaf) if on_cpu else leaf)[0], parameters)
     one = problem if shared_problem else jax.tree.map(lambda leaf: leaf[0], problem)
     system = System.of(eqx.combine(first, rest), one)
     options.setdefault("max_steps", 4096)
     atol = options.pop("atol", None)
     filled = fill_options(system, atol=atol, **options)
     size = system.num_parameters + (0 if isinstance(filled.clock, PhysicalTime) else 2)
-    on_cpu = jax.default_backend() == "cpu"
     # `ravel_pytree` of every lane, without the milliseconds of a trace.
     leaves = [leaf.reshape(count, -1) for leaf in jax.tree.leaves(parameters)]
     thetas = jnp.concatenate(leaves, axis=1) if len(leaves) > 1 else leaves[0]
