@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-_SHORT = 0.05
+_SHORT = 0.05  # seconds
 Row = dict[str, Any]
 
 
@@ -106,17 +106,17 @@ def timed(function: Callable[[], Any], calls: int = 1) -> tuple[Any, float, floa
 def medians(variants: Sequence[Variant], repeats: int) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds of every variant, wall and cores: medians of turns, scaled to all lanes.
 
-    A turn is as many calls as take a twentieth of a second: a single short one would be measured
-    with the caches full of what the one before it left there.
+    A turn of a short call are many of them: a single one would be measured with the caches full of
+    what another variant left there.
     """
     times: dict[str, list[tuple[float, float]]] = {variant.name: [] for variant in variants}
-    calls: dict[str, int] = {}
     for turn in range(repeats):
         for variant in variants:
             if turn < variant.rounds:
-                if variant.name not in calls:
-                    calls[variant.name] = 1 + int(_SHORT / timed(variant.call)[1])
-                times[variant.name].append(timed(variant.call, calls[variant.name])[1:])
+                _, *seconds = timed(variant.call)
+                if seconds[0] < _SHORT:
+                    _, *seconds = timed(variant.call, 1 + int(_SHORT / max(seconds[0], 1e-6)))
+                times[variant.name].append(tuple(seconds))
     wall, cores = (
         {v.name: statistics.median(pair[i] for pair in times[v.name]) / v.share for v in variants}
         for i in range(2)

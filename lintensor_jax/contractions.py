@@ -12,6 +12,7 @@ suffix products make the work O(L) layers; no k_1 x ... x k_L tensor is formed f
 convolutional and fully-connected networks.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -149,10 +150,27 @@ def data_tensor_network(
 ) -> tuple[Float[Array, " d"], LeaveOneOut[tuple[Float[Array, " k"], ...]]]:
     """Contraction of an arbitrary data tensor (k_1, ..., k_L, d) with L factors.
 
-    The tensor is contracted with the first factors, one by one; the gradient of each comes from
-    what was there before it, times the outer product of all that follow: the tensor is read twice,
-    not L + 1 times, and no batch of networks has an intermediate of its size.
+    Its axes are taken in two halves. The tensor, as a matrix, is multiplied from each side by the
+    outer product of that half's vectors (g among the second ones), and each product is a small
+    tensor that all results of the other half come from. The tensor is read twice, not L + 1 times,
+    and no batch of networks has an intermediate near its size.
     """
+    half = (len(factors) + 1) // 2
+    left, right = factors[:half], factors[half:]
+    outer = _outer(left)
+    matrix = tensor.reshape(outer.size, -1)
+    beta, of_right = _chain((outer @ matrix).reshape(tensor.shape[half:]), right)
+
+    def leave_one_out(g):
+        kept = (matrix @ _outer((*right, g))).reshape(tensor.shape[:half])
+        _, of_left = _chain(kept[..., None], left)
+        return (*of_left(jnp.ones_like(g[:1])), *of_right(g))
+
+    return beta, leave_one_out
+
+
+def _chain(tensor, factors):
+    """The same one factor after the other: every step keeps what was there before it."""
     before = [tensor]
     for factor in factors:
         before.append(jnp.tensordot(factor, before[-1], axes=1))
@@ -162,10 +180,15 @@ def data_tensor_network(
         gradients, following = [], g
         for factor, partial in zip(reversed(factors), reversed(before), strict=True):
             gradients.append(partial.reshape(factor.size, -1) @ following)
-            following = jnp.outer(factor, following).reshape(-1)
+            following = _outer((factor, following))
         return tuple(reversed(gradients))
 
     return beta, leave_one_out
+
+
+def _outer(vectors):
+    """All products of entries, flat; the last vector's index runs fastest."""
+    return functools.reduce(lambda a, b: jnp.outer(a, b).reshape(-1), vectors)
 
 
 def contract(

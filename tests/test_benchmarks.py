@@ -76,6 +76,16 @@ def test_ratios_are_of_medians_and_compile_time_is_apart(monkeypatch):
     assert all("seconds" not in row for row in rows), "absolute times are for GPUs"
 
 
+def test_short_calls_are_timed_in_bursts(monkeypatch):
+    """The first call of a turn finds the caches as others left them."""
+    measure, clock = module("measure"), [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measure.time, "process_time", lambda: clock[0])
+    short = fake("short", [0.03, 0.01, 0.02], 1, 1, clock)
+    wall, _ = measure.medians([short], 1)
+    assert wall["short"] == pytest.approx(0.015)
+
+
 def test_a_wrong_answer_is_not_timed():
     measure, clock = module("measure"), [0.0]
     wrong = fake("wrong", [1.0], 2, 1, clock)

@@ -107,8 +107,8 @@ def _devices(parser):
         "--devices",
         metavar="N",
         type=int,
-        help="CPU devices that compute side by side (default: 1, of which the machine code of small "
-        "networks uses every core; more are for large networks and for implicit methods)",
+        help="CPU devices that compute side by side (default: 1, where small networks use every "
+        "core all the same; more are for large networks and for implicit methods)",
     )
 
 
