@@ -112,6 +112,7 @@ def test_lane_by_lane_against_diffrax(name, compilation):
     networks = starts(NETWORKS[name], 24)
     # Far from the end of the flow, where no step is clipped: the very steps of diffrax.
     options: dict[str, Any] = {"finish": None, "rtol": 1e-8, "atol": 1e-8, "width": 8}
+    options["solver"] = diffrax.Tsit5()
     flow = batched_flow(
         networks, PROBLEM, stop=lt.StopAtResidual(0.01), compilation=compilation, **options
     )

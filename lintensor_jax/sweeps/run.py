@@ -68,7 +68,7 @@ def sweep(
     - `observables`: what is recorded of every lane, besides `status`, `num_steps` and `method`.
       Default: `Limit()`, `LogLoss()`, `Drift()` of `lintensor_jax.sweeps`.
     - `stop`, `finish`, `rtol`, `atol`, `clock`: as in `gradient_flow`, the same for all lanes.
-    - `solver`: an explicit method with the FSAL property; default `diffrax.Tsit5()`.
+    - `solver`: an explicit method with the FSAL property; default as in `batched_flow`.
     - `max_steps`: a lane's explicit budget. `stiff_max_steps`: its budget afterwards; None: a lane
       over its explicit budget fails.
     - `width`, `chunk_lanes`: lanes in flight and lanes of a chunk. Both are kept with the results:
