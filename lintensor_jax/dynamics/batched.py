@@ -315,13 +315,14 @@ def _by_rows(stepper: Stepper, compilation, chunk: _Chunk, order) -> tuple[_Ends
     fill = compiled(_table, XLA(), stepper, chunk)
     rows, leaves = fill.results
     row = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
-    # The one that takes longest comes first.
-    flying = compiled(step_row, compilation, row, stepper, leaves)
-    alone = Native(threads=1)  # a start takes microseconds
-    starting = compiled(start_row, alone, row, stepper, leaves)
-    start, fly = starting.machine_code.result(), flying.machine_code.result()
-    if start is None or fly is None:
+    # The one that takes longest comes first; a start takes microseconds, on one core.
+    flying = compiled(step_row, compilation, row, stepper, leaves).machine_code
+    if flying is None:
         return None
+    starting = compiled(start_row, Native(threads=1), row, stepper, leaves).machine_code
+    if starting is None:
+        return None
+    start, fly = starting.result(), flying.result()
     filled, leaves = fill(stepper, chunk)
     table, shared = np.array(filled), arrays_of((stepper, leaves))
     start(table, order, *shared)

@@ -28,10 +28,11 @@ class AbstractCompilation(eqx.Module):
     """How a function of arrays becomes a program."""
 
     @abc.abstractmethod
-    def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Any]:
+    def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Callable] | None:
         """What makes the program of a jitted function, for arrays like these on their device.
 
-        It is called in a thread of its own: what needs Python's lock is done before.
+        It is called in a thread of its own: what needs Python's lock is done before. None: there is
+        no such program.
         """
 
 
@@ -51,7 +52,7 @@ class Native(AbstractCompilation):
     first numbers after a step; the very first one is negative until the row is done. The program
     takes a table (N, M), the order of its rows, and the shared arrays. It brings every row to its
     end, in place, and returns the number of steps that it took. For functions that have something
-    without an instruction here, or too much of it, there is no program, but None.
+    without an instruction here, or too much of it, there is no program.
 
     **Arguments**
 
@@ -60,7 +61,7 @@ class Native(AbstractCompilation):
 
     threads: int | None = eqx.field(static=True, default=None)
 
-    def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Callable | None]:
+    def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Callable] | None:
         """See `AbstractCompilation`."""
         row, *_ = leaves
         try:
@@ -69,7 +70,7 @@ class Native(AbstractCompilation):
         except Unsupported as reason:
             if not isinstance(reason, TooLarge):
                 _report(f"Native: {reason} has no machine code of our own; XLA compiles this flow.")
-            return lambda: None
+            return None
 
         def compile():
             kernel = Kernel(module, width)
@@ -115,6 +116,7 @@ class Program:
 
     - `results`: what it returns, as `jax.ShapeDtypeStruct`. The next program can be made from it
       while this one is being compiled.
+    - `machine_code`: what is called with the arrays among the arguments, once it is made; or None.
     """
 
     def __init__(self, function: Callable, compilation: AbstractCompilation, examples: tuple):
@@ -134,11 +136,13 @@ class Program:
             for leaf in jitted.trace(*leaves).out_info
         ]
         self.results = jax.tree.unflatten(self._structure, shapes)
-        # XLA compiles without Python's lock.
-        self.machine_code = _compiling.submit(compilation.lowered(jitted, leaves))
+        compile = compilation.lowered(jitted, leaves)
+        # XLA and LLVM compile without Python's lock.
+        self.machine_code: Future[Callable] | None = compile and _compiling.submit(compile)
 
     def __call__(self, *arguments: Any) -> Any:
         """The results; nothing but the arrays among the arguments counts."""
+        assert self.machine_code is not None
         results = self.machine_code.result()(*arrays_of(arguments))
         return jax.tree.unflatten(self._structure, results)
 
@@ -178,7 +182,8 @@ def compiled(function: Callable, compilation: AbstractCompilation, *examples: An
             future.set_exception(error)
             _forget(key)
             raise
-        program.machine_code.add_done_callback(lambda made: made.exception() and _forget(key))
+        if program.machine_code is not None:
+            program.machine_code.add_done_callback(lambda made: made.exception() and _forget(key))
         future.set_result(program)
     return future.result()
 
