@@ -79,6 +79,14 @@ EXACT: dict[str, Any] = {
         jnp.floor(jnp.clip(jnp.nan_to_num(x[0]), -9, 9)).astype(jnp.int32) * 3 + 1,
         jnp.clip(jnp.nan_to_num(x[1]), -9, 9).astype(jnp.int64) >> 1,
     ),
+    "whole numbers of anything": lambda x: stack(
+        *((1e12 * x).astype(kind)[0] for kind in (jnp.int32, jnp.int64, jnp.uint32))
+    ),
+    "unsigned": lambda x: jnp.max(jax.lax.bitcast_convert_type(x, jnp.uint64))[None],
+    "orders of booleans": lambda x: stack(
+        (x[0] > 0) < (x[1] > 0), (x[0] > 0) >= (x[1] > 0), jnp.max(x > 0), jnp.min(x > 0)
+    ),
+    "bits of known numbers": lambda x: x + jax.lax.reduce_and(jnp.array([6, 3]), (0,)),
     "bits": lambda x: jax.lax.bitcast_convert_type(
         jax.lax.bitcast_convert_type(x, jnp.int64) & ~1, jnp.float64
     ),
@@ -87,11 +95,23 @@ EXACT: dict[str, Any] = {
     "a known branch": lambda x: jax.lax.cond(x.size > 1, lambda x: 2 * x, jnp.negative, x),
     "moves": lambda x: jnp.concatenate([x[::-1], x[1:], jnp.stack([x, x], 1).T.reshape(-1)]),
     "indices": lambda x: jnp.roll(jnp.tile(x, 2), 1)[jnp.array([3, 0, 2])],
+    "indices out of range": lambda x: stack(
+        *x.at[jnp.array([0, 7])].get(mode="fill"),
+        *x.at[jnp.array([0, 7])].get(mode="fill", fill_value=2.0),
+    ),
+    "nothing": lambda x: x + jnp.sum(x[:0]) + jnp.zeros((2, 0)) @ x[:0],
+    "random numbers": lambda x: x + jax.random.normal(jax.random.key(0), (2,)),
+    "known calls": lambda x: x + jax.nn.relu(jnp.arange(-1.0, 1.0)),
     "constants": lambda x: jnp.concatenate([x * jnp.arange(2.0, 4.0), x + jnp.array([1.0, 3.0])]),
 }
 CLOSE: dict[str, Any] = {
     "products": lambda x: stack(jnp.vdot(x, x), jnp.sum(x), jnp.prod(x), x[0] ** 3, x[0] ** -2),
     "matrices": lambda x: (jnp.outer(x, x) @ jnp.array([[1.0, 2.0], [3.0, 4.0]])).reshape(-1),
+    "batches of matrices": lambda x: stack(
+        *jnp.einsum("bij,bj->bi", jnp.arange(1.0, 9.0).reshape(2, 2, 2), jnp.stack([x, -x]))[1],
+        *jnp.einsum("ib,ib->b", jnp.outer(x, x), jnp.outer(x, x)),
+    ),
+    "products in more digits": lambda x: jnp.array([[1.0, 3.0]]) @ x.astype(jnp.float32) / 3,
     "elementary": lambda x: stack(
         jnp.exp(x[0]), jnp.log(x[0]), jnp.log1p(x[0]), jax.nn.sigmoid(x[0]), jax.lax.rsqrt(x[0])
     ),
@@ -264,6 +284,8 @@ def test_without_an_instruction_xla_compiles(monkeypatch):
 REFUSED: dict[str, Any] = {
     "sort": jnp.sort,
     "complex128": lambda x: jnp.abs(x * (1 + 1j)),
+    "dynamic_slice": lambda x: x[jnp.where(x[0] > 0, 1, 0)][None],
+    "gather": lambda x: x[jnp.where(x > 0, 1, 0)],
     "erf": jax.scipy.special.erf,
     "rem": lambda x: jnp.fmod(x, 2.0),
     "pow": lambda x: jax.lax.pow(x, x.astype(jnp.int32)),
