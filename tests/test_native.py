@@ -320,3 +320,24 @@ def test_a_program_that_fails_in_a_thread_is_stopped_in_all(monkeypatch):
     monkeypatch.setattr(kernel, "_fly", fly)
     with pytest.raises(KeyboardInterrupt):
         kernel(table, np.arange(64, dtype=np.int32), np.zeros(1), 3)
+
+
+def test_turns_between_two_looks_at_python_take_a_while_and_no_longer(monkeypatch):
+    """A turn takes nanoseconds or milliseconds: with as many turns each, Ctrl-C waited for both."""
+    from lintensor_jax.dynamics.native import kernel as module
+
+    row = jax.ShapeDtypeStruct((1,), float)
+    kernel = Kernel(emit(jax.jit(lambda row: row + 1).trace(row).jaxpr, 8), 8)
+    asked, original = [], kernel._fly
+
+    def fly(*arguments):
+        asked.append(arguments[-1])
+        return original(*arguments)
+
+    monkeypatch.setattr(kernel, "_fly", fly)
+    for patience in (np.inf, 0.0):
+        monkeypatch.setattr(module, "_SECONDS", patience)
+        kernel(np.full((8, 1), -5000.0), np.arange(8, dtype=np.int32), np.zeros(1))
+    growing, shrinking = asked[:4], asked[4:]
+    assert growing == [500, 1000, 2000, 4000]
+    assert shrinking[:11] == [500, 250, 125, 62, 31, 15, 7, 3, 1, 1, 1]
