@@ -14,13 +14,14 @@ import lintensor_jax as lt
 from lintensor_jax.dynamics import compilation
 from lintensor_jax.dynamics.batched import batched_flow
 from lintensor_jax.dynamics.compilation import XLA, Native
-from lintensor_jax.dynamics.native import elementary, emitter
+from lintensor_jax.dynamics.native import elementary, emitter, table
 from lintensor_jax.dynamics.native.instructions import Unsupported
 from lintensor_jax.dynamics.native.kernel import Kernel, emit, vector_width
 from lintensor_jax.initialization import gaussian
 
 RNG = np.random.default_rng(0)
-PAPER = lt.Regression(np.array([[1.0, 2.0]]), np.array([1.0]))
+_PAPER = np.array([[1.0, 2.0]]), np.array([1.0])
+PAPER = lt.Regression(*_PAPER)
 TOY = lt.Classification(np.array([[1.0, 2.0], [0.0, 3.0]]), np.ones(2))
 SPECIAL = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan]
 
@@ -155,6 +156,33 @@ def test_single_precision():
         expected = jax.vmap(CLOSE[name])(jnp.asarray(rows))
         found = by_kernel(lambda x, name=name: CLOSE[name](x).astype(x.dtype), rows)
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-37)
+
+
+def test_single_precision_counts_beyond_its_digits():
+    """The steps of a flow that never ends: `max_steps` would never have been reached."""
+
+    def more(x):
+        return table._stored(table._count(x) + 1, x.dtype)
+
+    count = np.array([2**24, 2**24 + 1, 2**24 + 2], np.int32)
+    rows = np.asarray(table._stored(jnp.asarray(count), jnp.float32))[:, None]
+    for _ in range(3):
+        rows = by_kernel(more, rows)
+    found, _ = table.counts_of(np.concatenate([np.zeros((3, 2)), rows, rows], 1, dtype=np.float32))
+    np.testing.assert_array_equal(found, count + 3)
+
+
+def test_flows_in_single_precision():
+    options: dict[str, Any] = {"finish": None, "stop": lt.StopAtResidual(1e-3)}
+    with jax.enable_x64(False):
+        networks, problem = starts(lt.DiagonalNetwork.zeros(2, 2), 40), lt.Regression(*_PAPER)
+        one, expected = (
+            batched_flow(networks, problem, compilation=how, **options) for how in (Native(), XLA())
+        )
+    assert one.coefficients.dtype == jnp.float32
+    np.testing.assert_array_equal(one.status._value, expected.status._value)
+    np.testing.assert_allclose(one.num_steps, expected.num_steps, rtol=0, atol=1)
+    np.testing.assert_allclose(one.coefficients, expected.coefficients, rtol=0, atol=1e-3)
 
 
 def test_large_parts_are_functions(monkeypatch):

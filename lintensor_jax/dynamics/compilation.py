@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from ..messages import in_words
 from .native.emitter import TooLarge
 from .native.instructions import Unsupported
 from .native.kernel import Kernel, emit, vector_width
@@ -59,6 +60,14 @@ class Native(AbstractCompilation):
     """
 
     threads: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        threads = self.threads
+        if threads is not None and (type(threads) is not int or threads < 1):
+            raise ValueError(
+                f"Native: threads must be a positive int or None, got {in_words(threads)}; leave "
+                "it out to use all cores."
+            )
 
     def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Callable | None]:
         """See `AbstractCompilation`."""
