@@ -285,6 +285,16 @@ for like in (lt.DiagonalNetwork.zeros(2, 3), lt.ConvolutionalNetwork.zeros(3, (3
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_refuses_what_does_not_compile():
+    networks = starts(NETWORKS["diagonal"], 2)
+    for compilation in ("native", Native):
+        with pytest.raises(ValueError, match=r"compilation: must be Native\(\) or XLA\(\), got"):
+            batched_flow(networks, PROBLEM, compilation=compilation)  # pyright: ignore[reportArgumentType]
+    for threads in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match="Native: threads must be a positive int"):
+            Native(threads=threads)  # pyright: ignore[reportArgumentType]
+
+
 def test_refuses_methods_that_do_not_fit():
     networks = starts(NETWORKS["diagonal"], 2)
     for solver in (diffrax.Kvaerno5(), diffrax.Heun()):

@@ -14,13 +14,14 @@ import lintensor_jax as lt
 from lintensor_jax.dynamics import compilation
 from lintensor_jax.dynamics.batched import batched_flow
 from lintensor_jax.dynamics.compilation import XLA, Native
-from lintensor_jax.dynamics.native import elementary, emitter
+from lintensor_jax.dynamics.native import elementary, emitter, table
 from lintensor_jax.dynamics.native.instructions import Unsupported
 from lintensor_jax.dynamics.native.kernel import Kernel, emit, vector_width
 from lintensor_jax.initialization import gaussian
 
 RNG = np.random.default_rng(0)
-PAPER = lt.Regression(np.array([[1.0, 2.0]]), np.array([1.0]))
+_PAPER = np.array([[1.0, 2.0]]), np.array([1.0])
+PAPER = lt.Regression(*_PAPER)
 TOY = lt.Classification(np.array([[1.0, 2.0], [0.0, 3.0]]), np.ones(2))
 SPECIAL = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan]
 
@@ -79,6 +80,14 @@ EXACT: dict[str, Any] = {
         jnp.floor(jnp.clip(jnp.nan_to_num(x[0]), -9, 9)).astype(jnp.int32) * 3 + 1,
         jnp.clip(jnp.nan_to_num(x[1]), -9, 9).astype(jnp.int64) >> 1,
     ),
+    "whole numbers of anything": lambda x: stack(
+        *((1e12 * x).astype(kind)[0] for kind in (jnp.int32, jnp.int64, jnp.uint32))
+    ),
+    "unsigned": lambda x: jnp.max(jax.lax.bitcast_convert_type(x, jnp.uint64))[None],
+    "orders of booleans": lambda x: stack(
+        (x[0] > 0) < (x[1] > 0), (x[0] > 0) >= (x[1] > 0), jnp.max(x > 0), jnp.min(x > 0)
+    ),
+    "bits of known numbers": lambda x: x + jax.lax.reduce_and(jnp.array([6, 3]), (0,)),
     "bits": lambda x: jax.lax.bitcast_convert_type(
         jax.lax.bitcast_convert_type(x, jnp.int64) & ~1, jnp.float64
     ),
@@ -87,11 +96,23 @@ EXACT: dict[str, Any] = {
     "a known branch": lambda x: jax.lax.cond(x.size > 1, lambda x: 2 * x, jnp.negative, x),
     "moves": lambda x: jnp.concatenate([x[::-1], x[1:], jnp.stack([x, x], 1).T.reshape(-1)]),
     "indices": lambda x: jnp.roll(jnp.tile(x, 2), 1)[jnp.array([3, 0, 2])],
+    "indices out of range": lambda x: stack(
+        *x.at[jnp.array([0, 7])].get(mode="fill"),
+        *x.at[jnp.array([0, 7])].get(mode="fill", fill_value=2.0),
+    ),
+    "nothing": lambda x: x + jnp.sum(x[:0]) + jnp.zeros((2, 0)) @ x[:0],
+    "random numbers": lambda x: x + jax.random.normal(jax.random.key(0), (2,)),
+    "known calls": lambda x: x + jax.nn.relu(jnp.arange(-1.0, 1.0)),
     "constants": lambda x: jnp.concatenate([x * jnp.arange(2.0, 4.0), x + jnp.array([1.0, 3.0])]),
 }
 CLOSE: dict[str, Any] = {
     "products": lambda x: stack(jnp.vdot(x, x), jnp.sum(x), jnp.prod(x), x[0] ** 3, x[0] ** -2),
     "matrices": lambda x: (jnp.outer(x, x) @ jnp.array([[1.0, 2.0], [3.0, 4.0]])).reshape(-1),
+    "batches of matrices": lambda x: stack(
+        *jnp.einsum("bij,bj->bi", jnp.arange(1.0, 9.0).reshape(2, 2, 2), jnp.stack([x, -x]))[1],
+        *jnp.einsum("ib,ib->b", jnp.outer(x, x), jnp.outer(x, x)),
+    ),
+    "products in more digits": lambda x: jnp.array([[1.0, 3.0]]) @ x.astype(jnp.float32) / 3,
     "elementary": lambda x: stack(
         jnp.exp(x[0]), jnp.log(x[0]), jnp.log1p(x[0]), jax.nn.sigmoid(x[0]), jax.lax.rsqrt(x[0])
     ),
@@ -135,6 +156,33 @@ def test_single_precision():
         expected = jax.vmap(CLOSE[name])(jnp.asarray(rows))
         found = by_kernel(lambda x, name=name: CLOSE[name](x).astype(x.dtype), rows)
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-37)
+
+
+def test_single_precision_counts_beyond_its_digits():
+    """The steps of a flow that never ends: `max_steps` would never have been reached."""
+
+    def more(x):
+        return table._stored(table._count(x) + 1, x.dtype)
+
+    count = np.array([2**24, 2**24 + 1, 2**24 + 2], np.int32)
+    rows = np.asarray(table._stored(jnp.asarray(count), jnp.float32))[:, None]
+    for _ in range(3):
+        rows = by_kernel(more, rows)
+    found, _ = table.counts_of(np.concatenate([np.zeros((3, 2)), rows, rows], 1, dtype=np.float32))
+    np.testing.assert_array_equal(found, count + 3)
+
+
+def test_flows_in_single_precision():
+    options: dict[str, Any] = {"finish": None, "stop": lt.StopAtResidual(1e-3)}
+    with jax.enable_x64(False):
+        networks, problem = starts(lt.DiagonalNetwork.zeros(2, 2), 40), lt.Regression(*_PAPER)
+        one, expected = (
+            batched_flow(networks, problem, compilation=how, **options) for how in (Native(), XLA())
+        )
+    assert one.coefficients.dtype == jnp.float32
+    np.testing.assert_array_equal(one.status._value, expected.status._value)
+    np.testing.assert_allclose(one.num_steps, expected.num_steps, rtol=0, atol=1)
+    np.testing.assert_allclose(one.coefficients, expected.coefficients, rtol=0, atol=1e-3)
 
 
 def test_large_parts_are_functions(monkeypatch):
@@ -264,6 +312,8 @@ def test_without_an_instruction_xla_compiles(monkeypatch):
 REFUSED: dict[str, Any] = {
     "sort": jnp.sort,
     "complex128": lambda x: jnp.abs(x * (1 + 1j)),
+    "dynamic_slice": lambda x: x[jnp.where(x[0] > 0, 1, 0)][None],
+    "gather": lambda x: x[jnp.where(x > 0, 1, 0)],
     "erf": jax.scipy.special.erf,
     "rem": lambda x: jnp.fmod(x, 2.0),
     "pow": lambda x: jax.lax.pow(x, x.astype(jnp.int32)),
@@ -298,3 +348,24 @@ def test_a_program_that_fails_in_a_thread_is_stopped_in_all(monkeypatch):
     monkeypatch.setattr(kernel, "_fly", fly)
     with pytest.raises(KeyboardInterrupt):
         kernel(table, np.arange(64, dtype=np.int32), np.zeros(1), 3)
+
+
+def test_turns_between_two_looks_at_python_take_a_while_and_no_longer(monkeypatch):
+    """A turn takes nanoseconds or milliseconds: with as many turns each, Ctrl-C waited for both."""
+    from lintensor_jax.dynamics.native import kernel as module
+
+    row = jax.ShapeDtypeStruct((1,), float)
+    kernel = Kernel(emit(jax.jit(lambda row: row + 1).trace(row).jaxpr, 8), 8)
+    asked, original = [], kernel._fly
+
+    def fly(*arguments):
+        asked.append(arguments[-1])
+        return original(*arguments)
+
+    monkeypatch.setattr(kernel, "_fly", fly)
+    for patience in (np.inf, 0.0):
+        monkeypatch.setattr(module, "_SECONDS", patience)
+        kernel(np.full((8, 1), -5000.0), np.arange(8, dtype=np.int32), np.zeros(1))
+    growing, shrinking = asked[:4], asked[4:]
+    assert growing == [500, 1000, 2000, 4000]
+    assert shrinking[:11] == [500, 250, 125, 62, 31, 15, 7, 3, 1, 1, 1]

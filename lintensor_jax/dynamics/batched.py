@@ -29,7 +29,7 @@ from .clocks import FlowArgs, PhysicalTime, log_time_unit
 from .compilation import XLA, AbstractCompilation, Native, arrays_of, compiled
 from .finish import run_finish
 from .integrate import record
-from .native.table import start_row, step_row, table_of
+from .native.table import counts_of, start_row, step_row, table_of
 from .options import fill_options, same_dtype
 from .queue import InFlight, Queue, Stepper, state_of, with_problem
 from .spectral import Spectral
@@ -118,6 +118,11 @@ def batched_flow(
             "solver: must be an explicit diffrax method with the FSAL property, such as "
             f"diffrax.Tsit5() or diffrax.Dopri8(), got {in_words(solver)}; use "
             "gradient_flow for others."
+        )
+    if not isinstance(compilation, AbstractCompilation | None):
+        raise ValueError(
+            f"compilation: must be Native() or XLA(), got {in_words(compilation)}; leave it out "
+            "for what is fastest."
         )
     networks, problem = same_dtype(networks, problem)
     parameters, rest = split(networks)
@@ -328,10 +333,9 @@ def _by_rows(stepper: Stepper, compilation, chunk: _Chunk, order) -> tuple[_Ends
     start(table, order, *shared)
     table[:, 0] -= 1
     executed = fly(table, order, *shared)
-    code, s, *steps = table[:, :4].T
-    steps = (number.astype(np.int32) for number in steps)
+    code, s = table[:, :2].T
     state = table[:, 4 : 4 + stepper.state_size]
-    return _Ends(state, s, code.astype(np.int32), *steps), executed
+    return _Ends(state, s, code.astype(np.int32), *counts_of(table)), executed
 
 
 def _table(stepper: Stepper, chunk: _Chunk) -> tuple[Array, list[Array]]:

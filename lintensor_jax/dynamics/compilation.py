@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from ..messages import in_words
 from .native.emitter import TooLarge
 from .native.instructions import Unsupported
 from .native.kernel import Kernel, emit, vector_width
@@ -46,7 +47,7 @@ class XLA(AbstractCompilation):
 
 
 class Native(AbstractCompilation):
-    """Machine code of our own for CPUs, by LLVM: three to ten times faster on small networks.
+    """Machine code of our own for CPUs, by LLVM: two to five times faster on small networks.
 
     It is for functions of a row (M,) and of arrays that all rows share, which return the row's
     first numbers after a step; the very first one is negative until the row is done. The program
@@ -60,6 +61,14 @@ class Native(AbstractCompilation):
     """
 
     threads: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        threads = self.threads
+        if threads is not None and (type(threads) is not int or threads < 1):
+            raise ValueError(
+                f"Native: threads must be a positive int or None, got {in_words(threads)}; leave "
+                "it out to use all cores."
+            )
 
     def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Callable] | None:
         """See `AbstractCompilation`."""

@@ -50,8 +50,8 @@ _BINARY: dict[str, Callable] = {
     "mul": operator.mul,
     "max": jnp.maximum,
     "min": jnp.minimum,
-    "and": jnp.logical_and,
-    "or": jnp.logical_or,
+    "and": jnp.bitwise_and,
+    "or": jnp.bitwise_or,
 }
 ELEMENTWISE = {
     *("abs", "add", "add_any", "and", "atan2", "ceil", "clamp", "convert_element_type", "cos"),
@@ -100,6 +100,11 @@ def from_list(values: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
+def in_numpy(array: Any) -> Any:
+    """A number that is known; keys of random numbers stay with JAX, which alone knows them."""
+    return array if jnp.issubdtype(array.dtype, jax.dtypes.extended) else np.asarray(array)
+
+
 def is_known(value: np.ndarray) -> bool:
     """Whether these are numbers."""
     return value.dtype != object
@@ -128,15 +133,15 @@ class Entrywise:
 
         for variable, constant in zip(jaxpr.constvars, constants, strict=True):
             known = not isinstance(constant, Tracer)
-            values[variable] = np.asarray(constant) if known else entries_of(constant, False)
+            values[variable] = in_numpy(constant) if known else entries_of(constant, False)
         values.update(zip(jaxpr.invars, arguments, strict=True))
         for equation in _needed(jaxpr):
             inputs = [read(v) for v in equation.invars]
             values.update(zip(equation.outvars, self._equation(equation, inputs), strict=True))
         return [read(v) for v in jaxpr.outvars]
 
-    def binary(self, name: str, a: Any, b: Any) -> Any:
-        """One of the operations of `REDUCTIONS`."""
+    def binary(self, name: str, a: Any, b: Any, unsigned: bool = False) -> Any:
+        """One of the operations of `REDUCTIONS`; `unsigned` if these are such integers."""
         return _BINARY[name](a, b)
 
     def elementwise(self, equation: Any, entries) -> Any:
@@ -146,6 +151,10 @@ class Entrywise:
             for entry, v in zip(entries, equation.invars, strict=True)
         ]
         return equation.primitive.bind(*jnp.broadcast_arrays(*arrays), **equation.params)
+
+    def converted(self, entry: Any, old: Any, new: Any) -> Any:
+        """An entry in another dtype."""
+        return jnp.asarray(entry, new)
 
     def called(self, jaxpr: Any, constants: Any, inputs) -> list[np.ndarray]:
         """A program within a program."""
@@ -157,17 +166,30 @@ class Entrywise:
 
     def _equation(self, equation: Any, inputs) -> list[np.ndarray]:
         name, params = equation.primitive.name, equation.params
+        dtypes = [v.aval.dtype for v in equation.invars]
+        # Without entries there is nothing that is unknown.
+        inputs = [
+            value if value.size else np.zeros(value.shape, dtype)
+            for value, dtype in zip(inputs, dtypes, strict=True)
+        ]
         if all(is_known(value) for value in inputs):
+            if name in CALLS:  # they cannot be bound, if their derivatives are custom
+                return self.evaluate(*called(equation), inputs)
             return _bound(equation, inputs, params)
         if name in CALLS:
             return self.called(*called(equation), inputs)
-        if name in MOVES:
+        if name in MOVES and all(map(is_known, inputs[MOVES[name] or len(inputs) :])):
             return _moved(equation, inputs)
         if name == "dot_general":
-            a, b = (lifted(value) for value in inputs)
-            return [self._dot(a, b, params["dimension_numbers"][0])]
+            (result,) = equation.outvars
+            a, b = (
+                value if dtype == result.aval.dtype else self._converted(value, dtype, result)
+                for value, dtype in zip(map(lifted, inputs), dtypes, strict=True)
+            )
+            return [self._dot(a, b, params["dimension_numbers"])]
         if name in REDUCTIONS:
-            return [self._reduced(REDUCTIONS[name], inputs[0], params["axes"])]
+            unsigned = dtypes[0].kind == "u"
+            return [self._reduced(REDUCTIONS[name], inputs[0], params["axes"], unsigned)]
         if name not in ELEMENTWISE:
             return self.other(equation, inputs)
         special = {"add": self._add, "add_any": self._add, "mul": self._multiply}.get(name)
@@ -178,6 +200,10 @@ class Entrywise:
             for entries in flat
         ]
         return [from_list(results, inputs[0].shape)]
+
+    def _converted(self, value, old, variable) -> np.ndarray:
+        new = variable.aval.dtype
+        return from_list([self.converted(e, old, new) for e in value.reshape(-1)], value.shape)
 
     def _add(self, a, b):
         if _is_number(a, 0) or _is_number(b, 0):
@@ -191,26 +217,28 @@ class Entrywise:
             return b if _is_number(a, 1) else a
         return self.binary("mul", a, b)
 
-    def _dot(self, a: np.ndarray, b: np.ndarray, contracted) -> np.ndarray:
-        left, right = contracted
-        a = np.moveaxis(a, left, range(a.ndim - len(left), a.ndim))
-        b = np.moveaxis(b, right, range(len(right)))
-        rows, columns = a.shape[: a.ndim - len(left)], b.shape[len(right) :]
-        length = int(np.prod(b.shape[: len(right)]))
-        a, b = a.reshape(-1, length), b.reshape(length, -1)
+    def _dot(self, a: np.ndarray, b: np.ndarray, dimensions) -> np.ndarray:
+        (left, right), (batch_a, batch_b) = dimensions
+        first, last = len(batch_a), a.ndim - len(left)
+        a = np.moveaxis(a, (*batch_a, *left), (*range(first), *range(last, a.ndim)))
+        b = np.moveaxis(b, (*batch_b, *right), range(first + len(right)))
+        batch, rows, columns = a.shape[:first], a.shape[first:last], b.shape[first + len(right) :]
+        count, length = int(np.prod(batch)), int(np.prod(a.shape[last:]))
+        pairs = zip(a.reshape(count, -1, length), b.reshape(count, length, -1), strict=True)
         products = [
             functools.reduce(self._add, map(self._multiply, row, column))
-            for row in a
-            for column in b.T
+            for left, right in pairs
+            for row in left
+            for column in right.T
         ]
-        return from_list(products, rows + columns)
+        return from_list(products, batch + rows + columns)
 
-    def _reduced(self, operation, value, axes) -> np.ndarray:
+    def _reduced(self, operation, value, axes, unsigned) -> np.ndarray:
         value = np.moveaxis(lifted(value), axes, range(len(axes)))
         kept = value.shape[len(axes) :]
         columns = value.reshape(-1, int(np.prod(kept))).T
         operate = {"add": self._add, "mul": self._multiply}.get(
-            operation, functools.partial(self.binary, operation)
+            operation, functools.partial(self.binary, operation, unsigned=unsigned)
         )
         return from_list([functools.reduce(operate, list(column)) for column in columns], kept)
 
@@ -219,7 +247,7 @@ def _bound(equation, inputs, params) -> list[np.ndarray]:
     with jax.ensure_compile_time_eval():
         results = equation.primitive.bind(*(jnp.asarray(value) for value in inputs), **params)
         results = results if equation.primitive.multiple_results else [results]
-        return [np.asarray(result) for result in results]
+        return [in_numpy(result) for result in results]
 
 
 def _needed(jaxpr: Any) -> list[Any]:
@@ -269,10 +297,13 @@ def _moved(equation, inputs) -> list[np.ndarray]:
     for value in inputs[:count]:
         numbers.append(np.arange(value.size).reshape(value.shape) + len(entries))
         entries += list(value.reshape(-1))
-    params = dict(params)
     if name == "gather":
-        params["fill_value"] = -1  # an index out of range: NaN, as gather has it
-        entries.append(np.float64(np.nan))
+        # An index out of range: -1 among the numbers, and what gather fills in among zeros.
+        zeros = np.zeros(value.shape, equation.invars[0].aval.dtype)
+        (fills,) = _bound(equation, [zeros, *inputs[1:]], params)
+        (moved,) = _bound(equation, [*numbers, *inputs[1:]], dict(params) | {"fill_value": -1})
+        pairs = zip(moved.reshape(-1), fills.reshape(-1), strict=True)
+        return [from_list([entries[i] if i >= 0 else fill for i, fill in pairs], moved.shape)]
     moved = _bound(equation, [*numbers, *inputs[count:]], params)
     return [from_list([entries[i] for i in m.reshape(-1)], m.shape) for m in moved]
 
@@ -295,9 +326,9 @@ def count_operations(jaxpr: Any, known: Sequence[bool]) -> tuple[float, list[boo
             inner, results = count_operations(called(equation)[0], given)
             total += inner
         elif name == "dot_general":
-            (contracted, _), (batch, _) = equation.params["dimension_numbers"]
+            (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
-            total += np.inf if batch else 2 * sizes[0] * np.prod([shape[i] for i in contracted])
+            total += 2 * sizes[0] * np.prod([shape[i] for i in contracted])
         elif name in REDUCTIONS:
             total += int(np.prod(equation.invars[0].aval.shape))
         elif name in ELEMENTWISE:

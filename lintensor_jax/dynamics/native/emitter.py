@@ -19,7 +19,7 @@ from .instructions import Instructions, Unsupported, vector
 _ELEMENTARY = {"exp": elementary.exp, "log": elementary.log, "log1p": elementary.log1p}
 _ELEMENTARY |= {"logistic": elementary.logistic}
 _NUMPY = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
-_NUMPY |= {"and": np.logical_and, "or": np.logical_or}
+_NUMPY |= {"and": np.bitwise_and, "or": np.bitwise_or}
 
 # Programs of more operations than this are functions of their own, which compile once.
 LARGEST_INLINE = 400
@@ -73,7 +73,7 @@ class Emitter(Entrywise):
         """Writes a vector of the emitter's dtype."""
         self.builder.store(value, self._place(slot), align=self._bytes)
 
-    def binary(self, name: str, a: Any, b: Any) -> Any:
+    def binary(self, name: str, a: Any, b: Any, unsigned: bool = False) -> Any:
         """See `Entrywise`."""
         if isinstance(a, np.generic) and isinstance(b, np.generic):
             return _NUMPY[name](a, b)
@@ -83,7 +83,8 @@ class Emitter(Entrywise):
             self.instructions.constant_of(x, kind) if isinstance(x, np.generic) else x
             for x in (a, b)
         )
-        return self._once((name, id(a), id(b)), lambda: self.instructions.binary(name, a, b))
+        key = name, unsigned, id(a), id(b)
+        return self._once(key, lambda: self.instructions.binary(name, a, b, unsigned))
 
     def elementwise(self, equation: Any, entries) -> Any:
         """See `Entrywise`."""
@@ -99,6 +100,14 @@ class Emitter(Entrywise):
             return self._once(key, lambda: self._traced(_ELEMENTARY[name], dtype, values[0]))
         return self._once(key, lambda: self.instructions.apply(name, params, dtype, values))
 
+    def converted(self, entry: Any, old: Any, new: Any) -> Any:
+        """See `Entrywise`."""
+        if isinstance(entry, np.generic):
+            return np.asarray(entry, new)[()]
+        value = self.value(entry, old)
+        key = "convert_element_type", str(new), id(value)
+        return self._once(key, lambda: self.instructions.converted(value, old, new))
+
     def called(self, jaxpr: Any, constants: Any, inputs) -> list[np.ndarray]:
         """A large program becomes a function, however often it is called."""
         operations, _ = count_operations(jaxpr, [is_known(value) for value in inputs])
@@ -109,7 +118,9 @@ class Emitter(Entrywise):
         passed: list[Any] = [entry for entry in entries if isinstance(entry, ir.Value)]
         if any(value.type.element != vector(self.dtype, 1).element for value in passed):
             return self.evaluate(jaxpr, constants, inputs)
-        key = id(jaxpr), *("value" if isinstance(e, ir.Value) else e for e in entries)
+        # By their text, numbers are NaN or not and have signs, if they are zero.
+        texts = (repr(e) if isinstance(e, np.generic) else e for e in entries)
+        key = id(jaxpr), *("value" if isinstance(e, ir.Value) else e for e in texts)
         if key not in self._functions:
             self._functions[key] = self._function(jaxpr, constants, inputs)
         function, results = self._functions[key]
@@ -134,6 +145,7 @@ class Emitter(Entrywise):
         if isinstance(index, np.generic):
             chosen = instead if index else without
             return self.evaluate(chosen.jaxpr, chosen.consts, inputs)
+        index = self.value(index, np.int32)
         wanted = self.builder.icmp_signed("!=", index, self.instructions.constant(0, np.int32))
         usual = self._vectors(without, inputs)
         before = self.builder.block

@@ -63,7 +63,7 @@ class Instructions:
     def apply(self, name: str, params: Any, dtype: Any, values) -> Any:
         """A primitive of JAX; `dtype` is that of the first argument."""
         builder = self.builder
-        is_float, unsigned = dtype.kind == "f", dtype.kind == "u"
+        is_float, unsigned = dtype.kind == "f", dtype.kind in "ub"
         if name in _INTRINSICS and is_float:
             return self._intrinsic(_INTRINSICS[name], *values)
         if name in _COMPARISONS:
@@ -112,6 +112,7 @@ class Instructions:
         if name in ("max", "min"):
             sign = ">" if name == "max" else "<"
             if not is_float:
+                unsigned = unsigned or a.type.element.width == 1  # True, which is -1 with a sign
                 compare = builder.icmp_unsigned if unsigned else builder.icmp_signed
                 return builder.select(compare(sign, a, b), a, b)
             # The comparison with NaN gives b; where a is NaN, so is the result.
@@ -158,7 +159,11 @@ class Instructions:
         if new.kind == "f":
             return (builder.sitofp if old.kind == "i" else builder.uitofp)(value, kind)
         if old.kind == "f":
-            return (builder.fptosi if new.kind == "i" else builder.fptoui)(value, kind)
+            # The nearest of those that there are, and zero for NaN, as XLA has it.
+            operation = "fptosi" if new.kind == "i" else "fptoui"
+            letters = f"v{self.width}i{8 * new.itemsize}.v{self.width}f{8 * old.itemsize}"
+            function = self._declared(f"llvm.{operation}.sat.{letters}", kind, [value.type])
+            return builder.call(function, [value])
         if old.kind == "b":
             return builder.zext(value, kind)
         if new.itemsize == old.itemsize:

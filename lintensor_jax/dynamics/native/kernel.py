@@ -6,6 +6,7 @@ next one of the table takes its lane: no lane waits for another.
 
 import ctypes
 import ctypes.util
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
@@ -18,8 +19,8 @@ from ..entrywise import from_list
 from .emitter import Emitter, Slot
 from .instructions import vector
 
-# Turns between two chances for Python to notice an interrupt.
-_TURNS = 20_000
+# Turns until Python first has a chance to notice an interrupt, and seconds between later ones.
+_TURNS, _SECONDS = 500, 0.1
 _pool = ThreadPoolExecutor(thread_name_prefix="fly")  # starts its threads when asked
 _INT, _ORDER = ir.IntType(64), ir.IntType(32)
 _VECTORS = {"avx512f": 64, "avx": 32}
@@ -209,10 +210,13 @@ class Kernel:
             state = raw[(-raw.ctypes.data % aligned) // table.itemsize :][:size]
             jobs, alive = np.full(self.width, -1, np.int64), np.full(1, -1, np.int64)
             arrays = [a.ctypes.data for a in (state, jobs, alive, table, order)]
-            rest = [order.size, following.ctypes.data, data.ctypes.data, _TURNS]
-            turns = 0
+            rest = [order.size, following.ctypes.data, data.ctypes.data]
+            turns, most = 0, _TURNS
             while alive[0] != 0 and not interrupted:
-                turns += self._fly(*arrays, *rest)
+                begun = time.perf_counter()
+                turns += self._fly(*arrays, *rest, most)
+                quick = time.perf_counter() - begun < _SECONDS
+                most = 2 * most if quick else max(1, most // 2)
             return turns
 
         interrupted: list[bool] = []

@@ -2,15 +2,17 @@
 
 A row holds status code, time, steps, rejected steps, the state (q), the slope (q), step size and
 the controller's memory, which steps change; then its unit of time, its tolerance, and what a
-problem of its own consists of. All are floats.
+problem of its own consists of. All are floats; in single precision, which counts to 2^24 only, the
+numbers of steps are the bits of integers.
 """
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import jaxpr_as_fun
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ..lanes import Functions, Lanes, attempt_step
 from ..lanewise import Lanewise
@@ -44,6 +46,25 @@ def step_row(row: Float[Array, " M"], stepper: Stepper, leaves: list[Array]) -> 
     return _written(lanes, row.dtype)
 
 
+def counts_of(table: Float[np.ndarray, "N M"]) -> list[Int[np.ndarray, " N"]]:
+    """Steps and rejected ones of all rows."""
+    columns = np.ascontiguousarray(table[:, 2:4].T)
+    single = columns.dtype == np.float32
+    return list(columns.view(np.int32) if single else columns.astype(np.int32))
+
+
+def _count(number):
+    if number.dtype == jnp.float32:
+        return jax.lax.bitcast_convert_type(number, jnp.int32)
+    return number.astype(jnp.int32)
+
+
+def _stored(count, dtype):
+    if dtype == jnp.float32:
+        return jax.lax.bitcast_convert_type(count, dtype)
+    return count.astype(dtype)
+
+
 class _Row(NamedTuple):
     """One lane, on a last axis of its own."""
 
@@ -60,8 +81,7 @@ def _read(row, stepper, leaves):
     h, memory, unit, atol = numbers[:, None]
     if not stepper.shared:
         leaves = _own_leaves(stepper, own)
-    whole = (number.astype(jnp.int32) for number in (code, num_steps, num_rejected))
-    code, num_steps, num_rejected = whole
+    code, num_steps, num_rejected = code.astype(jnp.int32), _count(num_steps), _count(num_rejected)
     lanes = Lanes(y[:, None], slope[:, None], s, h, memory, code, num_steps, num_rejected)
     found: Any = stepper.functions(unit, leaves)
     functions = Functions(*map(_of_one_lane, found))
@@ -69,8 +89,8 @@ def _read(row, stepper, leaves):
 
 
 def _written(lanes, dtype):
-    changed = [lanes.code, lanes.s, lanes.num_steps, lanes.num_rejected, lanes.y, lanes.slope]
-    changed += [lanes.h, lanes.memory]
+    counts = (_stored(count, dtype) for count in (lanes.num_steps, lanes.num_rejected))
+    changed = [lanes.code, lanes.s, *counts, lanes.y, lanes.slope, lanes.h, lanes.memory]
     return jnp.concatenate([number.astype(dtype).reshape(-1) for number in changed])
 
 
