@@ -102,8 +102,9 @@ def batched_flow(
       lane has more than 32 numbers.
     - `solver`: an explicit diffrax method whose last stage is the first of the next step. Default:
       `diffrax.Dopri8()` in physical time with up to 16 numbers a lane, else `diffrax.Tsit5()`.
-    - `compilation`: `Native()`, with as many threads as there are cores (default on CPUs, where it
-      falls back to the other for large networks), or `XLA()`.
+    - `compilation`: `Native()`, with as many threads as there are cores (default on CPUs), or
+      `XLA()`, which also takes over for networks that the other has no machine code for: large
+      ones, and those with a sort, an FFT, a scan or the like.
     - `devices`: where lanes fly, such as `jax.local_devices()`; default: where the networks are.
       XLA runs one program at a time on a device: for two cores of a CPU, set
       `jax.config.update("jax_num_cpu_devices", 2)` before the first computation.
@@ -317,6 +318,8 @@ def _by_programs(stepper: Stepper, chunk: _Chunk, order) -> tuple[_Ends, int]:
 
 def _by_rows(stepper: Stepper, compilation, chunk: _Chunk, order) -> tuple[_Ends, int] | None:
     """The same by machine code of our own; None if there is none."""
+    # The same machine code for any number of lanes.
+    stepper = stepper._replace(width=0, exchanges=0, enough=0)
     fill = compiled(_table, XLA(), stepper, chunk)
     rows, leaves = fill.results
     row = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)

@@ -5,7 +5,6 @@ import collections
 import functools
 import os
 import threading
-import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -15,7 +14,6 @@ import jax
 import numpy as np
 
 from ..messages import in_words
-from .native.emitter import TooLarge
 from .native.instructions import Unsupported
 from .native.kernel import Kernel, emit, vector_width
 
@@ -76,9 +74,7 @@ class Native(AbstractCompilation):
         try:
             width = vector_width(row)
             module = emit(function.trace(*leaves).jaxpr, width)
-        except Unsupported as reason:
-            if not isinstance(reason, TooLarge):
-                _report(f"Native: {reason} has no machine code of our own; XLA compiles this flow.")
+        except Unsupported:
             return None
 
         def compile():
@@ -100,12 +96,6 @@ def _cores() -> int:
     affine = getattr(os, "sched_getaffinity", None)
     available = len(affine(0)) if affine is not None else os.cpu_count() or 1
     return max(1, available // jax.local_device_count())
-
-
-@functools.cache
-def _report(reason: str) -> None:
-    """Once for every reason: the results are the same, only slower."""
-    warnings.warn(reason, stacklevel=2)
 
 
 def _device_of(leaves):

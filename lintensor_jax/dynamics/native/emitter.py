@@ -23,14 +23,10 @@ _NUMPY |= {"and": np.bitwise_and, "or": np.bitwise_or}
 
 # Programs of more operations than this are functions of their own, which compile once.
 LARGEST_INLINE = 400
-# Operations in all, at some 10,000 a second of compilation.
+# Operations in all, at some 10,000 a second of compilation: beyond, XLA has compiled before.
 LARGEST_PROGRAM = 25_000
 # What every function has at hand: the lanes' rows, and what all of them share.
 _BASES = ("row", "data")
-
-
-class TooLarge(Unsupported):
-    """A program that would take longer to compile than XLA does."""
 
 
 class Slot(NamedTuple):
@@ -169,7 +165,7 @@ class Emitter(Entrywise):
         if key not in self._known:
             self._spent[0] += 1
             if self._spent[0] > LARGEST_PROGRAM:
-                raise TooLarge
+                raise Unsupported(f"more than {LARGEST_PROGRAM} operations")
             self._known[key] = compute()
         return self._known[key]
 
