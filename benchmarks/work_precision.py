@@ -111,12 +111,15 @@ def ways(name: str, theta: Any) -> dict[str, tuple[Callable[[float], Any], int]]
     return {
         UNIT: (lambda rtol: tsit5(theta, rtol), count),
         "plain, Dopri8": (lambda rtol: dopri8(theta, rtol), count),
-        "ours, Tsit5": (lambda rtol: ours(rtol, stop=until).coefficients, count),
+        "ours, Tsit5": (
+            lambda rtol: ours(rtol, stop=until, solver=diffrax.Tsit5()).coefficients,
+            count,
+        ),
         "ours, Dopri8": (
             lambda rtol: ours(rtol, stop=until, solver=diffrax.Dopri8()).coefficients,
             count,
         ),
-        "ours, Tsit5, with a finish": (
+        "ours, with a finish": (
             lambda rtol: ours(rtol, stop=residual, finish=lt.GaussNewton()).coefficients,
             count,
         ),

@@ -186,10 +186,16 @@ def batched_flow(
         with ThreadPoolExecutor(shares) as pool:
             found = list(pool.map(functools.partial(fly, devices), range(shares)))
         landed = [found[i % shares][i // shares] for i in range(len(chunks))]
-    flow = landed[0]
-    if len(landed) > 1:
-        flow = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *landed)
-    return dataclasses.replace(flow, executed_steps=jnp.sum(flow.executed_steps))
+    if len(landed) == 1:
+        return landed[0]
+    flow = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *map(_listed, landed))
+    return _listed(flow, jnp.sum(flow.executed_steps))
+
+
+def _listed(flow: BatchedFlow, executed: Any = None) -> BatchedFlow:
+    """The same with other executed steps; by default a list of them, as of everything else."""
+    executed = flow.executed_steps[None] if executed is None else executed
+    return dataclasses.replace(flow, executed_steps=executed)
 
 
 class _Chunk(NamedTuple):
@@ -293,7 +299,7 @@ def _fly(stepper, compilation, chunk: _Chunk, spectral: Spectral | None) -> Batc
         finish_accepted=accepted,
         num_steps=jnp.asarray(ends.num_steps[:count]),
         num_rejected_steps=jnp.asarray(ends.num_rejected[:count]),
-        executed_steps=jnp.asarray([executed]),
+        executed_steps=jnp.asarray(executed),
     )
 
 

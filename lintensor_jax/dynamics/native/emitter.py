@@ -24,7 +24,7 @@ _NUMPY |= {"and": np.bitwise_and, "or": np.bitwise_or}
 # Programs of more operations than this are functions of their own, which compile once.
 LARGEST_INLINE = 400
 # Operations in all, at some 10,000 a second of compilation: beyond, XLA has compiled before.
-LARGEST_PROGRAM = 25_000
+LARGEST_PROGRAM = 33_000
 # What every function has at hand: the lanes' rows, and what all of them share.
 _BASES = ("row", "data")
 
