@@ -167,7 +167,7 @@ def child_command(options: argparse.Namespace) -> bool:
     Run._compute = logged
     grid = grid_of(3000)
     # Lanes of small alpha go over this budget: the stiff path is interrupted as well.
-    settings: dict[str, Any] = {"chunk_lanes": 100, "width": 8, "max_steps": 165}
+    settings: dict[str, Any] = {"chunk_lanes": 100, "width": 8, "max_steps": 80}
     path = Path(options.path)
     print("begin", flush=True)
     if path.exists():

@@ -179,7 +179,7 @@ def test_a_tiny_run(tmp_path, monkeypatch):
     batched, measure = module("batched"), module("measure")
     rows = batched.sweep(measure.Effort(quick=True, repeats=1), "diagonal", 16, with_peers=False)
     table = measure.write(tmp_path, rows, measure.machine())
-    assert "ours, apart" in table
-    assert [row["variant"] for row in rows][:3] == ["plain", "ours", "ours, apart"]
+    assert "ours, one core" in table
+    assert [row["variant"] for row in rows][:3] == ["plain", "ours", "ours, one core"]
     assert rows[-1]["within_1e-8"] == "100%"
     assert all(np.isfinite(row["faster_by_wall"]) for row in rows[:3])

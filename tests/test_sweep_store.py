@@ -167,7 +167,7 @@ def test_killed_at_any_write_it_resumes_to_the_same_bytes(
 
 @pytest.mark.slow
 def test_killed_while_lanes_are_on_the_stiff_path(tmp_path, monkeypatch, computed):
-    options: dict[str, Any] = {**LANES, "max_steps": 34}
+    options: dict[str, Any] = {**LANES, "max_steps": 22}
     results = lt.sweep(GRID, tmp_path / "whole", **options)
     assert (results.status == 1).all()
     assert set(np.unique(results.method)) == {1, 2}  # explicit, mirror flow
