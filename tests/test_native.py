@@ -1,5 +1,6 @@
 """Machine code of our own: every instruction, whole flows against XLA's, threads, refusals."""
 
+import threading
 from typing import Any
 
 import diffrax
@@ -15,6 +16,7 @@ from lintensor_jax.dynamics import batched
 from lintensor_jax.dynamics.batched import batched_flow
 from lintensor_jax.dynamics.compilation import XLA, Native
 from lintensor_jax.dynamics.native import elementary, emitter, table
+from lintensor_jax.dynamics.native import kernel as native_kernel
 from lintensor_jax.dynamics.native.instructions import Unsupported
 from lintensor_jax.dynamics.native.kernel import Kernel, emit, vector_width
 from lintensor_jax.initialization import gaussian
@@ -180,6 +182,7 @@ def test_flows_in_single_precision():
         one, expected = (
             batched_flow(networks, problem, compilation=how, **options) for how in (Native(), XLA())
         )
+    # Both stop at a residual of 1e-3, and limits are as far.
     assert one.coefficients.dtype == jnp.float32
     np.testing.assert_array_equal(one.status._value, expected.status._value)
     np.testing.assert_allclose(one.num_steps, expected.num_steps, rtol=0, atol=1)
@@ -327,14 +330,11 @@ def test_says_what_it_cannot_do(name):
 
 def test_a_program_that_fails_in_a_thread_is_stopped_in_all(monkeypatch):
     """As an interrupt would: the first call in the calling thread raises."""
-    import threading
-
-    from lintensor_jax.dynamics.native import kernel as module
 
     def step(row):
         return jnp.stack([row[0], row[1] + 1])  # it never ends
 
-    monkeypatch.setattr(module, "_TURNS", 10)
+    monkeypatch.setattr(native_kernel, "_TURNS", 10)
     kernel = Kernel(emit(jax.jit(step).trace(jax.ShapeDtypeStruct((2,), float)).jaxpr, 8), 8)
     table = np.full((64, 2), -1.0)
     caller, original = threading.current_thread(), kernel._fly

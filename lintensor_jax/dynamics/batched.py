@@ -188,14 +188,10 @@ def batched_flow(
         landed = [found[i % shares][i // shares] for i in range(len(chunks))]
     if len(landed) == 1:
         return landed[0]
-    flow = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *map(_listed, landed))
-    return _listed(flow, jnp.sum(flow.executed_steps))
-
-
-def _listed(flow: BatchedFlow, executed: Any = None) -> BatchedFlow:
-    """The same with other executed steps; by default a list of them, as of everything else."""
-    executed = flow.executed_steps[None] if executed is None else executed
-    return dataclasses.replace(flow, executed_steps=executed)
+    flow = jax.tree.map(
+        lambda *leaves: jnp.asarray(np.concatenate(np.atleast_1d(*leaves))), *landed
+    )
+    return dataclasses.replace(flow, executed_steps=jnp.sum(flow.executed_steps))
 
 
 class _Chunk(NamedTuple):
