@@ -18,6 +18,8 @@ from reference_flows import (
 from scipy.integrate import solve_ivp
 
 import lintensor_jax as lt
+from lintensor_jax.dynamics.finish import run_finish
+from lintensor_jax.dynamics.system import Reducible, System
 from lintensor_jax.initialization import gaussian
 from lintensor_jax.networks import split
 
@@ -279,6 +281,28 @@ def test_finish(start):
     assert unfinished.network.weights is not None
     np.testing.assert_array_equal(unfinished.network.weights, unfinished.unfinished_network.weights)
     assert unfinished.stats["num_steps"] <= stats["num_steps"]
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 1], [0, 0, 1]])
+@pytest.mark.parametrize(("distance", "iterations"), [(1e-7, 1), (1e-3, 6)])
+def test_the_finish_is_of_least_norm(rows, distance, iterations):
+    """Against Newton's method with NumPy's least squares, duplicate data included."""
+    rng = np.random.default_rng(0)
+    theta = rng.standard_normal((2, 4))
+    data = rng.standard_normal((2, 4))[rows]
+    problem = lt.Regression(data, data @ np.prod(theta, axis=0))
+    theta += distance * rng.standard_normal((2, 4))
+    method = lt.GaussNewton(max_relative_step=0.1, max_iterations=iterations)
+    system = System.of(lt.DiagonalNetwork(theta), problem)
+    found = run_finish(method, system, Reducible(np.eye(len(rows))), system.initial)
+    assert found.accepted
+    for _ in range(8):
+        jacobian = np.concatenate([data * theta[1], data * theta[0]], axis=1)
+        residual = data @ np.prod(theta, axis=0) - problem.y
+        theta -= np.linalg.lstsq(jacobian, residual, rcond=1e-14)[0].reshape(2, 4)
+    assert found.residual < 4e-15
+    # Steps of one Jacobian or of many: both are right to the square of the distance.
+    np.testing.assert_allclose(found.theta.reshape(2, 4), theta, rtol=0, atol=30 * distance**2)
 
 
 def test_a_finish_that_is_too_large_is_refused(start):
