@@ -26,7 +26,8 @@ import peers
 from measure import Effort, Row, Variant, WrongAnswer
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.batched import BatchedFlow, batched_flow
+from lintensor_jax.dynamics.batched import batched_flow
+from lintensor_jax.dynamics.chunks import BatchedFlow
 from lintensor_jax.dynamics.compilation import XLA, Native
 from lintensor_jax.dynamics.system import System
 

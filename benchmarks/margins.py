@@ -26,7 +26,8 @@ import numpy as np
 from measure import Effort, Row, Variant, WrongAnswer
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.batched import BatchedFlow, batched_flow
+from lintensor_jax.dynamics.batched import batched_flow
+from lintensor_jax.dynamics.chunks import BatchedFlow
 from lintensor_jax.dynamics.clocks import FlowArgs, LogArcLength, log_time_unit
 from lintensor_jax.dynamics.compilation import XLA, Native
 from lintensor_jax.dynamics.queue import state_of, vector_of

@@ -302,3 +302,32 @@ def test_refuses_methods_that_do_not_fit():
     for solver in (diffrax.Kvaerno5(), diffrax.Heun()):
         with pytest.raises(ValueError, match=r"solver: .*FSAL"):
             batched_flow(networks, PROBLEM, solver=solver)  # pyright: ignore[reportArgumentType]
+
+
+def test_refuses_lanes_that_do_not_fit():
+    networks = starts(NETWORKS["diagonal"], 3)
+    four = jax.vmap(lt.Regression)(jnp.ones((4, 1, 2)), jnp.ones((4, 1)))
+    wide = starts(lt.DiagonalNetwork.zeros(2, 3), 3)
+    cases: Any = (
+        (lane(networks, slice(0)), PROBLEM, {}, r"networks: .* one or more lanes, got \(0, 2, 2\)"),
+        (networks.weights, PROBLEM, {}, "networks: must be an equinox.Module"),
+        (
+            networks,
+            PROBLEM,
+            {"shared_problem": False},
+            r"problem: .* axis of 3 lanes, got \(1, 2\)",
+        ),
+        (
+            networks,
+            four,
+            {"shared_problem": False},
+            r"problem: .* axis of 3 lanes, got \(4, 1, 2\)",
+        ),
+        (wide, PROBLEM, {}, r"network: its linear coefficients have shape \(3,\)"),
+        (networks, PROBLEM, {"width": 0}, "width: must be a positive int, got 0"),
+    )
+    for given, problem, options, words in cases:
+        with pytest.raises(ValueError, match=words):
+            batched_flow(given, problem, **options)
+    with pytest.raises(TypeError, match="no option 'saveat'; it has atol, clock"):
+        batched_flow(networks, PROBLEM, saveat=1.0)

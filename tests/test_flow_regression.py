@@ -294,7 +294,7 @@ def test_the_finish_is_of_least_norm(rows, distance, iterations):
     theta += distance * rng.standard_normal((2, 4))
     method = lt.GaussNewton(max_relative_step=0.1, max_iterations=iterations)
     system = System.of(lt.DiagonalNetwork(theta), problem)
-    found = run_finish(method, system, Reducible(np.eye(len(rows))), system.initial)
+    found = run_finish(method, system, Reducible(jnp.eye(len(rows))), system.initial)
     assert found.accepted
     for _ in range(8):
         jacobian = np.concatenate([data * theta[1], data * theta[0]], axis=1)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics import batched
+from lintensor_jax.dynamics import chunks
 from lintensor_jax.dynamics.batched import batched_flow
 from lintensor_jax.dynamics.compilation import XLA, Native
 from lintensor_jax.dynamics.native import elementary, emitter, table
@@ -268,7 +268,7 @@ def test_flows(name, monkeypatch):
         problem = lt.Regression(RNG.standard_normal((3, 12)), np.ones(3))
     networks = starts(like, 75)
     with monkeypatch.context() as patch:
-        patch.setattr(batched, "_by_programs", None)  # where there is no machine code
+        patch.setattr(chunks, "_by_programs", None)  # where there is no machine code
         one, three = (
             batched_flow(networks, problem, compilation=Native(threads=n), **options)
             for n in (1, 3)
@@ -281,10 +281,13 @@ def test_flows(name, monkeypatch):
     # A flow at its stability limit makes the most of every rounding.
     np.testing.assert_allclose(one.num_steps, expected.num_steps, rtol=0.01, atol=1)
     found, wanted = np.asarray(one.coefficients), np.asarray(expected.coefficients)
+    distance = np.full(75, 1e-6)
     if isinstance(problem, lt.Classification):
-        # One more step in the end is another norm, but not another direction.
         found, wanted = (b / np.linalg.norm(b, axis=1, keepdims=True) for b in (found, wanted))
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+        # A little further along, or one more step, is hardly another direction.
+        ends: Any = one.log_margin, expected.log_margin
+        distance += 1e-3 * np.abs(np.subtract(*ends))
+    assert (np.abs(found - wanted).reshape(75, -1).max(axis=1) <= distance).all()
     assert one.waste < expected.waste
 
 

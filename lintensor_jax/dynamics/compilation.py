@@ -5,7 +5,7 @@ import collections
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -49,9 +49,10 @@ class Native(AbstractCompilation):
 
     It is for functions of a row (M,) and of arrays that all rows share, which return the row's
     first numbers after a step; the very first one is negative until the row is done. The program
-    takes a table (N, M), the order of its rows, and the shared arrays. It brings every row to its
-    end, in place, and returns the number of steps that it took. For functions that have something
-    without an instruction here, or too much of it, there is no program.
+    takes a table (N, M), the order of its rows, and all numbers of the shared arrays as one vector
+    of the table's type. It brings every row to its end, in place, and returns the number of steps
+    that it took. For functions that have something without an instruction here, or too much of it,
+    there is no program.
 
     **Arguments**
 
@@ -80,11 +81,10 @@ class Native(AbstractCompilation):
         def compile():
             kernel = Kernel(module, width)
 
-            def run(table, order, *shared):
-                numbers = [np.asarray(leaf, row.dtype).reshape(-1) for leaf in shared]
+            def run(table, order, shared):
                 most = -(-order.size // (_FEWEST_VECTORS * width))
                 threads = min(self.threads or _cores(), most)
-                return width * kernel(table, order, np.concatenate(numbers), threads)
+                return width * kernel(table, order, shared, threads)
 
             return run
 
@@ -107,7 +107,29 @@ def _device_of(leaves):
 def _is_array(leaf: Any) -> bool:
     # NumPy's too, which a program takes to its device faster than anyone could before; and what
     # stands for the results of a program that has yet to run.
-    return isinstance(leaf, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
+
+
+class Arguments:
+    """Pytrees that programs are made for and called with, taken apart once for all of them.
+
+    - `values`: the pytrees.
+    - `arrays`: theirs, which are all that a program is given.
+    - `kind`: what a program is found again by: structure, shapes and devices, and other leaves.
+    """
+
+    def __init__(self, *values: Any):
+        leaves, structure = jax.tree.flatten(values)
+        self.values, self.arrays = values, [leaf for leaf in leaves if _is_array(leaf)]
+        same = [
+            (leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)) if _is_array(leaf) else leaf
+            for leaf in leaves
+        ]
+        self.kind = structure, *same
+
+
+def _all_arrays(arguments: Sequence[Arguments]) -> list[Any]:
+    return [array for argument in arguments for array in argument.arrays]
 
 
 class Program:
@@ -118,8 +140,14 @@ class Program:
     - `machine_code`: what is called with the arrays among the arguments, once it is made; or None.
     """
 
-    def __init__(self, function: Callable, compilation: AbstractCompilation, examples: tuple):
-        dynamic, static = eqx.partition(examples, _is_array)
+    def __init__(
+        self,
+        function: Callable,
+        compilation: AbstractCompilation,
+        examples: Sequence[Arguments],
+    ):
+        values = tuple(value for example in examples for value in example.values)
+        dynamic, static = eqx.partition(values, _is_array)
         leaves, structure = jax.tree.flatten(dynamic)
         self._structure: Any = None
 
@@ -139,16 +167,11 @@ class Program:
         # XLA and LLVM compile without Python's lock.
         self.machine_code: Future[Callable] | None = compile and _compiling.submit(compile)
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: Arguments) -> Any:
         """The results; nothing but the arrays among the arguments counts."""
         assert self.machine_code is not None
-        results = self.machine_code.result()(*arrays_of(arguments))
+        results = self.machine_code.result()(*_all_arrays(arguments))
         return jax.tree.unflatten(self._structure, results)
-
-
-def arrays_of(arguments: Any) -> list[Any]:
-    """What a program takes of its arguments."""
-    return [leaf for leaf in jax.tree.leaves(arguments) if _is_array(leaf)]
 
 
 _KEPT = 64
@@ -157,15 +180,11 @@ _lock = threading.Lock()
 _programs: collections.OrderedDict[Any, Future[Program]] = collections.OrderedDict()
 
 
-def compiled(function: Callable, compilation: AbstractCompilation, *examples: Any) -> Program:
-    """`Program(...)`; the last ones are kept, and found again by structure, shapes and device."""
-    leaves, structure = jax.tree.flatten(examples)
-    same = tuple(
-        (leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)) if _is_array(leaf) else leaf
-        for leaf in leaves
-    )
+def compiled(function: Callable, compilation: AbstractCompilation, *examples: Arguments) -> Program:
+    """`Program(...)`; the last ones are kept, and found again by the kind of their arguments."""
     settings: Any = jax.config
-    key = function, compilation, structure, same, settings.jax_enable_x64
+    kinds = tuple(example.kind for example in examples)
+    key = function, compilation, kinds, settings.jax_enable_x64
     with _lock:
         future = _programs.get(key)
         mine = future is None

@@ -1,7 +1,7 @@
 """The last digits of a regression flow: minimum-norm Gauss-Newton steps onto the solutions."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -61,7 +61,7 @@ def run_finish(
     method: GaussNewton, system: System, reducible: Reducible, theta: Float[Array, " p"]
 ) -> Finish:
     """Iterate until the reducible residual no longer shrinks; keep the best point."""
-    problem = system.problem
+    problem: Any = system.problem
     # The rounding of a residual.
     floor = 4 * jnp.finfo(theta.dtype).eps * jnp.max(jnp.abs(problem.y))
 

@@ -18,6 +18,7 @@ from .lanes import (
     Functions,
     Lanes,
     attempt_step,
+    inverse_root,
     mean_square,
     scale_of,
 )
@@ -71,6 +72,10 @@ class Stepper(NamedTuple):
     exchanges: int
     enough: int  # lanes that are done, to look at the queue
     scales_atol: bool  # with every lane's parameters, as `fill_options` does for one
+
+    def of_any_width(self) -> "Stepper":
+        """The same for programs that do not depend on how many lanes are in flight."""
+        return self._replace(width=0, exchanges=0, enough=0)
 
     @property
     def state_size(self) -> int:
@@ -192,7 +197,9 @@ class Stepper(NamedTuple):
         bend = jnp.sqrt(mean_square((after - slope) / scale)) / h0
         largest = jnp.maximum(speed, bend)
         flat = largest <= 1e-15
-        h1 = (0.01 / jnp.where(flat, 1.0, largest)) ** (1 / self.solver.order(None))
+        # (largest/0.01)^(-1/order); whatever is not finite is large.
+        known = jnp.where(largest < 1e30, jnp.maximum(largest, 1e-15), 1e30)
+        h1 = inverse_root(100 * known, int(self.solver.order(None)))
         h1 = jnp.where(flat, jnp.maximum(1e-6, h0 * 1e-3), h1)
         h = jnp.minimum(jnp.minimum(100 * h0, h1), longest)
         none = jnp.zeros_like(code)

@@ -1,10 +1,11 @@
 """The right-hand side of every flow: a network's parameters as one vector, met by a problem."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Scalar
 
@@ -27,12 +28,20 @@ class System(eqx.Module):
     @staticmethod
     def of(network: eqx.Module, problem: AbstractProblem) -> "System":
         """Split `network` into parameters and constants; its depth becomes static."""
-        parameters, rest = split(network)
+        return System.of_parts(network, *split(network), problem)
+
+    @staticmethod
+    def of_parts(network: Any, parameters: Any, rest: Any, problem: AbstractProblem) -> "System":
+        """The same of a network that has been split."""
         return System(parameters, rest, problem, int(getattr(network, "depth", 0)))
 
     @property
     def initial(self) -> Float[Array, " p"]:
         """The parameters of the network that this system was made from, as one vector."""
+        leaves: Any = jax.tree.leaves(self.parameters)
+        if leaves and all(isinstance(leaf, np.ndarray) for leaf in leaves):
+            flat: Any = np.concatenate([leaf.ravel() for leaf in leaves])  # in microseconds
+            return flat
         return ravel_pytree(self.parameters)[0]
 
     @property

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from llvmlite import ir
 
 from ..entrywise import from_list
-from .emitter import Emitter, Slot
+from .emitter import STACK, Emitter, Slot
 from .instructions import vector
 
 # Turns until Python first has a chance to notice an interrupt, and seconds between later ones.
@@ -52,6 +52,8 @@ def emit(step: Any, width: int) -> ir.Module:
     kinds = [kind.as_pointer(), _INT.as_pointer(), _INT.as_pointer(), number.as_pointer()]
     kinds += [_ORDER.as_pointer(), _INT, _INT.as_pointer(), number.as_pointer(), _INT]
     function = ir.Function(module, ir.FunctionType(_INT, kinds), "fly")
+    function.attributes.add("nounwind")  # llvmlite writes no alignment alone
+    function.attributes.alignstack = STACK
     state, jobs, alive, table, order, count, following, data, most = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     zero, one = ir.Constant(_INT, 0), ir.Constant(_INT, 1)

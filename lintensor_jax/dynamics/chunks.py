@@ -1,0 +1,265 @@
+"""One chunk of a batch: lanes of one program, from their starts to a `BatchedFlow`."""
+
+import functools
+import threading
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from ..networks import split
+from .clocks import FlowArgs, PhysicalTime, log_time_unit
+from .compilation import XLA, AbstractCompilation, Arguments, Native, compiled
+from .finish import run_finish
+from .integrate import record
+from .native.table import counts_of, start_row, step_row, table_of
+from .options import check_pair
+from .queue import InFlight, Queue, Stepper, state_of, with_problem
+from .spectral import Spectral
+from .stopping import FlowStatus, code_of, status_of
+from .system import Reducible
+
+# The share of lanes that go first.
+_FIRST = 8
+_XLA, _ONE_CORE = XLA(), Native(threads=1)
+_waiting = threading.Lock()
+
+
+class BatchedFlow(eqx.Module):
+    """Ends of many flows; every array has the lanes on its first axis.
+
+    `network`, `coefficients`, `log_loss`, `log_time`, `log_norm`, `log_margin` (None for
+    regression), `invariant_drift`, `status` as in `FlowSolution`, at the end. `finish_accepted` is
+    None without a finish. `num_steps` counts attempted steps, `num_rejected_steps` those of them
+    that were taken back; `executed_steps` is what the machine did, idle lanes included.
+    """
+
+    network: Any
+    unfinished_network: Any
+    coefficients: Float[Array, "N ..."]
+    log_loss: Float[Array, " N"]
+    log_time: Float[Array, " N"]
+    log_norm: Float[Array, " N"]
+    log_margin: Float[Array, " N"] | None
+    invariant_drift: Float[Array, " N"]
+    status: FlowStatus
+    finish_accepted: Bool[Array, " N"] | None
+    num_steps: Int[Array, " N"]
+    num_rejected_steps: Int[Array, " N"]
+    executed_steps: Int[Array, ""]
+
+    @property
+    def waste(self) -> Float[Array, ""]:
+        """Executed over needed steps: 1 if no lane ever waited."""
+        return self.executed_steps / jnp.sum(self.num_steps)
+
+
+class Chunk(NamedTuple):
+    """Lanes of one program; those beyond `count` only fill its arrays."""
+
+    count: Int[np.ndarray, ""]
+    thetas: Float[Array, "N p"]
+    problem: Any
+
+    @staticmethod
+    def cut(at: int, size: int, count: int, thetas: Array, problem: Any, shared: bool) -> "Chunk":
+        """Lanes at, ..., at + size - 1 of `count`; the last one stands in for any beyond."""
+
+        def of(leaf):
+            if leaf.shape[0] == size:
+                return leaf
+            piece = leaf[at : at + size]
+            missing = size - piece.shape[0]
+            return jnp.concatenate([piece, jnp.repeat(leaf[-1:], missing, 0)]) if missing else piece
+
+        own = problem if shared else jax.tree.map(of, problem)
+        return Chunk(np.asarray(min(size, count - at), np.int32), of(thetas), own)
+
+
+class _Ends(NamedTuple):
+    """Where the lanes of a chunk ended, in their order; and the steps that all took together."""
+
+    y: Float[np.ndarray, "N q"]
+    s: Float[np.ndarray, " N"]
+    code: Int[np.ndarray, " N"]
+    num_steps: Int[np.ndarray, " N"]
+    num_rejected: Int[np.ndarray, " N"]
+    executed: Int[np.ndarray, ""]
+
+
+def fly(
+    stepper: Stepper, compilation: AbstractCompilation, chunk: Chunk, spectral: Spectral | None
+) -> BatchedFlow:
+    """The flows of one chunk, on the device where it is; in arrays of `count` lanes."""
+    count, size = int(chunk.count), chunk.thetas.shape[0]
+    flying, flown = stepper, chunk
+    own = given = Arguments(stepper.of_any_width()), Arguments(chunk)
+    if spectral is not None:
+        problem = spectral.problem(chunk.problem)
+        one = problem if stepper.shared else jax.tree.map(lambda leaf: leaf[0], problem)
+        arrays, rest = eqx.partition(spectral.system(one), eqx.is_array)
+        system: Any = eqx.combine(jax.device_put(arrays, chunk.thetas.device), rest)
+        flying = stepper._replace(system=system)
+        flown = chunk._replace(thetas=spectral.into(chunk.thetas), problem=problem)
+        given = Arguments(flying.of_any_width()), Arguments(flown)
+    like = _ends_like(size, stepper.state_size, chunk.thetas.dtype)
+    # All programs are traced one after the other and compiled side by side.
+    wrap = compiled(_wrapped, _XLA, *own, Arguments(like))
+    order = _order(chunk.thetas, count, stepper.width)
+    ends = None
+    if isinstance(compilation, Native):
+        ends = _by_rows(*given, compilation, order[:count])
+    if ends is None:
+        ends = _by_programs(flying, flown, order)
+    if spectral is not None:
+        parameters = chunk.thetas.shape[1]
+        ends.y[:, :parameters] = spectral.back(ends.y[:, :parameters])
+    # XLA:CPU has one pool of threads for all devices: two programs that hand work to it (as linear
+    # algebra does) and wait for each other's threads never end.
+    with _waiting:
+        *found, executed = jax.block_until_ready(wrap(*own, Arguments(ends)))
+    if count < size:
+        found = jax.tree.map(lambda leaf: leaf[:count], found)
+    unfinished, finished, accepted, saved = found
+    rest = stepper.system.rest
+    before = eqx.combine(unfinished, rest)
+    return BatchedFlow(
+        network=before if finished is None else eqx.combine(finished, rest),
+        unfinished_network=before,
+        finish_accepted=accepted,
+        executed_steps=executed,
+        **saved,
+    )
+
+
+@functools.lru_cache
+def _ends_like(size: int, state_size: int, dtype: Any) -> _Ends:
+    """What stands for the ends of so many lanes until they are known."""
+    shapes = (size, state_size), (size,), (size,), (size,), (size,), ()
+    dtypes: Any = dtype, dtype, np.int32, np.int32, np.int32, np.int64
+    return _Ends(*map(jax.ShapeDtypeStruct, shapes, dtypes))  # pyright: ignore
+
+
+def _queue(stepper: Stepper, chunk: Chunk, order) -> tuple[InFlight, Queue]:
+    problem = chunk.problem
+    if not stepper.shared:
+        problem = jax.tree.map(lambda leaf: leaf[order], problem)
+    queue = stepper.queue(chunk.count, chunk.thetas[order], problem)
+    return stepper.start(queue), queue
+
+
+def _order(thetas: Float[Array, "N p"], count: int, width: int) -> Int[np.ndarray, " N"]:
+    """The order of the queue: the smallest starts first, if any lane has to wait.
+
+    They take the most steps (rank correlation 0.65 to 0.85 in the uneven sweep of
+    `benchmarks/batched.py`). The last lanes on their way hold up a whole width: they should not be
+    those.
+    """
+    order = np.arange(thetas.shape[0], dtype=np.int32)
+    if count > width:
+        known = np.asarray(thetas)[:count]
+        order[:count] = np.argpartition(np.einsum("ij,ij->i", known, known), count // _FIRST)
+    return order
+
+
+def _advance(stepper: Stepper, flight: InFlight, queue: Queue) -> tuple[InFlight, Array]:
+    return stepper.advance(flight, queue)
+
+
+def _by_programs(stepper: Stepper, chunk: Chunk, order) -> _Ends:
+    """Where the lanes of a chunk end, by XLA."""
+    count = int(chunk.count)
+    bare, lanes = Arguments(stepper), Arguments(chunk, order)
+    start = compiled(_queue, _XLA, bare, lanes)
+    advance = compiled(_advance, _XLA, bare, Arguments(*start.results))
+    flight, queue = start(bare, lanes)
+    following = advance(bare, Arguments(flight, queue))
+    likes = _ends_like(order.size, stepper.state_size, chunk.thetas.dtype)
+    ends = _Ends(*(np.zeros(like.shape, like.dtype) for like in likes))
+    while True:
+        # The next part is on its way while this one is written down.
+        (flight, log), following = following, advance(bare, Arguments(following[0], queue))
+        _harvest(log, count, order, ends)
+        if not np.any(np.asarray(flight.job) < count):
+            ends.executed[()] = int(flight.rounds) * stepper.width
+            return ends
+
+
+def _by_rows(stepper: Arguments, chunk: Arguments, compilation: Native, order) -> _Ends | None:
+    """The same by machine code of our own; None if there is none."""
+    fill = compiled(_table, _XLA, stepper, chunk)
+    rows, leaves = fill.results
+    row = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
+    given = Arguments(row), stepper, Arguments(leaves)
+    # The one that takes longest comes first; a start takes microseconds, on one core.
+    flying = compiled(step_row, compilation, *given).machine_code
+    if flying is None:
+        return None
+    starting = compiled(start_row, _ONE_CORE, *given).machine_code
+    if starting is None:
+        return None
+    start, fly = starting.result(), flying.result()
+    filled, leaves = fill(stepper, chunk)
+    table = np.array(filled)
+    shared = np.concatenate(
+        [np.asarray(leaf, table.dtype).reshape(-1) for leaf in (*stepper.arrays, *leaves)]
+    )
+    start(table, order, shared)
+    table[:, 0] -= 1
+    executed = np.asarray(fly(table, order, shared), np.int64)
+    code, s = table[:, :2].T
+    state = table[:, 4 : 4 + stepper.values[0].state_size]
+    num_steps, num_rejected = counts_of(table)
+    return _Ends(state, s, code.astype(np.int32), num_steps, num_rejected, executed)
+
+
+def _table(stepper: Stepper, chunk: Chunk) -> tuple[Array, list[Array]]:
+    starts = stepper.starts(chunk.thetas, chunk.problem)
+    return table_of(starts, stepper.shared), starts.leaves if stepper.shared else []
+
+
+def _harvest(log: Array, count: int, order: Int[np.ndarray, " N"], ends: _Ends) -> None:
+    """Writes down the lanes that were done."""
+    told = np.asarray(log)
+    done = told[:, -1] < count
+    lanes = np.moveaxis(told, 1, -1)[done]
+    place = order[lanes[:, -1].astype(int)]
+    ends.y[place] = lanes[:, :-5]
+    for i, store in enumerate(ends[1:5]):
+        store[place] = lanes[:, i - 5]
+
+
+def _wrapped(stepper: Stepper, chunk: Chunk, ends: _Ends):
+    """Finish and observables of the lanes of a chunk, in batches that fit the cache."""
+    system, options, shared = stepper.system, stepper.options, stepper.shared
+
+    def of_lane(lane):
+        (y, s, code), theta, problem = lane
+        problem = chunk.problem if shared else problem
+        here = with_problem(system, problem)
+        check_pair(here.network(theta), problem)  # once, when this is traced
+        reducible: Any = Reducible.of(problem)
+        initial = options.clock.start(here, theta)
+        physical = isinstance(options.clock, PhysicalTime)
+        unit = jnp.zeros_like(s) if physical else log_time_unit(here, initial)
+        state = state_of(y, options.clock)
+        saved = record(s, state, FlowArgs(here, reducible, unit), options, initial)
+        saved["status"] = status_of(code)
+        theta = jnp.exp(state.log_scale) * state.theta
+        finished = accepted = None
+        if options.finish is not None:
+            finish = run_finish(options.finish, here, reducible, theta)
+            accepted = finish.accepted & (code == code_of(FlowStatus.residual))
+            finished: Any = here.network(jnp.where(accepted, finish.theta, theta))
+            beta = finished.linear_coefficients()
+            saved |= {"coefficients": beta, "log_loss": problem.log_loss(beta)}
+        return split(here.network(theta))[0], finished and split(finished)[0], accepted, saved
+
+    own = None if shared else chunk.problem
+    *networks, saved = jax.lax.map(of_lane, (ends[:3], chunk.thetas, own), batch_size=256)
+    saved |= {"log_margin": saved.get("log_margin"), "num_steps": ends.num_steps}
+    saved["num_rejected_steps"] = ends.num_rejected
+    return *networks, saved, ends.executed
