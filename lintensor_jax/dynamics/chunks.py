@@ -15,7 +15,7 @@ from .clocks import FlowArgs, PhysicalTime, log_time_unit
 from .compilation import XLA, AbstractCompilation, Arguments, Native, compiled
 from .finish import run_finish
 from .integrate import record
-from .native.table import counts_of, start_row, step_row, table_of
+from .native.table import counts_of, step_row, table_of
 from .options import check_pair
 from .queue import InFlight, Queue, Stepper, state_of, with_problem
 from .spectral import Spectral
@@ -24,7 +24,7 @@ from .system import Reducible
 
 # The share of lanes that go first.
 _FIRST = 8
-_XLA, _ONE_CORE = XLA(), Native(threads=1)
+_XLA = XLA()
 _waiting = threading.Lock()
 
 
@@ -194,21 +194,15 @@ def _by_rows(stepper: Arguments, chunk: Arguments, compilation: Native, order) -
     rows, leaves = fill.results
     row = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
     given = Arguments(row), stepper, Arguments(leaves)
-    # The one that takes longest comes first; a start takes microseconds, on one core.
     flying = compiled(step_row, compilation, *given).machine_code
     if flying is None:
         return None
-    starting = compiled(start_row, _ONE_CORE, *given).machine_code
-    if starting is None:
-        return None
-    start, fly = starting.result(), flying.result()
+    fly = flying.result()
     filled, leaves = fill(stepper, chunk)
     table = np.array(filled)
     shared = np.concatenate(
         [np.asarray(leaf, table.dtype).reshape(-1) for leaf in (*stepper.arrays, *leaves)]
     )
-    start(table, order, shared)
-    table[:, 0] -= 1
     executed = np.asarray(fly(table, order, shared), np.int64)
     code, s = table[:, :2].T
     state = table[:, 4 : 4 + stepper.values[0].state_size]

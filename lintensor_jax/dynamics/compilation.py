@@ -2,7 +2,9 @@
 
 import abc
 import collections
+import contextlib
 import functools
+import gc
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -48,11 +50,11 @@ class Native(AbstractCompilation):
     """Machine code of our own for CPUs, by LLVM: two to five times faster on small networks.
 
     It is for functions of a row (M,) and of arrays that all rows share, which return the row's
-    first numbers after a step; the very first one is negative until the row is done. The program
-    takes a table (N, M), the order of its rows, and all numbers of the shared arrays as one vector
-    of the table's type. It brings every row to its end, in place, and returns the number of steps
-    that it took. For functions that have something without an instruction here, or too much of it,
-    there is no program.
+    first numbers before its first step, and after a step; the very first one is negative until the
+    row is done. The program takes a table (N, M), the order of its rows, and all numbers of the
+    shared arrays as one vector of the table's type. It brings every row to its end, in place, and
+    returns the number of steps that it took. For functions that have something without an
+    instruction here, or too much of it, there is no program.
 
     **Arguments**
 
@@ -74,12 +76,12 @@ class Native(AbstractCompilation):
         row, *_ = leaves
         try:
             width = vector_width(row)
-            module = emit(function.trace(*leaves).jaxpr, width)
+            program = emit(function.trace(*leaves).jaxpr, width)
         except Unsupported:
             return None
 
         def compile():
-            kernel = Kernel(module, width)
+            kernel = Kernel(program, width)
 
             def run(table, order, shared):
                 most = -(-order.size // (_FEWEST_VECTORS * width))
@@ -89,6 +91,18 @@ class Native(AbstractCompilation):
             return run
 
         return compile
+
+
+@contextlib.contextmanager
+def _uncollected():
+    """Without Python's collector: it would look at all objects of JAX, time and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _cores() -> int:
@@ -195,7 +209,8 @@ def compiled(function: Callable, compilation: AbstractCompilation, *examples: Ar
             _programs.popitem(last=False)
     if mine:
         try:
-            program = Program(function, compilation, examples)
+            with _uncollected():
+                program = Program(function, compilation, examples)
         except BaseException as error:
             future.set_exception(error)
             _forget(key)

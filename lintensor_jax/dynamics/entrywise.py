@@ -53,6 +53,23 @@ _BINARY: dict[str, Callable] = {
     "and": jnp.bitwise_and,
     "or": jnp.bitwise_or,
 }
+_PLAIN: dict[str, Callable] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "neg": np.negative,
+    "max": np.maximum,
+    "min": np.minimum,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "not": np.invert,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+}
 ELEMENTWISE = {
     *("abs", "add", "add_any", "and", "atan2", "ceil", "clamp", "convert_element_type", "cos"),
     *("bitcast_convert_type", "shift_left", "shift_right_arithmetic", "shift_right_logical"),
@@ -122,8 +139,9 @@ def _is_number(value, number) -> bool:
 class Entrywise:
     """Evaluates jaxprs entry by entry."""
 
-    def evaluate(self, jaxpr: Any, constants, arguments) -> list[np.ndarray]:
-        """The results of a jaxpr, from the entries of its arguments."""
+    def evaluate(self, jaxpr: Any, constants, arguments, results: Any = None) -> list[np.ndarray]:
+        """The results of a jaxpr, or only some of them, from the entries of its arguments."""
+        results = jaxpr.outvars if results is None else results
         values: dict[Any, np.ndarray] = {}
 
         def read(variable):
@@ -135,10 +153,10 @@ class Entrywise:
             known = not isinstance(constant, Tracer)
             values[variable] = in_numpy(constant) if known else entries_of(constant, False)
         values.update(zip(jaxpr.invars, arguments, strict=True))
-        for equation in _needed(jaxpr):
+        for equation in _needed(jaxpr, results):
             inputs = [read(v) for v in equation.invars]
             values.update(zip(equation.outvars, self._equation(equation, inputs), strict=True))
-        return [read(v) for v in jaxpr.outvars]
+        return [read(v) for v in results]
 
     def binary(self, name: str, a: Any, b: Any, unsigned: bool = False) -> Any:
         """One of the operations of `REDUCTIONS`; `unsigned` if these are such integers."""
@@ -175,7 +193,7 @@ class Entrywise:
         if all(is_known(value) for value in inputs):
             if name in CALLS:  # they cannot be bound, if their derivatives are custom
                 return self.evaluate(*called(equation), inputs)
-            return _bound(equation, inputs, params)
+            return _plain(equation, inputs) or _bound(equation, inputs, params)
         if name in CALLS:
             return self.called(*called(equation), inputs)
         if name in MOVES and all(map(is_known, inputs[MOVES[name] or len(inputs) :])):
@@ -243,6 +261,27 @@ class Entrywise:
         return from_list([functools.reduce(operate, list(column)) for column in columns], kept)
 
 
+def _plain(equation, inputs) -> list[np.ndarray] | None:
+    """What NumPy computes as JAX does, which would compile a program for it; else None."""
+    name, params = equation.primitive.name, equation.params
+    aval = equation.outvars[0].aval
+    if name in MOVES:
+        return _placed(equation, inputs)
+    with np.errstate(all="ignore"):
+        if name in _PLAIN:
+            return [np.asarray(_PLAIN[name](*inputs), aval.dtype)]
+        if name == "convert_element_type" and np.can_cast(inputs[0].dtype, aval.dtype):
+            return [np.asarray(inputs[0], aval.dtype)]
+        if name == "select_n" and len(inputs) == 3 and inputs[0].dtype == bool:
+            return [np.where(*inputs[:1], *inputs[:0:-1])]
+    if name == "iota":
+        axes = [1] * len(aval.shape)
+        axes[params["dimension"]] = -1
+        numbers = np.arange(aval.shape[params["dimension"]], dtype=aval.dtype)
+        return [np.broadcast_to(numbers.reshape(axes), aval.shape)]
+    return None
+
+
 def _bound(equation, inputs, params) -> list[np.ndarray]:
     with jax.ensure_compile_time_eval():
         results = equation.primitive.bind(*(jnp.asarray(value) for value in inputs), **params)
@@ -250,9 +289,9 @@ def _bound(equation, inputs, params) -> list[np.ndarray]:
         return [in_numpy(result) for result in results]
 
 
-def _needed(jaxpr: Any) -> list[Any]:
+def _needed(jaxpr: Any, results: Any) -> list[Any]:
     """The equations that results depend on."""
-    wanted = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+    wanted = {v for v in results if not isinstance(v, Literal)}
     equations = []
     for equation in reversed(jaxpr.eqns):
         if any(v in wanted for v in equation.outvars):
@@ -261,10 +300,10 @@ def _needed(jaxpr: Any) -> list[Any]:
     return equations[::-1]
 
 
-def _moved(equation, inputs) -> list[np.ndarray]:
+def _placed(equation, inputs) -> list[np.ndarray] | None:
+    """Entries moved by NumPy; None for a gather and the like."""
     name, params = equation.primitive.name, equation.params
-    count = MOVES[name] or len(inputs)
-    value, shape = lifted(inputs[0]), equation.outvars[0].aval.shape
+    value, shape = inputs[0], equation.outvars[0].aval.shape
     match name:
         case "copy":
             return [value]
@@ -281,9 +320,9 @@ def _moved(equation, inputs) -> list[np.ndarray]:
                 axes[axis] = size
             return [np.broadcast_to(value.reshape(axes), shape)]
         case "concatenate":
-            return [np.concatenate([lifted(v) for v in inputs], params["dimension"])]
+            return [np.concatenate(inputs, params["dimension"])]
         case "stack":
-            return [np.stack([lifted(v) for v in inputs], params["axis"])]
+            return [np.stack(inputs, params["axis"])]
         case "split":
             return np.split(value, np.cumsum(params["sizes"])[:-1], params["axis"])
         case "rev":
@@ -292,6 +331,16 @@ def _moved(equation, inputs) -> list[np.ndarray]:
             strides = params["strides"] or (1,) * value.ndim
             ranges = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
             return [value[tuple(slice(*r) for r in ranges)]]
+    return None
+
+
+def _moved(equation, inputs) -> list[np.ndarray]:
+    name, params = equation.primitive.name, equation.params
+    count = MOVES[name] or len(inputs)
+    inputs = [lifted(value) for value in inputs[:count]] + inputs[count:]
+    placed = _placed(equation, inputs)
+    if placed is not None:
+        return placed
     # Otherwise the numbers 0, 1, 2, ... of the entries are moved by JAX, instead of the entries.
     entries, numbers = [], []
     for value in inputs[:count]:
@@ -299,7 +348,7 @@ def _moved(equation, inputs) -> list[np.ndarray]:
         entries += list(value.reshape(-1))
     if name == "gather":
         # An index out of range: -1 among the numbers, and what gather fills in among zeros.
-        zeros = np.zeros(value.shape, equation.invars[0].aval.dtype)
+        zeros = np.zeros(inputs[0].shape, equation.invars[0].aval.dtype)
         (fills,) = _bound(equation, [zeros, *inputs[1:]], params)
         (moved,) = _bound(equation, [*numbers, *inputs[1:]], dict(params) | {"fill_value": -1})
         pairs = zip(moved.reshape(-1), fills.reshape(-1), strict=True)

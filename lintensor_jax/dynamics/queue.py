@@ -172,7 +172,7 @@ class Stepper(NamedTuple):
         def fresh(block):
             y, unit, atol, own = block
             data = unit, *(leaves if self.shared else own)
-            return self.fresh(functions, y, data, atol)
+            return self.fresh(functions, y, jnp.zeros_like(atol), data, atol)
 
         own = [] if self.shared else leaves
         # Block by block: a lane's last bit depends on its place in vectors of 8.
@@ -182,9 +182,11 @@ class Stepper(NamedTuple):
         )
         return Queue(count, merged, unit, atol, leaves)
 
-    def fresh(self, functions: Functions, y: Float[Array, "q W"], data, atol) -> Lanes:
-        """Lanes before their first step, which is that of Hairer, Norsett & Wanner II.4."""
-        s = jnp.zeros_like(atol)
+    def fresh(self, functions: Functions, y: Float[Array, "q W"], s, data, atol) -> Lanes:
+        """Lanes before their first step, which is that of Hairer, Norsett & Wanner II.4.
+
+        `s`: zeros. Whoever translates this and a step can have the same functions of them in both.
+        """
         slope, code, longest = functions.seen(y, s, *data)
         speed = jnp.max(jnp.abs(slope), axis=0)
         code = jnp.where((code == RUNNING) & (speed == 0), code_of(FlowStatus.stationary), code)

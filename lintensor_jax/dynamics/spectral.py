@@ -124,15 +124,17 @@ class Spectral(eqx.Module):
         """The flow in the basis; `problem` is in it already."""
         inner = (self.dimension - self._num_edges) // 2
         dtype = problem.X.dtype
-        edges = jnp.zeros((self.depth, self._num_edges), dtype)
-        pairs = jnp.zeros((2, self.depth, inner), dtype)
+        edges = np.zeros((self.depth, self._num_edges), dtype)
+        pairs = np.zeros((2, self.depth, inner), dtype)
         return System.of(SpectralConvolution(edges, pairs), problem)
 
+    @eqx.filter_jit
     def problem(self, problem: Any) -> Any:
         """The same losses of coefficients in the basis."""
         rows = problem.X @ jnp.asarray(self._basis().T, problem.X.dtype)
         return eqx.tree_at(lambda p: p.X, problem, rows)
 
+    @eqx.filter_jit
     def into(self, thetas: Float[Array, "N p"]) -> Float[Array, "N p"]:
         """Parameters of a ConvolutionalNetwork as those of a SpectralConvolution."""
         count, edge = thetas.shape[0], self._num_edges

@@ -26,10 +26,11 @@ _NUMPY |= {"and": np.bitwise_and, "or": np.bitwise_or}
 STACK = 64
 # Programs of more operations than this are functions of their own, which compile once.
 LARGEST_INLINE = 400
-# Operations in all, at some 10,000 a second of compilation: beyond, XLA has compiled before.
-LARGEST_PROGRAM = 33_000
+# Operations in all, at some 15,000 a second of compilation: beyond, XLA has compiled before.
+LARGEST_PROGRAM = 45_000
 # What every function has at hand: the lanes' rows, and what all of them share.
 _BASES = ("row", "data")
+_VALUE = "value"
 
 
 class Slot(NamedTuple):
@@ -40,11 +41,20 @@ class Slot(NamedTuple):
     dtype: Any = None  # if it is not the emitter's
 
 
+class Parts:
+    """What the functions of one module have in common."""
+
+    def __init__(self):
+        self.functions: dict[Any, Any] = {}  # large programs, and the entries that they return
+        self.spent = 0  # operations in all
+
+
 class Emitter(Entrywise):
     """Evaluates jaxprs of one lane; the entries are LLVM values, vectors of `width` lanes.
 
     - `dtype`: of the numbers in memory.
     - `bases`: the pointers of the slots.
+    - `parts`: of the module.
     """
 
     def __init__(
@@ -53,13 +63,12 @@ class Emitter(Entrywise):
         width: int,
         dtype: Any,
         bases: dict[str, Any],
-        spent: list[int] | None = None,
+        parts: Parts,
     ):
         self.builder, self.width, self.dtype = builder, width, np.dtype(dtype)
         self.bases = bases
         self.instructions = Instructions(builder, width)
-        self._spent = [0] if spent is None else spent  # operations, of all functions
-        self._functions: dict[Any, Any] = {}
+        self._parts = parts
         self._known: dict[Any, Any] = {}  # what has been computed already
 
     def value(self, entry: Any, dtype: Any) -> Any:
@@ -114,16 +123,21 @@ class Emitter(Entrywise):
             return self.evaluate(jaxpr, constants, inputs)
         inputs = [value if is_known(value) else self._passable(value) for value in inputs]
         entries = [entry for value in inputs for entry in lifted(value).reshape(-1)]
-        passed: list[Any] = [entry for entry in entries if isinstance(entry, ir.Value)]
-        if any(value.type.element != vector(self.dtype, 1).element for value in passed):
+        values: list[Any] = [entry for entry in entries if isinstance(entry, ir.Value)]
+        if any(value.type.element != vector(self.dtype, 1).element for value in values):
             return self.evaluate(jaxpr, constants, inputs)
-        # By their text, numbers are NaN or not and have signs, if they are zero.
-        texts = (repr(e) if isinstance(e, np.generic) else e for e in entries)
-        key = id(jaxpr), *("value" if isinstance(e, ir.Value) else e for e in texts)
-        if key not in self._functions:
-            self._functions[key] = self._function(jaxpr, constants, inputs)
-        function, results = self._functions[key]
-        given, found = self._memory("given", len(passed)), self._memory("found", len(results))
+        key = id(jaxpr), *map(_kind_of, entries)
+        if not any(_serves(other, key) for other in self._parts.functions):
+            self._parts.functions[key] = self._function(jaxpr, constants, inputs)
+        key = next(other for other in self._parts.functions if _serves(other, key))
+        function, results = self._parts.functions[key]
+        pairs = zip(entries, key[1:], strict=True)
+        passed = [self.value(entry, self.dtype) for entry, kind in pairs if kind == _VALUE]
+        # What is given to one call is of no use to the next one; what it found may be.
+        given, found = f"given to {function.name}", f"found {len(self.bases)}"
+        if given not in self.bases:
+            self._allocate(given, len(passed))
+        self._allocate(found, len(results))
         for i, value in enumerate(passed):
             self.store(value, Slot(given, i))
         bases = [self.bases[name] for name in (*_BASES, given, found)]
@@ -166,8 +180,8 @@ class Emitter(Entrywise):
 
     def _once(self, key, compute):
         if key not in self._known:
-            self._spent[0] += 1
-            if self._spent[0] > LARGEST_PROGRAM:
+            self._parts.spent += 1
+            if self._parts.spent > LARGEST_PROGRAM:
                 raise Unsupported(f"more than {LARGEST_PROGRAM} operations")
             self._known[key] = compute()
         return self._known[key]
@@ -201,7 +215,7 @@ class Emitter(Entrywise):
             argument.add_attribute("noalias")
         builder = ir.IRBuilder(function.append_basic_block("entry"))
         bases: dict[str, Any] = dict(zip((*_BASES, "given", "found"), function.args, strict=True))
-        inner = Emitter(builder, self.width, self.dtype, bases, self._spent)
+        inner = Emitter(builder, self.width, self.dtype, bases, self._parts)
         arguments, count = [], 0
         for value in inputs:
             value = value.copy()
@@ -227,22 +241,24 @@ class Emitter(Entrywise):
         builder.ret_void()
         return function, entries
 
-    def _memory(self, name, size):
+    def _allocate(self, name, size):
         """Room for so many vectors, as a base of slots."""
-        name = f"{name} {len(self.bases)}"
         kind = vector(self.dtype, self.width)
         with self.builder.goto_entry_block():
             room: Any = self.builder.alloca(kind, ir.Constant(ir.IntType(32), max(size, 1)))
             room.align = self._bytes
         self.bases[name] = room
-        return name
 
     @property
     def _bytes(self) -> int:
         return self.width * self.dtype.itemsize
 
     def _place(self, slot: Slot):
-        return self.builder.gep(self.bases[slot.base], [ir.Constant(ir.IntType(64), slot.index)])
+        key = "place", slot.base, slot.index
+        if key not in self._known:
+            index = ir.Constant(ir.IntType(64), slot.index)
+            self._known[key] = self.builder.gep(self.bases[slot.base], [index])
+        return self._known[key]
 
     def _loaded(self, slot: Slot):
         return self._once(slot, lambda: self._load(slot))
@@ -268,6 +284,22 @@ class Emitter(Entrywise):
 @functools.cache
 def _jaxpr_of(function, dtype):
     return jax.make_jaxpr(function)(jax.ShapeDtypeStruct((), dtype))
+
+
+def _kind_of(entry):
+    """What a function for this entry can be used for: any value, or nothing else."""
+    if isinstance(entry, ir.Value):
+        return _VALUE
+    # By their text, numbers are NaN or not and have signs, if they are zero.
+    return repr(entry) if isinstance(entry, np.generic) else entry
+
+
+def _serves(made, asked) -> bool:
+    """Whether a function made for these kinds is one for those: a number in memory is a value."""
+    return len(made) == len(asked) and all(
+        a == b or (a == _VALUE and isinstance(b, Slot) and b.dtype is None)
+        for a, b in zip(made, asked, strict=True)
+    )
 
 
 def _divided(values, shapes):

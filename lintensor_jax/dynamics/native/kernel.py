@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from llvmlite import ir
 
 from ..entrywise import from_list
-from .emitter import STACK, Emitter, Slot
+from .emitter import STACK, Emitter, Parts, Slot
 from .instructions import vector
 
 # Turns until Python first has a chance to notice an interrupt, and seconds between later ones.
@@ -36,22 +36,37 @@ def vector_width(row: Any) -> int:
     return size * (2 if row.size <= _SMALL_ROW else 1) // row.dtype.itemsize
 
 
-def emit(step: Any, width: int) -> ir.Module:
+def emit(steps: Any, width: int) -> str:
     """The program, in LLVM's language.
 
-    `step`: a closed jaxpr of a row (M,) and of arrays that all rows share. Its result (K,) are the
-    row's first numbers after a step; the very first one is negative as long as the row is not done.
+    `steps`: a closed jaxpr of a row (M,) and of arrays that all rows share. Its last result (K,)
+    are the row's first numbers after a step; the very first one is negative as long as the row is
+    not done. A result before that: the same numbers of a row before its first step.
     """
-    row, *shared = step.in_avals
-    (written,) = step.out_avals
+    row, *_ = steps.in_avals
+    *_, written = steps.out_avals
     kind = vector(row.dtype, width)
-    number = kind.element
     module = ir.Module("lanes")
     exchange = _emit_exchange(module, row.size, written.size, kind)
+    parts = Parts()
+    # Steps come first: what is general enough for them is for starts, too.
+    names = ("fly", "start")[: len(steps.out_avals)]
+    for name, result in zip(names, reversed(steps.jaxpr.outvars), strict=True):
+        _emit_turns(module, name, exchange, kind, steps, result, parts)
+    return str(module)
+
+
+def _emit_turns(module, name, exchange, kind, steps, result, parts):
+    """A function that takes turns of its lanes, until nothing is left or for so many turns.
+
+    A turn of "fly" is a step; one of "start" is all that a row has.
+    """
+    row, *shared = steps.in_avals
+    number, width = kind.element, kind.count
     # state and jobs of the lanes, rows alive | table, order, its length, its next | data | turns
     kinds = [kind.as_pointer(), _INT.as_pointer(), _INT.as_pointer(), number.as_pointer()]
     kinds += [_ORDER.as_pointer(), _INT, _INT.as_pointer(), number.as_pointer(), _INT]
-    function = ir.Function(module, ir.FunctionType(_INT, kinds), "fly")
+    function = ir.Function(module, ir.FunctionType(_INT, kinds), name)
     function.attributes.add("nounwind")  # llvmlite writes no alignment alone
     function.attributes.alignstack = STACK
     state, jobs, alive, table, order, count, following, data, most = function.args
@@ -70,21 +85,23 @@ def emit(step: Any, width: int) -> ir.Module:
     builder.position_at_end(loop)
     turn = builder.phi(_INT)
     turn.add_incoming(zero, before)
-    emitter = Emitter(builder, width, row.dtype, {"row": state, "data": data})
+    emitter = Emitter(builder, width, row.dtype, {"row": state, "data": data}, parts)
     entries = [from_list([Slot("row", i) for i in range(row.size)], row.shape)]
     offset = 0
     for array in shared:
         slots = [Slot("data", offset + i, np.dtype(array.dtype)) for i in range(array.size)]
         entries.append(from_list(slots, array.shape))
         offset += array.size
-    (results,) = emitter.evaluate(step.jaxpr, step.consts, entries)
-    results = [emitter.value(entry, written.dtype) for entry in results]
+    (results,) = emitter.evaluate(steps.jaxpr, steps.consts, entries, [result])
+    results = [emitter.value(entry, result.aval.dtype) for entry in results]
     for i, value in enumerate(results):
         emitter.store(value, Slot("row", i))
-    done = builder.fcmp_ordered(">=", results[0], emitter.instructions.constant(0, row.dtype))
     busy = builder.load(builder.bitcast(jobs, ir.VectorType(_INT, width).as_pointer()), align=8)
-    has_job = builder.icmp_signed(">=", busy, ir.Constant(busy.type, [zero] * width))
-    leaving: Any = builder.bitcast(builder.and_(done, has_job), ir.IntType(width))
+    leaves: Any = builder.icmp_signed(">=", busy, ir.Constant(busy.type, [zero] * width))
+    if name == "fly":
+        positive = emitter.instructions.constant(0, row.dtype)
+        leaves = builder.and_(leaves, builder.fcmp_ordered(">=", results[0], positive))
+    leaving: Any = builder.bitcast(leaves, ir.IntType(width))
     after = builder.add(turn, one)
     builder.cbranch(builder.icmp_signed("!=", leaving, ir.Constant(leaving.type, 0)), swap, rest)
 
@@ -100,7 +117,6 @@ def emit(step: Any, width: int) -> ir.Module:
 
     builder.position_at_end(end)
     builder.ret(after)
-    return module
 
 
 def _emit_exchange(module, fields, written, kind):
@@ -174,7 +190,7 @@ class _Loop:
 class Kernel:
     """A program in memory."""
 
-    def __init__(self, module: ir.Module, width: int):
+    def __init__(self, program: str, width: int):
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         mathematics = ctypes.util.find_library("m")
@@ -186,15 +202,17 @@ class Kernel:
         # Level 2 makes code as fast, within the noise, and takes a fifth longer.
         target = llvm.Target.from_default_triple()
         machine = target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=text, opt=1)
-        module.triple, module.data_layout = machine.triple, str(machine.target_data)
-        parsed = llvm.parse_assembly(str(module))
+        parsed = llvm.parse_assembly(program)
+        parsed.triple, parsed.data_layout = machine.triple, str(machine.target_data)
         # No optimisation passes: the emitter leaves nothing for them to do, and they take longer.
         self.width = width
         self._engine = llvm.create_mcjit_compiler(parsed, machine)
         self._engine.finalize_object()
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
         kinds = [pointer] * 5 + [integer, pointer, pointer, integer]
-        self._fly = ctypes.CFUNCTYPE(integer, *kinds)(self._engine.get_function_address("fly"))
+        starts, turns = (self._engine.get_function_address(name) for name in ("start", "fly"))
+        self._start = starts and ctypes.CFUNCTYPE(integer, *kinds)(starts)
+        self._fly = ctypes.CFUNCTYPE(integer, *kinds)(turns)
 
     def __call__(
         self,
@@ -204,6 +222,11 @@ class Kernel:
         threads: int = 1,
     ) -> int:
         """Brings the rows of `order` to their ends; returns the turns of all lanes."""
+        if self._start:  # microseconds, on one core
+            self._turns(self._start, table, order, data, 1)
+        return self._turns(self._fly, table, order, data, threads)
+
+    def _turns(self, function, table, order, data, threads) -> int:
         following = np.zeros(1, np.int64)
 
         def fly():
@@ -217,7 +240,7 @@ class Kernel:
             turns, most = 0, _TURNS
             while alive[0] != 0 and not interrupted:
                 begun = time.perf_counter()
-                turns += self._fly(*arrays, *rest, most)
+                turns += function(*arrays, *rest, most)
                 quick = time.perf_counter() - begun < _SECONDS
                 most = 2 * most if quick else max(1, most // 2)
             return turns

@@ -21,7 +21,7 @@ from ..system import Reducible
 
 
 def table_of(starts: Starts, shared: bool) -> Float[Array, "N M"]:
-    """The rows of lanes, before `start_row`; without the problem's if all lanes share one."""
+    """The rows of lanes, before they start; without the problem's if all lanes share one."""
     y, unit, atol, leaves = starts
     number = jnp.zeros_like(unit)
     columns = [number, number, number, number, y, jnp.zeros_like(y), number, number, unit, atol]
@@ -29,21 +29,17 @@ def table_of(starts: Starts, shared: bool) -> Float[Array, "N M"]:
     return jnp.concatenate([c.astype(y.dtype).reshape(-1, unit.size) for c in columns]).T
 
 
-def start_row(row: Float[Array, " M"], stepper: Stepper, leaves: list[Array]) -> Float[Array, " K"]:
-    """The first numbers of a row before its first step; 1 is added to the status code.
+def step_row(
+    row: Float[Array, " M"], stepper: Stepper, leaves: list[Array]
+) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
+    """The first numbers of a row before its first step, and after an attempted step.
 
     `leaves`: of the problem that all rows share, else empty.
     """
     lanes, functions, data, atol = _read(row, stepper, leaves)
-    lanes = stepper.fresh(functions, lanes.y, data, atol)
-    return _written(lanes._replace(code=lanes.code + 1), row.dtype)
-
-
-def step_row(row: Float[Array, " M"], stepper: Stepper, leaves: list[Array]) -> Float[Array, " K"]:
-    """The first numbers of a row after an attempted step."""
-    lanes, functions, data, atol = _read(row, stepper, leaves)
+    fresh = stepper.fresh(functions, lanes.y, lanes.s, data, atol)
     lanes = attempt_step(functions, stepper.solver, stepper.options, data, atol, lanes)
-    return _written(lanes, row.dtype)
+    return _written(fresh, row.dtype), _written(lanes, row.dtype)
 
 
 def counts_of(table: Float[np.ndarray, "N M"]) -> list[Int[np.ndarray, " N"]]:

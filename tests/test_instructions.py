@@ -1,0 +1,257 @@
+"""Machine code of our own, instruction by instruction, against JAX and NumPy."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+
+from lintensor_jax.dynamics import entrywise
+from lintensor_jax.dynamics.native import elementary, emitter, table
+from lintensor_jax.dynamics.native.instructions import Unsupported
+from lintensor_jax.dynamics.native.kernel import Kernel, emit, vector_width
+
+RNG = np.random.default_rng(0)
+SPECIAL = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan]
+
+
+def by_kernel(function, rows, *shared):
+    """One turn of every row (x_1, ..., x_k): function(x, *shared), through a kernel."""
+    count, size = rows.shape
+    dtype = rows.dtype
+
+    def step(row, *shared):
+        result = function(row[1 : 1 + size], *shared).astype(dtype)
+        return jnp.concatenate([jnp.zeros(1, dtype), result])
+
+    width = vector_width(jax.ShapeDtypeStruct((1 + size,), dtype))
+    shared = [np.asarray(array) for array in shared]
+    example = jax.eval_shape(step, jnp.zeros(1 + size, dtype), *shared)
+    fields = max(1 + size, example.size)
+    traced = jax.jit(step).trace(jax.ShapeDtypeStruct((fields,), dtype), *shared)
+    table = np.zeros((count, fields), dtype)
+    table[:, 1 : 1 + size] = rows
+    numbers = [np.zeros(1, dtype), *(np.asarray(a, dtype).reshape(-1) for a in shared)]
+    data = np.concatenate(numbers[1:]) if shared else numbers[0]
+    kernel = Kernel(emit(traced.jaxpr, width), width)
+    turns = kernel(table, np.arange(count, dtype=np.int32), data)
+    assert turns == -(-count // width)
+    return table[:, 1 : example.size]
+
+
+def rows_of(size, dtype: Any = np.float64):
+    rows = np.random.default_rng(1).standard_normal((41, size)) * 3
+    rows[:7, 0], rows[3:10, size - 1] = SPECIAL, SPECIAL
+    return rows.astype(dtype)
+
+
+def stack(*values) -> Any:
+    return jnp.stack([jnp.asarray(value, float) for value in values])
+
+
+# What XLA computes to the last bit as well.
+EXACT: dict[str, Any] = {
+    "arithmetic": lambda x: stack(x[0] + x[1], x[0] - x[1], x[0] * x[1], x[0] / x[1], -x[0]),
+    "roots": lambda x: stack(jnp.sqrt(x[0]), jnp.abs(x[0]), x[0] ** 2, jnp.square(x[1])),
+    "orders": lambda x: stack(
+        jnp.maximum(x[0], x[1]), jnp.minimum(x[0], x[1]), jnp.clip(x[0], -1, 1), jnp.sign(x[0])
+    ),
+    "comparisons": lambda x: stack(
+        x[0] < x[1], x[0] <= x[1], x[0] > x[1], x[0] >= x[1], x[0] == x[1], x[0] != x[1]
+    ),
+    "logic": lambda x: stack(
+        (x[0] < 0) & (x[1] < 0), (x[0] < 0) | ~(x[1] < 0), (x[0] < 0) ^ (x[1] < 0)
+    ),
+    "choices": lambda x: jnp.where(x > 0, x, 2 * x),
+    "finite": lambda x: jnp.isfinite(x),
+    "rounding": lambda x: stack(jnp.floor(x[0]), jnp.ceil(x[0])),
+    "integers": lambda x: stack(
+        jnp.floor(jnp.clip(jnp.nan_to_num(x[0]), -9, 9)).astype(jnp.int32) * 3 + 1,
+        jnp.clip(jnp.nan_to_num(x[1]), -9, 9).astype(jnp.int64) >> 1,
+    ),
+    "whole numbers of anything": lambda x: stack(
+        *((1e12 * x).astype(kind)[0] for kind in (jnp.int32, jnp.int64, jnp.uint32))
+    ),
+    "unsigned": lambda x: jnp.max(jax.lax.bitcast_convert_type(x, jnp.uint64))[None],
+    "orders of booleans": lambda x: stack(
+        (x[0] > 0) < (x[1] > 0), (x[0] > 0) >= (x[1] > 0), jnp.max(x > 0), jnp.min(x > 0)
+    ),
+    "bits of known numbers": lambda x: x + jax.lax.reduce_and(jnp.array([6, 3]), (0,)),
+    "bits": lambda x: jax.lax.bitcast_convert_type(
+        jax.lax.bitcast_convert_type(x, jnp.int64) & ~1, jnp.float64
+    ),
+    "reductions": lambda x: stack(jnp.max(x), jnp.min(x), jnp.all(x > 0), jnp.any(x > 0)),
+    "a branch": lambda x: jax.lax.cond(x[0] > x[1], lambda x: x[::-1], lambda x: x + 1, x),
+    "a known branch": lambda x: jax.lax.cond(x.size > 1, lambda x: 2 * x, jnp.negative, x),
+    "moves": lambda x: jnp.concatenate([x[::-1], x[1:], jnp.stack([x, x], 1).T.reshape(-1)]),
+    "indices": lambda x: jnp.roll(jnp.tile(x, 2), 1)[jnp.array([3, 0, 2])],
+    "indices out of range": lambda x: stack(
+        *x.at[jnp.array([0, 7])].get(mode="fill"),
+        *x.at[jnp.array([0, 7])].get(mode="fill", fill_value=2.0),
+    ),
+    "nothing": lambda x: x + jnp.sum(x[:0]) + jnp.zeros((2, 0)) @ x[:0],
+    "random numbers": lambda x: x + jax.random.normal(jax.random.key(0), (2,)),
+    "known calls": lambda x: x + jax.nn.relu(jnp.arange(-1.0, 1.0)),
+    "constants": lambda x: jnp.concatenate([x * jnp.arange(2.0, 4.0), x + jnp.array([1.0, 3.0])]),
+}
+CLOSE: dict[str, Any] = {
+    "products": lambda x: stack(jnp.vdot(x, x), jnp.sum(x), jnp.prod(x), x[0] ** 3, x[0] ** -2),
+    "matrices": lambda x: (jnp.outer(x, x) @ jnp.array([[1.0, 2.0], [3.0, 4.0]])).reshape(-1),
+    "batches of matrices": lambda x: stack(
+        *jnp.einsum("bij,bj->bi", jnp.arange(1.0, 9.0).reshape(2, 2, 2), jnp.stack([x, -x]))[1],
+        *jnp.einsum("ib,ib->b", jnp.outer(x, x), jnp.outer(x, x)),
+    ),
+    "products in more digits": lambda x: jnp.array([[1.0, 3.0]]) @ x.astype(jnp.float32) / 3,
+    "elementary": lambda x: stack(
+        jnp.exp(x[0]), jnp.log(x[0]), jnp.log1p(x[0]), jax.nn.sigmoid(x[0]), jax.lax.rsqrt(x[0])
+    ),
+    "library": lambda x: stack(
+        *(f(x[0]) for f in (jnp.sin, jnp.cos, jnp.tan, jnp.tanh, jnp.sinh, jnp.cosh, jnp.expm1)),
+        *(f(x[0]) for f in (jnp.arcsinh, jnp.arccosh, jnp.arctanh)),
+        jnp.arctan2(x[0], x[1]),
+        jnp.abs(x[0]) ** x[1],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_instructions(name):
+    rows = rows_of(2)
+    expected = jax.vmap(EXACT[name])(jnp.asarray(rows))
+    np.testing.assert_array_equal(by_kernel(EXACT[name], rows), expected)
+
+
+@pytest.mark.parametrize("name", CLOSE)
+def test_instructions_that_round(name):
+    rows = rows_of(2)
+    expected = jax.vmap(CLOSE[name])(jnp.asarray(rows))
+    np.testing.assert_allclose(by_kernel(CLOSE[name], rows), expected, rtol=3e-15, atol=1e-300)
+
+
+def test_what_rows_share():
+    rows = rows_of(3)[10:]
+    matrix, chosen = RNG.standard_normal((4, 3)), np.array([True, False, True])
+
+    def function(x, matrix, chosen):
+        return jnp.where(chosen, matrix @ x @ matrix, x)
+
+    expected = jax.vmap(function, (0, None, None))(rows, matrix, chosen)
+    np.testing.assert_allclose(by_kernel(function, rows, matrix, chosen), expected, rtol=1e-13)
+
+
+def test_single_precision():
+    rows = rows_of(2, np.float32)
+    for name in ("products", "matrices", "elementary"):
+        expected = jax.vmap(CLOSE[name])(jnp.asarray(rows))
+        found = by_kernel(lambda x, name=name: CLOSE[name](x).astype(x.dtype), rows)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-37)
+
+
+def test_single_precision_counts_beyond_its_digits():
+    """The steps of a flow that never ends: `max_steps` would never have been reached."""
+
+    def more(x):
+        return table._stored(table._count(x) + 1, x.dtype)
+
+    count = np.array([2**24, 2**24 + 1, 2**24 + 2], np.int32)
+    rows = np.asarray(table._stored(jnp.asarray(count), jnp.float32))[:, None]
+    for _ in range(3):
+        rows = by_kernel(more, rows)
+    found, _ = table.counts_of(np.concatenate([np.zeros((3, 2)), rows, rows], 1, dtype=np.float32))
+    np.testing.assert_array_equal(found, count + 3)
+
+
+def test_large_parts_are_functions(monkeypatch):
+    """They are called more than once, and give what they give in place."""
+    part = jax.jit(lambda x, matrix: jnp.tanh(matrix @ x) + (x[0] > 0))
+
+    def function(x, matrix):
+        once = part(x, matrix)
+        return part(once, matrix) + jax.lax.cond(
+            x[0] > 0, lambda: part(2 * once, matrix), lambda: once
+        )
+
+    rows, matrix = rows_of(2)[10:], np.array([[1.0, -2.0], [0.5, 1.0]])
+    inline = by_kernel(function, rows, matrix)
+    monkeypatch.setattr(emitter, "LARGEST_INLINE", 0)
+    np.testing.assert_array_equal(by_kernel(function, rows, matrix), inline)
+    expected = jax.vmap(function, (0, None))(rows, matrix)
+    np.testing.assert_allclose(inline, expected, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["exp", "log", "log1p"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_elementary_functions(name, dtype):
+    """Within three units in the last place, over the whole range; the right limits."""
+    most = float(np.log(np.finfo(dtype).max))
+    sizes = 10.0 ** RNG.uniform(-8, 0, 500)
+    x = {
+        "exp": [RNG.uniform(-0.98 * most, 0.99 * most, 500), RNG.choice([-1, 1], 500) * sizes],
+        "log": [np.exp(RNG.uniform(-0.98 * most, 0.99 * most, 500)), 1 + 0.5 * sizes],
+        "log1p": [np.exp(RNG.uniform(0, 0.99 * most, 500)), -0.99 * sizes, sizes],
+    }[name]
+    x = np.concatenate(x).astype(dtype)
+    found = np.asarray(getattr(elementary, name)(jnp.asarray(x)))
+    with mpmath.workdps(40):
+        exact = [getattr(mpmath, name)(mpmath.mpf(float(number))) for number in x]
+        errors = [abs(mpmath.mpf(float(a)) - b) for a, b in zip(found, exact, strict=True)]
+        units = np.spacing(np.abs(np.array([float(b) for b in exact], dtype)))
+        assert max(float(e) / float(u) for e, u in zip(errors, units, strict=True)) < 3
+    special = jnp.asarray([*SPECIAL, 1e30, -1e30], dtype)
+    with np.errstate(all="ignore"):
+        expected = getattr(np, name)(np.asarray(special))
+    found = getattr(elementary, name)(special)
+    np.testing.assert_allclose(found, expected, rtol=4 * float(np.finfo(dtype).eps))
+
+
+BITS, NUMBERS = ("and", "or", "not"), ("add", "sub", "mul", "neg", "iota")
+KNOWN: dict[str, Any] = {
+    **{name: getattr(jax.lax, f"{name}_p").bind for name in entrywise._PLAIN},
+    "not": lambda x, y: jax.lax.not_p.bind(x),
+    "neg": lambda x, y: jax.lax.neg_p.bind(x),
+    "convert_element_type": lambda x, y: jax.lax.convert_element_type(x, jnp.float64),
+    "select_n": lambda x, y: jax.lax.select(x > y, x, y),
+    "iota": lambda x, y: x + jax.lax.broadcasted_iota(x.dtype, x.shape, 0),
+    "moves": lambda x, y: jnp.concatenate([x.T[::-1], jnp.stack([y[0], x[1]], 1)])[1:, None],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        (name, dtype)
+        for name in KNOWN
+        for dtype in (jnp.int32, jnp.float64, jnp.bool)
+        if not ((dtype is jnp.float64 and name in BITS) or (dtype is jnp.bool and name in NUMBERS))
+    ],
+)
+def test_what_numpy_computes_of_known_numbers(name, dtype, monkeypatch):
+    """It is what JAX has, of the same type; and JAX is not asked."""
+    x = jnp.array([[0, 1, 2, 3], [-1, 7, 2**30, 5]]).astype(dtype)
+    y = jnp.array([[1, 1, -2, 0], [-1, 7, 2**30 + 1, 6]]).astype(dtype)
+    expected = np.asarray(KNOWN[name](x, y))
+    closed = jax.make_jaxpr(KNOWN[name])(x, y)
+    monkeypatch.setattr(entrywise, "_bound", None)
+    known = [np.asarray(x), np.asarray(y)]
+    (found,) = entrywise.Entrywise().evaluate(closed.jaxpr, closed.consts, known)
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+
+
+REFUSED: dict[str, Any] = {
+    "sort": jnp.sort,
+    "complex128": lambda x: jnp.abs(x * (1 + 1j)),
+    "dynamic_slice": lambda x: x[jnp.where(x[0] > 0, 1, 0)][None],
+    "gather": lambda x: x[jnp.where(x > 0, 1, 0)],
+    "erf": jax.scipy.special.erf,
+    "rem": lambda x: jnp.fmod(x, 2.0),
+    "pow": lambda x: jax.lax.pow(x, x.astype(jnp.int32)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_says_what_it_cannot_do(name):
+    with pytest.raises(Unsupported, match=name):
+        by_kernel(REFUSED[name], rows_of(2))
