@@ -29,7 +29,8 @@ import lintensor_jax as lt
 from lintensor_jax.dynamics.batched import batched_flow
 from lintensor_jax.dynamics.chunks import BatchedFlow
 from lintensor_jax.dynamics.compilation import XLA, Native
-from lintensor_jax.dynamics.system import System
+from lintensor_jax.dynamics.finish import run_finish
+from lintensor_jax.dynamics.system import Reducible, System
 
 # Diffrax's steps have no limit of stability but the tolerance: with d = 32 its lanes hover, all of
 # them, at residuals of 2e-7 to 3e-6 and would never end. The uneven sweep stops above that.
@@ -40,7 +41,7 @@ MOST_STEPS, MOST_STEPS_UNEVEN = 512, 8192
 BLOCK = 512
 # A way stops with a residual of 1e-7 and has made errors of about rtol in each of its steps.
 # Constant steps of 1e-3 lead to another limit than the flow's.
-CLOSE, DESCENT_CLOSE, FINISHED = 1e-5, 1e-2, 1e-8
+CLOSE, DESCENT_CLOSE, FINISHED, AGREED = 1e-5, 1e-2, 1e-8, 1e-7
 ARCHITECTURES = ("diagonal", "convolution", "fully-connected")
 
 
@@ -61,8 +62,10 @@ def starts(system: System, count: int, lowest: float, scale: float = 1.0) -> Any
     return jnp.asarray(scale * alphas[:, None] * drawn)
 
 
-def plain_solve(system: System, max_steps: int, solver: Any, stop: float = RESIDUAL) -> Callable:
-    """One lane by diffrax: coefficients, residual and number of steps."""
+def plain_end(
+    system: System, max_steps: int, solver: Any, stop: float, tolerance: float
+) -> Callable:
+    """One lane by diffrax: parameters and number of steps."""
 
     def met(t, theta, args, **_):
         return jnp.linalg.norm(system.squared_gradient(theta)[0]) <= stop
@@ -75,16 +78,26 @@ def plain_solve(system: System, max_steps: int, solver: Any, stop: float = RESID
             1e9,
             None,
             theta,
-            stepsize_controller=diffrax.PIDController(rtol=TOLERANCE, atol=TOLERANCE),
+            stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance),
             event=diffrax.Event(met),
             adjoint=diffrax.ForwardMode(),
             max_steps=max_steps,
             throw=False,
         )
         assert solution.ys is not None
-        end = solution.ys[-1]
+        return solution.ys[-1], solution.stats["num_steps"]
+
+    return solve
+
+
+def plain_solve(system: System, max_steps: int, solver: Any, stop: float = RESIDUAL) -> Callable:
+    """One lane by diffrax: coefficients, residual and number of steps."""
+    end_of = plain_end(system, max_steps, solver, stop, TOLERANCE)
+
+    def solve(theta):
+        end, steps = end_of(theta)
         left = jnp.linalg.norm(system.squared_gradient(end)[0])
-        return system.coefficients(end), left, solution.stats["num_steps"]
+        return system.coefficients(end), left, steps
 
     return solve
 
@@ -234,15 +247,38 @@ def _finished(title: str, task: Problem) -> list[Row]:
     lanes = Problem(*names, both, MOST_STEPS)
     exact = peers.exact_limit(task.name, np.asarray(both))
     rows = []
-    for rtol in (TOLERANCE, TOLERANCE / 10):
-        flow = lanes.ours(finish=lt.GaussNewton(), rtol=rtol, atol=None)
-        distance = np.max(np.abs(np.asarray(flow.coefficients) - exact), axis=1)
-        steps = np.asarray(flow.num_steps)
+
+    def tell(variant, coefficients, steps, **columns):
+        distance = np.max(np.abs(np.asarray(coefficients) - exact), axis=1)
         row = {"part": "sweep", "problem": title, "from_limit": float(distance.max())}
-        row["variant"] = f"ours with a finish, rtol {rtol:.0e}, alpha 0.001 to 1"
+        row["variant"] = f"{variant}, alpha 0.001 to 1"
         row["within_1e-8"] = f"{100 * np.mean(distance <= FINISHED):.4g}%"
+        steps = np.asarray(steps)
         row["steps"] = f"{steps.min()} / {int(np.median(steps))} / {steps.max()}"
-        rows.append(row)
+        rows.append(row | columns)
+
+    for rtol, name in ((None, "default tolerance"), (TOLERANCE, f"rtol {TOLERANCE:.0e}")):
+        flow = lanes.ours(finish=lt.GaussNewton(), rtol=rtol, atol=None)
+        tell(f"ours with a finish, {name}", flow.coefficients, flow.num_steps)
+    for tolerance in (TOLERANCE, TOLERANCE / 100):
+        ours = lanes.ours(finish=lt.GaussNewton(), rtol=tolerance, atol=tolerance)
+        end_of = plain_end(task.system, MOST_STEPS, diffrax.Tsit5(), RESIDUAL, tolerance)
+
+        def finished(theta, end_of=end_of):
+            end, steps = end_of(theta)
+            reducible: Any = Reducible.of(task.problem)
+            finish = run_finish(lt.GaussNewton(), task.system, reducible, end)
+            return task.system.coefficients(finish.theta), steps
+
+        coefficients, steps = jax.jit(jax.vmap(finished))(both)
+        apart = np.max(np.abs(np.asarray(ours.coefficients - coefficients)), axis=1)
+        tell(
+            f"plain with a finish, rtol = atol = {tolerance:.0e}",
+            coefficients,
+            steps,
+            from_ours=float(apart.max()),
+            **{"within_1e-7_of_ours": f"{100 * np.mean(apart <= AGREED):.4g}%"},
+        )
     return rows
 
 

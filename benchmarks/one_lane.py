@@ -38,8 +38,8 @@ def rows_of(effort: Effort) -> list[Row]:
 
         def alone(solver, system=system, theta=theta):
             solve = batched.plain_solve(system, batched.MOST_STEPS, solver)
-            program = jax.jit(solve)
-            return lambda: tuple(leaf[None] for leaf in program(theta[0]))
+            program = jax.jit(lambda theta: tuple(leaf[None] for leaf in solve(theta)))
+            return lambda: program(theta[0])
 
         def called(system=system, theta=theta):
             solve = batched.plain_solve(system, batched.MOST_STEPS, diffrax.Tsit5())

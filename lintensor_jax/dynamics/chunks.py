@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ..networks import split
-from .clocks import FlowArgs, PhysicalTime, log_time_unit
+from .clocks import FlowArgs, PhysicalTime, log_time_unit, state_of
 from .compilation import XLA, AbstractCompilation, Arguments, Native, compiled
 from .finish import run_finish
 from .integrate import record
 from .native.table import counts_of, step_row, table_of
 from .options import check_pair
-from .queue import InFlight, Queue, Stepper, state_of, with_problem
+from .queue import InFlight, Queue, Stepper, with_problem
 from .spectral import Spectral
 from .stopping import FlowStatus, code_of, status_of
 from .system import Reducible

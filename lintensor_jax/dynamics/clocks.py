@@ -20,7 +20,7 @@ exact for exponential F).
 """
 
 import abc
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -206,3 +206,18 @@ def _log_time_of_log_clock(clock, s, state, args):
 def _log_expm1(w):
     """log(e^w - 1) for w >= 0, without overflow."""
     return jnp.where(w > 1, w + jnp.log1p(-jnp.exp(-w)), jnp.log(jnp.expm1(jnp.minimum(w, 1.0))))
+
+
+def vector_of(state: ClockState, clock: Any) -> Float[Array, " q"]:
+    """A clock's state as one vector."""
+    if isinstance(clock, PhysicalTime):
+        return state.theta
+    return jnp.concatenate([state.theta, state.log_scale[None], state.elapsed[None]])
+
+
+def state_of(y: Float[Array, " q"], clock: Any) -> ClockState:
+    """The inverse of `vector_of`."""
+    if isinstance(clock, PhysicalTime):
+        zero = jnp.zeros_like(y[0])
+        return ClockState(y, zero, zero)
+    return ClockState(y[:-2], y[-2], y[-1])

@@ -1,9 +1,8 @@
 """The step-size control of explicit regression flows: an error control that sees stability."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from diffrax import AbstractAdaptiveStepSizeController, PIDController
+from jaxtyping import Array, Float
 
 from .clocks import FlowArgs
 
@@ -54,9 +53,9 @@ class RayleighClip(AbstractAdaptiveStepSizeController):
         return keep, next_t0, next_t1, made_jump, state, result
 
 
-def longest_step(state: Any, args: FlowArgs):
-    """2/lambda at `state`; unbounded where the residual or the gradient is zero."""
-    residual, gradient = args.system.gradient_norm(state.theta)
+def longest_step(theta: Float[Array, " p"], args: FlowArgs):
+    """2/lambda at `theta`; unbounded where the residual or the gradient is zero."""
+    residual, gradient = args.system.gradient_norm(theta)
     assert args.reducible is not None
     # Divided before squaring: gradients at alpha = 1e-100 have no square.
     ratio = args.reducible.norm(residual) / gradient

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..problems import Classification
-from .clocks import ClockState, FlowArgs, PhysicalTime, log_time_unit
+from .clocks import FlowArgs, PhysicalTime, log_time_unit, state_of, vector_of
 from .controllers import longest_step
 from .integrate import first_rule, observe_state
 from .lanes import (
@@ -111,7 +111,7 @@ class Stepper(NamedTuple):
 
         def seen(y, s, unit, *leaves):
             args, state, velocity = of_lane(y, s, unit, leaves)
-            longest = longest_step(state, args) if clips else jnp.full_like(s, jnp.inf)
+            longest = longest_step(state.theta, args) if clips else jnp.full_like(s, jnp.inf)
             return velocity, code_by(urgent, s, state, args), longest
 
         def rested(y, s, unit, *leaves):
@@ -306,18 +306,3 @@ def _running_count(flags):
 def with_problem(system: System, problem: Any) -> System:
     """The system with other data."""
     return eqx.tree_at(lambda s: s.problem, system, problem)
-
-
-def vector_of(state: ClockState, clock: Any) -> Float[Array, " q"]:
-    """A clock's state as one vector."""
-    if isinstance(clock, PhysicalTime):
-        return state.theta
-    return jnp.concatenate([state.theta, state.log_scale[None], state.elapsed[None]])
-
-
-def state_of(y: Float[Array, " q"], clock: Any) -> ClockState:
-    """The inverse of `vector_of`."""
-    if isinstance(clock, PhysicalTime):
-        zero = jnp.zeros_like(y[0])
-        return ClockState(y, zero, zero)
-    return ClockState(y[:-2], y[-2], y[-1])
