@@ -147,6 +147,15 @@ def test_ends_are_those_of_single_flows(name):
         np.testing.assert_allclose(flow.coefficients[k], single.coefficients[-1], rtol=0, atol=1e-8)
 
 
+def test_the_method_of_high_order_has_a_finer_tolerance():
+    networks = starts(NETWORKS["diagonal"], 6, scale=0.05)
+    flow = batched_flow(networks, PROBLEM)
+    same = batched_flow(networks, PROBLEM, rtol=1e-9, solver=diffrax.Dopri8())
+    np.testing.assert_array_equal(flow.num_steps, same.num_steps)
+    coarse = batched_flow(networks, PROBLEM, rtol=1e-8)
+    assert (coarse.num_steps < flow.num_steps).all()
+
+
 @pytest.mark.parametrize(("d", "depth"), [(5, 2), (6, 3)])
 def test_the_fourier_basis_is_a_rotation(d, depth):
     rng = np.random.default_rng(d)
