@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 T = TypeVar("T")
@@ -106,17 +107,24 @@ def _padded(filter_, length):
 
 def _convolve(signal, filter_):
     """sum_j signal[(i - j) mod d] filter_[j]."""
-    return jnp.take(signal, _shifts(signal, filter_, -1), axis=0) @ filter_
+    return _taken(signal, _shifts(signal, filter_, -1)) @ filter_
 
 
 def _correlate(signal, filter_, num_out):
     """sum_j signal[(i + j) mod d] filter_[j] for i < num_out: Yun et al.'s star product."""
-    return jnp.take(signal, _shifts(signal, filter_, 1)[:num_out], axis=0) @ filter_
+    return _taken(signal, _shifts(signal, filter_, 1)[:num_out]) @ filter_
+
+
+def _taken(signal, places):
+    return jnp.asarray(signal).at[places].get(mode="promise_in_bounds")
 
 
 def _shifts(signal, filter_, sign):
     length = signal.shape[0]
-    return (jnp.arange(length)[:, None] + sign * jnp.arange(filter_.shape[0])[None, :]) % length
+    return (
+        np.arange(length, dtype=np.int32)[:, None]
+        + sign * np.arange(filter_.shape[0], dtype=np.int32)[None, :]
+    ) % length
 
 
 def matrix_chain(

@@ -194,16 +194,16 @@ def _by_rows(stepper: Arguments, chunk: Arguments, compilation: Native, order) -
     rows, leaves = fill.results
     row = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
     given = Arguments(row), stepper, Arguments(leaves)
-    flying = compiled(step_row, compilation, *given).machine_code
-    if flying is None:
+    kernel = compiled(step_row, compilation, *given).machine_code
+    if kernel is None:
         return None
-    fly = flying.result()
+    bring_to_end = kernel.result()
     filled, leaves = fill(stepper, chunk)
     table = np.array(filled)
     shared = np.concatenate(
         [np.asarray(leaf, table.dtype).reshape(-1) for leaf in (*stepper.arrays, *leaves)]
     )
-    executed = np.asarray(fly(table, order, shared), np.int64)
+    executed = np.asarray(bring_to_end(table, order, shared), np.int64)
     code, s = table[:, :2].T
     state = table[:, 4 : 4 + stepper.values[0].state_size]
     num_steps, num_rejected = counts_of(table)
