@@ -260,6 +260,36 @@ def test_more_lanes_than_one_program_takes(monkeypatch, how):
     assert names(parts) == names(whole)
 
 
+class Chosen(eqx.Module):
+    """A network with constants of all kinds; its coefficients are weights[0] * weights[1]."""
+
+    weights: Any
+    mask: Any = lt.constant()
+    name: str = "chosen"
+    depth: int = eqx.field(static=True, default=2)
+
+    def linear_coefficients(self):
+        product = self.weights[0] * self.weights[1] * (1 + (self.mask & 7)) / 3
+        return jax.lax.cond(self.mask[0] > 2, lambda x: x, lambda x: 2 * x, product)
+
+
+@pytest.mark.parametrize("how", [XLA(), Native()])
+def test_constants_have_no_lanes(how, monkeypatch):
+    """However many chunks there are; and integers beyond the digits of floats are kept."""
+    monkeypatch.setattr(batched, "_CHUNK", 16)
+    mask = jnp.array([2**62 + 2, 2**62 + 2])
+    weights = 0.3 * RNG.standard_normal((40, 2, 2))
+    networks = Chosen(jnp.asarray(weights), mask)
+    flow = batched_flow(networks, PROBLEM, compilation=how, width=8)
+    np.testing.assert_array_equal(flow.network.mask, mask)
+    assert flow.network.name == "chosen"
+    again = batched_flow(flow.network, PROBLEM, compilation=how, width=8)
+    np.testing.assert_array_equal(again.num_steps, 0)
+    for k in (0, 39):
+        single = lt.gradient_flow(Chosen(weights[k], mask), PROBLEM)
+        np.testing.assert_allclose(flow.coefficients[k], single.coefficients[-1], rtol=0, atol=1e-8)
+
+
 @pytest.mark.parametrize("how", [XLA(), Native()])
 def test_lanes_at_rest_say_why(how):
     """Looked at only where a lane rests: no beta separates these samples."""
@@ -317,6 +347,7 @@ def test_refuses_lanes_that_do_not_fit():
     networks = starts(NETWORKS["diagonal"], 3)
     four = jax.vmap(lt.Regression)(jnp.ones((4, 1, 2)), jnp.ones((4, 1)))
     wide = starts(lt.DiagonalNetwork.zeros(2, 3), 3)
+    convolutions = starts(lt.ConvolutionalNetwork.zeros(4, (4, 4)), 3)
     cases: Any = (
         (lane(networks, slice(0)), PROBLEM, {}, r"networks: .* one or more lanes, got \(0, 2, 2\)"),
         (networks.weights, PROBLEM, {}, "networks: must be an equinox.Module"),
@@ -334,6 +365,9 @@ def test_refuses_lanes_that_do_not_fit():
         ),
         (wide, PROBLEM, {}, r"network: its linear coefficients have shape \(3,\)"),
         (networks, PROBLEM, {"width": 0}, "width: must be a positive int, got 0"),
+        (networks, 3, {}, "problem: must be an object such as .*Regression"),
+        (networks, PROBLEM, {"devices": []}, "devices: must be a sequence of one or more"),
+        (convolutions, PROBLEM, {}, r"network: its linear coefficients have shape \(4,\)"),
     )
     for given, problem, options, words in cases:
         with pytest.raises(ValueError, match=words):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -303,6 +304,37 @@ def test_the_finish_is_of_least_norm(rows, distance, iterations):
     assert found.residual < 4e-15
     # Steps of one Jacobian or of many: both are right to the square of the distance.
     np.testing.assert_allclose(found.theta.reshape(2, 4), theta, rtol=0, atol=30 * distance**2)
+
+
+def test_a_start_that_meets_the_rule_is_saved():
+    """Before the finish, and at times that have come by then."""
+    network = lt.DiagonalNetwork(np.array([[0.0, 1.0], [0.0, 0.5 + 1e-12]]))
+    problem = lt.Regression(np.array([[1.0, 2.0], [0.0, 1.0]]), np.array([1.0, 0.5]))
+    steps = flow(network, problem, saveat=diffrax.SaveAt(steps=True))
+    assert steps.stats["num_steps"] == 0
+    before, after = steps.log_loss
+    assert before > after + 1
+    saveat = np.array([0.0, 0.3])
+    times = jax.jit(lambda: lt.gradient_flow(network, problem, saveat=saveat))()
+    np.testing.assert_array_equal(times.reached, [True, False, True])
+    np.testing.assert_allclose(times.log_loss[0], before, rtol=1e-12)
+
+
+def test_derivatives_of_limits_with_duplicate_data():
+    """Through the finish too, whose singular values may coincide or be zero."""
+    rng = np.random.default_rng(1)
+    theta = jnp.asarray(0.5 + 0.2 * rng.standard_normal((2, 3)))
+    X = np.array([[1.0, 2.0, 0.5]] * 2)
+
+    def limit(theta):
+        solution = lt.gradient_flow(lt.DiagonalNetwork(theta), lt.Regression(X, np.ones(2)))
+        return solution.coefficients[-1]
+
+    direction = jnp.asarray(rng.standard_normal((2, 3)))
+    _, found = jax.jvp(limit, (theta,), (direction,))
+    h = 1e-4
+    expected = (limit(theta + h * direction) - limit(theta - h * direction)) / (2 * h)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 def test_a_finish_that_is_too_large_is_refused(start):

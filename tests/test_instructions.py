@@ -93,6 +93,12 @@ EXACT: dict[str, Any] = {
     ),
     "nothing": lambda x: x + jnp.sum(x[:0]) + jnp.zeros((2, 0)) @ x[:0],
     "random numbers": lambda x: x + jax.random.normal(jax.random.key(0), (2,)),
+    "random keys": lambda x: (
+        x
+        + jax.random.normal(jax.random.split(jax.random.key(1))[1], (2,))
+        + jax.vmap(jax.random.normal)(jnp.stack([jax.random.key(0), jax.random.key(2)]))
+        + jax.vmap(jax.random.normal)(jnp.broadcast_to(jax.random.key(3), (2,)))
+    ),
     "known calls": lambda x: x + jax.nn.relu(jnp.arange(-1.0, 1.0)),
     "constants": lambda x: jnp.concatenate([x * jnp.arange(2.0, 4.0), x + jnp.array([1.0, 3.0])]),
 }

@@ -98,6 +98,16 @@ def batched_flow(
         raise ValueError(
             f"width: must be a positive int, got {in_words(width)}; leave it out for what is best."
         )
+    if not isinstance(problem, AbstractProblem):
+        raise ValueError(
+            "problem: must be an object such as lintensor_jax.Regression(X, y), got "
+            f"{in_words(problem)}."
+        )
+    if devices is not None and (isinstance(devices, jax.Device) or not len(devices)):
+        raise ValueError(
+            f"devices: must be a sequence of one or more, got {in_words(devices)}; leave it out, "
+            "or pass jax.local_devices()."
+        )
     if not isinstance(networks, eqx.Module):
         raise ValueError(
             f"networks: must be an equinox.Module with a first axis of lanes, got "
@@ -170,12 +180,26 @@ def batched_flow(
         with ThreadPoolExecutor(shares) as pool:
             found = list(pool.map(functools.partial(fly_some, devices), range(shares)))
         landed = [found[i % shares][i // shares] for i in range(len(chunks))]
-    if len(landed) == 1:
-        return landed[0]
-    flow = jax.tree.map(
-        lambda *leaves: jnp.asarray(np.concatenate(np.atleast_1d(*leaves))), *landed
+    return landed[0] if len(landed) == 1 else _joined(landed, rest)
+
+
+def _joined(flows: list[BatchedFlow], rest: Any) -> BatchedFlow:
+    """The lanes of all chunks; what is no parameter (`rest`) has none."""
+    bare = [
+        dataclasses.replace(
+            flow,
+            network=split(flow.network)[0],
+            unfinished_network=split(flow.unfinished_network)[0],
+        )
+        for flow in flows
+    ]
+    flow = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(np.atleast_1d(*leaves))), *bare)
+    return dataclasses.replace(
+        flow,
+        network=eqx.combine(flow.network, rest),
+        unfinished_network=eqx.combine(flow.unfinished_network, rest),
+        executed_steps=jnp.sum(flow.executed_steps),
     )
-    return dataclasses.replace(flow, executed_steps=jnp.sum(flow.executed_steps))
 
 
 def _lanes(name: str, tree: Any, expected: int | None = None) -> int:

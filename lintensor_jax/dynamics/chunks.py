@@ -14,8 +14,8 @@ from ..networks import split
 from .clocks import FlowArgs, PhysicalTime, log_time_unit, state_of
 from .compilation import XLA, AbstractCompilation, Arguments, Native, compiled
 from .finish import run_finish
-from .integrate import record
 from .native.table import counts_of, step_row, table_of
+from .observations import record
 from .options import check_pair
 from .queue import InFlight, Queue, Stepper, with_problem
 from .spectral import Spectral
@@ -200,14 +200,23 @@ def _by_rows(stepper: Arguments, chunk: Arguments, compilation: Native, order) -
     bring_to_end = kernel.result()
     filled, leaves = fill(stepper, chunk)
     table = np.array(filled)
-    shared = np.concatenate(
-        [np.asarray(leaf, table.dtype).reshape(-1) for leaf in (*stepper.arrays, *leaves)]
-    )
+    arrays = [np.asarray(leaf) for leaf in (*stepper.arrays, *leaves)]
+    numbers = [array.astype(table.dtype).reshape(-1) for array in arrays]
+    if not all(map(_kept, arrays, numbers)):
+        return None
+    shared = np.concatenate(numbers)
     executed = np.asarray(bring_to_end(table, order, shared), np.int64)
     code, s = table[:, :2].T
     state = table[:, 4 : 4 + stepper.values[0].state_size]
     num_steps, num_rejected = counts_of(table)
     return _Ends(state, s, code.astype(np.int32), num_steps, num_rejected, executed)
+
+
+def _kept(array: np.ndarray, numbers: np.ndarray) -> bool:
+    """Whether integers are the same as floats."""
+    return array.dtype.kind not in "iu" or np.array_equal(
+        array.reshape(-1), numbers.astype(array.dtype)
+    )
 
 
 def _table(stepper: Stepper, chunk: Chunk) -> tuple[Array, list[Array]]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from ..messages import in_words
 from ..networks import coefficients_and_pullback, split
 from ..problems import AbstractProblem, Classification
-from .integrate import log_or_minus_infinity
+from .observations import log_or_minus_infinity
 from .options import check_pair, same_dtype
 
 

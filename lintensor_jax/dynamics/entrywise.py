@@ -263,6 +263,8 @@ class Entrywise:
 
 def _plain(equation, inputs) -> list[np.ndarray] | None:
     """What NumPy computes as JAX does, which would compile a program for it; else None."""
+    if not all(isinstance(value, np.ndarray) for value in inputs):  # keys of random numbers
+        return None
     name, params = equation.primitive.name, equation.params
     aval = equation.outvars[0].aval
     if name in MOVES:

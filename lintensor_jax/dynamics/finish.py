@@ -100,18 +100,20 @@ def run_finish(
 
 
 def _pseudo_inverse(matrix: Float[Array, "n p"]) -> Callable[[Array], Array]:
-    """x -> M^+ x; singular values below rounding count as zero."""
+    """x -> M^+ x = M^T (M M^T)^+ x; singular values below rounding count as zero."""
     rows, columns = matrix.shape
-    if rows == 1:  # its singular vectors are known; LAPACK takes longer than the flow
-        largest = jnp.max(jnp.abs(matrix))
-        scale = jnp.where(largest > 0, largest, 1.0)
-        row = matrix[0] / scale
-        square = row @ row
-        return lambda x: row * (x[0] / jnp.where(largest > 0, square, 1.0) / scale)
-    # LAPACK's order of entries is the transposed one. XLA hands it on to whatever made the matrix,
-    # and aborts where that is an FFT: the transpose has the order that an FFT leaves.
-    v, sigma, ut = jnp.linalg.svd(matrix.T, full_matrices=False)
-    cut = jnp.finfo(matrix.dtype).eps * max(rows, columns) * sigma[0]
-    kept = sigma > cut
-    inverse = jnp.where(kept, 1 / jnp.where(kept, sigma, 1.0), 0.0)
-    return lambda x: v @ (inverse * (ut @ x))
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(matrix)))
+    scale = jnp.where(largest > 0, largest, 1.0)
+    matrix = matrix / scale
+    # (M M^T)^+ is taken for constant: what its derivative moves the next step moves back, and that
+    # of singular vectors has no limit where two values meet.
+    fixed = jax.lax.stop_gradient(matrix)
+    if rows == 1:  # LAPACK takes longer than the flow
+        sigma, ut = jnp.linalg.norm(fixed)[None], jnp.ones((1, 1), matrix.dtype)
+    else:
+        # LAPACK's order of entries is the transposed one. XLA hands it on to whatever made the
+        # matrix, and aborts where that is an FFT: the transpose has the order that an FFT leaves.
+        _, sigma, ut = jnp.linalg.svd(fixed.T, full_matrices=False)
+    kept = sigma > jnp.finfo(matrix.dtype).eps * max(rows, columns) * sigma[0]
+    weights = jnp.where(kept, 1 / jnp.where(kept, sigma, 1.0) ** 2, 0.0)
+    return lambda x: matrix.T @ (ut.T @ (weights * (ut @ x))) / scale

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int
 from ..problems import Classification
 from .clocks import FlowArgs, PhysicalTime, log_time_unit, state_of, vector_of
 from .controllers import longest_step
-from .integrate import first_rule, observe_state
 from .lanes import (
     RUNNING,
     Functions,
@@ -23,6 +22,7 @@ from .lanes import (
     scale_of,
 )
 from .lanewise import lanewise
+from .observations import first_rule, observe_state
 from .stopping import AnyOf, FlowStatus, StandsStill, code_of
 from .system import Reducible, System
 

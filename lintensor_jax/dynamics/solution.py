@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Scalar
 from ..problems import AbstractProblem, Classification
 from .clocks import AbstractClock, ClockState, FlowArgs, PhysicalTime, log_time_unit
 from .finish import GaussNewton, run_finish
-from .integrate import integrate, log_or_minus_infinity, record
+from .integrate import integrate
+from .observations import log_or_minus_infinity, record
 from .options import FlowOptions, fill_options
 from .stopping import STATUS_NAMES, FlowStatus, status_name
 from .system import Reducible, System

@@ -103,6 +103,8 @@ class Spectral(eqx.Module):
         fits = isinstance(network, ConvolutionalNetwork) and network.is_full_length
         if not fits or network.dimension <= 2 or not isinstance(problem, _PROBLEMS):
             return None
+        if problem.X.shape[-1] != network.dimension:
+            return None  # `check_pair` will say so
         return Spectral(network.depth, network.dimension)
 
     @property

@@ -55,7 +55,7 @@ def _trailing(equation: Any, inputs) -> list[tuple[Array, bool]]:
     if name in REDUCTIONS:
         return [(equation.primitive.bind(inputs[0][0], **params), True)]
     value = inputs[0][0]
-    width = value.shape[-1]
+    width = next(array.shape[-1] for array, has_lanes in inputs if has_lanes)
     match name:
         case "reshape":
             return [(value.reshape(*params["new_sizes"], width), True)]

@@ -1,0 +1,137 @@
+"""What is seen of a flow at one time: by the rules that end it, and by who saves it."""
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Scalar
+
+from ..conserved import conserved_quantities
+from ..networks import scaled, split
+from ..problems import Classification
+from .clocks import AbstractClock, ClockState, FlowArgs
+from .options import FlowOptions
+from .stopping import FlowStatus, Observation
+from .system import System
+
+
+def observe_state(
+    s: Scalar, state: ClockState, args: FlowArgs, clock: AbstractClock
+) -> Observation:
+    """What the stop rules look at."""
+    system, problem = args.system, args.system.problem
+    log_time = clock.log_time(s, state, args)
+    infinite = jnp.full_like(state.log_scale, jnp.inf)
+    if isinstance(problem, Classification):
+        beta = system.coefficients(state.theta)
+        margins = problem.margins(beta)
+        log_margin = system.depth * state.log_scale + log_or_minus_infinity(jnp.min(margins))
+        margins = jnp.exp(system.depth * state.log_scale) * margins
+        log_loss = jax.nn.logsumexp(problem.margin_loss.log_value(margins))
+        weights = jax.nn.softmax(problem.margin_loss.log_slope(margins))
+        pull = jnp.linalg.norm(problem.adjoint(problem.y * weights))
+        pull = pull / jnp.sqrt(jnp.max(jnp.sum(problem.X**2, axis=1)))
+        gradient = jnp.linalg.norm(system.margin_gradient(state.theta, state.log_scale)[2])
+        size = jnp.linalg.norm(state.theta)
+        still = gradient * size <= _noise(system) * jnp.max(jnp.abs(margins))
+        still = still & (log_margin == -jnp.inf) & _is_settled(s, state, args, clock)
+        return Observation(
+            log_loss, infinite, log_margin, log_time, -infinite, jnp.max(weights), pull, still
+        )
+    residual, gradient = system.gradient_norm(state.theta)
+    assert args.reducible is not None
+    size = args.reducible.norm(residual)
+    gradient_step = system.finish_step(state.theta, size, gradient)
+    beta = system.coefficients(state.theta)
+    log_loss = problem.log_loss(beta)
+    # By Euler's theorem J Theta = L * predictions: the right-hand side bounds |J| |P r| from below.
+    predicted = args.reducible.norm(problem.predictions(beta))
+    still = gradient * jnp.linalg.norm(state.theta) <= _noise(system) * predicted * size
+    still = still & _is_settled(s, state, args, clock)
+    return Observation(
+        log_loss, size, -infinite, log_time, gradient_step, 0 * size, infinite, still
+    )
+
+
+def _noise(system):
+    """The depth, times a relative size of gradients that is all rounding."""
+    return 100 * max(system.depth, 1) * jnp.finfo(system.problem.y.dtype).eps
+
+
+def _is_settled(s, state, args, clock):
+    """Whether no parameter would notice as much time again as has passed.
+
+    Relative to each parameter: a gradient of 1e-50 still revives a parameter of 1e-50, and the flow
+    then leaves a saddle.
+    """
+    velocity = clock.velocity(s, state, args).theta
+    small = float(jnp.finfo(state.theta.dtype).eps) ** 0.5 * jnp.abs(state.theta)
+    return (s > 0) & jnp.all((velocity == 0) | (jnp.abs(velocity) * s <= small))
+
+
+def log_or_minus_infinity(value: Array) -> Array:
+    """log(value), and -inf where value <= 0."""
+    return jnp.where(value > 0, jnp.log(jnp.where(value > 0, value, 1.0)), -jnp.inf)
+
+
+def fired_rules(
+    seen: Observation, options: FlowOptions
+) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+    """The stop rules with whether each is met; with a finish, only where it would be accepted."""
+    rules = options.stop.fired(seen)
+    if options.finish is None:
+        return rules
+    # A factor 10 of reserve, since the estimate is a lower bound. An exact fit has no direction.
+    near = 10 * seen.gradient_step <= options.finish.max_relative_step
+    near = near | (seen.residual == 0)
+    return [(status, met & near if status is FlowStatus.residual else met) for status, met in rules]
+
+
+def first_rule(seen: Observation, options: FlowOptions) -> FlowStatus:
+    """The status of the first rule that is met; `max_steps` where none is."""
+    status = FlowStatus.max_steps
+    for rule, met in reversed(fired_rules(seen, options)):
+        status = FlowStatus.where(met, rule, status)
+    return status
+
+
+def record(s: Scalar, state: ClockState, args: FlowArgs, options: FlowOptions, initial) -> dict:
+    """What is saved of a state: observables, not the state itself."""
+    seen = observe_state(s, state, args, options.clock)
+    system = args.system
+    with_scale = jnp.exp(state.log_scale) * state.theta
+    beta = jnp.exp(system.depth * state.log_scale) * system.coefficients(state.theta)
+    saved = {
+        "coefficients": beta,
+        "log_loss": seen.log_loss,
+        "log_time": seen.log_time,
+        "log_norm": state.log_scale + _log_norm(system.network(state.theta)),
+        "invariant_drift": invariant_drift(system, state, initial),
+    }
+    if isinstance(system.problem, Classification):
+        saved["log_margin"] = seen.log_margin
+    if options.observe is not None:
+        saved["observed"] = options.observe(system.network(with_scale))
+    return saved
+
+
+def invariant_drift(system: System, state: ClockState, initial: ClockState) -> Scalar:
+    """max |I(Theta) - I(Theta(0))| / max(|Theta|^2, |Theta(0)|^2), without overflow."""
+    networks = [system.network(end.theta) for end in (state, initial)]
+    scales = [end.log_scale for end in (state, initial)]
+    norms = [_log_norm(network) + scale for network, scale in zip(networks, scales, strict=True)]
+    log_unit = jnp.maximum(*norms)
+    log_unit = jnp.where(log_unit > -jnp.inf, log_unit, 0.0)  # the zero network conserves zeros
+    now, before = (
+        conserved_quantities(scaled(network, jnp.exp(scale - log_unit)))
+        for network, scale in zip(networks, scales, strict=True)
+    )
+    if now.size == 0:
+        return jnp.full_like(state.log_scale, jnp.nan)
+    return jnp.max(jnp.abs(now - before))
+
+
+def _log_norm(network):
+    vector = ravel_pytree(split(network)[0])[0]
+    largest = jnp.max(jnp.abs(vector))
+    safe = jnp.where(largest > 0, largest, 1.0)
+    return jnp.log(safe) + jnp.log(jnp.linalg.norm(vector / safe))
