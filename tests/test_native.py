@@ -117,9 +117,6 @@ def test_steps_and_starts_share_their_functions(monkeypatch):
     assert program[start:].count('call void @"part"') == 1
 
 
-BITS, NUMBERS = ("and", "or", "not"), ("add", "sub", "mul", "neg", "iota")
-
-
 class Sorted(eqx.Module):
     """A network that no one needs: its coefficients are sorted."""
 

@@ -142,7 +142,7 @@ def batched_flow(
     if solver is None:
         mild = isinstance(filled.clock, PhysicalTime) and size <= _LARGEST_OF_HIGH_ORDER
         solver = diffrax.Dopri8() if mild else diffrax.Tsit5()
-        if mild and options.get("rtol") is None and filled.rtol == 1e-8:
+        if mild and options.get("rtol") is None and thetas.dtype == np.float64:
             filled = filled._replace(rtol=_RTOL_OF_HIGH_ORDER)
     usual, share = _SMALL if size <= _LARGEST_SMALL else _LARGE
     width = width or (usual if on_cpu else most)

@@ -275,7 +275,8 @@ def _plain(equation, inputs) -> list[np.ndarray] | None:
         if name == "convert_element_type" and np.can_cast(inputs[0].dtype, aval.dtype):
             return [np.asarray(inputs[0], aval.dtype)]
         if name == "select_n" and len(inputs) == 3 and inputs[0].dtype == bool:
-            return [np.where(*inputs[:1], *inputs[:0:-1])]
+            which, no, yes = inputs
+            return [np.where(which, yes, no)]
     if name == "iota":
         axes = [1] * len(aval.shape)
         axes[params["dimension"]] = -1

@@ -131,12 +131,9 @@ def solve_segment(
     if options.save_at is not None and not implicit:
         come = done & (options.save_at <= s0)
         along_s = jnp.where(come, s0, along_s)
-        first = record(s0, start, args, options, initial)
-        along = jax.tree.map(
-            lambda found, first: jax.vmap(lambda c, f: jnp.where(c, first, f))(come, found),
-            along,
-            first,
-        )
+        at_start = record(s0, start, args, options, initial)
+        chosen = functools.partial(jax.vmap(jnp.where, (0, None, 0)), come)
+        along = jax.tree.map(chosen, at_start, along)
 
     def unless_done(found, otherwise):
         return jnp.where(done, otherwise, found)

@@ -127,11 +127,12 @@ class Emitter(Entrywise):
         if any(value.type.element != vector(self.dtype, 1).element for value in values):
             return self.evaluate(jaxpr, constants, inputs)
         key = id(jaxpr), *map(_kind_of, entries)
-        if not any(_serves(other, key) for other in self._parts.functions):
-            self._parts.functions[key] = self._function(jaxpr, constants, inputs)
-        key = next(other for other in self._parts.functions if _serves(other, key))
-        function, results = self._parts.functions[key]
-        pairs = zip(entries, key[1:], strict=True)
+        functions = self._parts.functions
+        made = next((other for other in functions if _serves(other, key)), key)
+        if made not in functions:
+            functions[made] = self._function(jaxpr, constants, inputs)
+        function, results = functions[made]
+        pairs = zip(entries, made[1:], strict=True)
         passed = [self.value(entry, self.dtype) for entry, kind in pairs if kind == _VALUE]
         # What is given to one call is of no use to the next one; what it found may be.
         given, found = f"given to {function.name}", f"found {len(self.bases)}"
