@@ -28,6 +28,7 @@ from .clocks import PhysicalTime
 from .compilation import XLA, AbstractCompilation, Native
 from .options import fill_options, same_dtype
 from .queue import Stepper
+from .runge_kutta import has_shared_slopes
 from .spectral import Spectral
 from .system import System
 
@@ -82,8 +83,7 @@ def batched_flow(
 
     **Returns** a `BatchedFlow`. Nothing is raised for a lane that fails: see `status`.
     """
-    fits = isinstance(solver, diffrax.AbstractERK) and getattr(solver.tableau, "fsal", False)
-    if solver is not None and not fits:
+    if solver is not None and not has_shared_slopes(solver):
         raise ValueError(
             "solver: must be an explicit diffrax method with the FSAL property, such as "
             f"diffrax.Tsit5() or diffrax.Dopri8(), got {in_words(solver)}; use "

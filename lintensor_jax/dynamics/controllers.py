@@ -1,21 +1,31 @@
-"""The step-size control of explicit regression flows: an error control that sees stability."""
+"""The control of single flows: steps by their errors and by stability, and the end of the flow."""
 
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
 import jax.numpy as jnp
-from diffrax import AbstractAdaptiveStepSizeController, PIDController
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from .clocks import FlowArgs
 
 
-class RayleighClip(AbstractAdaptiveStepSizeController):
-    """An error control with every step clipped to h <= 2/lambda.
+class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
+    """An error control that ends the flow with the step where `met`, and may clip every step.
 
-    lambda = |grad L|^2 / |P r|^2 is the Rayleigh quotient of the flow's kernel at its own residual.
-    Without the clip an explicit method ends up hovering at its stability limit, with a residual
-    that never falls below about its tolerances; with it the residual decays to rounding.
+    A `diffrax.Event` would see the same states, but only after rejected ones have been sorted out:
+    it would evaluate another gradient in every step. Here it is the velocity that the method itself
+    has evaluated at the step's end (explicit methods written out, see `runge_kutta`).
+
+    With `clips` every step is at most 2/lambda, lambda = |grad L|^2 / |P r|^2 being the Rayleigh
+    quotient of the flow's kernel at its own residual. Without, an explicit method ends up hovering
+    at its stability limit, with a residual that never falls below about its tolerances; with it the
+    residual decays to rounding.
     """
 
-    pid: PIDController
+    pid: diffrax.PIDController
+    met: Callable[[Any, Any, FlowArgs], Bool[Array, ""]]  # of the time and the state
+    clips: bool
 
     @property
     def rtol(self):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -39,17 +49,22 @@ class RayleighClip(AbstractAdaptiveStepSizeController):
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
         """The error control's first step, clipped."""
         t_next, state = self.pid.init(terms, t0, t1, y0, dt0, args, func, error_order)
-        return jnp.minimum(t_next, t0 + longest_step(y0, args)), state
+        if self.clips:
+            t_next = jnp.minimum(t_next, t0 + longest_step(y0, args))
+        return t_next, state
 
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
     ):
-        """The error control's decision, with the next step clipped."""
+        """The error control's decision, with the next step clipped, and the end."""
         keep, next_t0, next_t1, made_jump, state, result = self.pid.adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
         )
-        # Evaluated at the candidate although it may be rejected: a rejected step shrinks anyway.
-        next_t1 = jnp.minimum(next_t1, next_t0 + longest_step(y1_candidate, args))
+        if self.clips:
+            # At the candidate although it may be rejected: a rejected step shrinks anyway.
+            next_t1 = jnp.minimum(next_t1, next_t0 + longest_step(y1_candidate, args))
+        ends = keep & self.met(t1, y1_candidate, args)
+        result = diffrax.RESULTS.where(ends, diffrax.RESULTS.event_occurred, result)
         return keep, next_t0, next_t1, made_jump, state, result
 
 

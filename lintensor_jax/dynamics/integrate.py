@@ -11,10 +11,11 @@ from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from ..problems import Classification
 from .clocks import ClockState, FlowArgs, PhysicalTime, state_of, vector_of
-from .controllers import RayleighClip
+from .controllers import FlowControl
 from .newton import StageNewton
 from .observations import fired_rules, first_rule, observe_state, record
 from .options import FlowOptions
+from .runge_kutta import written_out
 from .stopping import FlowStatus
 
 # An explicit method that has not met its stop rule within this many steps is taken to be limited
@@ -79,7 +80,7 @@ def solve_segment(
     def velocity(s, y, args):
         return vector_of(clock.velocity(s, state_of(y, clock), args), clock)
 
-    def condition(s, y, args, **_):
+    def ends(s, y, args):
         seen = observe_state(s, state_of(y, clock), args, clock)
         met = jnp.any(jnp.stack([met for _, met in fired_rules(seen, options)]))
         return met | done | (_is_stiff(seen, clock) if may_switch else False)
@@ -89,11 +90,7 @@ def solve_segment(
     squared = not isinstance(args.system.problem, Classification)
     clips = squared and isinstance(clock, PhysicalTime) and not implicit
     pcoeff, icoeff = (0.5, 0.5) if clips else (0.3, 0.4)
-    controller = diffrax.PIDController(
-        rtol=options.rtol, atol=options.atol, pcoeff=pcoeff, icoeff=icoeff
-    )
-    if clips:
-        controller = RayleighClip(pid=controller)  # pyright: ignore[reportCallIssue]
+    pid = diffrax.PIDController(rtol=options.rtol, atol=options.atol, pcoeff=pcoeff, icoeff=icoeff)
 
     def save(s, y, args):
         return record(s, state_of(y, clock), args, options, initial)
@@ -109,15 +106,14 @@ def solve_segment(
         subs["along"] = diffrax.SubSaveAt(ts=jnp.clip(options.save_at, s0, s1), fn=save)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(velocity),
-        solver,
+        written_out(solver),
         s0,
         s1,
         None,
         vector_of(start, clock),
         args,
         saveat=diffrax.SaveAt(subs=subs),
-        stepsize_controller=controller,
-        event=diffrax.Event(condition),
+        stepsize_controller=FlowControl(pid, ends, clips),  # pyright: ignore[reportCallIssue]
         adjoint=diffrax.ForwardMode(),
         max_steps=max_steps,
         throw=False,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .runge_kutta import weighted_sum
 from .stopping import FlowStatus, code_of
 
 #: The code of a lane that no stop rule has ended.
@@ -42,7 +43,7 @@ def attempt_step(functions: Functions, solver, options, data, atol, lanes: Lanes
     tableau = solver.tableau
     y, slopes = lanes.y, [lanes.slope]
     for row, node in zip(tableau.a_lower, tableau.c, strict=True):
-        y = lanes.y + lanes.h[None] * _combined(row, slopes)
+        y = lanes.y + lanes.h[None] * weighted_sum(row, slopes)
         s = lanes.s + float(node) * lanes.h
         if len(slopes) < len(tableau.b_sol) - 1:
             (slope,) = functions.slope(y, s, *data)
@@ -50,7 +51,7 @@ def attempt_step(functions: Functions, solver, options, data, atol, lanes: Lanes
             slope, code, longest = functions.seen(y, s, *data)
         slopes.append(slope)
     scales = scale_of(atol, options.rtol, lanes.y, y)
-    errors = _combined(tableau.b_error, slopes)
+    errors = weighted_sum(tableau.b_error, slopes)
     square = mean_square(lanes.h[None] * errors / scales)
     square = jnp.where(jnp.isfinite(square), jnp.maximum(square, 1e-20), 1e20)
     running = lanes.code == RUNNING
@@ -88,11 +89,6 @@ def attempt_step(functions: Functions, solver, options, data, atol, lanes: Lanes
 def scale_of(atol: Float[Array, " W"], rtol, *states: Float[Array, "q W"]) -> Float[Array, "q W"]:
     """What an error is measured by, from the largest entries of the states."""
     return atol[None] + rtol * functools.reduce(jnp.maximum, map(jnp.abs, states))
-
-
-def _combined(row, slopes):
-    terms = [float(a) * slope for a, slope in zip(row, slopes, strict=False) if a != 0]
-    return functools.reduce(jnp.add, terms)
 
 
 def mean_square(state: Float[Array, "q W"]) -> Float[Array, " W"]:

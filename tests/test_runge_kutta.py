@@ -1,0 +1,76 @@
+"""Runge-Kutta methods with their stages written out take diffrax's own steps."""
+
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lintensor_jax.dynamics.runge_kutta import WrittenOut, written_out
+
+METHODS = (diffrax.Bosh3(), diffrax.Dopri5(), diffrax.Dopri8(), diffrax.Tsit5())
+TIMES = np.linspace(0.1, 2.9, 7)
+
+
+def velocity(t, y, rate):
+    """Depends on the time, and couples neighbours."""
+    return rate * jnp.roll(y, 1) - y**3 + jnp.cos(3 * t)
+
+
+def solve(solver, start, rate: Any = 0.7) -> Any:
+    return diffrax.diffeqsolve(
+        diffrax.ODETerm(velocity),
+        solver,
+        0.0,
+        3.0,
+        None,
+        start,
+        rate,
+        saveat=diffrax.SaveAt(ts=jnp.asarray(TIMES), t1=True),
+        stepsize_controller=diffrax.PIDController(rtol=1e-7, atol=1e-9),
+        adjoint=diffrax.ForwardMode(),
+    )
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize("size", [3, 700])  # sums of vectors, products with matrices
+def test_the_steps_are_diffrax_s(method, size):
+    start = jnp.asarray(np.random.default_rng(0).standard_normal(size))
+    ours, theirs = solve(written_out(method), start), solve(method, start)
+    assert isinstance(written_out(method), WrittenOut)
+    for count in ("num_steps", "num_rejected_steps"):
+        assert int(ours.stats[count]) == int(theirs.stats[count])
+    assert int(ours.stats["num_steps"]) > 5
+    # At the times between steps too: their slopes are what diffrax interpolates.
+    np.testing.assert_allclose(ours.ys, theirs.ys, rtol=0, atol=1e-12)
+
+
+def test_under_vmap_every_lane_takes_its_own_steps():
+    starts = jnp.asarray(np.random.default_rng(1).standard_normal((5, 4)))
+    together = jax.vmap(lambda start: solve(written_out(diffrax.Tsit5()), start))(starts)
+    for lane, start in enumerate(starts):
+        alone = solve(diffrax.Tsit5(), start)
+        assert int(together.stats["num_steps"][lane]) == int(alone.stats["num_steps"])
+        np.testing.assert_allclose(together.ys[lane], alone.ys, rtol=0, atol=1e-12)
+
+
+def test_derivatives_are_diffrax_s():
+    start = jnp.asarray([0.3, -0.2, 1.1])
+
+    def end(solver, rate):
+        return solve(solver, start, rate).ys[-1]
+
+    for method in (diffrax.Tsit5(), diffrax.Dopri8()):
+        derivatives = [
+            jax.jvp(lambda rate, solver=solver: end(solver, rate), (0.7,), (1.0,))[1]
+            for solver in (written_out(method), method)
+        ]
+        assert float(jnp.max(jnp.abs(derivatives[0]))) > 0.1
+        np.testing.assert_allclose(*derivatives, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [diffrax.Heun(), diffrax.Kvaerno5(), diffrax.Euler()])
+def test_other_methods_stay_as_they_are(method):
+    assert written_out(method) is method
