@@ -38,7 +38,8 @@ class Segment(NamedTuple):
     saved_s: Float[Array, " T"]
     num_steps: Int[Array, ""]
     num_rejected: Int[Array, ""]
-    result: Any
+    status: FlowStatus  # `max_steps` while no rule is met
+    over: Bool[Array, ""]  # no other solver goes on from here
 
 
 def explicit_solver() -> diffrax.AbstractSolver:
@@ -60,16 +61,23 @@ def solve_segment(
     args: FlowArgs,
     start: ClockState,
     s0: Scalar,
-    done: Bool[Array, ""],
+    before: Segment | None,
     *,
     initial: ClockState,
     options: FlowOptions,
     max_steps: int,
     implicit: bool,
     may_switch: bool,
-    save_start: bool,
 ) -> Segment:
-    """Integrate from `start` until a stop rule fires; where `done`, return it unchanged."""
+    """Integrate from `start` until a stop rule fires; where that has happened, return it unchanged.
+
+    `before` is the segment that ended there.
+    """
+    if before is None:
+        status = _status_of_start(args, start, s0, options)
+        done = status != FlowStatus.max_steps
+    else:
+        status, done = before.status, before.over
     clock = options.clock
     dtype = start.theta.dtype
     solver = options.solver
@@ -101,7 +109,7 @@ def solve_segment(
     s1 = jnp.where(done, s0, s1) if implicit else s1
     subs = {"end": diffrax.SubSaveAt(t1=True)}
     if options.save_steps:
-        subs["along"] = diffrax.SubSaveAt(t0=save_start, steps=True, fn=save)
+        subs["along"] = diffrax.SubSaveAt(t0=before is None, steps=True, fn=save)
     elif options.save_at is not None:
         subs["along"] = diffrax.SubSaveAt(ts=jnp.clip(options.save_at, s0, s1), fn=save)
     solution = diffrax.diffeqsolve(
@@ -134,14 +142,28 @@ def solve_segment(
     def unless_done(found, otherwise):
         return jnp.where(done, otherwise, found)
 
+    s = unless_done(solution.ts["end"][-1], s0)
+    state = jax.tree.map(unless_done, state_of(solution.ys["end"][-1], clock), start)
+    results = diffrax.RESULTS
+    can_go_on = (solution.result == results.max_steps_reached) | (
+        solution.result == results.event_occurred
+    )
+    ended = first_rule(observe_state(s, state, args, clock), options)
+    over = done | (ended != FlowStatus.max_steps) | ~can_go_on
+    gave_up = ~can_go_on & (solution.result != results.successful)
+    undecided = ended == FlowStatus.max_steps
+    ended = FlowStatus.where(undecided & gave_up, FlowStatus.solver_failed, ended)
+    finite = jnp.isfinite(state.theta).all()
+    ended = FlowStatus.where(finite, ended, FlowStatus.non_finite)
     return Segment(
-        s=unless_done(solution.ts["end"][-1], s0),
-        state=jax.tree.map(unless_done, state_of(solution.ys["end"][-1], clock), start),
+        s=s,
+        state=state,
         saved=along,
         saved_s=along_s,
         num_steps=unless_done(solution.stats["num_steps"], 0),
         num_rejected=unless_done(solution.stats["num_rejected_steps"], 0),
-        result=solution.result,
+        status=FlowStatus.where(done, status, ended),
+        over=over,
     )
 
 
@@ -154,7 +176,6 @@ def _is_stiff(seen, clock):
 class Trajectory(NamedTuple):
     """A whole flow: its end, and what was saved on the way, the end last."""
 
-    s: Scalar
     state: ClockState
     saved: dict
     saved_s: Float[Array, " T"]
@@ -170,13 +191,12 @@ def integrate(
     s0: Scalar,
     options: FlowOptions,
     traced: bool,
-) -> Trajectory:
+) -> list[Segment]:
     """Explicit first; then, if the explicit budget is spent and the size allows it, implicit.
 
     `traced` says that values are not known (inside `jax.vmap` or `jax.jit`): then the implicit
     part is compiled in, and idles where it is not needed.
     """
-    status = _status_of_start(args, start, s0, options)
     budget = EXPLICIT_STEPS[_kind(args.system)]
     may_switch = (
         options.solver is None
@@ -184,38 +204,15 @@ def integrate(
         and budget < options.max_steps
     )
     first_budget = budget if may_switch else options.max_steps
-    done = status != FlowStatus.max_steps
     segment = functools.partial(solve_segment, args, initial=initial, options=options)
-    segments = [
-        segment(
-            start,
-            s0,
-            done,
-            max_steps=first_budget,
-            implicit=False,
-            may_switch=may_switch,
-            save_start=True,
-        )
-    ]
-    if may_switch:
-        first = segments[0]
-        done = done | _is_over(args, first, options)
-        if traced or not bool(done):
-            segments.append(
-                segment(
-                    first.state,
-                    first.s,
-                    done,
-                    max_steps=options.max_steps - first_budget,
-                    implicit=True,
-                    may_switch=False,
-                    save_start=False,
-                )
-            )
-    return _join(args, initial, options, status, segments)
+    first = segment(start, s0, None, max_steps=first_budget, implicit=False, may_switch=may_switch)
+    if not may_switch or not (traced or not bool(first.over)):
+        return [first]
+    left = options.max_steps - first_budget
+    second = segment(first.state, first.s, first, max_steps=left, implicit=True, may_switch=False)
+    return [first, second]
 
 
-@eqx.filter_jit
 def _status_of_start(args, start, s0, options):
     """`max_steps` (the flow has yet to run), or the reason why it need not."""
     seen = observe_state(s0, start, args, options.clock)
@@ -229,34 +226,11 @@ def _status_of_start(args, start, s0, options):
     return FlowStatus.where(finite, status, FlowStatus.non_finite)
 
 
-@eqx.filter_jit
-def _is_over(args, segment, options):
-    """Whether a stop rule was met, or the explicit solver failed for good."""
-    seen = observe_state(segment.s, segment.state, args, options.clock)
-    results = diffrax.RESULTS
-    can_go_on = (segment.result == results.max_steps_reached) | (
-        segment.result == results.event_occurred
-    )
-    return (first_rule(seen, options) != FlowStatus.max_steps) | ~can_go_on
-
-
-@eqx.filter_jit
-def _join(args, initial, options, status, segments):
+def joined(
+    args: FlowArgs, initial: ClockState, options: FlowOptions, segments: list[Segment]
+) -> Trajectory:
+    """The segments as one trajectory."""
     last = segments[-1]
-    seen = observe_state(last.s, last.state, args, options.clock)
-    ended = first_rule(seen, options)
-    results = diffrax.RESULTS
-    gave_up = (
-        (last.result != results.successful)
-        & (last.result != results.max_steps_reached)
-        & (last.result != results.event_occurred)
-    )
-    undecided = ended == FlowStatus.max_steps
-    ended = FlowStatus.where(undecided & gave_up, FlowStatus.solver_failed, ended)
-    finite = jnp.isfinite(last.state.theta).all()
-    ended = FlowStatus.where(finite, ended, FlowStatus.non_finite)
-    status = FlowStatus.where(status == FlowStatus.max_steps, ended, status)
-
     end = jax.tree.map(lambda leaf: leaf[None], record(last.s, last.state, args, options, initial))
     saved_s, saved, reached = last.s[None], end, jnp.ones((1,), bool)
     if segments[0].saved is not None:
@@ -290,4 +264,4 @@ def _join(args, initial, options, status, segments):
         "num_rejected_steps": sum(segment.num_rejected for segment in segments),
         "num_implicit_steps": num_steps[1] if len(segments) > 1 else jnp.zeros_like(num_steps[0]),
     }
-    return Trajectory(last.s, last.state, saved, saved_s, reached, status, stats)
+    return Trajectory(last.state, saved, saved_s, reached, last.status, stats)

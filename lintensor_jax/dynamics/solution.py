@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Scalar
 from ..problems import AbstractProblem, Classification
 from .clocks import AbstractClock, ClockState, FlowArgs, PhysicalTime, log_time_unit
 from .finish import GaussNewton, run_finish
-from .integrate import integrate
+from .integrate import integrate, joined
 from .observations import log_or_minus_infinity, record
 from .options import FlowOptions, fill_options
 from .stopping import STATUS_NAMES, FlowStatus, status_name
@@ -223,12 +223,10 @@ def run(
 ) -> FlowSolution:
     """Integrate, finish, and wrap up; `previous` is the flow to go on from."""
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((system, options, previous)))
-    reducible = Reducible.of(system.problem)
+    reducible = _reducible(system.problem)
     if previous is None:
-        start = initial = options.clock.start(system, system.initial)
-        s0, unit = jnp.zeros((), start.theta.dtype), jnp.zeros((), start.theta.dtype)
-        if not isinstance(options.clock, PhysicalTime):
-            unit = _unit(system, start)
+        start, s0, unit = _start(system, options.clock)
+        initial = start
     else:
         if type(options.clock) is not type(previous.clock):
             raise ValueError(
@@ -238,8 +236,8 @@ def run(
         start, initial, s0 = previous.state, previous.initial, previous.clock_time[-1]
         unit = previous.log_time_unit
     args = FlowArgs(system, reducible, unit)
-    end = integrate(args, start, initial, s0, options, traced)
-    solution = _solution(args, initial, options, end)
+    segments = integrate(args, start, initial, s0, options, traced)
+    solution = _solution(args, initial, options, segments)
     if not traced:
         solution = _without_unreached(solution)
         name = status_name(solution.status)
@@ -252,14 +250,21 @@ def run(
     return solution
 
 
-@eqx.filter_jit
-def _unit(system, start):
-    return log_time_unit(system, start)
+_reducible = eqx.filter_jit(Reducible.of)
 
 
 @eqx.filter_jit
-def _solution(args, initial, options, end):
+def _start(system, clock):
+    """The state of a flow at its start, the clock's zero, and the unit of logarithmic time."""
+    start = clock.start(system, system.initial)
+    zero = jnp.zeros((), start.theta.dtype)
+    return start, zero, zero if isinstance(clock, PhysicalTime) else log_time_unit(system, start)
+
+
+@eqx.filter_jit
+def _solution(args, initial, options, segments):
     system = args.system
+    end = joined(args, initial, options, segments)
     theta = jnp.exp(end.state.log_scale) * end.state.theta
     saved, stats = dict(end.saved), dict(end.stats)
     unfinished = network = system.network(theta)
@@ -330,7 +335,10 @@ def _smoothed_margin_drop(args, initial, options, saved):
 
 
 def _without_unreached(solution):
-    kept = np.flatnonzero(np.asarray(solution.reached))
+    reached = np.asarray(solution.reached)
+    if reached.all():
+        return solution
+    kept = np.flatnonzero(reached)
 
     def where(s):
         return (
