@@ -187,12 +187,30 @@ class Problem:
         return [Variant(name, call, self.check(name)) for name, call in calls.items()]
 
 
-def sweep(effort: Effort, name: str, lanes: int, with_peers: bool = False) -> list[Row]:
-    """The paper sweep; the exact limits are known."""
+def paper_task(name: str, lanes: int, lowest: float = 0.01) -> Problem:
+    """Lanes of the paper sweep, with alpha from `lowest` to 1."""
     paper = lt.Regression(peers.X[None], np.array([peers.Y]))
     system = System.of(network(name, 2, 2), paper)
-    task = Problem(name, 2, paper, starts(system, lanes, 0.01), MOST_STEPS)
+    task = Problem(name, 2, paper, starts(system, lanes, lowest), MOST_STEPS)
     task.expected = peers.exact_limit(name, np.asarray(task.theta))
+    return task
+
+
+def uneven_task(name: str, lanes: int) -> Problem:
+    """Lanes of 60 to 6,000 steps: d = 32, L = 3, n = 8."""
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((8, 32)) / np.sqrt(32), rng.standard_normal(8)
+    problem = lt.Regression(X, y)
+    system = System.of(network(name, 3, 32), problem)
+    scale = 1.0 if name == "diagonal" else 32**-0.5
+    task = Problem(name, 3, problem, starts(system, lanes, 0.1, scale), MOST_STEPS_UNEVEN)
+    task.residual = RESIDUAL_UNEVEN
+    return task
+
+
+def sweep(effort: Effort, name: str, lanes: int, with_peers: bool = False) -> list[Row]:
+    """The paper sweep; the exact limits are known."""
+    task = paper_task(name, lanes)
     variants = task.ways(effort)
     if with_peers:
         variants += _peers(task, effort)
@@ -283,14 +301,8 @@ def _finished(title: str, task: Problem) -> list[Row]:
 
 
 def uneven(effort: Effort, name: str, lanes: int) -> list[Row]:
-    """Lanes of 60 to 6,000 steps: d = 32, L = 3, n = 8."""
-    rng = np.random.default_rng(0)
-    X, y = rng.standard_normal((8, 32)) / np.sqrt(32), rng.standard_normal(8)
-    problem = lt.Regression(X, y)
-    system = System.of(network(name, 3, 32), problem)
-    scale = 1.0 if name == "diagonal" else 32**-0.5
-    task = Problem(name, 3, problem, starts(system, lanes, 0.1, scale), MOST_STEPS_UNEVEN)
-    task.residual = RESIDUAL_UNEVEN
+    """The harder sweep."""
+    task = uneven_task(name, lanes)
     variants = task.ways(effort, blocks=False)
     # Half a minute each, of which nothing is noise.
     variants[0] = dataclasses.replace(variants[0], rounds=3)

@@ -1,91 +1,133 @@
-"""One lane alone: what a flow costs without company.
+"""One flow at a time: what a flow costs without company.
 
 Run from the repository root; `hot_path.py` runs it with everything else:
 
     python benchmarks/one_lane.py [--repeats 5]
 
-`batched_flow` of one lane and `gradient_flow`, as they are called and inside `jit`, against one
-`jit(diffeqsolve)` with the same method, tolerances and stop, and against `diffeqsolve` as it is
-called; and what an attempted step costs each. `gradient_flow` asks more of every step: whether the
-flow stands still, and how long a step stability allows.
+"In turn": sixteen flows, one after the other in one program (`jax.lax.map`), by `gradient_flow` and
+by `diffrax.diffeqsolve` with the same tolerances and stop, in the paper's sweep and in a larger
+one. `gradient_flow` asks more of every step: whether the flow stands still, and how long a step
+stability allows.
+
+"Called": one flow a call, as it is written and inside `jit`, against one `jit(diffeqsolve)` and
+against `diffeqsolve` as it is written. XLA:CPU hands a program of more than 1,000 operations to
+another thread, which may take as long as a small flow.
 """
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 import batched
 import diffrax
 import jax
+import jax.numpy as jnp
 import measure
-import numpy as np
-import peers
 from measure import Effort, Row, Variant
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.system import System
+
+_IN_TURN = 16
+_TSIT5, _DOPRI8 = diffrax.Tsit5(), diffrax.Dopri8()
+_METHODS: dict[str, Any] = {"Tsit5": _TSIT5, "Dopri8": _DOPRI8}
+_BASELINE = "diffrax, Tsit5"
 
 
 def rows_of(effort: Effort) -> list[Row]:
-    """A row for every way and architecture."""
-    paper = lt.Regression(peers.X[None], np.array([peers.Y]))
+    """A row for every problem and way."""
+    names = batched.ARCHITECTURES[: 1 if effort.quick else None]
     rows = []
-    for name in batched.ARCHITECTURES[: 1 if effort.quick else None]:
-        system = System.of(batched.network(name, 2, 2), paper)
-        theta = batched.starts(system, 1, 0.1)
-        task = batched.Problem(name, 2, paper, theta, batched.MOST_STEPS)
-        task.expected = peers.exact_limit(name, np.asarray(theta))
-        network: Any = system.network(theta[0])
+    for name in names:
+        rows += in_turn(effort, name, batched.paper_task(name, _IN_TURN, 0.1))
+    for name in names:
+        # Ten milliseconds a turn.
+        rows += in_turn(effort, f"{name}, d = 32", batched.uneven_task(name, _IN_TURN))
+    for name in names:
+        rows += called(effort, name, batched.paper_task(name, 1, 0.1))
+    return rows
 
-        def alone(solver, system=system, theta=theta):
-            solve = batched.plain_solve(system, batched.MOST_STEPS, solver)
-            program = jax.jit(lambda theta: tuple(leaf[None] for leaf in solve(theta)))
-            return lambda: program(theta[0])
 
-        def called(system=system, theta=theta):
-            solve = batched.plain_solve(system, batched.MOST_STEPS, diffrax.Tsit5())
-            return tuple(leaf[None] for leaf in solve(theta[0]))
+def in_turn(effort: Effort, name: str, task: batched.Problem) -> list[Row]:
+    """Flows one after the other, in one program."""
+    ways = {
+        f"diffrax, {method}": batched.plain_solve(
+            task.system, task.max_steps, solver, task.residual
+        )
+        for method, solver in _METHODS.items()
+    }
+    ways |= {f"gradient_flow, {method}": _flow(task, x) for method, x in _METHODS.items()}
+    ways["gradient_flow"] = _flow(task, None)
 
-        def flow(solver, network=network, problem=paper):
-            end = lt.gradient_flow(
-                network,
-                problem,
-                solver=solver,
-                stop=lt.StopAtResidual(batched.RESIDUAL),
-                finish=None,
-                rtol=batched.TOLERANCE,
-                atol=batched.TOLERANCE,
-            )
-            left = problem.residual(end.coefficients[-1])
-            return end.coefficients, abs(left), end.stats["num_steps"][None]
+    def variant(key: str, solve: Callable) -> Variant:
+        program = jax.jit(lambda thetas: jax.lax.map(solve, thetas))
+        return Variant(key, lambda: program(task.theta), task.check(key))
 
-        def flow_in_jit(solver, flow=flow, system=system, theta=theta):
-            program = jax.jit(lambda theta: flow(solver, system.network(theta)))
-            return lambda: program(theta[0])
+    variants = [variant(key, solve) for key, solve in ways.items()]
+    title = f"{name}, in turn"
+    return _against_diffrax(measure.compare("one lane", title, variants, effort.repeats, _BASELINE))
 
-        tsit5, dopri8 = diffrax.Tsit5(), diffrax.Dopri8()
-        calls = {
-            "diffrax, Tsit5": alone(tsit5),
-            "diffrax, Dopri8": alone(dopri8),
-            "diffrax, Tsit5, as called": called,
-            "ours": task.ours,
-            "gradient_flow, Tsit5": lambda flow=flow, solver=tsit5: flow(solver),
-            "gradient_flow": lambda flow=flow: flow(None),
-            "gradient_flow, Tsit5, in jit": flow_in_jit(tsit5),
-            "gradient_flow, in jit": flow_in_jit(None),
-        }
-        variants = [
-            # Half a second each, as called: it compiles anew every time.
-            Variant(key, call, task.check(key), rounds=5 if call is called else 1000)
-            for key, call in calls.items()
-        ]
-        # Milliseconds each: many timings cost nothing.
-        more = measure.compare("one lane", name, variants, 10 * effort.repeats, "diffrax, Tsit5")
-        steps = {row["variant"]: int(row["steps"].split(" / ")[1]) for row in more}
-        for row in more:
-            row["steps"] = steps[row["variant"]]
-            ratio = row["steps"] / steps["diffrax, Tsit5"]
-            row["faster_per_step"] = row["faster_by_wall"] * ratio
-        rows += more
+
+def called(effort: Effort, name: str, task: batched.Problem) -> list[Row]:
+    """One flow a call."""
+    (theta,) = task.theta
+
+    def as_called(solve: Callable) -> Callable:
+        return lambda: tuple(leaf[None] for leaf in solve(theta))
+
+    def in_jit(solve: Callable) -> Callable:
+        program = jax.jit(lambda theta: tuple(leaf[None] for leaf in solve(theta)))
+        return lambda: program(theta)
+
+    diffrax_s = {
+        method: batched.plain_solve(task.system, task.max_steps, solver)
+        for method, solver in _METHODS.items()
+    }
+    slow = as_called(diffrax_s["Tsit5"])
+    calls = {f"diffrax, {method}": in_jit(solve) for method, solve in diffrax_s.items()}
+    calls |= {f"gradient_flow, {method}": in_jit(_flow(task, x)) for method, x in _METHODS.items()}
+    calls |= {
+        "gradient_flow": in_jit(_flow(task, None)),
+        "diffrax, Tsit5, not in jit": slow,
+        "gradient_flow, Tsit5, not in jit": as_called(_flow(task, _TSIT5)),
+        "gradient_flow, not in jit": as_called(_flow(task, None)),
+        "batched_flow": task.ours,
+    }
+    variants = [
+        # Half a second each, as called: it compiles anew every time.
+        Variant(key, call, task.check(key), rounds=5 if call is slow else 1000)
+        for key, call in calls.items()
+    ]
+    # Milliseconds each: many timings cost nothing.
+    rows = measure.compare("one lane", f"{name}, called", variants, 10 * effort.repeats, _BASELINE)
+    return _against_diffrax(rows)
+
+
+def _flow(task: batched.Problem, solver: Any) -> Callable:
+    def solve(theta):
+        network: Any = task.system.network(theta)
+        end = lt.gradient_flow(
+            network,
+            task.problem,
+            solver=solver,
+            stop=lt.StopAtResidual(task.residual),
+            finish=None,
+            rtol=batched.TOLERANCE,
+            atol=batched.TOLERANCE,
+        )
+        beta = end.coefficients[-1]
+        left = jnp.linalg.norm(task.problem.residual(beta))
+        return beta, left, end.stats["num_steps"]
+
+    return solve
+
+
+def _against_diffrax(rows: list[Row]) -> list[Row]:
+    """With the ratio to diffrax by the same method."""
+    wall = {row["variant"]: row["faster_by_wall"] for row in rows}
+    for row in rows:
+        # The default is Dopri8, of `gradient_flow` and for so small a network of `batched_flow`.
+        same = "diffrax, Tsit5" if "Tsit5" in row["variant"] else "diffrax, Dopri8"
+        row["faster_same_method"] = wall[row["variant"]] / wall[same]
     return rows
 
 

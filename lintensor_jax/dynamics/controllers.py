@@ -8,10 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .clocks import FlowArgs
+from .stopping import FlowStatus, code_of
 
 
 class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
-    """An error control that ends the flow with the step where `met`, and may clip every step.
+    """An error control that ends the flow, and may clip every step.
+
+    The flow ends with the step at whose end `rule` names a status, or says that it is to end for
+    another reason. The state of the control is the error control's and the code of that status.
 
     A `diffrax.Event` would see the same states, but only after rejected ones have been sorted out:
     it would evaluate another gradient in every step. Here it is the velocity that the method itself
@@ -24,7 +28,8 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
     """
 
     pid: diffrax.PIDController
-    met: Callable[[Any, Any, FlowArgs], Bool[Array, ""]]  # of the time and the state
+    # Of the time and the state: the status, and whether to end.
+    rule: Callable[[Any, Any, FlowArgs], tuple[FlowStatus, Bool[Array, ""]]]
     clips: bool
 
     @property
@@ -51,21 +56,22 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
         t_next, state = self.pid.init(terms, t0, t1, y0, dt0, args, func, error_order)
         if self.clips:
             t_next = jnp.minimum(t_next, t0 + longest_step(y0, args))
-        return t_next, state
+        return t_next, (state, code_of(FlowStatus.max_steps))
 
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
     ):
         """The error control's decision, with the next step clipped, and the end."""
         keep, next_t0, next_t1, made_jump, state, result = self.pid.adapt_step_size(
-            t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
+            t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state[0]
         )
         if self.clips:
             # At the candidate although it may be rejected: a rejected step shrinks anyway.
             next_t1 = jnp.minimum(next_t1, next_t0 + longest_step(y1_candidate, args))
-        ends = keep & self.met(t1, y1_candidate, args)
-        result = diffrax.RESULTS.where(ends, diffrax.RESULTS.event_occurred, result)
-        return keep, next_t0, next_t1, made_jump, state, result
+        status, ends = self.rule(t1, y1_candidate, args)
+        result = diffrax.RESULTS.where(keep & ends, diffrax.RESULTS.event_occurred, result)
+        code = jnp.where(keep, code_of(status), controller_state[1])
+        return keep, next_t0, next_t1, made_jump, (state, code), result
 
 
 def longest_step(theta: Float[Array, " p"], args: FlowArgs):

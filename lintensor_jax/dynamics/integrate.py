@@ -13,10 +13,10 @@ from ..problems import Classification
 from .clocks import ClockState, FlowArgs, PhysicalTime, state_of, vector_of
 from .controllers import FlowControl
 from .newton import StageNewton
-from .observations import fired_rules, first_rule, observe_state, record
+from .observations import first_rule, observe_state, record
 from .options import FlowOptions
 from .runge_kutta import written_out
-from .stopping import FlowStatus
+from .stopping import FlowStatus, status_of
 
 # An explicit method that has not met its stop rule within this many steps is taken to be limited
 # by stability, and an implicit one takes over. Flows that are not stiff need 90 to 140 steps on the
@@ -88,10 +88,11 @@ def solve_segment(
     def velocity(s, y, args):
         return vector_of(clock.velocity(s, state_of(y, clock), args), clock)
 
-    def ends(s, y, args):
+    def rule(s, y, args):
         seen = observe_state(s, state_of(y, clock), args, clock)
-        met = jnp.any(jnp.stack([met for _, met in fired_rules(seen, options)]))
-        return met | done | (_is_stiff(seen, clock) if may_switch else False)
+        found = first_rule(seen, options)
+        ends = (found != FlowStatus.max_steps) | done
+        return found, ends | (_is_stiff(seen, clock) if may_switch else False)
 
     # PI control: at the stability limit an I controller rejects every other step. Clipped steps
     # stay away from there: the quicker control of `batched_flow` takes a twentieth less of them.
@@ -120,8 +121,8 @@ def solve_segment(
         None,
         vector_of(start, clock),
         args,
-        saveat=diffrax.SaveAt(subs=subs),
-        stepsize_controller=FlowControl(pid, ends, clips),  # pyright: ignore[reportCallIssue]
+        saveat=diffrax.SaveAt(subs=subs, controller_state=True),
+        stepsize_controller=FlowControl(pid, rule, clips),  # pyright: ignore[reportCallIssue]
         adjoint=diffrax.ForwardMode(),
         max_steps=max_steps,
         throw=False,
@@ -148,12 +149,13 @@ def solve_segment(
     can_go_on = (solution.result == results.max_steps_reached) | (
         solution.result == results.event_occurred
     )
-    ended = first_rule(observe_state(s, state, args, clock), options)
+    assert solution.controller_state is not None
+    ended = status_of(solution.controller_state[1])
     over = done | (ended != FlowStatus.max_steps) | ~can_go_on
     gave_up = ~can_go_on & (solution.result != results.successful)
     undecided = ended == FlowStatus.max_steps
     ended = FlowStatus.where(undecided & gave_up, FlowStatus.solver_failed, ended)
-    finite = jnp.isfinite(state.theta).all()
+    finite = jnp.isfinite(jnp.max(jnp.abs(state.theta)))
     ended = FlowStatus.where(finite, ended, FlowStatus.non_finite)
     return Segment(
         s=s,
@@ -218,11 +220,12 @@ def _status_of_start(args, start, s0, options):
     seen = observe_state(s0, start, args, options.clock)
     velocity = options.clock.velocity(s0, start, args)
     status = first_rule(seen, options)
-    moving = jnp.any(velocity.theta != 0) | jnp.any(velocity.log_scale != 0)
+    speed = jnp.max(jnp.abs(velocity.theta))
+    moving = (speed != 0) | (velocity.log_scale != 0)
     status = FlowStatus.where(
         moving | (status != FlowStatus.max_steps), status, FlowStatus.stationary
     )
-    finite = jnp.isfinite(start.theta).all() & jnp.isfinite(velocity.theta).all()
+    finite = jnp.isfinite(jnp.max(jnp.abs(start.theta))) & jnp.isfinite(speed)
     return FlowStatus.where(finite, status, FlowStatus.non_finite)
 
 

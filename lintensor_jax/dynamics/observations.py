@@ -41,10 +41,9 @@ def observe_state(
     assert args.reducible is not None
     size = args.reducible.norm(residual)
     gradient_step = system.finish_step(state.theta, size, gradient)
-    beta = system.coefficients(state.theta)
-    log_loss = problem.log_loss(beta)
+    log_loss = problem.log_loss(system.coefficients(state.theta))
     # By Euler's theorem J Theta = L * predictions: the right-hand side bounds |J| |P r| from below.
-    predicted = args.reducible.norm(problem.predictions(beta))
+    predicted = args.reducible.norm(residual + problem.y)  # pyright: ignore
     still = gradient * jnp.linalg.norm(state.theta) <= _noise(system) * predicted * size
     still = still & _is_settled(s, state, args, clock)
     return Observation(
@@ -64,8 +63,8 @@ def _is_settled(s, state, args, clock):
     then leaves a saddle.
     """
     velocity = clock.velocity(s, state, args).theta
-    small = float(jnp.finfo(state.theta.dtype).eps) ** 0.5 * jnp.abs(state.theta)
-    return (s > 0) & jnp.all((velocity == 0) | (jnp.abs(velocity) * s <= small))
+    large = s / float(jnp.finfo(state.theta.dtype).eps) ** 0.5
+    return (s > 0) & jnp.all(jnp.abs(velocity) * large <= jnp.abs(state.theta))
 
 
 def log_or_minus_infinity(value: Array) -> Array:

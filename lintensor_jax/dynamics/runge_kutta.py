@@ -1,16 +1,16 @@
 """Explicit Runge-Kutta methods of diffrax with their stages written out."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffrax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Scalar
+from jaxtyping import Array, Scalar
 
-# From so many numbers on a product with the matrix of slopes is quicker than a sum of vectors.
-_LARGEST_SUM = 512
+# Up to so many numbers it pays to write down the slopes of a flow alone: see `_kept`.
+_SMALL = 128
 
 
 def has_shared_slopes(solver: Any) -> bool:
@@ -59,11 +59,14 @@ class WrittenOut(diffrax.AbstractAdaptiveSolver):
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step; the state of the solver is the slope at its start."""
         tableau, h = self.erk.tableau, t1 - t0
+        one = h / h  # but XLA does not know that: see `_kept`
         y, slopes = y0, [solver_state]
         for row, node in zip(tableau.a_lower, tableau.c, strict=True):
-            y = y0 + h * _combined(row, slopes)
+            if len(slopes) > 1 and y0.size <= _SMALL:
+                slopes[-1] = _kept(slopes[-1], one)
+            y = _moved(y0, h, one, row, slopes)
             slopes.append(terms.vf(t0 + float(node) * h, y, args))
-        error = h * _combined(tableau.b_error, slopes)
+        error = h * weighted_sum(tableau.b_error, slopes)
         dense_info = {"y0": y0, "y1": y, "k": h * jnp.stack(slopes)}
         return y, error, dense_info, slopes[-1], diffrax.RESULTS.successful
 
@@ -77,24 +80,44 @@ def _weighted(row, slopes):
     return [(a, slope) for a, slope in zip(row, slopes, strict=False) if a != 0]
 
 
-def _product(row: Any, slopes: Sequence[Float[Array, " q"]]) -> Float[Array, " q"]:
+def _product(row, slopes):
     weights, slopes = zip(*_weighted(row, slopes), strict=True)
     return jnp.asarray(weights, slopes[0].dtype) @ jnp.stack(slopes)
 
 
-def _combined(row, slopes):
-    if slopes[0].size > _LARGEST_SUM:
-        return _product(row, slopes)
+def _moved(y0, h, one, row, slopes):
+    """y0 + h * (the weighted sum)."""
 
-    # XLA:CPU computes a sum of vectors again for whoever reads an entry of it. For one flow that is
-    # cheaper than another loop. Under `jax.vmap` it may be dearer than all the rest.
-    @jax.custom_batching.custom_vmap
-    def combined(slopes):
-        return weighted_sum(row, slopes)
+    def alone(y0, h, one, slopes):
+        steps = [(h * float(a)) * slope for a, slope in _weighted(row, slopes)]
+        return functools.reduce(jnp.add, steps, y0) / one
 
-    @combined.def_vmap
-    def _(axis_size, batched, slopes):
-        axes = [0 if is_batched else None for is_batched in batched[0]]
-        return jax.vmap(functools.partial(_product, row), (axes,))(slopes), True
+    def together(y0, h, one, slopes):
+        return y0 + h * _product(row, slopes)
 
-    return combined(slopes)
+    return _by_batching(alone, together)(y0, h, one, slopes)
+
+
+def _kept(vector, one):
+    """`vector`, which XLA:CPU writes down instead of evaluating it for whoever reads an entry.
+
+    Sums and products of vectors it evaluates again, up to ten times a stage; but no division, so
+    one by a number that is 1.
+    """
+    return _by_batching(lambda vector, one: vector / one, lambda vector, one: vector)(vector, one)
+
+
+def _by_batching(alone: Callable, together: Callable) -> Callable:
+    """`alone`, and under `jax.vmap` `together`.
+
+    The divisions of many flows take longer than what they spare. There a product with the matrix of
+    slopes is what XLA:CPU writes down.
+    """
+    function = jax.custom_batching.custom_vmap(alone)
+
+    @function.def_vmap
+    def _(axis_size, is_batched, *operands):
+        axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, is_batched)
+        return jax.vmap(together, axes, axis_size=axis_size)(*operands), True
+
+    return function

@@ -68,7 +68,7 @@ class System(eqx.Module):
         """The residual r and -dL/dtheta of a squared loss."""
         beta, pull = self.pullback(theta)
         residual = self.problem.residual(beta)
-        return residual, -pull(self.problem.adjoint(residual))
+        return residual, pull(self.problem.adjoint(-residual))
 
     def velocity(self, theta: Float[Array, " p"]) -> Float[Array, " p"]:
         """dtheta/dt of a squared loss."""
