@@ -72,6 +72,8 @@ def test_derivatives_are_diffrax_s():
         ]
         assert float(jnp.max(jnp.abs(derivatives[0]))) > 0.1
         np.testing.assert_allclose(*derivatives, rtol=1e-10, atol=1e-12)
+        _, linear = jax.linearize(lambda rate, method=method: end(written_out(method), rate), 0.7)
+        np.testing.assert_allclose(linear(1.0), derivatives[0], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", [diffrax.Heun(), diffrax.Kvaerno5(), diffrax.Euler()])
