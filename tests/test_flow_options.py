@@ -449,3 +449,22 @@ def test_import_is_light():
     assert not unwanted & set(found["modules"])
     # The budget is 2 s on a free machine; a loaded one gets three times that.
     assert found["seconds"] < 6
+
+
+class Listed(eqx.Module):
+    """A network with a static field that has no hash."""
+
+    u: Array
+    names: list = eqx.field(static=True)
+
+    def linear_coefficients(self):
+        """u^2."""
+        return self.u**2
+
+
+def test_a_static_field_need_not_have_a_hash():
+    problem = lt.Regression([[1.0, 2.0]], [1.0])
+    network: Any = Listed(jnp.asarray([0.3, 0.4]), ["left", "right"])
+    end = lt.gradient_flow(network, problem)
+    assert end.network.names == ["left", "right"]
+    np.testing.assert_allclose(end.coefficients[-1] @ problem.X[0], 1.0, rtol=1e-12)

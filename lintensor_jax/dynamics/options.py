@@ -202,14 +202,23 @@ def check_pair(network: eqx.Module, problem: AbstractProblem) -> None:
             "network: must be an equinox.Module with a method linear_coefficients(), got "
             f"{type(network).__name__}; see lintensor_jax.AbstractNetwork."
         )
-    # By `jax.jit`, which remembers: a second flow of this kind begins in half the time.
-    shape = _coefficients.eval_shape(*eqx.partition(network, _is_any_array)).shape
+    shape = _coefficient_shape(network)
     if shape != problem.coefficient_shape:
         raise ValueError(
             f"network: its linear coefficients have shape {shape}, but {type(problem).__name__} "
             f"needs shape {problem.coefficient_shape}; make the network's input (and output) "
             "dimensions those of the data (y of shape (n, m) asks for m outputs)."
         )
+
+
+def _coefficient_shape(network):
+    arrays, rest = eqx.partition(network, _is_any_array)
+    try:
+        hash(rest)
+    except TypeError:  # a list among the static fields, say
+        return eqx.filter_eval_shape(lambda n: n.linear_coefficients(), network).shape
+    # `jax.jit` remembers: a second flow of this kind begins in half the time.
+    return _coefficients.eval_shape(arrays, rest).shape
 
 
 @functools.partial(jax.jit, static_argnums=1)
