@@ -468,3 +468,18 @@ def test_a_static_field_need_not_have_a_hash():
     end = lt.gradient_flow(network, problem)
     assert end.network.names == ["left", "right"]
     np.testing.assert_allclose(end.coefficients[-1] @ problem.X[0], 1.0, rtol=1e-12)
+
+
+def test_a_start_that_is_not_finite_takes_no_steps_beside_others():
+    network = lt.DiagonalNetwork.zeros(2, 2)
+    problem = lt.Regression([[1.0, 2.0]], [1.0])
+
+    def steps(alpha):
+        start = jax.tree.map(lambda leaf: leaf + alpha, network)
+        end = lt.gradient_flow(start, problem, solver=diffrax.Tsit5(), finish=None)
+        return end.stats["num_steps"], end.status == lt.FlowStatus.non_finite
+
+    taken, failed = jax.jit(jax.vmap(steps))(jnp.asarray([0.5, jnp.nan]))
+    np.testing.assert_array_equal(failed, [False, True])
+    assert 10 < int(taken[0]) < 100
+    assert int(taken[1]) == 0

@@ -31,6 +31,7 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
     # Of the time and the state: the status, and whether to end.
     rule: Callable[[Any, Any, FlowArgs], tuple[FlowStatus, Bool[Array, ""]]]
     clips: bool
+    done: Bool[Array, ""]  # the flow is over before its first step, which may never be accepted
 
     @property
     def rtol(self):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -69,7 +70,8 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
             # At the candidate although it may be rejected: a rejected step shrinks anyway.
             next_t1 = jnp.minimum(next_t1, next_t0 + longest_step(y1_candidate, args))
         status, ends = self.rule(t1, y1_candidate, args)
-        result = diffrax.RESULTS.where(keep & ends, diffrax.RESULTS.event_occurred, result)
+        ends = (keep & ends) | self.done
+        result = diffrax.RESULTS.where(ends, diffrax.RESULTS.event_occurred, result)
         code = jnp.where(keep, code_of(status), controller_state[1])
         return keep, next_t0, next_t1, made_jump, (state, code), result
 

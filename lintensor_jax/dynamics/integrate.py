@@ -91,8 +91,9 @@ def solve_segment(
     def rule(s, y, args):
         seen = observe_state(s, state_of(y, clock), args, clock)
         found = first_rule(seen, options)
-        ends = (found != FlowStatus.max_steps) | done
-        return found, ends | (_is_stiff(seen, clock) if may_switch else False)
+        return found, (found != FlowStatus.max_steps) | (
+            _is_stiff(seen, clock) if may_switch else False
+        )
 
     # PI control: at the stability limit an I controller rejects every other step. Clipped steps
     # stay away from there: the quicker control of `batched_flow` takes a twentieth less of them.
@@ -122,7 +123,7 @@ def solve_segment(
         vector_of(start, clock),
         args,
         saveat=diffrax.SaveAt(subs=subs, controller_state=True),
-        stepsize_controller=FlowControl(pid, rule, clips),  # pyright: ignore[reportCallIssue]
+        stepsize_controller=FlowControl(pid, rule, clips, done),  # pyright: ignore[reportCallIssue]
         adjoint=diffrax.ForwardMode(),
         max_steps=max_steps,
         throw=False,
