@@ -14,6 +14,7 @@ import pytest
 from jaxtyping import Array
 
 import lintensor_jax as lt
+from lintensor_jax.dynamics.controllers import FlowControl
 from lintensor_jax.initialization import gaussian
 
 D, N = 3, 2
@@ -470,16 +471,24 @@ def test_a_static_field_need_not_have_a_hash():
     np.testing.assert_allclose(end.coefficients[-1] @ problem.X[0], 1.0, rtol=1e-12)
 
 
-def test_a_start_that_is_not_finite_takes_no_steps_beside_others():
-    network = lt.DiagonalNetwork.zeros(2, 2)
-    problem = lt.Regression([[1.0, 2.0]], [1.0])
+@pytest.mark.parametrize(("done", "attempts"), [(True, 1), (False, 50)])
+def test_a_flow_that_is_over_ends_with_a_step_that_is_not_accepted(done, attempts):
+    """Else a start that is not finite would hold up a batch for the whole budget of steps."""
 
-    def steps(alpha):
-        start = jax.tree.map(lambda leaf: leaf + alpha, network)
-        end = lt.gradient_flow(start, problem, solver=diffrax.Tsit5(), finish=None)
-        return end.stats["num_steps"], end.status == lt.FlowStatus.non_finite
+    def rule(s, y, args):
+        return lt.FlowStatus.max_steps, jnp.asarray(False)
 
-    taken, failed = jax.jit(jax.vmap(steps))(jnp.asarray([0.5, jnp.nan]))
-    np.testing.assert_array_equal(failed, [False, True])
-    assert 10 < int(taken[0]) < 100
-    assert int(taken[1]) == 0
+    pid = diffrax.PIDController(rtol=1e-8, atol=1e-8)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda s, y, args: jnp.nan * y),
+        diffrax.Tsit5(),
+        0.0,
+        1.0,
+        0.1,
+        jnp.ones(2),
+        stepsize_controller=FlowControl(pid, rule, False, jnp.asarray(done)),  # pyright: ignore
+        max_steps=50,
+        throw=False,
+    )
+    assert solution.stats["num_steps"] == attempts
+    assert solution.stats["num_accepted_steps"] == 0

@@ -38,7 +38,7 @@ def solve(solver, start, rate: Any = 0.7) -> Any:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
-@pytest.mark.parametrize("size", [3, 700])  # sums of vectors, products with matrices
+@pytest.mark.parametrize("size", [3, 700])  # with the slopes written down, and without
 def test_the_steps_are_diffrax_s(method, size):
     start = jnp.asarray(np.random.default_rng(0).standard_normal(size))
     ours, theirs = solve(written_out(method), start), solve(method, start)

@@ -72,7 +72,7 @@ def log_or_minus_infinity(value: Array) -> Array:
     return jnp.where(value > 0, jnp.log(jnp.where(value > 0, value, 1.0)), -jnp.inf)
 
 
-def fired_rules(
+def _fired_rules(
     seen: Observation, options: FlowOptions
 ) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
     """The stop rules with whether each is met; with a finish, only where it would be accepted."""
@@ -88,7 +88,7 @@ def fired_rules(
 def first_rule(seen: Observation, options: FlowOptions) -> FlowStatus:
     """The status of the first rule that is met; `max_steps` where none is."""
     status = FlowStatus.max_steps
-    for rule, met in reversed(fired_rules(seen, options)):
+    for rule, met in reversed(_fired_rules(seen, options)):
         status = FlowStatus.where(met, rule, status)
     return status
 
