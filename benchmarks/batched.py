@@ -26,10 +26,10 @@ import peers
 from measure import Effort, Row, Variant, WrongAnswer
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.batched import batched_flow
-from lintensor_jax.dynamics.chunks import BatchedFlow
-from lintensor_jax.dynamics.compilation import XLA, Native
-from lintensor_jax.dynamics.finish import run_finish
+from lintensor_jax.dynamics.batch.batched_flow import batched_flow
+from lintensor_jax.dynamics.batch.program_chunk import BatchedFlow
+from lintensor_jax.dynamics.batch.programs import XLA, Native
+from lintensor_jax.dynamics.gauss_newton import run_finish
 from lintensor_jax.dynamics.system import Reducible, System
 
 # Diffrax's steps have no limit of stability but the tolerance: with d = 32 its lanes hover, all of

@@ -13,10 +13,10 @@ import measure
 import numpy as np
 
 import lintensor_jax as lt
-from lintensor_jax import contractions
-from lintensor_jax.dynamics.coordinates import coordinates_of
-from lintensor_jax.dynamics.mirror import DualSystem
+from lintensor_jax.dynamics.reduced.mirror_coordinates import coordinates_of
+from lintensor_jax.dynamics.reduced.mirror_flow import DualSystem
 from lintensor_jax.dynamics.system import System
+from lintensor_jax.networks import contractions
 
 # Numbers in a batch: as many as the second cache holds. And operations in one timing, roughly.
 _NUMBERS, _OPERATIONS, _LANES = 2**16, 2e7, 64

@@ -1,7 +1,8 @@
 """Circular convolution and its leave-one-out forms: index table against FFT, by length.
 
-The result decides `lintensor_jax.contractions.DIRECT_CONVOLUTION_MAX_LENGTH`. Both variants are
-checked against each other, then timed in turn in one process; the ratio of medians is printed.
+The result decides `lintensor_jax.networks.contractions.DIRECT_CONVOLUTION_MAX_LENGTH`. Both
+variants are checked against each other, then timed in turn in one process; the ratio of medians is
+printed.
 
     python benchmarks/contractions.py [--rounds 9]
 """
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lintensor_jax import contractions
+from lintensor_jax.networks import contractions
 
 # Enough work per timing that a dispatch (10 us) does not show.
 INNER = 50

@@ -26,11 +26,11 @@ import numpy as np
 from measure import Effort, Row, Variant, WrongAnswer
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.batched import batched_flow
-from lintensor_jax.dynamics.chunks import BatchedFlow
+from lintensor_jax.dynamics.batch.batched_flow import batched_flow
+from lintensor_jax.dynamics.batch.program_chunk import BatchedFlow
+from lintensor_jax.dynamics.batch.programs import XLA, Native
+from lintensor_jax.dynamics.batch.stepper import state_of, vector_of
 from lintensor_jax.dynamics.clocks import FlowArgs, LogArcLength, log_time_unit
-from lintensor_jax.dynamics.compilation import XLA, Native
-from lintensor_jax.dynamics.queue import state_of, vector_of
 from lintensor_jax.dynamics.system import System
 
 RTOL = 1e-8

@@ -29,7 +29,7 @@ import plots
 from measure import Effort, Row
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.batched import batched_flow
+from lintensor_jax.dynamics.batch.batched_flow import batched_flow
 from lintensor_jax.dynamics.system import System
 from lintensor_jax.figures import style
 

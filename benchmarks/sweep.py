@@ -40,8 +40,8 @@ import jax.numpy as jnp  # noqa: E402
 import lintensor_jax as lt  # noqa: E402
 from lintensor_jax.initialization import matching  # noqa: E402
 from lintensor_jax.sweeps import STATUSES, Axis, Grid, Limit, Options, Plan, Zip  # noqa: E402
-from lintensor_jax.sweeps.schedule import Run  # noqa: E402
-from lintensor_jax.sweeps.state import status  # noqa: E402
+from lintensor_jax.sweeps.execution.schedule import Run  # noqa: E402
+from lintensor_jax.sweeps.store.status import status  # noqa: E402
 
 D, N = 8, 3
 RNG = np.random.default_rng(0)

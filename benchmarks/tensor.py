@@ -20,7 +20,7 @@ import measure
 import numpy as np
 from measure import Effort, Row, Variant, WrongAnswer
 
-from lintensor_jax import contractions
+from lintensor_jax.networks import contractions
 
 SAMPLES = 4
 # Depth: length of every axis. About 30,000 numbers in each tensor.

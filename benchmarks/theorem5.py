@@ -23,7 +23,7 @@ jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp  # noqa: E402
 
 import lintensor_jax as lt  # noqa: E402
-from lintensor_jax.theory.interpolation import diagonal_limit, limit_point  # noqa: E402
+from lintensor_jax.theory.regression.yun_theorem_5 import diagonal_limit, limit_point  # noqa: E402
 
 SCALES = tuple(10.0**k for k in range(-8, 9))
 MOST_ITERATIONS = 60

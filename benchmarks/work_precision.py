@@ -27,7 +27,7 @@ from measure import Effort, Row, Variant, WrongAnswer
 from scipy.integrate import solve_ivp
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.batched import batched_flow
+from lintensor_jax.dynamics.batch.batched_flow import batched_flow
 from lintensor_jax.dynamics.system import System
 from lintensor_jax.figures import style
 

@@ -8,7 +8,6 @@ from . import initialization as initialization
 from . import sweeps as sweeps
 from . import theory as theory
 from ._version import __version__ as __version__
-from .conserved import conserved_quantities as conserved_quantities
 from .dynamics import DescentSolution as DescentSolution
 from .dynamics import FlowError as FlowError
 from .dynamics import FlowSolution as FlowSolution
@@ -47,6 +46,7 @@ from .networks import decompose_tensor as decompose_tensor
 from .networks import dense_tensor as dense_tensor
 from .networks import mirror_map as _mirror_map
 from .networks import sensing_decomposition as sensing_decomposition
+from .networks.conserved import conserved_quantities as conserved_quantities
 from .problems import Classification as Classification
 from .problems import MatrixSensing as MatrixSensing
 from .problems import Regression as Regression

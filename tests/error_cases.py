@@ -13,7 +13,7 @@ import numpy as np
 
 import lintensor_jax as lt
 from lintensor_jax import problems
-from lintensor_jax.dynamics.continuation import continue_direction
+from lintensor_jax.limits.dual_flow import continue_direction
 from lintensor_jax.networks import AssumptionFails
 from lintensor_jax.sweeps import Axis, Grid, Limit, Measured, Options, Plan, Trajectory
 from lintensor_jax.sweeps.grid import Cell

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics import batched
-from lintensor_jax.dynamics import lanewise as module
-from lintensor_jax.dynamics.batched import batched_flow
-from lintensor_jax.dynamics.compilation import XLA, Native
-from lintensor_jax.dynamics.lanewise import lanewise
-from lintensor_jax.dynamics.spectral import Spectral
+from lintensor_jax.dynamics.batch import batched_flow as batched
+from lintensor_jax.dynamics.batch.batched_flow import batched_flow
+from lintensor_jax.dynamics.batch.fourier_basis import Spectral
+from lintensor_jax.dynamics.batch.programs import XLA, Native
+from lintensor_jax.dynamics.batch.vectorization import one_lane_to_many as module
+from lintensor_jax.dynamics.batch.vectorization.one_lane_to_many import lanewise
 from lintensor_jax.dynamics.stopping import status_name
 from lintensor_jax.dynamics.system import System
 from lintensor_jax.initialization import gaussian
@@ -308,8 +308,8 @@ import jax, numpy as np
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 3)
 import lintensor_jax as lt
-from lintensor_jax.dynamics.batched import batched_flow
-from lintensor_jax.dynamics.compilation import XLA, Native
+from lintensor_jax.dynamics.batch.batched_flow import batched_flow
+from lintensor_jax.dynamics.batch.programs import XLA, Native
 from lintensor_jax.initialization import gaussian
 keys = jax.random.split(jax.random.key(1), 100)
 assert len(jax.local_devices()) == 3

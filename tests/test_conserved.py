@@ -10,9 +10,9 @@ from jaxtyping import Array
 from scipy.integrate import solve_ivp
 
 import lintensor_jax as lt
-from lintensor_jax.conserved import conserved_quantities
 from lintensor_jax.initialization import gaussian
 from lintensor_jax.networks import split
+from lintensor_jax.networks.conserved import conserved_quantities
 
 D = 4
 

@@ -14,8 +14,8 @@ from scipy.optimize import linprog
 from scipy.special import softmax
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics import continue_direction
 from lintensor_jax.initialization import gaussian, zero_last_layer
+from lintensor_jax.limits.dual_flow import continue_direction
 
 D, N = 10, 20
 clarabel: Any = _clarabel  # its module states no types

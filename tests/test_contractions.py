@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lintensor_jax import contractions
+from lintensor_jax.networks import contractions
 
 few = settings(max_examples=3, deadline=None, derandomize=True)
 depths = st.integers(2, 4)

@@ -14,7 +14,7 @@ import pytest
 from jaxtyping import Array
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.controllers import FlowControl
+from lintensor_jax.dynamics.step_control import FlowControl
 from lintensor_jax.initialization import gaussian
 
 D, N = 3, 2

@@ -19,7 +19,7 @@ from reference_flows import (
 from scipy.integrate import solve_ivp
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.finish import run_finish
+from lintensor_jax.dynamics.gauss_newton import run_finish
 from lintensor_jax.dynamics.system import Reducible, System
 from lintensor_jax.initialization import gaussian
 from lintensor_jax.networks import split

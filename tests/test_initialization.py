@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from jaxtyping import Array
 
 import lintensor_jax as lt
-from lintensor_jax.conserved import conserved_quantities
 from lintensor_jax.initialization import balanced, gaussian, identity, matching, zero_last_layer
+from lintensor_jax.networks.conserved import conserved_quantities
 
 few = settings(max_examples=3, deadline=None, derandomize=True)
 # Products of at most L = 4 numbers, each of a few ulp.

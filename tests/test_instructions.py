@@ -8,10 +8,10 @@ import mpmath
 import numpy as np
 import pytest
 
-from lintensor_jax.dynamics import entrywise
-from lintensor_jax.dynamics.native import elementary, emitter, table
-from lintensor_jax.dynamics.native.instructions import Unsupported
-from lintensor_jax.dynamics.native.kernel import Kernel, emit, vector_width
+from lintensor_jax.dynamics.batch.native import elementary, emitter, table
+from lintensor_jax.dynamics.batch.native.instructions import Unsupported
+from lintensor_jax.dynamics.batch.native.kernel import Kernel, emit, vector_width
+from lintensor_jax.dynamics.batch.vectorization import entry_by_entry as entrywise
 
 RNG = np.random.default_rng(0)
 SPECIAL = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan]

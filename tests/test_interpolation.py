@@ -13,7 +13,7 @@ import scipy.linalg
 import scipy.optimize
 
 import lintensor_jax as lt
-from lintensor_jax.theory import interpolation as theory
+from lintensor_jax.theory.regression import yun_theorem_5 as theory
 
 SLOW = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from lintensor_jax import initialization, theory
 from lintensor_jax.experiments.eftekhari2020 import BoundTask
 from lintensor_jax.experiments.eftekhari2020_setups import landscape_cases, random_starts
 from lintensor_jax.networks import AssumptionFails
-from lintensor_jax.theory.lanczos import extreme_eigenvalues
+from lintensor_jax.theory.landscape.lanczos import extreme_eigenvalues
 
 CASES = list(landscape_cases(np.random.default_rng(5)))
 

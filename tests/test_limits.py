@@ -11,8 +11,8 @@ import pytest
 from jaxtyping import Array
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.kkt_point import kkt_point
 from lintensor_jax.initialization import gaussian
+from lintensor_jax.limits.kkt_point import kkt_point
 from lintensor_jax.networks import split
 
 D, N = 10, 20

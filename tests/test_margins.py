@@ -15,13 +15,13 @@ import scipy.sparse as sp
 
 from lintensor_jax import Classification, Regression
 from lintensor_jax.messages import shown
-from lintensor_jax.theory.margins import (
+from lintensor_jax.theory.least_norm.max_margin import (
     MarginPrecisionError,
     NonSeparableError,
     is_separable,
     max_margin,
 )
-from lintensor_jax.theory.norms import (
+from lintensor_jax.theory.least_norm.norms import (
     FourierL1Norm,
     FourierLpNorm,
     L1Norm,

@@ -14,8 +14,8 @@ import scipy.optimize
 import scipy.sparse as sp
 
 from lintensor_jax import Classification, Regression
-from lintensor_jax.theory.min_norm import InconsistentEquationsError, min_norm
-from lintensor_jax.theory.norms import (
+from lintensor_jax.theory.least_norm.min_norm import InconsistentEquationsError, min_norm
+from lintensor_jax.theory.least_norm.norms import (
     FourierL1Norm,
     FourierLpNorm,
     L1Norm,

@@ -7,7 +7,12 @@ import pytest
 import scipy.integrate
 
 import lintensor_jax as lt
-from lintensor_jax.theory import interpolation, mirror_limits
+from lintensor_jax.theory.regression import (
+    other_mirror_maps as mirror_limits,
+)
+from lintensor_jax.theory.regression import (
+    yun_theorem_5 as interpolation,
+)
 
 
 def _end_of_flow(start, gradient, residual, time=20.0):

@@ -8,7 +8,10 @@ import numpy as np
 import scipy.optimize
 
 import lintensor_jax as lt
-from lintensor_jax.theory.multipliers import approximate_multipliers, nonnegative_least_squares
+from lintensor_jax.theory.least_norm.multipliers import (
+    approximate_multipliers,
+    nonnegative_least_squares,
+)
 
 jax.config.update("jax_enable_x64", True)
 

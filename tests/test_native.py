@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics import chunks, compilation
-from lintensor_jax.dynamics.batched import batched_flow
-from lintensor_jax.dynamics.compilation import XLA, Native
-from lintensor_jax.dynamics.native import emitter
-from lintensor_jax.dynamics.native import kernel as native_kernel
-from lintensor_jax.dynamics.native.kernel import Kernel, emit
+from lintensor_jax.dynamics.batch import program_chunk as chunks
+from lintensor_jax.dynamics.batch import programs as compilation
+from lintensor_jax.dynamics.batch.batched_flow import batched_flow
+from lintensor_jax.dynamics.batch.native import emitter
+from lintensor_jax.dynamics.batch.native import kernel as native_kernel
+from lintensor_jax.dynamics.batch.native.kernel import Kernel, emit
+from lintensor_jax.dynamics.batch.programs import XLA, Native
 from lintensor_jax.initialization import gaussian
 
 RNG = np.random.default_rng(0)

@@ -10,9 +10,8 @@ import pytest
 from jaxtyping import Array
 
 import lintensor_jax as lt
-from lintensor_jax import contractions
 from lintensor_jax.initialization import gaussian
-from lintensor_jax.networks import coefficients_and_pullback, scaled, split
+from lintensor_jax.networks import coefficients_and_pullback, contractions, scaled, split
 
 DIMENSION = 3
 # Sums of at most a few hundred products of numbers of order one.

@@ -22,20 +22,13 @@ from lintensor_jax import cli
 from lintensor_jax.cli import sweep as sweep_commands
 from lintensor_jax.cli.sweep import progress_in_words
 from lintensor_jax.config import ConfigError
-from lintensor_jax.sweeps import (
-    DistanceToPrediction,
-    Grid,
-    Limit,
-    Progress,
-    configuration,
-    drawing,
-    figures,
-    report,
-    write_report,
-)
+from lintensor_jax.sweeps import DistanceToPrediction, Grid, Limit, Progress, figures, write_report
+from lintensor_jax.sweeps.from_toml import configuration
+from lintensor_jax.sweeps.from_toml.recipes import ARCHITECTURES, INITIALIZATIONS
 from lintensor_jax.sweeps.grid import Cell
-from lintensor_jax.sweeps.recipes import ARCHITECTURES, INITIALIZATIONS
-from lintensor_jax.sweeps.state import status
+from lintensor_jax.sweeps.report import figures as drawing
+from lintensor_jax.sweeps.report import page as report
+from lintensor_jax.sweeps.store.status import status
 
 CONFIGS = sorted(Path(__file__).parents[1].glob("configs/sweep-*.toml"))
 # The sweep of `sweep_cases`, with its shapes and its width.

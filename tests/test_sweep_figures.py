@@ -8,8 +8,9 @@ import xarray as xr
 
 from lintensor_jax.figures import style
 from lintensor_jax.figures.sweeps import Band, BandPanel, band_figure
-from lintensor_jax.sweeps import SweepError, drawing, figures
-from lintensor_jax.sweeps.settings import settings
+from lintensor_jax.sweeps import SweepError, figures
+from lintensor_jax.sweeps.report import figures as drawing
+from lintensor_jax.sweeps.report.settings_in_words import settings
 
 ALPHAS, NAMES = np.geomspace(0.01, 1, 7), ("diagonal", "fully-connected")
 RNG = np.random.default_rng(0)

@@ -24,8 +24,8 @@ from lintensor_jax.sweeps import (
     Options,
     Plan,
     Zip,
-    identity,
 )
+from lintensor_jax.sweeps.store import description as identity
 
 RNG = np.random.default_rng(3)
 
@@ -253,7 +253,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("message", REFUSED)
 def test_mistakes_are_refused_before_any_flow(message, monkeypatch):
-    monkeypatch.setattr("lintensor_jax.sweeps.work.batched_flow", None)
+    monkeypatch.setattr("lintensor_jax.sweeps.execution.worker.batched_flow", None)
     with pytest.raises((ValueError, AttributeError), match=re.escape(message)):
         REFUSED[message]()
 

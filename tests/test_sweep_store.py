@@ -14,17 +14,11 @@ import xarray as xr
 from sweep_cases import ALPHAS, DIRECTIONS, GRID, LANES, PROBLEM, X, axes, contents, start
 
 import lintensor_jax as lt
-from lintensor_jax.sweeps import (
-    Grid,
-    Limit,
-    LogLoss,
-    SweepError,
-    Trajectory,
-    durable,
-    lock,
-    schedule,
-)
-from lintensor_jax.sweeps import store as store_module
+from lintensor_jax.sweeps import Grid, Limit, LogLoss, SweepError, Trajectory
+from lintensor_jax.sweeps.execution import schedule
+from lintensor_jax.sweeps.store import atomic_files as durable
+from lintensor_jax.sweeps.store import store as store_module
+from lintensor_jax.sweeps.store import writer_lock as lock
 
 OPTIONS: dict[str, Any] = {**LANES, "max_steps": 4096}
 

@@ -15,7 +15,7 @@ from scipy.integrate import solve_ivp
 import lintensor_jax as lt
 from lintensor_jax.initialization import gaussian, matching
 from lintensor_jax.networks import split
-from lintensor_jax.theory.regression import limit_point_two_layer
+from lintensor_jax.theory.regression.yun_theorem_6 import limit_point_two_layer
 
 D = 3
 X = np.array([[1.0, 2.0, -0.7]])

@@ -39,11 +39,11 @@ def add_commands(commands: Any) -> None:
 def predict_command(arguments: Any) -> int:
     """`lintensor-jax predict CONFIG`."""
     from ..config import load
-    from ..sweeps import configuration
+    from ..sweeps.from_toml import configuration
 
     load(arguments.config, configuration.Sweep)  # a refusal comes before JAX is started
     configure_jax()
-    from ..sweeps.predictions import combinations
+    from ..sweeps.from_toml.predictions import combinations
 
     with told(arguments.config):
         _, grid, _ = configuration.read(arguments.config)

@@ -115,7 +115,7 @@ def _devices(parser):
 def sweep_command(arguments: Any) -> int:
     """`lintensor-jax sweep CONFIG`."""
     from ..config import load
-    from ..sweeps import configuration
+    from ..sweeps.from_toml import configuration
 
     load(arguments.config, configuration.Sweep)  # a refusal comes before JAX is started
     devices = _set_devices(arguments.devices)
@@ -139,7 +139,7 @@ def sweep_command(arguments: Any) -> int:
 
 def resume_command(arguments: Any) -> int:
     """`lintensor-jax resume DIR`."""
-    from ..sweeps.store import Store
+    from ..sweeps.store.store import Store
 
     with told(arguments.folder):
         Store(arguments.folder)  # a refusal comes before JAX is started
@@ -160,7 +160,7 @@ def status_command(arguments: Any) -> int:
 
 def plot_command(arguments: Any) -> int:
     """`lintensor-jax plot DIR`."""
-    from ..sweeps.drawing import write_figures
+    from ..sweeps.report.figures import write_figures
 
     with told(arguments.folder):
         written = write_figures(arguments.folder, arguments.out)
@@ -170,7 +170,7 @@ def plot_command(arguments: Any) -> int:
 def report_command(arguments: Any) -> int:
     """`lintensor-jax report DIR`."""
     configure_jax()
-    from ..sweeps.report import write_report
+    from ..sweeps.report.page import write_report
 
     with told(arguments.folder):
         written = write_report(arguments.folder, arguments.out)
@@ -198,7 +198,7 @@ def _set_devices(wanted: int | None) -> int:
 def told(where: Path) -> Iterator[None]:
     """The library's refusals, which name the argument, the rule and the fix, as one line."""
     from ..config import ConfigError
-    from ..sweeps.errors import SweepError
+    from ..sweeps.store.errors import SweepError
 
     try:
         yield
@@ -279,7 +279,7 @@ def progress_in_words(progress: Any) -> str:
 
 
 def _print_plan(plan: dict[str, Any], path: Path, as_json: bool) -> int:
-    from ..sweeps.state import in_bytes
+    from ..sweeps.store.status import in_bytes
 
     existing = path
     while not existing.exists():
@@ -318,7 +318,7 @@ def _print_plan(plan: dict[str, Any], path: Path, as_json: bool) -> int:
 
 
 def _print_status(path: Path, as_json: bool, wrote: bool = False) -> int:
-    from ..sweeps.state import status
+    from ..sweeps.store.status import status
 
     state = status(path)
     if as_json:

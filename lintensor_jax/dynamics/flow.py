@@ -10,7 +10,7 @@ from jaxtyping import ArrayLike, Float, Scalar
 
 from ..problems import AbstractProblem
 from .clocks import AbstractClock
-from .finish import GaussNewton
+from .gauss_newton import GaussNewton
 from .options import check_pair, fill_options, same_dtype
 from .solution import FlowSolution, run
 from .stopping import AbstractStop

@@ -11,11 +11,11 @@ from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from ..problems import Classification
 from .clocks import ClockState, FlowArgs, PhysicalTime, state_of, vector_of
-from .controllers import FlowControl
-from .newton import StageNewton
 from .observations import first_rule, observe_state, record
 from .options import FlowOptions
 from .runge_kutta import written_out
+from .stage_newton import StageNewton
+from .step_control import FlowControl
 from .stopping import FlowStatus, status_of
 
 # An explicit method that has not met its stop rule within this many steps is taken to be limited

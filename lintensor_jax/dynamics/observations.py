@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Scalar
+from jaxtyping import Array, Bool, Float, Scalar
 
-from ..conserved import conserved_quantities
 from ..networks import scaled, split
+from ..networks.conserved import conserved_quantities
 from ..problems import Classification
 from .clocks import AbstractClock, ClockState, FlowArgs
 from .options import FlowOptions
@@ -134,3 +134,17 @@ def _log_norm(network):
     largest = jnp.max(jnp.abs(vector))
     safe = jnp.where(largest > 0, largest, 1.0)
     return jnp.log(safe) + jnp.log(jnp.linalg.norm(vector / safe))
+
+
+def longest_step(theta: Float[Array, " p"], args: FlowArgs):
+    """2/lambda at `theta`; unbounded where the residual or the gradient is zero."""
+    residual, gradient = args.system.gradient_norm(theta)
+    assert args.reducible is not None
+    # Divided before squaring: gradients at alpha = 1e-100 have no square.
+    ratio = args.reducible.norm(residual) / gradient
+    return jnp.where(jnp.isfinite(ratio), 2 * ratio**2, _unbounded(ratio))
+
+
+def _unbounded(like):
+    """A step that never binds, finite so that sums stay finite."""
+    return jnp.finfo(like.dtype).max / 4

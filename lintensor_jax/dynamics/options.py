@@ -17,7 +17,7 @@ from ..messages import in_words
 from ..networks import AbstractNetwork, scaled
 from ..problems import AbstractProblem, AbstractSquaredProblem, Classification
 from .clocks import AbstractClock, LogArcLength, PhysicalTime
-from .finish import GaussNewton
+from .gauss_newton import GaussNewton
 from .stopping import (
     AbstractStop,
     FloatWall,

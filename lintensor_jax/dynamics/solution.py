@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Scalar
 
 from ..problems import AbstractProblem, Classification
 from .clocks import AbstractClock, ClockState, FlowArgs, PhysicalTime, log_time_unit
-from .finish import GaussNewton, run_finish
+from .gauss_newton import GaussNewton, run_finish
 from .integrate import integrate, joined
 from .observations import log_or_minus_infinity, record
 from .options import FlowOptions, fill_options

@@ -5,9 +5,10 @@ from typing import Any
 
 import diffrax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
 from .clocks import FlowArgs
+from .observations import longest_step
 from .stopping import FlowStatus, code_of
 
 
@@ -74,17 +75,3 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
         result = diffrax.RESULTS.where(ends, diffrax.RESULTS.event_occurred, result)
         code = jnp.where(keep, code_of(status), controller_state[1])
         return keep, next_t0, next_t1, made_jump, (state, code), result
-
-
-def longest_step(theta: Float[Array, " p"], args: FlowArgs):
-    """2/lambda at `theta`; unbounded where the residual or the gradient is zero."""
-    residual, gradient = args.system.gradient_norm(theta)
-    assert args.reducible is not None
-    # Divided before squaring: gradients at alpha = 1e-100 have no square.
-    ratio = args.reducible.norm(residual) / gradient
-    return jnp.where(jnp.isfinite(ratio), 2 * ratio**2, _unbounded(ratio))
-
-
-def _unbounded(like):
-    """A step that never binds, finite so that sums stay finite."""
-    return jnp.finfo(like.dtype).max / 4

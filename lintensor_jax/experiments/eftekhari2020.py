@@ -23,8 +23,8 @@ from ..config import Config, ConfigError, Integer, ListOf, Number, setting, tabl
 from ..dynamics import StopAtTime, gradient_flow, induced_flow
 from ..initialization import balanced
 from ..networks import FullyConnectedNetwork
-from ..theory.landscape import LandscapePoint, landscape_point
-from ..theory.stable_sets import convergence_bound, nearby_rates
+from ..theory.landscape.landscape_point import LandscapePoint, landscape_point
+from ..theory.rates.stable_sets import convergence_bound, nearby_rates
 from . import eftekhari2020_tables
 from .eftekhari2020_setups import (
     Start,

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..config import Config, ConfigError, Integer, ListOf, Number, setting
-from ..theory.margins import MarginPrecisionError, NonSeparableError, max_margin
-from ..theory.norms import L2Norm
+from ..theory.least_norm.max_margin import MarginPrecisionError, NonSeparableError, max_margin
+from ..theory.least_norm.norms import L2Norm
 from . import gunasekar2018_tables
 from .gunasekar2018_runs import (
     ARCHITECTURES,

@@ -15,9 +15,9 @@ from ..initialization import gaussian
 from ..limits import limit_direction
 from ..networks import ConvolutionalNetwork, DiagonalNetwork, FullyConnectedNetwork, split
 from ..problems import Classification
-from ..theory.induced import induced_regularizer, minimal_network
-from ..theory.margins import max_margin
-from ..theory.norms import FourierL1Norm, FourierLpNorm, L1Norm, L2Norm, LpNorm
+from ..theory.certificates.induced_regularizer import induced_regularizer, minimal_network
+from ..theory.least_norm.max_margin import max_margin
+from ..theory.least_norm.norms import FourierL1Norm, FourierLpNorm, L1Norm, L2Norm, LpNorm
 
 # Of a fully connected network; it changes neither its regulariser nor its limit, only the cost.
 _WIDTH = 3

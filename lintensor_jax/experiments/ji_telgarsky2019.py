@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from ..config import Config, ConfigError, Integer, Number, setting, table
-from ..theory.margins import max_margin
-from ..theory.norms import L2Norm
+from ..theory.least_norm.max_margin import max_margin
+from ..theory.least_norm.norms import L2Norm
 from . import ji_telgarsky2019_tables
 from .ji_telgarsky2019_images import (
     MISSING,

@@ -19,7 +19,7 @@ import optax
 
 from ..config import Config, ConfigError, Integer, ListOf, Number, Rejected, setting
 from ..networks import FullyConnectedNetwork
-from ..theory.alignment import alignment
+from ..theory.classification.alignment import alignment
 
 MISSING = "scikit-learn, which bundles the digits (pip install lintensor_jax[digits])"
 _CLASSES = 10

@@ -12,12 +12,13 @@ import numpy as np
 import optax
 
 from ..config import Config, ConfigError, Integer, Number, setting
-from ..dynamics import StopAtMargin, gradient_descent, gradient_flow, smoothness_steps
+from ..dynamics import StopAtMargin, gradient_descent, gradient_flow
+from ..dynamics import smoothness_steps
 from ..dynamics.integrate import implicit_solver
 from ..dynamics.stopping import status_name
 from ..networks import FullyConnectedNetwork
-from ..theory.alignment import alignment_bounds, learning_conditions
 from ..theory.assumptions import Assumption
+from ..theory.classification.alignment import alignment_bounds, learning_conditions
 from .ji_telgarsky2019_setups import counterexample
 
 _IMPLICIT_STEPS = 600

@@ -25,8 +25,8 @@ import numpy as np
 from ..config import Config, ConfigError, Integer, ListOf, Number, setting, table
 from ..initialization import balanced_on_data, imbalanced
 from ..networks import FullyConnectedNetwork
-from ..theory.min_norm import min_norm
-from ..theory.norms import L2Norm
+from ..theory.least_norm.min_norm import min_norm
+from ..theory.least_norm.norms import L2Norm
 from . import min2021_tables
 from .min2021_runs import RateRun, Spectrum, WidthRun, rate_run, spectrum, width_run
 from .min2021_setups import factorization, gaussian_data, whitened_data

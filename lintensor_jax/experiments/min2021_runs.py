@@ -12,9 +12,9 @@ from ..dynamics.stopping import status_name
 from ..initialization import width_scaled
 from ..networks import FullyConnectedNetwork
 from ..problems import Regression
-from ..theory.rates import convergence_rate_bound, imbalance
-from ..theory.rates_bounds import deviation_bound, distance_from_invariant_set
-from ..theory.rates_width import lemma_11, theorem_12
+from ..theory.rates.bounds import deviation_bound, distance_from_invariant_set
+from ..theory.rates.imbalance import convergence_rate_bound, imbalance
+from ..theory.rates.wide_networks import lemma_11, theorem_12
 from .min2021_setups import Reduction, measured_rate
 
 

@@ -25,9 +25,9 @@ from ..dynamics.stopping import status_name
 from ..initialization import matching
 from ..networks import ConvolutionalNetwork, DiagonalNetwork, FullyConnectedNetwork
 from ..problems import Classification, Regression
-from ..theory.margins import MarginPrecisionError, NonSeparableError, max_margin
-from ..theory.norms import FourierL1Norm, L1Norm, L2Norm
-from ..theory.regression import limit_point_two_layer
+from ..theory.least_norm.max_margin import MarginPrecisionError, NonSeparableError, max_margin
+from ..theory.least_norm.norms import FourierL1Norm, L1Norm, L2Norm
+from ..theory.regression.yun_theorem_6 import limit_point_two_layer
 from . import yun2021_tables
 from .report import Report
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..config import Config, ConfigError, Integer, ListOf, Number, Rejected, setting, table
-from ..theory.margins import MarginPrecisionError, NonSeparableError, max_margin
-from ..theory.norms import L2Norm
+from ..theory.least_norm.max_margin import MarginPrecisionError, NonSeparableError, max_margin
+from ..theory.least_norm.norms import L2Norm
 from . import yun2021_classification_tables
 from .report import Report
 from .yun2021_classification_runs import (

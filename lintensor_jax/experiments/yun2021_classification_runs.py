@@ -26,15 +26,15 @@ from ..limits import limit_direction
 from ..networks import ConvolutionalNetwork, DiagonalNetwork, FullyConnectedNetwork
 from ..networks.differential import DifferentialDiagonalNetwork
 from ..problems import Classification
-from ..theory.finite_loss import finite_loss_path, interpolated_max_margin
-from ..theory.margins import max_margin
-from ..theory.norms import FourierL1Norm, L1Norm, L2Norm
-from ..theory.predict import predict
-from ..theory.singular_vectors import (
+from ..theory.classification.finite_loss import finite_loss_path, interpolated_max_margin
+from ..theory.classification.yun_theorem_1 import (
     remaining_variation,
     residual_direction,
     singular_vector_residual,
 )
+from ..theory.least_norm.max_margin import max_margin
+from ..theory.least_norm.norms import FourierL1Norm, L1Norm, L2Norm
+from ..theory.predict import predict
 
 # The architectures of section 4. All that Theorem 1 says of the last one is that it has singular
 # vectors: no regulariser is known.

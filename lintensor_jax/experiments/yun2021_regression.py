@@ -23,9 +23,9 @@ from ..dynamics import gradient_flow, mirror_flow
 from ..dynamics.stopping import status_name
 from ..networks import AssumptionFails, FullyConnectedNetwork, MatrixFactorizationNetwork
 from ..problems import MatrixSensing, Regression
-from ..theory.interpolation import large_scale_weights, small_scale_weights
-from ..theory.min_norm import min_norm
-from ..theory.norms import L1Norm, L2Norm, NuclearNorm, WeightedL2Norm
+from ..theory.least_norm.min_norm import min_norm
+from ..theory.least_norm.norms import L1Norm, L2Norm, NuclearNorm, WeightedL2Norm
+from ..theory.regression.yun_theorem_5 import large_scale_weights, small_scale_weights
 from . import yun2021_regression_tables
 from .report import Report
 from .yun2021_regression_setups import (

@@ -14,7 +14,7 @@ from ..networks import (
     sensing_decomposition,
 )
 from ..problems import MatrixSensing, Regression
-from ..theory.interpolation import (
+from ..theory.regression.yun_theorem_5 import (
     InterpolationLimit,
     commuting_sensing_limit,
     diagonal_limit,

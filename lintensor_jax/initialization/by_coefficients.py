@@ -19,19 +19,13 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
-from .initialization_imbalance import balanced_on_data as balanced_on_data
-from .initialization_imbalance import imbalanced as imbalanced
-from .initialization_imbalance import invariant as invariant
-from .initialization_imbalance import lambda_balanced as lambda_balanced
-from .initialization_imbalance import spectral as spectral
-from .initialization_imbalance import width_scaled as width_scaled
-from .messages import in_words
-from .networks.base import Network, as_parameter, split
-from .networks.convolutional import ConvolutionalNetwork
-from .networks.diagonal import DiagonalNetwork
-from .networks.factorization import MatrixFactorizationNetwork
-from .networks.fully_connected import FullyConnectedNetwork
-from .networks.mirror_map import z_of_x
+from ..messages import in_words
+from ..networks.base import Network, as_parameter, split
+from ..networks.convolutional import ConvolutionalNetwork
+from ..networks.diagonal import DiagonalNetwork
+from ..networks.factorization import MatrixFactorizationNetwork
+from ..networks.fully_connected import FullyConnectedNetwork
+from ..networks.mirror_map import z_of_x
 
 
 def gaussian(like: Network, key: PRNGKeyArray, scale: float | Scalar = 1.0) -> Network:

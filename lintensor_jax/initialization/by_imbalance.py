@@ -14,8 +14,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import ArrayLike, Float, PRNGKeyArray, Scalar
 
-from .networks.fully_connected import FullyConnectedNetwork
-from .problems import Regression
+from ..networks.fully_connected import FullyConnectedNetwork
+from ..problems import Regression
 
 
 def imbalanced(

@@ -13,16 +13,17 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from .dynamics import FlowSolution, StopAtMargin, continue_direction, gradient_flow
-from .dynamics.kkt_point import KKTPoint, kkt_point
-from .dynamics.options import check_pair
-from .dynamics.settle import settle
-from .dynamics.stopping import status_name
-from .dynamics.system import System
-from .messages import shown
-from .networks import scaled
-from .problems import Classification
-from .theory import Certificate, NonSeparableError, certify, is_separable
+from ..dynamics import FlowSolution, StopAtMargin, gradient_flow
+from ..dynamics.options import check_pair
+from ..dynamics.stopping import status_name
+from ..dynamics.system import System
+from ..messages import shown
+from ..networks import scaled
+from ..problems import Classification
+from ..theory import Certificate, NonSeparableError, certify, is_separable
+from .dual_flow import continue_direction
+from .held_margin import settle
+from .kkt_point import KKTPoint, kkt_point
 
 # From here on the direction's error falls like a power of the margin, and Levenberg-Marquardt
 # does the rest; beyond, an implicit step costs more the closer the wall of floating point is.

@@ -16,11 +16,11 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Inexact
 
+from ..dynamics.options import check_pair
+from ..dynamics.reduced.mirror_coordinates import real_decomposition
 from ..networks import ConvolutionalNetwork, scaled
 from ..problems import Classification
-from .coordinates import real_decomposition
 from .dual_step import ComplexAngles, DualState, Potential, RealAngles, implicit_step, potential
-from .options import check_pair
 
 # A step that Newton's method does not solve is tried again with a quarter of its size.
 _SHRINK = 0.25

@@ -18,8 +18,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Scalar
 
-from .integrate import implicit_solver
-from .system import System
+from ..dynamics.integrate import implicit_solver
+from ..dynamics.system import System
 
 
 class Settled(NamedTuple):

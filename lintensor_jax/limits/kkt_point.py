@@ -18,8 +18,8 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import Array, Bool, Float
 
+from ..dynamics.system import System
 from ..problems import Classification
-from .system import System
 
 # Levenberg-Marquardt factorises a dense matrix of this many columns, at most.
 LARGEST_SYSTEM = 3000

@@ -12,12 +12,12 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .networks.convolutional import ConvolutionalNetwork
-from .networks.diagonal import DiagonalNetwork
-from .networks.factorization import MatrixFactorizationNetwork
-from .networks.fully_connected import FullyConnectedNetwork
-from .networks.orthogonal import OrthogonalNetwork
-from .networks.tensor import TensorNetwork
+from .convolutional import ConvolutionalNetwork
+from .diagonal import DiagonalNetwork
+from .factorization import MatrixFactorizationNetwork
+from .fully_connected import FullyConnectedNetwork
+from .orthogonal import OrthogonalNetwork
+from .tensor import TensorNetwork
 
 
 @functools.singledispatch

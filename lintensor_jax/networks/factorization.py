@@ -9,8 +9,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from .. import contractions
 from ..problems import MatrixSensing
+from . import contractions
 from .base import (
     AbstractNetwork,
     Activation,

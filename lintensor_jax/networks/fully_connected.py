@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .. import contractions
+from . import contractions
 from .base import (
     AbstractNetwork,
     Activation,

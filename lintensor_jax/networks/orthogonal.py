@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Inexact
 
-from .. import contractions
+from . import contractions
 from .base import AbstractNetwork, Activation, as_parameter, constant, require_depth
 from .decomposition import OrthogonalDecomposition
 

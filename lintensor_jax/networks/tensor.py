@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .. import contractions
+from . import contractions
 from .base import AbstractNetwork, Activation, as_parameter, constant, require_depth
 from .decomposition import OrthogonalDecomposition, decompose_tensor
 

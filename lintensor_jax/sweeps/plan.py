@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,7 +17,8 @@ from ..messages import in_words
 from ..networks import split
 from ..problems import AbstractSquaredProblem, Classification
 from .grid import Cell, Grid, Zip
-from .observables import DEFAULT, AbstractObservable, Ending, Variable
+from .observables.base import AbstractObservable, Ending, Variable
+from .observables.catalogue import DEFAULT
 
 #: Why a lane's flow ended, by number: 0 is a lane that is still to come. Stores keep the numbers.
 STATUSES = (
@@ -335,3 +336,12 @@ def _require_whole(name, value, smallest):
             f"{name}: must be a whole number >= {smallest}, got {value!r}; leave it out for the "
             "default."
         )
+
+
+class Outcome(NamedTuple):
+    """Arrays by the variables' names, with lanes on the first axis; `unfinished` are places."""
+
+    values: dict[str, np.ndarray]
+    unfinished: tuple[int, ...] = ()
+    executed_steps: int = 0
+    note: str = ""

@@ -15,18 +15,21 @@ from typing import Any
 import diffrax
 import jax
 
+from ..dynamics.batch.programs import AbstractCompilation
 from ..dynamics.clocks import AbstractClock
-from ..dynamics.compilation import AbstractCompilation
-from ..dynamics.finish import GaussNewton
+from ..dynamics.gauss_newton import GaussNewton
 from ..dynamics.stopping import AbstractStop
 from ..experiments.report import library_versions
-from . import identity, lock, schedule
-from .errors import SweepError
+from .execution import schedule
+from .execution.schedule import Progress, Run
 from .grid import Grid
-from .observables import DEFAULT, AbstractObservable
+from .observables.base import AbstractObservable
+from .observables.catalogue import DEFAULT
 from .plan import Options, Plan
-from .schedule import Progress, Run
-from .store import Store, create, holds_sweep, open_dataset
+from .store import description as identity
+from .store import writer_lock as lock
+from .store.errors import SweepError
+from .store.store import Store, create, holds_sweep, open_dataset
 
 Watch = Callable[[Progress], None]
 
@@ -73,7 +76,7 @@ def sweep(
       over its explicit budget fails.
     - `width`, `chunk_lanes`: lanes in flight and lanes of a chunk. Both are kept with the results:
       at a fixed width a lane's result depends on nothing but the lane.
-    - `compilation`: as in `lintensor_jax.dynamics.batched.batched_flow`.
+    - `compilation`: as in `lintensor_jax.dynamics.batch.batched_flow.batched_flow`.
     - `devices`: default `jax.local_devices()`. Each has a program of its own, and whole chunks are
       dealt out. Of several processes (`jax.distributed`) each takes its share of the chunks; all
       must see the same folder.

@@ -208,3 +208,14 @@ def two_layer_gap(first: ArrayLike, second: ArrayLike, tolerance: float) -> Assu
         bool(gap > tolerance * largest),
         "Woodworth et al. 2020; Azulay et al. 2021",
     )
+
+
+def is_tensor_network(network: Any) -> bool:
+    """Whether it has what Theorems 2, 3, 5 and 6 speak about, and a scalar output."""
+    shown = ("data_tensor", "factors", "with_factors", "depth")
+    return all(hasattr(network, n) for n in shown) and network.linear_coefficients().ndim == 1
+
+
+def log_loss(network: Any, problem: Any) -> float:
+    """log L(0)."""
+    return float(problem.log_loss(network.linear_coefficients()))

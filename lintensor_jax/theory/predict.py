@@ -10,9 +10,9 @@ from jax.core import Tracer
 from ..networks import FullyConnectedNetwork, MatrixFactorizationNetwork
 from ..problems import AbstractProblem, Classification, MatrixSensing, Regression
 from .assumptions import Assumption
-from .classification_theorems import classification_candidates
+from .classification.candidates import classification_candidates
 from .prediction import Candidate, Prediction, choose, nothing_to_conclude
-from .regression_theorems import regression_candidates, sensing_candidates
+from .regression.candidates import regression_candidates, sensing_candidates
 
 
 def predict(network: eqx.Module, problem: AbstractProblem) -> Prediction:

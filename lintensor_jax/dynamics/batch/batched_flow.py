@@ -20,17 +20,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..messages import in_words
-from ..networks import split
-from ..problems import AbstractProblem
-from .chunks import BatchedFlow, Chunk, fly
-from .clocks import PhysicalTime
-from .compilation import XLA, AbstractCompilation, Native
-from .options import fill_options, same_dtype
-from .queue import Stepper
-from .runge_kutta import has_shared_slopes
-from .spectral import Spectral
-from .system import System
+from ...messages import in_words
+from ...networks import split
+from ...problems import AbstractProblem
+from ..clocks import PhysicalTime
+from ..options import fill_options, same_dtype
+from ..runge_kutta import has_shared_slopes
+from ..system import System
+from .fourier_basis import Spectral
+from .program_chunk import BatchedFlow, Chunk, fly
+from .programs import XLA, AbstractCompilation, Native
+from .stepper import Stepper
 
 # Lanes in flight at once: wide enough for vector instructions, small enough for the first cache.
 # And the share of them that is done when the queue is looked at: a look costs as much as a few

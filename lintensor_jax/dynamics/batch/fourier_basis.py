@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..contractions import products_of_others
-from ..networks import AbstractNetwork, ConvolutionalNetwork
-from ..problems import Classification, Regression
-from .system import System
+from ...networks import AbstractNetwork, ConvolutionalNetwork
+from ...networks.contractions import products_of_others
+from ...problems import Classification, Regression
+from ..system import System
 
 _PROBLEMS = (Regression, Classification)
 

@@ -10,17 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ..networks import split
-from .clocks import FlowArgs, PhysicalTime, log_time_unit, state_of
-from .compilation import XLA, AbstractCompilation, Arguments, Native, compiled
-from .finish import run_finish
+from ...networks import split
+from ..clocks import FlowArgs, PhysicalTime, log_time_unit, state_of
+from ..gauss_newton import run_finish
+from ..observations import record
+from ..options import check_pair
+from ..stopping import FlowStatus, code_of, status_of
+from ..system import Reducible
+from .fourier_basis import Spectral
 from .native.table import counts_of, step_row, table_of
-from .observations import record
-from .options import check_pair
-from .queue import InFlight, Queue, Stepper, with_problem
-from .spectral import Spectral
-from .stopping import FlowStatus, code_of, status_of
-from .system import Reducible
+from .programs import XLA, AbstractCompilation, Arguments, Native, compiled
+from .stepper import InFlight, Queue, Stepper, with_problem
 
 # The share of lanes that go first.
 _FIRST = 8

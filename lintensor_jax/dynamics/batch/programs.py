@@ -15,7 +15,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from ..messages import in_words
+from ...messages import in_words
 from .native.instructions import Unsupported
 from .native.kernel import Kernel, emit, vector_width
 

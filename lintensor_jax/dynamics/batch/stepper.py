@@ -9,22 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..problems import Classification
-from .clocks import FlowArgs, PhysicalTime, log_time_unit, state_of, vector_of
-from .controllers import longest_step
-from .lanes import (
-    RUNNING,
-    Functions,
-    Lanes,
-    attempt_step,
-    inverse_root,
-    mean_square,
-    scale_of,
-)
-from .lanewise import lanewise
-from .observations import first_rule, observe_state
-from .stopping import AnyOf, FlowStatus, StandsStill, code_of
-from .system import Reducible, System
+from ...problems import Classification
+from ..clocks import FlowArgs, PhysicalTime, log_time_unit, state_of, vector_of
+from ..observations import first_rule, observe_state
+from ..step_control import longest_step
+from ..stopping import AnyOf, FlowStatus, StandsStill, code_of
+from ..system import Reducible, System
+from .step import RUNNING, Functions, Lanes, attempt_step, inverse_root, mean_square, scale_of
+from .vectorization.one_lane_to_many import lanewise
 
 # Starts of so many widths are worked out at once: every kernel has its cost of dispatch.
 _WIDTHS = 32

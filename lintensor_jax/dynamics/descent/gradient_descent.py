@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from ..messages import in_words
-from ..networks import coefficients_and_pullback, split
-from ..problems import AbstractProblem, Classification
-from .observations import log_or_minus_infinity
-from .options import check_pair, same_dtype
+from ...messages import in_words
+from ...networks import coefficients_and_pullback, split
+from ...problems import AbstractProblem, Classification
+from ..observations import log_or_minus_infinity
+from ..options import check_pair, same_dtype
 
 
 class DescentSolution(eqx.Module):

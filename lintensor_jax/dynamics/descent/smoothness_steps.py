@@ -8,10 +8,10 @@ import numpy as np
 import optax
 from jaxtyping import Scalar
 
-from ..losses import LogisticLoss
-from ..networks import FullyConnectedNetwork
-from ..problems import Classification
-from .options import check_pair
+from ...losses import LogisticLoss
+from ...networks import FullyConnectedNetwork
+from ...problems import Classification
+from ..options import check_pair
 
 
 class SmoothnessStepsState(NamedTuple):

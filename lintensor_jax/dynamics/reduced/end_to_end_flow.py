@@ -12,11 +12,11 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Scalar
 
-from ..networks.base import as_parameter
-from ..problems import AbstractProblem, AbstractSquaredProblem
-from .integrate import explicit_solver
-from .options import check_pair, fill_options, same_dtype
-from .solution import FlowSolution, run
+from ...networks.base import as_parameter
+from ...problems import AbstractProblem, AbstractSquaredProblem
+from ..integrate import explicit_solver
+from ..options import check_pair, fill_options, same_dtype
+from ..solution import FlowSolution, run
 
 
 class EndToEndMatrix(eqx.Module):

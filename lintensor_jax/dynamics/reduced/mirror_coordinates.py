@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..networks import (
+from ...networks import (
     AbstractNetwork,
     ConvolutionalNetwork,
     DifferentialDiagonalNetwork,
     MatrixFactorizationNetwork,
     mirror_map,
 )
-from ..networks.decomposition import AssumptionFails, OrthogonalDecomposition, decomposition_of
-from ..networks.factorization import sensing_decomposition
-from ..problems import MatrixSensing
+from ...networks.decomposition import AssumptionFails, OrthogonalDecomposition, decomposition_of
+from ...networks.factorization import sensing_decomposition
+from ...problems import MatrixSensing
 
 # Initial layers count as equal, zero, positive or even up to this, relative to the largest entry.
 _SLACK = 1e-12

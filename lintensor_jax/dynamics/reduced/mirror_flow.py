@@ -15,11 +15,11 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
-from ..problems import AbstractProblem, AbstractSquaredProblem
-from .coordinates import AbstractCoordinates, DeepCoordinates, coordinates_of
-from .finish import GaussNewton
-from .options import check_pair, fill_options, same_dtype
-from .solution import FlowSolution, run
+from ...problems import AbstractProblem, AbstractSquaredProblem
+from ..gauss_newton import GaussNewton
+from ..options import check_pair, fill_options, same_dtype
+from ..solution import FlowSolution, run
+from .mirror_coordinates import AbstractCoordinates, DeepCoordinates, coordinates_of
 
 
 class DualSystem(eqx.Module):

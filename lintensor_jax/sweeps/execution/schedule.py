@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from .errors import SweepError
-from .plan import FAILURES, STATUSES, Chunk, Plan
-from .store import Store
-from .work import Outcome, Worker
+from ..plan import FAILURES, STATUSES, Chunk, Plan
+from ..store.errors import SweepError
+from ..store.store import Store
+from .worker import Outcome, Worker
 
 _RATE_OVER = 16  # jobs
 

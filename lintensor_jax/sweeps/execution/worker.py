@@ -1,33 +1,24 @@
 """What one job computes: a chunk of explicit flows, or one lane by the stiff path."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..dynamics.batched import batched_flow
-from ..dynamics.flow import gradient_flow
-from ..dynamics.mirror import mirror_flow
-from ..dynamics.stopping import STATUS_NAMES, FlowStatus, code_of
-from ..networks import split
-from ..problems import AbstractSquaredProblem
-from .grid import Cell, lane_of
-from .observables import Ending, has_bad_input
-from .plan import METHODS, STATUSES, Chunk, Plan
+from ...dynamics.batch.batched_flow import batched_flow
+from ...dynamics.flow import gradient_flow
+from ...dynamics.reduced.mirror_flow import mirror_flow
+from ...dynamics.stopping import STATUS_NAMES, FlowStatus, code_of
+from ...networks import split
+from ...problems import AbstractSquaredProblem
+from ..grid import Cell, lane_of
+from ..observables.base import Ending, has_bad_input
+from ..plan import METHODS, STATUSES, Chunk, Outcome, Plan
 
 _MOST_OBSERVED_AT_ONCE = 256
 _NETWORKS = 3  # the first fields of an `Ending`
-
-
-class Outcome(NamedTuple):
-    """Arrays by the variables' names, with lanes on the first axis; `unfinished` are places."""
-
-    values: dict[str, np.ndarray]
-    unfinished: tuple[int, ...] = ()
-    executed_steps: int = 0
-    note: str = ""
 
 
 class Worker:

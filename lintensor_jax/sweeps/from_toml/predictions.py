@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..theory.predict import predict
-from ..theory.prediction import Prediction
-from .grid import Axis, Cell, Grid, Zip, lane_of
+from ...theory.predict import predict
+from ...theory.prediction import Prediction
+from ..grid import Axis, Cell, Grid, Zip, lane_of
 
 #: Axes of starts; every other axis of a configuration's grid tells networks or data apart.
 OF_STARTS = ("alpha", "direction", "repeat")

@@ -6,15 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .. import initialization
-from ..networks import (
+from ... import initialization
+from ...networks import (
     ConvolutionalNetwork,
     DiagonalNetwork,
     DifferentialDiagonalNetwork,
     FullyConnectedNetwork,
 )
-from ..problems import Classification, Regression
-from .grid import Point
+from ...problems import Classification, Regression
+from ..grid import Point
 
 #: Templates by the names that a configuration uses, from dimension d, depth L and hidden width.
 ARCHITECTURES = {

@@ -1,89 +1,22 @@
 """What a sweep records of every lane: functions of the flow's end, with names, units and words."""
 
-import abc
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Scalar
+from jaxtyping import Array, Bool
 
-from ..conserved import conserved_quantities
-from ..dynamics.clocks import AbstractClock
-from ..dynamics.flow import gradient_flow
-from ..networks import FullyConnectedNetwork
-from ..problems import AbstractProblem, Classification, Regression
-from ..theory.alignment import alignment
-from ..theory.predict import predict
-from ..theory.rates import imbalance
-
-COEFFICIENT = ("coefficient", "output")
-
-
-class Ending(NamedTuple):
-    """One lane's flow at its end; what observables are functions of.
-
-    `network` is the final network, `unfinished_network` the one before the finish, `initial` the
-    start. The others are as in `FlowSolution`, at the end; `log_margin` is None for regression.
-    """
-
-    initial: Any
-    network: Any
-    unfinished_network: Any
-    problem: AbstractProblem
-    coefficients: Float[Array, "..."]
-    log_loss: Scalar
-    log_time: Scalar
-    log_norm: Scalar
-    log_margin: Scalar | None
-    invariant_drift: Scalar
-
-
-class Variable(NamedTuple):
-    """A variable of the results: `dims` are those beyond the grid's own.
-
-    An array with fewer axes than `dims` uses the first of them. `flags` are the words that whole
-    numbers 0, 1, ... stand for.
-    """
-
-    name: str
-    dims: tuple[str, ...]
-    units: str
-    description: str
-    flags: tuple[str, ...] = ()
-
-
-class AbstractObservable(eqx.Module):
-    """Something recorded of every lane."""
-
-    @property
-    @abc.abstractmethod
-    def variables(self) -> tuple[Variable, ...]:
-        """What `measure` returns, in its order."""
-
-    @abc.abstractmethod
-    def measure(self, end: Ending) -> tuple[Array, ...]:
-        """The values for one lane; traced by `jax.vmap`, unless `on_host`."""
-
-    @property
-    def on_host(self) -> bool:
-        """Whether lanes are measured one by one with concrete arrays."""
-        return False
-
-    def coordinates(self) -> dict[str, np.ndarray]:
-        """Coordinates of dimensions that this observable brings along."""
-        return {}
-
-    def shapes(self, end: Ending) -> tuple[Any, ...]:
-        """Shapes and types of what `measure` returns; one that is not `on_host` is not run."""
-        if self.on_host:
-            return tuple(jnp.asarray(value) for value in self.measure(end))
-        return eqx.filter_eval_shape(self.measure, end)
-
-    def check(self, network: Any, problem: AbstractProblem) -> None:
-        """Raise a ValueError where the observable is not defined; shapes only."""
+from ...dynamics.clocks import AbstractClock
+from ...dynamics.flow import gradient_flow
+from ...networks import FullyConnectedNetwork
+from ...networks.conserved import conserved_quantities
+from ...problems import AbstractProblem, Classification, Regression
+from ...theory.classification.alignment import alignment
+from ...theory.predict import predict
+from ...theory.rates.imbalance import imbalance
+from .base import COEFFICIENT, AbstractObservable, Ending, Variable, refuse, unit
 
 
 class Limit(AbstractObservable):
@@ -153,7 +86,7 @@ class Margins(AbstractObservable):
     def check(self, network: Any, problem: AbstractProblem) -> None:
         """Classification only."""
         if not isinstance(problem, Classification):
-            _refuse("Margins", "is for Classification", type(problem).__name__, "Limit()")
+            refuse("Margins", "is for Classification", type(problem).__name__, "Limit()")
 
 
 class LayerAlignment(AbstractObservable):
@@ -180,7 +113,7 @@ class LayerAlignment(AbstractObservable):
     def check(self, network: Any, problem: AbstractProblem) -> None:
         """Fully-connected networks only."""
         if not isinstance(network, FullyConnectedNetwork):
-            _refuse(
+            refuse(
                 "LayerAlignment", "is for FullyConnectedNetwork", type(network).__name__, "Limit()"
             )
 
@@ -206,9 +139,7 @@ class Imbalance(AbstractObservable):
         two = isinstance(network, FullyConnectedNetwork) and network.depth == 2
         if not two or not isinstance(problem, Regression):
             what = f"{type(network).__name__} on {type(problem).__name__}"
-            _refuse(
-                "Imbalance", "is for two fully-connected layers and Regression", what, "Drift()"
-            )
+            refuse("Imbalance", "is for two fully-connected layers and Regression", what, "Drift()")
 
 
 class Drift(AbstractObservable):
@@ -393,24 +324,3 @@ BY_NAME: dict[str, AbstractObservable] = {
     "invariant_drift": Drift(),
     "distance_to_prediction": DistanceToPrediction(),
 }
-
-
-def unit(vector: Float[Array, "..."]) -> Float[Array, "..."]:
-    """vector / |vector|, without overflow; 0 for 0."""
-    largest = jnp.max(jnp.abs(vector))
-    scaled = vector / jnp.where(largest > 0, largest, 1.0)
-    norm = jnp.sqrt(jnp.sum(scaled**2))
-    return scaled / jnp.where(norm > 0, norm, 1.0)
-
-
-def has_bad_input(network: Any, problem: AbstractProblem) -> Bool[Array, ""]:
-    """Whether a start or its data could not have been given to `gradient_flow`; traceable."""
-    leaves = [x for x in jax.tree.leaves((network, problem)) if eqx.is_inexact_array(x)]
-    bad = [~jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
-    if isinstance(problem, Classification):
-        bad.append(~jnp.all(jnp.abs(problem.y) == 1))
-    return jnp.any(jnp.stack(bad))
-
-
-def _refuse(name, rule, got, instead):
-    raise ValueError(f"observables: {name} {rule}, got {got}; leave it out, or take {instead}.")

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import SweepError
-from .store import Store, open_dataset
+from ..store.errors import SweepError
+from ..store.store import Store, open_dataset
 
 _MOST_LINES, _MOST_LABELS, _MOST_COEFFICIENTS = 400, 6, 4
 # Names of a sweep's figures in their order, and what `plot --help` and the report say of them.
@@ -42,7 +42,7 @@ def figures(path: str | Path) -> dict[str, Any]:
     numbers, and medians of the predicted limits where those were recorded. A quantity of which most
     values are not finite is left out, and named. Raises `SweepError` where nothing is finished yet.
     """
-    from ..figures.sweeps import band_figure
+    from ...figures.sweeps import band_figure
 
     drawing = _Drawing.of(path)
     panels = {name: list(_coefficients(drawing, name)) for name in _COEFFICIENTS}
@@ -57,7 +57,7 @@ def figures(path: str | Path) -> dict[str, Any]:
 
 def write_figures(path: str | Path, folder: str | Path | None = None) -> list[Path]:
     """`figures` as PNG and PDF in a folder; default `figures` in the store."""
-    from ..figures.style import save
+    from ...figures.style import save
 
     path = Path(path)
     store, drawn = Store(path), figures(path)
@@ -112,7 +112,7 @@ class _Drawing(NamedTuple):
 
         `label`: of a coefficient, which has a sign.
         """
-        from ..figures.sweeps import BandPanel
+        from ...figures.sweeps import BandPanel
 
         predicted = "predicted" if label and self.predicts(name) else None
         bands, missing, total = [], 0, 0
@@ -160,7 +160,7 @@ class _Drawing(NamedTuple):
 
     def _bands(self, name: str, place, predicted: str | None) -> Iterator[tuple[Any, np.ndarray]]:
         """Bands, and where their values are those of lanes that are done."""
-        from ..figures.sweeps import Band
+        from ...figures.sweeps import Band
 
         step = -(-self.results.sizes[self.along] // _MOST_LINES)
         x = self.results[self.along].values[::step]

@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..figures.page import page, picture
-from ..figures.page import table as _table
-from ..theory.predict import predict
-from .drawing import caption, figures
-from .errors import SweepError
-from .grid import Cell, Grid, lane_of
-from .identity import NotRebuildable
-from .observables import unit
-from .plan import FAILURES, STATUSES
-from .run import grid_of
-from .settings import settings
-from .state import Status, in_bytes, status
-from .store import Store, open_dataset
+from ...figures.page import page, picture
+from ...figures.page import table as _table
+from ...theory.predict import predict
+from ..grid import Cell, Grid, lane_of
+from ..observables.base import unit
+from ..plan import FAILURES, STATUSES
+from ..run import grid_of
+from ..store.description import NotRebuildable
+from ..store.errors import SweepError
+from ..store.status import Status, in_bytes, status
+from ..store.store import Store, open_dataset
+from .figures import caption, figures
+from .settings_in_words import settings
 
 _AGREEMENT_LANES = 24  # per shape, where the sweep recorded no predictions
 _SHOWN_FAILURES = 50
@@ -248,6 +248,6 @@ def _versions(state: Status) -> str:
 
 
 def _embedded(path: Path, name: str, figure: Any) -> str:
-    from ..figures.style import png
+    from ...figures.style import png
 
     return picture(name, png(figure), html.escape(caption(path, name)))

@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from . import lock
+from . import writer_lock as lock
 from .store import Store, size_on_disk
 
 

@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from . import durable
+from ..execution.worker import Outcome
+from ..grid import Axis, Zip
+from ..plan import Chunk, Plan
+from . import atomic_files as durable
 from .errors import SweepError
-from .grid import Axis, Zip
-from .plan import Chunk, Plan
-from .work import Outcome
 
 FORMAT = 1
 _HIDDEN = ".sweep"

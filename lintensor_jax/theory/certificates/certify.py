@@ -16,11 +16,11 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from ..messages import in_words
-from ..networks import coefficients_and_pullback, split
-from ..problems import Classification
-from .multipliers import approximate_multipliers
-from .norms import AbstractNorm
+from ...messages import in_words
+from ...networks import coefficients_and_pullback, split
+from ...problems import Classification
+from ..least_norm.multipliers import approximate_multipliers
+from ..least_norm.norms import AbstractNorm
 from .predictor_space import Regularizer, in_predictor_space
 
 # Computed margins are off by this many roundings of sum_j |x_ij beta_j|.

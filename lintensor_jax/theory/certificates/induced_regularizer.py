@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
-from ..networks import (
+from ...networks import (
     ConvolutionalNetwork,
     DiagonalNetwork,
     DifferentialDiagonalNetwork,

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..messages import in_words
-from ..networks import (
+from ...messages import in_words
+from ...networks import (
     AssumptionFails,
     ConvolutionalNetwork,
     DiagonalNetwork,
@@ -22,11 +22,11 @@ from ..networks import (
     OrthogonalNetwork,
     TensorNetwork,
 )
-from .assumptions import components_of, rounding
-from .gauge_programs import coordinates_of, optimum
-from .gauges import GroupGauge
-from .multipliers import approximate_multipliers, proximal_step, resolution
-from .norms import AbstractNorm, L1Norm, L2Norm, LpNorm
+from ..assumptions import components_of, rounding
+from ..least_norm.gauge_programs import coordinates_of, optimum
+from ..least_norm.gauges import GroupGauge
+from ..least_norm.multipliers import approximate_multipliers, proximal_step, resolution
+from ..least_norm.norms import AbstractNorm, L1Norm, L2Norm, LpNorm
 
 
 class Regularizer(eqx.Module):

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
-from ..losses import AbstractMarginLoss, LogisticLoss
-from ..networks import FullyConnectedNetwork, coefficients_and_pullback
-from ..problems import Classification
-from .assumptions import Assumption, rounding
+from ...losses import AbstractMarginLoss, LogisticLoss
+from ...networks import FullyConnectedNetwork, coefficients_and_pullback
+from ...problems import Classification
+from ..assumptions import Assumption, rounding
 
 JI_TELGARSKY = "Ji & Telgarsky 2019"
 

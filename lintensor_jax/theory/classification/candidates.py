@@ -8,22 +8,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..losses import ExponentialLoss
-from ..networks import (
+from ...losses import ExponentialLoss
+from ...networks import (
     AssumptionFails,
     ConvolutionalNetwork,
     DiagonalNetwork,
     DifferentialDiagonalNetwork,
     FullyConnectedNetwork,
 )
-from ..problems import Classification, Regression
-from .assumptions import YUN, Assumption, components_of, rounding, smallest_layer, violated
-from .fully_connected import convergence_conditions
-from .margins import MarginPrecisionError, is_separable, max_margin
-from .norms import FourierL1Norm, L1Norm, L2Norm, L21Norm
-from .prediction import Candidate, Conclusion, HarmonicDecay, Kind, nothing_to_conclude
-from .regression import limit_point_two_layer
-from .regression_theorems import is_tensor_network, log_loss
+from ...problems import Classification, Regression
+from ..assumptions import (
+    YUN,
+    Assumption,
+    components_of,
+    is_tensor_network,
+    log_loss,
+    rounding,
+    smallest_layer,
+    violated,
+)
+from ..least_norm.max_margin import MarginPrecisionError, is_separable, max_margin
+from ..least_norm.norms import FourierL1Norm, L1Norm, L2Norm, L21Norm
+from ..prediction import Candidate, Conclusion, HarmonicDecay, Kind, nothing_to_conclude
+from ..regression.yun_theorem_6 import limit_point_two_layer
+from ..regression.yun_theorem_7 import convergence_conditions
 
 
 def classification_candidates(network: Any, problem: Classification) -> Iterator[Candidate]:

@@ -31,10 +31,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from ..losses import ExponentialLoss
-from ..networks import DifferentialDiagonalNetwork
-from ..problems import Classification
-from .margins import NonSeparableError, is_separable
+from ...losses import ExponentialLoss
+from ...networks import DifferentialDiagonalNetwork
+from ...problems import Classification
+from ..least_norm.max_margin import NonSeparableError, is_separable
 
 # The barrier ends where n times its weight no longer moves the optimum; the polish that follows
 # needs only the right support.

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..networks import coefficients_and_pullback
-from ..problems import Classification
+from ...networks import coefficients_and_pullback
+from ...problems import Classification
 
 
 class SingularVectors(eqx.Module):

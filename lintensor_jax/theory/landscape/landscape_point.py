@@ -14,14 +14,14 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ..networks import (
+from ...networks import (
     ConvolutionalNetwork,
     DiagonalNetwork,
     FullyConnectedNetwork,
     MatrixFactorizationNetwork,
     split,
 )
-from ..problems import AbstractProblem, Regression
+from ...problems import AbstractProblem, Regression
 from .lanczos import extreme_eigenvalues
 
 

@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from ..messages import in_words
+from ...messages import in_words
 from .gauges import Gauge, GroupGauge, NuclearGauge
 from .norms import AbstractGroupNorm, AbstractNorm, GroupForm, NuclearNorm
 
@@ -45,7 +45,7 @@ def coordinates_of(
     raise ValueError(
         f"{owner}: norm must be a norm object such as lintensor_jax.L1Norm(), got "
         f"{in_words(norm)}; "
-        "the norms are in lintensor_jax.theory.norms."
+        "the norms are in lintensor_jax.theory.least_norm.norms."
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
-from ..messages import nonzero_entries, shown, told_of_optimum
+from ...messages import nonzero_entries, shown, told_of_optimum
 from .gauge_programs import coordinates_of, kkt_residual, optimum, reweighted
 from .gauges import GroupGauge
 from .norms import AbstractNorm, L2Norm, WeightedL2Norm

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..networks import FullyConnectedNetwork
-from ..problems import Regression
-from .assumptions import Assumption, rounding
-from .predict import predict
-from .prediction import AbstractLossBound, ExponentialDecay
-from .rates import MIN, ConvergenceRateBound, convergence_rate_bound
+from ...networks import FullyConnectedNetwork
+from ...problems import Regression
+from ..assumptions import Assumption, rounding
+from ..predict import predict
+from ..prediction import AbstractLossBound, ExponentialDecay
+from .imbalance import MIN, ConvergenceRateBound, convergence_rate_bound
 
 
 class Bound(eqx.Module):

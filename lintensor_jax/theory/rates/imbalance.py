@@ -22,8 +22,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Scalar
 
-from ..networks import FullyConnectedNetwork
-from ..problems import Regression
+from ...networks import FullyConnectedNetwork
+from ...problems import Regression
 
 MIN = "Min et al. 2021"
 

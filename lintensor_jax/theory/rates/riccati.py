@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Scalar
 
-from ..messages import in_words
-from ..networks import AssumptionFails, FullyConnectedNetwork
-from ..problems import Regression
-from .assumptions import rounding
+from ...messages import in_words
+from ...networks import AssumptionFails, FullyConnectedNetwork
+from ...problems import Regression
+from ..assumptions import rounding
 
 
 class RiccatiTrajectory(eqx.Module):

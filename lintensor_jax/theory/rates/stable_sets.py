@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Scalar
 
-from ..networks import AssumptionFails
-from ..problems import Regression
-from .assumptions import rounding
+from ...networks import AssumptionFails
+from ...problems import Regression
+from ..assumptions import rounding
 from .riccati import whitening_scale
 
 SOURCE = "Eftekhari 2020"

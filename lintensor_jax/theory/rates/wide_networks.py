@@ -10,10 +10,10 @@ import math
 
 import numpy as np
 
-from ..problems import Regression
-from .assumptions import Assumption
-from .rates import MIN
-from .rates_bounds import Bound, growth
+from ...problems import Regression
+from ..assumptions import Assumption
+from .bounds import Bound, growth
+from .imbalance import MIN
 
 
 def lemma_11(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..networks import (
+from ...networks import (
     AssumptionFails,
     ConvolutionalNetwork,
     DiagonalNetwork,
@@ -16,27 +16,29 @@ from ..networks import (
     MatrixFactorizationNetwork,
     sensing_decomposition,
 )
-from ..problems import AbstractSquaredProblem, MatrixSensing, Regression
-from .assumptions import (
+from ...problems import AbstractSquaredProblem, MatrixSensing, Regression
+from ..assumptions import (
     YUN,
     Assumption,
     components_of,
     equal_first_layers,
+    is_tensor_network,
+    log_loss,
     rounding,
     two_layer_gap,
     underdetermined,
     violated,
 )
-from .fully_connected import fully_connected_candidates
-from .interpolation import (
+from ..prediction import Candidate, Conclusion, ExponentialDecay, Kind, nothing_to_conclude
+from .other_mirror_maps import differential_limit, two_layer_limit
+from .yun_theorem_5 import (
     InterpolationLimit,
     even_convolution_condition,
     even_decomposition,
     limit_point,
 )
-from .mirror_limits import differential_limit, two_layer_limit
-from .prediction import Candidate, Conclusion, ExponentialDecay, Kind, nothing_to_conclude
-from .regression import limit_point_two_layer
+from .yun_theorem_6 import limit_point_two_layer
+from .yun_theorem_7 import fully_connected_candidates
 
 _TWO_LAYERS = "two-layer mirror flow (Woodworth et al. 2020, Azulay et al. 2021)"
 _NUCLEAR = (
@@ -58,12 +60,6 @@ def regression_candidates(network: Any, problem: Regression) -> Iterator[Candida
         yield from fully_connected_candidates(network, problem)
     elif is_tensor_network(network):
         yield from _orthogonal(network, problem)
-
-
-def is_tensor_network(network: Any) -> bool:
-    """Whether it has what Theorems 2, 3, 5 and 6 speak about, and a scalar output."""
-    shown = ("data_tensor", "factors", "with_factors", "depth")
-    return all(hasattr(network, n) for n in shown) and network.linear_coefficients().ndim == 1
 
 
 def _one_sample(network, problem):
@@ -327,8 +323,3 @@ def _differential(network, problem):
                 two_layer_limit(None, problem.X, problem.y, first, second), unbalanced.value / 4
             ),
         )
-
-
-def log_loss(network: Any, problem: Any) -> float:
-    """log L(0)."""
-    return float(problem.log_loss(network.linear_coefficients()))

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
-from ..networks import FullyConnectedNetwork
-from ..problems import Regression
+from ...networks import FullyConnectedNetwork
+from ...problems import Regression
 
 
 class NeuronLimit(eqx.Module):

@@ -6,10 +6,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Scalar
 
-from ..networks import DiagonalNetwork
-from ..problems import Regression
+from ...networks import DiagonalNetwork
+from ...problems import Regression
 from .dual_newton import AbstractMirror, minimize
-from .interpolation import (
+from .yun_theorem_5 import (
     InterpolationLimit,
     as_limit,
     log_cosh,

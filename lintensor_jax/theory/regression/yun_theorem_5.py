@@ -10,8 +10,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Scalar
 
-from ..networks import ConvolutionalNetwork, DiagonalNetwork, mirror_map
-from ..problems import Regression
+from ...networks import ConvolutionalNetwork, DiagonalNetwork, mirror_map
+from ...problems import Regression
 from .dual_newton import AbstractMirror, MirrorSolution, minimize
 
 # What an initial condition of a theorem may be off by, relative to the largest parameter (or data

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, Scalar
 
-from ..problems import Regression
+from ...problems import Regression
 
 _BISECTIONS = 128
 # Newton's method from 0 to a root tau leaves relative errors tau, tau^3, tau^7.

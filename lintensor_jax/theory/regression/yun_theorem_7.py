@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from ..networks import FullyConnectedNetwork
-from ..problems import Regression
-from .assumptions import YUN, Assumption, rounding, underdetermined
-from .min_norm import min_norm
-from .norms import L2Norm
-from .prediction import Candidate, Conclusion, ExponentialDecay, Kind
+from ...networks import FullyConnectedNetwork
+from ...problems import Regression
+from ..assumptions import YUN, Assumption, rounding, underdetermined
+from ..least_norm.min_norm import min_norm
+from ..least_norm.norms import L2Norm
+from ..prediction import Candidate, Conclusion, ExponentialDecay, Kind
 
 
 def convergence_conditions(network: FullyConnectedNetwork) -> tuple[Assumption, ...]:

@@ -1,0 +1,1 @@
+"""Machine code for CPUs: a lane's step as LLVM instructions."""

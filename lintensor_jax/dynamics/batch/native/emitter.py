@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from llvmlite import ir
 
-from ..entrywise import Entrywise, count_operations, from_list, is_known, lifted
+from ..vectorization.entry_by_entry import Entrywise, count_operations, from_list, is_known, lifted
 from . import elementary
 from .instructions import Instructions, Unsupported, vector
 

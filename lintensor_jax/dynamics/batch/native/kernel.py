@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from llvmlite import ir
 
-from ..entrywise import from_list
+from ..vectorization.entry_by_entry import from_list
 from .emitter import STACK, Emitter, Parts, Slot
 from .instructions import vector
 

@@ -14,10 +14,10 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Float, Int
 
-from ..lanes import Functions, Lanes, attempt_step
-from ..lanewise import Lanewise
-from ..queue import Starts, Stepper
-from ..system import Reducible
+from ...system import Reducible
+from ..step import Functions, Lanes, attempt_step
+from ..stepper import Starts, Stepper
+from ..vectorization.one_lane_to_many import Lanewise
 
 
 def table_of(starts: Starts, shared: bool) -> Float[Array, "N M"]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 from jaxtyping import Array
 
-from .entrywise import CALLS, ELEMENTWISE, REDUCTIONS, called, literal
+from .entry_by_entry import CALLS, ELEMENTWISE, REDUCTIONS, called, literal
 
 
 def apply_trailing(closed: Any, batched, known, *arguments: Array) -> tuple[Array, ...]:

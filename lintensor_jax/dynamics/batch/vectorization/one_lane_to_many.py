@@ -14,13 +14,8 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from .entrywise import (
-    Entrywise,
-    assembled,
-    count_operations,
-    entries_of,
-)
-from .trailing import apply_trailing
+from .entry_by_entry import Entrywise, assembled, count_operations, entries_of
+from .lanes_last import apply_trailing
 
 # Entrywise evaluation up to this many arithmetic operations, and numbers in the first argument:
 # beyond, compilation takes longer than the sweep, and whole arrays are as fast. With 8 numbers

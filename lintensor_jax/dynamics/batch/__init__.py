@@ -1,0 +1,1 @@
+"""Many flows at once: `batched_flow`, its stepper, and the programs that run a step."""

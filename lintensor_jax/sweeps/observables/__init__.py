@@ -1,0 +1,1 @@
+"""What a sweep records of each flow."""

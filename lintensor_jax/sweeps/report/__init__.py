@@ -1,0 +1,1 @@
+"""A sweep's report: the HTML page, its figures, the settings in words."""

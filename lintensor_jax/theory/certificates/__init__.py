@@ -1,0 +1,1 @@
+"""Certificates of stationarity in parameter and in predictor space, and induced regularisers."""

@@ -1,0 +1,1 @@
+"""Limits of classification flows: which theorems apply, alignment, finite losses."""

@@ -1,0 +1,1 @@
+"""The loss landscape: first- and second-order tests of a point."""

@@ -1,0 +1,1 @@
+"""Max-margin and min-norm solutions in any norm of this package."""

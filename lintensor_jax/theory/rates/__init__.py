@@ -1,0 +1,1 @@
+"""Convergence rates: imbalance, bounds, wide networks, stable sets, the Riccati solution."""
