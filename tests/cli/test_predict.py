@@ -12,7 +12,7 @@ from lintensor_jax import cli
 from lintensor_jax.cli.init import KINDS
 from lintensor_jax.cli.predict import _finite
 
-CONFIGS = sorted(Path(__file__).parents[1].glob("configs/sweep-*.toml"))
+CONFIGS = sorted(Path(__file__).parents[2].glob("configs/sweep-*.toml"))
 STARTERS = Path(cli.__file__).parent / "starters"
 OF_THEOREM_6 = """
 [data]
@@ -163,7 +163,7 @@ def test_shipped_sweeps_can_be_predicted(path, capsys):
 
 
 def test_the_table_of_configurations_is_complete():
-    folder = Path(__file__).parents[1] / "configs"
+    folder = Path(__file__).parents[2] / "configs"
     table = (folder / "README.md").read_text()
     for path in folder.glob("*.*"):
         assert f"`{path.name}`" in table or path.name == "README.md"

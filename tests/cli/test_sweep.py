@@ -30,7 +30,7 @@ from lintensor_jax.sweeps.report import figures as drawing
 from lintensor_jax.sweeps.report import page as report
 from lintensor_jax.sweeps.store.status import status
 
-CONFIGS = sorted(Path(__file__).parents[1].glob("configs/sweep-*.toml"))
+CONFIGS = sorted(Path(__file__).parents[2].glob("configs/sweep-*.toml"))
 # The sweep of `sweep_cases`, with its shapes and its width.
 CONFIG = f"""
 seed = 7

@@ -33,7 +33,7 @@ def child(path, devices=1, processes=1, process=0, port=0):
     environment = {
         **os.environ,
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
         "JAX_PLATFORMS": "cpu",
     }
     numbers = map(str, (processes, process, port, devices))

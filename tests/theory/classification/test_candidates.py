@@ -3,8 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.integrate import solve_ivp
-from test_predict import (
+from prediction_cases import (
     COVERED,
     ETA,
     EYE,
@@ -16,6 +15,7 @@ from test_predict import (
     nonorthogonal,
     orthogonal,
 )
+from scipy.integrate import solve_ivp
 
 import lintensor_jax as lt
 from lintensor_jax.initialization import identity

@@ -1,7 +1,7 @@
 """Printed statements about classification that fail, next to the corrected ones that hold.
 
-Lemma 7's constant is in test_induced.py, Assumption 3.5 in test_alignment.py, the limit of
-Moroshko et al. 2020 in test_finite_loss.py.
+Lemma 7's constant is in theory/certificates/test_induced_regularizer.py, Assumption 3.5 in
+test_alignment.py, the limit of Moroshko et al. 2020 in test_finite_loss.py.
 """
 
 import diffrax

@@ -1,6 +1,6 @@
 """Printed statements of Min et al. 2021 (and Yun's Theorem 7) next to the corrected ones.
 
-Theorems 2 and 3 of Yun et al. 2021 are in test_classification_errata.py.
+Theorems 2 and 3 of Yun et al. 2021 are in theory/classification/test_errata.py.
 """
 
 import jax
