@@ -1,13 +1,11 @@
-"""What Ji & Telgarsky 2019 claim and draw, beside what came out here."""
+"""The claims and figures of Ji & Telgarsky 2019, compared with the results here."""
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from .report import Claim, scientific
-
-if TYPE_CHECKING:
-    from .ji_telgarsky2019 import Result
+from ..formats import scientific
+from ..report import Claim
+from .results import Result
 
 CAPTIONS = {
     "figure1": "Figure 1 of Ji & Telgarsky 2019: one and four layers find the same maximum-margin "
@@ -21,7 +19,7 @@ CAPTIONS = {
 
 
 def claims(
-    result: "Result",
+    result: Result,
     flows: list[dict],
     descents: list[dict],
     stuck: list[dict],
@@ -40,7 +38,7 @@ def claims(
             f"all within {scientific(away)} of it",
             bool(away <= task.agreement),
         )
-    # Theorems without a rate: what margins of 1e8 leave of the limits 1 is below this.
+    # The theorems give no rate. At a margin of 1e6 the distances to the limit 1 are below this.
     small = 1e-3
     for quantity, paper, key in (
         ("spectral over Frobenius norm, every layer", "tends to 1 (Figure 1b)", "rank_one_defect"),
@@ -79,7 +77,7 @@ def claims(
 def _alexnet(images):
     paper = [1 / math.sqrt(least) for least in (1024, 4096, 10)]
     ratios = ", ".join(f"{value:.3f}" for value in paper)
-    # The last layer has few rows: its ratio is large from the start.
+    # The last layer is left out: it has few columns, so its ratio is large at the start already.
     hidden = [row for row in images if row["overlap"] is not None]
     gain = [row["ratio"] / row["smallest_ratio"] for row in hidden]
     grown = [row["ratio"] / row["initial_ratio"] for row in hidden]

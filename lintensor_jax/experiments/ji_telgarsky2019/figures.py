@@ -1,23 +1,19 @@
-"""The panels of Figures 1 to 3, from the arrays of `ji_telgarsky2019`."""
-
-from typing import TYPE_CHECKING
+"""Figures 1 to 3 of Ji & Telgarsky 2019, from a `Result`."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..figures.panels import Line, LinePanel, PointPanel, panel_figure
-
-if TYPE_CHECKING:
-    from .ji_telgarsky2019 import Result
+from ...figures.panels import Line, LinePanel, PointPanel, panel_figure
+from .results import Result
 
 _RISK = r"$\log(1/\mathrm{risk})$"
-# Indices into the panels' colours: of the layers of a network, unlike the others as far as four.
+# Indices into the panels' colours, one for each layer. The first four are used for nothing else.
 _LAYERS = (0, 4, 5, 3, 1, 2)
 _ONE, _DEEP, _MARGIN, _RISK_COLOUR = 2, "fully-connected", 7, 8
 
 
-def figures(result: "Result") -> dict[str, Figure]:
-    """Figure 3 only where there are images."""
+def figures(result: Result) -> dict[str, Figure]:
+    """The figures by name; "figure3" only where there are images."""
     drawn = {"figure1": _figure1(result), "figure2": _figure2(result)}
     if result.images:
         images = [_image_panel(run) for run in result.images]
@@ -26,7 +22,7 @@ def figures(result: "Result") -> dict[str, Figure]:
 
 
 def _first_flows(result, data):
-    """Of the first start: one layer, and all layers."""
+    """The flows from the first start: (of one layer, of the deep network)."""
     one, deep = (
         next(run for run in result.flows if run.data == data and (run.depth == 1) == is_one)
         for is_one in (True, False)
@@ -38,7 +34,8 @@ def _boundaries(result, data):
     one, deep = _first_flows(result, data)
     maximum = result.datasets[data].max_margin
     blank = np.zeros(0)
-    # One upon the other, the wider below; none is dashed, as descents are in the next panel.
+    # The three lines coincide, so the wider ones lie below. None is dashed: the next panel uses
+    # dashes for gradient descent.
     return [
         Line(maximum, blank, "maximum margin", _MARGIN, width=5.0),
         Line(one.direction[-1], blank, "flow, 1 layer", _ONE, width=3.2),
@@ -58,7 +55,7 @@ def _figure1(result):
         ylabel="$x_2$",
     )
     past, ratios = -deep.log_risk, deep.bounds.alignment.rank_one_ratios
-    # Lemma 2.6's first bound over |W_k|_F^2; the last layer is of rank one anyway.
+    # Lemma 2.6's first bound over |W_k|_F^2. The last layer always has rank one.
     squares = deep.bounds.alignment.frobenius_norms[:, :-1] ** 2
     proven = np.sqrt(np.maximum(0.0, 1 - deep.bounds.remainder_limit[:, None] / squares))
     lines = [*_layers(past, ratios), *_limits(past, proven, "bound of Lemma 2.6")]
@@ -109,7 +106,7 @@ def _figure2(result):
 
 
 def _layer_panel(layer, image, following, labels, when, boundaries):
-    """The data behind `layer` layers, in their principal axes, with v of the next layer."""
+    """The data after `layer` layers, in their principal axes, with v_k of the next layer."""
     top = np.linalg.svd(following)[0][:, 0]
     where = "data" if layer == 0 else f"after $W_{layer}$"
     if layer == 0:
@@ -119,7 +116,7 @@ def _layer_panel(layer, image, following, labels, when, boundaries):
         boundaries = ()
     mapped = image @ axes
     arrow = top @ axes
-    # The sign of a singular vector means nothing.
+    # The sign of a singular vector is arbitrary.
     arrow = arrow * (np.sign(arrow[0]) or 1.0)
     scale = np.max(np.abs(mapped)) if layer else 1.0
     return PointPanel(
@@ -157,7 +154,7 @@ def _layers(x, ratios):
 
 def _limits(x, values, label):
     nowhere = np.zeros(0)
-    # One grey entry of the legend for the dashed lines of all colours.
+    # One grey entry in the legend stands for the dashed lines of all colours.
     key = Line(nowhere, nowhere, f"dashed: {label}", _RISK_COLOUR, dashed=True, width=0.8)
     return [
         *(

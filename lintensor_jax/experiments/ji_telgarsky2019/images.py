@@ -1,7 +1,7 @@
 """Figure 3 of Ji & Telgarsky 2019: alignment of the layers of a nonlinear network.
 
 The paper trains AlexNet on CIFAR-10. Here a fully-connected ReLU network without biases learns the
-digits that scikit-learn bundles, or CIFAR-10 from the user's own copy.
+digits that scikit-learn bundles, or CIFAR-10 where the user has a copy.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..config import Config, ConfigError, Integer, ListOf, Number, Rejected, setting
-from ..networks import FullyConnectedNetwork
-from ..theory.alignment import alignment
+from ...config import Config, ConfigError, Integer, ListOf, Number, Rejected, setting
+from ...networks import FullyConnectedNetwork
+from ...theory.alignment import alignment
 
 MISSING = "scikit-learn, which bundles the digits (pip install lintensor_jax[digits])"
 _CLASSES = 10
@@ -30,7 +30,7 @@ class _Folder:
     """A folder's path, or an empty string."""
 
     def read(self, value):
-        """The path as it was written."""
+        """The path, as a text."""
         return value if isinstance(value, str) else Rejected("a folder's path, or empty", value)
 
 
@@ -49,7 +49,7 @@ class ImagesTask(Config):
     final_risk: float = setting(0.05, Number(above=0))
 
     def check(self) -> None:
-        """The folder holds CIFAR-10, and momentum averages."""
+        """The folder holds CIFAR-10, and the momentum is below 1."""
         if self.momentum >= 1:
             raise ConfigError("momentum", f"must be < 1, got {self.momentum:g}; 0.9 is usual.")
         if self.cifar10 and not batch_files(self.cifar10):
@@ -61,7 +61,7 @@ class ImagesTask(Config):
 
 
 def is_available(task: ImagesTask) -> bool:
-    """Whether the images can be read: the user's, or scikit-learn's."""
+    """Whether there are images: the user's CIFAR-10, or the digits of scikit-learn."""
     return bool(task.cifar10) or importlib.util.find_spec("sklearn") is not None
 
 
@@ -71,7 +71,7 @@ def batch_files(folder: str) -> list[Path]:
 
 
 def load_images(task: ImagesTask) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, pixels) with mean square 1 over all, and labels (n,) in 0..9."""
+    """Images (n, pixels), scaled to mean square 1 over all pixels, and labels (n,) in 0..9."""
     if task.cifar10:
         batches = [_unpickle(path) for path in batch_files(task.cifar10)]
         pixels = np.concatenate([np.asarray(batch[b"data"]) for batch in batches])
@@ -87,14 +87,14 @@ def load_images(task: ImagesTask) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads pickled arrays and plain containers; a pickle may otherwise run any program."""
+    """Reads only pickled arrays and plain containers: another pickle may run any program."""
 
     _ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype", "encode"})
 
     def find_class(self, module, name):
         if module.split(".")[0] not in ("numpy", "_codecs") or name not in self._ALLOWED:
             raise pickle.UnpicklingError(f"{module}.{name} is no part of an array")
-        # The batches were written by a numpy whose `core` had no underscore.
+        # The NumPy that wrote the batches called this module `core`; today it is `_core`.
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
@@ -115,7 +115,7 @@ def _unpickle(path):
 
 @dataclasses.dataclass(frozen=True)
 class ImageRun:
-    """One training run; rows are epochs, the first one the start."""
+    """One training run. Rows are epochs; the first row is the start."""
 
     start: str
     images: str
@@ -127,7 +127,7 @@ class ImageRun:
 
 
 def initial_networks(pixels: int, task: ImagesTask, seed: int) -> dict[str, FullyConnectedNetwork]:
-    """The paper's two starts: PyTorch's default, and Gaussian layers of one Frobenius norm."""
+    """The paper's two starts: PyTorch's default; Gaussian layers of equal Frobenius norm."""
     rng = np.random.default_rng(seed)
     widths = (pixels, *task.widths, _CLASSES)
     shapes = list(itertools.pairwise(widths))
@@ -141,7 +141,7 @@ def initial_networks(pixels: int, task: ImagesTask, seed: int) -> dict[str, Full
 
 
 def train(start: str, network: FullyConnectedNetwork, task: ImagesTask, seed: int) -> ImageRun:
-    """Train in float32, and measure the layers after every epoch."""
+    """Train in float32; measure the alignment of the layers after every epoch."""
     pixels, labels = load_images(task)
     images, labels = jnp.asarray(pixels, jnp.float32), jnp.asarray(labels)
     trained = jax.tree.map(lambda w: w.astype(jnp.float32), network)
@@ -187,7 +187,7 @@ def _measure(network, images, labels):
 
 @eqx.filter_jit
 def _epoch(network, state, images, labels, key, task):
-    # Images that do not fill a last batch wait for the next epoch's order.
+    # Images that do not fill a whole batch are left out of this epoch.
     batch = min(task.batch, labels.shape[0])
     order = jax.random.permutation(key, labels.shape[0])
     order = order[: labels.shape[0] // batch * batch].reshape(-1, batch)

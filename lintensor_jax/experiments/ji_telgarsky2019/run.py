@@ -1,7 +1,16 @@
-"""The computations of `ji_telgarsky2019`: flows, descents and the counterexample."""
+"""The flows, the gradient descent and the images of Ji & Telgarsky 2019, Figures 1 to 3.
+
+Gradient flow aligns the layers of deep linear networks. Flows of fully-connected networks and of
+one layer (logistic regression) run to a margin of 1e6, which is a risk of exp(-1e6); gradient
+descent cannot reach that. Lemma 2.6's two bounds are measured at every step, and the direction at
+the end is compared with the maximum margin. Gradient descent with the step sizes of Assumption 3.5
+is compared with Lemma C.7. The start of Appendix A shows that Assumption 1.2 is needed.
+"""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import diffrax
@@ -11,92 +20,99 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..config import Config, ConfigError, Integer, Number, setting
-from ..dynamics import StopAtMargin, gradient_descent, gradient_flow, smoothness_steps
-from ..dynamics.integrate import implicit_solver
-from ..dynamics.stopping import status_name
-from ..networks import FullyConnectedNetwork
-from ..theory.alignment import alignment_bounds, learning_conditions
-from ..theory.assumptions import Assumption
-from .ji_telgarsky2019_setups import counterexample
+from ...dynamics import StopAtMargin, gradient_descent, gradient_flow, smoothness_steps
+from ...dynamics.integrate import implicit_solver
+from ...dynamics.stopping import status_name
+from ...networks import FullyConnectedNetwork
+from ...theory.alignment import alignment_bounds, learning_conditions
+from ...theory.margins import max_margin
+from ...theory.norms import L2Norm
+from .configuration import Configuration, DescentTask, FlowTask
+from .images import MISSING, ImageRun, initial_networks, is_available, load_images, train
+from .results import CounterexampleRun, Dataset, DescentRun, FlowRun, Result
+from .setup import LinearPredictor, circles, counterexample, sector, start
 
 _IMPLICIT_STEPS = 600
 _DESCENT_POINTS = 200
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowTask(Config):
-    """Flows end at `margin`; directions are then to be within `agreement` of the max-margin one."""
+class Job:
+    """One part of the run: its name, and the function that computes it."""
 
-    margin: float = setting(1e6, Number(above=0))
-    rtol: float = setting(1e-9, Number(above=0))
-    agreement: float = setting(1e-6, Number(above=0))
-    drift: float = setting(1e-7, Number(above=0))
+    name: str
+    work: Callable[[], list[Any]]
 
-
-@dataclasses.dataclass(frozen=True)
-class DescentTask(Config):
-    """Assumption 3.5's steps from the flows' starts; constant ones for comparison in Figure 1."""
-
-    growth: float = setting(1.1, Number(above=0))
-    constant_step: float = setting(0.1, Number(above=0))
-    num_steps: int = setting(500_000, Integer(1))
-
-    def check(self) -> None:
-        """R_t - 1 must not lie below the largest norm."""
-        if self.growth < 1:
-            raise ConfigError("growth", f"must be at least 1, got {self.growth:g}; try 1.1.")
+    def __str__(self) -> str:
+        return self.name
 
 
-@dataclasses.dataclass(frozen=True)
-class FlowRun:
-    """One flow; T saved steps, the start first. One layer has no alignment: its arrays are None."""
+def run(
+    config: Configuration,
+    reduced: tuple[str, ...] = (),
+    track: Callable[[Sequence[Job]], Iterable[Job]] = iter,
+) -> Result:
+    """Compute the flows, the descents, the counterexample and the images, one job at a time."""
+    problems = {
+        "sector": sector(config.num_samples, config.seed),
+        "circles": circles(config.num_samples, config.seed),
+    }
+    depths = {"sector": config.depth, "circles": config.circles_depth}
+    jobs = []
+    for data, problem in problems.items():
+        deep = _starts(problem, depths[data], config)
+        # One layer with the same linear predictor as the first deep network.
+        one = [LinearPredictor(deep[0].linear_coefficients())]
+        for networks in (one, deep):
+            name = f"{data}, depth {networks[0].depth}"
+            flows = functools.partial(run_flows, data, problem, networks, config.flow)
+            descents = functools.partial(run_descents, data, problem, networks[0], config.descent)
+            jobs += [Job(name, flows), Job(f"{name}, descent", descents)]
+    jobs.append(Job("counterexample", run_counterexamples))
+    if is_available(config.images):
+        pixels = load_images(config.images)[0].shape[1]
+        for name, network in initial_networks(pixels, config.images, config.seed).items():
+            case = (name, network, config.images, config.seed)
+            jobs.append(Job(f"images, {name}", functools.partial(_train_on_images, *case)))
+    else:
+        reduced = (*reduced, f"Figure 3 is left out: it needs {MISSING} or images.cifar10")
+    outcomes = [outcome for job in track(jobs) for outcome in job.work()]
 
-    data: str
-    depth: int
-    start: int
-    conditions: tuple[Assumption, ...]
-    status: str
-    num_steps: int
-    log_risk: np.ndarray  # (T,), of the mean loss
-    direction: np.ndarray  # (T, d)
-    log_norm: np.ndarray  # (T,)
-    log_margin: float
-    invariant_drift: float
-    smoothed_margin_drop: float
-    weights: tuple[np.ndarray, ...]  # at the end
-    initial_weights: tuple[np.ndarray, ...]
-    bounds: Any  # AlignmentBounds with leading axis T, of NumPy arrays
+    def of(kind):
+        return [outcome for outcome in outcomes if isinstance(outcome, kind)]
+
+    return Result(
+        config=config,
+        reduced=reduced,
+        datasets={data: _dataset(problem) for data, problem in problems.items()},
+        flows=of(FlowRun),
+        descents=of(DescentRun),
+        counterexamples=of(CounterexampleRun),
+        images=of(ImageRun),
+    )
 
 
-@dataclasses.dataclass(frozen=True)
-class DescentRun:
-    """One descent; S saved steps, the start first."""
-
-    data: str
-    depth: int
-    start: int
-    steps: str  # "Assumption 3.5" or "constant"
-    num_steps: int
-    log_risk: np.ndarray  # (S,)
-    direction: np.ndarray  # (S, d)
-    bounds: Any  # with leading axis S; None for one layer and for constant steps
-    step_size: float  # the last one, in the mean loss
+def _train_on_images(*case):
+    return [train(*case)]
 
 
-@dataclasses.dataclass(frozen=True)
-class CounterexampleRun:
-    """Gradient descent from w_1 = -w_2 + offset * e_1; S saved steps."""
+def _dataset(problem):
+    found = max_margin(problem, L2Norm())
+    return Dataset(
+        np.asarray(problem.X),
+        np.asarray(problem.y),
+        np.asarray(found.direction),
+        float(found.margin),
+    )
 
-    offset: float
-    conditions: tuple[Assumption, ...]
-    log_risk: np.ndarray  # (S,)
-    sum_of_layers: np.ndarray  # (S,), |w_1 + w_2|
-    norm: np.ndarray  # (S,), |w_1|
+
+def _starts(problem, depth, config):
+    keys = (jax.random.fold_in(jax.random.key(config.seed), k) for k in range(config.num_starts))
+    return [start(problem, depth, config.width, config.scale, key) for key in keys]
 
 
 def run_flows(data: str, problem: Any, networks: list[Any], task: FlowTask) -> list[FlowRun]:
-    """A flow from each of the networks."""
+    """One flow from each network."""
     return [
         _flow(data, problem, network, index + 1, task) for index, network in enumerate(networks)
     ]
@@ -104,10 +120,10 @@ def run_flows(data: str, problem: Any, networks: list[Any], task: FlowTask) -> l
 
 def _flow(data, problem, network, index, task):
     deep = isinstance(network, FullyConnectedNetwork)
-    # The implicit method alone compiles in half the time; where it fails, the automatic choice.
+    # The implicit method alone compiles in half the time. The automatic choice follows if it fails.
     rtol = jnp.asarray(task.rtol)
     only_implicit = {"solver": implicit_solver(rtol, rtol), "max_steps": _IMPLICIT_STEPS}
-    for how in (only_implicit, {}):
+    for options in (only_implicit, {}):
         flow = gradient_flow(
             network,
             problem,
@@ -116,7 +132,7 @@ def _flow(data, problem, network, index, task):
             saveat=diffrax.SaveAt(steps=True),
             observe=_weights if deep else None,
             throw=False,
-            **how,
+            **options,
         )
         if bool(flow.succeeded):
             break
@@ -140,13 +156,13 @@ def _flow(data, problem, network, index, task):
 
 
 def _weights(network):
-    # One function for all flows: another one would be another compilation.
+    # All flows share this one function: JAX would compile another function again.
     return network.weights
 
 
 def _bounds(network, weights, initial_risk):
     """`alignment_bounds` at the start and at every saved time, as NumPy arrays."""
-    # One call a time: a batch would be compiled anew for every number of saved times.
+    # One call for each saved time: JAX would compile a batch again for every number of times.
     along = [network.weights, *zip(*(np.asarray(w) for w in weights), strict=True)]
     found = [_bounds_at(network, FullyConnectedNetwork(w), initial_risk) for w in along]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
@@ -156,7 +172,7 @@ _bounds_at = eqx.filter_jit(alignment_bounds)
 
 
 def run_descents(data: str, problem: Any, network: Any, task: DescentTask) -> list[DescentRun]:
-    """Descents with constant steps and, with several layers, with those of Assumption 3.5."""
+    """Gradient descent with constant steps, and for several layers with Assumption 3.5's."""
     count = problem.y.size
     every = math.gcd(task.num_steps, max(1, task.num_steps // _DESCENT_POINTS))
     deep = isinstance(network, FullyConnectedNetwork)
@@ -165,20 +181,20 @@ def run_descents(data: str, problem: Any, network: Any, task: DescentTask) -> li
         optimizers["Assumption 3.5"] = smoothness_steps(network, problem, growth=task.growth)
     runs = []
     for steps, optimizer in optimizers.items():
-        proven = steps == "Assumption 3.5"
-        done = gradient_descent(
+        is_proven = steps == "Assumption 3.5"
+        descent = gradient_descent(
             network,
             problem,
             optimizer,
             task.num_steps,
             save_every=every,
-            observe=_weights if proven else None,
+            observe=_weights if is_proven else None,
         )
         bounds = None
-        if proven:
-            after = jax.tree.map(lambda w: w[1:], done.observed)
+        if is_proven:
+            after = jax.tree.map(lambda w: w[1:], descent.observed)
             bounds = _bounds(network, after, jnp.exp(_log_risk(network, problem)))
-        step = done.optimizer_state.step_size if proven else task.constant_step
+        step = descent.optimizer_state.step_size if is_proven else task.constant_step
         runs.append(
             DescentRun(
                 data=data,
@@ -186,8 +202,8 @@ def run_descents(data: str, problem: Any, network: Any, task: DescentTask) -> li
                 start=1,
                 steps=steps,
                 num_steps=task.num_steps,
-                log_risk=np.asarray(done.log_loss) - math.log(count),
-                direction=np.asarray(done.direction),
+                log_risk=np.asarray(descent.log_loss) - math.log(count),
+                direction=np.asarray(descent.direction),
                 bounds=bounds,
                 step_size=float(step),
             )
@@ -196,13 +212,13 @@ def run_descents(data: str, problem: Any, network: Any, task: DescentTask) -> li
 
 
 def run_counterexamples() -> list[CounterexampleRun]:
-    """Gradient descent from w_1 = -w_2, and from next to it."""
+    """Gradient descent from w_1 = -w_2, and from a start at distance 1e-3 from it."""
     problem, network = counterexample()
     runs = []
     for offset in (0.0, 1e-3):
         first, last = network.weights
         shifted = FullyConnectedNetwork((first.at[0, 0].add(offset), last))
-        done = gradient_descent(
+        descent = gradient_descent(
             shifted,
             problem,
             optax.sgd(1e-2),
@@ -210,12 +226,12 @@ def run_counterexamples() -> list[CounterexampleRun]:
             save_every=40,
             observe=_weights,
         )
-        one, two = np.asarray(done.observed[0])[:, 0], np.asarray(done.observed[1])
+        one, two = np.asarray(descent.observed[0])[:, 0], np.asarray(descent.observed[1])
         runs.append(
             CounterexampleRun(
                 offset=offset,
                 conditions=learning_conditions(shifted, problem),
-                log_risk=np.asarray(done.log_loss),
+                log_risk=np.asarray(descent.log_loss),
                 sum_of_layers=np.linalg.norm(one + two, axis=1),
                 norm=np.linalg.norm(one, axis=1),
             )

@@ -1,4 +1,4 @@
-"""Data and starts of `ji_telgarsky2019`."""
+"""The data and the initial networks of the experiment on Ji & Telgarsky 2019."""
 
 import equinox as eqx
 import jax
@@ -6,28 +6,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..initialization import gaussian
-from ..losses import ExponentialLoss, LogisticLoss
-from ..networks import FullyConnectedNetwork
-from ..problems import Classification
+from ...initialization import gaussian
+from ...losses import ExponentialLoss, LogisticLoss
+from ...networks import FullyConnectedNetwork
+from ...problems import Classification
 
 
 class LinearPredictor(eqx.Module):
-    """One layer: beta = w, which is plain logistic regression."""
+    """One layer, beta = w: logistic regression."""
 
     w: Float[Array, " d"]
     depth = 1
 
     def linear_coefficients(self) -> Float[Array, " d"]:
-        """w."""
+        """The vector w itself, shape (d,)."""
         return self.w
 
 
 def sector(num_samples: int, seed: int) -> Classification:
     """Figure 1's data: separable points of both labels in the unit disc.
 
-    The y_i x_i lie in a sector of 130 degrees, most of them near one of its edges, so that the
-    maximum margin is far from the mean of the data, where every flow heads first.
+    The vectors y_i x_i lie in a sector of 130 degrees, most of them near one edge. So the direction
+    of the maximum margin is far from the mean of the data, which every flow approaches first.
     """
     rng = np.random.default_rng(seed)
     angles = np.deg2rad(95 - 130 * rng.beta(1.0, 3.0, num_samples))
@@ -49,7 +49,7 @@ def circles(num_samples: int, seed: int) -> Classification:
 
 
 def counterexample() -> tuple[Classification, FullyConnectedNetwork]:
-    """Appendix A: exp(-<w_1, w_2>) from w_1 = -w_2, which is kept for ever."""
+    """Appendix A: the loss exp(-<w_1, w_2>) from w_1 = -w_2, which the flow preserves."""
     w = jnp.array([0.8, 0.6])
     problem = Classification([[1.0]], [1.0], ExponentialLoss())
     return problem, FullyConnectedNetwork((w[None, :], -w))
@@ -58,7 +58,7 @@ def counterexample() -> tuple[Classification, FullyConnectedNetwork]:
 def start(
     problem: Classification, depth: int, width: int, scale: float, key: jax.Array
 ) -> FullyConnectedNetwork:
-    """Normal weights; the last layer has the sign of the smaller risk (Assumption 1.2)."""
+    """Normal weights. The last layer's sign is the one of smaller risk (Assumption 1.2)."""
     like = FullyConnectedNetwork.zeros((problem.X.shape[1], *(width,) * (depth - 1)))
     return _start(problem, like, jnp.asarray(scale), key)
 

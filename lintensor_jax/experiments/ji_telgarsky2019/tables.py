@@ -1,16 +1,15 @@
-"""The tables and checks of `ji_telgarsky2019`, from its arrays."""
+"""The tables and checks of the experiment on Ji & Telgarsky 2019, from a `Result`."""
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .ji_telgarsky2019_paper import CAPTIONS, claims
-from .report import Check, Column, Report, Table, comparison, power_of_ten, scientific, worst_of
-
-if TYPE_CHECKING:
-    from .ji_telgarsky2019 import Result
+from ..formats import power_of_ten, scientific
+from ..report import Check, Column, Report, Table, comparison, worst_of
+from .claims import CAPTIONS, claims
+from .results import Result
 
 TITLE = "Ji & Telgarsky 2019, Figures 1 to 3"
 
@@ -80,8 +79,8 @@ _SUMMARY = (
 )
 
 
-def report(result: "Result") -> Report:
-    """A summary, one row per run, and the acceptance bounds."""
+def report(result: Result) -> Report:
+    """A summary, tables with one row for each run, and the checks."""
     flows = [_flow(result, run) for run in result.flows]
     descents = [_descent(result, run) for run in result.descents]
     stuck = [_counterexample(run) for run in result.counterexamples]
@@ -114,7 +113,7 @@ def _checks(config, flows, descents, stuck, images) -> Iterator[Check]:
     yield Check("flows not stopped by their margin", len(others), 0, shown)
     yield worst_of("Lemma 2.6, saved times that violate it", deep, "violations", 0, _label)
     yield worst_of("invariant drift", deep, "invariant_drift", config.flow.drift, _label)
-    # The exact flow's smoothed margin never falls; the integrated one may by its tolerance.
+    # The exact flow's smoothed margin never decreases; integration may decrease it by rtol.
     yield worst_of(
         "drop of the log smoothed margin", flows, "smoothed_margin_drop", config.flow.rtol, _label
     )
@@ -139,7 +138,7 @@ def _checks(config, flows, descents, stuck, images) -> Iterator[Check]:
             0.9,
             _layer_label,
         )
-        # The last layer, of ten outputs, has a ratio near its end's from the start.
+        # The last layer is left out: with ten outputs its ratio hardly changes in training.
         hidden = [row for row in images if row["overlap"] is not None]
         yield worst_of(
             "images: initial rank-one ratio over the final one, layers before the last",
@@ -185,7 +184,7 @@ def _flow(result, run) -> dict[str, Any]:
 
 
 def _shares(bounds, spread=False):
-    """The largest share of a bound that is used, and the saved times with more than all of it."""
+    """The largest quotient of a quantity and its bound; the number of saved times above 1."""
     shares = [
         bounds.remainder / bounds.remainder_limit[:, None],
         bounds.misalignment / bounds.misalignment_limit,
@@ -193,7 +192,7 @@ def _shares(bounds, spread=False):
     if spread:
         shares.append((bounds.growth_spread / bounds.growth_spread_limit)[:, None])
     worst = np.concatenate(shares, axis=1).max(axis=1)
-    # Written so that a NaN counts.
+    # `not <=`, so that a NaN counts as a violation.
     return {"tightest": float(worst.max()), "violations": int(np.sum(~(worst <= 1)))}
 
 
