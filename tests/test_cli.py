@@ -18,7 +18,9 @@ from lintensor_jax import cli, experiments
 from lintensor_jax.cli import reproduce
 from lintensor_jax.experiments import EXPERIMENTS
 from lintensor_jax.experiments.report import Check, Column, Report, Table, vector, worst_of
-from lintensor_jax.experiments.yun2021 import Configuration, initial_directions, resampled
+from lintensor_jax.experiments.yun2021.figures_1_and_3.configuration import Configuration
+from lintensor_jax.experiments.yun2021.figures_1_and_3.run import resampled
+from lintensor_jax.experiments.yun2021.figures_1_and_3.setup import initial_directions
 
 CACHE_OPTIONS = (
     "jax_compilation_cache_dir",

@@ -1,14 +1,12 @@
-"""What Yun et al. 2021 print of Figures 1 and 3, and what their figures show here."""
+"""The statements of Yun et al. 2021 on Figures 1 and 3, compared with the results here."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .report import Claim, scientific
-
-if TYPE_CHECKING:
-    from .yun2021 import Result
+from ...formats import scientific
+from ...report import Claim
+from .results import Result
 
 CAPTIONS = {
     "figure1": "Figure 1 of Yun et al. 2021: regression from the smallest and the largest scale. "
@@ -16,10 +14,10 @@ CAPTIONS = {
     "figure3": "Figure 3 of Yun et al. 2021: regression at the scale between, classification at "
     "all scales. Broad rays are the maximum-margin directions, filled markers where the paper's "
     "gradient descent stops.",
-    "directions": "Beyond the papers: the angle that is left between predictor and limit as the "
-    "loss falls, on the data of Figure 3 and from its starts of the largest scale alpha. Gradient "
-    "descent ends in the grey part; the flows go on to where no float64 holds the loss. Where a "
-    "curve dips, the direction crosses its limit and comes back to it from the other side.",
+    "directions": "Beyond the papers: the angle between predictor and limit as the loss falls, on "
+    "the data of Figure 3 and from its starts of the largest scale alpha. Gradient descent ends in "
+    "the grey part. The flows continue to losses that are too small for float64. Where a curve "
+    "dips, the direction crosses its limit and then approaches it from the other side.",
 }
 # Section 6, in the paper's digits.
 _MINIMUM_NORM = {
@@ -30,7 +28,7 @@ _MINIMUM_NORM = {
 _PAPER_STEPS = 2_000_000
 
 
-def claims(result: "Result", regression: list[dict], classification: list[dict]) -> Iterator[Claim]:
+def claims(result: Result, regression: list[dict], classification: list[dict]) -> Iterator[Claim]:
     """Section 6, from the rows of the tables."""
     config = result.config
     if config.regression.x == (1.0, 2.0) and config.regression.y == 1.0:
@@ -55,7 +53,7 @@ def claims(result: "Result", regression: list[dict], classification: list[dict])
         "loss of gradient descent, classification",
         "1e-5 or a little more, after 2e6 steps",
         f"at most {10**log_loss:.1e} after {steps:,} steps",
-        # Half a decade: the paper's word for it is "lesssim".
+        # Half a decade more than 1e-5 is allowed: the paper writes "lesssim".
         bool(log_loss <= -4.5) if steps == _PAPER_STEPS else None,
     )
     at_stop, at_end = (_most(classification, k) for k in ("paper_loss_distance", "distance"))

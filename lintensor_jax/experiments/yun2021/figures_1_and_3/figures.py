@@ -1,21 +1,21 @@
-"""The panels of Figures 1 and 3, and how far the directions go; from the arrays of `yun2021`."""
-
-from typing import TYPE_CHECKING
+"""Figures 1 and 3, and the angle between directions and limits, from a `Result`."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..figures.approach import Approach, approach_figure
-from ..figures.plane import PlanePanel, plane_figure
-
-if TYPE_CHECKING:
-    from .yun2021 import Result
+from ....figures.approach import Approach, approach_figure
+from ....figures.plane import PlanePanel, plane_figure
+from .results import Result
 
 
-def figures(result: "Result") -> dict[str, Figure]:
-    """The paper's layout: figure 1 has regression at the smallest and the largest scale, figure 3
-    regression at the scales between them and classification at all. Then the directions, from
-    the largest scale, where they depend on the start for longest."""
+def figures(result: Result) -> dict[str, Figure]:
+    """The figures by name, in the paper's layout.
+
+    - "figure1": regression at the smallest and the largest scale.
+    - "figure3": regression at the scales between them, classification at all scales.
+    - "directions": the angle to the limit, from the largest scale. From there the directions depend
+      on the start for longest.
+    """
     alphas = range(len(result.config.alphas))
     by_size = sorted(alphas, key=lambda a: result.config.alphas[a])
     ends = dict.fromkeys((by_size[0], by_size[-1]))
@@ -54,7 +54,7 @@ def _directions(result, a):
 
 
 def _approach(runs, lane):
-    """log(1/loss) and the angle: the smooth path as far as it goes, then the solver's steps."""
+    """log(1/loss) and the angle: on the smooth path, and after its end at the solver's steps."""
     later = runs.step_log_loss[lane] < runs.log_loss[lane][-1]
     log_loss = np.concatenate([runs.log_loss[lane], runs.step_log_loss[lane][later]])
     vectors = np.concatenate([runs.path[lane], runs.step_direction[lane][later]])
@@ -62,7 +62,7 @@ def _approach(runs, lane):
 
 
 def _angle(vectors, limit):
-    """In degrees; by the sine, whose rounding is far below the cosine's."""
+    """The angles in degrees, by their sine: the cosine of a small angle loses digits."""
     sine = vectors[:, 0] * limit[1] - vectors[:, 1] * limit[0]
     return np.degrees(np.arctan2(np.abs(sine), vectors @ limit))
 
@@ -99,7 +99,7 @@ def _classification_panel(result, a):
 
 
 def _window(points):
-    """A square around all points, with a margin."""
+    """A square around all points, 12 % wider than their range: two pairs (low, high)."""
     points = np.concatenate(points)
     low, high = points.min(axis=0), points.max(axis=0)
     middle, half = (low + high) / 2, 0.56 * np.max(high - low)

@@ -1,16 +1,16 @@
-"""Figures 1 and 3 of Yun, Krishnan & Mobahi 2021 (section 6): three architectures in the plane.
+"""The flows and the gradient descent of Figures 1 and 3 of Yun, Krishnan & Mobahi 2021, section 6.
 
-Two-layer linear networks of two inputs start at the same linear coefficients beta(0) = alpha^2 z
-and go different ways. Regression: the flow's limit against Theorem 6. Classification: the flow's
-direction at a margin of 1e8 (loss exp(-1e8)) against the maximum-margin directions that section 4
-predicts, next to the direction at the loss where the paper's gradient descent stopped.
+Two-layer linear networks with two inputs start at the same linear coefficients
+beta(0) = alpha^2 z, in three architectures. Regression: the flow's limit is compared with
+Theorem 6. Classification: the flow's direction at a margin of 1e8 (loss exp(-1e8)) is compared with
+the maximum-margin directions that section 4 predicts, and with the direction at the loss where the
+paper's gradient descent stopped.
 """
 
 import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -19,156 +19,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..config import Config, ConfigError, Integer, ListOf, Number, setting, table
-from ..dynamics import StopAtMargin, StopAtResidual, gradient_descent, gradient_flow
-from ..dynamics.stopping import status_name
-from ..initialization import matching
-from ..networks import ConvolutionalNetwork, DiagonalNetwork, FullyConnectedNetwork
-from ..problems import Classification, Regression
-from ..theory.margins import MarginPrecisionError, NonSeparableError, max_margin
-from ..theory.norms import FourierL1Norm, L1Norm, L2Norm
-from ..theory.regression import limit_point_two_layer
-from . import yun2021_tables
-from .report import Report
-
-# Each architecture with the norm whose maximum margin its two-layer classification flow finds.
-ARCHITECTURES = {
-    "fully-connected": (FullyConnectedNetwork.zeros, ((2, 2),), L2Norm),
-    "diagonal": (DiagonalNetwork.zeros, (2, 2), L1Norm),
-    "convolutional": (ConvolutionalNetwork.zeros, (2, (2, 2)), FourierL1Norm),
-}
+from ....config import ConfigError
+from ....dynamics import StopAtMargin, StopAtResidual, gradient_descent, gradient_flow
+from ....dynamics.stopping import status_name
+from ....initialization import matching
+from ....problems import Classification, Regression
+from ....theory.margins import MarginPrecisionError, NonSeparableError, max_margin
+from ....theory.regression import limit_point_two_layer
+from .configuration import ClassificationTask, Configuration, RegressionTask
+from .results import ClassificationRuns, RegressionRuns, Result
+from .setup import ARCHITECTURES, initial_directions
 
 _PATH_POINTS = 601
 _DESCENT_POINTS = 250
 _EXPLICIT_STEPS = 400
-_QUICK_DESCENT_STEPS = 20_000
-
-_POSITIVE = Number(above=0)
-_PLANE_VECTOR = ListOf(Number(), length=2)
-
-
-@dataclasses.dataclass(frozen=True)
-class RegressionTask(Config):
-    """One sample (Theorem 6 is of one); the flow's limit is to be within `agreement` of it."""
-
-    x: tuple[float, float] = setting((1.0, 2.0), _PLANE_VECTOR)
-    y: float = setting(1.0, Number())
-    rtol: float = setting(1e-10, _POSITIVE)
-    residual: float = setting(1e-9, _POSITIVE)
-    agreement: float = setting(1e-8, _POSITIVE)
-    descent_step: float = setting(1e-3, _POSITIVE)
-    descent_num_steps: int = setting(5_000, Integer(1))
-
-    def check(self) -> None:
-        """The sample sees something."""
-        if self.x == (0.0, 0.0):
-            raise ConfigError("x", "must not be zero, got [0.0, 0.0]; the default is [1.0, 2.0].")
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassificationTask(Config):
-    """Separable samples; the flow's direction at `margin` is to be within `agreement`."""
-
-    X: tuple[tuple[float, float], ...] = setting(((1.0, 2.0), (0.0, -3.0)), ListOf(_PLANE_VECTOR))
-    y: tuple[float, ...] = setting((1.0, -1.0), ListOf(Number()))
-    rtol: float = setting(1e-8, _POSITIVE)
-    margin: float = setting(1e8, _POSITIVE)
-    agreement: float = setting(1e-3, _POSITIVE)
-    step_budget: int = setting(200, Integer(1))
-    paper_loss: float = setting(1e-5, _POSITIVE)
-    descent_step: float = setting(5e-4, _POSITIVE)
-    descent_num_steps: int = setting(2_000_000, Integer(1))
-
-    def check(self) -> None:
-        """One label -1 or +1 per sample."""
-        if len(self.y) != len(self.X):
-            raise ConfigError(
-                "y",
-                f"must have one label per row of X ({len(self.X)}), got {len(self.y)}; "
-                "add or remove labels.",
-            )
-        for index, label in enumerate(self.y):
-            if label not in (-1.0, 1.0):
-                raise ConfigError(f"y[{index}]", f"must be -1 or 1, got {label!r}; recode it.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Configuration(Config):
-    """The paper's setup."""
-
-    alphas: tuple[float, ...] = setting((0.01, 0.5, 1.0), ListOf(_POSITIVE))
-    num_directions: int = setting(4, Integer(1))
-    seed: int = setting(367, Integer(0))
-    regression: RegressionTask = table(RegressionTask)  # noqa: RUF009
-    classification: ClassificationTask = table(ClassificationTask)  # noqa: RUF009
-
-
-def reduce(config: Configuration) -> tuple[Configuration, tuple[str, ...]]:
-    """Less gradient descent on classification; flows, predictions and checks stay as they are."""
-    task = config.classification
-    if task.descent_num_steps <= _QUICK_DESCENT_STEPS:
-        return config, ()
-    quick = dataclasses.replace(task, descent_num_steps=_QUICK_DESCENT_STEPS)
-    note = (
-        f"gradient descent on classification takes {_QUICK_DESCENT_STEPS:,} instead of "
-        f"{task.descent_num_steps:,} steps, so that it ends at a larger loss"
-    )
-    return dataclasses.replace(config, classification=quick), (note,)
-
-
-@dataclasses.dataclass(frozen=True)
-class RegressionRuns:
-    """One architecture's regression flows, axes (alpha, direction, ...)."""
-
-    predicted: np.ndarray  # (A, D, 2)
-    reached: np.ndarray  # (A, D, 2)
-    path: np.ndarray  # (A, D, T, 2)
-    log_loss: np.ndarray  # (A, D, T)
-    status: np.ndarray  # (A, D), names
-    num_steps: np.ndarray  # (A, D)
-    finish_step: np.ndarray  # (A, D), relative size of the Gauss-Newton finish
-    invariant_drift: np.ndarray  # (A, D)
-    descent_path: np.ndarray  # (A, D, S, 2)
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassificationRuns:
-    """One architecture's classification flows, axes (alpha, direction, ...)."""
-
-    predicted: np.ndarray  # (2,), a unit vector
-    reached: np.ndarray  # (A, D, 2), unit vectors
-    path: np.ndarray  # (A, D, T, 2)
-    log_loss: np.ndarray  # (A, D, T)
-    at_paper_loss: np.ndarray  # (A, D, 2), coefficients
-    status: np.ndarray  # (A, D), names
-    num_steps: np.ndarray  # (A, D)
-    log_margin: np.ndarray  # (A, D)
-    invariant_drift: np.ndarray  # (A, D)
-    descent_reached: np.ndarray  # (A, D, 2), coefficients
-    descent_log_loss: np.ndarray  # (A, D)
-    step_log_loss: np.ndarray  # (A, D, K), at the solver's own steps, to the flow's end
-    step_direction: np.ndarray  # (A, D, K, 2), unit vectors
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """Everything that was computed: `starts` (A, D, 2) and the runs of each architecture."""
-
-    config: Configuration
-    reduced: tuple[str, ...]
-    starts: np.ndarray
-    regression: dict[str, RegressionRuns]
-    classification: dict[str, ClassificationRuns]
-
-    def report(self) -> Report:
-        """The tables and the checks of the acceptance bounds."""
-        return yun2021_tables.report(self)
-
-    def figures(self) -> dict[str, Any]:
-        """Figures 1 and 3 (needs matplotlib)."""
-        from . import yun2021_figures
-
-        return yun2021_figures.figures(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +51,7 @@ def run(
     reduced: tuple[str, ...] = (),
     track: Callable[[Sequence[Job]], Iterable[Job]] = iter,
 ) -> Result:
-    """Integrate, predict and descend: every alpha and direction of a job in one batch."""
+    """Flows, predictions and gradient descent; a job's alphas and directions are one batch."""
     directions = initial_directions(config.num_directions, config.seed)
     alphas = np.array(config.alphas)
     regression_task, classification_task = config.regression, config.classification
@@ -211,14 +75,6 @@ def run(
     return Result(config, reduced, starts, regression, classification)
 
 
-def initial_directions(count: int, seed: int) -> np.ndarray:
-    """Random vectors, shape (count, 2), one in each of `count` equal sectors of the plane."""
-    rng = np.random.default_rng(seed)
-    angles = 2 * np.pi / count * (np.arange(count) + rng.uniform(0.15, 0.85, count))
-    lengths = rng.uniform(0.6, 1.0, count)
-    return lengths[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-
-
 def _max_margin_directions(problem):
     try:
         return {
@@ -230,7 +86,7 @@ def _max_margin_directions(problem):
 
 
 def _networks(like, alphas, directions):
-    """A batch of A * D networks with beta(0) = alpha^2 z, alpha-major."""
+    """A batch of A * D networks with beta(0) = alpha^2 z. The index of z varies fastest."""
     build = jax.vmap(lambda alpha, z: matching(like, z).scaled(alpha))
     count = len(directions)
     return build(
@@ -239,9 +95,9 @@ def _networks(like, alphas, directions):
 
 
 def _run_regression(networks, problem: Regression, task: RegressionTask):
-    def lane(network, **how):
+    def lane(network, **options):
         flow = gradient_flow(
-            network, problem, stop=StopAtResidual(task.residual), rtol=task.rtol, **how
+            network, problem, stop=StopAtResidual(task.residual), rtol=task.rtol, **options
         )
         return {
             **_common(flow),
@@ -255,9 +111,9 @@ def _run_regression(networks, problem: Regression, task: RegressionTask):
 
 
 def _run_classification(networks, problem: Classification, task: ClassificationTask):
-    def lane(network, **how):
+    def lane(network, **options):
         flow = gradient_flow(
-            network, problem, stop=StopAtMargin(task.margin), rtol=task.rtol, **how
+            network, problem, stop=StopAtMargin(task.margin), rtol=task.rtol, **options
         )
         descent = _descend(network, problem, task)
         return {
@@ -270,9 +126,9 @@ def _run_classification(networks, problem: Classification, task: ClassificationT
             "step_direction": flow.direction,
         }
 
-    # Three times the logarithm is more than a figure shows, and coefficients do not yet explode.
+    # No figure shows a loss below paper_loss^3, and there the coefficients are still moderate.
     runs = _batched(lane, networks, last_log_loss=3 * np.log(task.paper_loss))
-    # Beyond its end a flow repeats it.
+    # After a flow's end the arrays repeat its last state.
     most = int(runs["num_steps"].max()) + 1
     for key in ("step_log_loss", "step_direction"):
         runs[key] = runs[key][:, :most]
@@ -292,30 +148,31 @@ def _common(flow):
 
 
 def _batched(lane, networks, last_log_loss=-np.inf):
-    """`lane` of every network in one compiled program; a dict of arrays. The paths are followed
-    to `last_log_loss`.
+    """`lane` of every network, in one compiled program: a dict of arrays.
+
+    Paths end at the first saved step whose log loss is at most `last_log_loss`.
 
     The paper's flows are not stiff, and without the implicit method the program compiles in half
-    the time. Where a flow of another configuration is stiff, the automatic choice has its turn.
+    the time. If a flow of another configuration is stiff, all run again with the automatic choice.
     """
     explicit = {"solver": diffrax.Dopri8(), "max_steps": _EXPLICIT_STEPS}
-    for how in (explicit, {}):
-        # Steps are saved, not chosen times: diffrax checks those by a callback, and a program with
-        # callbacks is not kept in the compilation cache.
-        one = functools.partial(lane, saveat=diffrax.SaveAt(steps=True), **how)
+    for options in (explicit, {}):
+        # Solver steps are saved, not given times: diffrax checks given times by a callback, and JAX
+        # does not keep a program with callbacks in its compilation cache.
+        one = functools.partial(lane, saveat=diffrax.SaveAt(steps=True), **options)
         runs = eqx.filter_jit(jax.vmap(one))(networks)
         if bool(runs.pop("succeeded").all()):
             break
     status = _status_names(runs.pop("status"))
     runs = {key: np.asarray(value) for key, value in runs.items()}
     lanes = zip(runs.pop("clock_time"), runs["path"], runs["log_loss"], strict=True)
-    paths, log_losses = zip(*(_drawn(*lane, last_log_loss) for lane in lanes), strict=True)
+    paths, log_losses = zip(*(_smooth_curves(*lane, last_log_loss) for lane in lanes), strict=True)
     return {**runs, "status": status, "path": np.stack(paths), "log_loss": np.stack(log_losses)}
 
 
-def _drawn(times, path, log_loss, last_log_loss):
-    """A flow up to the first saved step below `last_log_loss`, as smooth curves."""
-    # Beyond its end a flow repeats it.
+def _smooth_curves(times, path, log_loss, last_log_loss):
+    """Path and log loss up to the first saved step below `last_log_loss`, as smooth curves."""
+    # After a flow's end the arrays repeat its last state.
     kept = np.concatenate([[True], (np.diff(times) > 0) & (log_loss[:-1] > last_log_loss)])
     return [resampled(times[kept], values[kept], _PATH_POINTS) for values in (path, log_loss)]
 
@@ -323,8 +180,8 @@ def _drawn(times, path, log_loss, last_log_loss):
 def resampled(times: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
     """`count` points of a smooth curve through `values` (T, ...) at increasing `times` (T,).
 
-    Piecewise cubic, with equally many points between all neighbours, and slopes from the parabolas
-    through three of them.
+    The curve is piecewise cubic; its slope at a value is that of the parabola through this value
+    and its two neighbours. Between any two neighbours lie equally many points.
     """
     position = np.linspace(0, times.size - 1, count)
     if times.size < 3:
@@ -347,7 +204,7 @@ def _where_loss_is(loss, runs):
 
 
 def _descend(network, problem, task):
-    # The largest interval that divides the steps and leaves enough points for a line.
+    # The largest interval that divides the number of steps and leaves enough points for a line.
     most = max(1, task.descent_num_steps // _DESCENT_POINTS)
     save_every = next(k for k in range(most, 0, -1) if task.descent_num_steps % k == 0)
     return gradient_descent(

@@ -1,26 +1,15 @@
-"""The tables and checks of `yun2021`, from its arrays."""
+"""The tables and checks of Figures 1 and 3, from a `Result`."""
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .report import (
-    Check,
-    Column,
-    Report,
-    Table,
-    comparison,
-    power_of_ten,
-    scientific,
-    vector,
-    worst_of,
-)
-from .yun2021_paper import CAPTIONS, claims
-
-if TYPE_CHECKING:
-    from .yun2021 import Result
+from ...formats import power_of_ten, scientific, vector
+from ...report import Check, Column, Report, Table, comparison, worst_of
+from .claims import CAPTIONS, claims
+from .results import Result
 
 TITLE = "Yun, Krishnan & Mobahi 2021, Figures 1 and 3"
 
@@ -64,8 +53,8 @@ _SUMMARY = (
 )
 
 
-def report(result: "Result") -> Report:
-    """A summary, one row per run, and the acceptance bounds."""
+def report(result: Result) -> Report:
+    """A summary, tables with one row for each run, and the checks."""
     regression, classification = list(_regression(result)), list(_classification(result))
     tasks = {"regression": regression, "classification": classification}
     summary = [
