@@ -18,7 +18,8 @@ from lintensor_jax import cli
 from lintensor_jax.cli import reproduce
 from lintensor_jax.config import ConfigError
 from lintensor_jax.experiments import find
-from lintensor_jax.experiments.yun2021_regression_setups import (
+from lintensor_jax.experiments.yun2021.regression import configuration
+from lintensor_jax.experiments.yun2021.regression.setup import (
     interpolation_setups,
     theorem_7_directions,
     theorem_7_slack,
@@ -34,11 +35,11 @@ def result():
     """One depth, few scales; the smallest of them is where rotated sensors are unstable."""
     small = experiment.Configuration(
         depths=(3,),
-        interpolation=experiment.InterpolationTask(
+        interpolation=configuration.InterpolationTask(
             alphas_per_decade=4, flow_alphas=(3e-2, 1.0, 10.0)
         ),
-        fully_connected=experiment.FullyConnectedTask(alphas=(1e-2, 3e-2, 1.0)),
-        noncommuting=experiment.NoncommutingTask(alphas=(1e-2, 1.0)),
+        fully_connected=configuration.FullyConnectedTask(alphas=(1e-2, 3e-2, 1.0)),
+        noncommuting=configuration.NoncommutingTask(alphas=(1e-2, 1.0)),
     )
     jobs = []
 
@@ -66,7 +67,7 @@ def _rows(report, name):
 
 
 def test_all_checks_pass(result):
-    report = result.report()
+    report = experiment.report(result)
     assert len(report.checks) == 9
     for check in report.checks:
         assert check.passed, str(check)
@@ -113,7 +114,7 @@ def test_fully_connected_networks_approach_the_l2_solution_as_alpha(result):
 
 
 def test_commuting_sensors_in_another_basis_are_unstable_in_rounded_arithmetic(result):
-    report = result.report()
+    report = experiment.report(result)
     rotated = _rows(report, "rotated")
     in_eigenbasis = [r for r in _rows(report, "flows") if r["architecture"] == "commuting sensors"]
     assert [row["alpha"] for row in rotated] == [row["alpha"] for row in in_eigenbasis]
@@ -129,7 +130,7 @@ def test_a_wrong_limit_fails_its_check_by_name(result):
     moved = dataclasses.replace(runs.flows[1], reached=runs.flows[1].reached * (1 + 1e-6))
     wrong = dataclasses.replace(runs, flows=(runs.flows[0], moved, runs.flows[2]))
     broken = dataclasses.replace(result, interpolation={**result.interpolation, key: wrong})
-    failed = [check for check in broken.report().checks if not check.passed]
+    failed = [check for check in experiment.report(broken).checks if not check.passed]
     assert [check.row for check in failed] == ["convolutional, L = 3, alpha = 1"] * 2
     assert failed[0].name.startswith("flow - Theorem 5")
 
@@ -138,7 +139,7 @@ def test_a_flow_that_does_not_end_and_a_wrong_rate_fail(result):
     runs = result.fully_connected[3]
     first = dataclasses.replace(runs.flows[0], status="max_steps", reached=2 * runs.reference)
     wrong = dataclasses.replace(runs, flows=(first, *runs.flows[1:]), condition=-0.1)
-    report = dataclasses.replace(result, fully_connected={3: wrong}).report()
+    report = experiment.report(dataclasses.replace(result, fully_connected={3: wrong}))
     failed = {check.name: check for check in report.checks if not check.passed}
     assert list(failed) == [
         "flows not stopped by their residual",
@@ -183,15 +184,15 @@ def test_quick_leaves_out_the_slow_flows_and_says_so():
 @pytest.mark.parametrize(
     ("build", "key", "message"),
     [
-        (lambda: experiment.InterpolationTask(num_samples=6), "num_samples", "< dimension = 6"),
+        (lambda: configuration.InterpolationTask(num_samples=6), "num_samples", "< dimension = 6"),
         (
-            lambda: experiment.InterpolationTask(largest_alpha=1e-5),
+            lambda: configuration.InterpolationTask(largest_alpha=1e-5),
             "largest_alpha",
             "> smallest_alpha = 0.0001, got 1e-05",
         ),
-        (lambda: experiment.FullyConnectedTask(num_samples=5), "num_samples", "got 5"),
-        (lambda: experiment.FullyConnectedTask(alphas=(1, 1)), "alphas", "two different scales"),
-        (lambda: experiment.NoncommutingTask(num_samples=10), "num_samples", "= 10, got 10"),
+        (lambda: configuration.FullyConnectedTask(num_samples=5), "num_samples", "got 5"),
+        (lambda: configuration.FullyConnectedTask(alphas=(1, 1)), "alphas", "two different scales"),
+        (lambda: configuration.NoncommutingTask(num_samples=10), "num_samples", "= 10, got 10"),
         (lambda: experiment.Configuration(depths=(1,)), r"depths[0]", ">= 2, got 1"),
         (lambda: experiment.Configuration(depths=(2, 2)), "depths", "different depths"),
     ],
@@ -281,7 +282,7 @@ def test_curves_import_nothing_else_of_the_package():
 
 @pytest.fixture(scope="module")
 def benchmark():
-    path = Path(__file__).parents[1] / "benchmarks" / "regression_limits.py"
+    path = Path(__file__).parents[2] / "benchmarks" / "regression_limits.py"
     spec = importlib.util.spec_from_file_location("regression_limits", path)
     assert spec is not None
     assert spec.loader is not None

@@ -1,24 +1,22 @@
-"""What section 5 of Yun et al. 2021 proves of regression, beside what came out here."""
+"""The statements of Yun et al. 2021, section 5, compared with the results here."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from .report import Claim, scientific
-
-if TYPE_CHECKING:
-    from .yun2021_regression import Result
+from ...formats import scientific
+from ...report import Claim
+from .results import Result
 
 CAPTIONS = {
     "l1_to_l2": "Theorem 5 of Yun et al. 2021, which the paper does not draw: limits of regression "
-    "from the l1 to the l2 solution as the initial scale grows; lines are the theorem, markers "
+    "from the l1 to the l2 solution as the initial scale grows. Lines are the theorem, markers are "
     "simulated flows.",
     "alpha_to_zero": "Theorem 7 and Corollary 7 of Yun et al. 2021 as the initial scale tends to "
-    "0, and beyond them: matrix factorisation with sensors that do not commute.",
+    "0. Beyond the paper: matrix factorisation with sensors that do not commute.",
 }
 
 
 def claims(
-    result: "Result",
+    result: Result,
     limits: list[dict],
     flows: list[dict],
     fully_connected: list[dict],
@@ -43,7 +41,7 @@ def claims(
             words,
             f"weighted {place} solution",
             f"within {scientific(away)} at alpha = {alpha:.3g} (1: the way between the two)",
-            # Between the ends the distances are of size 1.
+            # At moderate scales the distances are of order 1.
             bool(away < 0.1),
         )
     if fully_connected:

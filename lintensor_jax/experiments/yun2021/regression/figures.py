@@ -1,15 +1,10 @@
-"""The panels of `yun2021_regression`, from its arrays."""
-
-from typing import TYPE_CHECKING
+"""The figures of the experiment on regression, from a `Result`."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..figures.curves import Curve, CurvePanel, curve_figure
-from .yun2021_regression_tables import distances, rotated_distances, small_scale_distances
-
-if TYPE_CHECKING:
-    from .yun2021_regression import Result
+from ....figures.curves import Curve, CurvePanel, curve_figure
+from .results import Result, distances, rotated_distances, small_scale_distances
 
 _TO_L1 = r"to the weighted $\ell_1$ solution"
 _TO_L2 = r"to the weighted $\ell_2$ solution"
@@ -21,16 +16,16 @@ _TITLES = {
     "commuting sensors": "Commuting sensors",
 }
 _SCALE = r"initial scale $\alpha$"
-# What lies below is of no use to the eye, and soon rounding.
+# Smaller distances are not drawn: they are nearly rounding errors.
 _LEAST_SHOWN = 5e-7
 
 
-def figures(result: "Result") -> dict[str, Figure]:
-    """Theorem 5 from l1 to l2 with the simulated limits; and what happens as alpha -> 0."""
+def figures(result: Result) -> dict[str, Figure]:
+    """The figures by name: Theorem 5 from l1 to l2 with simulated limits; alpha -> 0."""
     small = [_fully_connected_panel, _noncommuting_panel, _rotated_panel]
     return {
         "l1_to_l2": curve_figure([_interpolation_panel(result, name) for name in _TITLES]),
-        # A solution has its colour in both figures.
+        # The same quantities as in "l1_to_l2" come first, so that they have the same colours.
         "alpha_to_zero": curve_figure(
             [panel(result) for panel in small], quantities=(_TO_L1, _L2, _NUCLEAR, _THEOREM_5)
         ),

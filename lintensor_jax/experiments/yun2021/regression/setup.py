@@ -1,4 +1,4 @@
-"""Networks, data and initial conditions of `yun2021_regression`."""
+"""Networks, data and initial conditions of the experiment on regression."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,14 +7,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..networks import (
+from ....networks import (
     ConvolutionalNetwork,
     DiagonalNetwork,
     MatrixFactorizationNetwork,
     sensing_decomposition,
 )
-from ..problems import MatrixSensing, Regression
-from ..theory.interpolation import (
+from ....problems import MatrixSensing, Regression
+from ....theory.interpolation import (
     InterpolationLimit,
     commuting_sensing_limit,
     diagonal_limit,
@@ -30,7 +30,7 @@ class Setup:
     - `network(depth, alpha)`: the initial network.
     - `limit(depth, alpha)`: Theorem 5.
     - `equations(depth)`: X S^T, shape (n, m), and eta, shape (m,).
-    - `coefficients(depth, rho)`: beta as the network has it.
+    - `coefficients(depth, rho)`: the network's linear coefficients beta, from rho.
     """
 
     problem: Any
@@ -69,7 +69,7 @@ def _convolutional(m, n, rng):
     length = 2 * (m - 1)
 
     def even(spectrum):
-        # Of unit size under the unitary DFT; the transform of a real spectrum is even.
+        # Scaled as the unitary DFT; the transform of a real spectrum is an even vector.
         return np.fft.irfft(spectrum, length) * np.sqrt(length)
 
     problem = Regression(even(rng.standard_normal((n, m))), rng.standard_normal(n))
@@ -92,7 +92,7 @@ def _convolutional(m, n, rng):
 
 
 def _sensing(d, n, rng):
-    # In the sensors' eigenbasis, where floats keep the zeros off the diagonal: see `rotated`.
+    # In the sensors' eigenbasis, where rounding keeps off-diagonal entries at 0 (see `rotated`).
     eigenvalues = rng.standard_normal((n, d))
     problem = MatrixSensing(eigenvalues[:, :, None] * np.eye(d), rng.standard_normal(n))
     decomposition = sensing_decomposition(problem)
@@ -112,9 +112,10 @@ def _sensing(d, n, rng):
 def rotated(problem: MatrixSensing, seed: int) -> tuple[MatrixSensing, np.ndarray]:
     """The same sensors in a random orthonormal basis, and that basis, shape (d, d).
 
-    The flow is the same one, rotated. But in rounded arithmetic the sensors now commute to 1e-16
-    only, and for L >= 3 and small alpha the flow amplifies that: a learned direction i turns
-    towards another, j, at a rate of order one, while j itself grows at a rate of order alpha^(L-2).
+    In exact arithmetic the flow is the same, rotated. In rounded arithmetic the sensors commute
+    only up to 1e-16. For L >= 3 and small alpha the flow amplifies this error: a learned direction
+    i turns towards another direction j at a rate of order 1, while j itself grows at a rate of
+    order alpha^(L-2).
     """
     d = problem.A.shape[1]
     basis = np.linalg.qr(np.random.default_rng([seed, 4]).standard_normal((d, d)))[0]
@@ -133,14 +134,14 @@ def _layers(first, depth):
 def theorem_7_directions(depth: int, dimension: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Random W_1, ..., W_{L-1}, w_L that satisfy the conditions of Theorem 7, with lambda > 0.
 
-    The singular values of W_l lie between those bounds that decrease from layer to layer, with gaps
-    between; |w_L| is below the smallest.
+    The singular values of each W_l lie in an interval; the intervals are disjoint and decrease from
+    layer to layer. |w_L| is smaller than all of them.
     """
 
     def orthogonal():
         return np.linalg.qr(rng.standard_normal((dimension, dimension)))[0]
 
-    # Bands [1, 1.15], [1.2, 1.35], ... from the last matrix to the first.
+    # Intervals [1, 1.15], [1.2, 1.35], ... from the last matrix to the first.
     lows = [1 + 0.2 * (depth - 2 - layer) for layer in range(depth - 1)]
     hidden = [orthogonal() * rng.uniform(low, low + 0.15, dimension) @ orthogonal() for low in lows]
     last = rng.standard_normal(dimension)
@@ -148,7 +149,7 @@ def theorem_7_directions(depth: int, dimension: int, rng: np.random.Generator) -
 
 
 def theorem_7_slack(directions: list[np.ndarray]) -> float:
-    """The smallest eigenvalue of Theorem 7's differences, of which it asks lambda > 0 or >= 0.
+    """The smallest eigenvalue of the differences that must be >= 0 or > 0 in Theorem 7.
 
     Source: Yun et al. 2021, Theorem 7: W_l^T W_l - W_{l+1} W_{l+1}^T for l <= L - 2, and
     W_{L-1}^T W_{L-1} - w_L w_L^T.

@@ -1,19 +1,24 @@
-"""The tables and checks of `yun2021_regression`, from its arrays."""
+"""The tables and checks of the experiment on regression, from a `Result`."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .report import Check, Column, Report, Table, comparison, scientific, worst_of
-from .yun2021_regression_paper import CAPTIONS, claims
-
-if TYPE_CHECKING:
-    from .yun2021_regression import Flow, InterpolationRuns, Result
+from ...formats import scientific
+from ...report import Check, Column, Report, Table, comparison, worst_of
+from .claims import CAPTIONS, claims
+from .results import (
+    Flow,
+    Result,
+    distances,
+    relative_error,
+    small_scale_distances,
+)
 
 TITLE = "Yun, Krishnan & Mobahi 2021, section 5: limits of regression against the initial scale"
 
-# Distances below this, relative to that between the ends, are near their own rounding (1e-15).
+# Smaller relative distances are not used for rates: their rounding, 1e-15, is too close.
 _LEAST_DISTANCE = 1e-9
 
 
@@ -88,94 +93,79 @@ _ROTATED = (
 )
 
 
-def report(result: "Result") -> Report:
-    """A summary, the limits of Theorem 5, every flow, and the acceptance bounds."""
-    config = result.config
+def report(result: Result) -> Report:
+    """A summary, the limits of Theorem 5, every flow, and the checks."""
     limits, flows = list(_limits(result)), list(_flows(result))
     fully_connected, noncommuting = list(_fully_connected(result)), list(_noncommuting(result))
-    rotated = list(_rotated(result))
-    everything = flows + fully_connected + noncommuting + rotated
-    summary = list(_summarised(result, flows))
-    covered = [row for row in summary if row["theory_rate"] is not None]
-    theorem_5 = [row for row in covered if row["theory_large_rate"] is not None]
-    theorem_7 = [row for row in covered if row["theory_large_rate"] is None]
-    task = config.interpolation
-    accepted = [row for row in flows if row["mirror_agreement"] is not None]
-    others = [row for row in flows if row["mirror_status"] not in ("residual", "refused")]
-    checks = [
-        _bounded("flow - Theorem 5, relative", flows, "agreement", task.agreement),
-        *(
-            [_bounded("mirror flow - flow", accepted, "mirror_agreement", task.mirror_agreement)]
-            if accepted
-            else []
+    rotated, summary = list(_rotated(result)), list(_summarised(result, flows))
+    tables = (
+        Table("summary", "Worst cases, and rates d log distance / d log alpha", _SUMMARY, summary),
+        Table(
+            "limits",
+            "Theorem 5: distances of the limit, relative to the one between l1 and l2",
+            _LIMITS,
+            limits,
         ),
-        _all_ended("flows", [row for row in everything if row["status"] != "residual"]),
-        _all_ended("mirror flows", others),
-        _bounded("Newton's iterations", limits, "num_iterations", 60),
-        _bounded("rate to l1 - theory", theorem_5, "rate_error", task.rate_agreement),
-        _bounded("rate to l2 - theory", theorem_5, "large_rate_error", task.rate_agreement),
-    ]
-    if theorem_7:
-        bound = config.fully_connected.rate_agreement
-        checks += [
-            _bounded("Theorem 7: rate to l2 - theory", theorem_7, "rate_error", bound),
-            _bounded("Theorem 7: conditions, violated by", fully_connected, "violation", 0),
-        ]
+        Table("flows", "Flows against Theorem 5 (relative, largest entry)", _FLOWS, flows),
+        Table(
+            "fully_connected",
+            "Theorem 7: fully-connected networks, relative distances",
+            _FULLY_CONNECTED,
+            fully_connected,
+        ),
+        Table(
+            "noncommuting",
+            "Outside the theorems: sensors that do not commute, relative distances",
+            _NONCOMMUTING,
+            noncommuting,
+        ),
+        Table(
+            "rotated",
+            "Corollary 7 in rounded arithmetic: the commuting sensors in a random basis",
+            _ROTATED,
+            rotated,
+        ),
+        comparison(claims(result, limits, flows, fully_connected, noncommuting, rotated)),
+    )
+    everything = flows + fully_connected + noncommuting + rotated
     return Report(
         experiment="yun2021-regression",
         title=TITLE,
-        config=config,
+        config=result.config,
         reduced=result.reduced,
-        tables=(
-            Table(
-                "summary", "Worst cases, and rates d log distance / d log alpha", _SUMMARY, summary
-            ),
-            Table(
-                "limits",
-                "Theorem 5: distances of the limit, relative to the one between l1 and l2",
-                _LIMITS,
-                limits,
-            ),
-            Table("flows", "Flows against Theorem 5 (relative, largest entry)", _FLOWS, flows),
-            Table(
-                "fully_connected",
-                "Theorem 7: fully-connected networks, relative distances",
-                _FULLY_CONNECTED,
-                fully_connected,
-            ),
-            Table(
-                "noncommuting",
-                "Outside the theorems: sensors that do not commute, relative distances",
-                _NONCOMMUTING,
-                noncommuting,
-            ),
-            Table(
-                "rotated",
-                "Corollary 7 in rounded arithmetic: the commuting sensors in a random basis",
-                _ROTATED,
-                rotated,
-            ),
-            comparison(claims(result, limits, flows, fully_connected, noncommuting, rotated)),
+        tables=tables,
+        checks=(
+            *_checks_of_flows(result.config.interpolation, flows, everything),
+            _bounded("Newton's iterations", limits, "num_iterations", 60),
+            *_checks_of_rates(result.config, summary, fully_connected),
         ),
-        checks=tuple(checks),
         captions=CAPTIONS,
     )
 
 
-def distances(runs: "InterpolationRuns") -> tuple[np.ndarray, np.ndarray]:
-    """The limits' distances to the weighted l1 and l2 solutions, over that between the two."""
-    unit = np.linalg.norm(runs.l1 - runs.l2)
-    l1, l2 = (
-        np.linalg.norm((runs.limits - end).reshape(len(runs.limits), -1), axis=1) / unit
-        for end in (runs.l1, runs.l2)
-    )
-    return l1, l2
+def _checks_of_flows(task, flows, everything) -> Iterator[Check]:
+    """The limits of flow and mirror flow; every flow must be stopped by its residual."""
+    yield _bounded("flow - Theorem 5, relative", flows, "agreement", task.agreement)
+    accepted = [row for row in flows if row["mirror_agreement"] is not None]
+    if accepted:
+        yield _bounded("mirror flow - flow", accepted, "mirror_agreement", task.mirror_agreement)
+    yield _all_ended("flows", [row for row in everything if row["status"] != "residual"])
+    others = [row for row in flows if row["mirror_status"] not in ("residual", "refused")]
+    yield _all_ended("mirror flows", others)
 
 
-def small_scale_distances(runs) -> tuple[np.ndarray, np.ndarray]:
-    """The flows' scales and relative distances to the reference."""
-    alphas = np.array([flow.alpha for flow in runs.flows])
-    return alphas, np.array([_relative(flow.reached, runs.reference) for flow in runs.flows])
+def _checks_of_rates(config, summary, fully_connected) -> Iterator[Check]:
+    """The rates of Theorems 5 and 7, and the conditions of Theorem 7."""
+    covered = [row for row in summary if row["theory_rate"] is not None]
+    theorem_5 = [row for row in covered if row["theory_large_rate"] is not None]
+    bound = config.interpolation.rate_agreement
+    yield _bounded("rate to l1 - theory", theorem_5, "rate_error", bound)
+    yield _bounded("rate to l2 - theory", theorem_5, "large_rate_error", bound)
+    theorem_7 = [row for row in covered if row["theory_large_rate"] is None]
+    if theorem_7:
+        bound = config.fully_connected.rate_agreement
+        yield _bounded("Theorem 7: rate to l2 - theory", theorem_7, "rate_error", bound)
+        yield _bounded("Theorem 7: conditions, violated by", fully_connected, "violation", 0)
 
 
 def _limits(result) -> Iterator[dict[str, Any]]:
@@ -200,8 +190,8 @@ def _flows(result) -> Iterator[dict[str, Any]]:
                 **_lane(architecture, depth, flow.alpha),
                 "predicted": predicted,
                 "reached": flow.reached,
-                "agreement": _off_by(flow.reached, predicted),
-                "mirror_agreement": mirror and _off_by(mirror.reached, flow.reached),
+                "agreement": relative_error(flow.reached, predicted),
+                "mirror_agreement": mirror and relative_error(mirror.reached, flow.reached),
                 **_end_of(flow),
                 "mirror_num_steps": mirror and mirror.num_steps,
                 "mirror_status": mirror.status if mirror else "refused",
@@ -210,7 +200,7 @@ def _flows(result) -> Iterator[dict[str, Any]]:
 
 def _fully_connected(result) -> Iterator[dict[str, Any]]:
     for row, runs, flow in _small_scale("fully-connected", result.fully_connected):
-        # Strictly positive: lambda > 0 in the last condition, with room in the others.
+        # The starts satisfy every condition with a slack > 0, so a slack < 0 is a violation.
         yield {**row, "violation": max(-runs.condition, 0.0), **_end_of(flow)}
 
 
@@ -233,19 +223,10 @@ def _rotated(result) -> Iterator[dict[str, Any]]:
             yield {
                 **_lane("rotated sensors", depth, flow.alpha),
                 "reached": flow.reached,
-                "agreement": _off_by(flow.reached, predicted),
-                "mixing": _off_by(flow.reached, diagonal),
+                "agreement": relative_error(flow.reached, predicted),
+                "mixing": relative_error(flow.reached, diagonal),
                 **_end_of(flow),
             }
-
-
-def rotated_distances(runs) -> tuple[np.ndarray, np.ndarray]:
-    """The flows' scales and relative differences from Theorem 5."""
-    values = zip(runs.flows, runs.predicted, strict=True)
-    return (
-        np.array([flow.alpha for flow in runs.flows]),
-        np.array([_off_by(flow.reached, predicted) for flow, predicted in values]),
-    )
 
 
 def _small_scale(architecture, runs_of):
@@ -266,11 +247,12 @@ def _summarised(result, flows) -> Iterator[dict[str, Any]]:
         rows = [r for r in flows if (r["architecture"], r["depth"]) == (architecture, depth)]
         mirror = [r["mirror_agreement"] for r in rows if r["mirror_agreement"] is not None]
         l1, l2 = distances(runs)
-        # Yun et al. 2021, Remark 4, and what the maps of Lemma 4 leave of the other coordinates.
+        # From Yun et al. 2021, Remark 4, and the size that the maps of Lemma 4 give the coordinates
+        # off the support.
         theory = float(depth) if depth > 2 else 2 * (1 - runs.certificate)
         rate, large_rate = _rate(runs.alphas, l1), _rate(1 / runs.alphas, l2)
         yield {
-            **_ends(architecture, depth, len(rows), rate, theory),
+            **_rate_row(architecture, depth, len(rows), rate, theory),
             "agreement": float(np.max([row["agreement"] for row in rows])),
             "mirror_agreement": float(np.max(mirror)) if mirror else None,
             "refused": len(rows) - len(mirror),
@@ -278,18 +260,18 @@ def _summarised(result, flows) -> Iterator[dict[str, Any]]:
             "theory_large_rate": -2.0 * depth,
             "large_rate_error": abs(large_rate - 2 * depth),
         }
-    # X beta = y, and the flow never moves the part of W_1 outside the range of X^T: the distance to
-    # the l2 solution is |P W_1(0) W_2 ... w_L|, proportional to alpha.
+    # X beta = y, and the flow never changes the part P W_1 of W_1 outside the range of X^T. So the
+    # distance to the l2 solution is |P W_1(0) W_2 ... w_L|, which is proportional to alpha.
     for architecture, runs_of, theory in (
         ("fully-connected", result.fully_connected, 1.0),
         ("non-commuting sensors", result.noncommuting, None),
     ):
         for depth, runs in runs_of.items():
             rate = _rate(*small_scale_distances(runs))
-            yield _ends(architecture, depth, len(runs.flows), rate, theory)
+            yield _rate_row(architecture, depth, len(runs.flows), rate, theory)
 
 
-def _ends(architecture, depth, flows, rate, theory):
+def _rate_row(architecture, depth, flows, rate, theory):
     none = dict.fromkeys(column.key for column in _SUMMARY)
     return {
         **none,
@@ -303,7 +285,7 @@ def _ends(architecture, depth, flows, rate, theory):
 
 
 def _rate(alphas, distances):
-    """The slope in logarithms between the two smallest scales whose distance has digits left."""
+    """d log distance / d log alpha between the two smallest scales of usable distance."""
     order = np.argsort(alphas)
     alphas, distances = alphas[order], distances[order]
     usable = np.flatnonzero(distances > _LEAST_DISTANCE)[:2]
@@ -317,7 +299,7 @@ def _lane(architecture, depth, alpha):
     return {"architecture": architecture, "depth": depth, "alpha": float(alpha)}
 
 
-def _end_of(flow: "Flow"):
+def _end_of(flow: Flow):
     return {
         "num_steps": flow.num_steps,
         "num_implicit_steps": flow.num_implicit_steps,
@@ -338,11 +320,3 @@ def _bounded(name, rows, key, bound):
 def _all_ended(what, others):
     shown = _label(others[0]) if others else "none"
     return Check(f"{what} not stopped by their residual", len(others), 0, shown)
-
-
-def _off_by(reached, expected):
-    return float(np.max(np.abs(reached - expected)) / np.max(np.abs(expected)))
-
-
-def _relative(reached, expected):
-    return float(np.linalg.norm(reached - expected) / np.linalg.norm(expected))
