@@ -1,22 +1,20 @@
-"""What section 4 of Yun et al. 2021 proves of classification, beside what came out here."""
+"""The statements of Yun et al. 2021, section 4, compared with the results here."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from .report import Claim, scientific
-
-if TYPE_CHECKING:
-    from .yun2021_classification import Result
+from ...formats import scientific
+from ...report import Claim
+from .results import Result
 
 CAPTIONS = {
     "direction_error": "Beyond the papers: Theorems 1 and 2 of Yun et al. 2021 on random data. "
     "Circles are where the paper's gradient descent stops.",
-    "loss_bound": "The bound of Theorem 2 on the loss: as printed it is violated from losses "
-    "below 1, corrected it holds.",
+    "loss_bound": "The bound of Theorem 2 on the loss. As printed it is violated by starts at a "
+    "loss below 1; the corrected bound holds.",
     "finite_loss": "The open question of section 6: directions at a finite loss, with two "
-    "predictions. The program is the minimisation of Moroshko et al. 2020 at mu; the path follows "
-    "it from large mu down, with multipliers that never fall, as those of a flow. Distances "
-    "are over the one between the two maximum margins.",
+    "predictions. The program is the minimisation of Moroshko et al. 2020 at mu. The path follows "
+    "its solution from large mu to small mu, with multipliers that never decrease, as along a "
+    "flow. Distances are relative to the distance between the two maximum margins.",
 }
 _COROLLARIES = {
     "fully-connected": ("Corollary 1", "the l2 maximum margin"),
@@ -27,7 +25,7 @@ _COROLLARIES = {
 
 
 def claims(
-    result: "Result",
+    result: Result,
     flows: list[dict],
     bounds: list[dict],
     one_sample: list[dict],

@@ -1,38 +1,12 @@
-"""Section 4 of Yun, Krishnan & Mobahi 2021: where classification flows tend in direction, and how.
+"""The configuration of the experiment on Yun, Krishnan & Mobahi 2021, section 4."""
 
-Theorems 1 and 2 with Corollaries 1 to 3 on random separable data: every flow is driven to a loss of
-exp(-1e6), its limit is certified and compared with `predict`. Theorem 3 with Corollary 4 on one
-sample. The printed bounds on the loss against the corrected ones. Beyond the paper: the direction
-of a flow at a finite loss (Moroshko et al. 2020), the error of the direction from loss 1 to loss
-exp(-1e6), and what gradient descent, normalised gradient descent and a flow in physical time reach
-on the paper's toy data.
-"""
-
-import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ..config import Config, ConfigError, Integer, ListOf, Number, Rejected, setting, table
-from ..theory.margins import MarginPrecisionError, NonSeparableError, max_margin
-from ..theory.norms import L2Norm
-from . import yun2021_classification_tables
-from .report import Report
-from .yun2021_classification_runs import (
-    ARCHITECTURES,
-    NORMS,
-    FiniteLossRuns,
-    OneSampleRun,
-    Path,
-    SideBySideRow,
-    finite_loss,
-    follow,
-    one_sample,
-    problem_of,
-    separable_data,
-    side_by_side,
-    starts,
-)
+from ....config import Config, ConfigError, Integer, ListOf, Number, OneOf, setting, table
+from ....theory.margins import MarginPrecisionError, NonSeparableError, max_margin
+from ....theory.norms import L2Norm
+from .setup import ARCHITECTURES, NORMS, problem_of
 
 _POSITIVE = Number(above=0)
 _PLANE_VECTOR = ListOf(Number(), length=2)
@@ -42,19 +16,11 @@ _QUICK_ARCHITECTURES = ("fully-connected", "diagonal")
 
 
 @dataclasses.dataclass(frozen=True)
-class OneOf:
-    """One of the given names."""
-
-    names: tuple[str, ...]
-
-    def read(self, value: Any) -> str | Rejected:
-        """The name."""
-        return value if value in self.names else Rejected(f"one of {', '.join(self.names)}", value)
-
-
-@dataclasses.dataclass(frozen=True)
 class TheoremsTask(Config):
-    """Theorems 1 and 2: every architecture at every depth, from every alpha and from one ahead."""
+    """Theorems 1 and 2: every architecture at every depth, from every alpha and from "ahead".
+
+    "ahead" is a start at a loss of at most `ahead_loss`.
+    """
 
     architectures: tuple[str, ...] = setting(
         tuple(ARCHITECTURES), ListOf(OneOf(tuple(ARCHITECTURES)))
@@ -71,7 +37,7 @@ class TheoremsTask(Config):
     residual: float = setting(1e-10, _POSITIVE)
 
     def check(self) -> None:
-        """A start that is ahead, as many series as a figure has lines, a loss that is small."""
+        """The losses are in range, and there are at most as many values as a figure has lines."""
         _require_ahead(self)
         for key in ("architectures", "depths"):
             values = getattr(self, key)
@@ -100,7 +66,7 @@ class OneSampleTask(Config):
     agreement: float = setting(1e-8, _POSITIVE)
 
     def check(self) -> None:
-        """Corollary 4 is about these two sizes."""
+        """Corollary 4 covers filters of size 1 and 2."""
         _require_ahead(self)
         if not set(self.filter_sizes) <= {1, 2}:
             raise ConfigError(
@@ -126,7 +92,7 @@ class FiniteLossTask(Config):
     agreement: float = setting(3.0, _POSITIVE)
 
     def check(self) -> None:
-        """Markers enough for the losses."""
+        """A figure has a marker for each loss."""
         if len(self.log_inverse_losses) > _MOST_SERIES:
             raise ConfigError(
                 "log_inverse_losses",
@@ -136,7 +102,7 @@ class FiniteLossTask(Config):
 
 @dataclasses.dataclass(frozen=True)
 class SideBySideTask(Config):
-    """Section 6's toy data: what each algorithm reaches in how many steps."""
+    """Section 6's toy data: steps, loss and direction of each algorithm."""
 
     architectures: tuple[str, ...] = setting(tuple(NORMS), ListOf(OneOf(tuple(NORMS))))
     X: tuple[tuple[float, float], ...] = setting(((1.0, 2.0), (0.0, -3.0)), ListOf(_PLANE_VECTOR))
@@ -150,7 +116,7 @@ class SideBySideTask(Config):
     agreement: float = setting(1e-3, _POSITIVE)
 
     def check(self) -> None:
-        """Separable data."""
+        """The data are separable."""
         try:
             max_margin(problem_of(self), L2Norm())
         except (NonSeparableError, MarginPrecisionError) as error:
@@ -161,7 +127,7 @@ class SideBySideTask(Config):
 
 @dataclasses.dataclass(frozen=True)
 class Configuration(Config):
-    """What is run; the paper has no figures of these."""
+    """The four parts. The paper has no figures of them."""
 
     theorems: TheoremsTask = table(TheoremsTask)  # noqa: RUF009
     one_sample: OneSampleTask = table(OneSampleTask)  # noqa: RUF009
@@ -170,7 +136,7 @@ class Configuration(Config):
 
 
 def reduce(config: Configuration) -> tuple[Configuration, tuple[str, ...]]:
-    """One shape where there are several, and less descent; the checks stay as they are."""
+    """One shape where there are several, and fewer descent steps. The checks stay as they are."""
     notes = []
 
     def first(task: Any, part: str, key: str, kept: tuple) -> Any:
@@ -196,92 +162,6 @@ def reduce(config: Configuration) -> tuple[Configuration, tuple[str, ...]]:
         side_by_side=dataclasses.replace(side_by_side, descent_num_steps=steps),
     )
     return quick, tuple(notes)
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """Everything that was computed."""
-
-    config: Configuration
-    reduced: tuple[str, ...]
-    paths: dict[tuple[str, int], dict[str, Path]]  # by (architecture, depth), then by start
-    one_sample: list[OneSampleRun]
-    finite_loss: dict[int, FiniteLossRuns]
-    side_by_side: list[SideBySideRow]
-
-    def report(self) -> Report:
-        """The tables and the checks of the acceptance bounds."""
-        return yun2021_classification_tables.report(self)
-
-    def figures(self) -> dict[str, Any]:
-        """Errors of the direction, bounds on the loss, finite losses (needs matplotlib)."""
-        from . import yun2021_classification_figures
-
-        return yun2021_classification_figures.figures(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What shares its compiled programs: a part of the experiment at one shape."""
-
-    part: str
-    shape: tuple[Any, ...]
-
-    def __str__(self) -> str:
-        return ", ".join(map(str, (self.part, *self.shape)))
-
-
-def run(
-    config: Configuration,
-    reduced: tuple[str, ...] = (),
-    track: Callable[[Sequence[Job]], Iterable[Job]] = iter,
-) -> Result:
-    """Integrate, certify and predict, two shapes at a time: what takes long is to compile them.
-
-    What is timed runs last, and alone.
-    """
-    toy = [Job("side by side", (name,)) for name in config.side_by_side.architectures]
-    jobs = [
-        Job("theorems", (name, depth))
-        for name in config.theorems.architectures
-        for depth in config.theorems.depths
-    ]
-    jobs += [Job("one sample", (size,)) for size in config.one_sample.filter_sizes]
-    jobs += [Job("finite loss", (depth,)) for depth in config.finite_loss.depths]
-    parts: dict[str, tuple[Callable[..., Any], Config]] = {
-        "theorems": (_theorems, config.theorems),
-        "one sample": (one_sample, config.one_sample),
-        "finite loss": (finite_loss, config.finite_loss),
-        "side by side": (side_by_side, config.side_by_side),
-    }
-
-    def outcome(job):
-        compute, task = parts[job.part]
-        return compute(*job.shape, task)
-
-    found: dict[str, dict[Any, Any]] = {part: {} for part in parts}
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        pending = {job: pool.submit(outcome, job) for job in jobs}
-        for job in track([*jobs, *toy]):
-            found[job.part][job.shape] = pending[job].result() if job in pending else outcome(job)
-    return Result(
-        config,
-        reduced,
-        paths=found["theorems"],
-        one_sample=[run for runs in found["one sample"].values() for run in runs],
-        finite_loss={depth: runs for (depth,), runs in found["finite loss"].items()},
-        side_by_side=[row for rows in found["side by side"].values() for row in rows],
-    )
-
-
-def _theorems(name, depth, task):
-    problem = separable_data(task.num_samples, task.dimension, task.seed)
-    like = ARCHITECTURES[name](task.dimension, depth)
-    networks = starts(like, problem, task.alphas, task.ahead_loss, task.seed + 1)
-    return {
-        start: follow(network, problem, -task.log_inverse_loss, task.rtol)
-        for start, network in networks.items()
-    }
 
 
 def _listed(values):

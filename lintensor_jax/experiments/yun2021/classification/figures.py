@@ -1,19 +1,14 @@
-"""The panels of `yun2021_classification`, from its arrays."""
-
-from typing import TYPE_CHECKING
+"""The figures of the experiment on classification, from a `Result`."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..figures.curves import Curve, CurvePanel, curve_figure
-from .yun2021_classification_tables import PAPER_LOG_LOSS, at_log_loss
-
-if TYPE_CHECKING:
-    from .yun2021_classification import Result
+from ....figures.curves import Curve, CurvePanel, curve_figure
+from .results import PAPER_LOG_LOSS, Result, at_log_loss
 
 _LEAST_ERROR = 1e-8
 _FIRST_LOG_INVERSE_LOSS = 0.1
-# Physical time beyond this is not drawn: the bounds are straight lines long before.
+# Later times are not drawn: the bounds are straight lines there.
 _LAST_LOG_TIME = np.log(1e8)
 _FIRST_LOG_TIME = np.log(1e-6)
 _DISTANCE = "between flow and prediction"
@@ -21,8 +16,8 @@ _PATH, _PROGRAM = "predicted: path", "predicted: program"
 _TO_L1, _TO_L2 = r"to the $\ell_1$ maximum margin", r"to the $\ell_2$ maximum margin"
 
 
-def figures(result: "Result") -> dict[str, Figure]:
-    """The direction's error down to the last loss, the bounds, and directions at finite loss."""
+def figures(result: Result) -> dict[str, Figure]:
+    """The figures by name: errors of the direction, bounds on the loss, finite losses."""
     shown = list(dict.fromkeys(name for name, _ in result.paths))
     return {
         "direction_error": curve_figure([_error_panel(result, name) for name in shown[:3]]),
@@ -77,14 +72,14 @@ def _bound_panels(result, architectures):
 
 
 def _bounded_starts(result):
-    """The largest scale and the start that is ahead, by the legend's words."""
+    """The two starts that are drawn, the largest scale and "ahead", with their legend entries."""
     alpha = max(result.config.theorems.alphas)
     return {f"alpha = {alpha:g}": "$L(0) > 1$", "ahead": "$L(0) < 1$"}
 
 
 def _finite_loss_panels(result):
     panels = []
-    # All markers are shown, and lines no farther.
+    # The window shows all markers; lines are cut below them.
     lowest = 0.5 * min(
         float(np.min(np.linalg.norm(runs.reached[:, 1:] - end, axis=-1)))
         / float(np.linalg.norm(runs.l1 - runs.l2))
@@ -98,7 +93,7 @@ def _finite_loss_panels(result):
             for directions, series in ((runs.path, _PATH), (runs.program, _PROGRAM)):
                 values = np.linalg.norm(directions - end, axis=1) / unit
                 curves.append(Curve(runs.mus, values, quantity, series))
-            # The first loss is far from small; the others show how the flows settle.
+            # The first loss is left out: it is not small. The others show how the flows converge.
             for level, nominal in list(enumerate(result.config.finite_loss.log_inverse_losses))[1:]:
                 values = np.linalg.norm(runs.reached[:, level] - end, axis=-1) / unit
                 name = rf"flow at loss $e^{{-{_power(nominal)}}}$"
@@ -116,7 +111,7 @@ def _finite_loss_panels(result):
 
 
 def _prediction_panel(result):
-    """How far the flows are from both predictions, at the middle mu, as the loss falls."""
+    """Distances of the flows to both predictions at the middle mu, as the loss falls."""
     task = result.config.finite_loss
     middle = len(task.mus) // 2
     curves = []

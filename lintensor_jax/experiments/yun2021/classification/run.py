@@ -1,8 +1,18 @@
-"""What `yun2021_classification` computes: flows, their limits, and what theory says of both."""
+"""The flows of Yun, Krishnan & Mobahi 2021, section 4: limit directions of classification.
 
+- Theorems 1 and 2 with Corollaries 1 to 3, on random separable data: every flow runs to a loss of
+  exp(-1e6); its limit is certified and compared with `predict`.
+- Theorem 3 with Corollary 4, on one sample.
+- The bounds on the loss: as the paper prints them, and corrected.
+- Beyond the paper: the direction of a flow at a finite loss (Moroshko et al. 2020); the error of
+  the direction from loss 1 to loss exp(-1e6); and the loss and direction that gradient descent,
+  normalised gradient descent and a flow in physical time reach on the paper's toy data.
+"""
+
+import concurrent.futures
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import diffrax
@@ -12,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..dynamics import (
+from ....config import Config
+from ....dynamics import (
     PhysicalTime,
     StopAtLoss,
     StopAtMargin,
@@ -20,73 +31,106 @@ from ..dynamics import (
     gradient_descent,
     gradient_flow,
 )
-from ..dynamics.stopping import status_name
-from ..initialization import matching
-from ..limits import limit_direction
-from ..networks import ConvolutionalNetwork, DiagonalNetwork, FullyConnectedNetwork
-from ..networks.differential import DifferentialDiagonalNetwork
-from ..problems import Classification
-from ..theory.finite_loss import finite_loss_path, interpolated_max_margin
-from ..theory.margins import max_margin
-from ..theory.norms import FourierL1Norm, L1Norm, L2Norm
-from ..theory.predict import predict
-from ..theory.singular_vectors import (
+from ....dynamics.stopping import status_name
+from ....initialization import matching
+from ....limits import limit_direction
+from ....networks import ConvolutionalNetwork
+from ....networks.differential import DifferentialDiagonalNetwork
+from ....problems import Classification
+from ....theory.finite_loss import finite_loss_path, interpolated_max_margin
+from ....theory.margins import max_margin
+from ....theory.norms import L1Norm, L2Norm
+from ....theory.predict import predict
+from ....theory.singular_vectors import (
     remaining_variation,
     residual_direction,
     singular_vector_residual,
 )
+from .configuration import (
+    Configuration,
+    FiniteLossTask,
+    OneSampleTask,
+    SideBySideTask,
+    TheoremsTask,
+)
+from .results import FiniteLossRuns, OneSampleRun, Path, Result, SideBySideRow
+from .setup import ARCHITECTURES, NORMS, problem_of, separable_data, starts
 
-# The architectures of section 4. All that Theorem 1 says of the last one is that it has singular
-# vectors: no regulariser is known.
-ARCHITECTURES = {
-    "fully-connected": lambda d, L: FullyConnectedNetwork.zeros((d,) * L),
-    "diagonal": lambda d, L: DiagonalNetwork.zeros(L, d),
-    "convolutional": lambda d, L: ConvolutionalNetwork.zeros(d, (d,) * L),
-    "filters of 2": lambda d, L: ConvolutionalNetwork.zeros(d, (2,) * (L - 1) + (d,)),
-}
-NORMS = {"fully-connected": L2Norm, "diagonal": L1Norm, "convolutional": FourierL1Norm}
-# Saved times are thinned to one number, so that what is computed of them compiles once.
+# Saved times are thinned to this number, so that functions of them compile once.
 _PATH_POINTS = 256
-# Layers of an "ahead" start: large beside beta, for then the bound of Theorem 2 is nearly sharp.
-_AHEAD_GAP = 100.0
 _EXPLICIT_STEPS = 20_000
 
 
-def separable_data(n: int, d: int, seed: int) -> Classification:
-    """Gaussian samples with the labels of a random separator."""
-    rng = np.random.default_rng(seed)
-    X = rng.standard_normal((n, d))
-    return Classification(X, np.sign(X @ rng.standard_normal(d)))
-
-
 @dataclasses.dataclass(frozen=True)
-class Path:
-    """A classification flow on T saved times, and where it tends; NumPy arrays."""
+class Job:
+    """One part of the experiment at one shape, whose flows share their compiled programs."""
 
-    log_time: np.ndarray  # (T,)
-    log_loss: np.ndarray  # (T,)
-    log_bound: np.ndarray  # (T,): the corrected bound of Theorem 2 or 3; NaN where none is known
-    log_printed_bound: np.ndarray  # (T,): as printed in the paper
-    error: np.ndarray  # (T,): |beta/|beta| - limit|
-    variation: np.ndarray  # (T,): of u = X^T r / |X^T r| from here on
-    limit: np.ndarray  # (d,)
-    predicted: np.ndarray | None  # (d,)
-    theorem: str
-    parameter_residual: float
-    predictor_residual: float | None
-    singular_residuals: np.ndarray  # (T,): of eq. 8, with the u of that time
-    limit_singular_residual: float  # the same at the certified limit
-    limit_status: str
-    status: str
-    num_steps: int
-    invariant_drift: float
-    smoothed_margin_drop: float
+    part: str
+    shape: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, (self.part, *self.shape)))
+
+
+def run(
+    config: Configuration,
+    reduced: tuple[str, ...] = (),
+    track: Callable[[Sequence[Job]], Iterable[Job]] = iter,
+) -> Result:
+    """Flows, certificates and predictions of all four parts.
+
+    Two jobs run at a time, because compilation takes most of the time and uses one core. The part
+    "side by side" measures times, so its jobs run last and alone.
+    """
+    timed = [Job("side by side", (name,)) for name in config.side_by_side.architectures]
+    jobs = [
+        Job("theorems", (name, depth))
+        for name in config.theorems.architectures
+        for depth in config.theorems.depths
+    ]
+    jobs += [Job("one sample", (size,)) for size in config.one_sample.filter_sizes]
+    jobs += [Job("finite loss", (depth,)) for depth in config.finite_loss.depths]
+    parts: dict[str, tuple[Callable[..., Any], Config]] = {
+        "theorems": (_theorems, config.theorems),
+        "one sample": (one_sample, config.one_sample),
+        "finite loss": (finite_loss, config.finite_loss),
+        "side by side": (side_by_side, config.side_by_side),
+    }
+
+    def outcome(job):
+        compute, task = parts[job.part]
+        return compute(*job.shape, task)
+
+    outcomes: dict[str, dict[Any, Any]] = {part: {} for part in parts}
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        pending = {job: pool.submit(outcome, job) for job in jobs}
+        for job in track([*jobs, *timed]):
+            found = pending[job].result() if job in pending else outcome(job)
+            outcomes[job.part][job.shape] = found
+    return Result(
+        config,
+        reduced,
+        paths=outcomes["theorems"],
+        one_sample=[run for runs in outcomes["one sample"].values() for run in runs],
+        finite_loss={depth: runs for (depth,), runs in outcomes["finite loss"].items()},
+        side_by_side=[row for rows in outcomes["side by side"].values() for row in rows],
+    )
+
+
+def _theorems(name: str, depth: int, task: TheoremsTask) -> dict[str, Path]:
+    problem = separable_data(task.num_samples, task.dimension, task.seed)
+    like = ARCHITECTURES[name](task.dimension, depth)
+    networks = starts(like, problem, task.alphas, task.ahead_loss, task.seed + 1)
+    return {
+        start: follow(network, problem, -task.log_inverse_loss, task.rtol)
+        for start, network in networks.items()
+    }
 
 
 def follow(
     network: Any, problem: Classification, log_loss: float, rtol: float, solver=None
 ) -> Path:
-    """The flow to exp(log_loss), its certified limit, and what theory says of both."""
+    """The flow to a loss of exp(log_loss), its certified limit, and the predictions for both."""
     prediction = predict(network, problem)
     flow = gradient_flow(
         network,
@@ -109,7 +153,7 @@ def follow(
     if prediction.rate is not None:
         rate = prediction.rate
         bound = np.asarray(rate.log_bound(jnp.asarray(log_times)))
-        # What the paper prints is the same bound with c instead of c L(0).
+        # The paper prints the same bound with c instead of c L(0).
         printed = rate.log_initial_loss - np.logaddexp(0, np.log(rate.value) + log_times)
     end = np.asarray(limit.direction)
     multipliers = limit.certificate.multipliers
@@ -149,34 +193,8 @@ def _singular_residuals(like, factors, directions):
     return jax.vmap(at)(factors, directions)
 
 
-def starts(like: Any, problem: Classification, alphas, ahead_loss: float, seed: int) -> dict:
-    """The networks that a job follows: alpha times a random direction, and one "ahead".
-
-    All satisfy the theorems' conditions (`matching`). The one ahead classifies well already: its
-    loss is at most `ahead_loss`, since every margin is at least log(n / ahead_loss).
-    """
-    d = like.linear_coefficients().shape[0]
-    direction = np.random.default_rng(seed).standard_normal(d) / np.sqrt(d)
-    drawn = matching(like, jnp.asarray(direction))
-    level = np.log(problem.y.shape[0] / ahead_loss)
-    separator = level * max_margin(problem, L2Norm()).coefficients
-    found: dict = {f"alpha = {alpha:g}": drawn.scaled(alpha) for alpha in alphas}
-    found["ahead"] = matching(like, separator, gap=_AHEAD_GAP)
-    return found
-
-
-@dataclasses.dataclass(frozen=True)
-class OneSampleRun:
-    """n = 1 and L = 2: the path, and the formula of Corollary 4."""
-
-    filter_size: int
-    start: str
-    path: Path
-    corollary_4: np.ndarray  # (d,), a unit vector
-
-
-def one_sample(filter_size: int, task) -> list[OneSampleRun]:
-    """Corollary 4 for filters of size 1 or 2, from a random direction and from one ahead."""
+def one_sample(filter_size: int, task: OneSampleTask) -> list[OneSampleRun]:
+    """Corollary 4 for filters of size 1 or 2, from each of the two `starts`."""
     d = task.dimension
     x = np.random.default_rng(task.seed).standard_normal(d)
     problem = Classification(x[None], [-1.0])
@@ -185,7 +203,7 @@ def one_sample(filter_size: int, task) -> list[OneSampleRun]:
         beta = beta - np.sign(x @ np.roll(x, 1)) * (np.roll(x, 1) + np.roll(x, -1))
     like = ConvolutionalNetwork.zeros(d, (filter_size, d))
     networks = starts(like, problem, (task.alpha,), task.ahead_loss, task.seed + 1)
-    # A single sample has nothing that is stiff: half the time to compile.
+    # With a single sample the flow is not stiff. The explicit solver compiles in half the time.
     return [
         OneSampleRun(
             filter_size,
@@ -197,25 +215,7 @@ def one_sample(filter_size: int, task) -> list[OneSampleRun]:
     ]
 
 
-@dataclasses.dataclass(frozen=True)
-class FiniteLossRuns:
-    """Directions at finite loss for one depth D; P values of mu on a grid, M x E flows."""
-
-    mus: np.ndarray  # (P,)
-    path: np.ndarray  # (P, d), unit vectors: `finite_loss_path`
-    program: np.ndarray  # (P, d): `interpolated_max_margin`
-    l1: np.ndarray  # (d,)
-    l2: np.ndarray  # (d,)
-    alphas: np.ndarray  # (M, E)
-    flow_mus: np.ndarray  # (M, E): alpha^D / log(1/eps) where the flow stopped
-    log_losses: np.ndarray  # (M, E)
-    reached: np.ndarray  # (M, E, d)
-    path_errors: np.ndarray  # (M, E): |direction - path|
-    program_errors: np.ndarray  # (M, E): |direction - program|
-    kkt_residual: float  # the largest of all programs
-
-
-def finite_loss(depth: int, task) -> FiniteLossRuns:
+def finite_loss(depth: int, task: FiniteLossTask) -> FiniteLossRuns:
     """Flows of u_+^D - u_-^D to several losses, and the predictions after Moroshko et al. 2020."""
     problem = separable_data(task.num_samples, task.dimension, task.seed)
     shape = (len(task.mus), len(task.log_inverse_losses))
@@ -227,15 +227,16 @@ def finite_loss(depth: int, task) -> FiniteLossRuns:
         entries = jnp.full(task.dimension, alphas[lane])
         network = DifferentialDiagonalNetwork(entries, entries, depth)
         flow = gradient_flow(network, problem, stop=StopAtLoss(log_value=-level), rtol=task.rtol)
-        # The flow ends at its first step beyond: the predictions are for where it is.
+        # The flow ends at its first step with a smaller loss. The predictions use that step's loss.
         log_losses[lane] = float(flow.log_loss[-1])
         mus[lane] = alphas[lane] ** depth / -log_losses[lane]
         reached[lane] = _units(np.asarray(flow.coefficients[-1]))
     grid = np.geomspace(min(task.mus) / 3, max(task.mus) * 3, task.grid)
-    every = np.concatenate([grid, mus.ravel()])
-    programs = [interpolated_max_margin(problem, depth, float(mu)) for mu in every]
-    path = np.stack([found.direction for found in finite_loss_path(problem, depth, list(every))])
-    program = np.stack([found.direction for found in programs])
+    all_mus = np.concatenate([grid, mus.ravel()])
+    programs = [interpolated_max_margin(problem, depth, float(mu)) for mu in all_mus]
+    points = finite_loss_path(problem, depth, list(all_mus))
+    path = np.stack([point.direction for point in points])
+    program = np.stack([solved.direction for solved in programs])
 
     def errors(directions):
         at_flows = directions[grid.size :].reshape(reached.shape)
@@ -253,29 +254,15 @@ def finite_loss(depth: int, task) -> FiniteLossRuns:
         reached=reached,
         path_errors=errors(path),
         program_errors=errors(program),
-        kkt_residual=max(found.kkt_residual for found in programs),
+        kkt_residual=max(solved.kkt_residual for solved in programs),
     )
 
 
-def problem_of(task) -> Classification:
-    """The toy data of a configuration."""
-    return Classification(task.X, task.y)
+def side_by_side(architecture: str, task: SideBySideTask) -> list[SideBySideRow]:
+    """Gradient descent, normalised descent and two flows from one start.
 
-
-@dataclasses.dataclass(frozen=True)
-class SideBySideRow:
-    """One algorithm on the paper's toy data."""
-
-    architecture: str
-    method: str
-    num_steps: int
-    seconds: float  # the second of two calls: without compilation
-    log_loss: float
-    distance: float  # of the direction to the limit, from the conic program
-
-
-def side_by_side(architecture: str, task) -> list[SideBySideRow]:
-    """Gradient descent, normalised descent, a flow in physical time, and ours: one start."""
+    One flow is integrated in physical time, the other on the log-arc-length clock.
+    """
     problem = problem_of(task)
     like = ARCHITECTURES[architecture](2, 2)
     network = matching(like, jnp.asarray(task.start)).scaled(task.alpha)
@@ -285,7 +272,7 @@ def side_by_side(architecture: str, task) -> list[SideBySideRow]:
         return lambda: gradient_descent(network, problem, optimizer, task.descent_num_steps)
 
     explicit = {"solver": diffrax.Dopri8(), "max_steps": _EXPLICIT_STEPS, "throw": False}
-    # Against 0/0, once the squares of the gradient underflow; above them it has no effect.
+    # eps prevents 0/0 where the squared gradient underflows. For larger gradients it has no effect.
     normalised = optax.chain(
         optax.normalize_by_update_norm(eps=1e-150), optax.sgd(task.descent_step)
     )
@@ -319,7 +306,7 @@ def side_by_side(architecture: str, task) -> list[SideBySideRow]:
 
 
 def _timed(call):
-    """What `call` returns the second time, and the seconds that took."""
+    """The result of a second `call`, and its time in seconds (compilation is in the first)."""
     jax.block_until_ready(call().log_loss)
     start = time.perf_counter()
     solution = call()
@@ -328,6 +315,7 @@ def _timed(call):
 
 
 def _units(beta):
-    """beta over its length; its entries may be beyond the square root of the largest float."""
+    """beta / |beta|, along the last axis."""
+    # Scaled first: the squares of large entries are beyond the largest float.
     scaled = beta / np.max(np.abs(beta), axis=-1, keepdims=True)
     return scaled / np.linalg.norm(scaled, axis=-1, keepdims=True)

@@ -1,23 +1,19 @@
-"""The tables and checks of `yun2021_classification`, from its arrays."""
+"""The tables and checks of the experiment on classification, from a `Result`."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .report import Check, Column, Report, Table, comparison, power_of_ten, scientific, worst_of
-from .yun2021_classification_paper import CAPTIONS, claims
-
-if TYPE_CHECKING:
-    from .yun2021_classification import Result
-    from .yun2021_classification_runs import Path
+from ...formats import power_of_ten, scientific
+from ...report import Check, Column, Report, Table, comparison, worst_of
+from .claims import CAPTIONS, claims
+from .results import PAPER_LOG_LOSS, Path, Result, at_log_loss
 
 TITLE = "Yun, Krishnan & Mobahi 2021, section 4: limit directions of classification"
-# Where the paper's gradient descent stops.
-PAPER_LOG_LOSS = float(np.log(1e-5))
-# Rounding of log L along a flow that keeps its bound exactly, at the very start.
+# At the start the bound holds with equality. This allows for rounding of log L there.
 _BOUND_SLACK = 1e-6
-# The decimal logarithm by which a loss is to exceed the printed bound that fails.
+# The loss must exceed the printed, wrong bound by this decimal logarithm.
 _PRINTED_EXCESS = 0.01
 
 
@@ -93,74 +89,15 @@ _SIDE_BY_SIDE = (
 )
 
 
-def report(result: "Result") -> Report:
-    """A summary, one table for each part, and the acceptance bounds."""
+def report(result: Result) -> Report:
+    """A summary, one table for each part, and the checks."""
     flows, bounds = list(_flows(result)), list(_bounds(result))
     one_sample, finite = list(_one_sample(result)), list(_finite_loss(result))
     toy = list(_side_by_side(result))
-    theorems, config = result.config.theorems, result.config
-    predicted = [row for row in flows if row["distance"] is not None]
-    ahead = [row for row in bounds if row["initial_loss"] < 1]
-    singles = [row for row in toy if row["method"] == "flow, log-arc-length"]
-    uncertified = [
-        row
-        for row in (*flows, *one_sample)
-        if row["limit_status"] not in ("stationary", "continued")
-    ]
-    checks = (
-        Check(
-            "limits that are not certified",
-            len(uncertified),
-            0,
-            _label(uncertified[0]) if uncertified else "none",
-        ),
-        worst_of("limit against predict", predicted, "distance", theorems.agreement, _label),
-        worst_of("KKT residual", flows, "parameter_residual", theorems.residual, _label),
-        worst_of("eq. 8 at the limit", flows, "limit_singular_residual", theorems.residual, _label),
-        worst_of(
-            "eq. 8: residual at the flow's end over that at loss 1e-5",
-            flows,
-            "singular_progress",
-            1,
-            _label,
-        ),
-        worst_of(
-            "fall of the smoothed margin", flows, "smoothed_margin_drop", 10 * theorems.rtol, _label
-        ),
-        worst_of(
-            "corrected bound, log10 of the loss over it",
-            bounds,
-            "log10_excess",
-            _BOUND_SLACK,
-            _label,
-        ),
-        worst_of(
-            "erratum: the printed bound fails from L(0) < 1",
-            ahead,
-            "printed_kept",
-            0,
-            _label,
-            _printed,
-        ),
-        worst_of(
-            "Corollary 4", one_sample, "formula_distance", config.one_sample.agreement, _label
-        ),
-        worst_of("Theorem 3", one_sample, "distance", config.one_sample.agreement, _label),
-        worst_of(
-            "finite loss: error times log(1/eps) min(mu, 1)",
-            finite,
-            "scaled_error",
-            config.finite_loss.agreement,
-            _finite_label,
-        ),
-        worst_of(
-            "toy data: flow's distance", singles, "distance", config.side_by_side.agreement, _toy
-        ),
-    )
     return Report(
         experiment="yun2021-classification",
         title=TITLE,
-        config=config,
+        config=result.config,
         reduced=result.reduced,
         tables=(
             Table("summary", "Worst cases", _SUMMARY, list(_summary(result, flows))),
@@ -171,12 +108,75 @@ def report(result: "Result") -> Report:
             Table("side_by_side", "Side by side on the toy data", _SIDE_BY_SIDE, toy),
             comparison(claims(result, flows, bounds, one_sample, finite)),
         ),
-        checks=checks,
+        checks=(
+            _all_certified([*flows, *one_sample]),
+            *_checks_of_limits(result.config.theorems, flows),
+            *_checks_of_bounds(bounds),
+            *_checks_of_other_parts(result.config, one_sample, finite, toy),
+        ),
         captions=CAPTIONS,
     )
 
 
-def _all_paths(result) -> "Iterator[tuple[dict[str, Any], Path]]":
+def _all_certified(rows):
+    uncertified = [row for row in rows if row["limit_status"] not in ("stationary", "continued")]
+    shown = _label(uncertified[0]) if uncertified else "none"
+    return Check("limits that are not certified", len(uncertified), 0, shown)
+
+
+def _checks_of_limits(task, flows) -> Iterator[Check]:
+    """Theorems 1 and 2: the limits, and what the flows approach."""
+    predicted = [row for row in flows if row["distance"] is not None]
+    yield worst_of("limit against predict", predicted, "distance", task.agreement, _label)
+    yield worst_of("KKT residual", flows, "parameter_residual", task.residual, _label)
+    yield worst_of("eq. 8 at the limit", flows, "limit_singular_residual", task.residual, _label)
+    yield worst_of(
+        "eq. 8: residual at the flow's end over that at loss 1e-5",
+        flows,
+        "singular_progress",
+        1,
+        _label,
+    )
+    yield worst_of(
+        "fall of the smoothed margin", flows, "smoothed_margin_drop", 10 * task.rtol, _label
+    )
+
+
+def _checks_of_bounds(bounds) -> Iterator[Check]:
+    """The corrected bound on the loss holds; the printed one fails from a loss below 1."""
+    yield worst_of(
+        "corrected bound, log10 of the loss over it", bounds, "log10_excess", _BOUND_SLACK, _label
+    )
+    ahead = [row for row in bounds if row["initial_loss"] < 1]
+    yield worst_of(
+        "erratum: the printed bound fails from L(0) < 1",
+        ahead,
+        "printed_kept",
+        0,
+        _label,
+        _printed,
+    )
+
+
+def _checks_of_other_parts(config, one_sample, finite, toy) -> Iterator[Check]:
+    """One sample, directions at a finite loss, and the toy data."""
+    agreement = config.one_sample.agreement
+    yield worst_of("Corollary 4", one_sample, "formula_distance", agreement, _label)
+    yield worst_of("Theorem 3", one_sample, "distance", agreement, _label)
+    yield worst_of(
+        "finite loss: error times log(1/eps) min(mu, 1)",
+        finite,
+        "scaled_error",
+        config.finite_loss.agreement,
+        _finite_label,
+    )
+    arc_length = [row for row in toy if row["method"] == "flow, log-arc-length"]
+    yield worst_of(
+        "toy data: flow's distance", arc_length, "distance", config.side_by_side.agreement, _toy
+    )
+
+
+def _all_paths(result) -> Iterator[tuple[dict[str, Any], Path]]:
     for (architecture, depth), paths in result.paths.items():
         for start, path in paths.items():
             yield {"architecture": architecture, "depth": depth, "start": start}, path
@@ -187,7 +187,7 @@ def _flows(result) -> Iterator[dict[str, Any]]:
         yield {**row, **_of_path(path)}
 
 
-def _of_path(path: "Path") -> dict[str, Any]:
+def _of_path(path: Path) -> dict[str, Any]:
     return {
         "theorem": path.theorem,
         "distance": None if path.predicted is None else _distance(path.limit, path.predicted),
@@ -208,13 +208,6 @@ def _of_path(path: "Path") -> dict[str, Any]:
         "smoothed_margin_drop": path.smoothed_margin_drop,
         "invariant_drift": path.invariant_drift,
     }
-
-
-def at_log_loss(path: "Path", values: np.ndarray, log_loss: float) -> float:
-    """A quantity where the loss is exp(log_loss), between saved times."""
-    # Both fall by orders of magnitude; the start may be above any loss of interest.
-    scale = np.log(np.maximum(-path.log_loss, 1e-3))
-    return float(np.interp(np.log(-log_loss), scale, values))
 
 
 def _bounds(result) -> Iterator[dict[str, Any]]:
