@@ -1,18 +1,15 @@
 """What an experiment reports: tables, checks with their bounds, and the files that hold them."""
 
 import dataclasses
-import importlib.metadata
 import json
 import math
-import platform
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from .._version import __version__
+from ..versions import library_versions
 
 REPORT_FILES = ("table.md", "results.json")
 _COLUMN_NOTES = {
@@ -21,7 +18,6 @@ _COLUMN_NOTES = {
     "finish (relative step)": "finish (relative step): how far the last step, a Gauss-Newton step "
     "from where the flow was stopped onto the interpolating solutions, moved beta, relative to it.",
 }
-LIBRARIES = ("jax", "jaxlib", "equinox", "diffrax", "optimistix", "lineax", "optax", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +164,7 @@ class Report:
     tables: tuple[Table, ...]
     checks: tuple[Check, ...]
     captions: dict[str, str] = dataclasses.field(default_factory=dict)
-    versions: dict[str, str] = dataclasses.field(default_factory=lambda: library_versions())
+    versions: dict[str, str] = dataclasses.field(default_factory=library_versions)
 
     @property
     def passed(self) -> bool:
@@ -208,35 +204,6 @@ class Report:
         text = json.dumps(self.as_json(), indent=1, allow_nan=False)
         results.write_text(text + "\n", encoding="utf-8")
         return [table, results]
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of everything that the numbers depend on, and the device."""
-    return {
-        "lintensor_jax": __version__,
-        **{name: importlib.metadata.version(name) for name in LIBRARIES},
-        "python": platform.python_version(),
-        "device": jax.devices()[0].device_kind,
-    }
-
-
-def vector(value: np.ndarray) -> str:
-    """A short vector for a table; what rounds to zero has no sign."""
-    return "[" + ", ".join(f"{x:z.4f}" for x in value) + "]"
-
-
-def scientific(value: float) -> str:
-    """A number by its size."""
-    return f"{value:.1e}"
-
-
-def power_of_ten(exponent: float) -> str:
-    """10^exponent as `scientific` writes it, however small or large."""
-    whole = math.floor(exponent)
-    mantissa = f"{10 ** (exponent - whole):.1f}"
-    if mantissa == "10.0":
-        mantissa, whole = "1.0", whole + 1
-    return f"{mantissa}e{whole:+03d}"
 
 
 def _plain(value: Any) -> Any:

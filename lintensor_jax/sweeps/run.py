@@ -19,7 +19,7 @@ from ..dynamics.clocks import AbstractClock
 from ..dynamics.compilation import AbstractCompilation
 from ..dynamics.finish import GaussNewton
 from ..dynamics.stopping import AbstractStop
-from ..experiments.report import library_versions
+from ..versions import library_versions
 from . import identity, lock, schedule
 from .errors import SweepError
 from .grid import Grid
