@@ -21,7 +21,7 @@ NUMBER: Any = 3
 CONFIG_FILE = Path(__file__).parents[2] / "configs" / "ji-telgarsky2019.toml"
 
 # One shape for both data sets, so that flows of one depth share a compilation.
-SMALL = experiment.Configuration(
+SMALL = configuration.Configuration(
     depth=2,
     circles_depth=2,
     width=3,
@@ -137,11 +137,11 @@ def test_starts_have_no_more_than_the_risk_of_zero():
 
 
 def test_the_configuration_file_is_the_default():
-    assert load(CONFIG_FILE, experiment.Configuration) == experiment.Configuration()
+    assert load(CONFIG_FILE, configuration.Configuration) == configuration.Configuration()
 
 
 def test_reduce_keeps_what_is_small():
-    quick, notes = experiment.reduce(experiment.Configuration())
+    quick, notes = experiment.reduce(configuration.Configuration())
     assert quick.num_starts == 1
     assert "1 of 4 starts, 20,000 of 500,000 descent steps" in notes[0]
     assert experiment.reduce(quick) == (quick, ())
@@ -150,8 +150,8 @@ def test_reduce_keeps_what_is_small():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: experiment.Configuration(num_samples=7), "num_samples must be even, got 7"),
-        (lambda: experiment.Configuration(depth=1), "depth must be a whole number >= 2, got 1"),
+        (lambda: configuration.Configuration(num_samples=7), "num_samples must be even, got 7"),
+        (lambda: configuration.Configuration(depth=1), "depth must be a whole number >= 2, got 1"),
         (lambda: configuration.DescentTask(growth=0.5), "growth must be at least 1, got 0.5"),
         (lambda: images.ImagesTask(momentum=1.0), "momentum must be < 1, got 1"),
         (lambda: images.ImagesTask(cifar10="/nowhere"), "cifar10 must be a folder with data_batch"),

@@ -18,7 +18,7 @@ experiment = find("yun2021-classification")
 @pytest.fixture(scope="module")
 def result():
     """One shape of each part."""
-    small = experiment.Configuration(
+    small = configuration.Configuration(
         theorems=configuration.TheoremsTask(
             architectures=("diagonal",), depths=(2,), dimension=4, num_samples=6, alphas=(0.1,)
         ),
@@ -136,15 +136,15 @@ def test_figures(result):
 
 def test_the_example_configuration_holds_the_defaults():
     path = Path(__file__).parents[2] / "configs" / "yun2021-classification.toml"
-    assert load(path, experiment.Configuration) == experiment.Configuration()
+    assert load(path, configuration.Configuration) == configuration.Configuration()
     entries = tomllib.loads(path.read_text(encoding="utf-8"))
     for name, field in entries.items():
-        task = getattr(experiment.Configuration(), name)
+        task = getattr(configuration.Configuration(), name)
         assert set(field) == {f.name for f in dataclasses.fields(task)}
 
 
 def test_reduced_runs_keep_the_checks():
-    quick, notes = experiment.reduce(experiment.Configuration())
+    quick, notes = experiment.reduce(configuration.Configuration())
     assert quick.theorems.depths == (2,)
     assert quick.theorems.log_inverse_loss == 1e6
     assert quick.side_by_side.descent_num_steps == 20_000

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from scipy.optimize import linprog
 
-from lintensor_jax import cli
+from lintensor_jax import cli, experiments
 from lintensor_jax.cli import reproduce
 from lintensor_jax.config import ConfigError
 from lintensor_jax.experiments import find
@@ -33,7 +33,7 @@ experiment = find("yun2021-regression")
 @pytest.fixture(scope="module")
 def result():
     """One depth, few scales; the smallest of them is where rotated sensors are unstable."""
-    small = experiment.Configuration(
+    small = configuration.Configuration(
         depths=(3,),
         interpolation=configuration.InterpolationTask(
             alphas_per_decade=4, flow_alphas=(3e-2, 1.0, 10.0)
@@ -150,7 +150,8 @@ def test_a_flow_that_does_not_end_and_a_wrong_rate_fail(result):
 
 
 def test_the_command_line_writes_tables_and_figures(result, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(experiment, "run", lambda *_: result)
+    finished = dataclasses.replace(experiment, run=lambda *_: result)
+    monkeypatch.setattr(experiments, "find", {finished.name: finished}.__getitem__)
     monkeypatch.setattr(reproduce, "configure_jax", lambda: None)
     assert cli.main(["reproduce", "yun2021-regression", "--json", "--out", str(tmp_path)]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -172,7 +173,7 @@ def test_the_command_line_writes_tables_and_figures(result, monkeypatch, tmp_pat
 
 
 def test_quick_leaves_out_the_slow_flows_and_says_so():
-    quick, notes = experiment.reduce(experiment.Configuration())
+    quick, notes = experiment.reduce(configuration.Configuration())
     assert quick.depths == (2, 3)
     assert min(quick.interpolation.flow_alphas) == 0.1
     assert quick.interpolation.smallest_alpha == 1e-4
@@ -193,8 +194,8 @@ def test_quick_leaves_out_the_slow_flows_and_says_so():
         (lambda: configuration.FullyConnectedTask(num_samples=5), "num_samples", "got 5"),
         (lambda: configuration.FullyConnectedTask(alphas=(1, 1)), "alphas", "two different scales"),
         (lambda: configuration.NoncommutingTask(num_samples=10), "num_samples", "= 10, got 10"),
-        (lambda: experiment.Configuration(depths=(1,)), r"depths[0]", ">= 2, got 1"),
-        (lambda: experiment.Configuration(depths=(2, 2)), "depths", "different depths"),
+        (lambda: configuration.Configuration(depths=(1,)), r"depths[0]", ">= 2, got 1"),
+        (lambda: configuration.Configuration(depths=(2, 2)), "depths", "different depths"),
     ],
 )
 def test_mistakes_in_the_configuration(build, key, message):

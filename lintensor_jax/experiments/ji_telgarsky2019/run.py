@@ -10,7 +10,7 @@ is compared with Lemma C.7. The start of Appendix A shows that Assumption 1.2 is
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -27,6 +27,7 @@ from ...networks import FullyConnectedNetwork
 from ...theory.alignment import alignment_bounds, learning_conditions
 from ...theory.margins import max_margin
 from ...theory.norms import L2Norm
+from ..framework import Track
 from .configuration import Configuration, DescentTask, FlowTask
 from .images import MISSING, ImageRun, initial_networks, is_available, load_images, train
 from .results import CounterexampleRun, Dataset, DescentRun, FlowRun, Result
@@ -50,7 +51,7 @@ class Job:
 def run(
     config: Configuration,
     reduced: tuple[str, ...] = (),
-    track: Callable[[Sequence[Job]], Iterable[Job]] = iter,
+    track: Track = iter,
 ) -> Result:
     """Compute the flows, the descents, the counterexample and the images, one job at a time."""
     problems = {

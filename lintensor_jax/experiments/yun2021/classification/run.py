@@ -9,10 +9,9 @@
   normalised gradient descent and a flow in physical time reach on the paper's toy data.
 """
 
-import concurrent.futures
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -46,6 +45,7 @@ from ....theory.singular_vectors import (
     residual_direction,
     singular_vector_residual,
 )
+from ...framework import Track, compute_two_at_a_time
 from .configuration import (
     Configuration,
     FiniteLossTask,
@@ -75,7 +75,7 @@ class Job:
 def run(
     config: Configuration,
     reduced: tuple[str, ...] = (),
-    track: Callable[[Sequence[Job]], Iterable[Job]] = iter,
+    track: Track = iter,
 ) -> Result:
     """Flows, certificates and predictions of all four parts.
 
@@ -97,23 +97,22 @@ def run(
         "side by side": (side_by_side, config.side_by_side),
     }
 
-    def outcome(job):
-        compute, task = parts[job.part]
-        return compute(*job.shape, task)
+    def compute(job):
+        function, task = parts[job.part]
+        return function(*job.shape, task)
 
-    outcomes: dict[str, dict[Any, Any]] = {part: {} for part in parts}
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        pending = {job: pool.submit(outcome, job) for job in jobs}
-        for job in track([*jobs, *timed]):
-            found = pending[job].result() if job in pending else outcome(job)
-            outcomes[job.part][job.shape] = found
+    found = compute_two_at_a_time(jobs, compute, track, alone=timed)
+
+    def by_shape(part):
+        return {job.shape: outcome for job, outcome in found.items() if job.part == part}
+
     return Result(
         config,
         reduced,
-        paths=outcomes["theorems"],
-        one_sample=[run for runs in outcomes["one sample"].values() for run in runs],
-        finite_loss={depth: runs for (depth,), runs in outcomes["finite loss"].items()},
-        side_by_side=[row for rows in outcomes["side by side"].values() for row in rows],
+        paths=by_shape("theorems"),
+        one_sample=[run for runs in by_shape("one sample").values() for run in runs],
+        finite_loss={depth: runs for (depth,), runs in by_shape("finite loss").items()},
+        side_by_side=[row for rows in by_shape("side by side").values() for row in rows],
     )
 
 

@@ -10,7 +10,6 @@ paper's gradient descent stopped.
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Iterable, Sequence
 
 import diffrax
 import equinox as eqx
@@ -26,6 +25,7 @@ from ....initialization import matching
 from ....problems import Classification, Regression
 from ....theory.margins import MarginPrecisionError, NonSeparableError, max_margin
 from ....theory.regression import limit_point_two_layer
+from ...framework import Track
 from .configuration import ClassificationTask, Configuration, RegressionTask
 from .results import ClassificationRuns, RegressionRuns, Result
 from .setup import ARCHITECTURES, initial_directions
@@ -49,7 +49,7 @@ class Job:
 def run(
     config: Configuration,
     reduced: tuple[str, ...] = (),
-    track: Callable[[Sequence[Job]], Iterable[Job]] = iter,
+    track: Track = iter,
 ) -> Result:
     """Flows, predictions and gradient descent; a job's alphas and directions are one batch."""
     directions = initial_directions(config.num_directions, config.seed)

@@ -12,7 +12,6 @@ The paper has no figures of these; scales and data are this package's.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
 
 import diffrax
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from ....problems import MatrixSensing, Regression
 from ....theory.interpolation import large_scale_weights, small_scale_weights
 from ....theory.min_norm import min_norm
 from ....theory.norms import L1Norm, L2Norm, NuclearNorm, WeightedL2Norm
+from ...framework import Track
 from .configuration import Configuration
 from .results import Flow, InterpolationRuns, Result, RotatedRuns, SmallScaleRuns
 from .setup import (
@@ -52,7 +52,7 @@ class Job:
 def run(
     config: Configuration,
     reduced: tuple[str, ...] = (),
-    track: Callable[[Sequence[Job]], Iterable[Job]] = iter,
+    track: Track = iter,
 ) -> Result:
     """Predictions and flows. All scales of a job share their compiled programs."""
     task = config.interpolation
