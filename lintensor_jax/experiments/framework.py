@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import jax
 
 from .. import experiments
-from ..config import Config, ConfigError, load
+from ..config import ConfigError, load
 from .report import REPORT_FILES, Report
 
 J = TypeVar("J")
@@ -34,7 +34,7 @@ class Experiment:
 
     name: str
     title: str
-    Configuration: type[Config]
+    Configuration: type[Any]  # a subclass of `Config`
     reduce: Callable[[Any], tuple[Any, tuple[str, ...]]]
     run: Callable[..., Any]
     report: Callable[[Any], Report]

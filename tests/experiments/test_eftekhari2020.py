@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lintensor_jax import cli
+from lintensor_jax import cli, experiments
 from lintensor_jax.cli import reproduce
 from lintensor_jax.config import ConfigError, load
 from lintensor_jax.experiments import find
-from lintensor_jax.experiments.eftekhari2020_setups import far_start, near_start, whitened
+from lintensor_jax.experiments.eftekhari2020 import configuration
+from lintensor_jax.experiments.eftekhari2020.setup import far_start, near_start, whitened
 
 experiment = find("eftekhari2020")
 
@@ -21,9 +22,9 @@ experiment = find("eftekhari2020")
 def result():
     """One depth each, and few starts."""
     small = experiment.Configuration(
-        figure=experiment.FigureTask(depths=(3,)),
-        bound=experiment.BoundTask(depths=(3,), starts=6),
-        nearby=experiment.NearbyTask(depths=(3,)),
+        figure=configuration.FigureTask(depths=(3,)),
+        bound=configuration.BoundTask(depths=(3,), starts=6),
+        nearby=configuration.NearbyTask(depths=(3,)),
     )
     jobs = []
 
@@ -38,11 +39,11 @@ def result():
 
 
 def _failed(result):
-    return {check.name: check for check in result.report().checks if not check.passed}
+    return {check.name: check for check in experiment.report(result).checks if not check.passed}
 
 
 def test_all_checks_pass(result):
-    report = result.report()
+    report = experiment.report(result)
     assert len(report.checks) == 8
     assert not _failed(result)
     assert {table.name: len(table.rows) for table in report.tables} == {
@@ -92,7 +93,8 @@ def test_each_check_can_fail(result):
 
 
 def test_the_command_line_writes_tables_and_figures(result, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(experiment, "run", lambda *_: result)
+    finished = dataclasses.replace(experiment, run=lambda *_: result)
+    monkeypatch.setattr(experiments, "find", {finished.name: finished}.__getitem__)
     monkeypatch.setattr(reproduce, "configure_jax", lambda: None)
     assert cli.main(["reproduce", "eftekhari2020", "--json", "--out", str(tmp_path)]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -117,7 +119,7 @@ def test_quick_and_the_configuration_file():
     assert quick.bound.starts == 15
     assert len(notes) == 4
     assert experiment.reduce(quick) == (quick, ())
-    path = Path(__file__).parents[1] / "configs" / "eftekhari2020.toml"
+    path = Path(__file__).parents[2] / "configs" / "eftekhari2020.toml"
     assert load(path, experiment.Configuration) == default
 
 
@@ -125,12 +127,12 @@ def test_the_data_are_as_stated():
     rng = np.random.default_rng(0)
     X = whitened(20, 4, rng)
     np.testing.assert_allclose(X.T @ X, 20 * np.eye(4), rtol=0, atol=1e-13)
-    task = experiment.FigureTask()
+    task = configuration.FigureTask()
     problem, target, beta = far_start(task, rng)
     np.testing.assert_allclose(target, np.asarray(problem.X.T @ problem.y) / 50, rtol=0, atol=1e-14)
     cosine = beta @ target / np.linalg.norm(beta) / np.linalg.norm(target)
     np.testing.assert_allclose(np.degrees(np.arccos(cosine)), 30, rtol=1e-10)
-    problem, target, beta = near_start(experiment.NearbyTask(), 3, 0.3, rng)
+    problem, target, beta = near_start(configuration.NearbyTask(), 3, 0.3, rng)
     Z = np.asarray(problem.X.T @ problem.y) / 20
     sizes = np.linalg.svd(Z, compute_uv=False)
     np.testing.assert_allclose(sizes[:2], [0.3, 0.15], rtol=1e-12)
@@ -141,11 +143,11 @@ def test_the_data_are_as_stated():
 @pytest.mark.parametrize(
     ("build", "key", "message"),
     [
-        (lambda: experiment.FigureTask(num_samples=4), "num_samples", ">= dimension = 5, got 4"),
-        (lambda: experiment.FigureTask(degrees=90.0), "degrees", "must be < 90, got 90"),
-        (lambda: experiment.FigureTask(depths=(2, 2)), "depths", "at most 5 different depths"),
-        (lambda: experiment.NearbyTask(gap=1.0), "gap", "must be < 1, got 1"),
-        (lambda: experiment.BoundTask(depths=(1,)), "depths[0]", ">= 2, got 1"),
+        (lambda: configuration.FigureTask(num_samples=4), "num_samples", ">= dimension = 5, got 4"),
+        (lambda: configuration.FigureTask(degrees=90.0), "degrees", "must be < 90, got 90"),
+        (lambda: configuration.FigureTask(depths=(2, 2)), "depths", "at most 5 different depths"),
+        (lambda: configuration.NearbyTask(gap=1.0), "gap", "must be < 1, got 1"),
+        (lambda: configuration.BoundTask(depths=(1,)), "depths[0]", ">= 2, got 1"),
     ],
 )
 def test_mistakes_in_the_configuration(build, key, message):

@@ -1,9 +1,10 @@
-"""What Eftekhari 2020 claims and draws, beside what came out here."""
+"""The statements of Eftekhari 2020, compared with the results here."""
 
 import itertools
 from collections.abc import Iterator
 
-from .report import Claim, scientific
+from ..formats import scientific
+from ..report import Claim
 
 CAPTIONS = {
     "figure1": "Figure 1 of Eftekhari 2020: distance of the induced flow to the target by depth, "
@@ -23,7 +24,17 @@ def claims(
     landscape: list[dict],
     rounding: float,
 ) -> Iterator[Claim]:
-    """Figure 1, Theorem 20 and the landscape, from the rows of the tables."""
+    """Figure 1, Theorem 20 and the landscape, from the rows of the tables.
+
+    `rounding` is how much log(distance^2 / bound) may exceed 0.
+    """
+    yield from _figure_1(curves, flows)
+    yield from _theorem_20(bounds, rounding)
+    yield from _nearby_rates(nearby)
+    yield from _origin(landscape)
+
+
+def _figure_1(curves, flows):
     depths = list(dict.fromkeys(row["depth"] for row in curves))
     early = [next(r["distance"] for r in curves if r["depth"] == depth) for depth in depths]
     yield Claim(
@@ -39,9 +50,12 @@ def claims(
         "induced flow (17) and the layers' own",
         "the same end-to-end matrix",
         f"within {scientific(difference)} (relative)",
-        # The experiment's own bound is a check; this is to see that they are one curve.
+        # Small enough that both are one curve in the figure; a check has the sharp bound.
         bool(difference < 1e-6),
     )
+
+
+def _theorem_20(bounds, rounding):
     excess, count = max(row["excess"] for row in bounds), sum(row["flows"] for row in bounds)
     yield Claim(
         "Theorem 20 along flows from the stable set",
@@ -64,11 +78,17 @@ def claims(
         f"{left} of {count} leave it",
         left == 0,
     )
+
+
+def _nearby_rates(nearby):
     for size in dict.fromkeys(row["size"] for row in nearby):
         rows = [row for row in nearby if row["size"] == size]
         rows = [row for row in rows if row["outputs"] == rows[0]["outputs"]]
         rates = ", ".join(f"{r['measured']:.3g} (N = {r['depth']})" for r in rows)
         yield Claim(f"nearby rate, s_Z = {size:g}", "open; perhaps slower with depth", rates, None)
+
+
+def _origin(landscape):
     zero = [row for row in landscape if row["name"].startswith("zero, ")]
     if zero:
         yield Claim(

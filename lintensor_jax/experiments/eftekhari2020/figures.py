@@ -1,23 +1,18 @@
-"""The panels of `eftekhari2020`, from its arrays."""
-
-from typing import TYPE_CHECKING
+"""The figures of the experiment on Eftekhari 2020, from a `Result`."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..figures.panels import Line, LinePanel, panel_figure
-from .eftekhari2020_tables import log_ratio
-
-if TYPE_CHECKING:
-    from .eftekhari2020 import Result
+from ...figures.panels import Line, LinePanel, panel_figure
+from .results import Result, log_ratio
 
 _COLOURS = (0, 1, 2, 5, 4)  # of figures.panels
 _BLACK, _GREY = 3, 8
 _DISTANCE = r"$\|W - Z_1\|_F$"
 
 
-def figures(result: "Result") -> dict[str, Figure]:
-    """Figure 1 in both of its regimes; Theorem 20; the nearby rates against depth."""
+def figures(result: Result) -> dict[str, Figure]:
+    """Figure 1 far from the target and near it; Theorem 20; the nearby rates against depth."""
     return {
         "figure1": panel_figure([[_faraway(result), _nearby_time(result)]], 2.6, columns=5),
         "theorem20": panel_figure([[_example(result), _ratios(result)]], 2.6, columns=3),
@@ -59,7 +54,7 @@ def _nearby_time(result):
 
 
 def _example(result):
-    """The flow of the smallest s_Z that starts far away: there (38) as printed is most wrong."""
+    """The far start with the smallest s_Z, because (38) as printed is most wrong there."""
     far = [r for r in result.bounds if np.linalg.norm(r.start.coefficients) > 2.5 * r.start.size]
     run = min(far or result.bounds, key=lambda run: run.start.size)
     usable = np.isfinite(log_ratio(run)) & (run.times > 0)

@@ -1,4 +1,4 @@
-"""Data, starts and known points of `eftekhari2020`."""
+"""Data, starts and known points of the experiment on Eftekhari 2020."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from ..initialization import balanced
-from ..networks import FullyConnectedNetwork
-from ..problems import Regression
+from ...initialization import balanced
+from ...networks import FullyConnectedNetwork
+from ...problems import Regression
 
 _SADDLE = "strict saddle"
 _MINIMUM = "second-order stationary: global minimum"
@@ -17,15 +17,15 @@ _SPURIOUS = "second-order stationary: spurious"
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """An instance of Theorem 20: whitened data, both parameters of the set, a member of it."""
+    """An instance of Theorem 20: whitened data, alpha and beta of the set, and a point of it."""
 
     problem: Regression
     depth: int
     alpha: float
-    upper: float
+    upper: float  # beta of N_{alpha,beta}
     size: float  # s_Z
     gap: float  # gamma_Z
-    coefficients: np.ndarray
+    coefficients: np.ndarray  # (d, m)
 
 
 def whitened(num_samples: int, dimension: int, rng: np.random.Generator) -> np.ndarray:
@@ -47,7 +47,7 @@ def near_start(
 ) -> tuple[Regression, np.ndarray, np.ndarray]:
     """Data with s_Z = `size` and s_Z2 = gap `size`, Z_1 (d, m), and a rank-one beta(0) near it.
 
-    `rng` is used alike for every size, so that flows of different sizes compare.
+    Every size draws the same random numbers, so that flows of different sizes can be compared.
     """
     sizes = size * np.array([1.0, task.gap, *[0.2 * task.gap] * task.outputs])[:outputs]
     problem, left, right = _spiked(task, sizes, rng)
@@ -59,7 +59,7 @@ def near_start(
 
 
 def random_starts(task, depth: int, rng: np.random.Generator) -> Iterator[Start]:
-    """Random s_Z in [0.1, 10], alpha and beta, a gap at which Theorem 20 applies, and a member."""
+    """Random s_Z in [0.1, 10], alpha and beta, a gap at which Theorem 20 applies, and a point."""
     power = 2 - 2 / depth
     for _ in range(task.starts):
         alpha = rng.uniform(0.3, 0.95)
@@ -107,7 +107,7 @@ def landscape_cases(rng: np.random.Generator) -> Iterator[tuple]:
         yield f"best rank 2, N = {depth}", _MINIMUM, None, stationary(like, [0, 1]), problem
         yield f"other rank 2, N = {depth}", _SADDLE, None, stationary(like, [0, 2]), problem
         if depth > 2:
-            # All layers but the last one are zero: at N = 3 the first two can still move together.
+            # All layers but the last one are zero. With N = 3 the first two form a saddle.
             last = rng.standard_normal((width, m))
             curvature = -np.linalg.norm(X.T @ y @ last.T, 2)
             kind = (_SADDLE, curvature) if depth == 3 else (_SPURIOUS, 0.0)

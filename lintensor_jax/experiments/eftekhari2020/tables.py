@@ -1,20 +1,17 @@
-"""The tables and checks of `eftekhari2020`, from its arrays."""
+"""The tables and checks of the experiment on Eftekhari 2020, from a `Result`."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .eftekhari2020_paper import CAPTIONS, claims
-from .report import Column, Report, Table, comparison, scientific, worst_of
-
-if TYPE_CHECKING:
-    from .eftekhari2020 import BoundRun, Result
+from ..formats import scientific
+from ..report import Check, Column, Report, Table, comparison, worst_of
+from .claims import CAPTIONS, claims
+from .results import Result, log_ratio
 
 TITLE = "Eftekhari 2020: end-to-end flows, stable sets, Theorem 20 and the nearby rates"
-# Logarithms of squared distances below this, relative to the first one, are rounding.
-_LEAST_LOG = 2 * np.log(1e-8)
-# Theorem 20 is an inequality between exact numbers; distances are known to about 1e-9 of the first.
+# Theorem 20 compares exact numbers. The distances here have errors of about 1e-9 of the first one.
 _ROUNDING = 1e-6
 _SHOWN = (1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)
 
@@ -69,12 +66,30 @@ _LANDSCAPE = (
 )
 
 
-def report(result: "Result") -> Report:
+def report(result: Result) -> Report:
     """Figure 1 in numbers, Theorem 20 by depth, the nearby rates, the landscape; all bounds."""
-    config = result.config
     curves, flows = list(_curves(result)), list(_flows(result))
     bounds, nearby = list(_bounds(result)), list(_nearby(result))
     landscape = list(_landscape(result))
+    return Report(
+        experiment="eftekhari2020",
+        title=TITLE,
+        config=result.config,
+        reduced=result.reduced,
+        tables=(
+            Table("figure1", "Figure 1: distance to the target", _FIGURE, curves),
+            Table("flows", "Figure 1: both flows, and the landscape at their end", _FLOWS, flows),
+            Table("theorem20", "Theorem 20 along flows from the stable set", _BOUND, bounds),
+            Table("nearby", "The open question: nearby rates against depth", _NEARBY, nearby),
+            Table("landscape", "The landscape at known points", _LANDSCAPE, landscape),
+            comparison(claims(curves, flows, bounds, nearby, landscape, _ROUNDING)),
+        ),
+        checks=_checks(result.config, flows, bounds, nearby, landscape),
+        captions=CAPTIONS,
+    )
+
+
+def _checks(config, flows, bounds, nearby, landscape) -> tuple[Check, ...]:
     known = [row for row in landscape if row["known"] is not None]
 
     def at_depth(row):
@@ -86,7 +101,7 @@ def report(result: "Result") -> Report:
     def rate_label(row):
         return f"{row['outputs']} outputs, s_Z = {row['size']:g}, N = {row['depth']}"
 
-    checks = (
+    return (
         worst_of(
             "end-to-end flow - layered flow, relative",
             flows,
@@ -108,28 +123,6 @@ def report(result: "Result") -> Report:
         worst_of("landscape: wrong verdicts", landscape, "wrong", 0, named),
         worst_of("landscape: known eigenvalue, relative error", known, "error", 1e-8, named),
     )
-    return Report(
-        experiment="eftekhari2020",
-        title=TITLE,
-        config=config,
-        reduced=result.reduced,
-        tables=(
-            Table("figure1", "Figure 1: distance to the target", _FIGURE, curves),
-            Table("flows", "Figure 1: both flows, and the landscape at their end", _FLOWS, flows),
-            Table("theorem20", "Theorem 20 along flows from the stable set", _BOUND, bounds),
-            Table("nearby", "The open question: nearby rates against depth", _NEARBY, nearby),
-            Table("landscape", "The landscape at known points", _LANDSCAPE, landscape),
-            comparison(claims(curves, flows, bounds, nearby, landscape, _ROUNDING)),
-        ),
-        checks=checks,
-        captions=CAPTIONS,
-    )
-
-
-def log_ratio(run: "BoundRun") -> np.ndarray:
-    """log(|beta - Z_1|^2 / bound) at the times whose distance is above rounding, else NaN."""
-    usable = run.log_distance - run.log_distance[0] > _LEAST_LOG
-    return np.where(usable, run.log_distance - run.log_bound, np.nan)
 
 
 def _curves(result) -> Iterator[dict[str, Any]]:
@@ -175,7 +168,7 @@ def _bounds(result) -> Iterator[dict[str, Any]]:
 
 
 def _is_far(run):
-    """Whether it starts beyond sqrt(6) s_Z."""
+    """Whether the flow starts at a size above sqrt(6) s_Z."""
     return np.linalg.norm(run.start.coefficients) > np.sqrt(6) * run.start.size
 
 
