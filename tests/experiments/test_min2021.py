@@ -13,26 +13,27 @@ from PIL import Image
 from scipy.integrate import solve_ivp
 
 import lintensor_jax as lt
-from lintensor_jax import cli, theory
+from lintensor_jax import cli, experiments, theory
 from lintensor_jax.config import ConfigError
 from lintensor_jax.experiments import find
-from lintensor_jax.experiments.min2021_setups import (
+from lintensor_jax.experiments.min2021 import configuration
+from lintensor_jax.experiments.min2021.results import PowerLaw, meaningful, power_law
+from lintensor_jax.experiments.min2021.setup import (
     Reduction,
     factorization,
     gaussian_data,
     measured_rate,
     whitened_data,
 )
-from lintensor_jax.experiments.min2021_tables import PowerLaw, meaningful, power_law
 
 experiment = find("min2021")
 SMALL = experiment.Configuration(
     num_times=13,
-    rates=experiment.RateTask(
+    rates=configuration.RateTask(
         inputs=6, outputs=3, spectrum_outputs=(3,), spectrum_widths=(9, 200), widths=(9, 200)
     ),
-    imbalance=experiment.ImbalanceTask(dimension=20, num_samples=6, width=30, duration=3.0),
-    width=experiment.WidthTask(dimension=20, num_samples=4, widths=(20, 60, 200, 600), runs=4),
+    imbalance=configuration.ImbalanceTask(dimension=20, num_samples=6, width=30, duration=3.0),
+    width=configuration.WidthTask(dimension=20, num_samples=4, widths=(20, 60, 200, 600), runs=4),
 )
 
 
@@ -42,7 +43,7 @@ def result():
 
 
 def test_bounds_hold(result):
-    report = result.report()
+    report = experiment.report(result)
     assert report.passed, [str(check) for check in report.checks if not check.passed]
     for run in [*result.rates, *result.imbalance]:
         kept = meaningful(run)
@@ -81,13 +82,16 @@ def test_checks_can_fail(result):
     }
     for name, change in wrong.items():
         failed = [
-            c.name for c in dataclasses.replace(result, **change).report().checks if not c.passed
+            c.name
+            for c in experiment.report(dataclasses.replace(result, **change)).checks
+            if not c.passed
         ]
         assert any(n.startswith(name) for n in failed), (name, failed)
 
 
 def test_the_command_writes_tables_and_figures(result, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(experiment, "run", lambda *_: result)
+    finished = dataclasses.replace(experiment, run=lambda *_: result)
+    monkeypatch.setattr(experiments, "find", {finished.name: finished}.__getitem__)
     assert cli.main(["reproduce", "min2021", "--json", "--out", str(tmp_path)]) == 0
     printed = json.loads(capsys.readouterr().out)
     figures = ("figure2_4", "figure5", "figure3_6", "figure7")
@@ -245,20 +249,24 @@ def test_quick_leaves_out_the_widest_networks_and_says_so():
 @pytest.mark.parametrize(
     ("build", "key", "message"),
     [
-        (lambda: experiment.RateTask(widths=(9,)), "widths", ">= min(inputs, outputs) = 10, got 9"),
-        (lambda: experiment.RateTask(spectrum_widths=(4,)), "spectrum_widths", "= 5, got 4"),
-        (lambda: experiment.RateTask(widths=tuple(range(30, 37))), "widths", "at most 6"),
-        (lambda: experiment.ImbalanceTask(num_samples=500), "num_samples", "< dimension = 500"),
-        (lambda: experiment.ImbalanceTask(first_scales=(0.1,)), "last_scales", "same product"),
         (
-            lambda: experiment.ImbalanceTask(first_scales=(1, 2), last_scales=(1, 1)),
+            lambda: configuration.RateTask(widths=(9,)),
+            "widths",
+            ">= min(inputs, outputs) = 10, got 9",
+        ),
+        (lambda: configuration.RateTask(spectrum_widths=(4,)), "spectrum_widths", "= 5, got 4"),
+        (lambda: configuration.RateTask(widths=tuple(range(30, 37))), "widths", "at most 6"),
+        (lambda: configuration.ImbalanceTask(num_samples=500), "num_samples", "< dimension = 500"),
+        (lambda: configuration.ImbalanceTask(first_scales=(0.1,)), "last_scales", "same product"),
+        (
+            lambda: configuration.ImbalanceTask(first_scales=(1, 2), last_scales=(1, 1)),
             "last_scales",
             "one end-to-end matrix",
         ),
-        (lambda: experiment.WidthTask(num_samples=600), "num_samples", "got 600"),
-        (lambda: experiment.WidthTask(widths=(500, 500)), "widths", "two different widths"),
-        (lambda: experiment.WidthTask(exponent=0.6), "exponent", "<= 0.5 (Theorem 12), got 0.6"),
-        (lambda: experiment.WidthTask(exponent=0.25), "exponent", "> 0.25"),
+        (lambda: configuration.WidthTask(num_samples=600), "num_samples", "got 600"),
+        (lambda: configuration.WidthTask(widths=(500, 500)), "widths", "two different widths"),
+        (lambda: configuration.WidthTask(exponent=0.6), "exponent", "<= 0.5 (Theorem 12), got 0.6"),
+        (lambda: configuration.WidthTask(exponent=0.25), "exponent", "> 0.25"),
     ],
 )
 def test_mistakes_in_the_configuration(build, key, message):
@@ -273,7 +281,7 @@ def test_mistakes_in_the_configuration(build, key, message):
 
 @pytest.fixture(scope="module")
 def benchmark():
-    path = Path(__file__).parents[1] / "benchmarks" / "convergence_rates.py"
+    path = Path(__file__).parents[2] / "benchmarks" / "convergence_rates.py"
     spec = importlib.util.spec_from_file_location("convergence_rates", path)
     assert spec is not None
     assert spec.loader is not None

@@ -1,8 +1,8 @@
-"""What Min et al. 2021 claim and draw, beside what came out here."""
+"""The statements of Min et al. 2021, compared with the results here."""
 
 from collections.abc import Iterator
 
-from .report import Claim
+from ..report import Claim
 
 CAPTIONS = {
     "figure2_4": "Figures 2 (left) and 4 of Min et al. 2021: eigenvalues of the imbalance, scaled, "
@@ -24,6 +24,12 @@ def claims(
     slopes: list[dict],
 ) -> Iterator[Claim]:
     """Figures 2 to 7, from the rows of the tables."""
+    yield from _spectrum(spectra)
+    yield from _rates(rates, starts)
+    yield from _figure_7(widths, slopes)
+
+
+def _spectrum(spectra):
     for row in spectra:
         if row["width"] >= row["rank"] + row["outputs"]:
             yield Claim(
@@ -41,13 +47,15 @@ def claims(
         f"{ratios[small]:.2f} at h = {small}, {ratios[large]:.2f} at h = {large}",
         bool(ratios[small] > 1 > ratios[large]),
     )
+
+
+def _rates(rates, starts):
     worst = max(row["worst_rate"] for row in [*rates, *starts])
     yield Claim(
         "Proposition 1 over the measured rate",
         "at most 1",
         f"at most {worst:.4f}",
-        # Rounding.
-        bool(worst <= 1 + 1e-9),
+        bool(worst <= 1 + 1e-9),  # up to rounding errors
     )
     first, last = rates[0], rates[-1]
     yield Claim(
@@ -69,6 +77,9 @@ def claims(
         ", ".join(f"{row['last_rate']:.3g} ({row['label']})" for row in starts),
         all(balanced["last_rate"] < row["last_rate"] for row in imbalanced),
     )
+
+
+def _figure_7(widths, slopes):
     corrected = slopes[0]
     yield Claim(
         "Figure 7: exponent of the distance in the width",

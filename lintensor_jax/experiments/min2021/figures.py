@@ -1,15 +1,10 @@
-"""The panels of `min2021`, from its arrays."""
-
-from typing import TYPE_CHECKING
+"""The figures of the experiment on Min et al. 2021, from a `Result`."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..figures.panels import Line, LinePanel, panel_figure
-from .min2021_tables import meaningful, power_law
-
-if TYPE_CHECKING:
-    from .min2021 import Result
+from ...figures.panels import Line, LinePanel, panel_figure
+from .results import Result, meaningful, power_law
 
 _EIGENVALUES, _POSITIVE, _NEGATIVE, _LEVEL = 8, 1, 2, 0
 _MEASURED, _FIT, _START, _THEOREM = 1, 2, 0, 7
@@ -17,7 +12,7 @@ _TIME = "time $t$"
 _RATE = r"$-\dot L\,/\,(L - L^*)$"
 
 
-def figures(result: "Result") -> dict[str, Figure]:
+def figures(result: Result) -> dict[str, Figure]:
     """Spectra by outputs and width; losses and rates with their bounds; distance by width."""
     outputs = dict.fromkeys(found.outputs for found in result.spectra)
     return {
@@ -48,7 +43,7 @@ def _spectrum_panel(found):
         )
         for k, value in zip(index, values, strict=True)
     ]
-    # The gaps that the three quantities are, one upon the other on the right.
+    # Bars on the right of the eigenvalues: the three gaps D_+, D_u and D_-, end to end.
     right = len(values) + 2.0
     top, bottom = max(values[0], 0.0), min(values[-1], 0.0)
     low, high = bottom + found.negative_spread, top - found.positive_spread
@@ -82,7 +77,7 @@ def _bounded_figure(runs, linear):
         logarithms.append(Line(times, bound, "", colour, dashed=True, width=1.0))
         rates.append(Line(times, run.rate[kept], label, colour))
         rates.append(Line(times, run.proposition_1[kept], "", colour, dashed=True, width=1.0))
-    # One grey entry of the legend for the dashed lines of all colours.
+    # The legend has one grey entry for the dashed lines of all colours.
     nowhere = np.zeros(0)
     name = "dashed: the bounds"
     logarithms.append(Line(nowhere, nowhere, name, _EIGENVALUES, dashed=True, width=1.0))
@@ -104,7 +99,7 @@ def _in_tex(label):
 
 
 def _until(line, level):
-    """The line down to `level`, beyond which a linear scale shows nothing."""
+    """The line down to `level`; smaller values cannot be seen on a linear scale."""
     last = int(np.argmax(line.y < level)) or len(line.y)
     return Line(line.x[: last + 1], line.y[: last + 1], line.label, line.colour)
 

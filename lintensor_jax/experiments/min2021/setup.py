@@ -1,4 +1,4 @@
-"""Data, initial networks and the exact reduction of `min2021`."""
+"""Data, initial networks and the exact reduction of the experiment on Min et al. 2021."""
 
 import dataclasses
 from typing import Any
@@ -7,28 +7,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..initialization import gaussian
-from ..networks import FullyConnectedNetwork
-from ..problems import Regression
+from ...initialization import gaussian
+from ...networks import FullyConnectedNetwork
+from ...problems import Regression
 
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
     """A two-layer flow in the r data coordinates and k = min(h, r + m) units that move.
 
-    With X = W S Phi_1^T, U_1 = Phi_1^T U and rows [U_1; V] = [A; B] Q^T, Q (h, k) orthonormal,
-    every velocity is a combination of these rows, so that Q stays and [A; B] follows the flow of a
-    network of width k on S and W^T Y, in the same time. Phi_2 U_2 never moves. The state has
-    (r + m) k numbers instead of (d + m) h; drawing U itself takes d h.
+    Let X = W S Phi_1^T, U_1 = Phi_1^T U, and let the rows be [U_1; V] = [A; B] Q^T with
+    orthonormal Q (h, k). Every velocity is a combination of these rows. Therefore Q is constant,
+    and [A; B] follows the flow of a network of width k on the data S and W^T Y, in the same time.
+    Phi_2 U_2 is constant. The state has (r + m) k numbers instead of (d + m) h. Drawing U at the
+    start still takes d h numbers.
 
-    - `network`: A and B^T; `problem`: S, shape (r, r), and W^T Y.
-    - `span` (d, r): Phi_1; `resting` (d, k): Phi_2 U_2 Q.
+    - `network`: A and B^T.
+    - `problem`: the inputs S, shape (r, r), and the targets W^T Y.
+    - `span` (d, r): Phi_1.
+    - `constant` (d, k): Phi_2 U_2 Q.
     """
 
     network: FullyConnectedNetwork
     problem: Regression
     span: np.ndarray
-    resting: np.ndarray
+    constant: np.ndarray
 
     @staticmethod
     def of(network: FullyConnectedNetwork, problem: Regression) -> "Reduction":
@@ -44,19 +47,19 @@ class Reduction:
             network=FullyConnectedNetwork([rows[:, :rank].T, last]),
             problem=Regression(np.diag(sizes[:rank]), left[:, :rank].T @ np.asarray(problem.y)),
             span=span,
-            resting=(u - span @ inside) @ units,
+            constant=(u - span @ inside) @ units,
         )
 
     @property
     def narrow(self) -> FullyConnectedNetwork:
-        """The whole network at the start with h replaced by k: the same products U V^T, U U^T."""
+        """The whole network at the start with width k instead of h: the same U V^T and U U^T."""
         first, last = self.network.weights
-        return FullyConnectedNetwork([self.span @ np.asarray(first) + self.resting, last])
+        return FullyConnectedNetwork([self.span @ np.asarray(first) + self.constant, last])
 
     def coefficients(self, network: Any) -> np.ndarray:
-        """U V^T of the whole network, shape (d,) or (d, m), from the reduced one's state."""
+        """U V^T of the whole network, shape (d,) or (d, m), from the reduced `network`."""
         first, last = (np.asarray(w) for w in network.weights)
-        return (self.span @ first + self.resting) @ last
+        return (self.span @ first + self.constant) @ last
 
 
 def factorization(inputs: int, outputs: int, width: int, seed: int):
@@ -99,6 +102,6 @@ def _targets(X, rng):
 
 
 def measured_rate(network: FullyConnectedNetwork, problem: Regression):
-    """-dL/dt along the flow, the squared norm of the gradient; shares nothing with the theory."""
+    """-dL/dt along the flow, the squared norm of the gradient; it uses no code of the theory."""
     gradient = jax.grad(lambda weights: problem.loss(weights[0] @ weights[1]))(network.weights)
     return sum(jnp.sum(g**2) for g in gradient)

@@ -1,24 +1,19 @@
-"""The tables and checks of `min2021`, from its arrays."""
+"""The tables and checks of the experiment on Min et al. 2021, from a `Result`."""
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .min2021_paper import CAPTIONS, claims
-from .report import Check, Column, Report, Table, comparison, scientific, worst_of
-
-if TYPE_CHECKING:
-    from .min2021 import Result
-    from .min2021_runs import RateRun, WidthRun
+from ..formats import scientific
+from ..report import Check, Column, Report, Table, comparison, worst_of
+from .claims import CAPTIONS, claims
+from .results import RateRun, Result, WidthRun, meaningful, power_law
 
 TITLE = "Min, Tarmoun, Vidal & Mallada 2021: rates, implicit bias and width"
-
-# A loss below this, over the first one, is near the integrator's tolerance squared: neither the
-# direction of the error nor a bound on it means anything there.
-_LEAST_LOSS = 1e-11
-# What is small enough for eq. (22), which is a limit: there |E| is 1e-3 of its start.
+# Eq. (22) is a limit. It is compared where the loss is below this, so that |E| is below 1e-3 of its
+# start.
 _CONVERGED = 1e-6
 _ROWS = 7
 
@@ -87,66 +82,35 @@ _SLOPE = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class PowerLaw:
-    """log y = log_factor + slope log x + correction / x; the error bar is that of the slope."""
-
-    slope: float
-    error_bar: float
-    log_factor: float
-    correction: float
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """y."""
-        return np.exp(self.log_factor + self.slope * np.log(x) + self.correction / x)
-
-    @staticmethod
-    def through(x: np.ndarray, y: np.ndarray, corrected: bool) -> "PowerLaw":
-        """Least squares; the error bar is twice the slope's standard error.
-
-        `corrected`: whether there is a correction; it takes three different x.
-        """
-        columns = np.stack([np.log(x), np.ones_like(x), 1 / x][: 3 if corrected else 2], axis=1)
-        # Columns of one size, or their Gram matrix would have no digits left.
-        sizes = np.linalg.norm(columns, axis=0)
-        found = np.linalg.lstsq(columns / sizes, np.log(y), rcond=None)[0]
-        rest = np.log(y) - columns / sizes @ found
-        inverse = np.linalg.inv((columns / sizes).T @ (columns / sizes))
-        variance = rest @ rest / max(len(x) - len(found), 1) * inverse[0, 0]
-        found, error = found / sizes, np.sqrt(variance) / sizes[0]
-        slope, log_factor, *more = (float(value) for value in found)
-        return PowerLaw(slope, 2 * float(error), log_factor, more[0] if more else 0.0)
-
-
-def power_law(result: "Result", corrected: bool = True) -> PowerLaw:
-    """The distance of Figure 7 as a function of the width, over all flows.
-
-    As h grows, sqrt(h) times the distance tends to sqrt(d - r) |V(inf)|, and |V(inf)| to its own
-    limit, with an error that the products U_1 V^T of the start make: they are of size sqrt(r / h),
-    and even in sign. At the paper's widths, five times r and more, that error is not below the
-    error bars: with 60 runs a width a mere power law has the exponent -0.484 +- 0.004, and one with
-    a correction in 1 / h has -0.495 +- 0.010.
-    """
-    runs = result.widths
-    x, y = (np.array([float(getattr(run, key)) for run in runs]) for key in ("width", "distance"))
-    return PowerLaw.through(x, y, corrected and len(set(x)) > 2)
-
-
-def meaningful(run: "RateRun") -> np.ndarray:
-    """Which times have a loss above the integrator's tolerance."""
-    return run.excess_loss > _LEAST_LOSS * run.excess_loss[0]
-
-
-def report(result: "Result") -> Report:
+def report(result: Result) -> Report:
     """Spectra, rates at the ends and at some times, distances, and the acceptance bounds."""
     rates = [_rate_row("Figure 5", run) for run in result.rates]
     starts = [_rate_row("Figures 3, 6", run) for run in result.imbalance]
-    flows = rates + starts
     spectra, widths, slopes = list(_spectra(result)), list(_widths(result)), list(_slopes(result))
+    return Report(
+        experiment="min2021",
+        title=TITLE,
+        config=result.config,
+        reduced=result.reduced,
+        tables=(
+            Table("spectra", "Figures 2, 4: the imbalance", _SPECTRA, spectra),
+            Table("rates", "Figure 5: rates against their bounds", _RATES, rates),
+            Table("rates_in_time", "Figure 5 in time", _TIMES, _in_time(result.rates)),
+            Table("imbalance", "Figures 3, 6: one end-to-end matrix", _RATES, starts),
+            Table("imbalance_in_time", "Figures 3, 6 in time", _TIMES, _in_time(result.imbalance)),
+            Table("widths", "Figure 7: distance from the min-norm solution", _WIDTHS, widths),
+            Table("slope", "Figure 7: the exponent", _SLOPE, slopes),
+            comparison(claims(spectra, rates, starts, widths, slopes)),
+        ),
+        checks=_checks(result, rates + starts, spectra, widths, slopes),
+        captions=CAPTIONS,
+    )
+
+
+def _checks(result, flows, spectra, widths, slopes) -> tuple[Check, ...]:
     error = abs(slopes[0]["slope"] - slopes[0]["theory"]) / slopes[0]["error_bar"]
-    converged = [row for row in flows if row["last_loss"] < _CONVERGED]
     balanced = result.imbalance[-1]
-    # Exact inequalities: what is allowed is rounding, and the integrator's tolerance for losses.
+    # The inequalities are exact. The bounds allow rounding, and for losses the integrator's error.
     checks = (
         _bounded("Proposition 1 over the measured rate", flows, "worst_rate", 1 + 1e-9),
         _bounded("loss over Theorem 3", flows, "loss_over_bound", 1 + 1e-6),
@@ -166,6 +130,7 @@ def report(result: "Result") -> Report:
         _all_ended("Figure 7", [f"h = {r.width}" for r in result.widths if r.status != "residual"]),
         _all_ended("Figures 3, 5, 6", [r["label"] for r in flows if r["status"] != "time"]),
     )
+    converged = [row for row in flows if row["last_loss"] < _CONVERGED]
     if converged:
         checks += (_bounded("eq. (22) over the last rate", converged, "limit_over_rate", 1 + 1e-2),)
     applicable = [row for row in widths if row["lemma_11_applies"]]
@@ -174,24 +139,7 @@ def report(result: "Result") -> Report:
             _at_width("Lemma 11, distance off the invariant set", applicable, "away_over_bound"),
             _at_width("Lemma 11, level of imbalance", applicable, "level_bound_over_level"),
         )
-    return Report(
-        experiment="min2021",
-        title=TITLE,
-        config=result.config,
-        reduced=result.reduced,
-        tables=(
-            Table("spectra", "Figures 2, 4: the imbalance", _SPECTRA, spectra),
-            Table("rates", "Figure 5: rates against their bounds", _RATES, rates),
-            Table("rates_in_time", "Figure 5 in time", _TIMES, _in_time(result.rates)),
-            Table("imbalance", "Figures 3, 6: one end-to-end matrix", _RATES, starts),
-            Table("imbalance_in_time", "Figures 3, 6 in time", _TIMES, _in_time(result.imbalance)),
-            Table("widths", "Figure 7: distance from the min-norm solution", _WIDTHS, widths),
-            Table("slope", "Figure 7: the exponent", _SLOPE, slopes),
-            comparison(claims(spectra, rates, starts, widths, slopes)),
-        ),
-        checks=checks,
-        captions=CAPTIONS,
-    )
+    return checks
 
 
 def _spectra(result) -> Iterator[dict[str, Any]]:
@@ -200,7 +148,7 @@ def _spectra(result) -> Iterator[dict[str, Any]]:
             **dataclasses.asdict(found),
             "num_positive": (positive := int(np.sum(found.eigenvalues > 0))),
             "num_negative": (negative := int(np.sum(found.eigenvalues < 0))),
-            # r positive and m negative ones where the units suffice (Min et al. 2021, section 5.1).
+            # r are positive and m negative where h >= r + m (Min et al. 2021, section 5.1).
             "wrong_signs": abs(found.rank - positive) + abs(found.outputs - negative)
             if found.width >= found.rank + found.outputs
             else 0,
@@ -210,7 +158,7 @@ def _spectra(result) -> Iterator[dict[str, Any]]:
         }
 
 
-def _rate_row(figure, run: "RateRun") -> dict[str, Any]:
+def _rate_row(figure, run: RateRun) -> dict[str, Any]:
     kept = meaningful(run)
     last = int(np.flatnonzero(kept)[-1])
     ratios = run.proposition_1[kept] / run.rate[kept]
