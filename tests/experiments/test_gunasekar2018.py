@@ -10,15 +10,16 @@ import pytest
 
 from lintensor_jax.config import ConfigError, load
 from lintensor_jax.experiments import find
-from lintensor_jax.experiments.gunasekar2018_runs import (
-    ARCHITECTURES,
+from lintensor_jax.experiments.gunasekar2018.results import (
     Descent,
     RandomNetworks,
+    Result,
     Run,
-    random_networks,
-    separable_data,
+    moduli_of,
+    participation_ratio,
 )
-from lintensor_jax.experiments.gunasekar2018_tables import moduli_of, participation_ratio
+from lintensor_jax.experiments.gunasekar2018.run import random_networks
+from lintensor_jax.experiments.gunasekar2018.setup import ARCHITECTURES, separable_data
 
 experiment = find("gunasekar2018")
 SMALL = experiment.Configuration(
@@ -91,7 +92,7 @@ def _made_up(**changes):
     runs = {shape: [_run(*shape, direction)] for shape, direction in shapes.items()}
     random = {shape: RandomNetworks(*shape, np.ones(3), np.full(3, 0.9)) for shape in shapes}
     config = dataclasses.replace(SMALL, dimension=4, architectures=("diagonal", "convolutional"))
-    made = experiment.Result(config, (), runs, random)
+    made = Result(config, (), runs, random)
     for part, (shape, values) in changes.items():
         parts = dict(getattr(made, part))
         parts[shape] = (
@@ -117,7 +118,7 @@ def test_participation_ratio():
 
 
 def test_made_up_numbers_pass_and_are_shown():
-    report = _made_up().report()
+    report = experiment.report(_made_up())
     assert report.passed, [str(check) for check in report.checks if not check.passed]
     sparsity = {(row["architecture"], row["depth"]): row for row in _rows(report, "sparsity")}
     assert sparsity["diagonal", 2]["signal_count"] == 2
@@ -167,7 +168,7 @@ DESCENT = _run(*DEEP, E1).descent
     ],
 )
 def test_each_check_can_fail(name, part, shape, values):
-    checks = _made_up(**{part: (shape, values)}).report().checks
+    checks = experiment.report(_made_up(**{part: (shape, values)})).checks
     failed = [check for check in checks if not check.passed]
     assert any(name in check.name for check in failed), failed
     assert all("diagonal" in check.row for check in failed)
@@ -175,7 +176,9 @@ def test_each_check_can_fail(name, part, shape, values):
 
 def test_a_denser_deep_limit_fails():
     denser = {"direction": np.full(4, 0.5)}
-    failed = [c.name for c in _made_up(runs=(DEEP, denser)).report().checks if not c.passed]
+    failed = [
+        c.name for c in experiment.report(_made_up(runs=(DEEP, denser))).checks if not c.passed
+    ]
     assert [name for name in failed if name.startswith("deeper")] == [
         "deeper is sparser: change of the count from depth 2",
         "deeper is sparser: change of the participation from depth 2",
@@ -186,7 +189,7 @@ def test_a_limit_that_kept_the_printed_constant_would_show():
     shape = ("convolutional", 3)
     cost = 3 * np.sum(np.abs(np.fft.fft(WAVE)) ** (2 / 3))
     changed = {"squared_norm": cost, "regularizer": cost, "minimal_squared_norm": cost}
-    failed = [c for c in _made_up(runs=(shape, changed)).report().checks if not c.passed]
+    failed = [c for c in experiment.report(_made_up(runs=(shape, changed))).checks if not c.passed]
     assert ["erratum" in check.name for check in failed] == [True]
 
 
@@ -203,7 +206,7 @@ def test_random_networks_cost_no_less_than_the_regularizer(architecture):
 
 def test_figures():
     made = _made_up()
-    figures = made.figures()
+    figures = experiment.figures(made)
     assert list(figures) == ["directions", "sparsity", "induced_regularizer"]
     grid = figures["directions"].axes
     assert len(grid) == 2 * 2 * 2  # architectures, domains, depths
@@ -217,7 +220,7 @@ def test_figures():
 
 
 def test_all_checks_pass(result):
-    report = result.report()
+    report = experiment.report(result)
     assert len(report.checks) == 14
     for check in report.checks:
         assert check.passed, str(check)
@@ -230,7 +233,7 @@ def test_all_checks_pass(result):
 
 
 def test_the_tables_say_what_the_arrays_hold(result):
-    report = result.report()
+    report = experiment.report(result)
     assert list(result.runs) == [(name, depth) for name in ARCHITECTURES for depth in (2, 3)]
     for row in _rows(report, "descent"):
         descent = result.runs[row["architecture"], row["depth"]][0].descent
@@ -245,7 +248,7 @@ def test_the_tables_say_what_the_arrays_hold(result):
 
 
 def test_the_example_configuration_holds_the_defaults():
-    path = Path(__file__).parents[1] / "configs" / "gunasekar2018.toml"
+    path = Path(__file__).parents[2] / "configs" / "gunasekar2018.toml"
     assert load(path, experiment.Configuration) == experiment.Configuration()
     entries = tomllib.loads(path.read_text(encoding="utf-8"))
     assert set(entries) == {field.name for field in dataclasses.fields(experiment.Configuration)}

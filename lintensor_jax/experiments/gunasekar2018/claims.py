@@ -1,12 +1,10 @@
-"""What Gunasekar et al. 2018 claim and draw, beside what came out here."""
+"""The statements of Gunasekar et al. 2018, compared with the results here."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from .report import Claim, scientific
-
-if TYPE_CHECKING:
-    from .gunasekar2018 import Result
+from ..formats import scientific
+from ..report import Claim
+from .results import Result
 
 CAPTIONS = {
     "directions": "Figure 1 of Gunasekar et al. 2018, a drawing there, with numbers: limits of "
@@ -29,7 +27,7 @@ _DOMAINS = {
 
 
 def claims(
-    result: "Result", limits: list[dict], sparsity: list[dict], induced: list[dict]
+    result: Result, limits: list[dict], sparsity: list[dict], induced: list[dict]
 ) -> Iterator[Claim]:
     """Theorems, Figure 1 and the lemmas, from the rows of the tables."""
     config = result.config

@@ -1,15 +1,17 @@
-"""The panels of `gunasekar2018`, from its arrays."""
-
-from typing import TYPE_CHECKING
+"""The figures of the experiment on Gunasekar et al. 2018, from a `Result`."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..figures.spectra import Profile, Scatter, Trend, profile_figure, scatter_figure, trend_figure
-from .gunasekar2018_tables import moduli_of, participation_ratio
-
-if TYPE_CHECKING:
-    from .gunasekar2018 import Result
+from ...figures.spectra import (
+    Profile,
+    Scatter,
+    Trend,
+    profile_figure,
+    scatter_figure,
+    trend_figure,
+)
+from .results import Result, moduli_of, participation_ratio
 
 _DOMAINS = {
     "signal": r"$|\beta_j|$ / largest",
@@ -21,7 +23,7 @@ _PARTICIPATION = {
 }
 
 
-def figures(result: "Result") -> dict[str, Figure]:
+def figures(result: Result) -> dict[str, Figure]:
     """Figure 1 with numbers, sparsity against depth, and induced regularisers."""
     return {
         "directions": _directions(result),
@@ -31,7 +33,7 @@ def figures(result: "Result") -> dict[str, Figure]:
 
 
 def _directions(result):
-    """Limits from the first start, with where descent is; a real signal has half a spectrum."""
+    """Limits from the first start, and where descent is; half the spectrum of a real signal."""
     config = result.config
     half = config.dimension // 2 + 1
     rows = []

@@ -1,4 +1,12 @@
-"""What `gunasekar2018` computes: limits of flows and of descent, and norms of random networks."""
+"""The flows of Gunasekar, Lee, Soudry & Srebro 2018: implicit bias by architecture and depth.
+
+All flows are on one separable random data set. Flows of fully connected, diagonal and full-length
+convolutional networks are followed to their limits. The limits are certified (Theorems 1, 2, 2a and
+4) and compared with gradient descent. As in Figure 1, the limit of a convolutional network is
+sparse among the frequencies, and that of a diagonal network among the entries. The limit of a fully
+connected network is the l2 maximum margin separator at every depth. Induced regularisers (Lemmas 5
+to 7) are compared with the norms of the limit networks and of random ones.
+"""
 
 import dataclasses
 from typing import Any
@@ -10,96 +18,63 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..dynamics import StopAtMargin, gradient_descent, gradient_flow
-from ..initialization import gaussian
-from ..limits import limit_direction
-from ..networks import ConvolutionalNetwork, DiagonalNetwork, FullyConnectedNetwork, split
-from ..problems import Classification
-from ..theory.induced import induced_regularizer, minimal_network
-from ..theory.margins import max_margin
-from ..theory.norms import FourierL1Norm, FourierLpNorm, L1Norm, L2Norm, LpNorm
+from ...dynamics import StopAtMargin, gradient_descent, gradient_flow
+from ...initialization import gaussian
+from ...limits import limit_direction
+from ...networks import split
+from ...theory.induced import induced_regularizer, minimal_network
+from ...theory.margins import max_margin
+from ..framework import Track, compute_two_at_a_time
+from .configuration import Configuration
+from .results import Descent, RandomNetworks, Result, Run
+from .setup import ARCHITECTURES, NORMS, QUASI_NORMS, SAVED_STEPS, WIDTH, separable_data
 
-# Of a fully connected network; it changes neither its regulariser nor its limit, only the cost.
-_WIDTH = 3
-ARCHITECTURES = {
-    "fully-connected": lambda d, L: FullyConnectedNetwork.zeros((d, *(_WIDTH,) * (L - 1))),
-    "diagonal": lambda d, L: DiagonalNetwork.zeros(L, d),
-    "convolutional": lambda d, L: ConvolutionalNetwork.zeros(d, (d,) * L),
-}
-# Their regularisers are powers of these norms: the first at every depth, the others at depth 2.
-NORMS = {"fully-connected": L2Norm, "diagonal": L1Norm, "convolutional": FourierL1Norm}
-# Beyond depth 2, with p = 2/L.
-QUASI_NORMS = {"diagonal": LpNorm, "convolutional": FourierLpNorm}
-# Of descent, after the start.
-SAVED_STEPS = 10
-# Sizes of what is added to a minimal network's parameters, in units of their root mean square: from
-# where R is next to |Theta|^2 to where all is noise.
+# Sizes of the noise on the parameters of a minimal network, relative to their root mean square.
+# With the smallest, R is near |Theta|^2; with the largest, the parameters are almost only noise.
 _NOISES = (1e-3, 1e-2, 0.1, 1.0, 10.0)
 
 
-def separable_data(task) -> Classification:
-    """Gaussian samples with the labels of a random separator."""
-    rng = np.random.default_rng(task.seed)
-    X = rng.standard_normal((task.num_samples, task.dimension))
-    return Classification(X, np.sign(X @ rng.standard_normal(task.dimension)))
-
-
 @dataclasses.dataclass(frozen=True)
-class Descent:
-    """Gradient descent with a constant step from the start of a flow; T saved steps."""
-
-    step: np.ndarray  # (T,)
-    log_loss: np.ndarray  # (T,)
-    direction: np.ndarray  # (d,), a unit vector: at the last step
-    distance: np.ndarray  # (T,): |direction - the flow's limit|
-    lag: np.ndarray  # (T,): |direction - the flow's at the same loss|
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One flow, its limit, and the limit's cost; NumPy arrays."""
+class Job:
+    """The flows of one architecture and depth, which share their compiled programs."""
 
     architecture: str
     depth: int
-    start: int
-    direction: np.ndarray  # (d,), a unit vector: the limit
-    # Unit vectors (d,), by conic programs: the maximum margin separator of `NORMS`, and what the
-    # limit should equal: that, or the stationary point of `QUASI_NORMS` next to it.
-    convex: np.ndarray
-    reference: np.ndarray
-    status: str
-    reason: str
-    certified: bool
-    parameter_residual: float
-    predictor_residual: float
-    support: np.ndarray  # samples of positive multiplier
-    moved: float  # |direction - the flow's last|
-    descent: Descent
-    # At the limit network, scaled to smallest margin 1:
-    coefficients: np.ndarray  # (d,)
-    squared_norm: float  # |Theta|^2
-    regularizer: float  # R(beta(Theta))
-    convex_regularizer: float  # R of `convex` at margin 1
-    minimal_squared_norm: float  # |Theta|^2 of `minimal_network`
-    minimal_error: float  # |its coefficients - beta| / |beta|
+
+    def __str__(self) -> str:
+        return f"{self.architecture}, {self.depth}"
 
 
-@dataclasses.dataclass(frozen=True)
-class RandomNetworks:
-    """|Theta|^2 and R(beta(Theta)) at K random parameters of one architecture and depth."""
+def run(
+    config: Configuration,
+    reduced: tuple[str, ...] = (),
+    track: Track = iter,
+) -> Result:
+    """Integrate, certify and compare; two jobs run at a time, because each compiles for long."""
+    jobs = [Job(name, depth) for depth in config.depths for name in config.architectures]
 
-    architecture: str
-    depth: int
-    squared_norms: np.ndarray  # (K,)
-    regularizers: np.ndarray  # (K,)
+    def compute(job):
+        shape = (job.architecture, job.depth)
+        return limits(*shape, config), random_networks(*shape, config)
+
+    by_job = compute_two_at_a_time(jobs, compute, track)
+    found = {(job.architecture, job.depth): computed for job, computed in by_job.items()}
+    # Sorted by architecture, as in the tables.
+    shapes = [(name, depth) for name in config.architectures for depth in config.depths]
+    return Result(
+        config,
+        reduced,
+        runs={shape: found[shape][0] for shape in shapes},
+        random={shape: found[shape][1] for shape in shapes},
+    )
 
 
 def limits(architecture: str, depth: int, task) -> list[Run]:
-    """Every start's flow to its limit, and descent."""
+    """The flow of every start to its limit, and gradient descent from the same start."""
     problem = separable_data(task)
     like = ARCHITECTURES[architecture](task.dimension, depth)
     convex = max_margin(problem, NORMS[architecture]())
-    # One object for all starts: another one would compile again.
+    # One optimiser for all starts: a new object would compile again.
     optimizer = optax.sgd(task.descent_step)
     return [
         _limit(architecture, like, problem, convex, optimizer, start, task)
@@ -108,8 +83,8 @@ def limits(architecture: str, depth: int, task) -> list[Run]:
 
 
 def _limit(architecture, like, problem, convex, optimizer, start, task) -> Run:
-    # Every layer then multiplies a signal or a spectrum by about `scale`.
-    units = {"fully-connected": _WIDTH, "diagonal": 1, "convolutional": task.dimension}
+    # With this gain, every layer multiplies a signal or a spectrum by about `scale`.
+    units = {"fully-connected": WIDTH, "diagonal": 1, "convolutional": task.dimension}
     gain = units[architecture] ** -0.5
     key = jax.random.fold_in(jax.random.PRNGKey(task.seed), start)
     network = gaussian(like, key, task.scale * gain)
@@ -179,9 +154,9 @@ def _descent(network, flow, limit, optimizer, task) -> Descent:
 
 def _at_log_loss(flow, log_loss):
     """The flow's directions (T, d) at losses (T,), linear in log L between its steps."""
-    # Falls along a flow; np.interp wants what grows.
-    seen, directions = -np.asarray(flow.log_loss), np.asarray(flow.direction)
-    return np.stack([np.interp(-log_loss, seen, column) for column in directions.T], axis=1)
+    # The loss decreases along a flow; np.interp needs increasing values.
+    rising, directions = -np.asarray(flow.log_loss), np.asarray(flow.direction)
+    return np.stack([np.interp(-log_loss, rising, column) for column in directions.T], axis=1)
 
 
 def random_networks(architecture: str, depth: int, task) -> RandomNetworks:

@@ -1,28 +1,23 @@
-"""The tables and checks of `gunasekar2018`, from its arrays."""
+"""The tables and checks of the experiment on Gunasekar et al. 2018, from a `Result`."""
 
 import fractions
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from .gunasekar2018_paper import CAPTIONS, claims
-from .report import Check, Column, Report, Table, comparison, scientific, worst_of
-
-if TYPE_CHECKING:
-    from .gunasekar2018 import Result
-    from .gunasekar2018_runs import Run
+from ..formats import scientific
+from ..report import Column, Report, Table, comparison
+from .checks import LOG_FACTOR, checks
+from .claims import CAPTIONS, claims
+from .results import Result, Run, moduli_of, participation_ratio
 
 TITLE = "Gunasekar, Lee, Soudry & Srebro 2018: implicit bias of linear networks"
-# In which domain an architecture's limit is sparse.
+# The domain in which the limit of an architecture is sparse.
 SPARSE_DOMAINS = {"diagonal": "signal", "convolutional": "frequency"}
-# Modulus, in units of the largest, up to which rounding of a discrete Fourier transform reaches.
-_DUST = 8 * np.finfo(float).eps
-# Of |Theta|^2 and R, sums of d or of hundreds of terms.
-_ROUNDING = 1e-12
-# The least factor by which the printed constants are to be off.
-_LOG_FACTOR = float(np.log(1.1))
-# Limits that are nearer than this are one.
+# The rounding error of a modulus of a discrete Fourier transform, relative to the largest modulus.
+_DFT_ROUNDING = 8 * np.finfo(float).eps
+# Limits whose distance is below this count as one.
 _SAME = 1e-6
 
 
@@ -92,119 +87,27 @@ _RUNS = (
 )
 
 
-def participation_ratio(moduli: np.ndarray) -> float:
-    """(sum m^2)^2 / sum m^4: k for k moduli that are equal, and zeros."""
-    return float((moduli**2).sum() ** 2 / (moduli**4).sum())
-
-
-def moduli_of(direction: np.ndarray, domain: str) -> np.ndarray:
-    """Moduli (d,) of the entries ("signal") or of numpy's Fourier transform; the largest is 1."""
-    moduli = np.abs(np.fft.fft(direction) if domain == "frequency" else direction)
-    return moduli / moduli.max()
-
-
-def report(result: "Result") -> Report:
+def report(result: Result) -> Report:
     """Tables and acceptance checks; the tolerances are the configuration's."""
     config = result.config
     runs = list(_runs(result))
-    lanes = [list(_limits(result, runs)), list(_sparsity(result, runs))]
+    limits, sparsity = list(_limits(result, runs)), list(_sparsity(result, runs))
     induced, descents = list(_induced(result)), list(_descents(result))
-    uncertified = [row for row in runs if not row["certified"]]
-    growth = list(_growth(result, lanes[1]))
-    checks = [
-        Check(
-            "limits that are not certified",
-            len(uncertified),
-            0,
-            _label(uncertified[0]) if uncertified else "none",
-        ),
-        worst_of("Theorem 4: KKT residual", runs, "parameter_residual", config.residual, _label),
-        worst_of(
-            "KKT residual in predictor space", runs, "predictor_residual", config.residual, _label
-        ),
-        worst_of(
-            "limit against the conic programs' separator",
-            runs,
-            "distance",
-            config.agreement,
-            _label,
-        ),
-        worst_of("zeros are zero", runs, "largest_zero", config.threshold * 1e-3, _label),
-        worst_of(
-            "descent: distance to the flow at its loss",
-            descents,
-            "lag",
-            config.descent_lag,
-            _label,
-        ),
-        worst_of(
-            "descent: mean distance to the limit at the end over that after a tenth",
-            descents,
-            "progress",
-            1,
-            _label,
-        ),
-        worst_of(
-            "Lemmas 5-7: R at the limit against its norm squared",
-            induced,
-            "excess",
-            config.agreement,
-            _label,
-        ),
-        worst_of(
-            "minimal network: its norm squared against R",
-            induced,
-            "minimal_excess",
-            config.agreement,
-            _label,
-        ),
-        worst_of(
-            "minimal network: its coefficients", induced, "minimal_error", config.agreement, _label
-        ),
-        worst_of(
-            "random networks: R is at most the norm squared",
-            induced,
-            "random_excess",
-            _ROUNDING,
-            _label,
-            lambda row: f"the largest ratio is 1 {_signed(row['random_excess'])}, 1 is allowed",
-        ),
-    ]
-    optional = (
-        ("deeper is sparser: change of the count from depth 2", growth, "count_growth", 0),
-        ("deeper is sparser: change of the participation from depth 2", growth, "ratio_growth", 0),
-        (
-            "erratum: Lemma 7 as printed fails for either DFT, numpy's and the unitary one",
-            [row for row in induced if row["printed_kept"] is not None],
-            "printed_kept",
-            0,
-            lambda row: (
-                f"off by a factor of {np.exp(_LOG_FACTOR - row['printed_kept']):.3g} or more, "
-                f"{np.exp(_LOG_FACTOR):.2g} is asked"
-            ),
-        ),
-    )
-    checks += [
-        worst_of(name, rows, key, bound, _label, *tell)
-        for name, rows, key, bound, *tell in optional
-        if rows
-    ]
+    growth = list(_growth(result, sparsity))
     return Report(
         experiment="gunasekar2018",
         title=TITLE,
         config=config,
         reduced=result.reduced,
         tables=(
-            Table(
-                "limits", "Theorems 1, 2, 2a and 4: worst cases of the starts", _LIMITS, lanes[0]
-            ),
-            Table("sparsity", "Figure 1: sparsity, mean over the starts", _SPARSITY, lanes[1]),
+            Table("limits", "Theorems 1, 2, 2a and 4: worst cases of the starts", _LIMITS, limits),
+            Table("sparsity", "Figure 1: sparsity, mean over the starts", _SPARSITY, sparsity),
             Table("induced", "Lemmas 5 to 7: induced regularisers, worst cases", _INDUCED, induced),
             Table("descent", "Gradient descent", _DESCENT, descents),
             Table("runs", "All limits", _RUNS, runs),
-            comparison(claims(result, lanes[0], lanes[1], induced)),
+            comparison(claims(result, limits, sparsity, induced)),
         ),
-        checks=tuple(checks),
+        checks=checks(config, runs, descents, induced, growth),
         captions=CAPTIONS,
     )
 
@@ -234,7 +137,10 @@ def _runs(result) -> Iterator[dict[str, Any]]:
 
 
 def _sparsity_of(direction, domain, threshold) -> dict[str, Any]:
-    """Counts and participation ratios in both domains; zeros and the rest in the sparse one."""
+    """Counts and participation ratios in both domains.
+
+    In `domain` also the largest of the zeros and the smallest of the other moduli.
+    """
     found: dict[str, Any] = {"largest_zero": 0.0, "smallest_entry": None}
     for name in ("signal", "frequency"):
         moduli = moduli_of(direction, name)
@@ -302,7 +208,7 @@ def _sparsity(result, runs) -> Iterator[dict[str, Any]]:
 
 
 def _growth(result, sparsity) -> Iterator[dict[str, Any]]:
-    """Of the deeper networks: how much denser than at depth 2 in the domain of sparsity."""
+    """How much denser the limits of deeper networks are than at depth 2, in their sparse domain."""
     by_lane = {(row["architecture"], row["depth"]): row for row in sparsity}
     for (architecture, depth), row in by_lane.items():
         shallow = by_lane.get((architecture, 2))
@@ -325,7 +231,7 @@ def _descents(result) -> Iterator[dict[str, Any]]:
             "depth": depth,
             "num_steps": int(descents[0].step[-1]),
             "loss": float(np.exp(np.max([descent.log_loss[-1] for descent in descents]))),
-            # The start is the same point.
+            # Without the first step, where both are at the same point.
             "lag": float(np.max([descent.lag[1:] for descent in descents])),
             "tenth_distance": float(distance[1]),
             "distance": float(distance[-1]),
@@ -351,42 +257,35 @@ def _induced(result) -> Iterator[dict[str, Any]]:
             "random_excess": float(ratios.max()) - 1,
             "printed_unnormalised": worst["printed_unnormalised"] if is_printed else None,
             "printed_unitary": worst["printed_unitary"] if is_printed else None,
-            # A check passes below its bound: here, with both factors farther from 1 than 1.1.
+            # The check passes where both factors are farther from 1 than a factor of 1.1.
             "printed_kept": _log_factor(rows) if is_printed else None,
         }
 
 
-def _costs(run: "Run") -> dict[str, float]:
+def _costs(run: Run) -> dict[str, float]:
     """R and |Theta|^2 of one limit network, relative to |Theta|^2."""
     difference = (run.regularizer - run.squared_norm) / run.squared_norm
     minimal = (run.minimal_squared_norm - run.regularizer) / run.squared_norm
     spectrum = np.abs(np.fft.fft(run.coefficients))
-    # A zero frequency comes out as rounding of the largest, whose power 2/L is far from rounding:
-    # by so much R may be off, and no more.
-    dust = 0.0
+    # A frequency that is zero has a computed modulus as small as the rounding error of the largest.
+    # Its power 2/L is much larger than a rounding error. R may be wrong by this much, and no more.
+    rounding = 0.0
     if run.architecture == "convolutional":
-        dust = run.depth * (_DUST * spectrum.max()) ** (2 / run.depth) / run.squared_norm
+        rounding = (
+            run.depth * (_DFT_ROUNDING * spectrum.max()) ** (2 / run.depth) / run.squared_norm
+        )
     printed = run.depth * np.sum(spectrum ** (2 / run.depth)) / run.squared_norm
     return {
         "difference": difference,
-        "excess": max(0.0, abs(difference) - dust),
+        "excess": max(0.0, abs(difference) - rounding),
         "minimal_difference": minimal,
-        "minimal_excess": max(0.0, abs(minimal) - dust),
+        "minimal_excess": max(0.0, abs(minimal) - rounding),
         "printed_unnormalised": printed,
         "printed_unitary": printed * run.direction.size ** (-1 / run.depth),
     }
 
 
 def _log_factor(rows) -> float:
-    """How much the printed constants, by the DFT that fits better, are nearer than a factor 1.1."""
+    """log 1.1 - |log factor| for the printed constant with the DFT that fits better."""
     factors = [row[key] for row in rows for key in ("printed_unnormalised", "printed_unitary")]
-    return float(_LOG_FACTOR - np.min(np.abs(np.log(factors))))
-
-
-def _signed(value):
-    return f"{'-' if value < 0 else '+'} {abs(value):.2g}"
-
-
-def _label(row):
-    start = f", start {row['start']}" if "start" in row else ""
-    return f"{row['architecture']}, L = {row['depth']}{start}"
+    return float(LOG_FACTOR - np.min(np.abs(np.log(factors))))
