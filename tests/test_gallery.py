@@ -182,7 +182,7 @@ def test_an_experiment_run_in_another_process_is_the_same_on_the_page(monkeypatc
     assert sent.printed == here.printed
 
 
-def test_a_claim_says_what_became_of_it():
+def test_verdicts_of_claims():
     verdicts = [claim.verdict for claim in CLAIMS]
     assert verdicts == ["agrees", "erratum", "DIFFERS", "not compared"]
     rows = comparison(CLAIMS).cells()
@@ -194,12 +194,12 @@ def test_a_check_says_what_was_found():
     assert str(Check("wrong verdicts", 2, 0, "N = 2")) == (
         "FAILED: wrong verdicts, worst 2 is not <= 0 (N = 2)"
     )
-    told = worst_of(
+    explained = worst_of(
         "it fails", [{"x": -1.0}], "x", 0, lambda _: "N = 2", lambda row: f"by {-row['x']:g}"
     )
-    assert str(told) == "passed: it fails: by 1 (N = 2)"
+    assert str(explained) == "passed: it fails: by 1 (N = 2)"
     none = Check("none of these", 0, 0, "anywhere")
-    shown = Report("one", "A paper", Configuration(), (), (), (told, none))
+    shown = Report("one", "A paper", Configuration(), (), (), (explained, none))
     text = gallery([ExperimentRun("one", "command", 1.0, shown)], "command", Path(), 1.0)
     assert "<td>it fails</td><td>by 1</td><td></td><td>N = 2</td>" in text
     assert "<td>none of these</td><td>none</td><td>0</td><td></td>" in text

@@ -19,7 +19,7 @@ from ..experiments.framework import ExperimentRun, run_experiment, run_or_keep_e
 from .terminal import UsageError, configure_jax, progress
 
 _PIPE_WIDTH = 10_000
-# Experiments at once: each takes 2 GB of memory.
+# The most experiments at once: each needs 2 GB of memory.
 _MOST_JOBS = 4
 
 
@@ -79,7 +79,7 @@ def _reproduce(arguments) -> int:
 
 
 def _reproduce_all(names, arguments) -> int:
-    """Every experiment, also after an error of another one, and the page that shows them."""
+    """Run every experiment, also after an error in one, and write the page that shows them."""
     from ..experiments.gallery import gallery
 
     folder = Path("results") if arguments.out is None else arguments.out
@@ -103,7 +103,7 @@ def _reproduce_all(names, arguments) -> int:
 
 
 def _jobs(asked: int | None) -> int:
-    """How many experiments at once: several where there are cores, and no GPU to share."""
+    """The number of experiments at once: `asked`, or one for each core, or 1 on a GPU."""
     import jax
 
     if asked is not None:
@@ -184,7 +184,7 @@ def _print_report(report, written):
     from rich.console import Console
     from rich.table import Table
 
-    # A file or a pipe has no width of its own: there a table is as wide as it needs to be.
+    # A file or a pipe has no width; in it a table is as wide as its cells need.
     console = Console(
         highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH
     )
@@ -196,7 +196,7 @@ def _print_report(report, written):
         table.add_column(column.heading, overflow="fold")
     for cells in summary.cells():
         table.add_row(*cells)
-    console.print(table, soft_wrap=False)  # which would cut the cells
+    console.print(table, soft_wrap=False)  # soft wrapping would cut the cells
     for check in report.checks:
         console.print(str(check), markup=False)
     for path in written:

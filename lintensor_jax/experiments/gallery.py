@@ -119,8 +119,8 @@ def _checks(report: Report):
         (
             Verdict("passed" if check.passed else "FAILED", check.passed),
             check.name,
-            check.told or ("none" if check.is_none else f"{check.worst:.3g}"),
-            "" if check.told else f"{check.bound:g}",
+            check.in_words or ("none" if check.is_none else f"{check.worst:.3g}"),
+            "" if check.in_words else f"{check.bound:g}",
             "" if check.is_none else check.row,
         )
         for check in report.checks
