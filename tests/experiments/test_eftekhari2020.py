@@ -52,6 +52,7 @@ def test_all_checks_pass(result):
         "theorem20": 1,
         "nearby": 6,
         "landscape": 11,
+        "comparison": 9,
     }
 
 
