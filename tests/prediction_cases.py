@@ -1,5 +1,6 @@
 """Networks and problems that `predict` covers, and their data: shared by its tests."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -73,6 +74,9 @@ def limit_of(network, problem):
     limit = lt.predict(network, problem).limit
     assert limit is not None
     return np.asarray(limit)
+
+
+GENERAL = RNG.standard_normal((4, 4, 4))
 
 
 def nonorthogonal():

@@ -2,30 +2,24 @@
 
 import argparse
 import dataclasses
-import gc
 import json
 import multiprocessing
 import os
 import sys
 import time
-import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import experiments
-from ..config import load, suggestion
-from ..experiments.report import REPORT_FILES
+from ..config import suggestion
+from ..experiments.framework import ExperimentRun, run_experiment, run_or_keep_error
 from .terminal import UsageError, configure_jax, progress
 
-if TYPE_CHECKING:
-    from ..experiments.gallery import Section
-
 _PIPE_WIDTH = 10_000
-# Experiments at once: each takes 2 GB of memory.
+# The most experiments at once: each needs 2 GB of memory.
 _MOST_JOBS = 4
 
 
@@ -69,31 +63,39 @@ def _reproduce(arguments) -> int:
     if arguments.name == "all":
         return _reproduce_all(names, arguments)
     folder = _output_folder(arguments.out, arguments.name, alone=True)
-    section = _run(arguments.name, folder, arguments)
-    _tell(section, arguments.json)
+    with progress() as track:
+        done = run_experiment(
+            arguments.name,
+            folder,
+            _command(arguments.name, arguments),
+            quick=arguments.quick,
+            config_file=arguments.config,
+            track=track,
+        )
+    _print_run(done, arguments.json)
     if arguments.json:
-        print(json.dumps(section.outcome, allow_nan=False))
-    return 0 if section.passed else 1
+        print(json.dumps(done.printed, allow_nan=False))
+    return 0 if done.passed else 1
 
 
 def _reproduce_all(names, arguments) -> int:
-    """Every experiment, whatever becomes of the others, and the page that shows them."""
+    """Run every experiment, also after an error in one, and write the page that shows them."""
     from ..experiments.gallery import gallery
 
     folder = Path("results") if arguments.out is None else arguments.out
     folders = {name: _output_folder(arguments.out, name, alone=False) for name in names}
-    sections, jobs, start = [], min(_jobs(arguments.jobs), len(names)), time.perf_counter()
-    for section in _run_all(folders, arguments, jobs):
-        _tell(section, arguments.json)
-        sections.append(section)
+    finished, jobs, start = [], min(_jobs(arguments.jobs), len(names)), time.perf_counter()
+    for done in _run_all(folders, arguments, jobs):
+        _print_run(done, arguments.json)
+        finished.append(done)
     page = folder / "index.html"
     seconds = time.perf_counter() - start
-    text = gallery(sections, _command("all", arguments), folder, seconds, jobs)
+    text = gallery(finished, _command("all", arguments), folder, seconds, jobs)
     page.write_text(text, encoding="utf-8")
-    passed = all(section.passed for section in sections)
+    passed = all(done.passed for done in finished)
     if arguments.json:
-        outcomes = [section.outcome for section in sections]
-        printed = {"passed": passed, "page": str(page), "experiments": outcomes}
+        of_each = [done.printed for done in finished]
+        printed = {"passed": passed, "page": str(page), "experiments": of_each}
         print(json.dumps(printed, allow_nan=False))
     else:
         print(f"wrote {page}")
@@ -101,7 +103,7 @@ def _reproduce_all(names, arguments) -> int:
 
 
 def _jobs(asked: int | None) -> int:
-    """How many experiments at once: several where there are cores, and no GPU to share."""
+    """The number of experiments at once: `asked`, or one for each core, or 1 on a GPU."""
     import jax
 
     if asked is not None:
@@ -111,100 +113,49 @@ def _jobs(asked: int | None) -> int:
     return min(cores, _MOST_JOBS) if jax.default_backend() == "cpu" else 1
 
 
-def _run_all(folders: dict[str, Path], arguments, jobs: int) -> Iterator["Section"]:
-    """The sections, in their order."""
+def _run_all(folders: dict[str, Path], arguments, jobs: int) -> Iterator[ExperimentRun]:
+    """The experiments in their order, `jobs` of them at once."""
     if jobs == 1:
         for name, folder in folders.items():
-            yield _run_whatever(name, folder, arguments)
+            yield _run_one_of_all(name, folder, arguments)
         return
     # Processes: compilation, which takes most of the time, keeps one thread busy.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         arguments = argparse.Namespace(**{**vars(arguments), "command": None})
-        yield from pool.map(_run_apart, *zip(*folders.items(), strict=True), repeat(arguments))
+        yield from pool.map(
+            _run_in_own_process, *zip(*folders.items(), strict=True), repeat(arguments)
+        )
 
 
-def _run_apart(name, folder, arguments):
-    """In a process of its own: what comes back can be sent."""
+def _run_one_of_all(name: str, folder: Path, arguments) -> ExperimentRun:
+    # Without progress bars: bars of two processes would write over each other.
+    return run_or_keep_error(name, folder, _command(name, arguments), quick=arguments.quick)
+
+
+def _run_in_own_process(name: str, folder: Path, arguments) -> ExperimentRun:
+    """The same in a worker process; the formatting functions of tables cannot be sent back."""
     configure_jax()
-    section = _run_whatever(name, folder, arguments)
-    if section.report is None:
-        return section
-    tables = tuple(table.written() for table in section.report.tables)
-    return dataclasses.replace(section, report=dataclasses.replace(section.report, tables=tables))
-
-
-def _run_whatever(name, folder, arguments):
-    """Run one experiment; an error is a section too."""
-    import jax
-
-    from ..experiments.gallery import Section
-
-    start = time.perf_counter()
-    try:
-        section = _run(name, folder, arguments)
-    except Exception:
-        seconds, failure = time.perf_counter() - start, traceback.format_exc()
-        outcome = {"experiment": name, "passed": False, "error": failure}
-        command = _command(name, arguments)
-        section = Section(name, command, seconds, failure=failure, outcome=outcome)
-    # Thousands of compiled programs in one process exhaust its memory maps.
-    jax.clear_caches()
-    gc.collect()
-    return section
+    done = _run_one_of_all(name, folder, arguments)
+    if done.report is None:
+        return done
+    tables = tuple(table.written() for table in done.report.tables)
+    return dataclasses.replace(done, report=dataclasses.replace(done.report, tables=tables))
 
 
 def _command(name, arguments):
     return f"lintensor-jax reproduce {name}{' --quick' if arguments.quick else ''}"
 
 
-def _run(name, folder, arguments):
-    """Run one experiment, write its files and print what it found; a `Section` of the gallery."""
-    from ..experiments.gallery import Picture, Section
-    from ..figures.style import save
-
-    start = time.perf_counter()
-    module = experiments.find(name)
-    config = (
-        load(arguments.config, module.Configuration) if arguments.config else module.Configuration()
-    )
-    reduced = ()
-    if arguments.quick:
-        config, reduced = module.reduce(config)
-    try:
-        # Bars of two processes would write over each other.
-        with progress() if arguments.name != "all" else nullcontext(iter) as track:
-            result = module.run(config, reduced, track)
-    except ValueError as error:
-        if not arguments.config:
-            raise
-        # The library's refusals name the argument, the rule, the value and the fix.
-        raise UsageError(f"{arguments.config}: {' '.join(str(error).split())}") from None
-    report = result.report()
-    report.write(folder)
-    pictures = []
-    for stem, figure in result.figures().items():
-        began = time.perf_counter()
-        paths = save(figure, folder / stem)
-        pictures.append(Picture(stem, *paths, seconds=time.perf_counter() - began))
-    seconds = time.perf_counter() - start
-    written = [folder / name for name in REPORT_FILES]
-    written += [path for shown in pictures for path in (shown.png, shown.pdf)]
-    outcome = {**report.as_json(), "wrote": [str(path) for path in written]}
-    return Section(
-        name, _command(name, arguments), seconds, report, tuple(pictures), outcome=outcome
-    )
-
-
-def _tell(section, as_json):
-    """Print what an experiment found; what went wrong, on stderr."""
-    if section.failure:
-        print(f"{section.name}: {section.failure.splitlines()[-1]}", file=sys.stderr)
+def _print_run(done: ExperimentRun, as_json: bool):
+    """The report on stdout; an error and the checks that failed on stderr."""
+    if done.report is None:
+        print(f"{done.name}: {done.failure.splitlines()[-1]}", file=sys.stderr)
         return
     if not as_json:
-        _print_report(section.report, section.outcome["wrote"])
-    for check in section.report.checks:
+        _print_report(done.report, done.printed["wrote"])
+    for check in done.report.checks:
         if not check.passed:
-            print(f"{section.name}: {check}", file=sys.stderr)
+            print(f"{done.name}: {check}", file=sys.stderr)
 
 
 def _experiment_names(name):
@@ -233,7 +184,7 @@ def _print_report(report, written):
     from rich.console import Console
     from rich.table import Table
 
-    # A file or a pipe has no width of its own: there a table is as wide as it needs to be.
+    # A file or a pipe has no width; in it a table is as wide as its cells need.
     console = Console(
         highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH
     )
@@ -245,7 +196,7 @@ def _print_report(report, written):
         table.add_column(column.heading, overflow="fold")
     for cells in summary.cells():
         table.add_row(*cells)
-    console.print(table, soft_wrap=False)  # which would cut the cells
+    console.print(table, soft_wrap=False)  # soft wrapping would cut the cells
     for check in report.checks:
         console.print(str(check), markup=False)
     for path in written:

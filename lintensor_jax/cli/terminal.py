@@ -1,4 +1,4 @@
-"""What every command needs: mistakes told in one line, JAX's settings, a progress bar."""
+"""What every command needs: the error for mistakes, JAX's settings, a progress bar."""
 
 import contextlib
 import os
@@ -9,18 +9,19 @@ from typing import Any
 
 
 class UsageError(Exception):
-    """A mistake on the command line, told in one line."""
+    """A mistake on the command line; the program prints it in one line and ends with code 2."""
 
 
 def configure_jax():
-    """Float64, and compiled programs kept from one run to the next."""
+    """Use float64, and keep compiled programs in a cache on disk for the next run."""
     import jax
 
     jax.config.update("jax_enable_x64", True)
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(cache / "lintensor_jax" / "jax"))
-    # JAX keeps only what took a second to compile; here dozens of small programs add up.
+    # By default JAX keeps only programs that took a second to compile. Here many small programs
+    # together take most of the time.
     for option, value in (
         ("jax_persistent_cache_min_compile_time_secs", 0.0),
         ("jax_persistent_cache_min_entry_size_bytes", -1),

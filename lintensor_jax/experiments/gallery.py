@@ -1,57 +1,21 @@
 """One page for all experiments: figures, ours beside the papers', checks, times and versions."""
 
-import dataclasses
 import html
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..figures.page import Verdict, page, picture, table
+from .framework import ExperimentRun, Picture
 from .report import CLAIM_HEADINGS, COMPARISON, ERRATUM, Report, Table
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """A figure that is drawn: its files and the seconds that took."""
-
-    name: str
-    png: Path
-    pdf: Path
-    seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """One experiment: what it reports and has drawn, or the traceback that ended it.
-
-    `seconds` counts everything, compilation and figures included; `outcome` is for JSON.
-    """
-
-    name: str
-    command: str
-    seconds: float
-    report: Report | None = None
-    pictures: tuple[Picture, ...] = ()
-    failure: str = ""
-    outcome: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def passed(self) -> bool:
-        """Whether it ran to its end and every check holds."""
-        return not self.failure and self.report is not None and self.report.passed
-
-    @property
-    def verdict(self) -> Verdict:
-        """In a word."""
-        return Verdict("passed" if self.passed else "failed", self.passed)
-
-
 def gallery(
-    sections: Sequence[Section], command: str, folder: Path, seconds: float, jobs: int = 1
+    sections: Sequence[ExperimentRun], command: str, folder: Path, seconds: float, jobs: int = 1
 ) -> str:
-    """The HTML page: pictures are inside, files in `folder` are linked to as well.
+    """The HTML page, one section for each experiment. It holds the pictures and links to the PDFs.
 
-    `command` is what made it, in so many `seconds`, with `jobs` experiments at once.
+    `command` ran the experiments, `jobs` of them at once, in `seconds`; their files are in
+    `folder`.
     """
     navigation = [("overview", "Overview"), *((s.name, s.name) for s in sections)]
     body = [_overview(sections, command, seconds, jobs), *(_section(s, folder) for s in sections)]
@@ -69,7 +33,7 @@ def _overview(sections, command, seconds, jobs):
         (
             section.name,
             _title(section),
-            section.verdict,
+            _verdict(section),
             _kept(section),
             len(section.pictures),
             f"{section.seconds:.0f}\N{NO-BREAK SPACE}s",
@@ -90,6 +54,10 @@ def _overview(sections, command, seconds, jobs):
     )
 
 
+def _verdict(section: ExperimentRun) -> Verdict:
+    return Verdict("passed" if section.passed else "failed", section.passed)
+
+
 def _title(section):
     return section.report.title if section.report is not None else "-"
 
@@ -101,12 +69,12 @@ def _kept(section):
     return f"{sum(check.passed for check in checks)} of {len(checks)}"
 
 
-def _section(section: Section, folder):
+def _section(section: ExperimentRun, folder):
     report = section.report
     title = html.escape(section.name if report is None else report.title)
     parts = [
         f'<section id="{html.escape(section.name)}"><h2>{title}</h2>',
-        f"<p>{section.verdict.html()} in {section.seconds:.0f} s. "
+        f"<p>{_verdict(section).html()} in {section.seconds:.0f} s. "
         f"<code>{html.escape(section.command)}</code></p>",
     ]
     if section.failure:
@@ -151,14 +119,14 @@ def _checks(report: Report):
         (
             Verdict("passed" if check.passed else "FAILED", check.passed),
             check.name,
-            check.told or ("none" if check.is_none else f"{check.worst:.3g}"),
-            "" if check.told else f"{check.bound:g}",
+            check.in_words or ("none" if check.is_none else f"{check.worst:.3g}"),
+            "" if check.in_words else f"{check.bound:g}",
             "" if check.is_none else check.row,
         )
         for check in report.checks
     ]
     kept = sum(check.passed for check in report.checks)
-    # What failed is not to be looked for.
+    # The list is open where a check failed, so that the reader sees it at once.
     is_open = "" if report.passed else " open"
     return (
         f"<details{is_open}><summary>Checks: {kept} of {len(rows)} kept</summary>"

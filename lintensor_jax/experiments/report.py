@@ -1,18 +1,15 @@
-"""What an experiment reports: tables, checks with their bounds, and the files that hold them."""
+"""The report of an experiment: tables, checks with their bounds, and the files of both."""
 
 import dataclasses
-import importlib.metadata
 import json
 import math
-import platform
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from .._version import __version__
+from ..versions import library_versions
 
 REPORT_FILES = ("table.md", "results.json")
 _COLUMN_NOTES = {
@@ -21,12 +18,11 @@ _COLUMN_NOTES = {
     "finish (relative step)": "finish (relative step): how far the last step, a Gauss-Newton step "
     "from where the flow was stopped onto the interpolating solutions, moved beta, relative to it.",
 }
-LIBRARIES = ("jax", "jaxlib", "equinox", "diffrax", "optimistix", "lineax", "optax", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column of a table: the rows' key, its heading, and how a value is written."""
+    """A column of a table: its key in the rows, its heading, and how it writes a value."""
 
     key: str
     heading: str
@@ -35,7 +31,7 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of named values. Columns choose what the Markdown shows; JSON holds all."""
+    """Rows of named values. The Markdown shows the values of `columns`; JSON holds all values."""
 
     name: str
     title: str
@@ -43,17 +39,17 @@ class Table:
     rows: list[dict[str, Any]]
 
     def cells(self) -> list[list[str]]:
-        """The written values, row by row."""
+        """The values of `columns` as text, one list for each row."""
         return [[column.write(row[column.key]) for column in self.columns] for row in self.rows]
 
     @property
     def note(self) -> str:
-        """What those columns mean whose heading does not tell it."""
+        """The meaning of the columns that need more words than their heading has; may be empty."""
         headings = [column.heading for column in self.columns]
         return " ".join(words for name, words in _COLUMN_NOTES.items() if name in headings)
 
     def written(self) -> "Table":
-        """The same with every cell as text: what can be sent to another process."""
+        """The same table with text in every cell. It has no functions and can be pickled."""
         columns = tuple(Column(f"cell {i}", c.heading) for i, c in enumerate(self.columns))
         keys = [column.key for column in columns]
         texts = [dict(zip(keys, cells, strict=True)) for cells in self.cells()]
@@ -61,7 +57,7 @@ class Table:
         return Table(self.name, self.title, columns, rows)
 
     def markdown(self) -> str:
-        """A Markdown table under its title."""
+        """The title and the table in Markdown."""
         headings = [column.heading for column in self.columns]
         lines = [headings, ["---"] * len(headings), *self.cells()]
         note = f"{self.note}\n\n" if self.note else ""
@@ -71,11 +67,11 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """One thing that a paper prints, proves or draws, and what came out here.
+    """One statement, number or figure of a paper, and the result here.
 
-    - `agrees`: whether it is so; None where nothing can be compared: the paper leaves it
-      open, or the run is shorter than the paper's.
-    - `erratum`: whether a difference is the paper's mistake, found and corrected.
+    - `agrees`: whether both agree. None where they cannot be compared: the paper leaves the
+      question open, or the run is shorter than the paper's.
+    - `erratum`: whether a difference is a mistake of the paper, which is corrected here.
     """
 
     quantity: str
@@ -86,7 +82,7 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """All of that in a word."""
+        """`agrees` and `erratum` in words, for the table."""
         differs = ERRATUM if self.erratum else "DIFFERS"
         return {True: "agrees", False: differs, None: "not compared"}[self.agrees]
 
@@ -95,7 +91,7 @@ COMPARISON, ERRATUM = "comparison", "erratum"
 
 
 def comparison(claims: Iterable[Claim]) -> Table:
-    """Ours beside the paper's, as a table of that name."""
+    """The table that compares the results here with the paper's."""
     keys = ("quantity", "paper", "ours", "verdict")
     columns = tuple(Column(key, heading) for key, heading in zip(keys, CLAIM_HEADINGS, strict=True))
     rows = [{**dataclasses.asdict(claim), "verdict": claim.verdict} for claim in claims]
@@ -107,31 +103,32 @@ CLAIM_HEADINGS = ("quantity", "the paper", "here", "agreement")
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One acceptance bound on the rows of a table: the worst row decides.
+    """The test that no row of a table exceeds a bound.
 
-    - `told`: what was found and what is asked, in words, where the two numbers do not say it.
+    - `worst`, `row`: the largest value, and the row that has it.
+    - `in_words`: the value found and the value required, where the two numbers need explanation.
     """
 
     name: str
     worst: float
     bound: float
     row: str
-    told: str = ""
+    in_words: str = ""
 
     @property
     def passed(self) -> bool:
-        """Whether the worst value keeps the bound; a NaN does not."""
+        """Whether `worst` is at most `bound`; a NaN is not."""
         return self.worst <= self.bound
 
     @property
     def is_none(self) -> bool:
-        """Whether nothing is what is asked, and what was found."""
+        """Whether the bound is 0 and so is the value, as for a number of failures."""
         return self.worst == 0 == self.bound
 
     def __str__(self) -> str:
         verdict = "passed" if self.passed else "FAILED"
-        if self.told:
-            return f"{verdict}: {self.name}: {self.told} ({self.row})"
+        if self.in_words:
+            return f"{verdict}: {self.name}: {self.in_words} ({self.row})"
         if self.is_none:
             return f"{verdict}: {self.name}: none"
         relation = "<=" if self.passed else "is not <="
@@ -146,19 +143,24 @@ def worst_of(
     key: str,
     bound: float,
     label: Callable[[dict], str],
-    tell: Callable[[dict], str] = lambda row: "",
+    in_words: Callable[[dict], str] = lambda row: "",
 ) -> Check:
-    """The check of `row[key] <= bound` in every row; `tell` puts the worst row into words."""
-    # A NaN is the worst of all; max() alone would depend on its place.
+    """The check that `row[key] <= bound` in every row.
+
+    `label` names the worst row, and `in_words` explains its value.
+    """
+    # A NaN counts as the largest value. max() alone would depend on the place of the NaN.
     row = max(rows, key=lambda row: math.inf if math.isnan(row[key]) else row[key])
-    return Check(name, float(row[key]), bound, label(row), tell(row))
+    return Check(name, float(row[key]), bound, label(row), in_words(row))
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The numbers of one experiment; `config` is the configuration that was run.
+    """The numbers of one experiment.
 
-    `captions`: of figures by name: which figure of the paper, or what is beyond it.
+    - `config`: the configuration that was run.
+    - `reduced`: what `reduce` left out, one note each.
+    - `captions`: by figure, the figure of the paper that it shows, or that the paper has none.
     """
 
     experiment: str
@@ -168,7 +170,7 @@ class Report:
     tables: tuple[Table, ...]
     checks: tuple[Check, ...]
     captions: dict[str, str] = dataclasses.field(default_factory=dict)
-    versions: dict[str, str] = dataclasses.field(default_factory=lambda: library_versions())
+    versions: dict[str, str] = dataclasses.field(default_factory=library_versions)
 
     @property
     def passed(self) -> bool:
@@ -192,7 +194,7 @@ class Report:
         )
 
     def markdown(self) -> str:
-        """Checks, tables and versions."""
+        """Checks, tables and versions, in Markdown."""
         parts = [f"# {self.title}\n"]
         if self.reduced:
             parts.append("Reduced run: " + "; ".join(self.reduced) + ".\n")
@@ -202,41 +204,12 @@ class Report:
         return "\n".join(parts) + "\n"
 
     def write(self, folder: Path) -> list[Path]:
-        """`table.md` and `results.json` in `folder`."""
+        """Write `table.md` and `results.json` to `folder`; returns both paths."""
         table, results = (folder / name for name in REPORT_FILES)
         table.write_text(self.markdown(), encoding="utf-8")
         text = json.dumps(self.as_json(), indent=1, allow_nan=False)
         results.write_text(text + "\n", encoding="utf-8")
         return [table, results]
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of everything that the numbers depend on, and the device."""
-    return {
-        "lintensor_jax": __version__,
-        **{name: importlib.metadata.version(name) for name in LIBRARIES},
-        "python": platform.python_version(),
-        "device": jax.devices()[0].device_kind,
-    }
-
-
-def vector(value: np.ndarray) -> str:
-    """A short vector for a table; what rounds to zero has no sign."""
-    return "[" + ", ".join(f"{x:z.4f}" for x in value) + "]"
-
-
-def scientific(value: float) -> str:
-    """A number by its size."""
-    return f"{value:.1e}"
-
-
-def power_of_ten(exponent: float) -> str:
-    """10^exponent as `scientific` writes it, however small or large."""
-    whole = math.floor(exponent)
-    mantissa = f"{10 ** (exponent - whole):.1f}"
-    if mantissa == "10.0":
-        mantissa, whole = "1.0", whole + 1
-    return f"{mantissa}e{whole:+03d}"
 
 
 def _plain(value: Any) -> Any:

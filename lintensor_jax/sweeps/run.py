@@ -19,7 +19,7 @@ from ..dynamics.batch.programs import AbstractCompilation
 from ..dynamics.clocks import AbstractClock
 from ..dynamics.gauss_newton import GaussNewton
 from ..dynamics.stopping import AbstractStop
-from ..experiments.report import library_versions
+from ..versions import library_versions
 from .execution import schedule
 from .execution.schedule import Progress, Run
 from .grid import Grid

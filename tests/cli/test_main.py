@@ -1,5 +1,6 @@
 """The command line: a whole quick run, its numbers, its files, and every kind of mistake."""
 
+import dataclasses
 import io
 import json
 import math
@@ -17,8 +18,11 @@ import lintensor_jax as lt
 from lintensor_jax import cli, experiments
 from lintensor_jax.cli import reproduce
 from lintensor_jax.experiments import EXPERIMENTS
-from lintensor_jax.experiments.report import Check, Column, Report, Table, vector, worst_of
-from lintensor_jax.experiments.yun2021 import Configuration, initial_directions, resampled
+from lintensor_jax.experiments.formats import vector
+from lintensor_jax.experiments.report import Check, Column, Report, Table, worst_of
+from lintensor_jax.experiments.yun2021.figures_1_and_3.configuration import Configuration
+from lintensor_jax.experiments.yun2021.figures_1_and_3.run import resampled
+from lintensor_jax.experiments.yun2021.figures_1_and_3.setup import initial_directions
 
 CACHE_OPTIONS = (
     "jax_compilation_cache_dir",
@@ -258,21 +262,20 @@ def test_a_broken_bound_fails_and_names_the_row():
 
 
 def test_a_failed_check_is_exit_code_1(monkeypatch, tmp_path, capsys):
-    class Result:
-        def report(self):
-            return Report(
-                experiment="failing",
-                title="Failing",
-                config=Configuration(),
-                reduced=(),
-                tables=(Table("summary", "Nothing", (), []),),
-                checks=(Check("distance", 1.0, 0.5, "diagonal, alpha = 1"),),
-            )
+    def report(_):
+        return Report(
+            experiment="failing",
+            title="Failing",
+            config=Configuration(),
+            reduced=(),
+            tables=(Table("summary", "Nothing", (), []),),
+            checks=(Check("distance", 1.0, 0.5, "diagonal, alpha = 1"),),
+        )
 
-        def figures(self):
-            return {}
-
-    monkeypatch.setattr(experiments.find("yun2021"), "run", lambda *_: Result())
+    failing = dataclasses.replace(
+        experiments.find("yun2021"), run=lambda *_: None, report=report, figures=lambda _: {}
+    )
+    monkeypatch.setattr(experiments, "find", lambda _: failing)
     arguments = ["reproduce", "yun2021", "--out", str(tmp_path)]
     assert cli.main(arguments) == 1
     captured = capsys.readouterr()

@@ -1,11 +1,10 @@
-"""`reproduce all`: one page for everything, and no experiment that takes the others with it."""
+"""`reproduce all`: one page for everything; an error of one experiment does not stop the others."""
 
 import argparse
 import dataclasses
 import html.parser
 import json
 import pickle
-import types
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,9 @@ from matplotlib.figure import Figure
 from lintensor_jax import cli, experiments
 from lintensor_jax.cli import reproduce
 from lintensor_jax.config import Config
-from lintensor_jax.experiments.gallery import Section, gallery
+from lintensor_jax.experiments.formats import power_of_ten, scientific
+from lintensor_jax.experiments.framework import Experiment, ExperimentRun
+from lintensor_jax.experiments.gallery import gallery
 from lintensor_jax.experiments.report import (
     Check,
     Claim,
@@ -22,8 +23,6 @@ from lintensor_jax.experiments.report import (
     Report,
     Table,
     comparison,
-    power_of_ten,
-    scientific,
     worst_of,
 )
 from lintensor_jax.figures.page import Verdict, page, table
@@ -42,30 +41,26 @@ class Configuration(Config):
 
 
 def _experiment(worst=0.1, fails=False):
-    class Result:
-        def report(self):
-            tables = (
-                Table(
-                    "summary", "Worst cases", (Column("k", "K", lambda k: f"{k:.1f}"),), [{"k": 3}]
-                ),
-                comparison(CLAIMS),
-            )
-            checks = (Check("distance", worst, 0.5, "diagonal"),)
-            captions = {"figure1": "Figure 1, drawn again."}
-            return Report("one", "A paper", Configuration(), (), tables, checks, captions)
-
-        def figures(self):
-            figure = Figure(figsize=(2, 1))
-            figure.subplots().plot([0, 1])
-            return {"figure1": figure}
-
     def run(config, reduced, track):
         if fails:
             raise RuntimeError("the solver <died>")
-        return Result()
 
-    return types.SimpleNamespace(
-        Configuration=Configuration, reduce=lambda config: (config, ()), run=run
+    def report(result):
+        tables = (
+            Table("summary", "Worst cases", (Column("k", "K", lambda k: f"{k:.1f}"),), [{"k": 3}]),
+            comparison(CLAIMS),
+        )
+        checks = (Check("distance", worst, 0.5, "diagonal"),)
+        captions = {"figure1": "Figure 1, drawn again."}
+        return Report("one", "A paper", Configuration(), (), tables, checks, captions)
+
+    def figures(result):
+        figure = Figure(figsize=(2, 1))
+        figure.subplots().plot([0, 1])
+        return {"figure1": figure}
+
+    return Experiment(
+        "one", "A paper", Configuration, lambda config: (config, ()), run, report, figures
     )
 
 
@@ -75,9 +70,9 @@ def reproduce_all(monkeypatch, tmp_path, capsys):
     # JAX's settings and the user's cache are not what is tested here.
     monkeypatch.setattr("lintensor_jax.cli.reproduce.configure_jax", lambda: None)
 
-    def run(**modules):
-        monkeypatch.setattr(experiments, "EXPERIMENTS", dict.fromkeys(modules, ""))
-        monkeypatch.setattr(experiments, "find", modules.__getitem__)
+    def run(**by_name):
+        monkeypatch.setattr(experiments, "EXPERIMENTS", dict.fromkeys(by_name, ""))
+        monkeypatch.setattr(experiments, "find", by_name.__getitem__)
         code = cli.main(
             ["reproduce", "all", "--quick", "--json", "--jobs", "1", "--out", str(tmp_path)]
         )
@@ -149,7 +144,7 @@ def test_the_page_holds_everything_and_needs_no_network(reproduce_all, tmp_path)
     assert "<details open>" not in text
 
 
-def test_an_experiment_that_dies_costs_only_itself(reproduce_all, tmp_path):
+def test_an_error_in_one_experiment_does_not_stop_the_others(reproduce_all, tmp_path):
     code, printed, err, text = reproduce_all(
         broken=_experiment(fails=True), fine=_experiment(), bad=_experiment(worst=0.9)
     )
@@ -169,25 +164,25 @@ def test_an_experiment_that_dies_costs_only_itself(reproduce_all, tmp_path):
     assert len(_read(text).sources) == 2
 
 
-def test_a_section_of_another_process_is_the_same_on_the_page(monkeypatch, tmp_path):
+def test_an_experiment_run_in_another_process_is_the_same_on_the_page(monkeypatch, tmp_path):
     monkeypatch.setattr(reproduce, "configure_jax", lambda: None)
     monkeypatch.setattr(experiments, "find", lambda _: _experiment())
     arguments = argparse.Namespace(name="all", config=None, quick=True)
-    sections = []
-    for run in (reproduce._run_whatever, reproduce._run_apart):
-        section = run("one", tmp_path, arguments)
-        times = dataclasses.replace(section.pictures[0], seconds=0.0)
-        sections.append(dataclasses.replace(section, seconds=0.0, pictures=(times,)))
-    here, there = sections
+    both = []
+    for run in (reproduce._run_one_of_all, reproduce._run_in_own_process):
+        done = run("one", tmp_path, arguments)
+        untimed = dataclasses.replace(done.pictures[0], seconds=0.0)
+        both.append(dataclasses.replace(done, seconds=0.0, pictures=(untimed,)))
+    here, there = both
     sent = pickle.loads(pickle.dumps(there))  # the table's formatting is no picklable function
-    pages = [gallery([section], "command", tmp_path, 251.0, 2) for section in (sent, here)]
+    pages = [gallery([done], "command", tmp_path, 251.0, 2) for done in (sent, here)]
     assert pages[0] == pages[1]
     assert "3.0" in pages[0]
     assert "it took 251 s, 2 side by side (0 s of experiments together)" in pages[0]
-    assert sent.outcome == here.outcome
+    assert sent.printed == here.printed
 
 
-def test_a_claim_says_what_became_of_it():
+def test_verdicts_of_claims():
     verdicts = [claim.verdict for claim in CLAIMS]
     assert verdicts == ["agrees", "erratum", "DIFFERS", "not compared"]
     rows = comparison(CLAIMS).cells()
@@ -199,18 +194,18 @@ def test_a_check_says_what_was_found():
     assert str(Check("wrong verdicts", 2, 0, "N = 2")) == (
         "FAILED: wrong verdicts, worst 2 is not <= 0 (N = 2)"
     )
-    told = worst_of(
+    explained = worst_of(
         "it fails", [{"x": -1.0}], "x", 0, lambda _: "N = 2", lambda row: f"by {-row['x']:g}"
     )
-    assert str(told) == "passed: it fails: by 1 (N = 2)"
+    assert str(explained) == "passed: it fails: by 1 (N = 2)"
     none = Check("none of these", 0, 0, "anywhere")
-    shown = Report("one", "A paper", Configuration(), (), (), (told, none))
-    text = gallery([Section("one", "command", 1.0, shown)], "command", Path(), 1.0)
+    shown = Report("one", "A paper", Configuration(), (), (), (explained, none))
+    text = gallery([ExperimentRun("one", "command", 1.0, shown)], "command", Path(), 1.0)
     assert "<td>it fails</td><td>by 1</td><td></td><td>N = 2</td>" in text
     assert "<td>none of these</td><td>none</td><td>0</td><td></td>" in text
 
 
-def test_columns_whose_heading_does_not_tell_are_explained():
+def test_columns_with_an_unclear_heading_are_explained():
     rows = [{"drift": 1e-9}]
     found = Table("flows", "Flows", (Column("drift", "drift", scientific),), rows)
     assert found.markdown().startswith("## Flows\n\ndrift: the largest change of a conserved")

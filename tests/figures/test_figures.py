@@ -300,7 +300,7 @@ def test_quantities_keep_their_colours_and_markers_at_the_edge_are_whole():
 def test_words_of_every_experiment_are_inside_and_apart(name):
     experiment = find(name)
     done = experiment.run(*experiment.reduce(experiment.Configuration()))
-    figures = done.figures()
-    assert set(done.report().captions) == set(figures)
+    figures = experiment.figures(done)
+    assert set(experiment.report(done).captions) == set(figures)
     problems = {stem: text_problems(figure) for stem, figure in figures.items()}
     assert not any(problems.values()), problems

@@ -218,9 +218,6 @@ def test_theorem_7_without_its_conditions_keeps_the_bias_part_open():
     assert "not measurable before the flow" in str(prediction)
 
 
-GENERAL = RNG.standard_normal((4, 4, 4))
-
-
 DEPENDENT = np.stack([X[0], 2 * X[0]])
 TALL = RNG.standard_normal((5, 4))
 OTHER = RNG.standard_normal((2, 4, 4))

@@ -11,8 +11,8 @@ from jax.flatten_util import ravel_pytree
 
 import lintensor_jax as lt
 from lintensor_jax import initialization, theory
-from lintensor_jax.experiments.eftekhari2020 import BoundTask
-from lintensor_jax.experiments.eftekhari2020_setups import landscape_cases, random_starts
+from lintensor_jax.experiments.eftekhari2020.configuration import BoundTask
+from lintensor_jax.experiments.eftekhari2020.setup import landscape_cases, random_starts
 from lintensor_jax.networks import AssumptionFails
 from lintensor_jax.theory.landscape.lanczos import extreme_eigenvalues
 
