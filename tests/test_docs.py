@@ -88,6 +88,19 @@ def test_names_of_the_package_exist():
             assert resolve(name) is not None, page
 
 
+def test_files_and_folders_named_by_the_architecture_exist():
+    """`name.py` or `folder/`, from any folder of the package on."""
+    package = ROOT / "lintensor_jax"
+    files = [f"/{path.relative_to(package)}" for path in package.rglob("*.py")]
+    folders = {f"{file.rpartition('/')[0]}/" for file in files}
+    pages = [page for page in PAGES if page == "architecture.md" or page.startswith("decisions/")]
+    spans = [span for page in pages for span in code_spans(PAGES[page])]
+    named = [span for span in spans if re.fullmatch(r"[\w/]+(\.py|/)", span)]
+    assert len(named) > 50
+    there = (*files, *folders)
+    assert [name for name in named if not any(path.endswith(f"/{name}") for path in there)] == []
+
+
 def commands():
     for page, text in PAGES.items():
         lines = code_spans(text)

@@ -1,0 +1,39 @@
+"""Contracts on imports that import-linter does not bring along; pyproject.toml lists them."""
+
+from typing import Any
+
+from grimp import ImportGraph
+from importlinter import Contract, ContractCheck, output
+
+
+class OwnFaceContract(Contract):
+    """No module imports the `__init__.py` of a folder that it lies in.
+
+    Such an `__init__.py` imports the modules below it, so that each of these imports closes a
+    circle. `acyclic_siblings` compares the children of a folder with each other and does not look
+    at the folder's own `__init__.py`.
+    """
+
+    type_name = "own_face"
+
+    def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:
+        """Kept where no direct import, lazy ones included, names a folder above its module."""
+        upward = sorted(
+            (importer, imported)
+            for importer in graph.modules
+            for imported in graph.find_modules_directly_imported_by(importer)
+            if importer.startswith(f"{imported}.")
+        )
+        details: list[dict[str, Any]] = [
+            detail
+            for importer, imported in upward
+            for detail in graph.get_import_details(importer=importer, imported=imported)
+        ]
+        return ContractCheck(kept=not upward, metadata={"details": details})
+
+    def render_broken_contract(self, check: ContractCheck) -> None:
+        """One line for each import."""
+        for detail in check.metadata["details"]:
+            output.print_error(
+                f"- {detail['importer']} imports {detail['imported']} (l. {detail['line_number']})"
+            )

@@ -1,0 +1,56 @@
+"""The machine's Pythons that are newer than the one that runs this and that pyproject.toml names.
+
+Prints one line for each version, the newest first: VERSION, a tab, the path of its interpreter.
+"""
+
+import glob
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+# Runs in the candidate. Builds without the GIL are other programs with the same version number,
+# and a build without venv or ensurepip cannot make the environment that the tests need.
+PROBE = """
+import ensurepip, sys, sysconfig, venv
+if sysconfig.get_config_var("Py_GIL_DISABLED") or sys.implementation.name != "cpython":
+    sys.exit(1)
+print(*sys.version_info[:2])
+"""
+
+
+def declared(project: str) -> list[tuple[int, int]]:
+    """Versions in the classifiers of a pyproject.toml."""
+    found = re.findall(r"Programming Language :: Python :: (\d+)\.(\d+)", project)
+    return sorted((int(major), int(minor)) for major, minor in found)
+
+
+def version_of(interpreter: str) -> tuple[int, int] | None:
+    """Its version; None where it does not run. Shims of pyenv exist for Pythons that do not."""
+    try:
+        answer = subprocess.run(
+            [interpreter, "-c", PROBE], capture_output=True, text=True, timeout=60, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    major, minor = answer.stdout.split()
+    return int(major), int(minor)
+
+
+def main() -> None:
+    """Print the newer ones."""
+    versions = declared(Path("pyproject.toml").read_text(encoding="utf-8"))
+    newer = [version for version in versions if version > sys.version_info[:2]]
+    candidates = [f"python{major}.{minor}" for major, minor in newer]
+    candidates += sorted(glob.glob(str(Path.home() / ".pyenv/versions/3.*/bin/python")))
+    found: dict[tuple[int, int], str] = {}
+    for candidate in candidates:
+        version = version_of(candidate)
+        if version in newer:
+            found.setdefault(version, candidate)
+    for (major, minor), interpreter in sorted(found.items(), reverse=True):
+        print(f"{major}.{minor}\t{interpreter}")
+
+
+if __name__ == "__main__":
+    main()
