@@ -14,9 +14,8 @@ from ..figures.page import page, picture
 from ..figures.page import table as _table
 from ..theory.predict import predict
 from .drawing import caption, figures
-from .errors import SweepError
+from .errors import SweepError, UnknownName
 from .grid import Cell, Grid, lane_of
-from .identity import NotRebuildable
 from .observables import unit
 from .plan import FAILURES, STATUSES
 from .run import grid_of
@@ -98,8 +97,8 @@ def _agreement(store: Store, results, grid: Grid | None):
     """Theorem by shape, a table of distances, and a remark where there can be none."""
     try:
         grid, _ = grid_of(store, grid)
-    except (SweepError, NotRebuildable):
-        if grid is not None:
+    except SweepError as error:
+        if grid is not None or isinstance(error, UnknownName):
             raise
         remark = (
             "The sweep has functions or classes of one's own, which the store cannot hold: call "
