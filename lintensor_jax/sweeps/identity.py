@@ -29,7 +29,7 @@ class NotRebuildable(ValueError):
 
 
 class UnknownName(ValueError):
-    """A description that names what is no class, function or field of the registry."""
+    """A description with a name that stands for no class, function or field of the registry."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +85,9 @@ def _rebuilt(description: Any, arrays: dict[str, np.ndarray], registry: Registry
             return jnp.asarray(array) if place == "device" else array
         case {"float": text}:
             return float(text)
-        case {"tuple": items}:
+        case {"tuple": list(items)}:
             return tuple(inner(item) for item in items)
-        case {"map": items}:
+        case {"map": dict(items)}:
             return {key: inner(item) for key, item in items.items()}
         case {"...": _}:
             return ...
@@ -95,7 +95,7 @@ def _rebuilt(description: Any, arrays: dict[str, np.ndarray], registry: Registry
             raise NotRebuildable(name)
         case {"function": name}:
             return _found(name, registry)
-        case {"is": name, "fields": fields}:
+        case {"is": name, "fields": dict(fields)}:
             kind = _found(name, registry)
             if not (inspect.isclass(kind) and dataclasses.is_dataclass(kind)):
                 raise UnknownName(name)
@@ -108,6 +108,8 @@ def _rebuilt(description: Any, arrays: dict[str, np.ndarray], registry: Registry
             return made
         case list():
             return [inner(item) for item in description]
+        case dict():
+            raise UnknownName(json.dumps(description))
     return description
 
 

@@ -73,7 +73,7 @@ class Registry:
         """The class or function of a name in a store; KeyError where there is none."""
         if not isinstance(name, str):
             raise KeyError(name)
-        return _buildable()[format1.PUBLIC.get(name, name) if self.store_format == 1 else name]
+        return _buildable()[format1.PUBLIC[name] if self.store_format == 1 else name]
 
 
 def is_ours(value: Any) -> bool:

@@ -31,6 +31,8 @@ from .store import Store, create, holds_sweep, open_dataset
 
 Watch = Callable[[Progress], None]
 
+_LONGEST_NAME = 200  # characters of a store's name in a message
+
 
 def _nobody(progress: Progress) -> None:
     pass
@@ -182,11 +184,8 @@ def grid_of(
     described = {"grid": kept["grid"], "observables": fields["observables"]}
     for name, value in given.items():
         if value is None:
-            given[name] = _rebuilt(
-                store,
-                described[name],
-                f"pass the {name} that it was made with: resume(path, {name}=...).",
-            )
+            advice = f"pass the {name} that it was made with: resume(path, {name}=...)."
+            given[name] = _rebuilt(store, described[name], advice)
         elif (found := identity.describe(value, store.format)[0]) != described[name]:
             where = ", ".join(identity.differences(described[name], found, name)[:4])
             raise SweepError(
@@ -200,7 +199,10 @@ def grid_of(
     for value, kind in ((given["grid"], Grid), (options, Options)):
         if not isinstance(value, kind):
             raise SweepError(f"{store.path}: its description holds no {kind.__name__}.")
-    return given["grid"], dataclasses.replace(options, observables=given["observables"])
+    # They are made again from their fields, so that these are checked.
+    return dataclasses.replace(given["grid"]), dataclasses.replace(
+        options, observables=given["observables"]
+    )
 
 
 def _rebuilt(store: Store, description: Any, advice: str) -> Any:
@@ -216,13 +218,13 @@ def _rebuilt(store: Store, description: Any, advice: str) -> Any:
         by = store.description.get("versions", {}).get("lintensor_jax", "an unknown version")
         raise UnknownName(
             f"{store.path}: names {_printable(unknown)}, which is no class, function or field that "
-            f"a store may name. It was neither imported nor called. The store says that "
-            f"lintensor_jax {by} wrote it; open it with that version if you trust it."
+            f"a store may name. It was neither imported nor called. lintensor_jax {by} is said to "
+            "have written the store; open it with that version if you trust it."
         ) from None
 
 
 def _printable(error: Exception) -> str:
-    return "".join(c if c.isprintable() else "?" for c in str(error))
+    return "".join(c if c.isprintable() else "?" for c in str(error))[:_LONGEST_NAME]
 
 
 def _described(grid: Grid, options: Options, store_format: int):
