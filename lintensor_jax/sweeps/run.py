@@ -28,10 +28,13 @@ from .observables.catalogue import DEFAULT
 from .plan import Options, Plan
 from .store import description as identity
 from .store import writer_lock as lock
-from .store.errors import SweepError
+from .store.errors import SweepError, UnknownName
+from .store.names import FORMAT
 from .store.store import Store, create, holds_sweep, open_dataset
 
 Watch = Callable[[Progress], None]
+
+_LONGEST_NAME = 200  # characters of a store's name in a message
 
 
 def _nobody(progress: Progress) -> None:
@@ -122,17 +125,19 @@ def run(
             return run(grid, options, Path(folder, "store"), devices=devices, watch=watch).load()
     path = Path(path)
     plan = Plan(grid, options)
-    description, arrays = _described(grid, options)
+    description, arrays = _described(grid, options, FORMAT)
     whole = {
         "sweep": description,
         "digest": identity.digest(description),
-        "config": config and json.loads(json.dumps(config)),
+        "config": _plain(config),
         "source": source,
         "dtype": str(plan.dtype),
         "plan": _kept(plan),
         "versions": library_versions(),
     }
-    schedule.agree(lambda: _require_no_other(path, whole), f"{path} holds another sweep")
+    schedule.agree(
+        lambda: _require_no_other(path, grid, options, config), f"{path} holds another sweep"
+    )
     schedule.agree(
         lambda: create(path, plan, whole, arrays, _attributes(whole, grid)), f"{path} was not made"
     )
@@ -176,42 +181,75 @@ def grid_of(
     store: Store, grid: Grid | None = None, observables: Sequence[AbstractObservable] | None = None
 ) -> tuple[Grid, Options]:
     """The grid and options of a store, or a `SweepError` that names what is needed or differs."""
-    kept, arrays = store.description["sweep"], store.arrays
+    kept = store.description["sweep"]
     fields = kept["options"]["fields"]
     given = {"grid": grid, "observables": observables and tuple(observables)}
     described = {"grid": kept["grid"], "observables": fields["observables"]}
     for name, value in given.items():
         if value is None:
-            try:
-                given[name] = identity.rebuild(described[name], arrays)
-            except identity.NotRebuildable as missing:
-                raise SweepError(
-                    f"{store.path}: its sweep uses {str(missing).replace(':', '.')}, which a store "
-                    f"cannot hold; pass the {name} that it was made with: resume(path, {name}=...)."
-                ) from None
-        elif (found := identity.describe(value)[0]) != described[name]:
+            advice = f"pass the {name} that it was made with: resume(path, {name}=...)."
+            given[name] = _rebuilt(store, described[name], advice)
+        elif (found := identity.describe(value, store.format)[0]) != described[name]:
             where = ", ".join(identity.differences(described[name], found, name)[:4])
             raise SweepError(
                 f"{store.path}: was made with another {name}, which differs in {where}; pass that "
                 "one, or start a new sweep in another folder. Nothing was changed."
             )
     rest = {name: item for name, item in fields.items() if name != "observables"}
-    options = identity.rebuild({**kept["options"], "fields": rest}, arrays)
-    return given["grid"], dataclasses.replace(options, observables=given["observables"])
+    options = _rebuilt(
+        store, {**kept["options"], "fields": rest}, "start a new sweep in another folder."
+    )
+    for value, kind in ((given["grid"], Grid), (options, Options)):
+        if not isinstance(value, kind):
+            raise SweepError(f"{store.path}: its description holds no {kind.__name__}.")
+    # They are made again from their fields, so that these are checked.
+    return dataclasses.replace(given["grid"]), dataclasses.replace(
+        options, observables=given["observables"]
+    )
 
 
-def _described(grid: Grid, options: Options):
-    description, arrays = identity.describe({"grid": grid, "options": options})
+def _rebuilt(store: Store, description: Any, advice: str) -> Any:
+    """What a store describes, or a `SweepError` that names what it cannot hold or may not name."""
+    try:
+        return identity.rebuild(description, store.arrays, store.format)
+    except identity.NotRebuildable as missing:
+        raise SweepError(
+            f"{store.path}: its sweep uses {_printable(missing).replace(':', '.')}, which a store "
+            f"cannot hold; {advice}"
+        ) from None
+    except identity.UnknownName as unknown:
+        by = store.description.get("versions", {}).get("lintensor_jax", "an unknown version")
+        raise UnknownName(
+            f"{store.path}: names {_printable(unknown)}, which is no class, function or field that "
+            f"a store may name. It was neither imported nor called. lintensor_jax {by} is said to "
+            "have written the store; open it with that version if you trust it."
+        ) from None
+
+
+def _printable(error: Exception) -> str:
+    return "".join(c if c.isprintable() else "?" for c in str(error))[:_LONGEST_NAME]
+
+
+def _described(grid: Grid, options: Options, store_format: int):
+    description, arrays = identity.describe({"grid": grid, "options": options}, store_format)
     return description["map"], arrays
 
 
-def _require_no_other(path: Path, whole: dict[str, Any]) -> None:
+def _plain(config: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A configuration as JSON gives it back."""
+    return config and json.loads(json.dumps(config))
+
+
+def _require_no_other(
+    path: Path, grid: Grid, options: Options, config: dict[str, Any] | None
+) -> None:
     """Where a store is already: whether it is this sweep's or another's, in a `SweepError`."""
     if not holds_sweep(path):
         return
     store = Store(path)
     kept = store.description
-    if kept["digest"] == whole["digest"]:
+    description, _ = _described(grid, options, store.format)
+    if kept["digest"] == identity.digest(description):
         done, chunks = len(store.finished()), kept["plan"]["chunks"]
         if done < chunks:
             rest = f"{done} of {chunks} chunks are finished; lintensor-jax resume {path} goes on"
@@ -221,9 +259,9 @@ def _require_no_other(path: Path, whole: dict[str, Any]) -> None:
                 "xarray.open_zarr reads it, and to run it again choose another folder (--out)"
             )
         raise SweepError(f"{path}: holds this very sweep already, and {rest}. Nothing was changed.")
-    pair = (kept["config"], whole["config"])
+    pair = (kept["config"], _plain(config))
     if None in pair or pair[0] == pair[1]:
-        pair = (kept["sweep"], whole["sweep"])
+        pair = (kept["sweep"], description)
     where = ", ".join(identity.differences(*pair)[:4])
     raise SweepError(
         f"{path}: holds another sweep, which differs in {where}; choose another folder for this "
@@ -336,5 +374,5 @@ def _attributes(whole: dict[str, Any], grid: Grid) -> dict[str, Any]:
         "width": whole["plan"]["width"],
         "versions": json.dumps(whole["versions"]),
         "device": whole["versions"]["device"],
-        "format": 1,
+        "format": FORMAT,
     }

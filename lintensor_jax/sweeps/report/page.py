@@ -17,8 +17,7 @@ from ..grid import Cell, Grid, lane_of
 from ..observables.base import unit
 from ..plan import FAILURES, STATUSES
 from ..run import grid_of
-from ..store.description import NotRebuildable
-from ..store.errors import SweepError
+from ..store.errors import SweepError, UnknownName
 from ..store.status import Status, in_bytes, status
 from ..store.store import Store, open_dataset
 from .figures import caption, figures
@@ -98,8 +97,8 @@ def _agreement(store: Store, results, grid: Grid | None):
     """Theorem by shape, a table of distances, and a remark where there can be none."""
     try:
         grid, _ = grid_of(store, grid)
-    except (SweepError, NotRebuildable):
-        if grid is not None:
+    except SweepError as error:
+        if grid is not None or isinstance(error, UnknownName):
             raise
         remark = (
             "The sweep has functions or classes of one's own, which the store cannot hold: call "

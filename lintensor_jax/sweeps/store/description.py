@@ -1,15 +1,14 @@
 """What a grid is, written down: to compare it, to keep it in a store, and to build it again.
 
 Arrays, numbers, words, containers, dataclasses and Equinox modules are written field by field. The
-package's own classes and functions can be built again from that. A user's classes and functions
-are known by their name and a hash of their code (with what it refers to): they are compared, and
-have to be given again.
+package's public classes and functions can be built again from that, by their names in
+`names.Registry`. A user's classes and functions are known by their name and a hash of their code
+(with what it refers to): they are compared, and have to be given again.
 """
 
 import dataclasses
 import functools
 import hashlib
-import importlib
 import inspect
 import json
 import types
@@ -19,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_PACKAGE = __name__.partition(".")[0]
+from .names import FORMAT, Registry, is_ours
+
 _CONTAINERS = {"fields", "tuple", "map", "own", "is", "function"}  # words of the description only
 _INLINE = 64  # numbers of an array that are written out; longer ones go by their hash
 
@@ -28,10 +28,22 @@ class NotRebuildable(ValueError):
     """A description with a class or function that only its owner can give again."""
 
 
-def describe(value: Any) -> tuple[Any, dict[str, np.ndarray]]:
+class UnknownName(ValueError):
+    """A description with a name that stands for no class, function or field of the registry."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Writer:
+    """How names are written, and the long arrays so far, by their hashes."""
+
+    registry: Registry
+    arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+def describe(value: Any, store_format: int = FORMAT) -> tuple[Any, dict[str, np.ndarray]]:
     """Plain JSON that stands for `value`, and its long arrays by their hashes."""
-    arrays: dict[str, np.ndarray] = {}
-    return _described(value, arrays, ()), arrays
+    writer = _Writer(Registry(store_format))
+    return _described(value, writer, ()), writer.arrays
 
 
 def digest(description: Any) -> str:
@@ -54,8 +66,17 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
     return [where.removeprefix(".")]
 
 
-def rebuild(description: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """The value that was described; `NotRebuildable` names the first part that cannot be."""
+def rebuild(description: Any, arrays: dict[str, np.ndarray], store_format: int = FORMAT) -> Any:
+    """The value that was described.
+
+    Nothing is imported, and nothing is called but the making of arrays. `NotRebuildable` names the
+    first part that only its owner can give, `UnknownName` the first that no store may name.
+    """
+    return _rebuilt(description, arrays, Registry(store_format))
+
+
+def _rebuilt(description: Any, arrays: dict[str, np.ndarray], registry: Registry) -> Any:
+    inner = functools.partial(_rebuilt, arrays=arrays, registry=registry)
     match description:
         case {"array": values, "on": place}:
             kept = isinstance(values, str)
@@ -64,36 +85,43 @@ def rebuild(description: Any, arrays: dict[str, np.ndarray]) -> Any:
             return jnp.asarray(array) if place == "device" else array
         case {"float": text}:
             return float(text)
-        case {"tuple": items}:
-            return tuple(rebuild(item, arrays) for item in items)
-        case {"map": items}:
-            return {key: rebuild(item, arrays) for key, item in items.items()}
+        case {"tuple": list(items)}:
+            return tuple(inner(item) for item in items)
+        case {"map": dict(items)}:
+            return {key: inner(item) for key, item in items.items()}
         case {"...": _}:
             return ...
         case {"own": _, "name": name}:
             raise NotRebuildable(name)
         case {"function": name}:
-            return _found(name)
-        case {"is": name, "fields": fields}:
-            kind = _found(name)
+            return _found(name, registry)
+        case {"is": name, "fields": dict(fields)}:
+            kind = _found(name, registry)
+            if not (inspect.isclass(kind) and dataclasses.is_dataclass(kind)):
+                raise UnknownName(name)
+            known = {field.name for field in dataclasses.fields(kind)}
+            if unknown := [field for field in fields if field not in known]:
+                raise UnknownName(f"{name}.{unknown[0]}")
             made = object.__new__(kind)
             for field, item in fields.items():
-                object.__setattr__(made, field, rebuild(item, arrays))
+                object.__setattr__(made, field, inner(item))
             return made
         case list():
-            return [rebuild(item, arrays) for item in description]
+            return [inner(item) for item in description]
+        case dict():
+            raise UnknownName(json.dumps(description))
     return description
 
 
-def _found(name: str) -> Any:
-    module, _, path = name.partition(":")
-    if module.partition(".")[0] not in (_PACKAGE, "diffrax"):
-        raise NotRebuildable(name)
-    return functools.reduce(getattr, path.split("."), importlib.import_module(module))
+def _found(name: Any, registry: Registry) -> Any:
+    try:
+        return registry.find(name)
+    except KeyError:
+        raise UnknownName(str(name)) from None
 
 
-def _described(value: Any, arrays: dict, seen: tuple) -> Any:
-    inner = functools.partial(_described, arrays=arrays, seen=seen)
+def _described(value: Any, writer: _Writer, seen: tuple) -> Any:
+    inner = functools.partial(_described, writer=writer, seen=seen)
     match value:
         case None | bool() | int() | str():
             return value
@@ -103,7 +131,7 @@ def _described(value: Any, arrays: dict, seen: tuple) -> Any:
             return {"...": True}
         case np.ndarray() | np.generic() | jax.Array():
             place = "device" if isinstance(value, jax.Array) else "host"
-            return {**_array(np.asarray(value), arrays), "on": place}
+            return {**_array(np.asarray(value), writer.arrays), "on": place}
         case list():
             return [inner(item) for item in value]
         case tuple():
@@ -114,7 +142,8 @@ def _described(value: Any, arrays: dict, seen: tuple) -> Any:
             parts = inner((value.func, value.args, value.keywords))
             return {"own": parts, "name": "functools:partial"}
     if inspect.isclass(value):
-        return {"function": _name(value)} if _is_ours(value) else _own_class(value, arrays, seen)
+        public = writer.registry.name(value)
+        return {"function": public} if public else _own_class(value, writer, seen)
     if dataclasses.is_dataclass(value):
         fields = {
             field.name: inner(getattr(value, field.name))
@@ -122,32 +151,24 @@ def _described(value: Any, arrays: dict, seen: tuple) -> Any:
             if hasattr(value, field.name)
         }
         kind = type(value)
-        if _is_ours(kind):
-            return {"is": _name(kind), "fields": fields}
-        return {**_own_class(kind, arrays, seen), "fields": fields}
+        if public := writer.registry.name(kind):
+            return {"is": public, "fields": fields}
+        return {**_own_class(kind, writer, seen), "fields": fields}
+    label = writer.registry.label
     function = inspect.unwrap(value) if callable(value) else value
     if inspect.isfunction(function):
-        if _is_ours(function) and function.__closure__ is None and "<" not in _name(function):
-            return {"function": _name(function)}
+        public = writer.registry.name(function)
+        if public and function.__closure__ is None and "<" not in public:
+            return {"function": public}
         if _is_installed(function):
-            return {"own": "installed", "name": _name(function)}
-        return {"own": _code(function, arrays, seen), "name": _name(function)}
-    return {"own": "?", "name": _name(type(value))}
-
-
-def _is_ours(value: Any) -> bool:
-    return value.__module__.partition(".")[0] in (_PACKAGE, "diffrax")
+            return {"own": "installed", "name": label(function)}
+        return {"own": _code(function, writer, seen), "name": label(function)}
+    return {"own": "?", "name": label(type(value))}
 
 
 def _is_installed(value: Any) -> bool:
     """Whether it is some library's, which its name and the versions tell."""
     return "site-packages" in (getattr(inspect.getmodule(value), "__file__", None) or "")
-
-
-def _name(value: Any) -> str:
-    kind = type(value)
-    module = getattr(value, "__module__", None) or kind.__module__
-    return f"{module}:{getattr(value, '__qualname__', kind.__qualname__)}"
 
 
 def _array(value: np.ndarray, arrays: dict) -> Any:
@@ -160,20 +181,22 @@ def _array(value: np.ndarray, arrays: dict) -> Any:
     return {"array": key}
 
 
-def _own_class(kind: type, arrays: dict, seen: tuple) -> dict[str, Any]:
+def _own_class(kind: type, writer: _Writer, seen: tuple) -> dict[str, Any]:
     if kind in seen:
-        return {"own": "recursive", "name": _name(kind)}
+        return {"own": "recursive", "name": writer.registry.label(kind)}
+    if is_ours(kind):
+        return {"own": "installed", "name": writer.registry.label(kind)}
     methods = {}
     for name in sorted(vars(kind)):
         member = inspect.getattr_static(kind, name)
         member = getattr(member, "fget", getattr(member, "__func__", member))
         function = inspect.unwrap(getattr(kind, name, member)) if callable(member) else member
         if inspect.isfunction(function) and function.__module__ == kind.__module__:
-            methods[name] = _code(function, arrays, (*seen, kind))
-    return {"own": digest(methods), "name": _name(kind)}
+            methods[name] = _code(function, writer, (*seen, kind))
+    return {"own": digest(methods), "name": writer.registry.label(kind)}
 
 
-def _code(function: Any, arrays: dict, seen: tuple) -> str:
+def _code(function: Any, writer: _Writer, seen: tuple) -> str:
     """A hash of what a function does: its code, its defaults, and what the code refers to."""
     if function in seen:
         return "recursive"
@@ -184,22 +207,25 @@ def _code(function: Any, arrays: dict, seen: tuple) -> str:
     referred = {n: function.__globals__[n] for n in names}
     parts = {
         "code": _code_parts(code),
-        "defaults": _described(function.__defaults__, arrays, seen),
-        "keywords": _described(function.__kwdefaults__, arrays, seen),
-        "closure": [_referred(cell, arrays, seen) for cell in cells],
-        "globals": {name: _referred(item, arrays, seen) for name, item in sorted(referred.items())},
+        "defaults": _described(function.__defaults__, writer, seen),
+        "keywords": _described(function.__kwdefaults__, writer, seen),
+        "closure": [_referred(cell, writer, seen) for cell in cells],
+        "globals": {name: _referred(item, writer, seen) for name, item in sorted(referred.items())},
     }
     return digest(parts)
 
 
-def _referred(item: Any, arrays: dict, seen: tuple) -> Any:
+def _referred(item: Any, writer: _Writer, seen: tuple) -> Any:
     if isinstance(item, types.ModuleType):
         return {"module": item.__name__}
     foreign = getattr(item, "__module__", None)
     is_code = inspect.isclass(item) or inspect.isroutine(item)
     if is_code and foreign not in {getattr(s, "__module__", None) for s in seen}:
-        return {"from": foreign, "name": getattr(item, "__qualname__", "")}
-    return _described(item, arrays, seen)
+        if not is_ours(item):
+            return {"from": foreign, "name": getattr(item, "__qualname__", "")}
+        module, _, name = writer.registry.label(item).partition(":")
+        return {"from": module, "name": name}
+    return _described(item, writer, seen)
 
 
 def _code_parts(code: types.CodeType) -> list[Any]:

@@ -23,20 +23,22 @@ from typing import Any
 
 import numpy as np
 
-from ..execution.worker import Outcome
 from ..grid import Axis, Zip
-from ..plan import Chunk, Plan
+from ..plan import Chunk, Outcome, Plan
 from . import atomic_files as durable
 from .errors import SweepError
+from .names import FORMAT, READABLE
 
-FORMAT = 1
 _HIDDEN = ".sweep"
 # A group, if an empty one: programs that list a store take a folder with it for nothing else.
 _EMPTY_GROUP = '{"zarr_format": 2}'
+# Codecs that read bytes and do nothing else. Zarr has others, such as pickle, that run code of the
+# file; this package writes zstd alone.
+_CODECS = {"zstd", "blosc", "lz4", "zlib", "gzip", "bz2", "lzma", "shuffle", "vlen-utf8"}
 
 
 class Store:
-    """An existing store. `description` is what `sweep.json` holds."""
+    """An existing store. `description` is what `sweep.json` holds, `format` how it is written."""
 
     def __init__(self, path: Path):
         self.path, self.hidden = path, path / _HIDDEN
@@ -48,13 +50,13 @@ class Store:
             ) from None
         except (OSError, ValueError) as error:
             raise SweepError(f"{path}: {_HIDDEN}/sweep.json cannot be read ({error}).") from None
-        version = self.description.get("format")
-        if version != FORMAT:
+        self.format = version = self.description.get("format")
+        if version not in READABLE:
             by = self.description.get("versions", {}).get("lintensor_jax", "another version")
             raise SweepError(
                 f"{path}: was written in store format {version} (lintensor_jax {by}), and this "
-                f"version reads format {FORMAT}; install a version that reads it. Its arrays open "
-                "with xarray.open_zarr all the same. Nothing was changed."
+                f"version reads formats {' and '.join(map(str, READABLE))}; install a version that "
+                "reads it. Its arrays open with xarray.open_zarr all the same. Nothing was changed."
             )
 
     @property
@@ -247,10 +249,34 @@ def holds_sweep(path: Path) -> bool:
 
 
 def open_dataset(path: Path | str) -> Any:
-    """The arrays of a store as an `xarray.Dataset` that reads them when they are used."""
+    """The arrays of a store as an `xarray.Dataset` that reads them when they are used.
+
+    `SweepError` names a codec that could run code.
+    """
     import xarray
 
-    return xarray.open_zarr(path, chunks=None, consolidated=True)
+    for name, codec in _codecs(Path(path)):
+        if codec not in _CODECS:
+            raise SweepError(
+                f"{path}: {name} has the codec {codec!r}, and this package opens arrays of "
+                f"{', '.join(sorted(_CODECS))} only. Nothing of the array was read."
+            )
+    return xarray.open_zarr(path, chunks=None, consolidated=True, zarr_format=2)
+
+
+def _codecs(path: Path) -> Iterable[tuple[str, Any]]:
+    """(array, codec) of all arrays that the store lists."""
+    try:
+        listed = json.loads((path / ".zmetadata").read_text())["metadata"]
+        for key, about in listed.items():
+            if key.endswith(".zarray"):
+                for codec in (about["compressor"], *(about["filters"] or ())):
+                    if codec is not None:
+                        yield key, codec["id"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SweepError(
+            f"{path}: .zmetadata cannot be read ({error!r}); copy the folder again."
+        ) from None
 
 
 def _write_skeleton(path: Path, plan: Plan, attributes: dict[str, Any]) -> None:

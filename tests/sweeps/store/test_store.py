@@ -304,8 +304,8 @@ def test_other_sweeps_and_newer_stores_are_refused(whole, tmp_path):
     assert contents(path) == before
     description = path / ".sweep" / "sweep.json"
     told = json.loads(description.read_text())
-    description.write_text(json.dumps({**told, "format": 2}))
-    with pytest.raises(SweepError, match=r"store format 2 .*reads format 1; install"):
+    description.write_text(json.dumps({**told, "format": 3}))
+    with pytest.raises(SweepError, match=r"store format 3 .*reads formats 1 and 2; install"):
         lt.resume(path, GRID)
     description.write_text(json.dumps(told))
 

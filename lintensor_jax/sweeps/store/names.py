@@ -1,0 +1,130 @@
+"""Names of classes and functions in stores: public ones, which no move of a module changes.
+
+A name is a public module and what it exports: `lintensor_jax:StopAtMargin`, `diffrax:Tsit5`. A
+store can only name what stands in the registry here. Its words are looked up as keys, never
+imported and never followed from one attribute to the next.
+"""
+
+import dataclasses
+import functools
+import inspect
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import diffrax
+
+from ...dynamics.batch.programs import XLA, Native
+from ..from_toml.recipes import RandomData, Start
+from . import format1
+
+FORMAT = 2
+READABLE = (1, FORMAT)  # formats of stores
+
+_PACKAGE = __name__.partition(".")[0]
+# What lies in several of them is named after the first. `lintensor_jax` comes last: a name that it
+# exports later, besides another module, does not change what stores say.
+_FACES = tuple(_PACKAGE + face for face in (".sweeps", ".initialization", ".theory", ""))
+# These functions read and write folders: no part of a grid, and no store may name them.
+_OF_FOLDERS = f"{_PACKAGE}.sweeps"
+#: Classes that stores name and no public module exports.
+_OTHERS = {
+    f"{_PACKAGE}.sweeps:Start": Start,
+    f"{_PACKAGE}.sweeps:RandomData": RandomData,
+    f"{_PACKAGE}:Native": Native,
+    f"{_PACKAGE}:XLA": XLA,
+}
+
+
+class Registry:
+    """Public classes and functions by their names in stores of one format."""
+
+    def __init__(self, store_format: int = FORMAT):
+        self.store_format = store_format
+
+    def name(self, value: Any) -> str | None:
+        """The name by which a class or function is found again; None where it has none.
+
+        In format 1 everything of the package and of diffrax was given one.
+        """
+        name = _names().get(id(value))
+        if self.store_format == 1:
+            return self.label(value) if is_ours(value) else None
+        return name if name in _buildable() else None
+
+    def label(self, value: Any) -> str:
+        """What tells any class, function or object apart: its module and name.
+
+        The module is the public one for what is public, and for what lies within it.
+        """
+        kind = type(value)
+        module = getattr(value, "__module__", None) or kind.__module__
+        qualified = getattr(value, "__qualname__", kind.__qualname__)
+        outer, dot, inner = qualified.partition(".")
+        owner = getattr(sys.modules.get(module), outer, None) if is_ours(value) else None
+        public = _names().get(id(_unwrapped(owner)))
+        if public is None:
+            return f"{module}:{qualified}"
+        if self.store_format == 1:
+            public = format1.FORMER.get(public, public)
+        return f"{public}{dot}{inner}"
+
+    def find(self, name: Any) -> Any:
+        """The class or function of a name in a store; KeyError where there is none."""
+        if not isinstance(name, str):
+            raise KeyError(name)
+        return _buildable()[format1.PUBLIC[name] if self.store_format == 1 else name]
+
+
+def is_ours(value: Any) -> bool:
+    """Whether a class or function is this package's or diffrax's."""
+    return (getattr(value, "__module__", None) or "").partition(".")[0] in (_PACKAGE, "diffrax")
+
+
+@functools.cache
+def _public() -> dict[str, Any]:
+    """Everything that has a name."""
+    found = dict(_exports())
+    clash = [name for name, value in _OTHERS.items() if found.setdefault(name, value) is not value]
+    assert not clash, clash
+    return found
+
+
+def _exports() -> Iterator[tuple[str, Any]]:
+    for face in _FACES:
+        # The modules are there: this package has imported them. They import this one.
+        for name, value in vars(sys.modules[face]).items():
+            inner = _unwrapped(value)
+            is_code = inspect.isclass(inner) or inspect.isfunction(inner)
+            if name.startswith("_") or not is_code or not is_ours(inner):
+                continue
+            if face != f"{_PACKAGE}.initialization" or inner.__module__.startswith(face):
+                yield f"{face}:{name}", value
+    for name, value in vars(diffrax).items():
+        if inspect.isclass(value) and issubclass(value, diffrax.AbstractERK):
+            yield f"diffrax:{name}", value
+
+
+@functools.cache
+def _names() -> dict[int, str]:
+    """{id of a class or function: its name}; the registry keeps them all alive."""
+    names: dict[int, str] = {}
+    for name, value in _public().items():
+        names.setdefault(id(_unwrapped(value)), name)
+    return names
+
+
+@functools.cache
+def _buildable() -> dict[str, Any]:
+    """What a store may name: data classes that can be made, and functions."""
+    refused = {id(v) for name, v in _public().items() if name.partition(":")[0] == _OF_FOLDERS}
+    return {
+        name: value
+        for name, value in _public().items()
+        if (dataclasses.is_dataclass(value) and not inspect.isabstract(value))
+        or (not inspect.isclass(value) and id(value) not in refused)
+    }
+
+
+def _unwrapped(value: Any) -> Any:
+    return value if inspect.isclass(value) or not callable(value) else inspect.unwrap(value)
