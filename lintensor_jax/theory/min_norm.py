@@ -148,7 +148,7 @@ def _least_squares(sensors, y, shape, norm):
     residual = jnp.maximum(off, misfit / jnp.where(size_of_y > 0, size_of_y, 1.0))
     status = "unchecked"
     if not isinstance(residual, Tracer):
-        _require_consistent(np.asarray(sensors @ beta - outputs), np.asarray(outputs), y.dtype)
+        require_consistent(np.asarray(sensors @ beta - outputs), np.asarray(outputs), y.dtype)
         status = "optimal" if residual <= _tolerance(residual.dtype) else "inaccurate"
     return MinNorm(
         coefficients=beta.reshape(shape),
@@ -171,7 +171,7 @@ def _on_host(sensors, y, shape, norm, start):
     one_output = np.asarray(sensors, np.float64)
     rows = np.kron(one_output, np.eye(target[0].size)) if target.ndim == 2 else one_output
     equations = _orthonormal(form.measurements(rows), target.ravel())
-    _require_consistent(equations.misfit, equations.target, y.dtype)
+    require_consistent(equations.misfit, equations.target, y.dtype)
     if equations.size == 0:
         return _zero(shape, y.shape, dtype, is_convex)
     unique = None
@@ -330,7 +330,7 @@ def _start(start, shape, form):
     return form.coordinates(array.ravel())
 
 
-def _require_consistent(misfit, target, dtype):
+def require_consistent(misfit, target, dtype, owner="min_norm"):
     """Raise if the part of y outside the range of the data exceeds sqrt(eps) of y."""
     scale = np.max(np.abs(target))
     if scale == 0:
@@ -339,7 +339,7 @@ def _require_consistent(misfit, target, dtype):
     limit = float(np.sqrt(jnp.finfo(dtype).eps))
     if inconsistency > limit:
         raise InconsistentEquationsError(
-            "min_norm: y must lie in the range of the data (X beta = y solvable), got a relative "
+            f"{owner}: y must lie in the range of the data (X beta = y solvable), got a relative "
             f"inconsistency min |X beta - y| / |y| = {inconsistency:.3e} (limit {limit:.1e}); "
             "remove contradictory samples, or add features until n <= d with independent rows.",
             inconsistency,
