@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import gc
+import importlib
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -11,13 +12,23 @@ from typing import Any, TypeVar
 
 import jax
 
-from .. import experiments
 from ..config import ConfigError, load
 from .report import REPORT_FILES, Report
 
 J = TypeVar("J")
 # Iterates over a list of jobs; it may show progress (`str(job)` describes one).
 Track = Callable[[Sequence[Any]], Iterable[Any]]
+
+#: The package of each experiment, in this folder.
+EXPERIMENTS = {
+    "yun2021": "yun2021.figures_1_and_3",
+    "yun2021-regression": "yun2021.regression",
+    "yun2021-classification": "yun2021.classification",
+    "ji-telgarsky2019": "ji_telgarsky2019",
+    "gunasekar2018": "gunasekar2018",
+    "min2021": "min2021",
+    "eftekhari2020": "eftekhari2020",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +50,13 @@ class Experiment:
     run: Callable[..., Any]
     report: Callable[[Any], Report]
     figures: Callable[[Any], dict[str, Any]]
+
+
+def find(name: str) -> Experiment:
+    """The experiment of that name; KeyError for a name that is not in `EXPERIMENTS`."""
+    package = __name__.rpartition(".")[0]
+    module = importlib.import_module(f"{package}.{EXPERIMENTS[name]}.experiment")
+    return module.EXPERIMENT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +109,7 @@ def run_experiment(
     from ..figures.style import save
 
     start = time.perf_counter()
-    experiment = experiments.find(name)
+    experiment = find(name)
     kind = experiment.Configuration
     config, reduced = (kind() if config_file is None else load(config_file, kind)), ()
     if quick:

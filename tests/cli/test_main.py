@@ -17,7 +17,7 @@ from PIL import Image
 import lintensor_jax as lt
 from lintensor_jax import cli, experiments
 from lintensor_jax.cli import reproduce
-from lintensor_jax.experiments import EXPERIMENTS
+from lintensor_jax.experiments import EXPERIMENTS, framework
 from lintensor_jax.experiments.formats import vector
 from lintensor_jax.experiments.report import Check, Column, Report, Table, worst_of
 from lintensor_jax.experiments.yun2021.figures_1_and_3.configuration import Configuration
@@ -275,7 +275,7 @@ def test_a_failed_check_is_exit_code_1(monkeypatch, tmp_path, capsys):
     failing = dataclasses.replace(
         experiments.find("yun2021"), run=lambda *_: None, report=report, figures=lambda _: {}
     )
-    monkeypatch.setattr(experiments, "find", lambda _: failing)
+    monkeypatch.setattr(framework, "find", lambda _: failing)
     arguments = ["reproduce", "yun2021", "--out", str(tmp_path)]
     assert cli.main(arguments) == 1
     captured = capsys.readouterr()

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lintensor_jax import cli, experiments
+from lintensor_jax import cli
 from lintensor_jax.cli import reproduce
 from lintensor_jax.config import ConfigError, load
-from lintensor_jax.experiments import find
+from lintensor_jax.experiments import find, framework
 from lintensor_jax.experiments.eftekhari2020 import configuration
 from lintensor_jax.experiments.eftekhari2020.setup import far_start, near_start, whitened
 
@@ -95,7 +95,7 @@ def test_each_check_can_fail(result):
 
 def test_the_command_line_writes_tables_and_figures(result, monkeypatch, tmp_path, capsys):
     finished = dataclasses.replace(experiment, run=lambda *_: result)
-    monkeypatch.setattr(experiments, "find", {finished.name: finished}.__getitem__)
+    monkeypatch.setattr(framework, "find", {finished.name: finished}.__getitem__)
     monkeypatch.setattr(reproduce, "configure_jax", lambda: None)
     assert cli.main(["reproduce", "eftekhari2020", "--json", "--out", str(tmp_path)]) == 0
     printed = json.loads(capsys.readouterr().out)

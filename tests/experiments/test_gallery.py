@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from lintensor_jax import cli, experiments
 from lintensor_jax.cli import reproduce
 from lintensor_jax.config import Config
+from lintensor_jax.experiments import framework
 from lintensor_jax.experiments.formats import power_of_ten, scientific
 from lintensor_jax.experiments.framework import Experiment, ExperimentRun
 from lintensor_jax.experiments.gallery import gallery
@@ -72,7 +73,7 @@ def reproduce_all(monkeypatch, tmp_path, capsys):
 
     def run(**by_name):
         monkeypatch.setattr(experiments, "EXPERIMENTS", dict.fromkeys(by_name, ""))
-        monkeypatch.setattr(experiments, "find", by_name.__getitem__)
+        monkeypatch.setattr(framework, "find", by_name.__getitem__)
         code = cli.main(
             ["reproduce", "all", "--quick", "--json", "--jobs", "1", "--out", str(tmp_path)]
         )
@@ -166,7 +167,7 @@ def test_an_error_in_one_experiment_does_not_stop_the_others(reproduce_all, tmp_
 
 def test_an_experiment_run_in_another_process_is_the_same_on_the_page(monkeypatch, tmp_path):
     monkeypatch.setattr(reproduce, "configure_jax", lambda: None)
-    monkeypatch.setattr(experiments, "find", lambda _: _experiment())
+    monkeypatch.setattr(framework, "find", lambda _: _experiment())
     arguments = argparse.Namespace(name="all", config=None, quick=True)
     both = []
     for run in (reproduce._run_one_of_all, reproduce._run_in_own_process):

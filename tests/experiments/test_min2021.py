@@ -13,9 +13,9 @@ from PIL import Image
 from scipy.integrate import solve_ivp
 
 import lintensor_jax as lt
-from lintensor_jax import cli, experiments, theory
+from lintensor_jax import cli, theory
 from lintensor_jax.config import ConfigError
-from lintensor_jax.experiments import find
+from lintensor_jax.experiments import find, framework
 from lintensor_jax.experiments.min2021 import configuration
 from lintensor_jax.experiments.min2021.results import PowerLaw, meaningful, power_law
 from lintensor_jax.experiments.min2021.setup import (
@@ -91,7 +91,7 @@ def test_checks_can_fail(result):
 
 def test_the_command_writes_tables_and_figures(result, tmp_path, monkeypatch, capsys):
     finished = dataclasses.replace(experiment, run=lambda *_: result)
-    monkeypatch.setattr(experiments, "find", {finished.name: finished}.__getitem__)
+    monkeypatch.setattr(framework, "find", {finished.name: finished}.__getitem__)
     assert cli.main(["reproduce", "min2021", "--json", "--out", str(tmp_path)]) == 0
     printed = json.loads(capsys.readouterr().out)
     figures = ("figure2_4", "figure5", "figure3_6", "figure7")

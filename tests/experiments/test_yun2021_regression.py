@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 from scipy.optimize import linprog
 
-from lintensor_jax import cli, experiments
+from lintensor_jax import cli
 from lintensor_jax.cli import reproduce
 from lintensor_jax.config import ConfigError
-from lintensor_jax.experiments import find
+from lintensor_jax.experiments import find, framework
 from lintensor_jax.experiments.yun2021.regression import configuration
 from lintensor_jax.experiments.yun2021.regression.setup import (
     interpolation_setups,
@@ -151,7 +151,7 @@ def test_a_flow_that_does_not_end_and_a_wrong_rate_fail(result):
 
 def test_the_command_line_writes_tables_and_figures(result, monkeypatch, tmp_path, capsys):
     finished = dataclasses.replace(experiment, run=lambda *_: result)
-    monkeypatch.setattr(experiments, "find", {finished.name: finished}.__getitem__)
+    monkeypatch.setattr(framework, "find", {finished.name: finished}.__getitem__)
     monkeypatch.setattr(reproduce, "configure_jax", lambda: None)
     assert cli.main(["reproduce", "yun2021-regression", "--json", "--out", str(tmp_path)]) == 0
     printed = json.loads(capsys.readouterr().out)

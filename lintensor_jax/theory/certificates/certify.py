@@ -179,14 +179,15 @@ def _margins(signed, beta):
     margins = signed @ beta
     sizes = np.linalg.norm(signed, axis=1) * np.linalg.norm(beta)
     normalised = margins / np.where(sizes > 0, sizes, 1.0)
-    if not np.min(normalised) > 0:
-        worst = int(np.argmin(normalised))
-        raise ValueError(
-            "certify: network_or_coefficients must classify every sample correctly, got a smallest "
-            f"normalised margin y_i <x_i, beta> / (|x_i| |beta|) of {normalised[worst]:.3g} at "
-            f"sample {worst}; let the flow run on, or see is_separable(problem)."
-        )
     noise = _MARGIN_ULPS * np.finfo(float).eps * (np.abs(signed) @ np.abs(beta))
+    if not np.min(margins - noise) > 0:
+        worst = int(np.argmin((margins - noise) / np.where(sizes > 0, sizes, 1.0)))
+        raise ValueError(
+            "certify: network_or_coefficients must classify every sample correctly, beyond "
+            "rounding, got a smallest normalised margin y_i <x_i, beta> / (|x_i| |beta|) of "
+            f"{normalised[worst]:.3g} at sample {worst}; let the flow run on, or see "
+            "is_separable(problem)."
+        )
     level = np.min(margins + noise)
     return float(level), np.maximum(margins - noise - level, 0.0) / level
 

@@ -154,7 +154,7 @@ def _of_gauge(gauge: Any, rows, rho, slack, tolerance, name) -> Stationarity:
 
         residual, noise = measured(shares), resolution(rows / level, shares)
         tight = rows[slack <= tolerance] * stretch
-        if residual > tolerance and np.linalg.matrix_rank(tight) < len(tight):
+        if residual > tolerance and _is_dependent(tight, tolerance):
             # The nonzero coordinates leave the multipliers open. Those of any optimum of the
             # convex problem belong to all of its optima (and so to this point, if it is one).
             other = _optimal_shares(gauge, rows, level)
@@ -165,6 +165,15 @@ def _of_gauge(gauge: Any, rows, rho, slack, tolerance, name) -> Stationarity:
     off = norms <= tolerance * norms.max()
     worst = float(np.max(dual[off], initial=0.0))
     return Stationarity(residual, noise, shares / level, worst, name)
+
+
+def _is_dependent(rows, tolerance):
+    """Whether the rows do not determine a combination of them to within the tolerance."""
+    lengths = np.linalg.norm(rows, axis=1)
+    if len(rows) > rows.shape[1] or not lengths.all():
+        return True
+    singular = np.linalg.svd(rows / lengths[:, None], compute_uv=False)
+    return singular[-1] <= tolerance * singular[0]
 
 
 def _optimal_shares(gauge, rows, level):
@@ -182,7 +191,8 @@ def _of_gradient(gradient, direction, signed, slack):
             f"got shape {slope.shape}; return a subgradient where R has a kink."
         )
     growth, length = slope @ direction, np.linalg.norm(slope)
-    if not growth > 0:
+    # Of an R of degree 0 the growth is zero, and rounding alone decides about its sign.
+    if not growth > 16 * np.finfo(float).eps * (np.abs(slope) @ np.abs(direction)):
         raise ValueError(
             "certify: regularizer.gradient must be that of a positive, positively homogeneous R, "
             f"<gradient(beta), beta> > 0, got {growth:.3g}; check its sign."

@@ -160,8 +160,9 @@ def reweighted(
     """A stationary point for a power below 1, from `start`, and its KKT residual.
 
     Iteratively reweighted l1 (Candes, Wakin & Boyd 2008) without smoothing: the concave power is
-    replaced by its tangent, so the quasi-norm never grows, and what is zero stays zero. None if
-    the constraints cannot be met on the support of the start.
+    replaced by its tangent, so the quasi-norm never grows, and what is zero stays zero. The
+    constraints must be met by some point on the support of the start: this is for the caller to
+    decide. None if no such point is found in float64.
     """
     point = gauge.cleaned(start)
     point = point / gauge.value(point)
@@ -172,7 +173,8 @@ def reweighted(
     for _ in range(_REWEIGHTINGS):
         sizes = gauge.group_norms(point)[gauge.labels]
         on = sizes > 0
-        stretch = sizes[on] ** (1 - gauge.power)
+        # Relative to the largest: a small power makes all coordinates of a point of gauge 1 tiny.
+        stretch = (sizes[on] / sizes.max()) ** (1 - gauge.power)
         convex = GroupGauge(np.unique(gauge.labels[on], return_inverse=True)[1])
         stretched = rows[:, on] * stretch
         solved = solve_level(convex, stretched, targets, equality)

@@ -118,8 +118,10 @@ def max_margin(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -
     - `norm`: a norm object: `L2Norm`, `WeightedL2Norm`, `L1Norm`, `FourierL1Norm`, and for matrices
       `L21Norm`, `NuclearNorm`. For `LpNorm` and `FourierLpNorm` (p < 1, not convex) the answer is
       a *stationary* point, reached from `start` by iteratively reweighted l1.
-    - `start`: coefficients that separate the data, only for p < 1. A stationary point next to
-      the start is kept; coordinates that are zero in it stay zero. Default: the l2 solution.
+    - `start`: coefficients that separate the data, by margins above 8 eps sqrt(D) |x_i| |start|;
+      only for p < 1. A stationary point next to the start is kept; coordinates that are zero in
+      it stay zero. Below 1e-12 of the largest one (in the coordinates of the norm) a coordinate
+      counts as zero. Default: the l2 solution.
 
     **Raises** `NonSeparableError` (a ValueError, with the certificate) if no z exists;
     `MarginPrecisionError` (a ValueError) if the margin is below what float64 can resolve;
@@ -198,16 +200,17 @@ def _stationary_level(rows, targets, gauge, form: GroupForm, start, shape):
     """A stationary level of a quasi-norm, from the start or from the l2 solution."""
     one_group = GroupGauge(np.zeros_like(gauge.labels))
     euclidean, _ = optimum(one_group, rows, targets, equality=False)
-    if not np.min(rows @ euclidean.point) > 0:
+    if not _separates(rows, euclidean.point):
         return euclidean  # not separable: its multipliers are the certificate
     begin = euclidean.point
     if start is not None:
-        begin = form.coordinates(_concrete_start(start, shape).ravel())
-        worst = np.min(rows @ begin) / max(np.linalg.norm(begin), np.finfo(float).tiny)
-        if not worst > 0:
+        begin = gauge.cleaned(form.coordinates(_concrete_start(start, shape).ravel()))
+        if not _separates(rows, begin):
+            worst = np.min(rows @ begin) / max(np.linalg.norm(begin), np.finfo(float).tiny)
             raise ValueError(
                 "max_margin: start must separate the data, got a smallest normalised margin of "
-                f"{worst:.3g}; pass e.g. max_margin(problem, L2Norm()).coefficients."
+                f"{worst:.3g} (limit {_doubt(rows):.1e}); pass e.g. "
+                "max_margin(problem, L2Norm()).coefficients."
             )
     found = reweighted(gauge, rows, targets, begin, equality=False)
     if found is None:
@@ -216,6 +219,16 @@ def _stationary_level(rows, targets, gauge, form: GroupForm, start, shape):
             "float64, and is not; pass a start with more nonzero coordinates."
         )
     return found[0]
+
+
+def _doubt(unit_rows):
+    """A normalised margin of zero is computed as at most this, on any machine."""
+    return 8 * np.finfo(float).eps * np.sqrt(unit_rows.shape[1])
+
+
+def _separates(unit_rows, point):
+    """Whether all margins are positive beyond what rounding explains."""
+    return np.min(unit_rows @ point) > _doubt(unit_rows) * np.linalg.norm(point)
 
 
 def _concrete_start(start, shape):
@@ -274,8 +287,7 @@ def _require_separating(unit_rows, level, weights, rows, dtype):
 
     `weights`: multipliers of the rows (any scale), whose combination is zero if nothing separates.
     """
-    doubt = 8 * np.finfo(float).eps * np.sqrt(rows.shape[1]) * np.linalg.norm(level.point)
-    if level.level > 0 and np.min(unit_rows @ level.point) > doubt:
+    if level.level > 0 and _separates(unit_rows, level.point):
         return
     unit, _, lengths = _normalised(rows, dtype)
     weights = _sharpened(unit, weights * lengths)

@@ -4,6 +4,8 @@ The limits of regression flows: Yun et al. 2021, Theorem 5, Corollaries 5-7, Rem
 Min et al. 2021, Proposition 10; nuclear norm: Gunasekar et al. 2017.
 """
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,11 @@ from .gauges import GroupGauge
 from .norms import AbstractNorm, L2Norm, WeightedL2Norm
 
 _OPTIMAL = 1e-8
+_EPS = float(np.finfo(float).eps)
+# Columns on the support of a start, in orthonormal equations: below this they count as dependent.
+_DEPENDENT = 1e-12
+# Data and sums are off by up to this many units in the last place.
+_ROUNDINGS = 64
 
 
 class InconsistentEquationsError(ValueError):
@@ -40,7 +47,9 @@ class MinNorm(eqx.Module):
     #: stationarity in units of the dual norm, and max |X beta - y| / max |y|.
     kkt_residual: Float[Array, ""]
     #: "optimal"; "stationary" for a quasi-norm (no claim of optimality); "inaccurate" if the
-    #: KKT residual is above 1e-8; "unchecked" if computed under a JAX transformation.
+    #: KKT residual is above 1e-8, or 1e3 eps for data of a shorter dtype, whose rounding leaves
+    #: redundant equations unsolved by that much; "unchecked" if computed under a JAX
+    #: transformation.
     status: str = eqx.field(static=True)
     #: Whether beta is certified to be the only minimiser: True, False, or None where that is not
     #: cheap to tell.
@@ -74,10 +83,13 @@ def min_norm(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -> 
       For `LpNorm` and `FourierLpNorm` (p < 1, not convex) the answer is a *stationary* point,
       reached from `start` by iteratively reweighted l1.
     - `start`: coefficients, only for p < 1. A stationary point next to the start is kept;
-      coordinates that are zero in it stay zero. Default: the l2 solution.
+      coordinates that are zero in it stay zero. Below 1e-12 of the largest one (in the
+      coordinates of the norm) a coordinate counts as zero. Default: the l2 solution.
 
     **Raises** `InconsistentEquationsError` (a ValueError, with the size of the inconsistency) if
-    no beta satisfies the equations; ValueError for a problem, norm or start that does not fit.
+    no beta satisfies the equations; ValueError for a problem, norm or start that does not fit,
+    and if the equations cannot be solved on the nonzero coordinates of the start. Both limits are
+    a relative misfit of sqrt(eps) of the data's dtype.
     """
     sensors, y, shape = _equations(problem)
     if isinstance(norm, L2Norm | WeightedL2Norm):
@@ -136,9 +148,8 @@ def _least_squares(sensors, y, shape, norm):
     residual = jnp.maximum(off, misfit / jnp.where(size_of_y > 0, size_of_y, 1.0))
     status = "unchecked"
     if not isinstance(residual, Tracer):
-        _require_consistent(np.asarray(sensors @ beta - outputs), np.asarray(outputs), y.dtype)
-        tolerance = max(_OPTIMAL, 1e3 * float(jnp.finfo(residual.dtype).eps))
-        status = "optimal" if residual <= tolerance else "inaccurate"
+        require_consistent(np.asarray(sensors @ beta - outputs), np.asarray(outputs), y.dtype)
+        status = "optimal" if residual <= _tolerance(residual.dtype) else "inaccurate"
     return MinNorm(
         coefficients=beta.reshape(shape),
         value=value,
@@ -153,56 +164,148 @@ def _on_host(sensors, y, shape, norm, start):
     """All other norms: a conic program in coordinates in which the equations are orthonormal."""
     dtype = jnp.result_type(sensors, y)
     gauge, form = coordinates_of(norm, shape, "min_norm")
-    quasi = gauge if isinstance(gauge, GroupGauge) and gauge.power < 1 else None
-    is_convex = quasi is None
+    is_convex = not (isinstance(gauge, GroupGauge) and gauge.power < 1)
     if is_convex and start is not None:
         raise ValueError(_superfluous_start(norm))
     target = np.asarray(y, np.float64)
     one_output = np.asarray(sensors, np.float64)
-    equations = np.kron(one_output, np.eye(target[0].size)) if target.ndim == 2 else one_output
-    rows = form.measurements(equations)
-    target = target.ravel()
-    # Orthonormal equations: redundant or badly scaled samples cost neither rank nor accuracy.
-    left, singular, right = np.linalg.svd(rows, full_matrices=False)
-    kept = singular > max(rows.shape) * np.finfo(float).eps * singular[0]
-    left, singular, right = left[:, kept], singular[kept], right[kept]
-    _require_consistent(target - left @ (left.T @ target), target, y.dtype)
-    reduced = (left.T @ target) / singular
-    size = np.linalg.norm(reduced)
-    if size == 0:
+    rows = np.kron(one_output, np.eye(target[0].size)) if target.ndim == 2 else one_output
+    equations = _orthonormal(form.measurements(rows), target.ravel())
+    require_consistent(equations.misfit, equations.target, y.dtype)
+    if equations.size == 0:
         return _zero(shape, y.shape, dtype, is_convex)
-    unit_target = reduced / size
-    if quasi is None:
-        level, _ = optimum(gauge, right, unit_target, equality=True)
+    unique = None
+    if is_convex:
+        level, _ = optimum(gauge, equations.right, equations.unit_target, equality=True)
+        rho, multipliers = equations.solution(level)
+        unique = gauge.is_unique(
+            equations.right,
+            equations.unit_target,
+            level.point,
+            level.level,
+            level.multipliers,
+            equality=True,
+        )
     else:
-        begin = right.T @ unit_target if start is None else _start(start, shape, form)
-        found = reweighted(quasi, right, unit_target, begin, equality=True)
-        if found is None:
-            raise ValueError(
-                "min_norm: the equations must be solvable on the nonzero coordinates of start, "
-                "and are not; pass a start with more nonzero coordinates."
-            )
-        level = found[0]
-    beta = form.coefficients(level.point * (size / level.level))
-    multipliers = left @ (level.multipliers / level.level / singular)
+        begin = None if start is None else _start(start, shape, form)
+        rho, multipliers = _stationary_point(gauge, equations, begin, y.dtype)
+    beta = form.coefficients(rho)
     # Measured on what is returned, against the equations as they were given.
-    rho = gauge.cleaned(form.coordinates(beta) / size)
-    scale = np.max(np.abs(target))
+    rho = gauge.cleaned(form.coordinates(beta) / equations.size)
+    scale = np.max(np.abs(equations.target))
     residual = kkt_residual(
-        gauge, rows * (size / scale), target / scale, rho, multipliers * (scale / size), True
+        gauge,
+        equations.rows * (equations.size / scale),
+        equations.target / scale,
+        rho,
+        multipliers * (scale / equations.size),
+        True,
     )
     status = "optimal" if is_convex else "stationary"
-    unique = gauge.is_unique(
-        right, unit_target, level.point, level.level, level.multipliers, equality=True
-    )
     return MinNorm(
         coefficients=jnp.asarray(beta.reshape(shape), dtype),
-        value=jnp.asarray(gauge.value(rho) * size, dtype),
+        value=jnp.asarray(gauge.value(rho) * equations.size, dtype),
         multipliers=jnp.asarray(multipliers.reshape(y.shape), dtype),
         kkt_residual=jnp.asarray(residual, dtype),
-        status=status if residual <= _OPTIMAL else "inaccurate",
+        status=status if residual <= _tolerance(y.dtype) else "inaccurate",
         unique=unique if residual <= _OPTIMAL else None,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Equations:
+    """rows @ rho = target, and the orthonormal equations right @ rho = (left^T target) / singular.
+
+    Redundant or badly scaled samples cost neither rank nor accuracy in the orthonormal ones.
+    """
+
+    rows: np.ndarray
+    target: np.ndarray
+    left: np.ndarray
+    singular: np.ndarray
+    right: np.ndarray
+
+    @property
+    def misfit(self):
+        """The part of the target outside the range of the rows."""
+        return self.target - self.left @ (self.left.T @ self.target)
+
+    @property
+    def reduced(self):
+        """The targets of the orthonormal equations."""
+        return (self.left.T @ self.target) / self.singular
+
+    @property
+    def size(self):
+        """|reduced|_2, the l2 norm of the smallest solution."""
+        return np.linalg.norm(self.reduced)
+
+    @property
+    def unit_target(self):
+        """The targets of the orthonormal equations, of length 1."""
+        return self.reduced / self.size
+
+    def solution(self, level):
+        """rho and the multipliers of the rows, from a level of the orthonormal equations."""
+        multipliers = self.left @ (level.multipliers / level.level / self.singular)
+        return level.point * (self.size / level.level), multipliers
+
+
+def _orthonormal(rows, target):
+    left, singular, right = np.linalg.svd(rows, full_matrices=False)
+    kept = singular > max(rows.shape) * _EPS * singular[0]
+    return _Equations(rows, target, left[:, kept], singular[kept], right[kept])
+
+
+def _stationary_point(gauge, equations, start, dtype):
+    """rho and multipliers for a power below 1, on the support of the start.
+
+    Coordinates outside the support stay zero. Without them the equations are a smaller problem of
+    the same kind, and whether that one has a solution is decided before anything is minimised.
+    """
+    begin = equations.right.T @ equations.unit_target if start is None else start
+    begin = gauge.cleaned(begin)
+    on = (gauge.group_norms(begin) > 0)[gauge.labels]
+    part = _orthonormal(equations.rows[:, on], equations.target)
+    if start is not None:
+        _require_solvable(equations, part, on, dtype)
+    inner = GroupGauge(np.unique(gauge.labels[on], return_inverse=True)[1], gauge.power)
+    found = reweighted(inner, part.right, part.unit_target, begin[on], equality=True)
+    if found is None:
+        raise ValueError(
+            "min_norm: the equations must be solvable in float64 on the nonzero coordinates of "
+            "start, and were not solved; pass a start with more nonzero coordinates."
+        )
+    rho = np.zeros_like(begin)
+    rho[on], multipliers = part.solution(found[0])
+    return rho, multipliers
+
+
+def _require_solvable(equations, part, on, dtype):
+    """Raise if the equations cannot be solved on the coordinates `on`.
+
+    Two measures, as none of them sees samples of every scale: the part of y outside the range of
+    the columns `on`, relative to y; and the same for the orthonormal equations, whose solution is
+    compared with itself. The limit of both is sqrt(eps) of the data's dtype. What rounding of the
+    data and of the terms that cancel leaves is added to the second.
+    """
+    eps = float(jnp.finfo(dtype).eps)
+    limit = np.sqrt(eps)
+    misfit = np.linalg.norm(part.misfit) / np.linalg.norm(part.target)
+    columns = equations.right[:, on]
+    left, singular, _ = np.linalg.svd(columns, full_matrices=False)
+    left, singular = (a[..., singular > _DEPENDENT * singular[0]] for a in (left, singular))
+    explained = left.T @ equations.unit_target
+    outside = np.linalg.norm(equations.unit_target - left @ explained)
+    cancelling = np.linalg.norm(explained / singular)
+    condition = equations.singular[0] / equations.singular[-1]
+    rounding = _ROUNDINGS * (_EPS * cancelling + eps * condition)
+    if misfit > limit or outside > limit + rounding:
+        raise ValueError(
+            "min_norm: the equations must be solvable on the nonzero coordinates of start, got a "
+            f"relative misfit of {max(misfit, outside):.3e} (limit {limit:.1e}); pass a start "
+            "with more nonzero coordinates."
+        )
 
 
 def _zero(shape, y_shape, dtype, is_convex):
@@ -210,6 +313,11 @@ def _zero(shape, y_shape, dtype, is_convex):
     zero = jnp.zeros((), dtype)
     status = "optimal" if is_convex else "stationary"
     return MinNorm(jnp.zeros(shape, dtype), zero, jnp.zeros(y_shape, dtype), zero, status, True)
+
+
+def _tolerance(dtype):
+    """The KKT residual up to which an answer counts as accurate."""
+    return max(_OPTIMAL, 1e3 * float(jnp.finfo(dtype).eps))
 
 
 def _start(start, shape, form):
@@ -222,7 +330,7 @@ def _start(start, shape, form):
     return form.coordinates(array.ravel())
 
 
-def _require_consistent(misfit, target, dtype):
+def require_consistent(misfit, target, dtype, owner="min_norm"):
     """Raise if the part of y outside the range of the data exceeds sqrt(eps) of y."""
     scale = np.max(np.abs(target))
     if scale == 0:
@@ -231,7 +339,7 @@ def _require_consistent(misfit, target, dtype):
     limit = float(np.sqrt(jnp.finfo(dtype).eps))
     if inconsistency > limit:
         raise InconsistentEquationsError(
-            "min_norm: y must lie in the range of the data (X beta = y solvable), got a relative "
+            f"{owner}: y must lie in the range of the data (X beta = y solvable), got a relative "
             f"inconsistency min |X beta - y| / |y| = {inconsistency:.3e} (limit {limit:.1e}); "
             "remove contradictory samples, or add features until n <= d with independent rows.",
             inconsistency,

@@ -3,11 +3,13 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
 from ...networks import FullyConnectedNetwork
 from ...problems import Regression
+from ..least_norm.min_norm import require_consistent
 
 
 class NeuronLimit(eqx.Module):
@@ -43,7 +45,9 @@ def single_neuron_limit(network: FullyConnectedNetwork, problem: Regression) -> 
     - `problem`: `Regression` with consistent equations, y of shape (n,).
 
     Traceable by `jax.jit` and `jax.vmap`; differentiable in parameters, X (of full row rank) and y.
-    ValueError for another architecture, or if a(0) = 0 with delta <= 0.
+    ValueError for another architecture, or if a(0) = 0 with delta <= 0;
+    `InconsistentEquationsError` (a ValueError) if no beta satisfies X beta = y. Traced values are
+    not checked.
     """
     shapes = [w.shape for w in getattr(network, "weights", ())]
     dimension = problem.X.shape[1]
@@ -62,6 +66,9 @@ def single_neuron_limit(network: FullyConnectedNetwork, problem: Regression) -> 
         )
     pseudo_inverse = jnp.linalg.pinv(problem.X)
     b = pseudo_inverse @ problem.y
+    if not isinstance(b, Tracer):
+        misfit = np.asarray(problem.X @ b - problem.y)
+        require_consistent(misfit, np.asarray(problem.y), problem.y.dtype, "single_neuron_limit")
     u_perp = u - pseudo_inverse @ (problem.X @ u)
     c = imbalance + u_perp @ u_perp
     root = jnp.sqrt(c**2 + 4 * (b @ b))

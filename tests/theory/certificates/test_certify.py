@@ -369,6 +369,27 @@ def test_complex_components_in_conjugate_pairs(pairs):
     assert 1e-6 < moved.predictor_residual < 1e-2
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_margins_of_zero_are_refused_whatever_their_rounding(seed):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(4, 6))
+    beta = rng.normal(size=6)
+    beta -= X[2] * (X[2] @ beta) / (X[2] @ X[2])
+    y = np.where(np.arange(4) == 2, 1.0, np.sign(X @ beta))
+    with pytest.raises(ValueError, match=r"classify every sample correctly.*at sample 2"):
+        certify(beta, lt.Classification(X, y), regularizer=lt.L1Norm())
+
+
+def test_a_regularizer_of_degree_zero_is_refused():
+    def ratio(beta):
+        return jnp.sum(jnp.abs(beta)) / jnp.linalg.norm(beta)
+
+    problem = _separable(5, 14, 6)
+    z = lt.max_margin(problem, lt.L2Norm()).coefficients
+    with pytest.raises(ValueError, match="positively homogeneous"):
+        certify(z, problem, regularizer=lt.Regularizer(gradient=jax.grad(ratio)))
+
+
 def test_bad_arguments():
     problem = _separable(5, 14, 6)
     z = lt.max_margin(problem, lt.L1Norm()).coefficients

@@ -210,6 +210,41 @@ def test_quasi_norm_keeps_a_stationary_start():
         max_margin(problem, L1Norm(), start=np.ones(2))
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_start_of_margin_zero_does_not_separate(seed):
+    # Computed, the margin of sample 0 is some 1e-17 of either sign.
+    rng = np.random.default_rng(seed)
+    normal = rng.normal(size=5)
+    X = normal + 0.3 * rng.normal(size=(6, 5))
+    start = normal - X[0] * (X[0] @ normal) / (X[0] @ X[0])
+    X[1:] *= np.sign(X[1:] @ start)[:, None]
+    problem = Classification(X, np.ones(6))
+    with pytest.raises(ValueError, match="start must separate"):
+        max_margin(problem, LpNorm(0.5), start=start)
+    inside = start + 1e-6 * X[0]
+    if np.min(X @ inside) > 0:
+        assert max_margin(problem, LpNorm(0.5), start=inside).status == "stationary"
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("norm", [L1Norm(), LpNorm(0.5)])
+def test_data_on_both_sides_of_a_boundary_are_not_separable(norm, seed):
+    # The last sample is minus a positive combination of two others.
+    rng = np.random.default_rng(seed)
+    normal = rng.normal(size=5)
+    X = rng.normal(size=(6, 5))
+    X *= np.sign(X @ normal)[:, None] * 10 ** rng.uniform(-3, 3, (6, 1))
+    X = np.vstack([X, -0.3 * X[0] - 0.7 * X[1]])
+    with pytest.raises(NonSeparableError) as error:
+        max_margin(Classification(X, np.ones(7)), norm)
+    assert error.value.residual < 1e-14
+    weights = np.asarray(error.value.certificate)
+    assert (weights >= 0).all()
+    assert weights[6] > 0
+    scale = weights @ np.linalg.norm(X, axis=1)
+    np.testing.assert_allclose(weights @ X, 0, atol=1e-14 * scale)
+
+
 @pytest.mark.parametrize("norm", CONVEX, ids=lambda norm: type(norm).__name__)
 def test_scale_and_duplicates_change_nothing(norm):
     base = _separable(7, 12, 6)

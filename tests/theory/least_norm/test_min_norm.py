@@ -217,6 +217,108 @@ def test_quasi_norm_is_stationary(fourier):
     np.testing.assert_allclose(again.coefficients, answer.coefficients, rtol=0, atol=1e-11)
 
 
+# Samples of one size, and samples whose sizes differ by 1e6.
+SPREADS = [0, -6]
+POWERS = [0.5, 0.2]
+
+
+def _with_support(seed, spread):
+    """X (4, 9) and three coordinates out of nine."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(4, 9)) * np.logspace(0, spread, 4)[:, None]
+    return rng, X, rng.permutation(9)[:3]
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("power", POWERS)
+@pytest.mark.parametrize("seed", range(20, 26))
+def test_a_start_on_whose_support_nothing_solves_the_equations_is_refused(seed, power, spread):
+    # Four generic equations in three unknowns. Least squares leaves a misfit of the size of y.
+    rng, X, support = _with_support(seed, spread)
+    y = np.linalg.norm(X, axis=1) * rng.normal(size=4)
+    start = np.zeros(9)
+    start[support] = rng.normal(size=3)
+    problem = Regression(X, y)
+    with pytest.raises(ValueError, match="solvable on the nonzero coordinates of start"):
+        min_norm(problem, LpNorm(power), start=start)
+    # One more coordinate: four equations in four unknowns have one solution, which is the answer.
+    extra = np.flatnonzero(start == 0)[0]
+    start[extra] = 1.0
+    answer = min_norm(problem, LpNorm(power), start=start)
+    on = start != 0
+    assert answer.status == "stationary"
+    assert (np.asarray(answer.coefficients)[~on] == 0).all()
+    sizes = np.linalg.norm(X, axis=1)
+    expected = np.linalg.solve(X[:, on] / sizes[:, None], y / sizes)
+    np.testing.assert_allclose(np.asarray(answer.coefficients)[on], expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("power", POWERS)
+@pytest.mark.parametrize("seed", range(30, 34))
+def test_more_equations_than_coordinates_of_the_start_that_agree(seed, power, spread, dtype):
+    # Four equations in three unknowns, of which one follows from the others up to rounding.
+    rng, X, support = _with_support(seed, spread)
+    planted = np.zeros(9)
+    planted[support] = rng.uniform(0.5, 2, 3) * rng.choice([-1, 1], 3)
+    X, planted = X.astype(dtype), planted.astype(dtype)
+    answer = min_norm(Regression(X, X @ planted), LpNorm(power), start=np.sign(planted))
+    assert answer.status == "stationary"
+    tolerance = 1e-8 if dtype == np.float64 else 1e-3
+    np.testing.assert_allclose(answer.coefficients, planted, rtol=0, atol=tolerance)
+
+
+def test_dependent_coordinates_of_a_start_count_once():
+    # Columns 0 and 1 are equal: three coordinates, but they span a plane.
+    rng = np.random.default_rng(40)
+    X = rng.normal(size=(3, 5))
+    X[:, 1] = X[:, 0]
+    start = np.array([1.0, 2.0, 1.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="solvable on the nonzero coordinates of start"):
+        min_norm(Regression(X, rng.normal(size=3)), LpNorm(0.5), start=start)
+    answer = min_norm(Regression(X, X @ np.array([0, 3.0, 1, 0, 0])), LpNorm(0.5), start=start)
+    np.testing.assert_allclose(X[:, :3] @ answer.coefficients[:3], X @ [0, 3.0, 1, 0, 0], rtol=1e-9)
+    # Of the two equal columns one is enough, and p < 1 takes one.
+    np.testing.assert_allclose(sorted(np.abs(answer.coefficients)), [0, 0, 0, 1, 3], atol=1e-9)
+
+
+def test_a_sample_that_is_small_is_not_overlooked():
+    # Sample 1 asks for beta_1 = 1, and its misfit of 1e-10 is all there is to see of it.
+    problem = Regression([[1.0, 0.0], [0.0, 1e-10]], [1.0, 1e-10])
+    with pytest.raises(ValueError, match="solvable on the nonzero coordinates of start"):
+        min_norm(problem, LpNorm(0.5), start=np.array([1.0, 0.0]))
+
+
+def test_a_support_in_frequencies():
+    rng = np.random.default_rng(41)
+    one_frequency = np.cos(2 * np.pi * 2 * np.arange(8) / 8)
+    X = rng.normal(size=(3, 8))
+    with pytest.raises(ValueError, match="solvable on the nonzero coordinates of start"):
+        min_norm(Regression(X, rng.normal(size=3)), FourierLpNorm(0.5), start=one_frequency)
+    answer = min_norm(Regression(X, 3 * X @ one_frequency), FourierLpNorm(0.5), start=one_frequency)
+    assert answer.status == "stationary"
+    np.testing.assert_allclose(answer.coefficients, 3 * one_frequency, rtol=0, atol=1e-9)
+
+
+def test_a_small_power_of_many_coordinates():
+    # At quasi-norm 1 all coordinates are of the size of 30^-10.
+    problem = _random(42, 5, 30)
+    answer = min_norm(problem, LpNorm(0.1))
+    assert answer.status == "stationary"
+    np.testing.assert_allclose(problem.X @ answer.coefficients, problem.y, rtol=0, atol=1e-9)
+
+
+def test_redundant_float32_equations_are_solved_to_their_rounding():
+    rng = np.random.default_rng(43)
+    X = rng.normal(size=(6, 4)).astype(np.float32)
+    planted = np.array([1.0, -2.0, 0.5, 3.0], np.float32)
+    for norm in (L1Norm(), L2Norm()):
+        answer = min_norm(Regression(X, X @ planted), norm)
+        assert answer.status == "optimal"
+        np.testing.assert_allclose(answer.coefficients, planted, rtol=0, atol=1e-4)
+
+
 def test_non_unique_minimisers_are_called_so():
     answer = min_norm(Regression(np.ones((1, 3)), np.ones(1)), L1Norm())
     np.testing.assert_allclose(answer.value, 1.0, rtol=1e-14)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lintensor_jax as lt
-from lintensor_jax.theory import single_neuron_limit
+from lintensor_jax.theory import InconsistentEquationsError, single_neuron_limit
 
 RNG = np.random.default_rng(3)
 PROBLEM = lt.Regression(RNG.normal(size=(3, 6)), RNG.normal(size=3))
@@ -51,3 +51,7 @@ def test_refusals():
         single_neuron_limit(lt.FullyConnectedNetwork.zeros((6, 2)), PROBLEM)
     with pytest.raises(ValueError, match="nonzero output weight"):
         single_neuron_limit(_network(jnp.ones(6), 0.0), PROBLEM)
+    # The same sample with two targets: the flow has a limit, but not this one.
+    twice = lt.Regression(jnp.stack([PROBLEM.X[0], PROBLEM.X[0]]), np.array([1.0, 2.0]))
+    with pytest.raises(InconsistentEquationsError, match="single_neuron_limit: y must lie in the"):
+        single_neuron_limit(_network(jnp.ones(6), 1.0), twice)
