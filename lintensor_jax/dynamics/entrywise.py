@@ -17,6 +17,8 @@ from jax.core import Tracer
 from jax.extend.core import Literal
 from jaxtyping import Array
 
+from .lowering import lowered
+
 CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat"}
 # Data movement, with the number of operands that are moved (the others say where to; None: all).
 MOVES: dict[str, int | None] = {
@@ -35,6 +37,7 @@ MOVES: dict[str, int | None] = {
     "stack": None,
     "tile": 1,
     "transpose": 1,
+    "unstack": 1,
 }
 #: The operation of two entries that a reduction repeats.
 REDUCTIONS = {
@@ -78,6 +81,8 @@ ELEMENTWISE = {
     *("not", "or", "pow", "rem", "round", "rsqrt", "select_n", "sign", "sin", "sinh", "sqrt"),
     *("square", "stop_gradient", "sub", "tan", "tanh", "xor", "asinh", "acosh", "atanh"),
 }
+#: Primitives that are never looked up in StableHLO.
+_FAMILIAR = ELEMENTWISE | MOVES.keys() | REDUCTIONS.keys() | {"dot_general", "cond", "iota"}
 
 
 def literal(variable: Any) -> np.ndarray:
@@ -85,9 +90,15 @@ def literal(variable: Any) -> np.ndarray:
     return np.asarray(variable.val, variable.aval.dtype)
 
 
-def called(equation):
-    """The jaxpr that an equation calls, and its constants."""
-    params = equation.params
+def called(equation) -> Any:
+    """The jaxpr that an equation calls or is defined by, and its constants.
+
+    None if it calls nothing, or is a primitive that nothing is known of.
+    """
+    params, name = equation.params, equation.primitive.name
+    if name not in CALLS:
+        closed = None if name in _FAMILIAR else lowered(equation)
+        return closed and (closed.jaxpr, closed.consts)
     inner = params.get("jaxpr") or params.get("call_jaxpr") or params.get("fun_jaxpr")
     return (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
 
@@ -194,8 +205,9 @@ class Entrywise:
             if name in CALLS:  # they cannot be bound, if their derivatives are custom
                 return self.evaluate(*called(equation), inputs)
             return _plain(equation, inputs) or _bound(equation, inputs, params)
-        if name in CALLS:
-            return self.called(*called(equation), inputs)
+        inner = called(equation)
+        if inner is not None:
+            return self.called(*inner, inputs)
         if name in MOVES and all(map(is_known, inputs[MOVES[name] or len(inputs) :])):
             return _moved(equation, inputs)
         if name == "dot_general":
@@ -326,6 +338,9 @@ def _placed(equation, inputs) -> list[np.ndarray] | None:
             return [np.concatenate(inputs, params["dimension"])]
         case "stack":
             return [np.stack(inputs, params["axis"])]
+        case "unstack":
+            axis, count = params["axis"], len(equation.outvars)
+            return [part.reshape(shape) for part in np.split(value, count, axis)]
         case "split":
             return np.split(value, np.cumsum(params["sizes"])[:-1], params["axis"])
         case "rev":
@@ -374,9 +389,6 @@ def count_operations(jaxpr: Any, known: Sequence[bool]) -> tuple[float, list[boo
         sizes = [int(np.prod(v.aval.shape)) for v in equation.outvars]
         if all(given):
             pass
-        elif name in CALLS:
-            inner, results = count_operations(called(equation)[0], given)
-            total += inner
         elif name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
@@ -385,7 +397,12 @@ def count_operations(jaxpr: Any, known: Sequence[bool]) -> tuple[float, list[boo
             total += int(np.prod(equation.invars[0].aval.shape))
         elif name in ELEMENTWISE:
             total += sum(sizes)
-        elif name not in MOVES or not all(given[MOVES[name] or len(given) :]):
+        elif name in MOVES and all(given[MOVES[name] or len(given) :]):
+            pass
+        elif (inner := called(equation)) is not None:
+            count, results = count_operations(inner[0], given)
+            total += count
+        else:
             total = np.inf
         is_known.update(zip(equation.outvars, results, strict=True))
     return float(total), [isinstance(v, Literal) or is_known[v] for v in jaxpr.outvars]

@@ -83,6 +83,10 @@ def _trailing(equation: Any, inputs) -> list[tuple[Array, bool]]:
         case "concatenate" | "stack" | "split" if all(has_lanes for _, has_lanes in inputs):
             results = equation.primitive.bind(*(value for value, _ in inputs), **params)
             return [(r, True) for r in (results if name == "split" else [results])]
+        case "unstack":
+            axis = params["axis"]
+            count = len(equation.outvars)
+            return [(jax.lax.index_in_dim(value, i, axis, False), True) for i in range(count)]
         case "dot_general" if not params["dimension_numbers"][1][0]:
             left, right = inputs
             return [(_dot(left, right, params["dimension_numbers"][0]), True)]
