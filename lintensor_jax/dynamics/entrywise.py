@@ -203,11 +203,13 @@ class Entrywise:
         ]
         if all(is_known(value) for value in inputs):
             if name in CALLS:  # they cannot be bound, if their derivatives are custom
-                return self.evaluate(*called(equation), inputs)
+                jaxpr, constants = called(equation)
+                return self.evaluate(jaxpr, constants, inputs)
             return _plain(equation, inputs) or _bound(equation, inputs, params)
         inner = called(equation)
         if inner is not None:
-            return self.called(*inner, inputs)
+            jaxpr, constants = inner
+            return self.called(jaxpr, constants, inputs)
         if name in MOVES and all(map(is_known, inputs[MOVES[name] or len(inputs) :])):
             return _moved(equation, inputs)
         if name == "dot_general":
@@ -216,7 +218,7 @@ class Entrywise:
                 value if dtype == result.aval.dtype else self._converted(value, dtype, result)
                 for value, dtype in zip(map(lifted, inputs), dtypes, strict=True)
             )
-            return [self._dot(a, b, params["dimension_numbers"])]
+            return [self._dot(a, b, params["dimension_numbers"], result.aval.dtype)]
         if name in REDUCTIONS:
             unsigned = dtypes[0].kind == "u"
             return [self._reduced(REDUCTIONS[name], inputs[0], params["axes"], unsigned)]
@@ -241,13 +243,16 @@ class Entrywise:
         return self.binary("add", a, b)
 
     def _multiply(self, a, b):
-        if _is_number(a, 0) or _is_number(b, 0):
-            return a if _is_number(a, 0) else b
+        # A known zero of floats is no short cut: its product with NaN is NaN.
         if _is_number(a, 1) or _is_number(b, 1):
             return b if _is_number(a, 1) else a
         return self.binary("mul", a, b)
 
-    def _dot(self, a: np.ndarray, b: np.ndarray, dimensions) -> np.ndarray:
+    def _dot(self, a: np.ndarray, b: np.ndarray, dimensions, dtype) -> np.ndarray:
+        multiply: Callable = self._multiply
+        add: Callable = self._add
+        if dtype.kind == "b":
+            multiply, add = (functools.partial(self.binary, name) for name in ("and", "or"))
         (left, right), (batch_a, batch_b) = dimensions
         first, last = len(batch_a), a.ndim - len(left)
         a = np.moveaxis(a, (*batch_a, *left), (*range(first), *range(last, a.ndim)))
@@ -256,7 +261,7 @@ class Entrywise:
         count, length = int(np.prod(batch)), int(np.prod(a.shape[last:]))
         pairs = zip(a.reshape(count, -1, length), b.reshape(count, length, -1), strict=True)
         products = [
-            functools.reduce(self._add, map(self._multiply, row, column))
+            functools.reduce(add, map(multiply, row, column))
             for left, right in pairs
             for row in left
             for column in right.T

@@ -178,10 +178,8 @@ class _Reader:
 
         window, strides = of("window_dimensions", 1), of("window_strides", 1)
         base, apart = of("base_dilations", 1), of("window_dilations", 1)
-        edges = np.zeros((axes, 2), int)
-        if "padding" in attributes:
-            edges = np.reshape([int(n) for n in attributes["padding"]], (axes, 2))
-        padding = [(*map(int, edge), b - 1) for edge, b in zip(edges, base, strict=True)]
+        edges = _integers(attributes["padding"]) if "padding" in attributes else [0] * 2 * axes
+        padding = [(edges[2 * i], edges[2 * i + 1], base[i] - 1) for i in range(axes)]
         array = lax.pad(array, initial, padding)
         shape = tuple(operation.results[0].type.shape)
         result = (lax.broadcast(initial, shape),)
@@ -223,9 +221,7 @@ def _compared(kind, attributes, left, right):
 
 def _padded(kind, attributes, array, value):
     names = "edge_padding_low", "edge_padding_high", "interior_padding"
-    return lax.pad(
-        array, value, list(zip(*(_integers(attributes[n]) for n in names), strict=True))
-    )
+    return lax.pad(array, value, list(zip(*(_integers(attributes[n]) for n in names), strict=True)))
 
 
 def _sliced(kind, attributes, array):
@@ -253,7 +249,5 @@ _READERS: dict[str, Callable] = {
     "reverse": lambda kind, attributes, x: lax.rev(x, _integers(attributes["dimensions"])),
     "round_nearest_even": lambda kind, _, x: lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN),
     "slice": _sliced,
-    "transpose": lambda kind, attributes, x: lax.transpose(
-        x, _integers(attributes["permutation"])
-    ),
+    "transpose": lambda kind, attributes, x: lax.transpose(x, _integers(attributes["permutation"])),
 }

@@ -88,8 +88,10 @@ def _trailing(equation: Any, inputs) -> list[tuple[Array, bool]]:
             count = len(equation.outvars)
             return [(jax.lax.index_in_dim(value, i, axis, False), True) for i in range(count)]
         case "dot_general" if not params["dimension_numbers"][1][0]:
-            left, right = inputs
-            return [(_dot(left, right, params["dimension_numbers"][0]), True)]
+            dtype = equation.outvars[0].aval.dtype
+            if dtype.kind != "b":  # of which "or" is the sum
+                left, right = ((a.astype(dtype), has_lanes) for a, has_lanes in inputs)
+                return [(_dot(left, right, params["dimension_numbers"][0]), True)]
     mapped = jax.vmap(
         functools.partial(equation.primitive.bind, **params),
         in_axes=tuple(-1 if has_lanes else None for _, has_lanes in inputs),
