@@ -1,5 +1,8 @@
 """Machine code of our own, instruction by instruction, against JAX and NumPy."""
 
+import importlib
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -7,6 +10,8 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lintensor_jax.dynamics import entrywise
 from lintensor_jax.dynamics.native import elementary, emitter, table
@@ -324,3 +329,44 @@ REFUSED: dict[str, Any] = {
 def test_says_what_it_cannot_do(name):
     with pytest.raises(Unsupported, match=name):
         by_kernel(REFUSED[name], rows_of(2))
+
+
+@pytest.fixture
+def fuzz(monkeypatch):
+    """`benchmarks/fuzz_machine_code.py`, which tries as many programs as one wants."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    yield importlib.import_module("fuzz_machine_code")
+    del sys.modules["fuzz_machine_code"]
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_random_programs(fuzz, data):
+    """Machine code, entry by entry and lanes last against `jax.vmap`; and all of them compute."""
+
+    def choose(count):
+        return data.draw(st.integers(0, count - 1))
+
+    refused = fuzz.check(choose, data.draw(st.integers(1, 6)))
+    # A known refusal of each: shifts by more digits than there are, and branches.
+    allowed = ("native: no instruction for the JAX primitive shift", "entries: cond")
+    assert all(words.startswith(allowed) for words in refused)
+
+
+def test_a_difference_between_programs_is_found(fuzz, monkeypatch):
+    """As it was before: a product with a known zero was zero."""
+
+    def multiply(self, a, b):
+        zero = [x for x in (a, b) if isinstance(x, np.generic) and x == 0]
+        return zero[0] if zero else self.binary("mul", a, b)
+
+    monkeypatch.setattr(entrywise.Entrywise, "_multiply", multiply)
+    monkeypatch.setattr(fuzz, "_STEPS", [lambda x, y, choose: jnp.zeros(4) * x])
+    random = np.random.default_rng(0)
+    with pytest.raises(AssertionError, match="native"):
+        fuzz.check(lambda n: int(random.integers(n)), 1)

@@ -31,7 +31,7 @@ def _evaluate(jaxpr: Any, constants, arguments, known) -> list[tuple[Any, bool]]
     given = [*((constant, False) for constant in constants), *arguments]
     values = known | dict(zip((*jaxpr.constvars, *jaxpr.invars), given, strict=True))
     for equation in jaxpr.eqns:
-        if equation.outvars[0] in known:
+        if not equation.outvars or equation.outvars[0] in known:
             continue
         inputs = [
             (literal(v), False) if isinstance(v, Literal) else values[v] for v in equation.invars
@@ -91,7 +91,8 @@ def _trailing(equation: Any, inputs) -> list[tuple[Array, bool]]:
             dtype = equation.outvars[0].aval.dtype
             if dtype.kind != "b":  # of which "or" is the sum
                 left, right = ((a.astype(dtype), has_lanes) for a, has_lanes in inputs)
-                return [(_dot(left, right, params["dimension_numbers"][0]), True)]
+                product = _dot(left, right, params["dimension_numbers"][0])
+                return [(product.astype(dtype), True)]  # sums of integers are wider
     mapped = jax.vmap(
         functools.partial(equation.primitive.bind, **params),
         in_axes=tuple(-1 if has_lanes else None for _, has_lanes in inputs),
