@@ -14,10 +14,10 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
+from .counting import count_operations
 from .entrywise import (
     Entrywise,
     assembled,
-    count_operations,
     entries_of,
 )
 from .trailing import apply_trailing

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from llvmlite import ir
 
-from ..entrywise import Entrywise, count_operations, from_list, is_known, lifted
+from ..counting import count_operations
+from ..entrywise import Entrywise, from_list, is_known, lifted
 from . import elementary
 from .instructions import Instructions, TooLarge, no_instruction, vector
 
