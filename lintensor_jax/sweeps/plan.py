@@ -345,3 +345,4 @@ class Outcome(NamedTuple):
     unfinished: tuple[int, ...] = ()
     executed_steps: int = 0
     note: str = ""
+    compilation: str = ""  # what ran the explicit flows: "native", "xla", or "xla: " and why

@@ -10,6 +10,8 @@ is everything that a flow does not need. Stiff flows are not for it: they end wi
 import dataclasses
 import functools
 import math
+import threading
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -46,6 +48,9 @@ _RTOL_OF_HIGH_ORDER = np.asarray(1e-9)
 # Lanes of one program, which keeps memory flat and compilations few; numbers in one log.
 _CHUNK, _CHUNK_OF_GPU, _LOG_SIZE = 2**14, 2**20, 2**16
 _NATIVE = Native()
+# Kinds of networks and reasons of which a warning has spoken.
+_warned: set[tuple[type, str]] = set()
+_warning = threading.Lock()
 _OPTIONS = {"clock", "stop", "finish", "rtol", "atol", "max_steps"}
 
 
@@ -73,7 +78,8 @@ def batched_flow(
       `diffrax.Dopri8()` in physical time with up to 16 numbers a lane, else `diffrax.Tsit5()`.
     - `compilation`: `Native()`, with as many threads as there are cores (default on CPUs), or
       `XLA()`, which also takes over for networks that the other has no machine code for: large
-      ones, and those with a sort, an FFT, a scan or the like.
+      ones, and those with a sort, an FFT, a scan or the like. The result says what ran, and why;
+      a warning names every reason but the size, once for every class of networks.
     - `devices`: where lanes fly, such as `jax.local_devices()`; default: where the networks are.
       XLA runs one program at a time on a device: for two cores of a CPU, set
       `jax.config.update("jax_num_cpu_devices", 2)` before the first computation.
@@ -180,14 +186,38 @@ def batched_flow(
         with ThreadPoolExecutor(shares) as pool:
             found = list(pool.map(functools.partial(fly_some, devices), range(shares)))
         landed = [found[i % shares][i // shares] for i in range(len(chunks))]
-    return landed[0] if len(landed) == 1 else _joined(landed, rest)
+    flow = landed[0] if len(landed) == 1 else _joined(landed, rest)
+    _warn_of_fallback(type(network), flow)
+    return flow
+
+
+def _warn_of_fallback(kind: type, flow: BatchedFlow) -> None:
+    """Warns once of every reason but the documented limit of size."""
+    reason = flow.fallback_reason
+    with _warning:
+        if not reason or flow.fallback_by_size or (kind, reason) in _warned:
+            return
+        _warned.add((kind, reason))
+    warnings.warn(
+        f"batched_flow: XLA runs the lanes of {kind.__name__}, since there is no machine code for "
+        f"them: {reason}. The results are the same, and may take twice the time or more. "
+        "compilation=XLA() is the same without this warning.",
+        stacklevel=3,
+    )
 
 
 def _joined(flows: list[BatchedFlow], rest: Any) -> BatchedFlow:
     """The lanes of all chunks; what is no parameter (`rest`) has none."""
+    # Another chunk can be of another kind: of integers that a float does not have, say.
+    fallen = next((flow for flow in flows if flow.compilation == "xla"), flows[0])
+    same = {
+        name: getattr(fallen, name)
+        for name in ("compilation", "fallback_reason", "fallback_by_size")
+    }
     bare = [
         dataclasses.replace(
             flow,
+            **same,
             network=split(flow.network)[0],
             unfinished_network=split(flow.unfinished_network)[0],
         )

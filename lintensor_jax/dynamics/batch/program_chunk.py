@@ -19,7 +19,7 @@ from ..stopping import FlowStatus, code_of, status_of
 from ..system import Reducible
 from .fourier_basis import Spectral
 from .native.table import counts_of, step_row, table_of
-from .programs import XLA, AbstractCompilation, Arguments, Native, compiled
+from .programs import XLA, AbstractCompilation, Arguments, Native, Refusal, compiled
 from .stepper import InFlight, Queue, Stepper, with_problem
 
 # The share of lanes that go first.
@@ -35,6 +35,10 @@ class BatchedFlow(eqx.Module):
     regression), `invariant_drift`, `status` as in `FlowSolution`, at the end. `finish_accepted` is
     None without a finish. `num_steps` counts attempted steps, `num_rejected_steps` those of them
     that were taken back; `executed_steps` is what the machine did, idle lanes included.
+
+    - `compilation`: what ran, "native" or "xla".
+    - `fallback_reason`: why XLA ran where machine code was expected; "" if it was not.
+    - `fallback_by_size`: whether the reason is the documented limit of machine code.
     """
 
     network: Any
@@ -50,6 +54,9 @@ class BatchedFlow(eqx.Module):
     num_steps: Int[Array, " N"]
     num_rejected_steps: Int[Array, " N"]
     executed_steps: Int[Array, ""]
+    compilation: str = eqx.field(static=True)
+    fallback_reason: str = eqx.field(static=True, default="")
+    fallback_by_size: bool = eqx.field(static=True, default=False)
 
     @property
     def waste(self) -> Float[Array, ""]:
@@ -87,7 +94,7 @@ class _Ends(NamedTuple):
     code: Int[np.ndarray, " N"]
     num_steps: Int[np.ndarray, " N"]
     num_rejected: Int[np.ndarray, " N"]
-    executed: Int[np.ndarray, ""]
+    executed: int = 0
 
 
 def fly(
@@ -109,28 +116,33 @@ def fly(
     # All programs are traced one after the other and compiled side by side.
     wrap = compiled(_wrapped, _XLA, *own, Arguments(like))
     order = _order(chunk.thetas, count, stepper.width)
-    ends = None
-    if isinstance(compilation, Native):
-        ends = _by_rows(*given, compilation, order[:count])
-    if ends is None:
-        ends = _by_programs(flying, flown, order)
+    ran, refusal = "native", Refusal("")
+    native = isinstance(compilation, Native)
+    ends = _by_rows(*given, compilation, order[:count]) if native else refusal
+    if isinstance(ends, Refusal):
+        ran, refusal, ends = "xla", ends, _by_programs(flying, flown, order)
     if spectral is not None:
         parameters = chunk.thetas.shape[1]
         ends.y[:, :parameters] = spectral.back(ends.y[:, :parameters])
     # XLA:CPU has one pool of threads for all devices: two programs that hand work to it (as linear
     # algebra does) and wait for each other's threads never end.
     with _waiting:
-        *found, executed = jax.block_until_ready(wrap(*own, Arguments(ends)))
+        found = jax.block_until_ready(wrap(*own, Arguments(ends._replace(executed=0))))
     if count < size:
         found = jax.tree.map(lambda leaf: leaf[:count], found)
     unfinished, finished, accepted, saved = found
+    integer = jax.dtypes.canonicalize_dtype(int)
+    executed = np.asarray(min(ends.executed, np.iinfo(integer).max), integer)
     rest = stepper.system.rest
     before = eqx.combine(unfinished, rest)
     return BatchedFlow(
         network=before if finished is None else eqx.combine(finished, rest),
         unfinished_network=before,
         finish_accepted=accepted,
-        executed_steps=executed,
+        executed_steps=jnp.asarray(executed),
+        compilation=ran,
+        fallback_reason=refusal.reason,
+        fallback_by_size=refusal.by_size,
         **saved,
     )
 
@@ -138,8 +150,8 @@ def fly(
 @functools.lru_cache
 def _ends_like(size: int, state_size: int, dtype: Any) -> _Ends:
     """What stands for the ends of so many lanes until they are known."""
-    shapes = (size, state_size), (size,), (size,), (size,), (size,), ()
-    dtypes: Any = dtype, dtype, np.int32, np.int32, np.int32, np.int64
+    shapes = (size, state_size), (size,), (size,), (size,), (size,)
+    dtypes: Any = dtype, dtype, np.int32, np.int32, np.int32
     return _Ends(*map(jax.ShapeDtypeStruct, shapes, dtypes))  # pyright: ignore
 
 
@@ -178,34 +190,36 @@ def _by_programs(stepper: Stepper, chunk: Chunk, order) -> _Ends:
     flight, queue = start(bare, lanes)
     following = advance(bare, Arguments(flight, queue))
     likes = _ends_like(order.size, stepper.state_size, chunk.thetas.dtype)
-    ends = _Ends(*(np.zeros(like.shape, like.dtype) for like in likes))
+    ends: Any = _Ends(*(np.zeros(like.shape, like.dtype) for like in likes[:5]))  # pyright: ignore
     while True:
         # The next part is on its way while this one is written down.
         (flight, log), following = following, advance(bare, Arguments(following[0], queue))
         _harvest(log, count, order, ends)
         if not np.any(np.asarray(flight.job) < count):
-            ends.executed[()] = int(flight.rounds) * stepper.width
-            return ends
+            return ends._replace(executed=int(flight.rounds) * stepper.width)
 
 
-def _by_rows(stepper: Arguments, chunk: Arguments, compilation: Native, order) -> _Ends | None:
-    """The same by machine code of our own; None if there is none."""
+def _by_rows(stepper: Arguments, chunk: Arguments, compilation: Native, order) -> _Ends | Refusal:
+    """The same by machine code of our own, or why there is none."""
     fill = compiled(_table, _XLA, stepper, chunk)
     rows, leaves = fill.results
     row = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
     given = Arguments(row), stepper, Arguments(leaves)
     kernel = compiled(step_row, compilation, *given).machine_code
-    if kernel is None:
-        return None
-    bring_to_end = kernel.result()
+    if isinstance(kernel, Refusal):
+        return kernel
+    try:
+        bring_to_end = kernel.result()
+    except Exception as error:  # of LLVM; XLA compiles whatever JAX has
+        return Refusal(f"LLVM failed with {type(error).__name__}: {error}")
     filled, leaves = fill(stepper, chunk)
     table = np.array(filled)
     arrays = [np.asarray(leaf) for leaf in (*stepper.arrays, *leaves)]
     numbers = [array.astype(table.dtype).reshape(-1) for array in arrays]
     if not all(map(_kept, arrays, numbers)):
-        return None
+        return Refusal(f"an integer of the problem has more digits than {table.dtype} has")
     shared = np.concatenate(numbers)
-    executed = np.asarray(bring_to_end(table, order, shared), np.int64)
+    executed = int(bring_to_end(table, order, shared))
     code, s = table[:, :2].T
     state = table[:, 4 : 4 + stepper.values[0].state_size]
     num_steps, num_rejected = counts_of(table)
@@ -265,4 +279,4 @@ def _wrapped(stepper: Stepper, chunk: Chunk, ends: _Ends):
     *networks, saved = jax.lax.map(of_lane, (ends[:3], chunk.thetas, own), batch_size=256)
     saved |= {"log_margin": saved.get("log_margin"), "num_steps": ends.num_steps}
     saved["num_rejected_steps"] = ends.num_rejected
-    return *networks, saved, ends.executed
+    return *networks, saved

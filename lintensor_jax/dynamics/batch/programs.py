@@ -9,14 +9,14 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import numpy as np
 
 from ...messages import in_words
-from .native.instructions import Unsupported
+from .native.instructions import TooLarge, Unsupported
 from .native.kernel import Kernel, emit, vector_width
 
 # Vectors of 512 bits, where the processor has them.
@@ -25,15 +25,26 @@ _OPTIONS = {"xla_cpu_prefer_vector_width": "512"}
 _FEWEST_VECTORS = 4
 
 
+class Refusal(NamedTuple):
+    """Why a function has no program.
+
+    - `reason`: in words.
+    - `by_size`: the program would be larger than the documented limit.
+    """
+
+    reason: str
+    by_size: bool = False
+
+
 class AbstractCompilation(eqx.Module):
     """How a function of arrays becomes a program."""
 
     @abc.abstractmethod
-    def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Callable] | None:
+    def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Callable] | Refusal:
         """What makes the program of a jitted function, for arrays like these on their device.
 
-        It is called in a thread of its own: what needs Python's lock is done before. None: there is
-        no such program.
+        It is called in a thread of its own: what needs Python's lock is done before. A `Refusal`
+        says why there is no such program.
         """
 
 
@@ -71,14 +82,17 @@ class Native(AbstractCompilation):
                 "it out to use all cores."
             )
 
-    def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Callable] | None:
+    def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Callable] | Refusal:
         """See `AbstractCompilation`."""
         row, *_ = leaves
+        closed = function.trace(*leaves).jaxpr
         try:
             width = vector_width(row)
-            program = emit(function.trace(*leaves).jaxpr, width)
-        except Unsupported:
-            return None
+            program = emit(closed, width)
+        except Unsupported as error:
+            return Refusal(str(error), isinstance(error, TooLarge))
+        except Exception as error:  # a jaxpr that is not as this version of JAX has them
+            return Refusal(f"the emitter failed with {type(error).__name__}: {error}")
 
         def compile():
             kernel = Kernel(program, width)
@@ -151,7 +165,8 @@ class Program:
 
     - `results`: what it returns, as `jax.ShapeDtypeStruct`. The next program can be made from it
       while this one is being compiled.
-    - `machine_code`: what is called with the arrays among the arguments, once it is made; or None.
+    - `machine_code`: what is called with the arrays among the arguments, once it is made; or why
+      there is none.
     """
 
     def __init__(
@@ -179,11 +194,13 @@ class Program:
         self.results = jax.tree.unflatten(self._structure, shapes)
         compile = compilation.lowered(jitted, leaves)
         # XLA and LLVM compile without Python's lock.
-        self.machine_code: Future[Callable] | None = compile and _compiling.submit(compile)
+        self.machine_code: Future[Callable] | Refusal = (
+            compile if isinstance(compile, Refusal) else _compiling.submit(compile)
+        )
 
     def __call__(self, *arguments: Arguments) -> Any:
         """The results; nothing but the arrays among the arguments counts."""
-        assert self.machine_code is not None
+        assert not isinstance(self.machine_code, Refusal)
         results = self.machine_code.result()(*_all_arrays(arguments))
         return jax.tree.unflatten(self._structure, results)
 
@@ -215,7 +232,7 @@ def compiled(function: Callable, compilation: AbstractCompilation, *examples: Ar
             future.set_exception(error)
             _forget(key)
             raise
-        if program.machine_code is not None:
+        if isinstance(program.machine_code, Future):
             program.machine_code.add_done_callback(lambda made: made.exception() and _forget(key))
         future.set_result(program)
     return future.result()

@@ -171,6 +171,7 @@ class Run:
             "failed": {name: n for name, n in statuses.items() if name in FAILURES},
             "stiff_lanes": len(lanes),
             "executed_steps": explicit.executed_steps,
+            "compilation": explicit.compilation,
             "needed_steps": int(explicit.values["num_steps"].sum()),
             "notes": {
                 str(int(chunk.lanes[k])): lane.note for k, lane in lanes.items() if lane.note

@@ -70,7 +70,8 @@ class Worker:
         unfinished = ()
         if options.stiff_max_steps is not None:
             unfinished = tuple(np.flatnonzero(status == STATUSES.index("max_steps")).tolist())
-        return Outcome(values, unfinished, int(flow.executed_steps))
+        ran = ": ".join(filter(None, (flow.compilation, flow.fallback_reason)))
+        return Outcome(values, unfinished, int(flow.executed_steps), compilation=ran)
 
     def stiff(self, chunk: Chunk, place: int, device: Any) -> Outcome:
         """One lane of a chunk: by the mirror flow where it exists, else by `gradient_flow`."""

@@ -120,6 +120,7 @@ class Store:
             "unfinished": outcome.unfinished,
             "executed_steps": outcome.executed_steps,
             "note": outcome.note,
+            "compilation": outcome.compilation,
         }
         buffer = io.BytesIO()
         np.savez(buffer, **outcome.values, **{"about ": np.asarray(json.dumps(about))})  # pyright: ignore

@@ -273,6 +273,7 @@ class Chosen(eqx.Module):
         return jax.lax.cond(self.mask[0] > 2, lambda x: x, lambda x: 2 * x, product)
 
 
+@pytest.mark.filterwarnings("ignore:batched_flow. XLA runs the lanes of Chosen")
 @pytest.mark.parametrize("how", [XLA(), Native()])
 def test_constants_have_no_lanes(how, monkeypatch):
     """However many chunks there are; and integers beyond the digits of floats are kept."""
@@ -282,6 +283,8 @@ def test_constants_have_no_lanes(how, monkeypatch):
     networks = Chosen(jnp.asarray(weights), mask)
     flow = batched_flow(networks, PROBLEM, compilation=how, width=8)
     np.testing.assert_array_equal(flow.network.mask, mask)
+    assert flow.compilation == "xla"
+    assert ("more digits" in flow.fallback_reason) == isinstance(how, Native)
     assert flow.network.name == "chosen"
     again = batched_flow(flow.network, PROBLEM, compilation=how, width=8)
     np.testing.assert_array_equal(again.num_steps, 0)

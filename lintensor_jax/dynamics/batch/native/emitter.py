@@ -12,9 +12,10 @@ import jax
 import numpy as np
 from llvmlite import ir
 
-from ..vectorization.entry_by_entry import Entrywise, count_operations, from_list, is_known, lifted
+from ..vectorization.entry_by_entry import Entrywise, from_list, is_known, lifted
+from ..vectorization.operation_count import count_operations
 from . import elementary
-from .instructions import Instructions, Unsupported, vector
+from .instructions import Instructions, TooLarge, no_instruction, vector
 
 _ELEMENTARY = {"exp": elementary.exp, "log": elementary.log, "log1p": elementary.log1p}
 _ELEMENTARY |= {"logistic": elementary.logistic}
@@ -91,7 +92,7 @@ class Emitter(Entrywise):
             self.instructions.constant_of(x, kind) if isinstance(x, np.generic) else x
             for x in (a, b)
         )
-        key = name, unsigned, id(a), id(b)
+        key = "binary", name, unsigned, id(a), id(b)
         return self._once(key, lambda: self.instructions.binary(name, a, b, unsigned))
 
     def elementwise(self, equation: Any, entries) -> Any:
@@ -102,8 +103,10 @@ class Emitter(Entrywise):
                 return np.asarray(equation.primitive.bind(*entries, **params))[()]
         avals = [v.aval for v in equation.invars]
         values = [self.value(entry, aval.dtype) for entry, aval in zip(entries, avals, strict=True)]
-        key = name, str(params.get("new_dtype", params.get("y"))), *map(id, values)
         dtype = avals[0].dtype
+        # A register does not say whether its integers have signs: the key does.
+        kinds = ",".join(str(aval.dtype) for aval in avals)
+        key = name, kinds, str(params.get("new_dtype", params.get("y"))), *map(id, values)
         if name in _ELEMENTARY and dtype.kind == "f":
             return self._once(key, lambda: self._traced(_ELEMENTARY[name], dtype, values[0]))
         return self._once(key, lambda: self.instructions.apply(name, params, dtype, values))
@@ -113,7 +116,7 @@ class Emitter(Entrywise):
         if isinstance(entry, np.generic):
             return np.asarray(entry, new)[()]
         value = self.value(entry, old)
-        key = "convert_element_type", str(new), id(value)
+        key = "converted", str(old), str(new), id(value)
         return self._once(key, lambda: self.instructions.converted(value, old, new))
 
     def called(self, jaxpr: Any, constants: Any, inputs) -> list[np.ndarray]:
@@ -126,12 +129,15 @@ class Emitter(Entrywise):
         values: list[Any] = [entry for entry in entries if isinstance(entry, ir.Value)]
         if any(value.type.element != vector(self.dtype, 1).element for value in values):
             return self.evaluate(jaxpr, constants, inputs)
+        if not all(_fits(v.aval.dtype, self.dtype) for v in jaxpr.outvars):
+            return self.evaluate(jaxpr, constants, inputs)
         key = id(jaxpr), *map(_kind_of, entries)
         functions = self._parts.functions
         made = next((other for other in functions if _serves(other, key)), key)
         if made not in functions:
-            functions[made] = self._function(jaxpr, constants, inputs)
-        function, results = functions[made]
+            # With its jaxpr: the key holds an id, which another could have later.
+            functions[made] = *self._function(jaxpr, constants, inputs), jaxpr
+        function, results, _ = functions[made]
         pairs = zip(entries, made[1:], strict=True)
         passed = [self.value(entry, self.dtype) for entry, kind in pairs if kind == _VALUE]
         # What is given to one call is of no use to the next one; what it found may be.
@@ -153,7 +159,7 @@ class Emitter(Entrywise):
         """A choice between two programs: the second is skipped where no lane wants it."""
         name = equation.primitive.name
         if name != "cond" or len(equation.params["branches"]) != 2:
-            raise Unsupported(name)
+            raise no_instruction(name)
         (index,), *inputs = (inputs[0].reshape(-1), *inputs[1:])
         without, instead = equation.params["branches"]
         if isinstance(index, np.generic):
@@ -183,7 +189,7 @@ class Emitter(Entrywise):
         if key not in self._known:
             self._parts.spent += 1
             if self._parts.spent > LARGEST_PROGRAM:
-                raise Unsupported(f"more than {LARGEST_PROGRAM} operations")
+                raise TooLarge(f"more than {LARGEST_PROGRAM} operations")
             self._known[key] = compute()
         return self._known[key]
 
@@ -237,10 +243,23 @@ class Emitter(Entrywise):
                 else:
                     value = inner.value(entry, v.aval.dtype)
                     slot = Slot("found", len(entries), np.dtype(v.aval.dtype))
-                    inner.store(inner.instructions.converted(value, v.aval.dtype, self.dtype), slot)
+                    inner.store(inner.as_stored(value, v.aval.dtype), slot)
                     entries.append(slot)
         builder.ret_void()
         return function, entries
+
+    def as_stored(self, value: Any, dtype: Any) -> Any:
+        """Numbers of a dtype that `_fits`, as the emitter's; `_as_read` turns them back."""
+        if np.dtype(dtype).kind in "iu" and np.dtype(dtype).itemsize == self.dtype.itemsize:
+            return self.builder.bitcast(value, vector(self.dtype, self.width))
+        return self.instructions.converted(value, dtype, self.dtype)
+
+    def _as_read(self, value: Any, slot: Slot) -> Any:
+        dtype = np.dtype(slot.dtype or self.dtype)
+        same = dtype.itemsize == self.dtype.itemsize and dtype.kind in "iu"
+        if same and slot.base.startswith("found"):
+            return self.builder.bitcast(value, vector(dtype, self.width))
+        return self.instructions.converted(value, self.dtype, dtype)
 
     def _allocate(self, name, size):
         """Room for so many vectors, as a base of slots."""
@@ -267,8 +286,7 @@ class Emitter(Entrywise):
     def _load(self, slot):
         place = self._place(slot)
         if slot.base != "data":
-            value = self.builder.load(place, align=self._bytes)
-            return self.instructions.converted(value, self.dtype, slot.dtype or self.dtype)
+            return self._as_read(self.builder.load(place, align=self._bytes), slot)
         kind = vector(self.dtype, self.width)
         nothing, first = ir.Constant(kind, ir.Undefined), ir.Constant(ir.IntType(32), 0)
         value = self.builder.insert_element(nothing, self.builder.load(place), first)
@@ -285,6 +303,12 @@ class Emitter(Entrywise):
 @functools.cache
 def _jaxpr_of(function, dtype):
     return jax.make_jaxpr(function)(jax.ShapeDtypeStruct((), dtype))
+
+
+def _fits(dtype, stored) -> bool:
+    """Whether numbers of a dtype can be kept in memory for numbers of another."""
+    # Integers of the same size are kept as bits; smaller ones are floats of the double size.
+    return np.dtype(dtype).itemsize <= np.dtype(stored).itemsize
 
 
 def _kind_of(entry):

@@ -28,15 +28,31 @@ _SCALAR |= {"pow", "atan2"}
 
 
 class Unsupported(Exception):
-    """A program with something that has no instruction here."""
+    """A program with something that has no instruction here; the message says what."""
+
+
+class TooLarge(Unsupported):
+    """A program with too many operations."""
+
+
+def no_instruction(name: str) -> Unsupported:
+    """For a primitive of JAX."""
+    return Unsupported(f"no instruction for the JAX primitive {name}")
 
 
 def vector(dtype: Any, width: int) -> ir.VectorType:
     """The type of one number of all lanes."""
     kind = _TYPES.get(np.dtype(dtype))
     if kind is None:
-        raise Unsupported(str(dtype))
+        raise Unsupported(f"no instruction for numbers of type {dtype}")
     return ir.VectorType(kind, width)
+
+
+def _shifts(amount: Any, digits: int) -> bool:
+    """Whether a known number of digits is fewer than there are: LLVM has nothing for others."""
+    items = amount.constant if isinstance(amount, ir.Constant) else [None]
+    numbers = [getattr(item, "constant", None) for item in items]
+    return all(isinstance(number, int) and 0 <= number < digits for number in numbers)
 
 
 class Instructions:
@@ -89,7 +105,9 @@ class Instructions:
             case "select_n" if len(values) == 3 and dtype.kind == "b":
                 return builder.select(values[0], values[2], values[1])
             case "clamp":
-                return self.binary("min", self.binary("max", values[1], values[0]), values[2])
+                least, value, most = values
+                larger = self.binary("max", value, least, unsigned)
+                return self.binary("min", larger, most, unsigned)
             case "is_finite":
                 size = self._intrinsic("fabs", values[0])
                 return builder.fcmp_ordered("<", size, self.constant(np.inf, dtype))
@@ -103,7 +121,7 @@ class Instructions:
                 return builder.bitcast(values[0], vector(params["new_dtype"], self.width))
         if len(values) == 2:
             return self.binary(name, *values, unsigned=unsigned)
-        raise Unsupported(name)
+        raise no_instruction(name)
 
     def binary(self, name: str, a: Any, b: Any, unsigned: bool = False) -> Any:
         """A primitive of two vectors."""
@@ -120,9 +138,11 @@ class Instructions:
             return builder.select(builder.fcmp_unordered("uno", a, a), a, chosen)
         if is_float and name in _FLOATS:
             return getattr(builder, _FLOATS[name])(a, b, flags=_FAST)
+        if name.startswith("shift") and not _shifts(b, a.type.element.width):
+            raise no_instruction(f"{name} by so many digits")
         if not is_float and name in _INTEGERS:
             return getattr(builder, _INTEGERS[name])(a, b)
-        raise Unsupported(name)
+        raise no_instruction(name)
 
     def _power(self, value, exponent, dtype):
         if exponent < 0:
@@ -180,7 +200,7 @@ class Instructions:
     def _by_lane(self, name, dtype, values):
         integers = [not isinstance(v.type.element, (ir.DoubleType, ir.FloatType)) for v in values]
         if any(integers):  # x^n by an array of n
-            raise Unsupported(name)
+            raise no_instruction(name)
         kind = _TYPES[np.dtype(dtype)]
         name = name if isinstance(kind, ir.DoubleType) else f"{name}f"
         function = self._declared(name, kind, [kind] * len(values))

@@ -17,6 +17,8 @@ from jax.core import Tracer
 from jax.extend.core import Literal
 from jaxtyping import Array
 
+from .lowering import lowered
+
 CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat"}
 # Data movement, with the number of operands that are moved (the others say where to; None: all).
 MOVES: dict[str, int | None] = {
@@ -35,6 +37,7 @@ MOVES: dict[str, int | None] = {
     "stack": None,
     "tile": 1,
     "transpose": 1,
+    "unstack": 1,
 }
 #: The operation of two entries that a reduction repeats.
 REDUCTIONS = {
@@ -78,6 +81,8 @@ ELEMENTWISE = {
     *("not", "or", "pow", "rem", "round", "rsqrt", "select_n", "sign", "sin", "sinh", "sqrt"),
     *("square", "stop_gradient", "sub", "tan", "tanh", "xor", "asinh", "acosh", "atanh"),
 }
+#: Primitives that are never looked up in StableHLO.
+_FAMILIAR = ELEMENTWISE | MOVES.keys() | REDUCTIONS.keys() | {"dot_general", "cond", "iota"}
 
 
 def literal(variable: Any) -> np.ndarray:
@@ -85,9 +90,15 @@ def literal(variable: Any) -> np.ndarray:
     return np.asarray(variable.val, variable.aval.dtype)
 
 
-def called(equation):
-    """The jaxpr that an equation calls, and its constants."""
-    params = equation.params
+def called(equation) -> Any:
+    """The jaxpr that an equation calls or is defined by, and its constants.
+
+    None if it calls nothing, or is a primitive that nothing is known of.
+    """
+    params, name = equation.params, equation.primitive.name
+    if name not in CALLS:
+        closed = None if name in _FAMILIAR else lowered(equation)
+        return closed and (closed.jaxpr, closed.consts)
     inner = params.get("jaxpr") or params.get("call_jaxpr") or params.get("fun_jaxpr")
     return (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
 
@@ -192,10 +203,13 @@ class Entrywise:
         ]
         if all(is_known(value) for value in inputs):
             if name in CALLS:  # they cannot be bound, if their derivatives are custom
-                return self.evaluate(*called(equation), inputs)
+                jaxpr, constants = called(equation)
+                return self.evaluate(jaxpr, constants, inputs)
             return _plain(equation, inputs) or _bound(equation, inputs, params)
-        if name in CALLS:
-            return self.called(*called(equation), inputs)
+        inner = called(equation)
+        if inner is not None:
+            jaxpr, constants = inner
+            return self.called(jaxpr, constants, inputs)
         if name in MOVES and all(map(is_known, inputs[MOVES[name] or len(inputs) :])):
             return _moved(equation, inputs)
         if name == "dot_general":
@@ -204,7 +218,7 @@ class Entrywise:
                 value if dtype == result.aval.dtype else self._converted(value, dtype, result)
                 for value, dtype in zip(map(lifted, inputs), dtypes, strict=True)
             )
-            return [self._dot(a, b, params["dimension_numbers"])]
+            return [self._dot(a, b, params["dimension_numbers"], result.aval.dtype)]
         if name in REDUCTIONS:
             unsigned = dtypes[0].kind == "u"
             return [self._reduced(REDUCTIONS[name], inputs[0], params["axes"], unsigned)]
@@ -229,13 +243,16 @@ class Entrywise:
         return self.binary("add", a, b)
 
     def _multiply(self, a, b):
-        if _is_number(a, 0) or _is_number(b, 0):
-            return a if _is_number(a, 0) else b
+        # A known zero of floats is no short cut: its product with NaN is NaN.
         if _is_number(a, 1) or _is_number(b, 1):
             return b if _is_number(a, 1) else a
         return self.binary("mul", a, b)
 
-    def _dot(self, a: np.ndarray, b: np.ndarray, dimensions) -> np.ndarray:
+    def _dot(self, a: np.ndarray, b: np.ndarray, dimensions, dtype) -> np.ndarray:
+        multiply: Callable = self._multiply
+        add: Callable = self._add
+        if dtype.kind == "b":
+            multiply, add = (functools.partial(self.binary, name) for name in ("and", "or"))
         (left, right), (batch_a, batch_b) = dimensions
         first, last = len(batch_a), a.ndim - len(left)
         a = np.moveaxis(a, (*batch_a, *left), (*range(first), *range(last, a.ndim)))
@@ -244,7 +261,7 @@ class Entrywise:
         count, length = int(np.prod(batch)), int(np.prod(a.shape[last:]))
         pairs = zip(a.reshape(count, -1, length), b.reshape(count, length, -1), strict=True)
         products = [
-            functools.reduce(self._add, map(self._multiply, row, column))
+            functools.reduce(add, map(multiply, row, column))
             for left, right in pairs
             for row in left
             for column in right.T
@@ -326,6 +343,9 @@ def _placed(equation, inputs) -> list[np.ndarray] | None:
             return [np.concatenate(inputs, params["dimension"])]
         case "stack":
             return [np.stack(inputs, params["axis"])]
+        case "unstack":
+            axis, count = params["axis"], len(equation.outvars)
+            return [part.reshape(shape) for part in np.split(value, count, axis)]
         case "split":
             return np.split(value, np.cumsum(params["sizes"])[:-1], params["axis"])
         case "rev":
@@ -358,34 +378,3 @@ def _moved(equation, inputs) -> list[np.ndarray]:
         return [from_list([entries[i] if i >= 0 else fill for i, fill in pairs], moved.shape)]
     moved = _bound(equation, [*numbers, *inputs[count:]], params)
     return [from_list([entries[i] for i in m.reshape(-1)], m.shape) for m in moved]
-
-
-def count_operations(jaxpr: Any, known: Sequence[bool]) -> tuple[float, list[bool]]:
-    """How many operations on single numbers, and which results are known while tracing.
-
-    Infinite where some primitive is not known here.
-    """
-    is_known = dict.fromkeys(jaxpr.constvars, True) | dict(zip(jaxpr.invars, known, strict=True))
-    total = 0.0
-    for equation in jaxpr.eqns:
-        name = equation.primitive.name
-        given = [isinstance(v, Literal) or is_known[v] for v in equation.invars]
-        results = [all(given)] * len(equation.outvars)
-        sizes = [int(np.prod(v.aval.shape)) for v in equation.outvars]
-        if all(given):
-            pass
-        elif name in CALLS:
-            inner, results = count_operations(called(equation)[0], given)
-            total += inner
-        elif name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += 2 * sizes[0] * np.prod([shape[i] for i in contracted])
-        elif name in REDUCTIONS:
-            total += int(np.prod(equation.invars[0].aval.shape))
-        elif name in ELEMENTWISE:
-            total += sum(sizes)
-        elif name not in MOVES or not all(given[MOVES[name] or len(given) :]):
-            total = np.inf
-        is_known.update(zip(equation.outvars, results, strict=True))
-    return float(total), [isinstance(v, Literal) or is_known[v] for v in jaxpr.outvars]

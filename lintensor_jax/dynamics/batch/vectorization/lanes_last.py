@@ -31,7 +31,7 @@ def _evaluate(jaxpr: Any, constants, arguments, known) -> list[tuple[Any, bool]]
     given = [*((constant, False) for constant in constants), *arguments]
     values = known | dict(zip((*jaxpr.constvars, *jaxpr.invars), given, strict=True))
     for equation in jaxpr.eqns:
-        if equation.outvars[0] in known:
+        if not equation.outvars or equation.outvars[0] in known:
             continue
         inputs = [
             (literal(v), False) if isinstance(v, Literal) else values[v] for v in equation.invars
@@ -83,9 +83,16 @@ def _trailing(equation: Any, inputs) -> list[tuple[Array, bool]]:
         case "concatenate" | "stack" | "split" if all(has_lanes for _, has_lanes in inputs):
             results = equation.primitive.bind(*(value for value, _ in inputs), **params)
             return [(r, True) for r in (results if name == "split" else [results])]
+        case "unstack":
+            axis = params["axis"]
+            count = len(equation.outvars)
+            return [(jax.lax.index_in_dim(value, i, axis, False), True) for i in range(count)]
         case "dot_general" if not params["dimension_numbers"][1][0]:
-            left, right = inputs
-            return [(_dot(left, right, params["dimension_numbers"][0]), True)]
+            dtype = equation.outvars[0].aval.dtype
+            if dtype.kind != "b":  # of which "or" is the sum
+                left, right = ((a.astype(dtype), has_lanes) for a, has_lanes in inputs)
+                product = _dot(left, right, params["dimension_numbers"][0])
+                return [(product.astype(dtype), True)]  # sums of integers are wider
     mapped = jax.vmap(
         functools.partial(equation.primitive.bind, **params),
         in_axes=tuple(-1 if has_lanes else None for _, has_lanes in inputs),

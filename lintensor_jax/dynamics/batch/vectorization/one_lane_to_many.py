@@ -14,8 +14,9 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from .entry_by_entry import Entrywise, assembled, count_operations, entries_of
+from .entry_by_entry import Entrywise, assembled, entries_of
 from .lanes_last import apply_trailing
+from .operation_count import count_operations
 
 # Entrywise evaluation up to this many arithmetic operations, and numbers in the first argument:
 # beyond, compilation takes longer than the sweep, and whole arrays are as fast. With 8 numbers

@@ -1,5 +1,8 @@
 """Machine code of our own, instruction by instruction, against JAX and NumPy."""
 
+import importlib
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -7,6 +10,8 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lintensor_jax.dynamics.batch.native import elementary, emitter, table
 from lintensor_jax.dynamics.batch.native.instructions import Unsupported
@@ -49,6 +54,30 @@ def rows_of(size, dtype: Any = np.float64):
 
 def stack(*values) -> Any:
     return jnp.stack([jnp.asarray(value, float) for value in values])
+
+
+def whole(x) -> Any:
+    """Integers, of both signs."""
+    return jnp.floor(jnp.clip(jnp.nan_to_num(x), -9, 9)).astype(jnp.int64)
+
+
+def signs(k) -> Any:
+    """Of the same bits, as integers with a sign and without."""
+    unsigned = k.astype(f"u{k.dtype}")
+    return [
+        number
+        for a in (k, unsigned)
+        for number in (
+            a[0] < a[1],
+            jnp.maximum(a[0], a[1]) > a.dtype.type(100),
+            jnp.minimum(a[0], a[1]) > a.dtype.type(100),
+            jax.lax.clamp(a.dtype.type(1), a[0], a.dtype.type(7)),
+            jax.lax.clamp(a[0], a.dtype.type(7), a[1]) > a.dtype.type(100),
+            jnp.max(a) > a.dtype.type(100),
+            a[0].astype(float),
+            a[0].astype(jnp.int64) >> 3,
+        )
+    ]
 
 
 # What XLA computes to the last bit as well.
@@ -100,6 +129,20 @@ EXACT: dict[str, Any] = {
         + jax.vmap(jax.random.normal)(jnp.broadcast_to(jax.random.key(3), (2,)))
     ),
     "known calls": lambda x: x + jax.nn.relu(jnp.arange(-1.0, 1.0)),
+    "signs of integers": lambda x: stack(*signs(whole(x))),
+    "signs of small integers": lambda x: stack(*signs(whole(x).astype(jnp.int32))),
+    "shifts": lambda x: stack(whole(x)[0] << 3, whole(x)[0] >> 63, whole(x)[1] >> 1),
+    "products of booleans": lambda x: jnp.concatenate(
+        [jnp.stack([x > 0, x < 1]) @ (x < 2), jnp.array([[True, True]]) @ (x < 2)]
+    ),
+    "known zeros": lambda x: jnp.concatenate([0.0 * x, jnp.array([[0.0, 1.0]]) @ x]),
+    "unstacked": lambda x: jnp.stack(list(jnp.outer(x, x[::-1]))[::-1]).reshape(-1),
+    "defined by others": lambda x: jnp.concatenate(
+        [jax.lax.cummax(x), jax.lax.cummin(x, reverse=True), x + jnp.argmax(x[::-1])]
+    ),
+    "windows": lambda x: jax.lax.reduce_window(
+        jnp.tile(x, 2), -jnp.inf, jax.lax.max, (3,), (2,), ((1, 1),), None, (2,)
+    ),
     "constants": lambda x: jnp.concatenate([x * jnp.arange(2.0, 4.0), x + jnp.array([1.0, 3.0])]),
 }
 CLOSE: dict[str, Any] = {
@@ -187,6 +230,26 @@ def test_large_parts_are_functions(monkeypatch):
     np.testing.assert_allclose(inline, expected, rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_large_parts_return_integers_of_all_their_digits(dtype, monkeypatch):
+    """In memory for floats: as bits where they are as large, or in place."""
+
+    @jax.jit
+    def part(x):
+        bits = jax.lax.bitcast_convert_type(x, jnp.int64 if dtype == np.float64 else jnp.int32)
+        return bits + 1, (x > 0), bits.astype(jnp.uint32), jnp.int64(2**53 + 1) + (x > 0)
+
+    def function(x):
+        bits, positive, few, many = part(x)
+        odd = (many & 1).astype(dtype)
+        return jax.lax.bitcast_convert_type(bits, dtype) + positive + (few & 255) + odd
+
+    monkeypatch.setattr(emitter, "LARGEST_INLINE", 0)
+    rows = np.array([[1.0, -3.0], [2.0**0.5, 0.1], [7.0, 1e10]], dtype)
+    expected = jax.vmap(function)(jnp.asarray(rows))
+    np.testing.assert_array_equal(by_kernel(function, rows), expected)
+
+
 @pytest.mark.parametrize("name", ["exp", "log", "log1p"])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_elementary_functions(name, dtype):
@@ -254,6 +317,11 @@ REFUSED: dict[str, Any] = {
     "erf": jax.scipy.special.erf,
     "rem": lambda x: jnp.fmod(x, 2.0),
     "pow": lambda x: jax.lax.pow(x, x.astype(jnp.int32)),
+    "shift_left": lambda x: (whole(x) << whole(x)).astype(float),
+    "shift_right_arithmetic": lambda x: (whole(x) >> 64).astype(float),
+    "cbrt": jnp.cbrt,
+    "while": lambda x: jax.lax.while_loop(lambda x: x[0] < 0, lambda x: x + 1, x),
+    "numbers of type int8": lambda x: x.astype(jnp.int8).astype(float),
 }
 
 
@@ -261,3 +329,44 @@ REFUSED: dict[str, Any] = {
 def test_says_what_it_cannot_do(name):
     with pytest.raises(Unsupported, match=name):
         by_kernel(REFUSED[name], rows_of(2))
+
+
+@pytest.fixture
+def fuzz(monkeypatch):
+    """`benchmarks/fuzz_machine_code.py`, which tries as many programs as one wants."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    yield importlib.import_module("fuzz_machine_code")
+    del sys.modules["fuzz_machine_code"]
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_random_programs(fuzz, data):
+    """Machine code, entry by entry and lanes last against `jax.vmap`; and all of them compute."""
+
+    def choose(count):
+        return data.draw(st.integers(0, count - 1))
+
+    refused = fuzz.check(choose, data.draw(st.integers(1, 6)))
+    # A known refusal of each: shifts by more digits than there are, and branches.
+    allowed = ("native: no instruction for the JAX primitive shift", "entries: cond")
+    assert all(words.startswith(allowed) for words in refused)
+
+
+def test_a_difference_between_programs_is_found(fuzz, monkeypatch):
+    """As it was before: a product with a known zero was zero."""
+
+    def multiply(self, a, b):
+        zero = [x for x in (a, b) if isinstance(x, np.generic) and x == 0]
+        return zero[0] if zero else self.binary("mul", a, b)
+
+    monkeypatch.setattr(entrywise.Entrywise, "_multiply", multiply)
+    monkeypatch.setattr(fuzz, "_STEPS", [lambda x, y, choose: jnp.zeros(4) * x])
+    random = np.random.default_rng(0)
+    with pytest.raises(AssertionError, match="native"):
+        fuzz.check(lambda n: int(random.integers(n)), 1)

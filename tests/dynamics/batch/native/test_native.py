@@ -9,8 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
 
 import lintensor_jax as lt
+from lintensor_jax.dynamics.batch import batched_flow as batched
 from lintensor_jax.dynamics.batch import program_chunk as chunks
 from lintensor_jax.dynamics.batch import programs as compilation
 from lintensor_jax.dynamics.batch.batched_flow import batched_flow
@@ -86,6 +89,7 @@ def test_flows(name, monkeypatch):
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(three), strict=True):
         if a is not one.executed_steps:
             np.testing.assert_array_equal(a, b)
+    assert (one.compilation, expected.compilation) == ("native", "xla")
     np.testing.assert_array_equal(one.status._value, expected.status._value)
     # A flow at its stability limit makes the most of every rounding.
     np.testing.assert_allclose(one.num_steps, expected.num_steps, rtol=0.01, atol=1)
@@ -128,17 +132,127 @@ class Sorted(eqx.Module):
         return jnp.sort(self.weights)
 
 
-def test_without_an_instruction_xla_compiles(monkeypatch):
+def test_falling_back_to_xla_is_said_once(monkeypatch):
+    monkeypatch.setattr(batched, "_warned", set())
     networks = jax.vmap(Sorted)(jnp.asarray(RNG.standard_normal((9, 2))))
     expected = batched_flow(networks, PAPER, finish=None, compilation=XLA())
-    flow = batched_flow(networks, PAPER, finish=None)
+    assert (expected.compilation, expected.fallback_reason) == ("xla", "")
+    words = "lanes of Sorted.* no instruction for the JAX primitive sort"
+    with pytest.warns(UserWarning, match=words) as caught:
+        flow = batched_flow(networks, PAPER, finish=None)
+    assert [w.filename for w in caught] == [__file__]
+    assert flow.compilation == "xla"
+    assert flow.fallback_reason == "no instruction for the JAX primitive sort"
     np.testing.assert_array_equal(flow.coefficients, expected.coefficients)
-    # And where there is too much of it.
+    # Warnings are errors here: a second one would end this.
+    batched_flow(networks, PAPER, finish=None, max_steps=100)
+
+
+def test_too_large_for_machine_code(monkeypatch):
+    """The documented limit: the result says so, without a warning."""
     monkeypatch.setattr(emitter, "LARGEST_PROGRAM", 50)
     options: dict[str, Any] = {"finish": None, "max_steps": 77}
     expected = batched_flow(starts(FLOWS["diagonal"][0], 9), PAPER, compilation=XLA(), **options)
     flow = batched_flow(starts(FLOWS["diagonal"][0], 9), PAPER, **options)
+    assert flow.compilation == "xla"
+    assert flow.fallback_reason == "more than 50 operations"
     np.testing.assert_array_equal(flow.coefficients, expected.coefficients)
+
+
+def _broken(*_: Any):
+    raise RuntimeError("no such register")
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "steps"), [("emit", "the emitter", 78), ("Kernel", "LLVM", 79)]
+)
+def test_what_fails_in_the_compiler_falls_back(name, words, steps, monkeypatch):
+    monkeypatch.setattr(batched, "_warned", set())
+    monkeypatch.setattr(compilation, name, _broken)
+    networks = starts(FLOWS["diagonal"][0], 9)
+    options: dict[str, Any] = {"finish": None, "max_steps": steps}
+    with pytest.warns(UserWarning, match="DiagonalNetwork.*no such register"):
+        flow = batched_flow(networks, PAPER, **options)
+    assert flow.fallback_reason == f"{words} failed with RuntimeError: no such register"
+    expected = batched_flow(networks, PAPER, compilation=XLA(), **options)
+    np.testing.assert_array_equal(flow.coefficients, expected.coefficients)
+
+
+def test_chunks_of_two_kinds_say_that_xla_ran(monkeypatch):
+    """The first one by machine code, and the others not."""
+    monkeypatch.setattr(batched, "_warned", set())
+    monkeypatch.setattr(batched, "_CHUNK", 16)
+    original, asked = chunks._by_rows, []
+
+    def by_rows(*arguments):
+        asked.append(arguments)
+        return original(*arguments) if len(asked) == 1 else compilation.Refusal("a broken chunk")
+
+    monkeypatch.setattr(chunks, "_by_rows", by_rows)
+    networks = starts(FLOWS["diagonal"][0], 40)
+    with pytest.warns(UserWarning, match="a broken chunk"):
+        flow = batched_flow(networks, PAPER, finish=None, width=8)
+    assert (flow.compilation, len(asked)) == ("xla", 2)
+    assert flow.num_steps.shape == (40,)
+
+
+def test_integers_with_more_digits_than_floats_fall_back(monkeypatch):
+    """Shared data of a row's program are floats in memory."""
+    assert chunks._kept(np.array([3, -(2**53)]), np.array([3.0, -(2.0**53)]))
+    exact = np.array([2**53 + 1])
+    assert not chunks._kept(exact, exact.astype(float))
+    monkeypatch.setattr(batched, "_warned", set())
+    monkeypatch.setattr(chunks, "_kept", lambda *_: False)
+    with pytest.warns(UserWarning, match="more digits than float64"):
+        flow = batched_flow(starts(FLOWS["diagonal"][0], 9), PAPER, finish=None)
+    assert flow.compilation == "xla"
+
+
+class Cubed(eqx.Module):
+    """Cubes, by a primitive that only its lowering defines."""
+
+    weights: jax.Array
+    depth: int = eqx.field(static=True, default=1)
+
+    def linear_coefficients(self):
+        return _cube(self.weights)
+
+
+def _cube_p() -> Any:
+    primitive: Any = Primitive("lintensor_test_cube")
+    primitive.def_abstract_eval(lambda x: x)
+    primitive.def_impl(lambda x: x * x * x)
+    mlir.register_lowering(primitive, mlir.lower_fun(lambda x: x * x * x, multiple_results=False))
+
+    def batch(args, axes):
+        return primitive.bind(*args), axes[0]
+
+    batching.primitive_batchers[primitive] = batch
+    return primitive
+
+
+_CUBE_P = _cube_p()
+
+
+@jax.custom_jvp
+def _cube(x):
+    return _CUBE_P.bind(x)
+
+
+@_cube.defjvp
+def _(primals, tangents):
+    ((x,), (t,)) = primals, tangents
+    return _cube(x), 3 * x * x * t
+
+
+def test_a_primitive_of_a_users_own_has_machine_code():
+    """As one of a JAX that is yet to come: its lowering says what it is."""
+    networks = jax.vmap(Cubed)(jnp.asarray(RNG.uniform(0.3, 0.6, (9, 2))))
+    flow = batched_flow(networks, PAPER, finish=None)
+    assert flow.compilation == "native"
+    expected = batched_flow(networks, PAPER, finish=None, compilation=XLA())
+    np.testing.assert_array_equal(flow.num_steps, expected.num_steps)
+    np.testing.assert_allclose(flow.coefficients, expected.coefficients, rtol=1e-12)
 
 
 def test_a_program_that_fails_in_a_thread_is_stopped_in_all(monkeypatch):
