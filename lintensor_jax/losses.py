@@ -63,6 +63,11 @@ class AbstractMarginLoss(eqx.Module):
         return None
 
     @property
+    def is_exponential(self) -> bool:
+        """Whether l(m) = exp(-m) for every m. Closed forms at a finite loss need this."""
+        return False
+
+    @property
     def smoothness(self) -> Smoothness | None:
         """Bounds on l'' and l'; None if there are none, or if the loss does not say."""
         return None
@@ -94,6 +99,11 @@ class ExponentialLoss(AbstractMarginLoss):
     def tail(self) -> ExponentialTail:
         """Exponential with rate 1."""
         return ExponentialTail()
+
+    @property
+    def is_exponential(self) -> bool:
+        """True."""
+        return True
 
     def least_slope_over_value(self, log_value: float) -> float:
         """1: the slope is the value."""

@@ -5,6 +5,7 @@ average them, which divides time by n.
 """
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -46,6 +47,11 @@ class AbstractProblem(eqx.Module):
     def has_squared_loss(self) -> bool:
         """Whether the loss is 1/2 sum_i r_i^2, for which rates and Hessians are known."""
         return False
+
+    @property
+    def in_words(self) -> str:
+        """What the problem is called in messages, such as "Regression with HuberLoss"."""
+        return type(self).__name__
 
     @abc.abstractmethod
     def predictions(self, beta: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -92,6 +98,12 @@ class AbstractRegressionProblem(AbstractProblem):
     def has_squared_loss(self) -> bool:
         """Whether `residual_loss` is the squared loss."""
         return self.residual_loss.is_squared
+
+    @property
+    def in_words(self) -> str:
+        """The class, and the loss unless it is the squared one."""
+        name = type(self).__name__
+        return name if self.has_squared_loss else f"{name} with {type(self.residual_loss).__name__}"
 
     def residual(self, beta: Float[Array, "..."]) -> Float[Array, "..."]:
         """l'(predictions(beta) - y), of y's shape: for the squared loss predictions - y."""
@@ -265,6 +277,12 @@ class Classification(AbstractProblem):
     def coefficient_shape(self) -> tuple[int, ...]:
         """(d,)."""
         return (self.X.shape[1],)
+
+
+def named(problem: Any) -> str:
+    """What `problem` is called in messages: its own words, or the name of its class."""
+    words = getattr(problem, "in_words", None)
+    return words if isinstance(words, str) else type(problem).__name__
 
 
 def prediction_range(problem: AbstractRegressionProblem) -> Float[Array, "n k"]:

@@ -13,6 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
+from ..losses import PolynomialTail
 from ..messages import in_words
 from ..networks import AbstractNetwork, scaled
 from ..problems import AbstractProblem
@@ -87,7 +88,8 @@ def fill_options(
         _instance(stop, AbstractStop, "stop", "lintensor_jax.StopAtResidual(1e-9)")
         stop.check(problem, dtype)
     if not has_residuals:
-        stop = stop | FloatWall.of(dtype) | NotSeparable.of(dtype)
+        stop = stop if _is_polynomial(problem) else stop | FloatWall.of(dtype)
+        stop = stop | NotSeparable.of(dtype)
     stop = stop | StandsStill()
 
     if isinstance(finish, EllipsisType):
@@ -123,6 +125,11 @@ def fill_options(
     numbers: Any = jax.tree.map(as_array, (stop, finish, relative, absolute))
     filled: Any = (clock, *numbers[:2], solver, *numbers[2:], *saving, observe, max_steps)
     return FlowOptions(*filled)
+
+
+def _is_polynomial(problem):
+    """Whether the softmax of the slopes depends on ratios of margins, which keep their digits."""
+    return isinstance(problem.margin_loss.tail, PolynomialTail)
 
 
 def _default_stop(problem, dtype):
