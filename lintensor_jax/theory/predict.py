@@ -1,6 +1,7 @@
 """Which theorem covers a network and a problem, whether its assumptions hold, what it predicts."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -15,8 +16,12 @@ from .classification.candidates import classification_candidates
 from .prediction import Candidate, Prediction, choose, nothing_to_conclude
 from .regression.candidates import regression_candidates, sensing_candidates
 
+Theorem = Callable[[Any, Any], Iterable[Candidate]]
 
-def predict(network: eqx.Module, problem: AbstractProblem) -> Prediction:
+
+def predict(
+    network: eqx.Module, problem: AbstractProblem, *, theorems: Sequence[Theorem] = ()
+) -> Prediction:
     """Where gradient flow from `network`'s current parameters goes, according to theory.
 
     The theorems about this architecture and problem are tried from the most specific on; every
@@ -40,6 +45,8 @@ def predict(network: eqx.Module, problem: AbstractProblem) -> Prediction:
       the loss for the facts that it needs, such as an exponential tail; where the loss does not
       state them, the theorem is not claimed. About another problem of your own nothing is
       predicted.
+    - `theorems`: functions of network and problem, each yielding `theory.Candidate`s; they are
+      tried before the theorems of this package, in the order given.
 
     **Raises** ValueError if the two do not fit each other, or for traced arrays: it runs on the
     host.
@@ -51,7 +58,9 @@ def predict(network: eqx.Module, problem: AbstractProblem) -> Prediction:
         f"{type(network).__name__}{depth}, on {problem.in_words} with n = {samples} "
         f"and coefficients of shape {shape}"
     )
-    return choose(subject, _candidates(network, problem), _unknown(network, problem))
+    given = itertools.chain.from_iterable(theorem(network, problem) for theorem in theorems)
+    candidates = itertools.chain(given, _candidates(network, problem))
+    return choose(subject, candidates, _unknown(network, problem))
 
 
 def _candidates(network: Any, problem: AbstractProblem) -> Iterator[Candidate]:

@@ -27,11 +27,13 @@ from ..assumptions import (
     smallest_layer,
     violated,
 )
+from ..convergence import refuted_convergence
 from ..least_norm.max_margin import MarginPrecisionError, is_separable, max_margin
 from ..least_norm.norms import FourierL1Norm, L1Norm, L2Norm, L21Norm
 from ..prediction import Candidate, Conclusion, HarmonicDecay, Kind, nothing_to_conclude
 from ..regression.yun_theorem_6 import limit_point_two_layer
 from ..regression.yun_theorem_7 import convergence_conditions
+from .alignment import learning_conditions
 
 
 def classification_candidates(network: Any, problem: Classification) -> Iterator[Candidate]:
@@ -157,6 +159,8 @@ def _fully_connected(network, problem, separable, margin):
     if not below.holds:
         statement = below.statement + (" (implied by Theorem 7's conditions)" if converges else "")
         below = Assumption(statement, below.value, True if converges else None, source)
+        if below.holds is None:
+            below = _decided(network, problem, below)
 
     def conclude():
         rate = None
@@ -168,6 +172,18 @@ def _fully_connected(network, problem, separable, margin):
         return Conclusion(Kind.EXACT, limit, rate, _tail(problem))
 
     return Candidate("Corollary 1", (separable, below), conclude)
+
+
+def _decided(network, problem, below):
+    """`below` proved by Assumption 1.2 of Ji & Telgarsky 2019, refuted, or open as it was."""
+    refuted = refuted_convergence(network, problem)
+    if refuted is not None:
+        return refuted
+    conditions = learning_conditions(network, problem)
+    if not all(a.holds for a in conditions):
+        return below
+    statement = below.statement + " (implied by Assumption 1.2: R(W(0)) <= R(0), not critical)"
+    return Assumption(statement, below.value, True, "Ji & Telgarsky 2019, Theorem 2.2")
 
 
 def _loss_is_small(network, problem, source):

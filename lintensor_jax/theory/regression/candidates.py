@@ -29,6 +29,7 @@ from ..assumptions import (
     underdetermined,
     violated,
 )
+from ..convergence import refuted_convergence
 from ..prediction import Candidate, Conclusion, ExponentialDecay, Kind, nothing_to_conclude
 from .other_mirror_maps import differential_limit, two_layer_limit
 from .yun_theorem_5 import (
@@ -118,7 +119,8 @@ def _one_sample(network, problem):
         gap > zero,
         source,
     )
-    in_reach = Assumption(
+    # Where rounding alone keeps y in reach, the exact start may be one from which it is not.
+    in_reach = refuted_convergence(network, problem) or Assumption(
         "y lies in the range of g: nu = g^{-1}(y / alpha^2) is finite", nu, np.isfinite(nu), source
     )
     rate = ExponentialDecay(
