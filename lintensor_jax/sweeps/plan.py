@@ -308,7 +308,7 @@ def _coordinates_of(observables) -> dict[str, np.ndarray]:
 def _stop(cell: Cell, options: Options) -> Any:
     """The rule given, or one for all lanes where each has its own data: never a neighbour's."""
     problems = cell.sample()[1]
-    if options.stop is not None or not problems.has_residuals:
+    if options.stop is not None or problems is None or not problems.has_residuals:
         return options.stop
     y = np.asarray(problems.y)
     sizes = np.abs(y).reshape(y.shape[0], -1).max(axis=1)

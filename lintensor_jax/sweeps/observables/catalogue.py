@@ -136,8 +136,8 @@ class Imbalance(AbstractObservable):
     def check(self, network: Any, problem: AbstractProblem) -> None:
         """Two fully-connected layers, regression."""
         two = isinstance(network, FullyConnectedNetwork) and network.depth == 2
-        if not two or not isinstance(problem, Regression):
-            what = f"{type(network).__name__} on {type(problem).__name__}"
+        if not two or not (isinstance(problem, Regression) and problem.has_squared_loss):
+            what = f"{type(network).__name__} on {problem.in_words}"
             refuse("Imbalance", "is for two fully-connected layers and Regression", what, "Drift()")
 
 
