@@ -140,7 +140,7 @@ def _smooth_regularizer(network, beta) -> Regularizer | None:
         ends = [float(network.induced_regularizer(direction + h * move)) for h in (step, -step)]
         if not abs(ends[0] + ends[1] - 2 * value) <= 1e-3 * step * value:
             return None
-    return Regularizer(gradient=jax.grad(network.induced_regularizer))
+    return Regularizer(gradient=lambda b: jax.grad(network.induced_regularizer)(b))
 
 
 def _of_components(network, signed, slack, tolerance):
