@@ -32,7 +32,7 @@ from lintensor_jax.dynamics.batch.vectorization.entry_by_entry import (
     assembled,
     entries_of,
 )
-from lintensor_jax.dynamics.batch.vectorization.lanes_last import apply_trailing
+from lintensor_jax.dynamics.batch.vectorization.lanes_last import apply_lanes_last
 
 _SIZE, _LANES, _MOST = 4, 24, 16.0
 _NUMBERS = [0.0, -0.0, 1.0, -1.0, 0.5, -2.0, 3.0, np.inf, -np.inf, np.nan]
@@ -247,7 +247,7 @@ def by_lanes(function: Callable, rows: np.ndarray) -> np.ndarray:
     """Whole arrays, lanes last."""
     closed = jax.make_jaxpr(function)(rows[0])
     with jax.disable_jit():
-        (found,) = apply_trailing(closed, [True], {}, jnp.asarray(rows.T))
+        (found,) = apply_lanes_last(closed, [True], {}, jnp.asarray(rows.T))
     return np.asarray(found).T
 
 

@@ -12,8 +12,8 @@ clock          ds                            for
 
 On separable data the physical time that a flow needs grows like exp(margin). The other two clocks
 carry log t instead. While L > exp(-LOG_LOSS_OF_ASYMPTOTICS) they integrate w = log(1 + t/T), T
-being the initial time scale; beyond that the stiffness of dw/ds grows with the margin. There t has a
-closed form, whose relative error is 1e-3 at this loss and falls as 1/log(1/L)^2: with
+being the initial time scale. Beyond that the stiffness of dw/ds grows with the margin, and t has
+a closed form. Its relative error is 1e-3 at this loss and falls as 1/log(1/L)^2: with
 Lambda = log(1/L) and F = L^2/|grad L|^2, dt = exp(Lambda) F dLambda, so
 t = exp(Lambda) F / (1 + dlogF/dLambda) (one step of integration by parts, in the form that is
 exact for exponential F).
@@ -163,7 +163,7 @@ def _smoothed_norm(system, gradient):
 
 
 def _time_per_arc(system, state, slope, gradient_norm):
-    """dt/ds of the log-arc-length clock, as a pair: the logarithm of one factor, and another factor."""
+    """dt/ds of the log-arc-length clock: the logarithm of one factor, and another factor."""
     safe = jnp.where(gradient_norm > 0, gradient_norm, 1.0)
     factor = jnp.linalg.norm(state.theta) / (safe * slope.total)
     return (2 - system.depth) * state.log_scale - slope.top, factor

@@ -24,7 +24,7 @@ from ..dynamics.system import System
 
 
 class HeldMarginEnd(NamedTuple):
-    """Where a flow at a held margin ended: `theta` (p,), the speed |dtheta/ds|, the number of steps."""
+    """End of a flow at held margin: `theta` (p,), the speed |dtheta/ds|, the number of steps."""
 
     theta: Float[Array, " p"]
     speed: Scalar

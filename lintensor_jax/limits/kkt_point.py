@@ -120,7 +120,7 @@ def _repaired(active, multipliers, margins, residual):
     active = active.copy()
     short = np.where(active, np.inf, margins)
     if not residual <= _SOLVED and np.min(short) > 1 - _SLACK:
-        # Not all of these samples can have margin 1: the one with the smallest multiplier is removed.
+        # These samples cannot all have margin 1: the smallest multiplier's sample is removed.
         active[np.argmin(np.where(active, multipliers, np.inf))] = False
     elif np.min(short) < 1 - _SLACK:
         active[np.argmin(short)] = True

@@ -16,7 +16,9 @@ from ..options import check_pair, same_dtype
 
 
 class DescentSolution(eqx.Module):
-    """Iterates of a discrete algorithm. The leading axes have one entry per saved step; the last entry is the end.
+    """Iterates of a discrete algorithm.
+
+    The leading axes have one entry per saved step; the last entry is the end.
 
     - `network`: the network after the last step.
     - `optimizer_state`: the optimizer's state after the last step, to continue the run.
