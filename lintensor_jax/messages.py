@@ -48,7 +48,7 @@ def nonzero_entries(values: ArrayLike) -> str:
     return f"{np.count_nonzero(array)} of {array.size}"
 
 
-def told_of_optimum(status: str, unique: bool | None) -> str:
+def optimum_status(status: str, unique: bool | None) -> str:
     """The status of a convex program's answer, with what is known about other answers."""
     others = {True: ", the only one", False: ", one of several", None: ""}[unique]
     return f" [{status}]{others}"

@@ -43,14 +43,14 @@ def _run(argv):
     except BrokenPipeError:
         raise
     except (UsageError, ConfigError, OSError) as error:
-        print(_told_in_one_line(error), file=sys.stderr)
+        print(_in_one_line(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
 
 
-def _told_in_one_line(error):
+def _in_one_line(error):
     message = str(error)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""

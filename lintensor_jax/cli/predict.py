@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..messages import without_rounding
-from .sweep import told
+from .sweep import library_errors_as_usage_errors
 from .terminal import configure_jax
 
 _WIDTH = 80
@@ -45,7 +45,7 @@ def predict_command(arguments: Any) -> int:
     configure_jax()
     from ..sweeps.from_toml.predictions import combinations
 
-    with told(arguments.config):
+    with library_errors_as_usage_errors(arguments.config):
         _, grid, _ = configuration.read(arguments.config)
         found = combinations(grid)
         if arguments.json:
@@ -55,7 +55,7 @@ def predict_command(arguments: Any) -> int:
         for number, combination in enumerate(found, 1):
             if number == 1:
                 total //= combination.num_starts
-                _wrapped(
+                _print_wrapped(
                     f"{arguments.config}: {_count(grid.size, 'flow')}, that is "
                     f"{_count(total, 'combination')} of network and data with "
                     f"{_count(combination.num_starts, 'start')} each. No flow is run here."
@@ -63,7 +63,7 @@ def predict_command(arguments: Any) -> int:
             _print_combination(combination)
             if number == _MOST_SHOWN < total and not arguments.all:
                 print()
-                _wrapped(
+                _print_wrapped(
                     f"{total - number:,} more combinations: lintensor-jax predict "
                     f"{arguments.config} --all"
                 )
@@ -75,12 +75,12 @@ def _print_combination(combination):
     print()
     title = ", ".join(f"{name} = {value}" for name, value in combination.point.items())
     if title:
-        _wrapped(title)
+        _print_wrapped(title)
         print("-" * min(len(title), _WIDTH))
     chosen = ", ".join(f"{k} = {_short(v)}" for k, v in combination.starts[0].items())
-    _wrapped(f"At the first of its starts ({chosen}):")
+    _print_wrapped(f"At the first of its starts ({chosen}):")
     for line in str(combination.predictions[0]).splitlines():
-        _wrapped(line)
+        _print_wrapped(line)
     _print_scales(combination)
 
 
@@ -91,14 +91,14 @@ def _print_scales(combination):
         return
     fixed = len({_short(start.get("direction")) for start in combination.starts}) == 1
     span = f"{len(alphas)} alphas from {alphas[0]:.4g} to {alphas[-1]:.4g}"
-    told_of = {(p.theorem, p.kind) for p in predictions}
-    if len(told_of) == 1 and predictions[0].limit is None:
-        _wrapped(f"Over the initial scale: likewise no limit at {span}.")
+    claims = {(p.theorem, p.kind) for p in predictions}
+    if len(claims) == 1 and predictions[0].limit is None:
+        _print_wrapped(f"Over the initial scale: likewise no limit at {span}.")
         return
-    if len(told_of) == 1 and all(d is not None and d < _SAME for d in distances):
-        _wrapped(f"Over the initial scale: the same limit at {span}.")
+    if len(claims) == 1 and all(d is not None and d < _SAME for d in distances):
+        _print_wrapped(f"Over the initial scale: the same limit at {span}.")
         return
-    _wrapped(
+    _print_wrapped(
         f"Over the initial scale, at {span}"
         + (", everything else alike:" if fixed else " (each with a direction of its own):")
     )
@@ -117,7 +117,7 @@ def _print_scales(combination):
         print(f"  {row[0]:10s}{row[1]:15s}{row[2]:12s}{row[3]}".rstrip())
     if len({p.theorem for p in predictions}) > 1:
         for alpha, p in zip(alphas, predictions, strict=True):
-            _wrapped(f"  at {alpha:.4g}: {p.theorem or 'no theorem applies'}")
+            _print_wrapped(f"  at {alpha:.4g}: {p.theorem or 'no theorem applies'}")
 
 
 def _print_json(found, path, size):
@@ -198,7 +198,7 @@ def _count(number, noun):
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _wrapped(line):
+def _print_wrapped(line):
     body = line.lstrip()
     indent = " " * (len(line) - len(body))
     # Long words are formulas and paths: whole, they can be copied.

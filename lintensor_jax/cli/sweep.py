@@ -127,7 +127,7 @@ def sweep_command(arguments: Any) -> int:
 
     config, grid, options = configuration.read(arguments.config)
     path = arguments.out or Path("results") / arguments.config.stem
-    with told(arguments.config):
+    with library_errors_as_usage_errors(arguments.config):
         if arguments.dry_run:
             return _print_plan(Plan(grid, options).summary(devices), path, arguments.json)
         with _watched(arguments.json) as watch:
@@ -141,7 +141,7 @@ def resume_command(arguments: Any) -> int:
     """`lintensor-jax resume DIR`."""
     from ..sweeps.store.store import Store
 
-    with told(arguments.folder):
+    with library_errors_as_usage_errors(arguments.folder):
         Store(arguments.folder)  # a refusal comes before JAX is started
         _set_devices(arguments.devices)
         configure_jax()
@@ -154,7 +154,7 @@ def resume_command(arguments: Any) -> int:
 
 def status_command(arguments: Any) -> int:
     """`lintensor-jax status DIR`."""
-    with told(arguments.folder):
+    with library_errors_as_usage_errors(arguments.folder):
         return _print_status(arguments.folder, arguments.json)
 
 
@@ -162,7 +162,7 @@ def plot_command(arguments: Any) -> int:
     """`lintensor-jax plot DIR`."""
     from ..sweeps.report.figures import write_figures
 
-    with told(arguments.folder):
+    with library_errors_as_usage_errors(arguments.folder):
         written = write_figures(arguments.folder, arguments.out)
     return _print_written(written, arguments.json)
 
@@ -172,7 +172,7 @@ def report_command(arguments: Any) -> int:
     configure_jax()
     from ..sweeps.report.page import write_report
 
-    with told(arguments.folder):
+    with library_errors_as_usage_errors(arguments.folder):
         written = write_report(arguments.folder, arguments.out)
     return _print_written([written], arguments.json)
 
@@ -195,7 +195,7 @@ def _set_devices(wanted: int | None) -> int:
 
 
 @contextlib.contextmanager
-def told(where: Path) -> Iterator[None]:
+def library_errors_as_usage_errors(where: Path) -> Iterator[None]:
     """The library's refusals, which name the argument, the rule and the fix, as one line."""
     from ..config import ConfigError
     from ..sweeps.store.errors import SweepError
@@ -220,8 +220,8 @@ def _watched(quiet: bool) -> Iterator[Callable[[Any], None] | None]:
         yield None
         return
     if not sys.stderr.isatty():
-        with _told_in_lines() as tell:
-            yield tell
+        with _progress_lines() as watch:
+            yield watch
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
@@ -242,16 +242,16 @@ def _watched(quiet: bool) -> Iterator[Callable[[Any], None] | None]:
 
 
 @contextlib.contextmanager
-def _told_in_lines() -> Iterator[Callable[[Any], None]]:
+def _progress_lines() -> Iterator[Callable[[Any], None]]:
     """For a log: where it begins, at most a line every few seconds, and where it ended."""
     began = time.monotonic()
-    told, last = -math.inf, None
+    last_line, last = -math.inf, None
 
     def watch(progress: Any) -> None:
-        nonlocal told, last
+        nonlocal last_line, last
         now, last = time.monotonic(), progress
-        if progress.lanes < progress.total and now - told >= _SECONDS_BETWEEN_LINES:
-            told = now
+        if progress.lanes < progress.total and now - last_line >= _SECONDS_BETWEEN_LINES:
+            last_line = now
             print(progress_in_words(progress), file=sys.stderr, flush=True)
 
     yield watch
@@ -322,8 +322,8 @@ def _print_status(path: Path, as_json: bool, wrote: bool = False) -> int:
 
     state = status(path)
     if as_json:
-        told = {**state.as_json(), **({"wrote": [str(path)]} if wrote else {})}
-        print(json.dumps(told, allow_nan=False))
+        facts = {**state.as_json(), **({"wrote": [str(path)]} if wrote else {})}
+        print(json.dumps(facts, allow_nan=False))
         return 0
     print(state)
     if wrote:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from ...messages import nonzero_entries, shown, told_of_optimum
+from ...messages import nonzero_entries, optimum_status, shown
 from .gauge_programs import coordinates_of, kkt_residual, optimum, reweighted
 from .gauges import GroupGauge
 from .norms import AbstractNorm, GroupForm, L2Norm
@@ -95,7 +95,7 @@ class MaxMargin(eqx.Module):
     def __str__(self) -> str:
         """Status, margin, direction, support samples, optimality conditions."""
         lines = [
-            f"Maximum-margin separator{told_of_optimum(self.status, self.unique)}",
+            f"Maximum-margin separator{optimum_status(self.status, self.unique)}",
             f"  margin           {float(self.margin):.6g}",
             f"  direction        {shown(self.direction)}",
             f"  nonzero entries  {nonzero_entries(self.direction)}",

@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
-from ...messages import nonzero_entries, shown, told_of_optimum
+from ...messages import nonzero_entries, optimum_status, shown
 from .gauge_programs import coordinates_of, kkt_residual, optimum, reweighted
 from .gauges import GroupGauge
 from .norms import AbstractNorm, L2Norm, WeightedL2Norm
@@ -60,7 +60,7 @@ class MinNorm(eqx.Module):
         if isinstance(self.value, Tracer) or self.value.ndim:
             return repr(self)
         lines = [
-            f"Interpolator of least norm{told_of_optimum(self.status, self.unique)}",
+            f"Interpolator of least norm{optimum_status(self.status, self.unique)}",
             f"  norm             {float(self.value):.6g}",
             f"  coefficients     {shown(self.coefficients)}",
             f"  nonzero entries  {nonzero_entries(self.coefficients)}",

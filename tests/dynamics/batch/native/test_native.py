@@ -165,7 +165,7 @@ def _broken(*_: Any):
 )
 def test_what_fails_in_the_compiler_falls_back(name, words, steps, monkeypatch):
     monkeypatch.setattr(batched_flow_module, "_warned", set())
-    monkeypatch.setattr(compilation, name, _broken)
+    monkeypatch.setattr(programs, name, _broken)
     networks = starts(FLOWS["diagonal"][0], 9)
     options: dict[str, Any] = {"finish": None, "max_steps": steps}
     with pytest.warns(UserWarning, match="DiagonalNetwork.*no such register"):
