@@ -32,14 +32,14 @@ from lintensor_jax.dynamics.batch.programs import XLA, Native
 from lintensor_jax.dynamics.gauss_newton import run_finish
 from lintensor_jax.dynamics.system import Reducible, System
 
-# Diffrax's steps have no limit of stability but the tolerance: with d = 32 its lanes hover, all of
-# them, at residuals of 2e-7 to 3e-6 and would never end. The uneven sweep stops above that.
+# Only the tolerance limits diffrax's steps. With d = 32 all its lanes stay at residuals of 2e-7 to
+# 3e-6, at the stability limit, and do not end. The uneven sweep stops above that.
 TOLERANCE, RESIDUAL, RESIDUAL_UNEVEN = 1e-8, 1e-7, 1e-5
-# Plain lanes need up to 80 steps and uneven ones up to 6,000. A plain lane that hovers would keep
-# all others waiting for as many steps as it is given.
+# Plain lanes need up to 80 steps and uneven ones up to 6,000. A plain lane that does not end would
+# make all others wait for its maximum number of steps.
 MOST_STEPS, MOST_STEPS_UNEVEN = 512, 8192
 BLOCK = 512
-# A way stops with a residual of 1e-7 and has made errors of about rtol in each of its steps.
+# A method stops at a residual of 1e-7 and makes errors of about rtol in each of its steps.
 # Constant steps of 1e-3 lead to another limit than the flow's.
 CLOSE, DESCENT_CLOSE, FINISHED, AGREED = 1e-5, 1e-2, 1e-8, 1e-7
 ARCHITECTURES = ("diagonal", "convolution", "fully-connected")
@@ -117,7 +117,7 @@ def require_close(name: str, found: Any, expected: Any, bound: float, which: Any
 
 
 class Problem:
-    """Lanes to be flown, and the ways to do it."""
+    """Lanes to integrate, and the methods to compare."""
 
     def __init__(self, name: str, depth: int, problem: Any, theta: Any, max_steps: int):
         self.name, self.problem, self.theta, self.max_steps = name, problem, theta, max_steps
@@ -125,7 +125,7 @@ class Problem:
         self.system = System.of(network(name, depth, problem.X.shape[1]), problem)
         self.networks: Any = jax.vmap(self.system.network)(theta)
         self.count = theta.shape[0]
-        # Coefficients to be compared with; where nothing is known, the first way's.
+        # Reference coefficients; without them, those of the first method.
         self.expected: Any = None
         self.known: Any = True  # for which lanes
         self.flow: Any = None  # the last one of ours
@@ -143,7 +143,7 @@ class Problem:
         return self.flow
 
     def check(self, name: str, bound: float = CLOSE) -> Callable[[Any], Row]:
-        """Columns of a way: its distance from the limit and what its lanes did."""
+        """Columns of a method: its distance from the limit, and the steps of its lanes."""
         close = bound * self.residual / RESIDUAL
 
         def row(answer: Any) -> Row:
@@ -220,7 +220,7 @@ def sweep(effort: Effort, name: str, lanes: int, with_peers: bool = False) -> li
 
 
 def _peers(task: Problem, effort: Effort) -> list[Variant]:
-    """A few lanes each, timed once or twice: per lane, they take a thousand times as long."""
+    """A few lanes of each peer, timed once or twice: a lane takes a thousand times as long."""
     theta, name = np.array(task.theta), task.name
     limits = task.expected
 
@@ -258,7 +258,7 @@ def _peers(task: Problem, effort: Effort) -> list[Variant]:
 
 
 def _finished(title: str, task: Problem) -> list[Row]:
-    """How far our lanes' limits are from the exact ones with the finish, alpha = 0.001 included."""
+    """Distances of limits from the exact ones with the finish, also for alpha = 0.001."""
     names = task.name, 2, task.problem
     small = task.theta / jnp.linalg.norm(task.theta, axis=1, keepdims=True) * 1e-3
     both = jnp.concatenate([task.theta[:1024], small[:1024]])
@@ -304,13 +304,13 @@ def uneven(effort: Effort, name: str, lanes: int) -> list[Row]:
     """The harder sweep."""
     task = uneven_task(name, lanes)
     variants = task.ways(effort, blocks=False)
-    # Half a minute each, of which nothing is noise.
+    # Half a minute each; noise is negligible.
     variants[0] = dataclasses.replace(variants[0], rounds=3)
     return measure.compare("uneven", f"{name}, {lanes:,} lanes", variants, effort.repeats)
 
 
 def main() -> None:
-    """Both sweeps."""
+    """Run the paper sweep and the uneven sweep, and print their tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""All benchmarks of the hot path, in one run: results.json, table.md and plots.
+"""All benchmarks of the inner loops, in one run: results.json, table.md and plots.
 
 Run from the repository root:
 
@@ -49,12 +49,12 @@ def uneven(effort: Effort, folder: Path) -> list[Row]:
 
 
 def classification(effort: Effort, folder: Path) -> list[Row]:
-    """To large margins."""
+    """Flows to large margins."""
     return margins.rows_of(effort, 256 if effort.quick else 4096)
 
 
 def by_work_and_precision(effort: Effort, folder: Path) -> list[Row]:
-    """Error against time."""
+    """The work-precision diagrams: error against time."""
     names = batched.ARCHITECTURES[: 1 if effort.quick else None]
     rows = [row for name in names for row in work_precision.rows_of(effort, name)]
     work_precision.draw(rows, folder)
@@ -92,10 +92,10 @@ def main() -> None:
         try:
             rows += PARTS[name](effort, options.out)
         except measure.WrongAnswer as error:
-            # The other parts' numbers stand; this one has none.
+            # The numbers of the other parts are valid; this part has none.
             wrong.append(f"{name}: {error}")
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-        # After every part: what was measured is kept if a later one is interrupted.
+        # Written after every part, so that an interruption does not lose results.
         table = measure.write(options.out, rows, measure.machine(), wrong)
     print(table)
     sys.exit(1 if wrong else 0)

@@ -1,4 +1,4 @@
-"""One flow at a time: what a flow costs without company.
+"""One flow at a time: the time of one flow that is not part of a batch.
 
 Run from the repository root; `hot_path.py` runs it with everything else:
 
@@ -67,7 +67,7 @@ def in_turn(effort: Effort, name: str, task: batched.Problem) -> list[Row]:
 
 
 def called(effort: Effort, name: str, task: batched.Problem) -> list[Row]:
-    """One flow a call."""
+    """One flow in each call."""
     (theta,) = task.theta
 
     def as_called(solve: Callable) -> Callable:
@@ -92,7 +92,7 @@ def called(effort: Effort, name: str, task: batched.Problem) -> list[Row]:
         "batched_flow": task.ours,
     }
     variants = [
-        # Half a second each, as called: it compiles anew every time.
+        # Half a second each: every call compiles again.
         Variant(key, call, task.check(key), rounds=5 if call is slow else 1000)
         for key, call in calls.items()
     ]
@@ -131,7 +131,7 @@ def _against_diffrax(rows: list[Row]) -> list[Row]:
 
 
 def main() -> None:
-    """The table."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

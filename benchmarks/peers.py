@@ -1,9 +1,9 @@
-"""The sweep of Yun et al. 2021 by other means, and its exact limits.
+"""The sweep of Yun et al. 2021 by other libraries, and its exact limits.
 
 Two-layer networks, x = [1, 2], y = 1. Parameters are vectors of `System.initial`'s order. What is
 written here shares nothing with the package: formulas for d = 2, in NumPy and in PyTorch.
 
-Peers are told where to stop as favourably as they allow: SciPy and gradient descent at the
+Each peer gets the stop rule that is most favourable to it: SciPy and gradient descent at the
 residual; torchdiffeq, which has one step size for a whole batch, and torchode at the time at which
 `batched_flow` met the residual (the last one of all lanes; each lane's own).
 """
@@ -131,7 +131,7 @@ def descent(name: str, thetas: np.ndarray, stop: float):
 def torch_ways(
     name: str, thetas: np.ndarray, times: Callable[[], np.ndarray], rtol: float, atol: float
 ) -> Sequence[tuple[str, Callable[[], np.ndarray]]]:
-    """What of torchdiffeq and torchode can be imported, by name; they return (N, 2).
+    """The functions of torchdiffeq and torchode that can be imported, by name; they return (N, 2).
 
     `times` are the lanes' ends, shape (N,), asked for when it is time to go.
     """

@@ -44,7 +44,7 @@ SHAPES = (
 SCALES = (1e-3, 10.0)
 THEORY_BOUND = 1e-7
 MIRROR_BOUND = 1e-8
-# The Gauss-Newton finish leaves about the square of what the flow has left of its way.
+# The error after the Gauss-Newton finish is about the square of the flow's remaining distance.
 RTOL = 1e-10
 
 
@@ -69,7 +69,7 @@ class Case:
 
     @property
     def problem(self) -> lt.Regression:
-        """The data."""
+        """The regression problem of this instance."""
         return lt.Regression(self.X, self.y)
 
     def __str__(self) -> str:

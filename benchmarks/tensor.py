@@ -122,7 +122,7 @@ def rows_of(effort: Effort) -> list[Row]:
 
 
 def main() -> None:
-    """The table."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

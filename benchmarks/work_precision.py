@@ -31,13 +31,14 @@ from lintensor_jax.dynamics.batch.batched_flow import batched_flow
 from lintensor_jax.dynamics.system import System
 from lintensor_jax.figures import style
 
-# Enough lanes that a call's fixed cost of about a millisecond does not decide; those that go one
-# after the other need fewer.
+# So many lanes that a call's fixed time of about a millisecond is small. Methods that integrate
+# lanes one after the other need fewer.
 LANES, LANES_QUICK, FEW = 2048, 128, 4
 RTOLS = (1e-4, 1e-6, 1e-8, 1e-10, 1e-12)
 MOST_STEPS = 20_000
 UNIT = "plain, Tsit5"
-# The median error of a method that works. Rounding: a limit is the sum of thousands of steps.
+# A correct method has a median error of at most this ratio times rtol, plus rounding: a limit is
+# the sum of thousands of steps.
 LARGEST_RATIO, ROUNDING = 1e3, 1e-11
 
 
@@ -185,7 +186,7 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
 
 
 def main() -> None:
-    """All architectures."""
+    """Measure all architectures; print the table and write the plots."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""The command `predict`: what theory says of a sweep's flows, before any of them is run."""
+"""The command `predict`: the predictions of theory for a sweep's flows, without running one."""
 
 import json
 import math
@@ -12,16 +12,16 @@ from .terminal import configure_jax
 
 _WIDTH = 80
 _MOST_SHOWN = 12
-# Limits that differ by less are one limit that was computed twice.
+# Limits that differ by less than this are equal up to rounding.
 _SAME = 1e-9
 _MOST_ENTRIES = 4
 
 
 def add_commands(commands: Any) -> None:
-    """The subparser."""
+    """Add the subparser of `predict` to `commands`."""
     predict = commands.add_parser(
         "predict",
-        help="which theorem covers a sweep's flows, and where they will go",
+        help="which theorem applies to a sweep's flows, and their predicted limits",
         description="For each network and data set of a sweep: the theorem that applies, its "
         "assumptions one by one with their measured values, the limit that it predicts and how "
         "the limit changes over the initial scales. No flow is run.",
@@ -41,7 +41,9 @@ def predict_command(arguments: Any) -> int:
     from ..config import load
     from ..sweeps.from_toml import configuration
 
-    load(arguments.config, configuration.Sweep)  # a refusal comes before JAX is started
+    load(
+        arguments.config, configuration.Sweep
+    )  # errors of the file are raised before JAX is started
     configure_jax()
     from ..sweeps.from_toml.predictions import combinations
 
@@ -93,14 +95,14 @@ def _print_scales(combination):
     span = f"{len(alphas)} alphas from {alphas[0]:.4g} to {alphas[-1]:.4g}"
     claims = {(p.theorem, p.kind) for p in predictions}
     if len(claims) == 1 and predictions[0].limit is None:
-        _print_wrapped(f"Over the initial scale: likewise no limit at {span}.")
+        _print_wrapped(f"Over the initial scale: no limit either at {span}.")
         return
     if len(claims) == 1 and all(d is not None and d < _SAME for d in distances):
         _print_wrapped(f"Over the initial scale: the same limit at {span}.")
         return
     _print_wrapped(
         f"Over the initial scale, at {span}"
-        + (", everything else alike:" if fixed else " (each with a direction of its own):")
+        + (", all other settings equal:" if fixed else " (each with another direction):")
     )
     rows = [
         (
@@ -111,7 +113,7 @@ def _print_scales(combination):
         )
         for alpha, p, distance in zip(alphas, predictions, distances, strict=True)
     ]
-    # How far a limit lies from the first one, in the l2 norm.
+    # "moved": the distance of a limit from the first one, in the l2 norm.
     print(f"  {'alpha':10s}{'claim':15s}{'moved (l2)':12s}limit")
     for row in rows:
         print(f"  {row[0]:10s}{row[1]:15s}{row[2]:12s}{row[3]}".rstrip())
@@ -171,7 +173,7 @@ def _listed(assumptions):
 
 
 def _finite(value):
-    """JSON has no infinities: they become text."""
+    """The value with infinities and NaN as text, which JSON does not have."""
     match value:
         case dict():
             return {key: _finite(item) for key, item in value.items()}
@@ -184,7 +186,7 @@ def _finite(value):
 
 
 def _short(value):
-    """Few entries as they are, many as their number."""
+    """A value in short: up to four entries of a list, else their number."""
     if value is None:
         return "-"
     if not isinstance(value, list):
@@ -201,7 +203,7 @@ def _count(number, noun):
 def _print_wrapped(line):
     body = line.lstrip()
     indent = " " * (len(line) - len(body))
-    # Long words are formulas and paths: whole, they can be copied.
+    # Long words are formulas and paths. They are not broken, so that they can be copied.
     print(
         textwrap.fill(
             body,

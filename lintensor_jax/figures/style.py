@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-# Okabe & Ito's palette, which red-green colour-blind readers can tell apart; an architecture keeps
-# its colour and marker in every figure.
+# Okabe & Ito's palette, which red-green colour-blind readers can distinguish. An architecture has
+# the same colour and marker in every figure.
 COLOURS = {
     "fully-connected": "#0072B2",
     "diagonal": "#D55E00",

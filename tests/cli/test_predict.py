@@ -82,7 +82,7 @@ def test_where_nothing_applies_it_says_why(tmp_path, capsys):
     assert [a for r in one["rejected"] for a in r["violated"] if a["holds"] is False]
     out = " ".join(printed(capsys, "predict", tmp_path / "c.toml").split())
     assert "No theorem applies" in out
-    assert "Over the initial scale: likewise no limit" in out
+    assert "Over the initial scale: no limit either" in out
 
 
 def test_data_sets_are_combinations_and_pairs_go_together(tmp_path, capsys):
@@ -106,7 +106,7 @@ def test_data_sets_are_combinations_and_pairs_go_together(tmp_path, capsys):
         assert starts[-1]["alpha"] == pytest.approx(1.0)
         assert len({tuple(start["direction"]) for start in starts}) == 5
     out = " ".join(printed(capsys, "predict", tmp_path / "c.toml").split())
-    assert "(each with a direction of its own)" in out
+    assert "(each with another direction)" in out
 
 
 def test_json_has_no_infinities():

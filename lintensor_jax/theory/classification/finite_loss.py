@@ -1,6 +1,7 @@
 """The direction of a classification flow at a *finite* loss (Moroshko et al. 2020).
 
-Limits t -> infinity do not see the initial scale; flows at any loss that a computer reaches do. For
+Limits t -> infinity do not depend on the initial scale; flows at any loss that a computer reaches
+do. For
 beta = u_+^D - u_-^D from u_+ = u_- = alpha in every coordinate and the exponential loss, the
 direction at loss eps depends on mu = alpha^D / log(1/eps) alone, up to O(1 / log(1/eps)). With
 q_D = int h_D^-1, h_2(s) = 2 sinh s, h_D(s) = (1-s)^(-D/(D-2)) - (1+s)^(-D/(D-2)) for D >= 3
@@ -36,8 +37,8 @@ from ...networks import DifferentialDiagonalNetwork
 from ...problems import Classification
 from ..least_norm.max_margin import NonSeparableError, is_separable
 
-# The barrier ends where n times its weight no longer moves the optimum; the polish that follows
-# needs only the right support.
+# The last weight of the barrier: n times it does not change the optimum. The following polish needs
+# only the right support.
 _SHRINK, _LEAST_BARRIER = 0.1, 1e-13
 _MOST_STEPS, _MOST_POLISH_STEPS = 60, 20
 _USELESS = 1e-6
@@ -57,9 +58,9 @@ class FiniteLossDirection(eqx.Module):
     - `multipliers` (n,): nu >= 0.
     - `mu`, `depth`: as given, mu in the units of w.
     - `kkt_residual`: of the program: the largest of 1 - y_i <x_i, w> and
-      nu_i |1 - y_i <x_i, w>| / sum nu; stationarity holds by construction. Rounding for
-      `interpolated_max_margin`; for a flow's prediction it says whether, and how far, samples that
-      have left the support have taken it off the program.
+      nu_i |1 - y_i <x_i, w>| / sum nu; stationarity holds by construction. It is rounding
+      for `interpolated_max_margin`. For a flow's prediction it is the distance from the program,
+      which samples that have left the support cause.
     """
 
     coefficients: Float[Array, " d"]
@@ -75,7 +76,7 @@ def interpolated_max_margin(problem: Classification, depth: int, mu: float) -> F
 
     **Arguments**
 
-    - `problem`: a separable `Classification`, concrete; its loss is not looked at.
+    - `problem`: a separable `Classification`, concrete; its loss is not used.
     - `depth`: D >= 2.
     - `mu`: positive, in the units of w (1/X).
 
@@ -122,7 +123,7 @@ def finite_loss_path(
 def direction_at_loss(
     network: DifferentialDiagonalNetwork, problem: Classification, log_loss: float
 ) -> FiniteLossDirection:
-    """Where the flow from `network` stands at loss exp(log_loss), up to O(1 / |log_loss|).
+    """The direction of the flow from `network` at loss exp(log_loss), up to O(1 / |log_loss|).
 
     `finite_loss_path` at mu = alpha^D / log(1/eps); beta itself is about `coefficients` times
     log(1/eps). eps is this package's loss, the *sum* over samples. Moroshko et al. 2020 take the
@@ -200,7 +201,7 @@ class _Program:
         return bool(np.abs(self.slopes(nu)).max() < (700 if self.depth == 2 else 1))
 
     def barrier(self, nu: np.ndarray, tau: float) -> float:
-        """What is minimised at barrier weight tau; infinite outside."""
+        """The objective at barrier weight tau; infinite outside the domain."""
         s, rise = self.slopes(nu), nu - self.floor
         if rise.min() <= 0 or not self.contains(nu):
             return math.inf
@@ -235,7 +236,7 @@ class _Program:
         for _ in range(_MOST_STEPS):
             rise = nu - self.floor
             gradient = self.rows @ self.primal(nu) - 1 - tau / rise
-            # In units of their rise the multipliers of all samples are comparable.
+            # In units of their increments the multipliers of all samples are comparable.
             hessian = rise[:, None] * self.hessian(nu, self.rows) * rise[None, :]
             step = -rise * np.linalg.solve(hessian + tau * np.eye(len(nu)), rise * gradient)
             decrement = float(-gradient @ step)
@@ -262,7 +263,7 @@ class _Program:
             nu = trial
             if np.abs(step).max(initial=0.0) <= 1e-15 * nu.max():
                 break
-        # Rounding, of a sample that is about to stop growing.
+        # Rounding errors of a sample whose multiplier is about to stop growing.
         low = nu < self.floor
         return np.where(low & (nu > self.floor * (1 - 1e-14)), self.floor, nu)
 

@@ -1,4 +1,4 @@
-"""Where balanced rank-one flows converge, and how fast: the stable sets of Eftekhari 2020.
+"""Limits and rates of balanced rank-one flows: the stable sets of Eftekhari 2020.
 
 With X^T X = c I (in the paper c = m, the number of samples) the loss is c/2 |Z - beta|^2 plus a
 constant, Z = X^T y / c, and a network with a layer of one neuron tends to Z_1, the best
@@ -69,7 +69,8 @@ class StableSet(eqx.Module):
     """Rank-one beta = u s v^T with (alpha - gamma_Z) s_Z < s < beta s_Z and u^T Z_1 v > alpha s_Z.
 
     `upper` (the paper's beta) is infinite for N_alpha of Theorem 16, eq. (28), and finite for
-    N_{alpha,beta} of Theorem 20, eq. (36). Lemmas 15 and 19: a balanced flow never leaves it.
+    N_{alpha,beta} of Theorem 20, eq. (36). By Lemmas 15 and 19 a balanced flow does not leave
+    the set.
     """
 
     target: RankOneTarget
@@ -132,7 +133,7 @@ def stable_set(problem: Regression, alpha: float, upper: float = math.inf) -> St
 class ConvergenceBound(eqx.Module):
     """Theorem 20: |beta - Z_1|^2 decays at rate `faraway` until s <= sqrt(6) s_Z, then at `nearby`.
 
-    Rates are per unit of physical time. Unless both are positive the theorem says nothing: `holds`.
+    Rates are per unit of physical time. The theorem applies if both are positive.
     """
 
     set: StableSet
@@ -150,8 +151,8 @@ class ConvergenceBound(eqx.Module):
     ) -> Float[Array, " T"]:
         """log of the bound on |beta(t) - Z_1|^2 from the first of `times` on.
 
-        tau, where the rate changes, is the first of the times with s <= sqrt(6) s_Z. In front
-        stands the distance at the first time, as in (38), not that at tau, as in (39), which is
+        tau, where the rate changes, is the first of the times with s <= sqrt(6) s_Z. The
+        factor is the distance at the first time, as in (38), not that at tau, as in (39), which is
         smaller.
         """
         times = jnp.asarray(times)
@@ -216,7 +217,7 @@ def nearby_rates(problem: Regression, depth: int) -> dict[str, float]:
     So |beta - Z_1| ends up decaying at "slow" where gamma_Z > 0 (at "kernel" for one output). Its
     only dependence on the depth is s_Z^(-2/L): deeper is slower nearby if s_Z < 1, faster if
     s_Z > 1, and makes no difference at s_Z = 1. This answers the question that the paper leaves
-    open after its Figure 1 (whose data have s_Z < 1); it is this package's own.
+    open after its Figure 1 (whose data have s_Z < 1); it is a result of this package.
     """
     target = rank_one_target(problem)
     unit = float(target.scale * target.size ** _power(depth))
