@@ -6,10 +6,10 @@ Run from the repository root; `hot_path.py` runs it with everything else:
 
 The sweep of Yun et al. 2021 (two layers, d = 2, x = [1, 2], y = 1, alpha in 0.01..1, rtol = atol =
 1e-8, until the residual is below 1e-7) or, with --uneven, a harder one with uneven lanes (three
-layers, d = 32, n = 8, alpha in 0.1..1, until 1e-5). All ways solve the same lanes by the same
-method to the same end, in turn in one process. Before it is timed, each way's coefficients are
-compared with the exact limits (--uneven: with plain diffrax), and every lane that did not arrive is
-counted: diffrax without a clipped step may hover above the residual.
+layers, d = 32, n = 8, alpha in 0.1..1, until 1e-5). All programs solve the same lanes by the same
+method to the same end, in turn in one process. Before it is timed, the coefficients of each program
+are compared with the exact limits (--uneven: with plain diffrax), and lanes that do not reach the
+residual are counted: diffrax without a limited step can stay above it.
 """
 
 import argparse
@@ -169,7 +169,7 @@ class Problem:
 
         return row
 
-    def ways(self, effort: Effort, blocks: bool = True) -> list[Variant]:
+    def variants(self, effort: Effort, blocks: bool = True) -> list[Variant]:
         """Plain diffrax and ours; a quick run leaves out what compiles twice."""
         function = plain(self.system, self.max_steps, self.residual)
 
@@ -211,7 +211,7 @@ def uneven_task(name: str, lanes: int) -> Problem:
 def sweep(effort: Effort, name: str, lanes: int, with_peers: bool = False) -> list[Row]:
     """The paper sweep; the exact limits are known."""
     task = paper_task(name, lanes)
-    variants = task.ways(effort)
+    variants = task.variants(effort)
     if with_peers:
         variants += _peers(task, effort)
     title = f"{name}, {lanes:,} lanes"
@@ -251,7 +251,7 @@ def _peers(task: Problem, effort: Effort) -> list[Variant]:
     def times():
         return np.exp(np.array(task.flow.log_time[:count], np.float64))
 
-    for key, solve in peers.torch_ways(name, theta[:count], times, TOLERANCE, TOLERANCE):
+    for key, solve in peers.torch_methods(name, theta[:count], times, TOLERANCE, TOLERANCE):
         # The error of a batch is controlled in its mean: a lane's may be sqrt(N) times as large.
         found.append(variant(key, solve, count, CLOSE * np.sqrt(count)))
     return found
@@ -303,7 +303,7 @@ def _finished(title: str, task: Problem) -> list[Row]:
 def uneven(effort: Effort, name: str, lanes: int) -> list[Row]:
     """The harder sweep."""
     task = uneven_task(name, lanes)
-    variants = task.ways(effort, blocks=False)
+    variants = task.variants(effort, blocks=False)
     # Half a minute each; noise is negligible.
     variants[0] = dataclasses.replace(variants[0], rounds=3)
     return measure.compare("uneven", f"{name}, {lanes:,} lanes", variants, effort.repeats)

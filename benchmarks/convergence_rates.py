@@ -107,10 +107,10 @@ class Case:
 class Outcome:
     """The measurements of one flow, over its saved times.
 
-    `rate_excess`: the most by which Proposition 1 exceeds the measured rate, in units of what
-    rounding allows; `loss_excess`: log of loss over Theorem 3 (from the start, and Corollary 6 from
-    every saved time), likewise. Above 1 they are violations. `tightness`: rate over Proposition 1
-    where that is positive.
+    `rate_excess`: the most by which Proposition 1 exceeds the measured rate, in units of
+    the allowed rounding. `loss_excess`: log of loss over Theorem 3 (from the start; Corollary 6
+    from every saved time), in the same units. Above 1 they are violations. `tightness`: rate over
+    Proposition 1 where that is positive.
     """
 
     case: str
@@ -132,7 +132,7 @@ class Outcome:
 
 
 def cases(count: int) -> Iterator[Case]:
-    """`count` instances, shape by shape in turn; instance i is the same whatever the count."""
+    """`count` instances, shape by shape in turn; instance i is the same for every count."""
     return (draw(index, SHAPES[index % len(SHAPES)]) for index in range(count))
 
 
@@ -312,7 +312,7 @@ def main() -> int:
     )
     parser.add_argument("--instances", type=int, default=2000)
     parser.add_argument("--biases", type=int, default=50, help="problems for Proposition 10")
-    parser.add_argument("--seconds", type=float, help="begin no instance after so many")
+    parser.add_argument("--seconds", type=float, help="begin no instance after this many seconds")
     parser.add_argument("--out", type=Path, help="write all outcomes as JSON")
     options = parser.parse_args()
     start, outcomes = time.perf_counter(), []

@@ -4,14 +4,14 @@ Run from the repository root:
 
     python benchmarks/hot_path.py [--quick] [--out results/benchmarks] [--only PART ...]
 
-Parts: sweep, uneven, classification, one-lane, work-precision, scaling, tensor. Each is a program
-of its own in this folder, whose docstring says what is measured: batched.py (two parts),
+Parts: sweep, uneven, classification, one-lane, work-precision, scaling, tensor. Each is a separate
+program in this folder, whose docstring describes the measurement: batched.py (two parts),
 margins.py, one_lane.py, work_precision.py, scaling.py, tensor.py. SciPy comes with the extra
 `test`; PyTorch, torchdiffeq and torchode with the extra `peers`, and are left out where they are
 not installed. A GPU is used where JAX finds one, and only there absolute times are printed.
 
---quick takes a few minutes on two cores, few lanes and few repeats: enough to see that everything
-works, too little to quote.
+--quick takes a few minutes on two cores, few lanes and few repeats: enough to check that
+everything works, too few for reliable numbers.
 """
 
 import argparse
@@ -73,14 +73,14 @@ PARTS: dict[str, Part] = {
 
 
 def main() -> None:
-    """The parts that are asked for; ends with exit code 1 if an answer was wrong."""
+    """Run the chosen parts; exit code 1 if an answer was wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="few lanes, two timings of each")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     parser.add_argument("--only", nargs="+", choices=[*PARTS], default=[*PARTS], metavar="PART")
-    parser.add_argument("--repeats", type=int, help="timings of each way; default 5, quick 2")
+    parser.add_argument("--repeats", type=int, help="timings of each program; default 5, quick 2")
     options = parser.parse_args()
     measure.set_up()
     effort = Effort(options.quick, options.repeats or (2 if options.quick else 5))

@@ -29,14 +29,15 @@ class WrongAnswer(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One way to do the work of a problem.
+    """A program that solves a problem.
 
-    - `call`: does it; returns what `check` takes.
+    - `call`: runs it; returns the argument of `check`.
     - `check`: columns of its row; raises `WrongAnswer`.
-    - `share`: of the lanes that it does, for those that would take hours; its times are scaled up.
-    - `rounds`: how often it is timed at most.
-    - `unit`: what its time is divided by before it is compared (1, or a number of steps), from the
-      columns of its row.
+    - `share`: the share of the lanes that it integrates; below 1 if it would take hours. Times are
+      scaled up.
+    - `rounds`: the largest number of its timings.
+    - `unit`: a number by which its time is divided before it is compared (1, or a number of steps),
+      from the columns of its row.
     """
 
     name: str
@@ -144,7 +145,7 @@ def compare(
         row = {"part": part, "problem": problem, "variant": name}
         row["faster_by_wall"] = wall[baseline] / units[baseline] / (wall[name] / units[name])
         row["faster_in_core_time"] = cores[baseline] / units[baseline] / (cores[name] / units[name])
-        # Less than that is noise, or a variant that compiles nothing.
+        # Smaller times are noise, or the variant does not compile.
         row["compile_s"] = compiles if compiles > 0.05 else None
         if on_gpu():
             row["seconds"] = wall[name]

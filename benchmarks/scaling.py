@@ -5,7 +5,7 @@ Run from the repository root; `hot_path.py` runs it with everything else:
     python benchmarks/scaling.py [--quick] [--out results/benchmarks]
 
 Lanes: throughput of `batched_flow` and of plain `jit(vmap(diffeqsolve))` in the sweep of Yun et
-al. 2021, in units of plain at 1,000 lanes, and the peak memory of a process of its own for each
+al. 2021, in units of plain at 1,000 lanes, and the peak memory of a separate process for each
 number. A step: core time of a lane's attempted step, first compile and start left out. Contractions
 and the dual flow: see `contraction_costs.py`. Costs are in units of the first one of a panel's
 first curve. `growth` is the cost's factor over the last part of a curve, beside the expected one.
@@ -55,7 +55,7 @@ def paper_task(lanes: int) -> batched.Problem:
 
 
 def by_lanes(effort: Effort) -> list[Row]:
-    """Throughput; every lane's limit is checked on the way."""
+    """Throughput; every lane's limit is checked."""
     rows, unit = [], 0.0
     for lanes in LANES_QUICK if effort.quick else LANES:
         task = paper_task(lanes)

@@ -9,11 +9,11 @@ Run from the repository root:
 
 `lanes` is regression with a diagonal network (L = 2, d = 8, n = 3), alpha from 1e-3 to 1 and 100
 directions; it prints lanes per second without compilation, peak memory of the process, and step
-waste (executed over needed explicit steps). `uneven` gives every lane data of its own, of which 1%
+waste (executed over needed explicit steps). In `uneven` every lane has its own data, of which 1%
 are so badly conditioned that an explicit method needs about 100 times as many steps. `kill` runs a
 sweep in a child, kills it at a random moment, resumes it, kills that again, ... until it is done,
 compares every file of every array with an uninterrupted run, and counts how often each chunk was
-computed; then it begins anew, until it has killed as often as asked. Every command ends with exit
+computed; then it begins again, until it has killed `--times` times. Every command ends with exit
 code 1 if its bound is broken.
 """
 

@@ -83,7 +83,7 @@ class System(eqx.Module):
         """An estimate of |J^+ r| / |theta|, from |P r| and |dL/dTheta|.
 
         By Kantorovich |P r|^2/|grad L| is at most the Gauss-Newton step |J^+ r|, with equality once
-        the slowest mode dominates the residual. That is so wherever this method is called.
+        the slowest mode dominates the residual. This method is called only then.
         """
         largest = jnp.max(jnp.abs(theta))
         return size / gradient * (size / (largest * jnp.linalg.norm(theta / largest)))

@@ -48,7 +48,7 @@ _SETTINGS: dict[Any, Any] = {
 
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
-    """matplotlib's settings for a figure that is made inside; nothing changes outside."""
+    """matplotlib's settings for figures made inside this context."""
     with mpl.rc_context(_SETTINGS):
         yield
 

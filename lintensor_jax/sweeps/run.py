@@ -79,8 +79,8 @@ def sweep(
     - `grid`: axes, starts and problems; see `lintensor_jax.sweeps.Grid`.
     - `path`: a folder for the results, a Zarr store; None keeps them in memory. Each chunk is
       written in one piece, so that a run that is killed can be resumed (`lintensor_jax.resume`).
-    - `observables`: what is recorded of every lane, besides `status`, `num_steps` and `method`.
-      Default: `Limit()`, `LogLoss()`, `Drift()` of `lintensor_jax.sweeps`.
+    - `observables`: the quantities that are recorded of every lane, besides `status`, `num_steps`
+      and `method`. Default: `Limit()`, `LogLoss()`, `Drift()` of `lintensor_jax.sweeps`.
     - `stop`, `finish`, `rtol`, `atol`, `clock`: as in `gradient_flow`, the same for all lanes.
     - `solver`: an explicit method with the FSAL property; default as in `batched_flow`.
     - `max_steps`: the most explicit steps of a lane. `stiff_max_steps`: the most steps after that.

@@ -10,9 +10,9 @@ q_D = int h_D^-1, h_2(s) = 2 sinh s, h_D(s) = (1-s)^(-D/(D-2)) - (1+s)^(-D/(D-2)
     w(mu) = argmin sum_j mu q_D(w_j / mu)   subject to   y_i <x_i, w> >= 1                (program)
 
 that is w = mu h_D(sum_i nu_i y_i x_i), nu >= 0, nu_i = 0 where the margin exceeds 1; mu -> 0 is the
-l1 and mu -> infinity the l2 maximum margin. But the flow's own nu_i, the integral of exp(-m_i),
-never falls, whereas that of the program does as soon as a sample leaves the support on the way down
-from mu = infinity (t = 0) to mu. From there on the flow keeps what it has accumulated:
+l1 and mu -> infinity the l2 maximum margin. But nu_i of the flow, the integral of exp(-m_i), never
+falls. That of the program falls when a sample leaves the support while mu decreases from infinity
+(t = 0). From there on the flow keeps its accumulated nu_i:
 
     w = mu h_D(sum_i nu_i y_i x_i),  y_i <x_i, w> >= 1,  dnu_i >= 0, and only where it is 1  (path)
 
@@ -93,7 +93,7 @@ def interpolated_max_margin(problem: Classification, depth: int, mu: float) -> F
 def finite_loss_path(
     problem: Classification, depth: int, mus: Sequence[float]
 ) -> tuple[FiniteLossDirection, ...]:
-    """Where flows stand at mu = alpha^D / log(1/eps), for small eps; one entry for each of `mus`.
+    """Directions of flows at mu = alpha^D / log(1/eps), for small eps; one for each of `mus`.
 
     The path of this module's docstring, in small steps of log mu down from the l2 solution: nu is
     the maximum of sum nu - mu sum_j q_D^*([Z^T nu]_j) over all nu that are at least those of the

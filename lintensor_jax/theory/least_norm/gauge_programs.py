@@ -160,7 +160,7 @@ def reweighted(
     """A stationary point for a power below 1, from `start`, and its KKT residual.
 
     Iteratively reweighted l1 (Candes, Wakin & Boyd 2008) without smoothing: the concave power is
-    replaced by its tangent, so the quasi-norm never grows, and what is zero stays zero. The
+    replaced by its tangent, so the quasi-norm never grows, and zeros stay zero. The
     constraints must be met by some point on the support of the start: this is for the caller to
     decide. None if no such point is found in float64.
     """

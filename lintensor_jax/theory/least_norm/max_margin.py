@@ -109,7 +109,7 @@ def max_margin(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -
     """The separator of least norm, min |z| subject to y_i <x_i, z> >= 1 for all i.
 
     Sources: Gunasekar et al. 2018, eq. 8 and Theorems 1, 2, 2a; Yun et al. 2021, Corollaries 1
-    to 3. Computed in float64 on the host, whatever the data's scale.
+    to 3. Computed in float64 on the host, for data of any scale.
 
     **Arguments**
 

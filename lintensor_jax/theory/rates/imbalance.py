@@ -114,9 +114,8 @@ def convergence_rate_bound(
     * Proposition 1: l_r(Sigma) c(s_m(U_1 V^T), s_r(U_1 V^T));
     * Theorem 3: the same with pos(s_k(W^T Y) - |E|_F) / sqrt(l_1(Sigma)) for s_k(U_1 V^T).
 
-    Both hold for h >= min(m, r) (for narrower layers they are zero), whatever y: on inconsistent
-    data for the loss above its minimum. Traceable, as `imbalance`, whose arguments and errors it
-    shares.
+    Both hold for h >= min(m, r) (for narrower layers they are zero) and any y: on inconsistent
+    data for the loss above its minimum. Traceable. Arguments and errors are those of `imbalance`.
 
     Source: Min et al. 2021, Proposition 1 and Theorem 3.
     """

@@ -169,7 +169,7 @@ class ConvergenceBound(eqx.Module):
 
     def __str__(self) -> str:
         """Both rates, and whether the theorem applies."""
-        verdict = "applies" if self.holds else "says nothing (a rate is not positive)"
+        verdict = "applies" if self.holds else "does not apply (a rate is not positive)"
         return (
             f"{SOURCE}, Theorem 20 {verdict}: |beta - Z_1|^2 falls at rate {self.faraway:.6g} "
             f"while s > sqrt(6) s_Z, then at {self.nearby:.6g}"
@@ -211,10 +211,10 @@ def nearby_rates(problem: Regression, depth: int) -> dict[str, float]:
 
     * "size": L, the singular value s (both singular vectors stay);
     * "slow", "fast": 1 -+ gamma_Z, the pair u_2 v^T -+ u v_2^T of the second singular vectors;
-    * "kernel": 1, directions u_i v^T or u v_i^T in which Z has nothing; absent for square Z of full
+    * "kernel": 1, directions u_i v^T or u v_i^T on which Z vanishes; absent for square Z of full
       rank.
 
-    So |beta - Z_1| ends up decaying at "slow" where gamma_Z > 0 (at "kernel" for one output). Its
+    So |beta - Z_1| finally decays at "slow" where gamma_Z > 0 (at "kernel" for one output). Its
     only dependence on the depth is s_Z^(-2/L): deeper is slower nearby if s_Z < 1, faster if
     s_Z > 1, and makes no difference at s_Z = 1. This answers the question that the paper leaves
     open after its Figure 1 (whose data have s_Z < 1); it is a result of this package.

@@ -135,7 +135,7 @@ class Emitter(Entrywise):
             return self.evaluate(jaxpr, constants, inputs)
         key = id(jaxpr), *map(_kind_of, entries)
         functions = self._parts.functions
-        made = next((other for other in functions if _serves(other, key)), key)
+        made = next((other for other in functions if _can_call(other, key)), key)
         if made not in functions:
             # The jaxpr is kept alive: the key holds its id, which a new object could get.
             functions[made] = *self._function(jaxpr, constants, inputs), jaxpr
@@ -290,10 +290,10 @@ class Emitter(Entrywise):
         if slot.base != "data":
             return self._as_read(self.builder.load(place, align=self._bytes), slot)
         kind = vector(self.dtype, self.width)
-        nothing, first = ir.Constant(kind, ir.Undefined), ir.Constant(ir.IntType(32), 0)
-        value = self.builder.insert_element(nothing, self.builder.load(place), first)
+        undefined, first = ir.Constant(kind, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+        value = self.builder.insert_element(undefined, self.builder.load(place), first)
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.width), None)
-        value = self.builder.shuffle_vector(value, nothing, zeros)
+        value = self.builder.shuffle_vector(value, undefined, zeros)
         return self.instructions.converted(value, self.dtype, slot.dtype or self.dtype)
 
     def _traced(self, function, dtype, value):
@@ -317,18 +317,18 @@ def _kind_of(entry):
     """The key of an entry: `_VALUE` for any vector, else the entry itself."""
     if isinstance(entry, ir.Value):
         return _VALUE
-    # Numbers by their text, which tells -0 from 0 and is equal for NaN.
+    # Numbers by their text, which differs for -0 and 0, and is equal for NaN.
     return repr(entry) if isinstance(entry, np.generic) else entry
 
 
-def _serves(made, asked) -> bool:
-    """Whether a function made for the keys `made` can be called with the keys `asked`.
+def _can_call(made, wanted) -> bool:
+    """Whether a function made for the keys `made` can be called with the keys `wanted`.
 
     A number in memory can be passed as a value.
     """
-    return len(made) == len(asked) and all(
+    return len(made) == len(wanted) and all(
         a == b or (a == _VALUE and isinstance(b, Slot) and b.dtype is None)
-        for a, b in zip(made, asked, strict=True)
+        for a, b in zip(made, wanted, strict=True)
     )
 
 
