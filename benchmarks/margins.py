@@ -6,7 +6,7 @@ Run from the repository root; `hot_path.py` runs it with everything else:
 
 Two-layer diagonal networks from alpha in 0.01..1: the toy data of Yun et al. 2021, section 6
 (z_1 = [1, 2], z_2 = [0, 3]) to margin 1e8, and 20 random separable samples of dimension 10, from
-whose ends `limit_direction` takes a few lanes to their certified limits. Both programs integrate the
+whose ends `limit_direction` continues a few lanes to certified limits. Both programs integrate the
 same equation, in log-arc length, with the same method, tolerances and stop. Where several samples
 support the limit, as in the random data, the equation is as stiff as the margin is large and an
 explicit method needs 6 steps for every unit of it: all lanes go to margin 1e2, a few to 1e4, there
