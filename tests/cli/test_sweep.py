@@ -225,7 +225,7 @@ def test_another_config_in_the_same_folder_is_refused(swept, tmp_path, capsys):
     chunk = swept / ".sweep" / "chunks" / "00000002.json"
     chunk.rename(tmp_path / chunk.name)
     message = refused(capsys, "sweep", tmp_path / "small.toml", "--out", swept)
-    assert f"3 of 4 chunks are finished; lintensor-jax resume {swept} goes on" in message
+    assert f"3 of 4 chunks are finished; lintensor-jax resume {swept} computes" in message
     (tmp_path / chunk.name).rename(chunk)
     (tmp_path / "small.toml").write_text(CONFIG.replace("seed = 7", "seed = 8"))
     message = refused(capsys, "sweep", tmp_path / "small.toml", "--out", swept)
@@ -383,7 +383,7 @@ def test_a_status_without_checking_files(swept):
     assert "limit/2.0.0" in str(broken)
     assert f"lintensor-jax resume {swept} computes it again" in str(broken)
     begun = dataclasses.replace(state, finished_chunks=3)
-    assert f"lintensor-jax resume {swept} goes on with it" in str(begun)
+    assert f"lintensor-jax resume {swept} computes the rest" in str(begun)
     busy = dataclasses.replace(begun, writer={"pid": 7, "host": "there"})
     assert "being computed by process 7 on there" in str(busy)
     assert "resume" not in str(busy)
