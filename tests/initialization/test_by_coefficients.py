@@ -45,7 +45,7 @@ def tensor(depth, d, last=6, seed=3):
 
 
 class Own(eqx.Module):
-    """A network of one's own that names its factors: beta = u * v, with a constant scale."""
+    """A user's network with factors: beta = u * v, with a constant scale."""
 
     u: Array
     v: Array

@@ -30,7 +30,7 @@ from ..options import fill_options, same_dtype
 from ..runge_kutta import has_shared_slopes
 from ..system import System
 from .fourier_basis import Spectral
-from .program_chunk import BatchedFlow, Chunk, fly
+from .program_chunk import BatchedFlow, Chunk, integrate_chunk
 from .programs import XLA, AbstractCompilation, Native
 from .stepper import Stepper
 
@@ -178,10 +178,13 @@ def batched_flow(
         mine = chunks[place::shares]
         here = eqx.filter(stepper, eqx.is_array), mine
         arrays, mine = jax.device_put(here, devices[place])
-        return [fly(eqx.combine(arrays, stepper), compilation, chunk, spectral) for chunk in mine]
+        return [
+            integrate_chunk(eqx.combine(arrays, stepper), compilation, chunk, spectral)
+            for chunk in mine
+        ]
 
     if devices is None:
-        landed = [fly(stepper, compilation, chunk, spectral) for chunk in chunks]
+        landed = [integrate_chunk(stepper, compilation, chunk, spectral) for chunk in chunks]
     else:
         with ThreadPoolExecutor(shares) as pool:
             found = list(pool.map(functools.partial(fly_some, devices), range(shares)))
