@@ -13,7 +13,7 @@ from .reduced.end_to_end_flow import induced_flow as induced_flow
 from .reduced.mirror_flow import mirror_flow as mirror_flow
 from .solution import FlowError as FlowError
 from .solution import FlowSolution as FlowSolution
-from .stopping import FlowStatus as FlowStatus
+from .statuses import FlowStatus as FlowStatus
 from .stopping import StopAtLoss as StopAtLoss
 from .stopping import StopAtMargin as StopAtMargin
 from .stopping import StopAtResidual as StopAtResidual

@@ -15,8 +15,8 @@ from .observations import first_rule, observe_state, record
 from .options import FlowOptions
 from .runge_kutta import written_out
 from .stage_newton import StageNewton
+from .statuses import FlowStatus, status_of
 from .step_control import FlowControl
-from .stopping import FlowStatus, status_of
 
 # An explicit method that has not met its stop rule within this many steps is taken to be limited
 # by stability, and an implicit one takes over. Flows that are not stiff need 90 to 140 steps on the

@@ -10,7 +10,8 @@ from ..networks.conserved import conserved_quantities
 from ..problems import Classification
 from .clocks import AbstractClock, ClockState, FlowArgs
 from .options import FlowOptions
-from .stopping import FlowStatus, Observation
+from .statuses import FlowStatus
+from .stopping import Observation
 from .system import System
 
 

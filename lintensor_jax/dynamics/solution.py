@@ -15,7 +15,7 @@ from .gauss_newton import GaussNewton, run_finish
 from .integrate import integrate, joined
 from .observations import log_or_minus_infinity, record
 from .options import FlowOptions, fill_options
-from .stopping import STATUS_NAMES, FlowStatus, status_name
+from .statuses import ADVICE, FAILURE_CODES, STATUS_NAMES, FlowStatus, status_name
 from .system import Reducible, System
 
 
@@ -108,11 +108,7 @@ class FlowSolution(eqx.Module):
         minimum of the loss, which is positive) and `stationary`. Only `max_steps`, `non_finite` and
         `solver_failed` are failures. Read `status` to know which end it was.
         """
-        return ~(
-            (self.status == FlowStatus.max_steps)
-            | (self.status == FlowStatus.non_finite)
-            | (self.status == FlowStatus.solver_failed)
-        )
+        return ~jnp.isin(self.status._value, FAILURE_CODES)
 
     def continued(self, **options: Any) -> "FlowSolution":
         """Integrate on from the (unfinished) end; takes `gradient_flow`'s options.
@@ -178,11 +174,10 @@ class FlowSolution(eqx.Module):
 
     def _batch_summary(self):
         batch = self.log_loss.shape[:-1]
-        counts = {
-            name: int(np.sum(np.asarray(self.status == getattr(FlowStatus, name))))
-            for name in STATUS_NAMES
-        }
-        reasons = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+        codes, counts = np.unique(np.asarray(self.status._value), return_counts=True)
+        reasons = ", ".join(
+            f"{STATUS_NAMES[code]} {count}" for code, count in zip(codes, counts, strict=True)
+        )
         steps = np.asarray(self.stats["num_steps"])
         return (
             f"Batch {batch} of gradient flows of {type(self.network).__name__} on "
@@ -211,13 +206,6 @@ class FlowError(RuntimeError):
         self.solution = solution
 
 
-_ADVICE = {
-    "max_steps": "raise max_steps, or loosen the stop rule or the tolerances",
-    "non_finite": "check the initial parameters and the data for huge values",
-    "solver_failed": "loosen rtol, or pass another solver",
-}
-
-
 def run(
     system: System, options: FlowOptions, *, throw: bool, previous: FlowSolution | None = None
 ) -> FlowSolution:
@@ -244,7 +232,7 @@ def run(
         if throw and not bool(solution.succeeded):
             raise FlowError(
                 f"the flow did not end: {FlowStatus[solution.status]} ({name}). Advice: "
-                f"{_ADVICE[name]}; throw=False returns what there is.\n{solution}",
+                f"{ADVICE[name]}; throw=False returns what there is.\n{solution}",
                 solution,
             )
     return solution

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool
 
 from .clocks import FlowArgs
 from .observations import longest_step
-from .stopping import FlowStatus, code_of
+from .statuses import FlowStatus, code_of
 
 
 class FlowControl(diffrax.AbstractAdaptiveStepSizeController):

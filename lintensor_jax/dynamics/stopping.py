@@ -14,69 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Int, Scalar
+from jaxtyping import Array, Bool, Scalar
 
 from ..messages import in_words
 from ..problems import AbstractProblem, AbstractSquaredProblem, Classification
-
-
-class FlowStatus(eqx.Enumeration):
-    """Why a flow ended."""
-
-    residual = "the residual fell below the requested value"
-    loss = "the loss fell below the requested value"
-    margin = "the margin reached the requested value"
-    time = "the requested physical time was reached"
-    float_wall = (
-        "several samples share the smallest margin, and it has grown so far that the rounding of "
-        "the margins decides the softmax between them: no further digit of the direction can be "
-        "had by integration in this precision"
-    )
-    not_separable = (
-        "the loss is at its minimum, which is positive: the gradient with respect to the linear "
-        "coefficients has vanished to rounding. The data are not separable, or so nearly not that "
-        "floating point cannot tell here (is_separable can, to a much smaller margin)"
-    )
-    stationary = (
-        "the gradient is zero to rounding: the flow stands still, short of what was asked for "
-        "(dead coordinates, a bottleneck that the targets do not fit through, or a saddle)"
-    )
-    max_steps = "the step budget was spent before any stop rule was met"
-    non_finite = "the start is not finite, or the flow left the range of floating-point numbers"
-    solver_failed = "the solver's inner iteration failed to converge"
-
-
-STATUS_NAMES = (
-    "residual",
-    "loss",
-    "margin",
-    "time",
-    "float_wall",
-    "not_separable",
-    "stationary",
-    "max_steps",
-    "non_finite",
-    "solver_failed",
-)
-
-
-def status_name(status: FlowStatus) -> str:
-    """The name of one concrete status, such as "margin"."""
-    return next(name for name in STATUS_NAMES if bool(status == getattr(FlowStatus, name)))
-
-
-def code_of(status: FlowStatus) -> Int[Array, ""]:
-    """A status as a number, for arrays of them."""
-    return jnp.asarray(status._value, jnp.int32)
-
-
-def status_of(code: Int[Array, ""]) -> FlowStatus:
-    """The inverse of `code_of`, scalar: `jax.vmap` it."""
-    status = FlowStatus.max_steps
-    for name in STATUS_NAMES:
-        item = getattr(FlowStatus, name)
-        status = FlowStatus.where(code == code_of(item), item, status)
-    return status
+from .statuses import FlowStatus
 
 
 class Observation(NamedTuple):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from ..dynamics import FlowSolution, StopAtMargin, gradient_flow
 from ..dynamics.options import check_pair
-from ..dynamics.stopping import status_name
+from ..dynamics.statuses import status_name
 from ..dynamics.system import System
 from ..messages import shown
 from ..networks import scaled

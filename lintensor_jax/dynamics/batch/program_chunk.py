@@ -15,7 +15,7 @@ from ..clocks import FlowArgs, PhysicalTime, log_time_unit, state_of
 from ..gauss_newton import run_finish
 from ..observations import record
 from ..options import check_pair
-from ..stopping import FlowStatus, code_of, status_of
+from ..statuses import FlowStatus, code_of, status_of
 from ..system import Reducible
 from .fourier_basis import Spectral
 from .native.table import counts_of, step_row, table_of

@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, Int
 from ...problems import Classification
 from ..clocks import FlowArgs, PhysicalTime, log_time_unit, state_of, vector_of
 from ..observations import first_rule, observe_state
+from ..statuses import FlowStatus, code_of
 from ..step_control import longest_step
-from ..stopping import AnyOf, FlowStatus, StandsStill, code_of
+from ..stopping import AnyOf, StandsStill
 from ..system import Reducible, System
 from .step import RUNNING, Functions, Lanes, attempt_step, inverse_root, mean_square, scale_of
 from .vectorization.one_lane_to_many import lanewise
