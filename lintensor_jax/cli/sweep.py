@@ -23,7 +23,13 @@ _FIGURES = (
 
 
 def add_commands(commands: Any) -> None:
-    """The subparsers."""
+    """Add the subparsers of the commands about sweeps."""
+    _add_running(commands)
+    _add_reading(commands)
+
+
+def _add_running(commands):
+    """`sweep` and `resume`, which compute."""
     sweep = _command(
         commands,
         "sweep",
@@ -52,6 +58,10 @@ def add_commands(commands: Any) -> None:
     )
     _folder(resume)
     _devices(resume)
+
+
+def _add_reading(commands):
+    """`status`, `plot` and `report`, which read what is stored."""
     status = _command(
         commands,
         "status",
