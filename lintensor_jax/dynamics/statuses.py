@@ -65,6 +65,8 @@ class FlowStatus(eqx.Enumeration):
         stored=10,
         advice="loosen rtol, or pass another solver",
     )
+    # The last one: a flow that ends by the k-th rule of the user's has the code of this status + k.
+    own_rule = _Words("a stop rule of the user's was met", stored=12)
 
 
 STATUS_NAMES: tuple[str, ...] = tuple(FlowStatus._name_to_item)
@@ -75,19 +77,26 @@ STORED: dict[str, int] = {name: words.stored for name, words in _WORDS.items()}
 ADVICE: dict[str, str] = {name: words.advice for name, words in _WORDS.items() if words.advice}
 
 
+#: The code of the first own rule of a user's.
+OWN_RULE = np.int32(STATUS_NAMES.index("own_rule"))
+
+
 def status_name(status: FlowStatus) -> str:
     """The name of one concrete status, such as "margin"."""
     return STATUS_NAMES[int(status._value)]
 
 
-def code_of(status: FlowStatus) -> Int[Array, ""]:
-    """A status as a number, for arrays of them: its place in `STATUS_NAMES`."""
-    return jnp.asarray(status._value, jnp.int32)
+def code_of(status: FlowStatus) -> np.int32:
+    """A status as a number, for arrays of them: its place in `STATUS_NAMES`.
+
+    Beyond are the codes of the user's own rules: that of `own_rule`, plus the rule's place.
+    """
+    return np.int32(np.asarray(status._value))
 
 
-def status_of(code: Any) -> FlowStatus:
-    """The inverse of `code_of`, of one number or an array of them."""
-    return dataclasses.replace(FlowStatus.max_steps, _value=code)
+def status_of(code: Int[Array, "..."]) -> FlowStatus:
+    """The status of one code or of an array of them: `own_rule` for every rule of the user's."""
+    return dataclasses.replace(FlowStatus.max_steps, _value=jnp.minimum(code, OWN_RULE))
 
 
 FAILURE_CODES = np.asarray([STATUS_NAMES.index(name) for name in ADVICE], np.int32)

@@ -7,7 +7,7 @@ it, slightly beyond the threshold; `saveat` gives values at exact times.
 """
 
 import abc
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Scalar
 
 from ..messages import in_words
 from ..problems import AbstractProblem, AbstractSquaredProblem, Classification
-from .statuses import FlowStatus
+from .statuses import OWN_RULE, FlowStatus, code_of
 
 
 class Observation(NamedTuple):
@@ -35,34 +35,71 @@ class Observation(NamedTuple):
 
 
 class AbstractStop(eqx.Module):
-    """A stop rule."""
+    """A stop rule: a flow ends at the first accepted step at whose end the rule is met.
+
+    A rule of your own is a subclass with `met`, and with `words` for what a solution is to say.
+    `met` sees scalars: `log_loss`, `log_time` (of the physical time), `residual` (|P r|, regression
+    only), `log_margin` (classification only; -inf while a sample is misclassified),
+    `largest_weight` (of the softmax over the samples) and the other fields of `Observation`.
+    Its flows end with `FlowStatus.own_rule`, and `solution.reason` gives the words of that rule of
+    your own which was met. Floats among its fields become arrays, so that another value needs no
+    new compilation.
+    """
 
     @abc.abstractmethod
-    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
-        """Each elementary rule's status with whether it is met."""
+    def met(self, seen: Observation) -> Bool[Array, ""]:
+        """Whether the flow ends here: one truth value, by JAX functions of the `Observation`."""
 
-    @abc.abstractmethod
+    def words(self) -> str:
+        """Why a flow ended that this rule has ended."""
+        return f"the stop rule {type(self).__name__} was met"
+
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """Raise a ValueError if the rule does not apply to `problem`, or is out of reach."""
 
-    def __or__(self, other: "AbstractStop") -> "AbstractStop":
+    def __or__(self, other: "AbstractStop") -> "AnyOf":
         """Stop as soon as either rule is met."""
-        return AnyOf((*_members(self), *_members(other)))
+        return AnyOf((*members_of(self), *members_of(other)))
 
 
 class AnyOf(AbstractStop):
-    """Stop as soon as any of `members` is met."""
+    """Stop as soon as any of `members` is met; where several are, the first of them counts."""
 
     members: tuple[AbstractStop, ...]
 
-    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
-        """The members' rules, in their order."""
-        return [pair for member in self.members for pair in member.fired(seen)]
+    def met(self, seen: Observation) -> Bool[Array, ""]:
+        """Whether any member is met."""
+        return jnp.any(jnp.stack([member.met(seen) for member in self.members]))
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """Every member must apply."""
         for member in self.members:
             member.check(problem, dtype)
+
+
+def members_of(stop: AbstractStop) -> tuple[AbstractStop, ...]:
+    """The elementary rules of a stop rule, in their order."""
+    if not isinstance(stop, AbstractStop):
+        raise TypeError(
+            f"stop rules combine with stop rules, got {in_words(stop)}; wrap a number, as "
+            "in StopAtTime(10.0)."
+        )
+    return stop.members if isinstance(stop, AnyOf) else (stop,)
+
+
+def status_of_rule(rule: AbstractStop) -> FlowStatus | None:
+    """The status of a rule of this package; None for the user's, also where it inherits."""
+    return vars(type(rule)).get("_status")
+
+
+def coded(stop: AbstractStop) -> list[tuple[np.int32, AbstractStop]]:
+    """The members of a stop rule, each with the code of a flow that it ends."""
+    found, following = [], OWN_RULE
+    for rule in members_of(stop):
+        status = status_of_rule(rule)
+        found.append((following if status is None else code_of(status), rule))
+        following = following + np.int32(status is None)
+    return found
 
 
 class StopAtResidual(AbstractStop):
@@ -80,14 +117,16 @@ class StopAtResidual(AbstractStop):
     - `value`: in units of y; positive.
     """
 
+    _status: ClassVar = FlowStatus.residual
+
     value: Scalar | float
 
     def __init__(self, value):
         self.value = _positive(value, "StopAtResidual", "value")
 
-    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+    def met(self, seen: Observation) -> Bool[Array, ""]:
         """|P r| <= value."""
-        return [(FlowStatus.residual, seen.residual <= self.value)]
+        return seen.residual <= self.value
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """For squared losses; not below the rounding of the residuals."""
@@ -120,14 +159,16 @@ class StopAtLoss(AbstractStop):
     - `log_value`: its natural logarithm, for losses such as exp(-1e6). Give exactly one of both.
     """
 
+    _status: ClassVar = FlowStatus.loss
+
     log_value: Scalar | float
 
     def __init__(self, value=None, *, log_value=None):
         self.log_value = _log_threshold(value, log_value, "StopAtLoss")
 
-    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+    def met(self, seen: Observation) -> Bool[Array, ""]:
         """log L <= log_value."""
-        return [(FlowStatus.loss, seen.log_loss <= self.log_value)]
+        return seen.log_loss <= self.log_value
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """For squared losses not below the rounding of the residuals."""
@@ -157,14 +198,16 @@ class StopAtMargin(AbstractStop):
       a wall near margin 1e8 (`FlowStatus.float_wall`).
     """
 
+    _status: ClassVar = FlowStatus.margin
+
     value: Scalar | float
 
     def __init__(self, value):
         self.value = _positive(value, "StopAtMargin", "value")
 
-    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+    def met(self, seen: Observation) -> Bool[Array, ""]:
         """log margin >= log value."""
-        return [(FlowStatus.margin, seen.log_margin >= jnp.log(self.value))]
+        return seen.log_margin >= jnp.log(self.value)
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """For classification; below 1/eps."""
@@ -188,14 +231,16 @@ class StopAtTime(AbstractStop):
     The flow ends with the step that gets there, a little later; `saveat` gives the state at a time.
     """
 
+    _status: ClassVar = FlowStatus.time
+
     log_value: Scalar | float
 
     def __init__(self, value=None, *, log_value=None):
         self.log_value = _log_threshold(value, log_value, "StopAtTime")
 
-    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+    def met(self, seen: Observation) -> Bool[Array, ""]:
         """log t >= log_value."""
-        return [(FlowStatus.time, seen.log_time >= self.log_value)]
+        return seen.log_time >= self.log_value
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """Applies to every problem."""
@@ -210,6 +255,8 @@ class FloatWall(AbstractStop):
     (float64: 1.3e8) some flows need thousands.
     """
 
+    _status: ClassVar = FlowStatus.float_wall
+
     log_margin: Scalar | float
 
     @staticmethod
@@ -217,10 +264,9 @@ class FloatWall(AbstractStop):
         """The wall of a floating type: 2/sqrt(eps)."""
         return FloatWall(float(np.log(2) - 0.5 * np.log(np.finfo(dtype).eps)))
 
-    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+    def met(self, seen: Observation) -> Bool[Array, ""]:
         """The margin is beyond the wall, and the softmax undecided."""
-        beyond = (seen.log_margin >= self.log_margin) & (seen.largest_weight < 0.999)
-        return [(FlowStatus.float_wall, beyond)]
+        return (seen.log_margin >= self.log_margin) & (seen.largest_weight < 0.999)
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """Internal: always applies to classification."""
@@ -233,6 +279,8 @@ class NotSeparable(AbstractStop):
     one. Where it is zero to rounding, no flow goes anywhere; at a saddle on the way it is not zero.
     """
 
+    _status: ClassVar = FlowStatus.not_separable
+
     value: Scalar | float
 
     @staticmethod
@@ -243,10 +291,9 @@ class NotSeparable(AbstractStop):
         """
         return NotSeparable(4 * float(np.finfo(dtype).eps) ** 0.5)
 
-    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+    def met(self, seen: Observation) -> Bool[Array, ""]:
         """Some margin is not positive, and the gradient is gone."""
-        met = (seen.log_margin == -jnp.inf) & (seen.coefficient_gradient <= self.value)
-        return [(FlowStatus.not_separable, met)]
+        return (seen.log_margin == -jnp.inf) & (seen.coefficient_gradient <= self.value)
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """Internal: always applies to classification."""
@@ -255,21 +302,14 @@ class NotSeparable(AbstractStop):
 class StandsStill(AbstractStop):
     """The end of a flow that cannot move; part of every flow."""
 
-    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+    _status: ClassVar = FlowStatus.stationary
+
+    def met(self, seen: Observation) -> Bool[Array, ""]:
         """The gradient is zero to rounding."""
-        return [(FlowStatus.stationary, seen.still)]
+        return seen.still
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """Internal: applies to every problem."""
-
-
-def _members(stop):
-    if not isinstance(stop, AbstractStop):
-        raise TypeError(
-            f"stop rules combine with stop rules, got {in_words(stop)}; wrap a number, as "
-            "in StopAtTime(10.0)."
-        )
-    return stop.members if isinstance(stop, AnyOf) else (stop,)
 
 
 def _log_threshold(value, log_value, owner):

@@ -99,8 +99,8 @@ class Stepper(NamedTuple):
 
         def code_by(rules, s, state, args):
             chosen = options._replace(stop=AnyOf(tuple(rules)))
-            status = first_rule(observe_state(s, state, args, clock), chosen)
-            return jnp.where(status == FlowStatus.max_steps, RUNNING, code_of(status))
+            code = first_rule(observe_state(s, state, args, clock), chosen)
+            return jnp.where(code == code_of(FlowStatus.max_steps), RUNNING, code)
 
         def seen(y, s, unit, *leaves):
             args, state, velocity = of_lane(y, s, unit, leaves)
