@@ -34,8 +34,17 @@ from .dynamics import smoothness_steps as smoothness_steps
 from .limits import LimitDirection as LimitDirection
 from .limits import LimitStatus as LimitStatus
 from .limits import limit_direction as limit_direction
+from .losses import AbstractMarginLoss as AbstractMarginLoss
+from .losses import AbstractResidualLoss as AbstractResidualLoss
 from .losses import ExponentialLoss as ExponentialLoss
+from .losses import ExponentialTail as ExponentialTail
+from .losses import HuberLoss as HuberLoss
+from .losses import LogCoshLoss as LogCoshLoss
 from .losses import LogisticLoss as LogisticLoss
+from .losses import PolynomialLoss as PolynomialLoss
+from .losses import PolynomialTail as PolynomialTail
+from .losses import Smoothness as Smoothness
+from .losses import SquaredLoss as SquaredLoss
 from .networks import AbstractNetwork as AbstractNetwork
 from .networks import AssumptionFails as AssumptionFails
 from .networks import ConvolutionalNetwork as ConvolutionalNetwork
@@ -53,6 +62,9 @@ from .networks import dense_tensor as dense_tensor
 from .networks import mirror_map as _mirror_map
 from .networks import sensing_decomposition as sensing_decomposition
 from .networks.conserved import conserved_quantities as conserved_quantities
+from .problems import AbstractProblem as AbstractProblem
+from .problems import AbstractRegressionProblem as AbstractRegressionProblem
+from .problems import AbstractSquaredProblem as AbstractSquaredProblem
 from .problems import Classification as Classification
 from .problems import MatrixSensing as MatrixSensing
 from .problems import Regression as Regression

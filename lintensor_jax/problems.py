@@ -5,6 +5,7 @@ average them, which divides time by n.
 """
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,12 +14,44 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from .losses import AbstractMarginLoss, ExponentialLoss
+from .losses import AbstractMarginLoss, AbstractResidualLoss, ExponentialLoss, SquaredLoss
 from .messages import in_words
 
 
 class AbstractProblem(eqx.Module):
-    """Data and a loss. Networks meet it only through their linear coefficients."""
+    """Data and a loss. Networks meet it only through their linear coefficients.
+
+    A problem of your own extends `AbstractRegressionProblem`, `AbstractSquaredProblem` or
+    `Classification`: these say what the flows need to know.
+    """
+
+    @property
+    def has_margins(self) -> bool:
+        """Whether the loss is one of margins, as in `Classification`.
+
+        Such a problem has `margin_loss`, `margins(beta)`, `signed_data`, `X` and `y`. Its flows
+        have no limit but a limit direction; they end at a margin.
+        """
+        return False
+
+    @property
+    def has_residuals(self) -> bool:
+        """Whether the loss is one of residuals, as in `Regression`.
+
+        Such a problem has `residual_loss` and `y`. Its flows end at a residual, and a finish by
+        Gauss-Newton steps applies.
+        """
+        return False
+
+    @property
+    def has_squared_loss(self) -> bool:
+        """Whether the loss is 1/2 sum_i r_i^2, for which rates and Hessians are known."""
+        return False
+
+    @property
+    def in_words(self) -> str:
+        """What the problem is called in messages, such as "Regression with HuberLoss"."""
+        return type(self).__name__
 
     @abc.abstractmethod
     def predictions(self, beta: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -46,30 +79,56 @@ class AbstractProblem(eqx.Module):
         return jnp.exp(self.log_loss(beta))
 
 
-class AbstractSquaredProblem(AbstractProblem):
-    """Squared loss, 1/2 sum_i r_i^2: the residual is predictions - y."""
+class AbstractRegressionProblem(AbstractProblem):
+    """A loss of the residuals, sum_i l(prediction_i - y_i).
+
+    A class of your own states `y` and `residual_loss` as fields, and defines `predictions`,
+    `adjoint` and `coefficient_shape`.
+    """
 
     y: eqx.AbstractVar[Float[Array, "..."]]
+    residual_loss: eqx.AbstractVar[AbstractResidualLoss]
+
+    @property
+    def has_residuals(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def has_squared_loss(self) -> bool:
+        """Whether `residual_loss` is the squared loss."""
+        return self.residual_loss.is_squared
+
+    @property
+    def in_words(self) -> str:
+        """The class, and the loss unless it is the squared one."""
+        name = type(self).__name__
+        return name if self.has_squared_loss else f"{name} with {type(self.residual_loss).__name__}"
 
     def residual(self, beta: Float[Array, "..."]) -> Float[Array, "..."]:
-        """predictions(beta) - y, of y's shape."""
-        return self.predictions(beta) - self.y
+        """l'(predictions(beta) - y), of y's shape: for the squared loss predictions - y."""
+        return self.residual_loss.slope(self.predictions(beta) - self.y)
 
     def loss(self, beta: Float[Array, "..."]) -> Float[Array, ""]:
-        """1/2 sum_i r_i^2."""
-        return 0.5 * jnp.sum(self.residual(beta) ** 2)
+        """sum_i l(r_i)."""
+        return self.residual_loss.total(self.predictions(beta) - self.y)
 
     def log_loss(self, beta: Float[Array, "..."]) -> Float[Array, ""]:
-        """log(1/2 sum_i r_i^2), without underflow of the squares; -inf at an exact fit."""
-        residual = self.residual(beta)
-        largest = jnp.max(jnp.abs(residual))
-        safe = jnp.where(largest > 0, largest, 1.0)
-        value = 2 * jnp.log(safe) + jnp.log(0.5 * jnp.sum((residual / safe) ** 2))
-        return jnp.where(largest > 0, value, -jnp.inf)
+        """log sum_i l(r_i), for the squared loss without underflow; -inf at an exact fit."""
+        return self.residual_loss.log_total(self.predictions(beta) - self.y)
 
 
-class Regression(AbstractSquaredProblem):
-    """Linear regression with loss 1/2 sum_i (<x_i, beta> - y_i)^2.
+class AbstractSquaredProblem(AbstractRegressionProblem):
+    """Squared loss, 1/2 sum_i r_i^2: the residual is predictions - y."""
+
+    @property
+    def residual_loss(self) -> AbstractResidualLoss:
+        """`SquaredLoss()`."""
+        return SquaredLoss()
+
+
+class Regression(AbstractRegressionProblem):
+    """Linear regression with loss 1/2 sum_i (<x_i, beta> - y_i)^2, or another loss l(r_i).
 
     Source: Yun et al. 2021, section 5 (there n <= d: underdetermined; any n is accepted here).
 
@@ -77,15 +136,24 @@ class Regression(AbstractSquaredProblem):
 
     - `X`: shape (n, d), one sample a row.
     - `y`: shape (n,), or (n, m) for networks with m outputs.
+    - `loss`: of r_i = <x_i, beta> - y_i: `SquaredLoss()` (default), `HuberLoss(delta)`,
+      `LogCoshLoss()`, or an `AbstractResidualLoss` of your own.
     """
 
     X: Float[Array, "n d"]
     y: Float[Array, "..."]
+    residual_loss: AbstractResidualLoss
 
-    def __init__(self, X, y):
+    def __init__(self, X, y, loss: AbstractResidualLoss | None = None):
         self.X = _as_data(X, "X", "Regression", ndims=(2,))
         self.y = _as_data(y, "y", "Regression", ndims=(1, 2))
         _require_one_target_per_sample(self.X, self.y, "X", "Regression")
+        if loss is not None and not isinstance(loss, AbstractResidualLoss):
+            raise ValueError(
+                "Regression: loss must be an object such as lintensor_jax.HuberLoss(1.0), got "
+                f"{in_words(loss)}; leave it out for the squared loss."
+            )
+        self.residual_loss = SquaredLoss() if loss is None else loss
 
     def predictions(self, beta: Float[Array, "..."]) -> Float[Array, "..."]:
         """X beta: shape (n,) or (n, m)."""
@@ -149,7 +217,8 @@ class Classification(AbstractProblem):
 
     - `X`: shape (n, d), one sample a row.
     - `y`: shape (n,), labels -1 or +1.
-    - `loss`: `ExponentialLoss()` (default) or `LogisticLoss()`.
+    - `loss`: of the margin: `ExponentialLoss()` (default), `LogisticLoss()`,
+      `PolynomialLoss(power)`, or an `AbstractMarginLoss` of your own.
     """
 
     X: Float[Array, "n d"]
@@ -173,6 +242,11 @@ class Classification(AbstractProblem):
                 f"lintensor_jax.LogisticLoss(), got {in_words(loss)}."
             )
         self.margin_loss = ExponentialLoss() if loss is None else loss
+
+    @property
+    def has_margins(self) -> bool:
+        """True."""
+        return True
 
     @property
     def signed_data(self) -> Float[Array, "n d"]:
@@ -205,7 +279,13 @@ class Classification(AbstractProblem):
         return (self.X.shape[1],)
 
 
-def prediction_range(problem: AbstractSquaredProblem) -> Float[Array, "n k"]:
+def named(problem: Any) -> str:
+    """What `problem` is called in messages: its own words, or the name of its class."""
+    words = getattr(problem, "in_words", None)
+    return words if isinstance(words, str) else type(problem).__name__
+
+
+def prediction_range(problem: AbstractRegressionProblem) -> Float[Array, "n k"]:
     """Orthonormal columns that span the range of the sensors, padded with zero columns.
 
     k = min(n, size of a sample) is static, so that problems of one shape share a compilation

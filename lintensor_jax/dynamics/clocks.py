@@ -27,7 +27,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Scalar
 
-from ..problems import Classification
 from .system import Reducible, System
 
 LOG_LOSS_OF_ASYMPTOTICS = 40.0
@@ -80,7 +79,7 @@ class PhysicalTime(AbstractClock):
     def velocity(self, s: Scalar, state: ClockState, args: FlowArgs) -> ClockState:
         """dTheta/dt = -grad L."""
         zero = jnp.zeros_like(state.log_scale)
-        if isinstance(args.system.problem, Classification):
+        if args.system.problem.has_margins:
             _, slope, gradient = args.system.margin_gradient(state.theta, state.log_scale)
             return ClockState(jnp.exp(slope.top) * slope.total * gradient, zero, zero)
         return ClockState(args.system.velocity(state.theta), zero, zero)

@@ -65,18 +65,20 @@ def run_finish(
     # The rounding of a residual.
     floor = 4 * jnp.finfo(theta.dtype).eps * jnp.max(jnp.abs(problem.y))
 
-    def predictions(theta):
-        return problem.residual(system.coefficients(theta)).ravel()
+    def equations(theta):
+        residual = problem.residual(system.coefficients(theta))
+        # For the squared loss the least-squares solutions of r = 0 are those of P r = 0.
+        return (residual if problem.has_squared_loss else reducible.coordinates(residual)).ravel()
 
     def residual_norm(theta):
         return reducible.norm(problem.residual(system.coefficients(theta)))
 
     def iterate(before: _Best) -> _Best:
-        inverse = _pseudo_inverse(jax.jacrev(predictions)(before.theta))
+        inverse = _pseudo_inverse(jax.jacrev(equations)(before.theta))
 
         def step(carry, _):
             theta, best, least = carry
-            theta = theta - inverse(predictions(theta))
+            theta = theta - inverse(equations(theta))
             norm = residual_norm(theta)
             better = norm < least
             return (theta, jnp.where(better, theta, best), jnp.minimum(norm, least)), None

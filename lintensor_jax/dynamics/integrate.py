@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
-from ..problems import Classification
 from .clocks import ClockState, FlowArgs, PhysicalTime, state_of, vector_of
 from .observations import first_rule, observe_state, record
 from .options import FlowOptions
@@ -54,7 +53,7 @@ def implicit_solver(rtol: Scalar, atol: Scalar) -> diffrax.AbstractSolver:
 
 
 def _kind(system):
-    return "classification" if isinstance(system.problem, Classification) else "regression"
+    return "classification" if system.problem.has_margins else "regression"
 
 
 @eqx.filter_jit
@@ -135,8 +134,7 @@ def _control(args, options, done, implicit, may_switch) -> Any:
 
     # PI control: at the stability limit an I controller rejects every other step. Clipped steps
     # stay away from there: the quicker control of `batched_flow` takes a twentieth less of them.
-    squared = not isinstance(args.system.problem, Classification)
-    clips = squared and isinstance(clock, PhysicalTime) and not implicit
+    clips = args.system.problem.has_residuals and isinstance(clock, PhysicalTime) and not implicit
     pcoeff, icoeff = (0.5, 0.5) if clips else (0.3, 0.4)
     pid = diffrax.PIDController(rtol=options.rtol, atol=options.atol, pcoeff=pcoeff, icoeff=icoeff)
     return FlowControl(pid, rule, clips, done)  # pyright: ignore[reportCallIssue]

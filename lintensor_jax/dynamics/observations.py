@@ -1,5 +1,7 @@
 """What is seen of a flow at one time: by the rules that end it, and by who saves it."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -7,7 +9,6 @@ from jaxtyping import Array, Float, Int, Scalar
 
 from ..networks import scaled, split
 from ..networks.conserved import conserved_quantities
-from ..problems import Classification
 from .clocks import AbstractClock, ClockState, FlowArgs
 from .options import FlowOptions
 from .statuses import FlowStatus, code_of
@@ -19,10 +20,10 @@ def observe_state(
     s: Scalar, state: ClockState, args: FlowArgs, clock: AbstractClock
 ) -> Observation:
     """What the stop rules look at."""
-    system, problem = args.system, args.system.problem
+    system, problem = args.system, cast(Any, args.system.problem)
     log_time = clock.log_time(s, state, args)
     infinite = jnp.full_like(state.log_scale, jnp.inf)
-    if isinstance(problem, Classification):
+    if problem.has_margins:
         beta = system.coefficients(state.theta)
         margins = problem.margins(beta)
         log_margin = system.depth * state.log_scale + log_or_minus_infinity(jnp.min(margins))
@@ -44,7 +45,11 @@ def observe_state(
     gradient_step = system.finish_step(state.theta, size, gradient)
     log_loss = problem.log_loss(system.coefficients(state.theta))
     # By Euler's theorem J Theta = L * predictions: the right-hand side bounds |J| |P r| from below.
-    predicted = args.reducible.norm(residual + problem.y)  # pyright: ignore
+    if problem.has_squared_loss:
+        predictions = residual + problem.y
+    else:
+        predictions = problem.predictions(system.coefficients(state.theta))
+    predicted = args.reducible.norm(predictions)
     still = gradient * jnp.linalg.norm(state.theta) <= _noise(system) * predicted * size
     still = still & _is_settled(s, state, args, clock)
     return Observation(
@@ -102,7 +107,7 @@ def record(s: Scalar, state: ClockState, args: FlowArgs, options: FlowOptions, i
         "log_norm": state.log_scale + _log_norm(system.network(state.theta)),
         "invariant_drift": invariant_drift(system, state, initial),
     }
-    if isinstance(system.problem, Classification):
+    if system.problem.has_margins:
         saved["log_margin"] = seen.log_margin
     if options.observe is not None:
         saved["observed"] = options.observe(system.network(with_scale))

@@ -13,9 +13,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
+from ..losses import PolynomialTail
 from ..messages import in_words
 from ..networks import AbstractNetwork, scaled
-from ..problems import AbstractProblem, AbstractSquaredProblem, Classification
+from ..problems import AbstractProblem
 from .clocks import AbstractClock, LogArcLength, PhysicalTime
 from .gauss_newton import GaussNewton
 from .stopping import (
@@ -62,14 +63,14 @@ def fill_options(
 ) -> FlowOptions:
     """Defaults and checks; every refusal names the argument, the rule, the value and the fix."""
     problem = system.problem
-    squared = isinstance(problem, AbstractSquaredProblem)
+    has_residuals = problem.has_residuals
     theta = system.initial
     dtype = theta.dtype
-    clock = _clock(clock, system, squared)
+    clock = _clock(clock, system, has_residuals)
     _instance(solver, diffrax.AbstractSolver, "solver", "diffrax.Tsit5()")
 
     stop = _stop(stop, problem, dtype)
-    finish = _finish(finish, problem, squared)
+    finish = _finish(finish, problem, has_residuals)
     relative, absolute = _tolerances(rtol, atol, theta, clock)
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(
@@ -87,11 +88,11 @@ def fill_options(
     return FlowOptions(*filled)
 
 
-def _clock(clock, system, squared):
+def _clock(clock, system, has_residuals):
     clock = _instance(clock, AbstractClock, "clock", "lintensor_jax.PhysicalTime()") or (
-        PhysicalTime() if squared else LogArcLength()
+        PhysicalTime() if has_residuals else LogArcLength()
     )
-    if squared and not isinstance(clock, PhysicalTime):
+    if has_residuals and not isinstance(clock, PhysicalTime):
         kind = type(system.problem).__name__
         raise ValueError(
             f"clock: {type(clock).__name__} is for Classification, got {kind}; "
@@ -116,18 +117,19 @@ def _stop(stop, problem, dtype):
         _instance(stop, AbstractStop, "stop", "lintensor_jax.StopAtResidual(1e-9)")
         stop.check(problem, dtype)
         _check_own_rules(stop, dtype)
-    if not isinstance(problem, AbstractSquaredProblem):
-        stop = stop | FloatWall.of(dtype) | NotSeparable.of(dtype)
+    if not problem.has_residuals:
+        stop = stop if _is_polynomial(problem) else stop | FloatWall.of(dtype)
+        stop = stop | NotSeparable.of(dtype)
     return stop | StandsStill()
 
 
-def _finish(finish, problem, squared):
+def _finish(finish, problem, has_residuals):
     if isinstance(finish, EllipsisType):
-        finish = GaussNewton() if squared else None
+        finish = GaussNewton() if has_residuals else None
     _instance(finish, GaussNewton, "finish", "lintensor_jax.GaussNewton() or None")
-    if finish is not None and not squared:
+    if finish is not None and not has_residuals:
         raise ValueError(
-            f"finish: GaussNewton is for squared losses, got {type(problem).__name__}; pass "
+            f"finish: GaussNewton is for losses of residuals, got {type(problem).__name__}; pass "
             "finish=None, and limit_direction for the limit of a classification flow."
         )
     return finish
@@ -166,11 +168,16 @@ def _check_own_rules(stop, dtype):
             )
 
 
+def _is_polynomial(problem):
+    """Whether the softmax of the slopes depends on ratios of margins, which keep their digits."""
+    return isinstance(problem.margin_loss.tail, PolynomialTail)
+
+
 def _default_stop(problem, dtype):
     eps = float(jnp.finfo(dtype).eps)
-    if isinstance(problem, Classification):
+    if problem.has_margins:
         return StopAtMargin(min(1e8, 1e-2 / eps))
-    if isinstance(problem, AbstractSquaredProblem):
+    if problem.has_residuals:
         scale = jnp.max(jnp.abs(problem.y))
         # y = 0 is reached exactly or not at all: any positive number will do.
         return StopAtResidual(max(1e-9, 64 * eps) * jnp.where(scale > 0, scale, 1.0))

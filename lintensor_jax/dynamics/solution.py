@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
-from ..problems import AbstractProblem, Classification
+from ..problems import AbstractProblem
 from .clocks import AbstractClock, ClockState, FlowArgs, PhysicalTime, log_time_unit
 from .ends import AbstractEnd
 from .gauss_newton import GaussNewton, run_finish
@@ -136,7 +136,7 @@ class FlowSolution(AbstractEnd):
             f"  physical time    {_power_of_ten(self.log_time[last])}",
             f"  loss             {_power_of_ten(self.log_loss[last])}",
         ]
-        if isinstance(self.problem, Classification):
+        if self.problem.has_margins:
             assert self.log_margin is not None
             wrong = float(self.log_margin[last]) == -np.inf
             margin = "not positive" if wrong else _power_of_ten(self.log_margin[last])
@@ -304,7 +304,7 @@ def _log_smoothed_margin(system, log_loss, log_norm):
 
 
 def _smoothed_margin_drop(args, initial, options, saved):
-    if not isinstance(args.system.problem, Classification) or args.system.depth < 1:
+    if not args.system.problem.has_margins or args.system.depth < 1:
         return None
     start = record(jnp.zeros_like(initial.elapsed), initial, args, options, initial)
     along = (jnp.append(start[name], saved[name]) for name in ("log_loss", "log_norm"))

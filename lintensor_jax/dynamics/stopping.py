@@ -17,7 +17,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Scalar
 
 from ..messages import in_words
-from ..problems import AbstractProblem, AbstractSquaredProblem, Classification
+from ..problems import AbstractProblem
 from .statuses import OWN_RULE, FlowStatus, code_of
 
 
@@ -106,8 +106,9 @@ class StopAtResidual(AbstractStop):
     """Stop a regression flow once |P r| <= value.
 
     r is the vector of residuals, and P projects on what some beta can remove: with data of full
-    row rank |P r| = |r|, otherwise it measures the distance to the least-squares solutions. With a
-    `finish`, the flow goes on until the estimated Gauss-Newton step is small as well.
+    row rank |P r| = |r|, otherwise it measures the distance to the least-squares solutions. For
+    another loss than the squared one l'(r) takes the place of r. With a `finish`, the flow goes on
+    until the estimated Gauss-Newton step is small as well.
 
     The flow ends with the step that meets the rule, so |P r| comes out below `value`, and with a
     `finish` at rounding; `saveat` gives the state at a time of the clock on the way.
@@ -129,15 +130,16 @@ class StopAtResidual(AbstractStop):
         return seen.residual <= self.value
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
-        """For squared losses; not below the rounding of the residuals."""
-        if not isinstance(problem, AbstractSquaredProblem):
+        """For losses of residuals; not below the rounding of the residuals."""
+        if not problem.has_residuals:
             raise ValueError(
-                "stop: StopAtResidual is for squared losses, got "
+                "stop: StopAtResidual is for losses of residuals, got "
                 f"{type(problem).__name__}; use StopAtMargin or StopAtLoss."
             )
-        if any(isinstance(a, Tracer) for a in (self.value, problem.y)):
+        y = problem.y  # pyright: ignore[reportAttributeAccessIssue]
+        if any(isinstance(a, Tracer) for a in (self.value, y)):
             return
-        floor = 4 * float(np.finfo(dtype).eps) * float(np.max(np.abs(problem.y)))
+        floor = 4 * float(np.finfo(dtype).eps) * float(np.max(np.abs(y)))
         if float(self.value) < floor:
             raise ValueError(
                 f"stop: StopAtResidual value must be at least {floor:.1e} (4 eps max|y|, the "
@@ -172,11 +174,12 @@ class StopAtLoss(AbstractStop):
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """For squared losses not below the rounding of the residuals."""
-        if not isinstance(problem, AbstractSquaredProblem):
+        if not problem.has_squared_loss:
             return
-        if any(isinstance(a, Tracer) for a in (self.log_value, problem.y)):
+        y = problem.y  # pyright: ignore[reportAttributeAccessIssue]
+        if any(isinstance(a, Tracer) for a in (self.log_value, y)):
             return
-        smallest = 4 * float(np.finfo(dtype).eps) * max(float(np.max(np.abs(problem.y))), 1e-300)
+        smallest = 4 * float(np.finfo(dtype).eps) * max(float(np.max(np.abs(y))), 1e-300)
         floor = 2 * np.log(smallest) - np.log(2)
         if float(self.log_value) < floor:
             raise ValueError(
@@ -211,7 +214,7 @@ class StopAtMargin(AbstractStop):
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """For classification; below 1/eps."""
-        if not isinstance(problem, Classification):
+        if not problem.has_margins:
             raise ValueError(
                 f"stop: StopAtMargin is for Classification, got {type(problem).__name__}; use "
                 "StopAtResidual or StopAtLoss."

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Scalar
 
 from ..networks import coefficients_and_pullback, split
-from ..problems import AbstractProblem, AbstractSquaredProblem, Classification, prediction_range
+from ..problems import AbstractProblem, prediction_range
 
 
 class System(eqx.Module):
@@ -65,13 +65,13 @@ class System(eqx.Module):
     # Regression: theta is the parameter vector itself.
 
     def squared_gradient(self, theta: Float[Array, " p"]) -> tuple[Array, Array]:
-        """The residual r and -dL/dtheta of a squared loss."""
+        """The residual r (of another loss: l'(r)) and -dL/dtheta."""
         beta, pull = self.pullback(theta)
         residual = self.problem.residual(beta)
         return residual, pull(self.problem.adjoint(-residual))
 
     def velocity(self, theta: Float[Array, " p"]) -> Float[Array, " p"]:
-        """dtheta/dt of a squared loss."""
+        """dtheta/dt of a loss of residuals."""
         return self.squared_gradient(theta)[1]
 
     def gradient_norm(self, theta: Float[Array, " p"]) -> tuple[Array, Scalar]:
@@ -98,8 +98,7 @@ class System(eqx.Module):
         The gradient of the loss at Theta is
         -exp(log_slope + (depth - 1) log_scale) * (the third result).
         """
-        problem = self.problem
-        assert isinstance(problem, Classification)
+        problem: Any = self.problem
         beta, pull = self.pullback(theta)
         margins = jnp.exp(self.depth * log_scale) * problem.margins(beta)
         log_slopes = problem.margin_loss.log_slope(margins)
@@ -132,18 +131,26 @@ class LogSum(NamedTuple):
 
 
 class Reducible(eqx.Module):
-    """Projects residuals of a squared problem on what some beta can remove."""
+    """Projects residuals (slopes of the loss) on what some beta can remove.
+
+    P l'(r) = 0 holds exactly where the gradient with respect to the predictions that some beta has
+    vanishes; for a convex loss that is its minimum, an exact fit or not.
+    """
 
     basis: Float[Array, "n k"]
 
     @staticmethod
     def of(problem: AbstractProblem) -> "Reducible | None":
         """None for classification."""
-        if not isinstance(problem, AbstractSquaredProblem):
+        if not problem.has_residuals:
             return None
-        return Reducible(prediction_range(problem))
+        regression: Any = problem
+        return Reducible(prediction_range(regression))
 
     def norm(self, residual: Array) -> Scalar:
         """|P r|: with data of full row rank |r|, and zero at any least-squares solution."""
-        flat = residual.reshape(residual.shape[0], -1)
-        return jnp.linalg.norm(self.basis.T @ flat)
+        return jnp.linalg.norm(self.coordinates(residual))
+
+    def coordinates(self, residual: Array) -> Array:
+        """P r in the basis of that range, shape (k, outputs)."""
+        return self.basis.T @ residual.reshape(residual.shape[0], -1)

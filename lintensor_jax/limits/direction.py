@@ -17,13 +17,15 @@ from ..dynamics import FlowSolution, StopAtMargin, gradient_flow
 from ..dynamics.options import check_pair
 from ..dynamics.statuses import status_name
 from ..dynamics.system import System
+from ..losses import ExponentialTail, PolynomialTail
 from ..messages import shown
 from ..networks import scaled
-from ..problems import Classification
-from ..theory import Certificate, NonSeparableError, certify, is_separable
+from ..problems import Classification, named
+from ..theory import NonSeparableError, certify, is_separable
 from .dual_flow import continue_direction
 from .held_margin import settle
 from .kkt_point import KKTPoint, kkt_point
+from .polynomial_tail import certificate_at, stationary_point
 
 # From here on the direction's error falls like a power of the margin, and Levenberg-Marquardt
 # does the rest; beyond, an implicit step costs more the closer the wall of floating point is.
@@ -35,6 +37,8 @@ _LEAST_RTOL = 1e-12
 _ARCS = (10.0, 30.0, 100.0, 300.0)
 # A KKT point farther than this from unit parameters is not next to them.
 _LEAP = 0.1
+# Log of the margin at which the softmax of a polynomial tail is that of the limit, to rounding.
+_LOG_MARGIN_OF_LIMIT = 40.0
 
 
 class LimitStatus(enum.StrEnum):
@@ -50,6 +54,9 @@ class LimitStatus(enum.StrEnum):
     SADDLE = "saddle"
     #: No KKT point was reached.
     NOT_CONVERGED = "not_converged"
+    #: No theorem says where a flow of this loss tends: the loss does not state its tail. The
+    #: direction is that of the flow's end.
+    NOT_PREDICTED = "not_predicted"
 
 
 class LimitDirection(eqx.Module):
@@ -58,7 +65,8 @@ class LimitDirection(eqx.Module):
     - `direction` (d,): beta/|beta| at the limit.
     - `network`: the network at the KKT point, scaled to smallest margin 1; where none was
       reached, the flow's last one.
-    - `certificate`: `certify(network, problem)`.
+    - `certificate`: `certify(network, problem)`; for a loss with a polynomial tail a
+      `PolynomialTailCertificate`; None where nothing is predicted.
     - `status`: a `LimitStatus`; `reason`: what was done, or why it failed, in words.
     - `flow`: the flow that led there; `moved`: |direction - the flow's last direction|_2.
     - `num_supports`: how many sets of support samples were tried.
@@ -66,7 +74,7 @@ class LimitDirection(eqx.Module):
 
     direction: Float[Array, " d"]
     network: Any  # of the type that was given
-    certificate: Certificate
+    certificate: Any
     status: LimitStatus = eqx.field(static=True)
     reason: str = eqx.field(static=True)
     flow: FlowSolution
@@ -86,7 +94,8 @@ class LimitDirection(eqx.Module):
             f"  moved            by {self.moved:.1e} from the direction at the flow's end "
             f"({int(self.flow.stats['num_steps'])} steps)",
         ]
-        lines += [f"  {line}" for line in str(self.certificate).splitlines()]
+        if self.certificate is not None:
+            lines += [f"  {line}" for line in str(self.certificate).splitlines()]
         return "\n".join(lines)
 
 
@@ -113,9 +122,19 @@ def limit_direction(
     **Raises** `NonSeparableError` (a ValueError) with a certificate if the data are not separable;
     ValueError for a flow that has not separated separable data, and for bad input.
 
-    Source: Gunasekar et al. 2018, Theorem 4; Yun et al. 2021, Theorem 2; Lyu & Li 2020.
+    All this is about losses with an exponential tail. A loss with a polynomial tail of power a
+    tends to a stationary point of sum_i m_i^-a on the unit sphere of parameters instead, which is
+    found and certified in the same way. For a loss that does not state its tail nothing is claimed.
+
+    Source: Gunasekar et al. 2018, Theorem 4; Yun et al. 2021, Theorem 2; Lyu & Li 2020; for
+    polynomial tails and one layer Ji et al. 2020.
     """
     flow = _flow(solution_or_network, problem)
+    tail = problem.margin_loss.tail
+    if isinstance(tail, PolynomialTail):
+        return _of_polynomial_tail(flow, tail.power, tolerance)
+    if not isinstance(tail, ExponentialTail):
+        return _not_predicted(flow)
     system, theta, log_scale = flow.system, flow.state.theta, flow.state.log_scale
     limit = _judged(flow, theta, kkt_point(system, theta, _softmax_weights(flow, theta)), tolerance)
     # The l1 and l2 problems have no stationary point but their optimum: nothing else to reach.
@@ -131,6 +150,59 @@ def limit_direction(
     if system.depth == 2:
         return _followed(limit, tolerance)
     return limit
+
+
+def _of_polynomial_tail(flow, power, tolerance):
+    """Followed at a huge margin, where the softmax has its limit, until a point is certified."""
+    system, theta = flow.system, flow.state.theta / jnp.linalg.norm(flow.state.theta)
+    limit = None
+    for arc in (0.0, *_ARCS):
+        if arc > 0:
+            least = jnp.min(flow.problem.margins(system.coefficients(theta)))
+            log_scale = (_LOG_MARGIN_OF_LIMIT - jnp.log(least)) / system.depth
+            settled = settle(system, theta, log_scale, jnp.asarray(arc), rtol=_RTOL, atol=_ATOL)
+            theta = settled.theta
+        found = stationary_point(system, theta, power)
+        leap = float(jnp.linalg.norm(found - theta))
+        if not leap <= _LEAP:
+            wrong = f"the next stationary point is {leap:.1e} away"
+            limit = _limit_at(flow, theta, None, LimitStatus.NOT_CONVERGED, wrong)
+            continue
+        certificate = certificate_at(system, found, power, tolerance)
+        if certificate.is_stationary:
+            reason = f"a stationary point of sum_i m_i^-{power:.6g}, reached from the flow's end"
+            return _limit_at(flow, found, certificate, LimitStatus.STATIONARY, reason)
+        status = LimitStatus.SADDLE if certificate.is_saddle else LimitStatus.NOT_CONVERGED
+        reason = "a saddle" if certificate.is_saddle else "the certificate is violated (see there)"
+        limit = _limit_at(flow, found, certificate, status, reason)
+    assert limit is not None
+    return limit
+
+
+def _not_predicted(flow):
+    name = type(flow.problem.margin_loss).__name__
+    reason = (
+        f"not predicted: {name} does not state its tail, on which the limit direction depends; "
+        "this is the direction at the flow's end"
+    )
+    return _limit_at(flow, flow.state.theta, None, LimitStatus.NOT_PREDICTED, reason)
+
+
+def _limit_at(flow, theta, certificate, status, reason):
+    network = flow.system.network(theta)
+    beta = network.linear_coefficients()
+    smallest = jnp.min(flow.problem.margins(beta))
+    direction = beta / jnp.linalg.norm(beta)
+    return LimitDirection(
+        direction=direction,
+        network=scaled(network, smallest ** (-1 / flow.system.depth)),
+        certificate=certificate,
+        status=status,
+        reason=reason,
+        flow=flow,
+        moved=float(jnp.linalg.norm(direction - flow.direction[-1])),
+        num_supports=0,
+    )
 
 
 def _followed(limit, tolerance):
@@ -150,9 +222,9 @@ def _followed(limit, tolerance):
 
 
 def _flow(solution_or_network, problem) -> FlowSolution:
-    if not isinstance(problem, Classification):
+    if not getattr(problem, "has_margins", False):
         raise ValueError(
-            f"problem: limit_direction is for Classification, got {type(problem).__name__}; a "
+            f"problem: limit_direction is for Classification, got {named(problem)}; a "
             "regression flow ends at its limit, gradient_flow(...).coefficients[-1]."
         )
     flow = solution_or_network
@@ -170,7 +242,7 @@ def _flow(solution_or_network, problem) -> FlowSolution:
             f"solution: must be of one flow, got a batch of shape {flow.log_loss.shape[:-1]}; take "
             "one by jax.tree.map(lambda leaf: leaf[k], solution)."
         )
-    if not isinstance(flow.problem, Classification) or not eqx.tree_equal(flow.problem, problem):
+    if not flow.problem.has_margins or not eqx.tree_equal(flow.problem, problem):
         raise ValueError(
             "problem: must be the one of the flow, got another one; pass solution.problem."
         )

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Inexact
 
 from ..dynamics.options import check_pair
 from ..dynamics.reduced.mirror_coordinates import real_decomposition
+from ..losses import ExponentialTail
 from ..networks import ConvolutionalNetwork, scaled
 from ..problems import Classification
 from .dual_step import ComplexAngles, DualState, Potential, RealAngles, implicit_step, potential
@@ -313,10 +314,16 @@ def _log_margin(here: Potential):
 
 def _check(network, problem, tolerance, max_log_margin, first_step, growth, max_steps):
     check_pair(network, problem)
-    if not isinstance(problem, Classification):
+    if not problem.has_margins:
         raise ValueError(
             f"problem: continue_direction is for Classification, got {type(problem).__name__}; a "
             "regression flow ends at its limit, mirror_flow(...)."
+        )
+    if not isinstance(problem.margin_loss.tail, ExponentialTail):
+        raise ValueError(
+            "problem: continue_direction is for losses with an exponential tail, got "
+            f"{type(problem.margin_loss).__name__}; pass lintensor_jax.ExponentialLoss(), or ask "
+            "limit_direction."
         )
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((network, problem))):
         raise ValueError(

@@ -19,7 +19,6 @@ import optimistix as optx
 from jaxtyping import Array, Bool, Float
 
 from ..dynamics.system import System
-from ..problems import Classification
 
 # Levenberg-Marquardt factorises a dense matrix of this many columns, at most.
 LARGEST_SYSTEM = 3000
@@ -61,8 +60,7 @@ def kkt_point(
     `weights`: non-negative, shape (n,): the flow's softmax weights, which are proportional to the
     multipliers in the limit.
     """
-    problem = system.problem
-    assert isinstance(problem, Classification)
+    problem: Any = system.problem
     theta = theta / jnp.linalg.norm(theta)
     rows = np.asarray(problem.signed_data, np.float64)
     # In units of the smallest margin everything is of order one, whatever the data's scale.

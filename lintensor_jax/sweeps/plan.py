@@ -16,7 +16,6 @@ from ..dynamics.stopping import StopAtResidual
 from ..dynamics.system import System
 from ..messages import in_words
 from ..networks import split
-from ..problems import AbstractSquaredProblem, Classification
 from .grid import Cell, Grid, Zip
 from .observables.base import AbstractObservable, Ending, Variable
 from .observables.catalogue import DEFAULT
@@ -190,7 +189,7 @@ class Plan:
             raise ValueError(f"{error}{where}") from None
         beta = network.linear_coefficients()
         number = jax.numpy.zeros((), beta.dtype)
-        margin = number if isinstance(problem, Classification) else None
+        margin = number if problem.has_margins else None
         sizes = (number, number, number, margin, number)
         end = Ending(network, network, network, problem, beta, *sizes)
         shapes = {}
@@ -298,7 +297,7 @@ def _coordinates_of(observables) -> dict[str, np.ndarray]:
 def _stop(cell: Cell, options: Options) -> Any:
     """The rule given, or one for all lanes where each has its own data: never a neighbour's."""
     problems = cell.sample()[1]
-    if options.stop is not None or not isinstance(problems, AbstractSquaredProblem):
+    if options.stop is not None or problems is None or not problems.has_residuals:
         return options.stop
     y = np.asarray(problems.y)
     sizes = np.abs(y).reshape(y.shape[0], -1).max(axis=1)

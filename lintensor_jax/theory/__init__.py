@@ -44,8 +44,11 @@ from .least_norm.norms import LpNorm as LpNorm
 from .least_norm.norms import NuclearNorm as NuclearNorm
 from .least_norm.norms import WeightedL2Norm as WeightedL2Norm
 from .predict import predict as predict
+from .prediction import Candidate as Candidate
+from .prediction import Conclusion as Conclusion
 from .prediction import ExponentialDecay as ExponentialDecay
 from .prediction import HarmonicDecay as HarmonicDecay
+from .prediction import Kind as Kind
 from .prediction import Prediction as Prediction
 from .rates.bounds import Bound as Bound
 from .rates.bounds import deviation_bound as deviation_bound

@@ -1,10 +1,12 @@
 """Which theorem covers a network and a problem, whether its assumptions hold, what it predicts."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 from jax.core import Tracer
 
 from ..networks import FullyConnectedNetwork, MatrixFactorizationNetwork
@@ -14,8 +16,12 @@ from .classification.candidates import classification_candidates
 from .prediction import Candidate, Prediction, choose, nothing_to_conclude
 from .regression.candidates import regression_candidates, sensing_candidates
 
+Theorem = Callable[[Any, Any], Iterable[Candidate]]
 
-def predict(network: eqx.Module, problem: AbstractProblem) -> Prediction:
+
+def predict(
+    network: eqx.Module, problem: AbstractProblem, *, theorems: Sequence[Theorem] = ()
+) -> Prediction:
     """Where gradient flow from `network`'s current parameters goes, according to theory.
 
     The theorems about this architecture and problem are tried from the most specific on; every
@@ -35,26 +41,33 @@ def predict(network: eqx.Module, problem: AbstractProblem) -> Prediction:
 
     - `network`: any network of this package; one's own with `data_tensor`, `factors` and
       `with_factors` (and `depth`) is covered by the theorems on linear tensor networks.
-    - `problem`: `Regression`, `MatrixSensing` or `Classification`.
+    - `problem`: `Regression`, `MatrixSensing` or `Classification`, with any loss. A theorem asks
+      the loss for the facts that it needs, such as an exponential tail; where the loss does not
+      state them, the theorem is not claimed. About another problem of your own nothing is
+      predicted.
+    - `theorems`: functions of network and problem, each yielding `theory.Candidate`s; they are
+      tried before the theorems of this package, in the order given.
 
-    **Raises** ValueError if the two do not fit each other, for another kind of problem, or for
-    traced arrays: it runs on the host.
+    **Raises** ValueError if the two do not fit each other, or for traced arrays: it runs on the
+    host.
     """
     shape = _require_pair(network, problem)
     depth = f", L = {network.depth}" if hasattr(network, "depth") else ""  # pyright: ignore
-    data = getattr(problem, "A", getattr(problem, "X", None))
+    samples = np.shape(problem.y)[0] if hasattr(problem, "y") else "unknown"  # pyright: ignore
     subject = (
-        f"{type(network).__name__}{depth}, on {type(problem).__name__} with n = {data.shape[0]} "  # pyright: ignore
+        f"{type(network).__name__}{depth}, on {problem.in_words} with n = {samples} "
         f"and coefficients of shape {shape}"
     )
-    return choose(subject, _candidates(network, problem), _unknown(network))
+    given = itertools.chain.from_iterable(theorem(network, problem) for theorem in theorems)
+    candidates = itertools.chain(given, _candidates(network, problem))
+    return choose(subject, candidates, _unknown(network, problem))
 
 
 def _candidates(network: Any, problem: AbstractProblem) -> Iterator[Candidate]:
     match problem:
         case Regression():
             return regression_candidates(network, problem)
-        case Classification():
+        case Classification():  # with any loss of the margin
             return classification_candidates(network, problem)
         case MatrixSensing() if isinstance(
             network, MatrixFactorizationNetwork | FullyConnectedNetwork
@@ -63,7 +76,16 @@ def _candidates(network: Any, problem: AbstractProblem) -> Iterator[Candidate]:
     return iter(())
 
 
-def _unknown(network):
+def _unknown(network, problem):
+    if not isinstance(problem, Regression | Classification | MatrixSensing):
+        data = Assumption(
+            "a problem that some theorem here is about: a Regression, a MatrixSensing or a "
+            "Classification",
+            type(problem).__name__,
+            False,
+            "this package",
+        )
+        return Candidate("every theorem of this package", (data,), nothing_to_conclude)
     architecture = Assumption(
         "an architecture that some theorem here is about; one of your own can be told as a "
         "TensorNetwork or an OrthogonalNetwork, if it is one",
@@ -75,10 +97,10 @@ def _unknown(network):
 
 
 def _require_pair(network, problem):
-    if not isinstance(problem, Regression | Classification | MatrixSensing):
+    if not isinstance(problem, AbstractProblem):
         raise ValueError(
-            "predict: problem must be a Regression, a MatrixSensing or a Classification, got "
-            f"{type(problem).__name__}; theory knows no other losses."
+            "predict: problem must be a Regression, a MatrixSensing, a Classification or an "
+            f"AbstractProblem of your own, got {type(problem).__name__}."
         )
     if not hasattr(network, "linear_coefficients"):
         raise ValueError(

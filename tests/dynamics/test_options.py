@@ -91,9 +91,12 @@ def test_bad_options_of_a_regression(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stop": lt.StopAtResidual(1e-3)}, "stop: StopAtResidual is for squared losses, got Clas"),
+        (
+            {"stop": lt.StopAtResidual(1e-3)},
+            "stop: StopAtResidual is for losses of residuals",
+        ),
         ({"stop": lt.StopAtMargin(1e15)}, "stop: StopAtMargin value must be at most 4.5e.14"),
-        ({"finish": lt.GaussNewton()}, "finish: GaussNewton is for squared losses"),
+        ({"finish": lt.GaussNewton()}, "finish: GaussNewton is for losses of residuals"),
     ],
 )
 def test_bad_options_of_a_classification(options, message):

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ...problems import Classification
 from ..clocks import FlowArgs, PhysicalTime, log_time_unit, state_of, vector_of
 from ..observations import first_rule, observe_state
 from ..statuses import FlowStatus, code_of
@@ -86,7 +85,7 @@ class Stepper(NamedTuple):
         examples = [
             jax.ShapeDtypeStruct(x.shape if self.shared else x.shape[:-1], x.dtype) for x in leaves
         ]
-        clips = isinstance(clock, PhysicalTime) and not isinstance(system.problem, Classification)
+        clips = isinstance(clock, PhysicalTime) and system.problem.has_residuals
 
         def of_lane(y, s, unit, leaves):
             problem, reducible = jax.tree.unflatten(structure, leaves)

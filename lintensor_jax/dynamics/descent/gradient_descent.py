@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from ...messages import in_words
 from ...networks import coefficients_and_pullback, split
-from ...problems import AbstractProblem, Classification
+from ...problems import AbstractProblem
 from ..observations import log_or_minus_infinity
 from ..options import check_pair, same_dtype
 
@@ -97,7 +97,7 @@ def _descend(network, problem, optimizer, state, num_steps, save_every, observe)
     def record(parameters):
         network = eqx.combine(parameters, rest)
         beta = network.linear_coefficients()
-        margin = problem.margins(beta) if isinstance(problem, Classification) else None
+        margin = problem.margins(beta) if problem.has_margins else None
         log_margin = None if margin is None else log_or_minus_infinity(jnp.min(margin))
         seen = None if observe is None else observe(network)
         return beta, problem.log_loss(beta), log_margin, seen

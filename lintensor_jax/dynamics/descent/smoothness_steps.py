@@ -8,7 +8,6 @@ import numpy as np
 import optax
 from jaxtyping import Scalar
 
-from ...losses import LogisticLoss
 from ...networks import FullyConnectedNetwork
 from ...problems import Classification
 from ..options import check_pair
@@ -30,7 +29,9 @@ def smoothness_steps(
     and is replaced by 1 + growth * max_k |W_k|_F otherwise. On the ball of radius R the *mean*
     logistic loss is beta(R)-smooth with
 
-        beta(R) = 2 L^2 R^(2L-2) (B^2/4 + B),   B = max(1, largest |x_i|),
+        beta(R) = 2 L^2 R^(2L-2) (B^2/4 + B),   B = max(1, largest |x_i|)
+
+    (for another loss with curvature B^2 + slope B, its `smoothness`),
 
     so that it never increases, by eta_t |grad|^2 / 2 or more at every step, and Lemma C.7 and
     Theorems 3.6 and 3.7 hold. `gradient_descent` differentiates the *sum* over n samples; this
@@ -41,7 +42,8 @@ def smoothness_steps(
     **Arguments**
 
     - `network`: fully connected with a scalar output; gives the depth L.
-    - `problem`: a `Classification` with `LogisticLoss()` (the exponential loss is not smooth).
+    - `problem`: a `Classification` with a loss that states its `smoothness`, as `LogisticLoss()`
+      does (the exponential loss is not smooth).
     - `growth`: at least 1; how far ahead R_t reaches when it is replaced.
 
     **Returns** a transformation for `gradient_descent(network, problem, ...)`; its state, a
@@ -54,10 +56,12 @@ def smoothness_steps(
             f"{type(network).__name__}; the smoothness constant is that of a product of matrices."
         )
     loss = getattr(problem, "margin_loss", None)
-    if not isinstance(loss, LogisticLoss):
+    facts = getattr(loss, "smoothness", None)
+    if facts is None:
         raise ValueError(
-            "smoothness_steps: problem must be a Classification with loss=LogisticLoss(), whose "
-            f"loss is smooth and Lipschitz (Assumption 3.1), got {type(loss).__name__}."
+            "smoothness_steps: problem must be a Classification with a loss that states its "
+            "`smoothness` (Assumption 3.1), as loss=LogisticLoss() does, got "
+            f"{type(loss).__name__}."
         )
     if not float(growth) >= 1:
         raise ValueError(
@@ -68,7 +72,7 @@ def smoothness_steps(
     longest = max(1.0, float(np.max(np.linalg.norm(np.asarray(problem.X), axis=1))))
     power = 2 * network.depth - 2
     # The same at radius 1; a Python float, so that no dtype is forced on the parameters.
-    unit = 2.0 * network.depth**2 * (longest**2 / 4 + longest)
+    unit = 2.0 * network.depth**2 * (facts.curvature * longest**2 + facts.slope * longest)
 
     def reach(params):
         return jnp.max(jnp.stack([jnp.linalg.norm(w) for w in jax.tree.leaves(params)]))

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Scalar
 
 from ...networks.base import as_parameter
-from ...problems import AbstractProblem, AbstractSquaredProblem
+from ...problems import AbstractProblem, AbstractRegressionProblem
 from ..integrate import explicit_solver
 from ..options import check_pair, fill_options, same_dtype
 from ..solution import FlowSolution, run
@@ -75,7 +75,7 @@ class InducedSystem(eqx.Module):
     """A `System` whose parameter vector is beta itself."""
 
     start: EndToEndMatrix
-    problem: AbstractSquaredProblem
+    problem: AbstractRegressionProblem
     depth: int = eqx.field(static=True, default=1)
 
     @property
@@ -134,7 +134,7 @@ def induced_flow(
     **Arguments**
 
     - `coefficients`: beta(0), shape (d, m), or (d,) for a scalar output.
-    - `problem`: a squared loss: `Regression` or `MatrixSensing`.
+    - `problem`: a loss of residuals: `Regression` or `MatrixSensing`.
     - `depth`: L >= 2, the number of layers.
     - `rank`: of beta(0), between 1 and min(d, m); by default its numerical rank. The flow keeps it
       (Lemma 11). Singular values beyond it are dropped.
@@ -151,9 +151,9 @@ def induced_flow(
 
     Source: Eftekhari 2020, eq. (16) and (17); Arora et al. 2018, Theorem 1.
     """
-    if not isinstance(problem, AbstractSquaredProblem):
+    if not problem.has_residuals:
         raise ValueError(
-            f"problem: induced_flow needs a squared loss, got {type(problem).__name__}; use "
+            f"problem: induced_flow needs a loss of residuals, got {type(problem).__name__}; use "
             "gradient_flow from balanced layers."
         )
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 2:

@@ -15,7 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
-from ...problems import AbstractProblem, AbstractSquaredProblem
+from ...problems import AbstractProblem, AbstractRegressionProblem
 from ..gauss_newton import GaussNewton
 from ..options import check_pair, fill_options, same_dtype
 from ..solution import FlowSolution, run
@@ -26,7 +26,7 @@ class DualSystem(eqx.Module):
     """A `System` whose parameter vector is nu: the same flow in n dimensions."""
 
     coordinates: AbstractCoordinates
-    problem: AbstractSquaredProblem
+    problem: AbstractRegressionProblem
     depth: int = eqx.field(static=True)
 
     @property
@@ -47,7 +47,7 @@ class DualSystem(eqx.Module):
         return (self.coordinates.S.T @ rho).reshape(self.problem.coefficient_shape)
 
     def velocity(self, theta: Float[Array, " n"]) -> Float[Array, " n"]:
-        """d nu/dt = -r."""
+        """d nu/dt = -r; for another loss than the squared one -l'(r)."""
         return -self.problem.residual(self.coefficients(theta))
 
     def gradient_norm(self, theta: Float[Array, " n"]) -> tuple[Array, Scalar]:
@@ -76,8 +76,8 @@ def mirror_flow(
     * matrix factorizations with commuting sensors and layers diagonal in their common basis;
     * differential diagonal networks with positive entries (Woodworth et al. 2020).
 
-    **Arguments**: those of `gradient_flow`, for squared losses with y of shape (n,). `finish` is
-    Newton's method in nu, which leads exactly to the flow's limit.
+    **Arguments**: those of `gradient_flow`, for losses of residuals with y of shape (n,). `finish`
+    is Newton's method in nu, which leads exactly to the flow's limit.
 
     **Raises** `AssumptionFails` (a ValueError) with the property that fails and its measured value;
     ValueError where nu cannot hold the answer: for L >= 3 a relative error eps in nu becomes one of
@@ -88,9 +88,9 @@ def mirror_flow(
     Woodworth et al. 2020.
     """
     check_pair(network, problem)
-    if not isinstance(problem, AbstractSquaredProblem) or problem.y.ndim != 1:
+    if not problem.has_residuals or problem.y.ndim != 1:  # pyright: ignore
         raise ValueError(
-            "problem: mirror_flow needs a squared loss with one target per sample, got "
+            "problem: mirror_flow needs a loss of residuals with one target per sample, got "
             f"{type(problem).__name__} with y of shape {problem.y.shape}; use gradient_flow."  # pyright: ignore
         )
     leaves = jax.tree.leaves((network, problem))

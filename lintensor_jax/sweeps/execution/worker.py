@@ -12,7 +12,6 @@ from ...dynamics.flow import gradient_flow
 from ...dynamics.reduced.mirror_flow import mirror_flow
 from ...dynamics.statuses import STATUS_NAMES, STORED
 from ...networks import split
-from ...problems import AbstractSquaredProblem
 from ..grid import Cell, lane_of
 from ..observables.base import Ending, has_bad_input
 from ..plan import METHODS, STATUSES, Chunk, Outcome, Plan
@@ -171,7 +170,7 @@ class Worker:
 def _flow_of(network, problem, stop, options):
     told = {k: v for k, v in options.flow.items() if k != "finish"}
     told |= {"stop": stop, "max_steps": options.stiff_max_steps, "throw": False}
-    if isinstance(problem, AbstractSquaredProblem) and options.finish is ...:
+    if problem.has_residuals and options.finish is ...:
         try:
             return "mirror_flow", mirror_flow(network, problem, **told)
         except ValueError:

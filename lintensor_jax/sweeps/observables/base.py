@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Scalar
 
-from ...problems import AbstractProblem, Classification
+from ...problems import AbstractProblem
 
 COEFFICIENT = ("coefficient", "output")
 
@@ -90,8 +90,8 @@ def has_bad_input(network: Any, problem: AbstractProblem) -> Bool[Array, ""]:
     """Whether a start or its data could not have been given to `gradient_flow`; traceable."""
     leaves = [x for x in jax.tree.leaves((network, problem)) if eqx.is_inexact_array(x)]
     bad = [~jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
-    if isinstance(problem, Classification):
-        bad.append(~jnp.all(jnp.abs(problem.y) == 1))
+    if problem.has_margins:
+        bad.append(~jnp.all(jnp.abs(problem.y) == 1))  # pyright: ignore
     return jnp.any(jnp.stack(bad))
 
 

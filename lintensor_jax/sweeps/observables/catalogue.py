@@ -12,7 +12,7 @@ from ...dynamics.clocks import AbstractClock
 from ...dynamics.flow import gradient_flow
 from ...networks import FullyConnectedNetwork
 from ...networks.conserved import conserved_quantities
-from ...problems import AbstractProblem, Classification, Regression
+from ...problems import AbstractProblem, Regression
 from ...theory.classification.alignment import alignment
 from ...theory.predict import predict
 from ...theory.rates.imbalance import imbalance
@@ -79,13 +79,12 @@ class Margins(AbstractObservable):
 
     def measure(self, end: Ending) -> tuple[Array, ...]:
         """log min_i m_i, and m_i / |beta|."""
-        assert isinstance(end.problem, Classification)
         assert end.log_margin is not None
-        return end.log_margin, end.problem.margins(unit(end.coefficients))
+        return end.log_margin, end.problem.margins(unit(end.coefficients))  # pyright: ignore
 
     def check(self, network: Any, problem: AbstractProblem) -> None:
         """Classification only."""
-        if not isinstance(problem, Classification):
+        if not problem.has_margins:
             refuse("Margins", "is for Classification", type(problem).__name__, "Limit()")
 
 
@@ -203,7 +202,7 @@ class DistanceToPrediction(AbstractObservable):
         if found.limit is None or found.kind is None:
             return np.nan, *nothing
         reached = end.coefficients
-        if isinstance(end.problem, Classification):
+        if end.problem.has_margins:
             reached = unit(reached)
         limit = np.asarray(found.limit)
         kinds = self.variables[2].flags

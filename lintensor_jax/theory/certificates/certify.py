@@ -16,6 +16,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from ...losses import ExponentialTail
 from ...messages import in_words
 from ...networks import coefficients_and_pullback, split
 from ...problems import Classification
@@ -62,6 +63,9 @@ class Certificate(eqx.Module):
     resolution: float = eqx.field(static=True)
     #: Residuals up to this one, or up to the resolution, count as zero.
     tolerance: float = eqx.field(static=True)
+    #: What to know about the loss: empty for an exponential tail, to whose flows the certificate
+    #: applies.
+    remark: str = eqx.field(static=True, default="")
 
     @property
     def is_stationary(self) -> bool:
@@ -93,6 +97,8 @@ class Certificate(eqx.Module):
             if residual is not None:
                 holds = "holds, " if self._holds(residual) else "VIOLATED, "
                 lines.append(f"{name}: {holds}residual {residual:.3e}.")
+        if self.remark:
+            lines.append(self.remark)
         if self.parameter_residual is None:
             lines.append("Parameter space: only linear coefficients were given.")
         if self.predictor_residual is None:
@@ -171,6 +177,18 @@ def certify(
         regularizer=None if found is None else found.name,
         resolution=noise,
         tolerance=float(tolerance),
+        remark=_remark(problem.margin_loss),
+    )
+
+
+def _remark(loss):
+    """Why a flow need not end at a point that is stationary; empty for exponential tails."""
+    if isinstance(loss.tail, ExponentialTail):
+        return ""
+    tail = "states no tail" if loss.tail is None else f"has a tail that is {loss.tail}"
+    return (
+        "These are the conditions of the margin problem, where flows of losses with an exponential "
+        f"tail end; {type(loss).__name__} {tail}, and its flows need not end there."
     )
 
 
@@ -259,7 +277,7 @@ def _given(value):
 
 def _signed_data(problem):
     """The rows y_i x_i over their largest modulus, and that."""
-    if not isinstance(problem, Classification):
+    if not getattr(problem, "has_margins", False):
         raise ValueError(
             f"certify: problem must be a Classification, got {type(problem).__name__}; the limits "
             "of regression flows are points, not directions: see predict and min_norm."

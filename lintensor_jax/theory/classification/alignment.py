@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
-from ...losses import AbstractMarginLoss, LogisticLoss
+from ...losses import AbstractMarginLoss
 from ...networks import FullyConnectedNetwork, coefficients_and_pullback
 from ...problems import Classification
 from ..assumptions import Assumption, rounding
@@ -192,7 +192,7 @@ def learning_conditions(
     The gradient's size is relative to the Jacobian of the coefficients times the lengths of the
     samples, weighted by the losses' slopes: in [0, 1] however small the loss is.
     """
-    if not isinstance(problem, Classification):
+    if not problem.has_margins:
         raise ValueError(
             "learning_conditions: problem must be a Classification, got "
             f"{type(problem).__name__}; Assumption 1.2 is about losses of a margin."
@@ -237,14 +237,16 @@ def smoothness(
 
     - `network`: gives the depth L; scalar output.
     - `radius`: R >= 1. `data_norm`: B > 0.
-    - `loss`: `LogisticLoss()`; the exponential loss is not smooth.
+    - `loss`: one that states its `smoothness`, as `LogisticLoss()` does; the exponential loss is
+      not smooth.
     """
     _require_scalar_output("smoothness", network, "network")
-    if not isinstance(loss, LogisticLoss):
+    facts = loss.smoothness
+    if facts is None:
         raise ValueError(
-            "smoothness: loss must be smooth and Lipschitz (Assumption 3.1), such as "
-            f"lintensor_jax.LogisticLoss(), got {type(loss).__name__}; the exponential loss is "
-            "neither."
+            "smoothness: loss must be smooth and Lipschitz (Assumption 3.1) and state its "
+            f"`smoothness`, as lintensor_jax.LogisticLoss() does, got {type(loss).__name__}; the "
+            "exponential loss is neither."
         )
     if not isinstance(radius, Tracer) and not float(radius) >= 1:
         raise ValueError(
@@ -256,8 +258,7 @@ def smoothness(
             f"smoothness: data_norm must be positive and finite, got {data_norm}; it is the "
             "largest |x_i|."
         )
-    curvature, slope = 0.25, 1.0
-    constants = curvature * jnp.asarray(data_norm) ** 2 + slope * data_norm
+    constants = facts.curvature * jnp.asarray(data_norm) ** 2 + facts.slope * data_norm
     return 2 * network.depth**2 * jnp.asarray(radius) ** (2 * network.depth - 2) * constants
 
 

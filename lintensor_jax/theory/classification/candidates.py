@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...losses import ExponentialLoss
+from ...losses import ExponentialTail, PolynomialTail
 from ...networks import (
     AssumptionFails,
     ConvolutionalNetwork,
@@ -27,15 +27,56 @@ from ..assumptions import (
     smallest_layer,
     violated,
 )
+from ..convergence import refuted_convergence
 from ..least_norm.max_margin import MarginPrecisionError, is_separable, max_margin
 from ..least_norm.norms import FourierL1Norm, L1Norm, L2Norm, L21Norm
 from ..prediction import Candidate, Conclusion, HarmonicDecay, Kind, nothing_to_conclude
 from ..regression.yun_theorem_6 import limit_point_two_layer
 from ..regression.yun_theorem_7 import convergence_conditions
+from .alignment import learning_conditions
 
 
 def classification_candidates(network: Any, problem: Classification) -> Iterator[Candidate]:
-    """The theorems about this architecture on `Classification`."""
+    """The theorems about this architecture on `Classification`.
+
+    All of them are about losses with an exponential tail. A loss that states another tail, or none,
+    violates that.
+    """
+    tail = problem.margin_loss.tail
+    for candidate in _of_exponential_tail(network, problem):
+        if isinstance(tail, ExponentialTail):
+            yield candidate
+        else:
+            yield _of_another_tail(candidate, problem.margin_loss)
+
+
+def _of_another_tail(candidate, loss):
+    tail = loss.tail
+    stated = "not stated by the loss" if tail is None else str(tail)
+    broken = Assumption(
+        f"the loss has an exponential tail; that of {type(loss).__name__} is",
+        stated,
+        False,
+        "Ji et al. 2020",
+    )
+    note = (
+        "The limit direction depends on the tail of the loss, and the theorems here are about "
+        "exponential tails. A loss states its tail by the property `tail`."
+    )
+    if isinstance(tail, PolynomialTail):
+        note = (
+            "With a polynomial tail of power a the direction of the parameters tends to a "
+            "stationary point of sum_i m_i^-a on the unit sphere, not to one of the margin "
+            "problem: lintensor_jax.limit_direction finds it (Ji et al. 2020 for one layer)."
+        )
+    return candidate._replace(
+        assumptions=(broken, *candidate.assumptions),
+        conclude=nothing_to_conclude,
+        otherwise=(note,),
+    )
+
+
+def _of_exponential_tail(network, problem):
     if isinstance(network, DifferentialDiagonalNetwork) or not is_tensor_network(network):
         return
     separable, margin = _separability(problem)
@@ -118,6 +159,8 @@ def _fully_connected(network, problem, separable, margin):
     if not below.holds:
         statement = below.statement + (" (implied by Theorem 7's conditions)" if converges else "")
         below = Assumption(statement, below.value, True if converges else None, source)
+        if below.holds is None:
+            below = _decided(network, problem, below)
 
     def conclude():
         rate = None
@@ -131,13 +174,30 @@ def _fully_connected(network, problem, separable, margin):
     return Candidate("Corollary 1", (separable, below), conclude)
 
 
+def _decided(network, problem, below):
+    """`below` proved by Assumption 1.2 of Ji & Telgarsky 2019, refuted, or open as it was."""
+    refuted = refuted_convergence(network, problem)
+    if refuted is not None:
+        return refuted
+    conditions = learning_conditions(network, problem)
+    if not all(a.holds for a in conditions):
+        return below
+    statement = below.statement + " (implied by Assumption 1.2: R(W(0)) <= R(0), not critical)"
+    return Assumption(statement, below.value, True, "Ji & Telgarsky 2019, Theorem 2.2")
+
+
 def _loss_is_small(network, problem, source):
-    """That the loss of now already proves every sample to be classified correctly."""
-    is_exponential = isinstance(problem.margin_loss, ExponentialLoss)
-    level, name = (1.0, "1") if is_exponential else (float(np.log(2)), "log 2")
+    """That the loss of now already proves every sample to be classified correctly.
+
+    Where the sum of the losses is below l(0), each of them is, and every margin is positive.
+    """
+    level = float(np.exp(problem.margin_loss.log_value(jnp.zeros(()))))
     value = float(np.exp(min(log_loss(network, problem), 700.0)))
     return Assumption(
-        f"the loss falls below {name} at some time; now it is L(0)", value, value < level, source
+        f"the loss falls below l(0) = {level:.6g} at some time; now it is L(0)",
+        value,
+        value < level,
+        source,
     )
 
 
@@ -239,21 +299,25 @@ def _singular_vectors(network, problem, separable):
 
 
 def _decay(network, problem, value, constant, where):
-    """The bound for the exponential loss; for the logistic loss with a smaller constant."""
+    """The bound for the exponential loss; for another loss with a smaller constant, if known."""
     initial = log_loss(network, problem)
     source = f"c = {constant}; Yun et al. 2021, {where}, which print 1 + c t"
-    if not isinstance(problem.margin_loss, ExponentialLoss):
-        # |r_i| = 1 - exp(-l_i) is concave in l_i <= L(0).
-        loss = np.exp(initial)
-        value *= float(-np.expm1(-loss) / loss) ** 2
-        source += "; for the logistic loss times ((1 - exp(-L(0))) / L(0))^2"
+    least = problem.margin_loss.least_slope_over_value(initial)
+    if least is None:
+        return None
+    if not problem.margin_loss.is_exponential:  # |r_i| >= least * l_i, as l_i <= L(0)
+        value *= least**2
+        name = type(problem.margin_loss).__name__
+        source += f"; for {name} times the square of its least -l'/l up to L(0), {least:.6g}"
     return HarmonicDecay(float(value), initial, source)
 
 
 def _tail(problem):
-    if isinstance(problem.margin_loss, ExponentialLoss):
+    loss = problem.margin_loss
+    if loss.is_exponential:
         return ()
     return (
         "The theorem is stated for the exponential loss; only the tail of the loss matters to the "
-        "direction, and that of the logistic loss is the same (Ji & Telgarsky 2019).",
+        f"direction, and that of {type(loss).__name__} is {loss.tail} (Ji & Telgarsky 2019 for the "
+        "logistic loss).",
     )

@@ -31,7 +31,6 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from ...losses import ExponentialLoss
 from ...networks import DifferentialDiagonalNetwork
 from ...problems import Classification
 from ..least_norm.max_margin import NonSeparableError, is_separable
@@ -143,10 +142,10 @@ def direction_at_loss(
             "direction_at_loss: network must be a DifferentialDiagonalNetwork, got "
             f"{type(network).__name__}; the prediction is known for this model only."
         )
-    if not isinstance(problem.margin_loss, ExponentialLoss):
+    if not problem.margin_loss.is_exponential:
         raise ValueError(
             "direction_at_loss: the loss must be ExponentialLoss(), got "
-            f"{type(problem.margin_loss).__name__}; at small losses the logistic one is the same."
+            f"{type(problem.margin_loss).__name__}; at small losses LogisticLoss() is the same."
         )
     if any(isinstance(leaf, Tracer) for leaf in (*jax.tree.leaves(network), log_loss)):
         raise ValueError("direction_at_loss works on concrete arrays and is not for jax.jit.")
@@ -327,7 +326,7 @@ def _log_cosh(z):
 
 
 def _require_problem(problem: Any, owner: str):
-    if not isinstance(problem, Classification):
+    if not problem.has_margins:
         raise ValueError(
             f"{owner}: problem must be a Classification, got {type(problem).__name__}; "
             "differential_limit is for regression."

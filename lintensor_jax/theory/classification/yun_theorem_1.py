@@ -100,7 +100,7 @@ def residual_direction(
 
     Source: Yun, Krishnan & Mobahi 2021, Theorem 1.
     """
-    if not isinstance(problem, Classification):
+    if not problem.has_margins:
         raise ValueError(
             f"residual_direction: problem must be a Classification, got {type(problem).__name__}; "
             "the residuals of a regression flow vanish together with their direction."

@@ -195,7 +195,9 @@ def least_loss(network: eqx.Module, problem: AbstractProblem) -> float | None:
     1/2 |y - U U^T y|^2 + 1/2 sum_{i > r} s_i(U^T y)^2 (Eckart & Young; Eftekhari 2020, Lemma 5).
     Diagonal networks and full-length convolutions reach every beta: the second term is zero.
     """
-    if not isinstance(problem, Regression) or not _largest_rank(network, 1):
+    if not isinstance(problem, Regression) or not problem.has_squared_loss:
+        return None
+    if not _largest_rank(network, 1):
         return None
     X, y = np.asarray(problem.X), np.asarray(problem.y)
     targets = y.reshape(y.shape[0], -1)

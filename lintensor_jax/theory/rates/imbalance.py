@@ -23,7 +23,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Scalar
 
 from ...networks import FullyConnectedNetwork
-from ...problems import Regression
+from ...problems import Regression, named
 
 MIN = "Min et al. 2021"
 
@@ -248,9 +248,9 @@ def require_two_layers(owner: str, network: Any, problem: Any) -> None:
             "imbalance of Min et al. 2021 is that of U and V in U V^T (for deeper networks see "
             "lintensor_jax.conserved_quantities)."
         )
-    if not isinstance(problem, Regression):
+    if not isinstance(problem, Regression) or not problem.has_squared_loss:
         raise ValueError(
-            f"{owner}: problem must be a Regression, got {type(problem).__name__}; the rates are "
+            f"{owner}: problem must be a Regression, got {named(problem)}; the rates are "
             "those of the squared loss."
         )
     expected = jax.eval_shape(network.linear_coefficients).shape

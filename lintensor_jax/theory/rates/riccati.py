@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, Scalar
 
 from ...messages import in_words
 from ...networks import AssumptionFails, FullyConnectedNetwork
-from ...problems import Regression
+from ...problems import Regression, named
 from ..assumptions import rounding
 
 
@@ -64,9 +64,9 @@ def riccati_trajectory(
     """
     _require_two_layers(network)
     first, last = network.weights[0], network.weights[1].reshape(network.weights[0].shape[1], -1)
-    if not isinstance(problem, Regression):
+    if not isinstance(problem, Regression) or not problem.has_squared_loss:
         raise ValueError(
-            f"problem: riccati_trajectory needs Regression, got {type(problem).__name__}; use "
+            f"problem: riccati_trajectory needs Regression, got {named(problem)}; use "
             "gradient_flow."
         )
     scale = whitening_scale(problem)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Scalar
 
 from ...networks import AssumptionFails
-from ...problems import Regression
+from ...problems import Regression, named
 from ..assumptions import rounding
 from .riccati import whitening_scale
 
@@ -45,9 +45,9 @@ def rank_one_target(problem: Regression) -> RankOneTarget:
     **Raises** `AssumptionFails` (a ValueError) if the data are not whitened, or if the two largest
     singular values of Z agree; ValueError for another problem.
     """
-    if not isinstance(problem, Regression):
+    if not isinstance(problem, Regression) or not problem.has_squared_loss:
         raise ValueError(
-            f"problem: the stable sets are for Regression, got {type(problem).__name__}; pass "
+            f"problem: the stable sets are for Regression, got {named(problem)}; pass "
             "lintensor_jax.Regression(X, y)."
         )
     d = problem.X.shape[1]

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from ...problems import Regression
+from ...problems import Regression, named
 from ..assumptions import Assumption
 from .bounds import Bound, growth
 from .imbalance import MIN
@@ -83,9 +83,9 @@ class _Data:
     """The numbers of a problem that the statements need."""
 
     def __init__(self, owner, problem, width, exponent, failure_probability):
-        if not isinstance(problem, Regression):
+        if not isinstance(problem, Regression) or not problem.has_squared_loss:
             raise ValueError(
-                f"{owner}: problem must be a Regression, got {type(problem).__name__}; the "
+                f"{owner}: problem must be a Regression, got {named(problem)}; the "
                 "statements are about the squared loss."
             )
         if width < 1:

@@ -16,7 +16,7 @@ from ...networks import (
     MatrixFactorizationNetwork,
     sensing_decomposition,
 )
-from ...problems import AbstractSquaredProblem, MatrixSensing, Regression
+from ...problems import AbstractRegressionProblem, MatrixSensing, Regression
 from ..assumptions import (
     YUN,
     Assumption,
@@ -29,6 +29,7 @@ from ..assumptions import (
     underdetermined,
     violated,
 )
+from ..convergence import refuted_convergence
 from ..prediction import Candidate, Conclusion, ExponentialDecay, Kind, nothing_to_conclude
 from .other_mirror_maps import differential_limit, two_layer_limit
 from .yun_theorem_5 import (
@@ -48,7 +49,49 @@ _NUCLEAR = (
 
 
 def regression_candidates(network: Any, problem: Regression) -> Iterator[Candidate]:
-    """The theorems about this architecture on `Regression`."""
+    """The theorems about this architecture on `Regression`.
+
+    For another loss than the squared one nu of d nu/dt = -l'(r) stays in the same span, so that a
+    flow that fits the data ends at the same point; only its time differs.
+    """
+    if problem.has_squared_loss:
+        yield from _of_squared_loss(network, problem)
+        return
+    for candidate in _of_squared_loss(network, Regression(problem.X, problem.y)):
+        yield _of_another_loss(candidate, problem.residual_loss)
+
+
+def _of_another_loss(candidate, loss):
+    """The candidate without its rate, if `loss` is known to have its only minimum at zero."""
+    name = type(loss).__name__
+    convex = Assumption(
+        f"{name} is convex, with its only minimum at zero",
+        None if loss.is_convex_with_minimum_at_zero is None else name,
+        bool(loss.is_convex_with_minimum_at_zero),
+        "this package",
+    )
+    note = (
+        f"{name} leads to the limit of the squared loss, for which the theorem is stated: "
+        "d nu/dt = -l'(r) stays in the same span, and the loss falls to its only minimum r = 0. "
+        "Only the time differs, so that no loss bound is given."
+    )
+    otherwise = candidate.otherwise
+    if loss.is_convex_with_minimum_at_zero is None:
+        otherwise = (
+            *otherwise,
+            f"{name} does not say whether it is convex with its only minimum at zero; it says so "
+            "by the property `is_convex_with_minimum_at_zero`.",
+        )
+
+    def conclude():
+        conclusion = candidate.conclude()
+        return conclusion._replace(rate=None, notes=(*conclusion.notes, note))
+
+    assumptions = (convex, *candidate.assumptions)
+    return candidate._replace(assumptions=assumptions, conclude=conclude, otherwise=otherwise)
+
+
+def _of_squared_loss(network, problem):
     if isinstance(network, MatrixFactorizationNetwork):
         network = FullyConnectedNetwork(network.weights)
     if isinstance(network, DifferentialDiagonalNetwork):
@@ -76,7 +119,8 @@ def _one_sample(network, problem):
         gap > zero,
         source,
     )
-    in_reach = Assumption(
+    # Where rounding alone keeps y in reach, the exact start may be one from which it is not.
+    in_reach = refuted_convergence(network, problem) or Assumption(
         "y lies in the range of g: nu = g^{-1}(y / alpha^2) is finite", nu, np.isfinite(nu), source
     )
     rate = ExponentialDecay(
@@ -235,7 +279,7 @@ def _interpolation(
     setting: tuple[Assumption, ...],
     values: Float[Array, "L m"],
     rows: Float[Array, "n m"],
-    problem: AbstractSquaredProblem,
+    problem: AbstractRegressionProblem,
     lift: Callable[[Array], Array],
     tolerance: float,
     initial: float,

@@ -11,13 +11,17 @@ from ...networks import FullyConnectedNetwork
 from ...problems import Regression
 from ..least_norm.min_norm import require_consistent
 
+# Rounding of a start that was computed to be balanced, in units of the last place.
+_ROUNDINGS = 16
+
 
 class NeuronLimit(eqx.Module):
     """The limit of a flow of beta = a u, as `single_neuron_limit` predicts it.
 
     - `coefficients` (d,): beta at the limit, X^+ y + a u_perp.
     - `network`: the limit parameters.
-    - `imbalance`: a(0)^2 - |u(0)|^2, which the flow conserves. The limit is certain for >= 0.
+    - `imbalance`: a(0)^2 - |u(0)|^2, which the flow conserves. The limit is certain
+      for > 0, and for 0 if the data have one direction or u has a part in the kernel of X.
     """
 
     coefficients: Float[Array, " d"]
@@ -36,8 +40,11 @@ def single_neuron_limit(network: FullyConnectedNetwork, problem: Regression) -> 
 
     Source: Azulay et al. 2021 treat this setting by a warped mirror flow with the same conserved
     delta; its potential has gradient sign(a) u, and solving that statement gives the closed form.
-    For delta >= 0 the sign of a never changes and the limit is unique. For delta < 0 the flow may
-    pass a = 0 or end there; the branch given is the one on which it does not.
+    For delta > 0, and for delta = 0 with u_perp != 0, a keeps away from 0 and the limit is unique.
+    For delta = u_perp = 0 the flow may end at a = u = 0. With data of one direction it does so
+    where a u points away from b: the limit is then 0. With more directions it does so from some
+    exceptional starts, and for delta < 0 the flow may pass a = 0 or end there: the branch given is
+    the one on which it does not.
 
     **Arguments**
 
@@ -75,9 +82,21 @@ def single_neuron_limit(network: FullyConnectedNetwork, problem: Regression) -> 
     # For c < 0 the sum below cancels; its conjugate does not.
     positive = 0.5 * (jnp.abs(c) + root)
     squared = jnp.where(c >= 0, positive, (b @ b) / jnp.where(positive > 0, positive, 1.0))
-    limit_a = jnp.sign(a) * jnp.sqrt(squared)
-    limit_u = u_perp + b / limit_a
+    ends_at_zero = _ends_at_zero(a, u, u_perp, b, imbalance, problem.X)
+    limit_a = jnp.where(ends_at_zero, 0.0, jnp.sign(a) * jnp.sqrt(squared))
+    limit_u = jnp.where(ends_at_zero, 0.0, u_perp + b / jnp.where(ends_at_zero, 1.0, limit_a))
+    b = jnp.where(ends_at_zero, 0.0, b)
     limit = eqx.tree_at(
         lambda n: n.weights, network, (limit_u[:, None], jnp.reshape(limit_a, (1,)))
     )
     return NeuronLimit(b + limit_a * u_perp, jax.tree.map(jnp.asarray, limit), imbalance)
+
+
+def _ends_at_zero(a, u, u_perp, b, imbalance, X):
+    """Whether data of one direction and a balanced start that points away from b lead to 0."""
+    zero = _ROUNDINGS * jnp.finfo(u.dtype).eps
+    size = a**2 + u @ u
+    balanced = (jnp.abs(imbalance) <= zero * size) & (u_perp @ u_perp <= zero * size)
+    sizes = jnp.linalg.svd(X, compute_uv=False)
+    one_direction = jnp.sum(sizes > zero * max(X.shape) * sizes[0]) == 1
+    return balanced & one_direction & (a * (u @ b) < 0)

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Scalar
 
 from ...networks import ConvolutionalNetwork, DiagonalNetwork, mirror_map
-from ...problems import Regression
+from ...problems import Regression, named
 from .dual_newton import AbstractMirror, MirrorSolution, minimize
 
 # What an initial condition of a theorem may be off by, relative to the largest parameter (or data
@@ -345,11 +345,13 @@ def _split(start):
 
 def require_network(theorem: str, network: Any, kind: type, problem: Any) -> None:
     """ValueError unless `network` is a `kind` and `problem` a Regression that fits it."""
-    if not isinstance(network, kind) or not isinstance(problem, Regression) or problem.y.ndim != 1:
+    is_regression = isinstance(problem, Regression) and problem.y.ndim == 1
+    fits = is_regression and problem.residual_loss.is_convex_with_minimum_at_zero
+    if not isinstance(network, kind) or not fits:
         raise ValueError(
             f"network, problem: {theorem} (Yun et al. 2021) is about a {kind.__name__} and a "
-            f"Regression with y of shape (n,), got {type(network).__name__} and "
-            f"{type(problem).__name__}."
+            "Regression with y of shape (n,) and a convex loss with its only minimum at zero, got "
+            f"{type(network).__name__} and {named(problem)}."
         )
     if network.factors[-1].shape != problem.coefficient_shape:
         raise ValueError(

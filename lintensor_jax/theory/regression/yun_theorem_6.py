@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, Scalar
 
-from ...problems import Regression
+from ...problems import Regression, named
 
 _BISECTIONS = 128
 # Newton's method from 0 to a root tau leaves relative errors tau, tau^3, tau^7.
@@ -222,10 +222,12 @@ def _require_setting(network, problem):
             f"network: {rule} L = 2 layers, got L = {len(network.factors)}; simulate deeper "
             "networks, or use Theorem 5 where an orthogonal decomposition exists."
         )
-    if not isinstance(problem, Regression):
+    is_regression = isinstance(problem, Regression)
+    if not is_regression or not problem.residual_loss.is_convex_with_minimum_at_zero:
         raise ValueError(
-            f"problem: {rule} lintensor_jax.Regression, got {type(problem).__name__}; "
-            "classification has directions of convergence, not limit points."
+            f"problem: {rule} lintensor_jax.Regression with a convex loss that has its only "
+            f"minimum at zero, got {named(problem)}; classification has directions of convergence, "
+            "not limit points."
         )
     if problem.X.shape[0] != 1:
         raise ValueError(

@@ -9,6 +9,7 @@ import numpy as np
 from ...networks import FullyConnectedNetwork
 from ...problems import Regression
 from ..assumptions import YUN, Assumption, rounding, underdetermined
+from ..convergence import tends_to_zero
 from ..least_norm.min_norm import min_norm
 from ..least_norm.norms import L2Norm
 from ..prediction import Candidate, Conclusion, ExponentialDecay, Kind
@@ -66,7 +67,8 @@ def fully_connected_candidates(
     outputs = 1 if network.has_scalar_output else network.weights[-1].shape[1]
     scalar = Assumption("a single output, m", outputs, outputs == 1, f"{YUN}, Theorem 7")
     conditions = convergence_conditions(network)
-    tends_to_zero = _tends_to_zero(conditions, f"{YUN}, Theorem 7")
+    proved = all(a.holds for a in conditions)
+    converges = tends_to_zero(network, problem, proved, f"{YUN}, Theorem 7")
     exact = _invariant_set(network, problem) if network.depth == 2 else ()
     notes = ()
     if exact and all(a.holds for a in exact):
@@ -81,18 +83,13 @@ def fully_connected_candidates(
 
     rate = _rate(network, problem, conditions)
     yield Candidate("Theorem 7", (scalar, *data, *conditions), lambda: conclude(rate))
-    yield Candidate("Theorem 7 (bias part alone)", (scalar, *data, tends_to_zero), conclude)
+    yield Candidate("Theorem 7 (bias part alone)", (scalar, *data, converges), conclude)
     if network.depth == 2:
         yield Candidate(
             "Proposition 10 (Min et al. 2021)",
-            (*data, *exact, tends_to_zero),
+            (*data, *exact, converges),
             lambda: conclude(rate)._replace(kind=Kind.EXACT, notes=()),
         )
-
-
-def _tends_to_zero(conditions, source):
-    holds = True if all(a.holds for a in conditions) else None
-    return Assumption("the loss tends to 0", None, holds, source)
 
 
 def _rate(network, problem, conditions):

@@ -154,7 +154,7 @@ def test_a_scalar_output_is_a_column():
         ({"finish": lt.GaussNewton()}, "finish: induced_flow has none"),
         (
             {"problem": lt.Classification(np.ones((1, 4)), [1.0])},
-            "needs a squared loss, got Classification",
+            "needs a loss of residuals, got Classification",
         ),
     ],
 )

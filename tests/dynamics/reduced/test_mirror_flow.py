@@ -155,7 +155,7 @@ def test_refusals_name_the_broken_property():
         lt.mirror_flow(lt.MatrixFactorizationNetwork([_draw(D, D)] * 2), _sensing())
     with pytest.raises(ValueError, match=r"boundary of the mirror map.*times as large"):
         lt.mirror_flow(lt.DiagonalNetwork(1e-9 * layers), PROBLEM)
-    with pytest.raises(ValueError, match="squared loss with one target"):
+    with pytest.raises(ValueError, match="loss of residuals with one target"):
         lt.mirror_flow(
             lt.DiagonalNetwork(_draw(2, D)), lt.Classification(X, jnp.array([1.0, -1.0, 1.0]))
         )

@@ -55,3 +55,21 @@ def test_refusals():
     twice = lt.Regression(jnp.stack([PROBLEM.X[0], PROBLEM.X[0]]), np.array([1.0, 2.0]))
     with pytest.raises(InconsistentEquationsError, match="single_neuron_limit: y must lie in the"):
         single_neuron_limit(_network(jnp.ones(6), 1.0), twice)
+
+
+@pytest.mark.parametrize(
+    ("u", "X", "limit"),
+    [
+        ([-1.0], [[1.0]], [0.0]),
+        ([1.0], [[1.0]], [1.0]),
+        ([-0.6, -1.2], [[1.0, 2.0]], [0.0, 0.0]),  # |u| is no float64: balanced to rounding
+        ([-0.6, -1.2], [[1.0, 2.0], [2.0, 4.0]], [0.0, 0.0]),
+    ],
+)
+def test_a_balanced_neuron_that_points_away_ends_at_zero(u, X, limit):
+    u, X = np.array(u), np.array(X)
+    network = lt.FullyConnectedNetwork([u[:, None], np.array([np.linalg.norm(u)])])
+    problem = lt.Regression(X, X[:, 0] / X[0, 0])
+    found = single_neuron_limit(network, problem)
+    np.testing.assert_allclose(found.coefficients, limit, rtol=0, atol=1e-15)
+    assert all(np.isfinite(w).all() for w in found.network.weights)

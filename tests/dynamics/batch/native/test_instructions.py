@@ -334,7 +334,7 @@ def test_says_what_it_cannot_do(name):
 @pytest.fixture
 def fuzz(monkeypatch):
     """`benchmarks/fuzz_machine_code.py`, which tries as many programs as one wants."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[4] / "benchmarks"))
     yield importlib.import_module("fuzz_machine_code")
     del sys.modules["fuzz_machine_code"]
 
