@@ -26,9 +26,6 @@ import peers
 from measure import Effort, Row, Variant, WrongAnswer
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.batch.batched_flow import batched_flow
-from lintensor_jax.dynamics.batch.program_chunk import BatchedFlow
-from lintensor_jax.dynamics.batch.programs import XLA, Native
 from lintensor_jax.dynamics.gauss_newton import run_finish
 from lintensor_jax.dynamics.system import Reducible, System
 
@@ -130,11 +127,11 @@ class Problem:
         self.known: Any = True  # for which lanes
         self.flow: Any = None  # the last one of ours
 
-    def ours(self, compilation: Any = None, **options: Any) -> BatchedFlow:
+    def ours(self, compilation: Any = None, **options: Any) -> lt.BatchedFlow:
         """`batched_flow`, without a finish unless one is given."""
         settings = {"finish": None, "rtol": TOLERANCE, "atol": TOLERANCE}
         settings |= {"stop": lt.StopAtResidual(self.residual), "max_steps": self.max_steps}
-        self.flow = batched_flow(
+        self.flow = lt.batched_flow(
             self.networks,
             self.problem,
             compilation=compilation,
@@ -147,7 +144,7 @@ class Problem:
         close = bound * self.residual / RESIDUAL
 
         def row(answer: Any) -> Row:
-            if isinstance(answer, BatchedFlow):
+            if isinstance(answer, lt.BatchedFlow):
                 steps = np.asarray(answer.num_steps)
                 arrived = steps < self.max_steps
                 beta, waste = answer.coefficients, float(answer.waste)
@@ -181,9 +178,9 @@ class Problem:
         calls: dict[str, Callable] = {"plain": lambda: function(self.theta)}
         if blocks and not effort.quick and self.count % BLOCK == 0:
             calls[f"plain, blocks of {BLOCK}"] = in_blocks
-        calls |= {"ours": self.ours, "ours, one core": lambda: self.ours(Native(threads=1))}
+        calls |= {"ours": self.ours, "ours, one core": lambda: self.ours(lt.Native(threads=1))}
         if not effort.quick:
-            calls["ours, by XLA"] = lambda: self.ours(XLA())
+            calls["ours, by XLA"] = lambda: self.ours(lt.XLA())
         return [Variant(name, call, self.check(name)) for name, call in calls.items()]
 
 

@@ -35,7 +35,7 @@ jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp  # noqa: E402
 
 import lintensor_jax as lt  # noqa: E402
-from lintensor_jax.dynamics.stopping import status_name  # noqa: E402
+from lintensor_jax.dynamics.statuses import status_name  # noqa: E402
 from lintensor_jax.initialization import gaussian, zero_last_layer  # noqa: E402
 
 D, N = 10, 20

@@ -36,7 +36,7 @@ import equinox as eqx  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 import lintensor_jax as lt  # noqa: E402
-from lintensor_jax.dynamics.stopping import status_name  # noqa: E402
+from lintensor_jax.dynamics.statuses import status_name  # noqa: E402
 from lintensor_jax.theory import resting_part  # noqa: E402
 
 # (n, d, h, m, rank): few shapes, for each is compiled once; m = 0 is a scalar output.

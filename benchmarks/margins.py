@@ -26,9 +26,6 @@ import numpy as np
 from measure import Effort, Row, Variant, WrongAnswer
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.batch.batched_flow import batched_flow
-from lintensor_jax.dynamics.batch.program_chunk import BatchedFlow
-from lintensor_jax.dynamics.batch.programs import XLA, Native
 from lintensor_jax.dynamics.batch.stepper import state_of, vector_of
 from lintensor_jax.dynamics.clocks import FlowArgs, LogArcLength, log_time_unit
 from lintensor_jax.dynamics.system import System
@@ -94,7 +91,7 @@ def random_data() -> lt.Classification:
 
 def compare(
     effort: Effort, title: str, problem: Any, margin: float, lanes: int, max_steps: int = MOST_STEPS
-) -> tuple[list[Row], BatchedFlow]:
+) -> tuple[list[Row], lt.BatchedFlow]:
     """The rows of the table, and the flow by `batched_flow`."""
     system = System.of(lt.DiagonalNetwork.zeros(2, problem.X.shape[1]), problem)
     theta = batched.starts(system, lanes, 0.01)
@@ -104,7 +101,7 @@ def compare(
 
     def ours(compilation=None):
         stop = lt.StopAtMargin(margin)
-        ends["flow"] = batched_flow(
+        ends["flow"] = lt.batched_flow(
             networks,
             problem,
             stop=stop,
@@ -116,7 +113,7 @@ def compare(
 
     def check(name):
         def row(answer) -> Row:
-            if isinstance(answer, BatchedFlow):
+            if isinstance(answer, lt.BatchedFlow):
                 beta = np.asarray(answer.coefficients)
                 found = beta / np.linalg.norm(beta, axis=1, keepdims=True)
                 log_margin, steps = np.asarray(answer.log_margin), np.asarray(answer.num_steps)
@@ -148,9 +145,9 @@ def compare(
         return row
 
     calls: dict[str, Callable] = {"plain": lambda: function(theta)}
-    calls |= {"ours": ours, "ours, one core": lambda: ours(Native(threads=1))}
+    calls |= {"ours": ours, "ours, one core": lambda: ours(lt.Native(threads=1))}
     if not effort.quick:
-        calls["ours, by XLA"] = lambda: ours(XLA())
+        calls["ours, by XLA"] = lambda: ours(lt.XLA())
     variants = [Variant(name, call, check(name)) for name, call in calls.items()]
     if max_steps > MOST_STEPS:
 
@@ -184,7 +181,7 @@ def compare(
     return measure.compare("classification", title, variants, effort.repeats), ends["flow"]
 
 
-def limits(flow: BatchedFlow, problem: Any, count: int) -> Row:
+def limits(flow: lt.BatchedFlow, problem: Any, count: int) -> Row:
     """The result of `limit_direction` at the ends of a few lanes."""
     beta = np.asarray(flow.coefficients)
     distances, succeeded = [], 0

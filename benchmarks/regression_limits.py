@@ -27,7 +27,7 @@ jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp  # noqa: E402
 
 import lintensor_jax as lt  # noqa: E402
-from lintensor_jax.dynamics.stopping import status_name  # noqa: E402
+from lintensor_jax.dynamics.statuses import status_name  # noqa: E402
 from lintensor_jax.theory.regression.yun_theorem_5 import diagonal_limit  # noqa: E402
 
 # (d, n, L): few shapes, for each is compiled once.

@@ -29,7 +29,6 @@ import plots
 from measure import Effort, Row
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.batch.batched_flow import batched_flow
 from lintensor_jax.dynamics.system import System
 from lintensor_jax.figures import style
 
@@ -127,7 +126,7 @@ def step_cost(name: str, d: int, depth: int, n: int, repeats: int) -> float:
         # No flow reaches this in so few steps, so that all steps are taken.
         stop = lt.StopAtResidual(1e-13)
         settings: Any = {"finish": None, "max_steps": steps, "width": lanes}
-        return batched_flow(networks, problem, stop=stop, **settings)
+        return lt.batched_flow(networks, problem, stop=stop, **settings)
 
     flow = run_flow()
     which = 1 if measure.on_gpu() else 2

@@ -27,7 +27,6 @@ from measure import Effort, Row, Variant, WrongAnswer
 from scipy.integrate import solve_ivp
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.batch.batched_flow import batched_flow
 from lintensor_jax.dynamics.system import System
 from lintensor_jax.figures import style
 
@@ -73,7 +72,7 @@ def methods(name: str, theta: Any) -> dict[str, tuple[Callable[[float], Any], in
     def ours(rtol, **options):
         settings = {"rtol": rtol, "atol": rtol / 10, "finish": None}
         settings["max_steps"] = MOST_STEPS
-        return batched_flow(networks, problem, **(settings | options))
+        return lt.batched_flow(networks, problem, **(settings | options))
 
     reference = ours(1e-12, stop=lt.StopAtResidual(1e-13))
     end = float(np.exp(np.max(np.asarray(reference.log_time))))

@@ -8,6 +8,10 @@ from . import initialization as initialization
 from . import sweeps as sweeps
 from . import theory as theory
 from ._version import __version__ as __version__
+from .dynamics import XLA as XLA
+from .dynamics import AbstractClock as AbstractClock
+from .dynamics import AbstractStop as AbstractStop
+from .dynamics import BatchedFlow as BatchedFlow
 from .dynamics import DescentSolution as DescentSolution
 from .dynamics import FlowError as FlowError
 from .dynamics import FlowSolution as FlowSolution
@@ -15,11 +19,13 @@ from .dynamics import FlowStatus as FlowStatus
 from .dynamics import GaussNewton as GaussNewton
 from .dynamics import LogArcLength as LogArcLength
 from .dynamics import LossTime as LossTime
+from .dynamics import Native as Native
 from .dynamics import PhysicalTime as PhysicalTime
 from .dynamics import StopAtLoss as StopAtLoss
 from .dynamics import StopAtMargin as StopAtMargin
 from .dynamics import StopAtResidual as StopAtResidual
 from .dynamics import StopAtTime as StopAtTime
+from .dynamics import batched_flow as batched_flow
 from .dynamics import gradient_descent as gradient_descent
 from .dynamics import gradient_flow as gradient_flow
 from .dynamics import induced_flow as induced_flow

@@ -23,7 +23,13 @@ _FIGURES = (
 
 
 def add_commands(commands: Any) -> None:
-    """The subparsers."""
+    """Add the subparsers of the commands about sweeps."""
+    _add_running(commands)
+    _add_reading(commands)
+
+
+def _add_running(commands):
+    """`sweep` and `resume`, which compute."""
     sweep = _command(
         commands,
         "sweep",
@@ -52,6 +58,10 @@ def add_commands(commands: Any) -> None:
     )
     _folder(resume)
     _devices(resume)
+
+
+def _add_reading(commands):
+    """`status`, `plot` and `report`, which read what is stored."""
     status = _command(
         commands,
         "status",
@@ -222,8 +232,8 @@ def _watched(quiet: bool) -> Iterator[Callable[[Any], None] | None]:
         yield None
         return
     if not sys.stderr.isatty():
-        with _progress_lines() as watch:
-            yield watch
+        with _progress_lines() as lines:
+            yield lines
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn

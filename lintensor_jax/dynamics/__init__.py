@@ -1,5 +1,10 @@
 """Gradient flows and their discretisations. Knows nothing of `theory`."""
 
+from .batch.batched_flow import batched_flow as batched_flow
+from .batch.program_chunk import BatchedFlow as BatchedFlow
+from .batch.programs import XLA as XLA
+from .batch.programs import Native as Native
+from .clocks import AbstractClock as AbstractClock
 from .clocks import LogArcLength as LogArcLength
 from .clocks import LossTime as LossTime
 from .clocks import PhysicalTime as PhysicalTime
@@ -13,7 +18,8 @@ from .reduced.end_to_end_flow import induced_flow as induced_flow
 from .reduced.mirror_flow import mirror_flow as mirror_flow
 from .solution import FlowError as FlowError
 from .solution import FlowSolution as FlowSolution
-from .stopping import FlowStatus as FlowStatus
+from .statuses import FlowStatus as FlowStatus
+from .stopping import AbstractStop as AbstractStop
 from .stopping import StopAtLoss as StopAtLoss
 from .stopping import StopAtMargin as StopAtMargin
 from .stopping import StopAtResidual as StopAtResidual

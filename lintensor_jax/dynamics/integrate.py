@@ -14,8 +14,8 @@ from .observations import first_rule, observe_state, record
 from .options import FlowOptions
 from .runge_kutta import written_out
 from .stage_newton import StageNewton
+from .statuses import FlowStatus, code_of
 from .step_control import FlowControl
-from .stopping import FlowStatus, status_of
 
 # An explicit method that has not met its stop rule within this many steps is taken to be limited
 # by stability, and an implicit one takes over. Flows that are not stiff need 90 to 140 steps on the
@@ -26,6 +26,7 @@ EXPLICIT_STEPS = {"classification": 160, "regression": 512}
 STIFF_LOG_MARGIN = 1.0
 # A full-Newton step costs O(p^3): beyond this many parameters the explicit method goes on instead.
 LARGEST_IMPLICIT_SIZE = 600
+_GOES_ON = code_of(FlowStatus.max_steps)
 
 
 class Segment(NamedTuple):
@@ -37,7 +38,7 @@ class Segment(NamedTuple):
     saved_s: Float[Array, " T"]
     num_steps: Int[Array, ""]
     num_rejected: Int[Array, ""]
-    status: FlowStatus  # `max_steps` while no rule is met
+    code: Int[Array, ""]  # of the status: `max_steps` while no rule is met
     over: Bool[Array, ""]  # no other solver goes on from here
 
 
@@ -72,11 +73,8 @@ def solve_segment(
 
     `before` is the segment that ended there.
     """
-    if before is None:
-        status = _status_of_start(args, start, s0, options)
-        done = status != FlowStatus.max_steps
-    else:
-        status, done = before.status, before.over
+    code = _code_of_start(args, start, s0, options) if before is None else before.code
+    done = code != _GOES_ON if before is None else before.over
     clock = options.clock
     dtype = start.theta.dtype
     solver = options.solver
@@ -87,32 +85,11 @@ def solve_segment(
     def velocity(s, y, args):
         return vector_of(clock.velocity(s, state_of(y, clock), args), clock)
 
-    def rule(s, y, args):
-        seen = observe_state(s, state_of(y, clock), args, clock)
-        found = first_rule(seen, options)
-        return found, (found != FlowStatus.max_steps) | (
-            _is_stiff(seen, clock) if may_switch else False
-        )
-
-    # PI control: at the stability limit an I controller rejects every other step. Clipped steps
-    # stay away from there: the quicker control of `batched_flow` takes a twentieth less of them.
-    clips = args.system.problem.has_residuals and isinstance(clock, PhysicalTime) and not implicit
-    pcoeff, icoeff = (0.5, 0.5) if clips else (0.3, 0.4)
-    pid = diffrax.PIDController(rtol=options.rtol, atol=options.atol, pcoeff=pcoeff, icoeff=icoeff)
-
-    def save(s, y, args):
-        return record(s, state_of(y, clock), args, options, initial)
-
-    # An implicit step is dear: the interval is empty for who is done. An explicit one is not, but
-    # with an end that is not known XLA:CPU takes half as long again for a small flow.
+    # An implicit step is expensive: where the flow is over, the interval is empty. An explicit step
+    # is not, but with an end that is not known XLA:CPU takes half as long again for a small flow.
     s1 = jnp.asarray(jnp.finfo(dtype).max / 8, dtype)
     s1 = jnp.where(done, s0, s1) if implicit else s1
-    subs = {"end": diffrax.SubSaveAt(t1=True)}
-    if options.save_steps:
-        subs["along"] = diffrax.SubSaveAt(t0=before is None, steps=True, fn=save)
-    elif options.save_at is not None:
-        subs["along"] = diffrax.SubSaveAt(ts=jnp.clip(options.save_at, s0, s1), fn=save)
-    solution = diffrax.diffeqsolve(
+    solution: Any = diffrax.diffeqsolve(
         diffrax.ODETerm(velocity),
         written_out(solver),
         s0,
@@ -120,16 +97,67 @@ def solve_segment(
         None,
         vector_of(start, clock),
         args,
-        saveat=diffrax.SaveAt(subs=subs, controller_state=True),
-        stepsize_controller=FlowControl(pid, rule, clips, done),  # pyright: ignore[reportCallIssue]
+        saveat=_save_at(args, s0, s1, initial, options, from_start=before is None),
+        stepsize_controller=_control(args, options, done, implicit, may_switch),
         adjoint=diffrax.ForwardMode(),
         max_steps=max_steps,
         throw=False,
     )
-    assert solution.ts is not None
-    assert solution.ys is not None
-    along, along_s = None, jnp.zeros((0,), dtype)
-    if "along" in subs:
+    along, along_s = _saved_along(solution, args, start, s0, done, initial, options, implicit)
+
+    def unless_done(found, otherwise):
+        return jnp.where(done, otherwise, found)
+
+    s = unless_done(solution.ts["end"][-1], s0)
+    state = jax.tree.map(unless_done, state_of(solution.ys["end"][-1], clock), start)
+    ended, over = _end_of(solution, state)
+    return Segment(
+        s=s,
+        state=state,
+        saved=along,
+        saved_s=along_s,
+        num_steps=unless_done(solution.stats["num_steps"], 0),
+        num_rejected=unless_done(solution.stats["num_rejected_steps"], 0),
+        code=unless_done(ended, code),
+        over=done | over,
+    )
+
+
+def _control(args, options, done, implicit, may_switch) -> Any:
+    """How long steps are, and at which of them the segment ends."""
+    clock = options.clock
+
+    def rule(s, y, args):
+        seen = observe_state(s, state_of(y, clock), args, clock)
+        found = first_rule(seen, options)
+        return found, (found != _GOES_ON) | (_is_stiff(seen, clock) if may_switch else False)
+
+    # PI control: at the stability limit an I controller rejects every other step. Clipped steps
+    # stay away from there: the quicker control of `batched_flow` takes a twentieth less of them.
+    clips = args.system.problem.has_residuals and isinstance(clock, PhysicalTime) and not implicit
+    pcoeff, icoeff = (0.5, 0.5) if clips else (0.3, 0.4)
+    pid = diffrax.PIDController(rtol=options.rtol, atol=options.atol, pcoeff=pcoeff, icoeff=icoeff)
+    return FlowControl(pid, rule, clips, done)  # pyright: ignore[reportCallIssue]
+
+
+def _save_at(args, s0, s1, initial, options, from_start) -> diffrax.SaveAt:
+    """The end of the segment, and what is asked for on the way."""
+
+    def save(s, y, args):
+        return record(s, state_of(y, options.clock), args, options, initial)
+
+    subs = {"end": diffrax.SubSaveAt(t1=True)}
+    if options.save_steps:
+        subs["along"] = diffrax.SubSaveAt(t0=from_start, steps=True, fn=save)
+    elif options.save_at is not None:
+        subs["along"] = diffrax.SubSaveAt(ts=jnp.clip(options.save_at, s0, s1), fn=save)
+    return diffrax.SaveAt(subs=subs, controller_state=True)
+
+
+def _saved_along(solution, args, start, s0, done, initial, options, implicit):
+    """What was saved on the way, and when; infinity marks times that were not reached."""
+    along, along_s = None, jnp.zeros((0,), start.theta.dtype)
+    if "along" in solution.ts:
         along, along_s = solution.ys["along"], solution.ts["along"]
         along_s = jnp.where(done & (along_s > s0), jnp.inf, along_s)
     if options.save_at is not None and not implicit:
@@ -138,34 +166,21 @@ def solve_segment(
         at_start = record(s0, start, args, options, initial)
         chosen = functools.partial(jax.vmap(jnp.where, (0, None, 0)), come)
         along = jax.tree.map(chosen, at_start, along)
+    return along, along_s
 
-    def unless_done(found, otherwise):
-        return jnp.where(done, otherwise, found)
 
-    s = unless_done(solution.ts["end"][-1], s0)
-    state = jax.tree.map(unless_done, state_of(solution.ys["end"][-1], clock), start)
+def _end_of(solution, state) -> tuple[Array, Array]:
+    """The code with which diffrax's solution ended, and whether no other solver goes on from it."""
     results = diffrax.RESULTS
     can_go_on = (solution.result == results.max_steps_reached) | (
         solution.result == results.event_occurred
     )
-    assert solution.controller_state is not None
-    ended = status_of(solution.controller_state[1])
-    over = done | (ended != FlowStatus.max_steps) | ~can_go_on
+    code = solution.controller_state[1]
+    undecided = code == _GOES_ON
     gave_up = ~can_go_on & (solution.result != results.successful)
-    undecided = ended == FlowStatus.max_steps
-    ended = FlowStatus.where(undecided & gave_up, FlowStatus.solver_failed, ended)
+    ended = jnp.where(undecided & gave_up, code_of(FlowStatus.solver_failed), code)
     finite = jnp.isfinite(jnp.max(jnp.abs(state.theta)))
-    ended = FlowStatus.where(finite, ended, FlowStatus.non_finite)
-    return Segment(
-        s=s,
-        state=state,
-        saved=along,
-        saved_s=along_s,
-        num_steps=unless_done(solution.stats["num_steps"], 0),
-        num_rejected=unless_done(solution.stats["num_rejected_steps"], 0),
-        status=FlowStatus.where(done, status, ended),
-        over=over,
-    )
+    return jnp.where(finite, ended, code_of(FlowStatus.non_finite)), ~undecided | ~can_go_on
 
 
 def _is_stiff(seen, clock):
@@ -181,7 +196,7 @@ class Trajectory(NamedTuple):
     saved: dict
     saved_s: Float[Array, " T"]
     reached: Bool[Array, " T"]
-    status: FlowStatus
+    code: Int[Array, ""]
     stats: dict[str, Array]
 
 
@@ -214,18 +229,16 @@ def integrate(
     return [first, second]
 
 
-def _status_of_start(args, start, s0, options):
-    """`max_steps` (the flow has yet to run), or the reason why it need not."""
+def _code_of_start(args, start, s0, options):
+    """That of `max_steps` (the flow has yet to run), or of the reason why it need not."""
     seen = observe_state(s0, start, args, options.clock)
     velocity = options.clock.velocity(s0, start, args)
-    status = first_rule(seen, options)
+    code = first_rule(seen, options)
     speed = jnp.max(jnp.abs(velocity.theta))
     moving = (speed != 0) | (velocity.log_scale != 0)
-    status = FlowStatus.where(
-        moving | (status != FlowStatus.max_steps), status, FlowStatus.stationary
-    )
+    code = jnp.where(moving | (code != _GOES_ON), code, code_of(FlowStatus.stationary))
     finite = jnp.isfinite(jnp.max(jnp.abs(start.theta))) & jnp.isfinite(speed)
-    return FlowStatus.where(finite, status, FlowStatus.non_finite)
+    return jnp.where(finite, code, code_of(FlowStatus.non_finite))
 
 
 def joined(
@@ -266,4 +279,4 @@ def joined(
         "num_rejected_steps": sum(segment.num_rejected for segment in segments),
         "num_implicit_steps": num_steps[1] if len(segments) > 1 else jnp.zeros_like(num_steps[0]),
     }
-    return Trajectory(last.state, saved, saved_s, reached, last.status, stats)
+    return Trajectory(last.state, saved, saved_s, reached, last.code, stats)

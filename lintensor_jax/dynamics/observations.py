@@ -5,13 +5,14 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Scalar
+from jaxtyping import Array, Float, Int, Scalar
 
 from ..networks import scaled, split
 from ..networks.conserved import conserved_quantities
 from .clocks import AbstractClock, ClockState, FlowArgs
 from .options import FlowOptions
-from .stopping import FlowStatus, Observation
+from .statuses import FlowStatus, code_of
+from .stopping import Observation, coded
 from .system import System
 
 
@@ -77,25 +78,20 @@ def log_or_minus_infinity(value: Array) -> Array:
     return jnp.where(value > 0, jnp.log(jnp.where(value > 0, value, 1.0)), -jnp.inf)
 
 
-def _fired_rules(
-    seen: Observation, options: FlowOptions
-) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
-    """The stop rules with whether each is met; with a finish, only where it would be accepted."""
-    rules = options.stop.fired(seen)
-    if options.finish is None:
-        return rules
-    # A factor 10 of reserve, since the estimate is a lower bound. An exact fit has no direction.
-    near = 10 * seen.gradient_step <= options.finish.max_relative_step
-    near = near | (seen.residual == 0)
-    return [(status, met & near if status is FlowStatus.residual else met) for status, met in rules]
+def first_rule(seen: Observation, options: FlowOptions) -> Int[Array, ""]:
+    """The code of the first rule that is met (see `statuses.code_of`); `max_steps` where none is.
 
-
-def first_rule(seen: Observation, options: FlowOptions) -> FlowStatus:
-    """The status of the first rule that is met; `max_steps` where none is."""
-    status = FlowStatus.max_steps
-    for rule, met in reversed(_fired_rules(seen, options)):
-        status = FlowStatus.where(met, rule, status)
-    return status
+    With a finish, the rule on the residual is met only where the finish would be accepted.
+    """
+    code = jnp.asarray(code_of(FlowStatus.max_steps))
+    for rule_code, rule in reversed(coded(options.stop)):
+        met = rule.met(seen)
+        if options.finish is not None and rule_code == code_of(FlowStatus.residual):
+            # A factor 10 of reserve: the estimate is a lower bound. An exact fit has no direction.
+            near = 10 * seen.gradient_step <= options.finish.max_relative_step
+            met = met & (near | (seen.residual == 0))
+        code = jnp.where(met, rule_code, code)
+    return code
 
 
 def record(s: Scalar, state: ClockState, args: FlowArgs, options: FlowOptions, initial) -> dict:

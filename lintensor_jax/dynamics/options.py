@@ -23,9 +23,12 @@ from .stopping import (
     AbstractStop,
     FloatWall,
     NotSeparable,
+    Observation,
     StandsStill,
     StopAtMargin,
     StopAtResidual,
+    members_of,
+    status_of_rule,
 )
 from .system import System
 
@@ -62,55 +65,13 @@ def fill_options(
     problem = system.problem
     has_residuals = problem.has_residuals
     theta = system.initial
-    dtype, eps = theta.dtype, float(jnp.finfo(theta.dtype).eps)
-
-    clock = _instance(clock, AbstractClock, "clock", "lintensor_jax.PhysicalTime()") or (
-        PhysicalTime() if has_residuals else LogArcLength()
-    )
-    if has_residuals and not isinstance(clock, PhysicalTime):
-        raise ValueError(
-            f"clock: {type(clock).__name__} is for Classification, got {type(problem).__name__}; "
-            "use PhysicalTime(): a regression flow ends after a finite arc."
-        )
-    if isinstance(clock, LogArcLength):
-        if system.depth < 1:
-            raise ValueError(
-                "network: the log-arc-length clock needs a homogeneous network, and "
-                f"{type(system.parameters).__name__} states no depth; add a class attribute "
-                "`depth`, its degree of homogeneity, or pass clock=PhysicalTime()."
-            )
-        _require_homogeneity(system)
+    dtype = theta.dtype
+    clock = _clock(clock, system, has_residuals)
     _instance(solver, diffrax.AbstractSolver, "solver", "diffrax.Tsit5()")
 
-    if stop is None:
-        stop = _default_stop(problem, dtype)
-    else:
-        _instance(stop, AbstractStop, "stop", "lintensor_jax.StopAtResidual(1e-9)")
-        stop.check(problem, dtype)
-    if not has_residuals:
-        stop = stop if _is_polynomial(problem) else stop | FloatWall.of(dtype)
-        stop = stop | NotSeparable.of(dtype)
-    stop = stop | StandsStill()
-
-    if isinstance(finish, EllipsisType):
-        finish = GaussNewton() if has_residuals else None
-    _instance(finish, GaussNewton, "finish", "lintensor_jax.GaussNewton() or None")
-    if finish is not None and not has_residuals:
-        raise ValueError(
-            f"finish: GaussNewton is for losses of residuals, got {type(problem).__name__}; pass "
-            "finish=None, and limit_direction for the limit of a classification flow."
-        )
-
-    default_rtol = 1e-8 if eps < 1e-12 else 1e-5
-    relative = _tolerance(default_rtol if rtol is None else rtol, "rtol", 32 * eps, dtype)
-    if atol is None:
-        # Saddles amplify absolute errors: with parameters of size alpha, atol is rtol * alpha. On a
-        # unit sphere too: parameters that stay behind at alpha must not be lost below atol.
-        absolute = relative * jnp.max(jnp.abs(theta))
-        if isinstance(clock, LogArcLength):
-            absolute = jnp.minimum(absolute, relative)
-    else:
-        absolute = _tolerance(atol, "atol", 0.0, dtype)
+    stop = _stop(stop, problem, dtype)
+    finish = _finish(finish, problem, has_residuals)
+    relative, absolute = _tolerances(rtol, atol, theta, clock)
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(
             f"max_steps: must be a positive int, got {max_steps!r}; leave it out for the default."
@@ -125,6 +86,86 @@ def fill_options(
     numbers: Any = jax.tree.map(as_array, (stop, finish, relative, absolute))
     filled: Any = (clock, *numbers[:2], solver, *numbers[2:], *saving, observe, max_steps)
     return FlowOptions(*filled)
+
+
+def _clock(clock, system, has_residuals):
+    clock = _instance(clock, AbstractClock, "clock", "lintensor_jax.PhysicalTime()") or (
+        PhysicalTime() if has_residuals else LogArcLength()
+    )
+    if has_residuals and not isinstance(clock, PhysicalTime):
+        kind = type(system.problem).__name__
+        raise ValueError(
+            f"clock: {type(clock).__name__} is for Classification, got {kind}; "
+            "use PhysicalTime(): a regression flow ends after a finite arc."
+        )
+    if isinstance(clock, LogArcLength):
+        if system.depth < 1:
+            raise ValueError(
+                "network: the log-arc-length clock needs a homogeneous network, and "
+                f"{type(system.parameters).__name__} states no depth; add a class attribute "
+                "`depth`, its degree of homogeneity, or pass clock=PhysicalTime()."
+            )
+        _require_homogeneity(system)
+    return clock
+
+
+def _stop(stop, problem, dtype):
+    """The rule given or the default one, and the rules that are part of every flow."""
+    if stop is None:
+        stop = _default_stop(problem, dtype)
+    else:
+        _instance(stop, AbstractStop, "stop", "lintensor_jax.StopAtResidual(1e-9)")
+        stop.check(problem, dtype)
+        _check_own_rules(stop, dtype)
+    if not problem.has_residuals:
+        stop = stop if _is_polynomial(problem) else stop | FloatWall.of(dtype)
+        stop = stop | NotSeparable.of(dtype)
+    return stop | StandsStill()
+
+
+def _finish(finish, problem, has_residuals):
+    if isinstance(finish, EllipsisType):
+        finish = GaussNewton() if has_residuals else None
+    _instance(finish, GaussNewton, "finish", "lintensor_jax.GaussNewton() or None")
+    if finish is not None and not has_residuals:
+        raise ValueError(
+            f"finish: GaussNewton is for losses of residuals, got {type(problem).__name__}; pass "
+            "finish=None, and limit_direction for the limit of a classification flow."
+        )
+    return finish
+
+
+def _tolerances(rtol, atol, theta, clock):
+    """rtol and atol, with their defaults."""
+    dtype, eps = theta.dtype, float(jnp.finfo(theta.dtype).eps)
+    default_rtol = 1e-8 if eps < 1e-12 else 1e-5
+    relative = _tolerance(default_rtol if rtol is None else rtol, "rtol", 32 * eps, dtype)
+    if atol is None:
+        # Saddles amplify absolute errors: with parameters of size alpha, atol is rtol * alpha. On a
+        # unit sphere too: parameters that stay behind at alpha must not be lost below atol.
+        absolute = relative * jnp.max(jnp.abs(theta))
+        if isinstance(clock, LogArcLength):
+            absolute = jnp.minimum(absolute, relative)
+    else:
+        absolute = _tolerance(atol, "atol", 0.0, dtype)
+    return relative, absolute
+
+
+def _check_own_rules(stop, dtype):
+    """A rule of the user's must give one truth value; where it raises, its error is the user's."""
+    number: Any = jax.ShapeDtypeStruct((), dtype)
+    truth: Any = jax.ShapeDtypeStruct((), bool)
+    seen = Observation(*[number] * (len(Observation._fields) - 1), still=truth)
+    for rule in members_of(stop):
+        if status_of_rule(rule) is not None:
+            continue
+        met = eqx.filter_eval_shape(lambda seen, rule=rule: rule.met(seen), seen)
+        shape, kind = np.shape(met), getattr(met, "dtype", type(met).__name__)
+        if shape != () or str(kind) != "bool":
+            raise ValueError(
+                f"stop: {type(rule).__name__}.met must return one truth value of JAX, got shape "
+                f"{shape} of {kind}; compare a field of what is seen with a number."
+            )
 
 
 def _is_polynomial(problem):

@@ -7,19 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Scalar
+from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from ..problems import AbstractProblem
 from .clocks import AbstractClock, ClockState, FlowArgs, PhysicalTime, log_time_unit
+from .ends import AbstractEnd
 from .gauss_newton import GaussNewton, run_finish
 from .integrate import integrate, joined
 from .observations import log_or_minus_infinity, record
 from .options import FlowOptions, fill_options
-from .stopping import STATUS_NAMES, FlowStatus, status_name
+from .statuses import ADVICE, FlowStatus, code_of, status_name
+from .stopping import AbstractStop
 from .system import Reducible, System
 
 
-class FlowSolution(eqx.Module):
+class FlowSolution(AbstractEnd):
     """A gradient flow, driven to where it stopped. `print` it to read what happened.
 
     Arrays with a leading axis have one entry per saved time, and the last entry is the flow's end
@@ -38,7 +40,8 @@ class FlowSolution(eqx.Module):
     - `invariant_drift` (T,): how far the flow's conserved quantities have moved, over the largest
       squared norm so far; measured before the finish; NaN where none are known.
     - `rtol`, `atol`: the tolerances that were used.
-    - `status`: a `FlowStatus`. `stats`: "num_steps", "num_rejected_steps", "num_implicit_steps",
+    - `status`: a `FlowStatus`; `reason`: the same in words, for a rule of your own its words.
+    - `stats`: "num_steps", "num_rejected_steps", "num_implicit_steps",
       and for a finish "finish_step" (relative size), "finish_residual", "finish_accepted".
     """
 
@@ -54,7 +57,7 @@ class FlowSolution(eqx.Module):
     invariant_drift: Float[Array, " T"]
     observed: Any
     reached: Bool[Array, " T"]
-    status: FlowStatus
+    code: Int[Array, ""]
     stats: dict[str, Array]
     problem: AbstractProblem
     system: System
@@ -65,6 +68,7 @@ class FlowSolution(eqx.Module):
     initial: ClockState
     log_time_unit: Scalar
     clock: AbstractClock
+    stop: AbstractStop
     solver: Any
     finish: GaussNewton | None
     max_steps: int = eqx.field(static=True)
@@ -100,20 +104,6 @@ class FlowSolution(eqx.Module):
             return None
         return _log_smoothed_margin(self.system, self.log_loss, self.log_norm)
 
-    @property
-    def succeeded(self) -> Bool[Array, "..."]:
-        """Whether the flow came to an end of its own, so that nothing was raised.
-
-        That is a stop rule, or where no flow goes further: `float_wall`, `not_separable` (the
-        minimum of the loss, which is positive) and `stationary`. Only `max_steps`, `non_finite` and
-        `solver_failed` are failures. Read `status` to know which end it was.
-        """
-        return ~(
-            (self.status == FlowStatus.max_steps)
-            | (self.status == FlowStatus.non_finite)
-            | (self.status == FlowStatus.solver_failed)
-        )
-
     def continued(self, **options: Any) -> "FlowSolution":
         """Integrate on from the (unfinished) end; takes `gradient_flow`'s options.
 
@@ -142,7 +132,7 @@ class FlowSolution(eqx.Module):
         lines = [
             f"Gradient flow of {type(self.network).__name__} on {type(self.problem).__name__} "
             f"({type(self.clock).__name__} clock, {solver})",
-            f"  stopped because  {FlowStatus[self.status]} [{status_name(self.status)}]",
+            f"  stopped because  {self.reason} [{status_name(self.status)}]",
             f"  physical time    {_power_of_ten(self.log_time[last])}",
             f"  loss             {_power_of_ten(self.log_loss[last])}",
         ]
@@ -178,16 +168,11 @@ class FlowSolution(eqx.Module):
 
     def _batch_summary(self):
         batch = self.log_loss.shape[:-1]
-        counts = {
-            name: int(np.sum(np.asarray(self.status == getattr(FlowStatus, name))))
-            for name in STATUS_NAMES
-        }
-        reasons = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
         steps = np.asarray(self.stats["num_steps"])
         return (
             f"Batch {batch} of gradient flows of {type(self.network).__name__} on "
             f"{type(self.problem).__name__} ({type(self.clock).__name__} clock)\n"
-            f"  stopped by       {reasons}\n"
+            f"  stopped by       {self.counted()}\n"
             f"  steps            {steps.min()} to {steps.max()}, median {int(np.median(steps))}\n"
             f"  worst drift      {float(np.max(np.asarray(self.invariant_drift))):.1e}"
         )
@@ -209,13 +194,6 @@ class FlowError(RuntimeError):
     def __init__(self, message: str, solution: FlowSolution):
         super().__init__(message)
         self.solution = solution
-
-
-_ADVICE = {
-    "max_steps": "raise max_steps, or loosen the stop rule or the tolerances",
-    "non_finite": "check the initial parameters and the data for huge values",
-    "solver_failed": "loosen rtol, or pass another solver",
-}
 
 
 def run(
@@ -243,8 +221,8 @@ def run(
         name = status_name(solution.status)
         if throw and not bool(solution.succeeded):
             raise FlowError(
-                f"the flow did not end: {FlowStatus[solution.status]} ({name}). Advice: "
-                f"{_ADVICE[name]}; throw=False returns what there is.\n{solution}",
+                f"the flow did not end: {solution.reason} ({name}). Advice: "
+                f"{ADVICE[name]}; throw=False returns what there is.\n{solution}",
                 solution,
             )
     return solution
@@ -271,7 +249,7 @@ def _solution(args, initial, options, segments):
     if options.finish is not None:
         finish = run_finish(options.finish, system, args.reducible, theta)
         # Only a flow that ended near its limit has a limit to be finished to.
-        accepted = finish.accepted & (end.status == FlowStatus.residual)
+        accepted = finish.accepted & (end.code == code_of(FlowStatus.residual))
         stats["finish_step"] = finish.relative_step
         stats["finish_residual"] = finish.residual
         stats["finish_accepted"] = accepted
@@ -303,7 +281,7 @@ def _solution(args, initial, options, segments):
         invariant_drift=saved["invariant_drift"],
         observed=saved.get("observed"),
         reached=end.reached,
-        status=end.status,
+        code=end.code,
         stats=stats,
         problem=system.problem,
         system=system,
@@ -313,6 +291,7 @@ def _solution(args, initial, options, segments):
         initial=initial,
         log_time_unit=args.log_time_unit,
         clock=options.clock,
+        stop=options.stop,
         solver=options.solver,
         finish=options.finish,
         max_steps=options.max_steps,

@@ -5,11 +5,11 @@ from typing import Any
 
 import diffrax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from .clocks import FlowArgs
 from .observations import longest_step
-from .stopping import FlowStatus, code_of
+from .statuses import FlowStatus, code_of
 
 
 class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
@@ -29,8 +29,8 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
     """
 
     pid: diffrax.PIDController
-    # A function of time, state and arguments: the status, and whether the flow ends.
-    rule: Callable[[Any, Any, FlowArgs], tuple[FlowStatus, Bool[Array, ""]]]
+    # A function of time, state and arguments: the code of the status, and whether the flow ends.
+    rule: Callable[[Any, Any, FlowArgs], tuple[Int[Array, ""], Bool[Array, ""]]]
     clips: bool
     done: Bool[Array, ""]  # the flow is over before its first step, which may never be accepted
 
@@ -58,7 +58,7 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
         t_next, state = self.pid.init(terms, t0, t1, y0, dt0, args, func, error_order)
         if self.clips:
             t_next = jnp.minimum(t_next, t0 + longest_step(y0, args))
-        return t_next, (state, code_of(FlowStatus.max_steps))
+        return t_next, (state, jnp.asarray(code_of(FlowStatus.max_steps)))
 
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
@@ -70,8 +70,8 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
         if self.clips:
             # Evaluated at the candidate even if it is rejected: after a rejection the step shrinks.
             next_t1 = jnp.minimum(next_t1, next_t0 + longest_step(y1_candidate, args))
-        status, ends = self.rule(t1, y1_candidate, args)
+        code, ends = self.rule(t1, y1_candidate, args)
         ends = (keep & ends) | self.done
         result = diffrax.RESULTS.where(ends, diffrax.RESULTS.event_occurred, result)
-        code = jnp.where(keep, code_of(status), controller_state[1])
+        code = jnp.where(keep, code, controller_state[1])
         return keep, next_t0, next_t1, made_jump, (state, code), result

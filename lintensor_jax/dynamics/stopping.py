@@ -7,76 +7,18 @@ it, slightly beyond the threshold; `saveat` gives values at exact times.
 """
 
 import abc
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Int, Scalar
+from jaxtyping import Array, Bool, Scalar
 
 from ..messages import in_words
 from ..problems import AbstractProblem
-
-
-class FlowStatus(eqx.Enumeration):
-    """Why a flow ended."""
-
-    residual = "the residual fell below the requested value"
-    loss = "the loss fell below the requested value"
-    margin = "the margin reached the requested value"
-    time = "the requested physical time was reached"
-    float_wall = (
-        "several samples share the smallest margin, and it has grown so far that the rounding of "
-        "the margins decides the softmax between them: no further digit of the direction can be "
-        "had by integration in this precision"
-    )
-    not_separable = (
-        "the loss is at its minimum, which is positive: the gradient with respect to the linear "
-        "coefficients has vanished to rounding. The data are not separable, or so nearly not that "
-        "floating point cannot tell here (is_separable can, to a much smaller margin)"
-    )
-    stationary = (
-        "the gradient is zero to rounding: the flow stands still, short of what was asked for "
-        "(dead coordinates, a bottleneck that the targets do not fit through, or a saddle)"
-    )
-    max_steps = "the step budget was spent before any stop rule was met"
-    non_finite = "the start is not finite, or the flow left the range of floating-point numbers"
-    solver_failed = "the solver's inner iteration failed to converge"
-
-
-STATUS_NAMES = (
-    "residual",
-    "loss",
-    "margin",
-    "time",
-    "float_wall",
-    "not_separable",
-    "stationary",
-    "max_steps",
-    "non_finite",
-    "solver_failed",
-)
-
-
-def status_name(status: FlowStatus) -> str:
-    """The name of one concrete status, such as "margin"."""
-    return next(name for name in STATUS_NAMES if bool(status == getattr(FlowStatus, name)))
-
-
-def code_of(status: FlowStatus) -> Int[Array, ""]:
-    """A status as a number, for arrays of them."""
-    return jnp.asarray(status._value, jnp.int32)
-
-
-def status_of(code: Int[Array, ""]) -> FlowStatus:
-    """The inverse of `code_of`, scalar: `jax.vmap` it."""
-    status = FlowStatus.max_steps
-    for name in STATUS_NAMES:
-        item = getattr(FlowStatus, name)
-        status = FlowStatus.where(code == code_of(item), item, status)
-    return status
+from .statuses import OWN_RULE, FlowStatus, code_of
 
 
 class Observation(NamedTuple):
@@ -93,34 +35,71 @@ class Observation(NamedTuple):
 
 
 class AbstractStop(eqx.Module):
-    """A stop rule."""
+    """A stop rule: a flow ends at the first accepted step at whose end the rule is met.
+
+    A rule of your own is a subclass with `met`, and with `words` for what a solution is to say.
+    `met` sees scalars: `log_loss`, `log_time` (of the physical time), `residual` (|P r|, regression
+    only), `log_margin` (classification only; -inf while a sample is misclassified),
+    `largest_weight` (of the softmax over the samples) and the other fields of `Observation`.
+    Its flows end with `FlowStatus.own_rule`, and `solution.reason` gives the words of that rule of
+    your own which was met. Floats among its fields become arrays, so that another value needs no
+    new compilation.
+    """
 
     @abc.abstractmethod
-    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
-        """Each elementary rule's status with whether it is met."""
+    def met(self, seen: Observation) -> Bool[Array, ""]:
+        """Whether the flow ends here: one truth value, by JAX functions of the `Observation`."""
 
-    @abc.abstractmethod
+    def words(self) -> str:
+        """Why a flow ended that this rule has ended."""
+        return f"the stop rule {type(self).__name__} was met"
+
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """Raise a ValueError if the rule does not apply to `problem`, or is out of reach."""
 
-    def __or__(self, other: "AbstractStop") -> "AbstractStop":
+    def __or__(self, other: "AbstractStop") -> "AnyOf":
         """Stop as soon as either rule is met."""
-        return AnyOf((*_members(self), *_members(other)))
+        return AnyOf((*members_of(self), *members_of(other)))
 
 
 class AnyOf(AbstractStop):
-    """Stop as soon as any of `members` is met."""
+    """Stop as soon as any of `members` is met; where several are, the first of them counts."""
 
     members: tuple[AbstractStop, ...]
 
-    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
-        """The members' rules, in their order."""
-        return [pair for member in self.members for pair in member.fired(seen)]
+    def met(self, seen: Observation) -> Bool[Array, ""]:
+        """Whether any member is met."""
+        return jnp.any(jnp.stack([member.met(seen) for member in self.members]))
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """Every member must apply."""
         for member in self.members:
             member.check(problem, dtype)
+
+
+def members_of(stop: AbstractStop) -> tuple[AbstractStop, ...]:
+    """The elementary rules of a stop rule, in their order."""
+    if not isinstance(stop, AbstractStop):
+        raise TypeError(
+            f"stop rules combine with stop rules, got {in_words(stop)}; wrap a number, as "
+            "in StopAtTime(10.0)."
+        )
+    return stop.members if isinstance(stop, AnyOf) else (stop,)
+
+
+def status_of_rule(rule: AbstractStop) -> FlowStatus | None:
+    """The status of a rule of this package; None for the user's, also where it inherits."""
+    return vars(type(rule)).get("_status")
+
+
+def coded(stop: AbstractStop) -> list[tuple[np.int32, AbstractStop]]:
+    """The members of a stop rule, each with the code of a flow that it ends."""
+    found, following = [], OWN_RULE
+    for rule in members_of(stop):
+        status = status_of_rule(rule)
+        found.append((following if status is None else code_of(status), rule))
+        following = following + np.int32(status is None)
+    return found
 
 
 class StopAtResidual(AbstractStop):
@@ -139,14 +118,16 @@ class StopAtResidual(AbstractStop):
     - `value`: in units of y; positive.
     """
 
+    _status: ClassVar = FlowStatus.residual
+
     value: Scalar | float
 
     def __init__(self, value):
         self.value = _positive(value, "StopAtResidual", "value")
 
-    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+    def met(self, seen: Observation) -> Bool[Array, ""]:
         """|P r| <= value."""
-        return [(FlowStatus.residual, seen.residual <= self.value)]
+        return seen.residual <= self.value
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """For losses of residuals; not below the rounding of the residuals."""
@@ -180,14 +161,16 @@ class StopAtLoss(AbstractStop):
     - `log_value`: its natural logarithm, for losses such as exp(-1e6). Give exactly one of both.
     """
 
+    _status: ClassVar = FlowStatus.loss
+
     log_value: Scalar | float
 
     def __init__(self, value=None, *, log_value=None):
         self.log_value = _log_threshold(value, log_value, "StopAtLoss")
 
-    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+    def met(self, seen: Observation) -> Bool[Array, ""]:
         """log L <= log_value."""
-        return [(FlowStatus.loss, seen.log_loss <= self.log_value)]
+        return seen.log_loss <= self.log_value
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """For squared losses not below the rounding of the residuals."""
@@ -218,14 +201,16 @@ class StopAtMargin(AbstractStop):
       a wall near margin 1e8 (`FlowStatus.float_wall`).
     """
 
+    _status: ClassVar = FlowStatus.margin
+
     value: Scalar | float
 
     def __init__(self, value):
         self.value = _positive(value, "StopAtMargin", "value")
 
-    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+    def met(self, seen: Observation) -> Bool[Array, ""]:
         """log margin >= log value."""
-        return [(FlowStatus.margin, seen.log_margin >= jnp.log(self.value))]
+        return seen.log_margin >= jnp.log(self.value)
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """For classification; below 1/eps."""
@@ -249,14 +234,16 @@ class StopAtTime(AbstractStop):
     The flow ends with the step that gets there, a little later; `saveat` gives the state at a time.
     """
 
+    _status: ClassVar = FlowStatus.time
+
     log_value: Scalar | float
 
     def __init__(self, value=None, *, log_value=None):
         self.log_value = _log_threshold(value, log_value, "StopAtTime")
 
-    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+    def met(self, seen: Observation) -> Bool[Array, ""]:
         """log t >= log_value."""
-        return [(FlowStatus.time, seen.log_time >= self.log_value)]
+        return seen.log_time >= self.log_value
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """Applies to every problem."""
@@ -271,6 +258,8 @@ class FloatWall(AbstractStop):
     (float64: 1.3e8) some flows need thousands.
     """
 
+    _status: ClassVar = FlowStatus.float_wall
+
     log_margin: Scalar | float
 
     @staticmethod
@@ -278,10 +267,9 @@ class FloatWall(AbstractStop):
         """The wall of a floating type: 2/sqrt(eps)."""
         return FloatWall(float(np.log(2) - 0.5 * np.log(np.finfo(dtype).eps)))
 
-    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+    def met(self, seen: Observation) -> Bool[Array, ""]:
         """The margin is beyond the wall, and the softmax undecided."""
-        beyond = (seen.log_margin >= self.log_margin) & (seen.largest_weight < 0.999)
-        return [(FlowStatus.float_wall, beyond)]
+        return (seen.log_margin >= self.log_margin) & (seen.largest_weight < 0.999)
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """Internal: always applies to classification."""
@@ -294,6 +282,8 @@ class NotSeparable(AbstractStop):
     one. Where it is zero to rounding, no flow goes anywhere; at a saddle on the way it is not zero.
     """
 
+    _status: ClassVar = FlowStatus.not_separable
+
     value: Scalar | float
 
     @staticmethod
@@ -304,10 +294,9 @@ class NotSeparable(AbstractStop):
         """
         return NotSeparable(4 * float(np.finfo(dtype).eps) ** 0.5)
 
-    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+    def met(self, seen: Observation) -> Bool[Array, ""]:
         """Some margin is not positive, and the gradient is gone."""
-        met = (seen.log_margin == -jnp.inf) & (seen.coefficient_gradient <= self.value)
-        return [(FlowStatus.not_separable, met)]
+        return (seen.log_margin == -jnp.inf) & (seen.coefficient_gradient <= self.value)
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """Internal: always applies to classification."""
@@ -316,21 +305,14 @@ class NotSeparable(AbstractStop):
 class StandsStill(AbstractStop):
     """The end of a flow that cannot move; part of every flow."""
 
-    def fired(self, seen: Observation) -> list[tuple[FlowStatus, Bool[Array, ""]]]:
+    _status: ClassVar = FlowStatus.stationary
+
+    def met(self, seen: Observation) -> Bool[Array, ""]:
         """The gradient is zero to rounding."""
-        return [(FlowStatus.stationary, seen.still)]
+        return seen.still
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """Internal: applies to every problem."""
-
-
-def _members(stop):
-    if not isinstance(stop, AbstractStop):
-        raise TypeError(
-            f"stop rules combine with stop rules, got {in_words(stop)}; wrap a number, as "
-            "in StopAtTime(10.0)."
-        )
-    return stop.members if isinstance(stop, AnyOf) else (stop,)
 
 
 def _log_threshold(value, log_value, owner):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from ..dynamics import FlowSolution, StopAtMargin, gradient_flow
 from ..dynamics.options import check_pair
-from ..dynamics.stopping import status_name
+from ..dynamics.statuses import status_name
 from ..dynamics.system import System
 from ..losses import ExponentialTail, PolynomialTail
 from ..messages import shown
@@ -162,8 +162,9 @@ def _of_polynomial_tail(flow, power, tolerance):
         if arc > 0:
             least = jnp.min(flow.problem.margins(system.coefficients(theta)))
             log_scale = (_LOG_MARGIN_OF_LIMIT - jnp.log(least)) / system.depth
-            settled = settle(system, theta, log_scale, jnp.asarray(arc), rtol=_RTOL, atol=_ATOL)
-            theta = settled.theta
+            theta = direction_at_held_margin(
+                system, theta, log_scale, jnp.asarray(arc), rtol=_RTOL, atol=_ATOL
+            ).theta
         found = stationary_point(system, theta, power)
         leap = float(jnp.linalg.norm(found - theta))
         if not leap <= _LEAP:

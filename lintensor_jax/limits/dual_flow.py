@@ -113,14 +113,9 @@ def continue_direction(
     Source: Yun et al. 2021, Theorem 2 and eq. (75); Gunasekar et al. 2018, Theorems 2 and 4.
     """
     _check(network, problem, tolerance, max_log_margin, first_step, growth, max_steps)
-    Z = np.asarray(problem.signed_data, np.float64)
+    Z, dtype = np.asarray(problem.signed_data, np.float64), network.factors[0].dtype
     form = _form(network, Z)
-    state = form.start
-    if state.log_size == -np.inf:
-        raise ValueError(
-            "network: at least one coordinate must be nonzero, got zero throughout; the zero "
-            "network never moves."
-        )
+    state = _start(form)
     p = np.full(len(Z), 1 / len(Z))
     here = potential(state, 0 * p)
     beta = form.direction(here)
@@ -134,8 +129,7 @@ def continue_direction(
             continue
         p, here = step.weights, step.end
         state = state.advanced(size * p)
-        num_iterations += step.num_iterations
-        length += size
+        num_iterations, length = num_iterations + step.num_iterations, length + size
         before, beta = beta, form.direction(here)
         log_margins.append(_log_margin(here))
         least, steepest = float(np.min(here.gradient)), state.steepest(p)
@@ -143,27 +137,18 @@ def continue_direction(
             status = "stopped: a convex combination of the samples pulls no coordinate"
             break
         gap = steepest / least - 1 if least > 0 else np.inf
-        # What rounding of the angles, of relative size eps, can change.
-        rounding = min(64 * _EPS * size / least, _COARSEST) if least > 0 else 0.0
-        allowed = max(tolerance, rounding)
+        allowed = _allowed(tolerance, size, least)
         still = np.linalg.norm(beta - before) <= allowed and gap <= allowed
         quiet = quiet + 1 if still and least * size >= _DECADES else 0
-        if quiet == 2:
-            status = "settled at the maximum margin"
-            break
-        if log_margins[-1] > max_log_margin:
-            status = f"not settled at margin e^{log_margins[-1]:.3g}"
+        if quiet == 2 or log_margins[-1] > max_log_margin:
+            where = f"not settled at margin e^{log_margins[-1]:.3g}"
+            status = "settled at the maximum margin" if quiet == 2 else where
             break
         size *= growth
-        if least > 0:
-            size = max(min(size, _LARGEST_GROWTH / least), first_step)
+        size = max(min(size, _LARGEST_GROWTH / least), first_step) if least > 0 else size
     if not log_margins[-1] > -np.inf:
         status += "; a sample is misclassified: the data, or the start's signs, allow no more"
-    end = form.network(state, here)
-    smallest = float(np.min(Z @ np.asarray(end.linear_coefficients())))
-    if smallest > 0:
-        end = scaled(end, smallest**-0.5)
-    dtype = network.factors[0].dtype
+    end = _with_margin_one(form.network(state, here), Z)
     return DirectionContinuation(
         direction=jnp.asarray(beta, dtype),
         network=end,
@@ -177,6 +162,28 @@ def continue_direction(
         settled=quiet == 2,
         status=status,
     )
+
+
+def _start(form):
+    """The start's dual state; the zero network has none."""
+    if form.start.log_size == -np.inf:
+        raise ValueError(
+            "network: at least one coordinate must be nonzero, got zero throughout; the zero "
+            "network never moves."
+        )
+    return form.start
+
+
+def _allowed(tolerance, size, least):
+    """The tolerance, enlarged to what rounding of the angles, of relative size eps, can change."""
+    rounding = min(64 * _EPS * size / least, _COARSEST) if least > 0 else 0.0
+    return max(tolerance, rounding)
+
+
+def _with_margin_one(network, Z):
+    """The network, scaled to a smallest margin of 1 if it separates the data."""
+    smallest = float(np.min(Z @ np.asarray(network.linear_coefficients())))
+    return scaled(network, smallest**-0.5) if smallest > 0 else network
 
 
 def _form(network, Z):

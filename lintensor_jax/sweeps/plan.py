@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from ..dynamics.options import check_pair, fill_options, same_dtype
+from ..dynamics.statuses import ADVICE, STORED
 from ..dynamics.stopping import StopAtResidual
 from ..dynamics.system import System
 from ..messages import in_words
@@ -19,22 +20,10 @@ from .grid import Cell, Grid, Zip
 from .observables.base import AbstractObservable, Ending, Variable
 from .observables.catalogue import DEFAULT
 
+_NUMBERS = {**STORED, "pending": 0, "bad_input": 11}
 #: Why a lane's flow ended, by number: 0 is a lane that is still to come. Stores keep the numbers.
-STATUSES = (
-    "pending",
-    "residual",
-    "loss",
-    "margin",
-    "time",
-    "float_wall",
-    "not_separable",
-    "stationary",
-    "max_steps",
-    "non_finite",
-    "solver_failed",
-    "bad_input",
-)
-FAILURES = ("max_steps", "non_finite", "solver_failed", "bad_input")
+STATUSES: tuple[str, ...] = tuple(sorted(_NUMBERS, key=lambda name: _NUMBERS[name]))
+FAILURES: tuple[str, ...] = (*ADVICE, "bad_input")
 METHODS = ("pending", "explicit", "mirror_flow", "gradient_flow")
 
 LANE_VARIABLES = (

@@ -14,6 +14,7 @@ import pytest
 from jaxtyping import Array
 
 import lintensor_jax as lt
+from lintensor_jax.dynamics.statuses import code_of
 from lintensor_jax.dynamics.step_control import FlowControl
 from lintensor_jax.initialization import gaussian
 
@@ -479,7 +480,7 @@ def test_a_flow_that_is_over_ends_with_a_step_that_is_not_accepted(done, attempt
     """Else a start that is not finite would hold up a batch for the whole budget of steps."""
 
     def rule(s, y, args):
-        return lt.FlowStatus.max_steps, jnp.asarray(False)
+        return code_of(lt.FlowStatus.max_steps), jnp.asarray(False)
 
     pid = diffrax.PIDController(rtol=1e-8, atol=1e-8)
     solution = diffrax.diffeqsolve(

@@ -10,7 +10,7 @@ import pytest
 import lintensor_jax as lt
 from lintensor_jax.dynamics.batch.batched_flow import batched_flow
 from lintensor_jax.dynamics.batch.programs import XLA, Native
-from lintensor_jax.dynamics.stopping import status_name
+from lintensor_jax.dynamics.statuses import status_name
 
 RNG = np.random.default_rng(17)
 X = RNG.normal(size=(3, 6))

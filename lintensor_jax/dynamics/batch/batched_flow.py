@@ -8,7 +8,6 @@ is everything that a flow does not need. Stiff flows are not for it: they end wi
 """
 
 import dataclasses
-import functools
 import math
 import threading
 import warnings
@@ -89,6 +88,52 @@ def batched_flow(
 
     **Returns** a `BatchedFlow`. Nothing is raised for a lane that fails: see `status`.
     """
+    _check(networks, problem, solver, compilation, width, devices, options)
+    networks, problem = same_dtype(networks, problem)
+    parameters, rest = split(networks)
+    count = _lanes("networks", parameters)
+    if not shared_problem:
+        _lanes("problem", problem, count)
+    first, one = _first_lane(parameters, problem, shared_problem)
+    network = eqx.combine(first, rest)
+    system = System.of_parts(network, first, rest, one)
+    options.setdefault("max_steps", 4096)
+    filled = fill_options(system, **options)
+    # `ravel_pytree` of every lane, without the milliseconds of a trace.
+    leaves = [leaf.reshape(count, -1) for leaf in jax.tree.leaves(parameters)]
+    thetas = jnp.concatenate(leaves, axis=1) if len(leaves) > 1 else leaves[0]
+    if compilation is None:
+        compilation = _NATIVE if jax.default_backend() == "cpu" else XLA()
+    size = system.num_parameters + (0 if isinstance(filled.clock, PhysicalTime) else 2)
+    if solver is None:
+        mild = isinstance(filled.clock, PhysicalTime) and size <= _LARGEST_OF_HIGH_ORDER
+        solver = diffrax.Dopri8() if mild else diffrax.Tsit5()
+        if mild and options.get("rtol") is None and thetas.dtype == np.float64:
+            filled = filled._replace(rtol=_RTOL_OF_HIGH_ORDER)
+    shares = 1 if devices is None else len(devices)
+    width, chunk, enough = _sizes(width, size, count, shares)
+    stepper = Stepper(
+        system=system,
+        options=filled,
+        solver=solver,
+        shared=shared_problem,
+        width=width,
+        exchanges=max(1, min(chunk, _LOG_SIZE // (width * (size + 5)))),
+        enough=enough,
+        scales_atol=options.get("atol") is None,
+    )
+    chunks = [
+        Chunk.cut(at, chunk, count, thetas, problem, shared_problem)
+        for at in range(0, count, chunk)
+    ]
+    flows = _on_devices(stepper, compilation, chunks, Spectral.of(network, one), devices)
+    flow = flows[0] if len(flows) == 1 else _joined(flows, rest)
+    _warn_of_fallback(type(network), flow)
+    return flow
+
+
+def _check(networks, problem, solver, compilation, width, devices, options) -> None:
+    """Refuse what no batch can have, before anything is computed."""
     if solver is not None and not has_shared_slopes(solver):
         raise ValueError(
             "solver: must be an explicit diffrax method with the FSAL property, such as "
@@ -124,57 +169,38 @@ def batched_flow(
             f"batched_flow: no option {in_words(min(options.keys() - _OPTIONS))}; it has "
             f"{', '.join(sorted(_OPTIONS))}. gradient_flow has more."
         )
-    networks, problem = same_dtype(networks, problem)
-    parameters, rest = split(networks)
-    count = _lanes("networks", parameters)
-    if not shared_problem:
-        _lanes("problem", problem, count)
+
+
+def _first_lane(parameters, problem, shared_problem):
+    """The parameters and the problem of the first lane."""
     on_cpu = jax.default_backend() == "cpu"
     # On a CPU by NumPy, in a microsecond each.
     first = jax.tree.map(lambda leaf: (np.asarray(leaf) if on_cpu else leaf)[0], parameters)
     one = problem if shared_problem else jax.tree.map(lambda leaf: leaf[0], problem)
-    network = eqx.combine(first, rest)
-    system = System.of_parts(network, first, rest, one)
-    options.setdefault("max_steps", 4096)
-    atol = options.pop("atol", None)
-    filled = fill_options(system, atol=atol, **options)
-    size = system.num_parameters + (0 if isinstance(filled.clock, PhysicalTime) else 2)
-    # `ravel_pytree` of every lane, without the milliseconds of a trace.
-    leaves = [leaf.reshape(count, -1) for leaf in jax.tree.leaves(parameters)]
-    thetas = jnp.concatenate(leaves, axis=1) if len(leaves) > 1 else leaves[0]
+    return first, one
+
+
+def _sizes(width: int | None, size: int, count: int, shares: int) -> tuple[int, int, int]:
+    """Lanes in flight, lanes of a chunk, and lanes that are done before the queue is looked at."""
+    on_cpu = jax.default_backend() == "cpu"
     most = _CHUNK if on_cpu else _CHUNK_OF_GPU
-    if compilation is None:
-        compilation = _NATIVE if on_cpu else XLA()
-    if solver is None:
-        mild = isinstance(filled.clock, PhysicalTime) and size <= _LARGEST_OF_HIGH_ORDER
-        solver = diffrax.Dopri8() if mild else diffrax.Tsit5()
-        if mild and options.get("rtol") is None and thetas.dtype == np.float64:
-            filled = filled._replace(rtol=_RTOL_OF_HIGH_ORDER)
     usual, share = _SMALL if size <= _LARGEST_SMALL else _LARGE
     width = width or (usual if on_cpu else most)
     # Whole vectors of 512 bits: in the rest of a vector loop a lane's last bit would be another.
     width = 8 * -(-min(width, count) // 8)
-    shares = 1 if devices is None else len(devices)
     each = max(min(most, -(-count // shares)), min(4 * width, count))
     # A power of two times the width, so that few sizes are ever compiled.
     chunk = width * 2 ** math.ceil(math.log2(-(-each // width)))
-    stepper = Stepper(
-        system=system,
-        options=filled,
-        solver=solver,
-        shared=shared_problem,
-        width=width,
-        exchanges=max(1, min(chunk, _LOG_SIZE // (width * (size + 5)))),
-        enough=-(-width // share),
-        scales_atol=atol is None,
-    )
-    spectral = Spectral.of(network, one)
-    chunks = [
-        Chunk.cut(at, chunk, count, thetas, problem, shared_problem)
-        for at in range(0, count, chunk)
-    ]
+    return width, chunk, -(-width // share)
 
-    def fly_some(devices, place):
+
+def _on_devices(stepper, compilation, chunks, spectral, devices) -> list[BatchedFlow]:
+    """The flows of all chunks, which are dealt out to the devices in turn."""
+    if devices is None:
+        return [integrate_chunk(stepper, compilation, chunk, spectral) for chunk in chunks]
+    shares = len(devices)
+
+    def share_of(place):
         mine = chunks[place::shares]
         here = eqx.filter(stepper, eqx.is_array), mine
         arrays, mine = jax.device_put(here, devices[place])
@@ -183,15 +209,9 @@ def batched_flow(
             for chunk in mine
         ]
 
-    if devices is None:
-        landed = [integrate_chunk(stepper, compilation, chunk, spectral) for chunk in chunks]
-    else:
-        with ThreadPoolExecutor(shares) as pool:
-            found = list(pool.map(functools.partial(fly_some, devices), range(shares)))
-        landed = [found[i % shares][i // shares] for i in range(len(chunks))]
-    flow = landed[0] if len(landed) == 1 else _joined(landed, rest)
-    _warn_of_fallback(type(network), flow)
-    return flow
+    with ThreadPoolExecutor(shares) as pool:
+        found = list(pool.map(share_of, range(shares)))
+    return [found[i % shares][i // shares] for i in range(len(chunks))]
 
 
 def _warn_of_fallback(kind: type, flow: BatchedFlow) -> None:
@@ -221,6 +241,7 @@ def _joined(flows: list[BatchedFlow], rest: Any) -> BatchedFlow:
         dataclasses.replace(
             flow,
             **same,
+            stop=None,
             network=split(flow.network)[0],
             unfinished_network=split(flow.unfinished_network)[0],
         )
@@ -229,6 +250,7 @@ def _joined(flows: list[BatchedFlow], rest: Any) -> BatchedFlow:
     flow = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(np.atleast_1d(*leaves))), *bare)
     return dataclasses.replace(
         flow,
+        stop=flows[0].stop,
         network=eqx.combine(flow.network, rest),
         unfinished_network=eqx.combine(flow.unfinished_network, rest),
         executed_steps=jnp.sum(flow.executed_steps),

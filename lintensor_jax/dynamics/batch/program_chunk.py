@@ -12,10 +12,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ...networks import split
 from ..clocks import FlowArgs, PhysicalTime, log_time_unit, state_of
+from ..ends import AbstractEnd
 from ..gauss_newton import run_finish
 from ..observations import record
 from ..options import check_pair
-from ..stopping import FlowStatus, code_of, status_of
+from ..statuses import FlowStatus, code_of
+from ..stopping import AbstractStop
 from ..system import Reducible
 from .fourier_basis import Spectral
 from .native.table import counts_of, step_row, table_of
@@ -28,13 +30,14 @@ _XLA = XLA()
 _one_xla_program = threading.Lock()
 
 
-class BatchedFlow(eqx.Module):
+class BatchedFlow(AbstractEnd):
     """Ends of many flows; every array has the lanes on its first axis.
 
     `network`, `coefficients`, `log_loss`, `log_time`, `log_norm`, `log_margin` (None for
-    regression), `invariant_drift`, `status` as in `FlowSolution`, at the end. `finish_accepted` is
-    None without a finish. `num_steps` counts attempted steps, `num_rejected_steps` the
-    rejected ones. `executed_steps` counts the steps that the machine made, idle lanes included.
+    regression), `invariant_drift`, `status`, `reason` as in `FlowSolution`, at the end.
+    `finish_accepted` is None without a finish. `num_steps` counts attempted steps,
+    `num_rejected_steps` the rejected ones. `executed_steps` counts the steps that the machine made,
+    idle lanes included.
 
     - `compilation`: which code ran, "native" or "xla".
     - `fallback_reason`: why XLA ran where machine code was requested; "" otherwise.
@@ -49,7 +52,8 @@ class BatchedFlow(eqx.Module):
     log_norm: Float[Array, " N"]
     log_margin: Float[Array, " N"] | None
     invariant_drift: Float[Array, " N"]
-    status: FlowStatus
+    code: Int[Array, " N"]
+    stop: AbstractStop
     finish_accepted: Bool[Array, " N"] | None
     num_steps: Int[Array, " N"]
     num_rejected_steps: Int[Array, " N"]
@@ -57,6 +61,10 @@ class BatchedFlow(eqx.Module):
     compilation: str = eqx.field(static=True)
     fallback_reason: str = eqx.field(static=True, default="")
     fallback_by_size: bool = eqx.field(static=True, default=False)
+
+    def _rules_of(self, lane: tuple[int, ...]) -> AbstractStop:
+        """One stop rule for all lanes."""
+        return self.stop
 
     @property
     def waste(self) -> Float[Array, ""]:
@@ -138,6 +146,7 @@ def integrate_chunk(
     return BatchedFlow(
         network=before if finished is None else eqx.combine(finished, rest),
         unfinished_network=before,
+        stop=stepper.options.stop,
         finish_accepted=accepted,
         executed_steps=jnp.asarray(executed),
         compilation=ran,
@@ -268,7 +277,7 @@ def _finish_and_record(stepper: Stepper, chunk: Chunk, ends: _Ends):
         unit = jnp.zeros_like(s) if physical else log_time_unit(system_of_lane, initial)
         state = state_of(y, options.clock)
         saved = record(s, state, FlowArgs(system_of_lane, reducible, unit), options, initial)
-        saved["status"] = status_of(code)
+        saved["code"] = code
         theta = jnp.exp(state.log_scale) * state.theta
         finished = accepted = None
         if options.finish is not None:

@@ -16,8 +16,6 @@ import jax
 import numpy as np
 
 from ...messages import in_words
-from .native.instructions import TooLarge, Unsupported
-from .native.kernel import Kernel, emit, vector_width
 
 # Vectors of 512 bits, where the processor has them.
 _OPTIONS = {"xla_cpu_prefer_vector_width": "512"}
@@ -85,6 +83,10 @@ class Native(AbstractCompilation):
 
     def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Callable] | Refusal:
         """The compilation by LLVM, for a row and shared arrays; a `Refusal` if there is none."""
+        # A user who needs no machine code does not load LLVM.
+        from .native.instructions import TooLarge, Unsupported
+        from .native.kernel import Kernel, emit, vector_width
+
         row, *_ = leaves
         closed = function.trace(*leaves).jaxpr
         try:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..runge_kutta import weighted_sum
-from ..stopping import FlowStatus, code_of
+from ..statuses import FlowStatus, code_of
 
 #: The code of a lane that no stop rule has ended.
 RUNNING = -1

@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from ..clocks import FlowArgs, PhysicalTime, log_time_unit, state_of, vector_of
 from ..observations import first_rule, observe_state
+from ..statuses import FlowStatus, code_of
 from ..step_control import longest_step
-from ..stopping import AnyOf, FlowStatus, StandsStill, code_of
+from ..stopping import AnyOf, StandsStill
 from ..system import Reducible, System
 from .step import RUNNING, Functions, Lanes, attempt_step, inverse_root, mean_square, scale_of
 from .vectorization.one_lane_to_many import lanewise
@@ -97,8 +98,8 @@ class Stepper(NamedTuple):
 
         def code_by(rules, s, state, args):
             chosen = options._replace(stop=AnyOf(tuple(rules)))
-            status = first_rule(observe_state(s, state, args, clock), chosen)
-            return jnp.where(status == FlowStatus.max_steps, RUNNING, code_of(status))
+            code = first_rule(observe_state(s, state, args, clock), chosen)
+            return jnp.where(code == code_of(FlowStatus.max_steps), RUNNING, code)
 
         def slope_and_status(y, s, unit, *leaves):
             args, state, velocity = of_lane(y, s, unit, leaves)

@@ -22,7 +22,7 @@ import optax
 
 from ...dynamics import StopAtMargin, gradient_descent, gradient_flow, smoothness_steps
 from ...dynamics.integrate import implicit_solver
-from ...dynamics.stopping import status_name
+from ...dynamics.statuses import status_name
 from ...networks import FullyConnectedNetwork
 from ...theory.classification.alignment import alignment_bounds, learning_conditions
 from ...theory.least_norm.max_margin import max_margin

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from ...dynamics import StopAtTime, gradient_flow
-from ...dynamics.stopping import status_name
+from ...dynamics.statuses import status_name
 from ...initialization import balanced_on_data, imbalanced, width_scaled
 from ...networks import FullyConnectedNetwork
 from ...problems import Regression

@@ -10,7 +10,7 @@ import numpy as np
 from ...dynamics.batch.batched_flow import batched_flow
 from ...dynamics.flow import gradient_flow
 from ...dynamics.reduced.mirror_flow import mirror_flow
-from ...dynamics.stopping import STATUS_NAMES, FlowStatus, code_of
+from ...dynamics.statuses import STATUS_NAMES, STORED
 from ...networks import split
 from ..grid import Cell, lane_of
 from ..observables.base import Ending, has_bad_input
@@ -26,9 +26,7 @@ class Worker:
     def __init__(self, plan: Plan):
         self.plan = plan
         self._observe = {id(c): self._observer(c) for c in plan.cells.values()}
-        self._codes = np.zeros(len(STATUS_NAMES) + 1, np.int8)
-        for name in STATUS_NAMES:
-            self._codes[int(code_of(getattr(FlowStatus, name)))] = STATUSES.index(name)
+        self._codes = np.asarray([STORED[name] for name in STATUS_NAMES], np.int8)
 
     def explicit(self, chunk: Chunk, device: Any) -> Outcome:
         """The explicit flows of a chunk; `unfinished` lanes exceeded their explicit budget."""

@@ -274,14 +274,26 @@ class _State(NamedTuple):
     factors: _Factors
 
 
-def _follow(mirror, equations):
-    """The path's end, at the mirror's own scale; nu belongs to the orthonormal rows."""
+def _start(mirror, equations):
+    """The path's beginning, at a scale where the mirror map is linear."""
     origin = jnp.zeros_like(equations.rows[0])
     linear = _factorize(mirror, equations.rows, origin)
     log_factor = mirror.easy_log_factor(
         linear.d * _range_part(linear, linear.basis @ equations.values)
     )
-    finite = jnp.isfinite(log_factor)
+    return _State(
+        origin,
+        jnp.zeros_like(equations.values),
+        jnp.where(jnp.isfinite(log_factor), log_factor, 0),
+        jnp.asarray(_FIRST_STRIDE, origin.dtype),
+        jnp.zeros((), bool),
+        jnp.zeros((), int),
+        linear,
+    )
+
+
+def _follow(mirror, equations):
+    """The path's end, at the mirror's own scale; nu belongs to the orthonormal rows."""
 
     def step(state):
         here = mirror.magnified(state.log_factor)
@@ -333,17 +345,7 @@ def _follow(mirror, equations):
     def unfinished(state):
         return ~state.converged & (state.num_iterations < _MAX_ITERATIONS)
 
-    start = _State(
-        origin,
-        jnp.zeros_like(equations.values),
-        jnp.where(finite, log_factor, 0),
-        jnp.asarray(_FIRST_STRIDE, origin.dtype),
-        jnp.zeros((), bool),
-        jnp.zeros((), int),
-        linear,
-    )
-    end = jax.lax.while_loop(unfinished, step, start)
-    return end
+    return jax.lax.while_loop(unfinished, step, _start(mirror, equations))
 
 
 @jax.custom_jvp

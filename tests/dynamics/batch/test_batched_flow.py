@@ -18,7 +18,7 @@ from lintensor_jax.dynamics.batch.fourier_basis import Spectral
 from lintensor_jax.dynamics.batch.programs import XLA, Native
 from lintensor_jax.dynamics.batch.vectorization import one_lane_to_many as module
 from lintensor_jax.dynamics.batch.vectorization.one_lane_to_many import lanewise
-from lintensor_jax.dynamics.stopping import status_name
+from lintensor_jax.dynamics.statuses import status_name
 from lintensor_jax.dynamics.system import System
 from lintensor_jax.initialization import gaussian
 

@@ -30,7 +30,7 @@ from ....dynamics import (
     gradient_descent,
     gradient_flow,
 )
-from ....dynamics.stopping import status_name
+from ....dynamics.statuses import status_name
 from ....initialization import matching
 from ....limits import limit_direction
 from ....networks import ConvolutionalNetwork

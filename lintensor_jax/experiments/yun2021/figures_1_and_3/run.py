@@ -20,7 +20,7 @@ import optax
 
 from ....config import ConfigError
 from ....dynamics import StopAtMargin, StopAtResidual, gradient_descent, gradient_flow
-from ....dynamics.stopping import status_name
+from ....dynamics.statuses import status_name
 from ....initialization import matching
 from ....problems import Classification, Regression
 from ....theory.least_norm.max_margin import MarginPrecisionError, NonSeparableError, max_margin

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ....dynamics import gradient_flow, mirror_flow
-from ....dynamics.stopping import status_name
+from ....dynamics.statuses import status_name
 from ....networks import AssumptionFails, FullyConnectedNetwork, MatrixFactorizationNetwork
 from ....problems import MatrixSensing, Regression
 from ....theory.least_norm.min_norm import min_norm

@@ -106,8 +106,10 @@ def test_flows(name, monkeypatch):
 def test_steps_and_starts_share_their_functions(monkeypatch):
     """The functions of velocity and of status are compiled once."""
     emitted: list[str] = []
-    original = programs.emit
-    monkeypatch.setattr(programs, "emit", lambda *a: emitted.append(original(*a)) or emitted[0])
+    original = native_kernel.emit
+    monkeypatch.setattr(
+        native_kernel, "emit", lambda *a: emitted.append(original(*a)) or emitted[0]
+    )
     problem = lt.Regression(RNG.standard_normal((5, 24)), np.ones(5))
     options: dict[str, Any] = {"finish": None, "max_steps": 3}
     batched_flow(starts(lt.DiagonalNetwork.zeros(2, 24), 9), problem, **options)

@@ -1,0 +1,71 @@
+"""Why flows ended: what the solution of one flow and that of a batch say alike."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from .statuses import FAILURE_CODES, OWN_RULE, STATUS_NAMES, FlowStatus, status_of
+from .stopping import AbstractStop, coded
+
+
+class AbstractEnd(eqx.Module):
+    """The end of one flow, or of many with leading axes."""
+
+    code: eqx.AbstractVar[Int[Array, "..."]]  # see `statuses.code_of`
+    stop: eqx.AbstractVar[AbstractStop]
+
+    @property
+    def status(self) -> FlowStatus:
+        """Which rule was met, or why the flow ended otherwise."""
+        return status_of(self.code)
+
+    @property
+    def succeeded(self) -> Bool[Array, "..."]:
+        """Whether the flow came to an end of its own, so that nothing was raised.
+
+        That is a stop rule, or where no flow goes further: `float_wall`, `not_separable` (the
+        minimum of the loss, which is positive) and `stationary`. Only `max_steps`, `non_finite` and
+        `solver_failed` are failures. Read `status` to know which end it was.
+        """
+        return ~jnp.isin(self.code, FAILURE_CODES)
+
+    @property
+    def reason(self) -> Any:
+        """Why the flow ended, in words: a str, or for many flows an array of them.
+
+        For a stop rule of your own these are the rule's `words()`.
+        """
+        codes = np.asarray(self.code)
+        if codes.ndim == 0:
+            return self._in_words(int(codes), self.stop)
+        lanes = np.ndindex(codes.shape)
+        reasons = [self._in_words(int(codes[lane]), self._rules_of(lane)) for lane in lanes]
+        return np.asarray(reasons, object).reshape(codes.shape)
+
+    def counted(self) -> str:
+        """How many flows ended with each status; own rules by their class."""
+        codes, counts = np.unique(np.asarray(self.code), return_counts=True)
+        names = [
+            STATUS_NAMES[code] if code < OWN_RULE else type(_own(code, self.stop)).__name__
+            for code in codes
+        ]
+        return ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
+
+    def _rules_of(self, lane: tuple[int, ...]) -> AbstractStop:
+        """The stop rule of one of many flows: under `jax.vmap` its numbers have lanes as well."""
+        return jax.tree.map(lambda leaf: leaf[lane], self.stop)
+
+    @staticmethod
+    def _in_words(code: int, stop: AbstractStop) -> str:
+        if code < OWN_RULE:
+            return FlowStatus[status_of(jnp.asarray(code))]
+        return _own(code, stop).words()
+
+
+def _own(code: int, stop: AbstractStop) -> AbstractStop:
+    """The rule of the user's that ends flows with this code."""
+    return next(rule for rule_code, rule in coded(stop) if rule_code == code)

@@ -1,0 +1,102 @@
+"""Why a flow ends: the one table of statuses, with words, failures, advice and stored numbers."""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+
+class _Words(str):
+    """The words of a status, with what else is known about it.
+
+    - `stored`: the number of the status in stores of sweeps. Stores keep numbers, so a number is
+      never changed, and a new status takes the first free one (0 and 11 belong to sweeps).
+    - `advice`: what to try after a failure; "" where the end is not a failure.
+    """
+
+    stored: int
+    advice: str
+
+    def __new__(cls, words: str, *, stored: int, advice: str = "") -> "_Words":
+        self = super().__new__(cls, words)
+        self.stored, self.advice = stored, advice
+        return self
+
+
+class FlowStatus(eqx.Enumeration):
+    """Why a flow ended."""
+
+    residual = _Words("the residual fell below the requested value", stored=1)
+    loss = _Words("the loss fell below the requested value", stored=2)
+    margin = _Words("the margin reached the requested value", stored=3)
+    time = _Words("the requested physical time was reached", stored=4)
+    float_wall = _Words(
+        "several samples share the smallest margin, and it has grown so far that the rounding of "
+        "the margins decides the softmax between them: no further digit of the direction can be "
+        "had by integration in this precision",
+        stored=5,
+    )
+    not_separable = _Words(
+        "the loss is at its minimum, which is positive: the gradient with respect to the linear "
+        "coefficients has vanished to rounding. The data are not separable, or so nearly not that "
+        "floating point cannot tell here (is_separable can, to a much smaller margin)",
+        stored=6,
+    )
+    stationary = _Words(
+        "the gradient is zero to rounding: the flow stands still, short of what was asked for "
+        "(dead coordinates, a bottleneck that the targets do not fit through, or a saddle)",
+        stored=7,
+    )
+    max_steps = _Words(
+        "the step budget was spent before any stop rule was met",
+        stored=8,
+        advice="raise max_steps, or loosen the stop rule or the tolerances",
+    )
+    non_finite = _Words(
+        "the start is not finite, or the flow left the range of floating-point numbers",
+        stored=9,
+        advice="check the initial parameters and the data for huge values",
+    )
+    solver_failed = _Words(
+        "the solver's inner iteration failed to converge",
+        stored=10,
+        advice="loosen rtol, or pass another solver",
+    )
+    # The last one: a flow that ends by the k-th rule of the user's has the code of this status + k.
+    own_rule = _Words("a stop rule of the user's was met", stored=12)
+
+
+STATUS_NAMES: tuple[str, ...] = tuple(FlowStatus._name_to_item)
+_WORDS: Any = dict(zip(STATUS_NAMES, FlowStatus._index_to_message, strict=True))
+#: The numbers of the statuses in stores.
+STORED: dict[str, int] = {name: words.stored for name, words in _WORDS.items()}
+#: What to try after each status that is a failure.
+ADVICE: dict[str, str] = {name: words.advice for name, words in _WORDS.items() if words.advice}
+
+
+#: The code of the first own rule of a user's.
+OWN_RULE = np.int32(STATUS_NAMES.index("own_rule"))
+
+
+def status_name(status: FlowStatus) -> str:
+    """The name of one concrete status, such as "margin"."""
+    return STATUS_NAMES[int(status._value)]
+
+
+def code_of(status: FlowStatus) -> np.int32:
+    """A status as a number, for arrays of them: its place in `STATUS_NAMES`.
+
+    Beyond are the codes of the user's own rules: that of `own_rule`, plus the rule's place.
+    """
+    return np.int32(np.asarray(status._value))
+
+
+def status_of(code: Int[Array, "..."]) -> FlowStatus:
+    """The status of one code or of an array of them: `own_rule` for every rule of the user's."""
+    return dataclasses.replace(FlowStatus.max_steps, _value=jnp.minimum(code, OWN_RULE))
+
+
+FAILURE_CODES = np.asarray([STATUS_NAMES.index(name) for name in ADVICE], np.int32)
