@@ -6,10 +6,10 @@ Run from the repository root; `hot_path.py` runs it with everything else:
 
 The sweep of Yun et al. 2021 (two layers, d = 2, x = [1, 2], y = 1, alpha in 0.01..1, rtol = atol =
 1e-8, until the residual is below 1e-7) or, with --uneven, a harder one with uneven lanes (three
-layers, d = 32, n = 8, alpha in 0.1..1, until 1e-5). All ways solve the same lanes by the same
-method to the same end, in turn in one process. Before it is timed, each way's coefficients are
-compared with the exact limits (--uneven: with plain diffrax), and every lane that did not arrive is
-counted: diffrax without a clipped step may hover above the residual.
+layers, d = 32, n = 8, alpha in 0.1..1, until 1e-5). All programs solve the same lanes by the same
+method to the same end, in turn in one process. Before it is timed, the coefficients of each program
+are compared with the exact limits (--uneven: with plain diffrax), and lanes that do not reach the
+residual are counted: diffrax without a limited step can stay above it.
 """
 
 import argparse
@@ -29,14 +29,14 @@ import lintensor_jax as lt
 from lintensor_jax.dynamics.gauss_newton import run_finish
 from lintensor_jax.dynamics.system import Reducible, System
 
-# Diffrax's steps have no limit of stability but the tolerance: with d = 32 its lanes hover, all of
-# them, at residuals of 2e-7 to 3e-6 and would never end. The uneven sweep stops above that.
+# Only the tolerance limits diffrax's steps. With d = 32 all its lanes stay at residuals of 2e-7 to
+# 3e-6, at the stability limit, and do not end. The uneven sweep stops above that.
 TOLERANCE, RESIDUAL, RESIDUAL_UNEVEN = 1e-8, 1e-7, 1e-5
-# Plain lanes need up to 80 steps and uneven ones up to 6,000. A plain lane that hovers would keep
-# all others waiting for as many steps as it is given.
+# Plain lanes need up to 80 steps and uneven ones up to 6,000. A plain lane that does not end would
+# make all others wait for its maximum number of steps.
 MOST_STEPS, MOST_STEPS_UNEVEN = 512, 8192
 BLOCK = 512
-# A way stops with a residual of 1e-7 and has made errors of about rtol in each of its steps.
+# A method stops at a residual of 1e-7 and makes errors of about rtol in each of its steps.
 # Constant steps of 1e-3 lead to another limit than the flow's.
 CLOSE, DESCENT_CLOSE, FINISHED, AGREED = 1e-5, 1e-2, 1e-8, 1e-7
 ARCHITECTURES = ("diagonal", "convolution", "fully-connected")
@@ -114,7 +114,7 @@ def require_close(name: str, found: Any, expected: Any, bound: float, which: Any
 
 
 class Problem:
-    """Lanes to be flown, and the ways to do it."""
+    """Lanes to integrate, and the methods to compare."""
 
     def __init__(self, name: str, depth: int, problem: Any, theta: Any, max_steps: int):
         self.name, self.problem, self.theta, self.max_steps = name, problem, theta, max_steps
@@ -122,7 +122,7 @@ class Problem:
         self.system = System.of(network(name, depth, problem.X.shape[1]), problem)
         self.networks: Any = jax.vmap(self.system.network)(theta)
         self.count = theta.shape[0]
-        # Coefficients to be compared with; where nothing is known, the first way's.
+        # Reference coefficients; without them, those of the first method.
         self.expected: Any = None
         self.known: Any = True  # for which lanes
         self.flow: Any = None  # the last one of ours
@@ -140,7 +140,7 @@ class Problem:
         return self.flow
 
     def check(self, name: str, bound: float = CLOSE) -> Callable[[Any], Row]:
-        """Columns of a way: its distance from the limit and what its lanes did."""
+        """Columns of a method: its distance from the limit, and the steps of its lanes."""
         close = bound * self.residual / RESIDUAL
 
         def row(answer: Any) -> Row:
@@ -166,7 +166,7 @@ class Problem:
 
         return row
 
-    def ways(self, effort: Effort, blocks: bool = True) -> list[Variant]:
+    def variants(self, effort: Effort, blocks: bool = True) -> list[Variant]:
         """Plain diffrax and ours; a quick run leaves out what compiles twice."""
         function = plain(self.system, self.max_steps, self.residual)
 
@@ -208,7 +208,7 @@ def uneven_task(name: str, lanes: int) -> Problem:
 def sweep(effort: Effort, name: str, lanes: int, with_peers: bool = False) -> list[Row]:
     """The paper sweep; the exact limits are known."""
     task = paper_task(name, lanes)
-    variants = task.ways(effort)
+    variants = task.variants(effort)
     if with_peers:
         variants += _peers(task, effort)
     title = f"{name}, {lanes:,} lanes"
@@ -217,7 +217,7 @@ def sweep(effort: Effort, name: str, lanes: int, with_peers: bool = False) -> li
 
 
 def _peers(task: Problem, effort: Effort) -> list[Variant]:
-    """A few lanes each, timed once or twice: per lane, they take a thousand times as long."""
+    """A few lanes of each peer, timed once or twice: a lane takes a thousand times as long."""
     theta, name = np.array(task.theta), task.name
     limits = task.expected
 
@@ -248,14 +248,14 @@ def _peers(task: Problem, effort: Effort) -> list[Variant]:
     def times():
         return np.exp(np.array(task.flow.log_time[:count], np.float64))
 
-    for key, solve in peers.torch_ways(name, theta[:count], times, TOLERANCE, TOLERANCE):
+    for key, solve in peers.torch_methods(name, theta[:count], times, TOLERANCE, TOLERANCE):
         # The error of a batch is controlled in its mean: a lane's may be sqrt(N) times as large.
         found.append(variant(key, solve, count, CLOSE * np.sqrt(count)))
     return found
 
 
 def _finished(title: str, task: Problem) -> list[Row]:
-    """How far our lanes' limits are from the exact ones with the finish, alpha = 0.001 included."""
+    """Distances of limits from the exact ones with the finish, also for alpha = 0.001."""
     names = task.name, 2, task.problem
     small = task.theta / jnp.linalg.norm(task.theta, axis=1, keepdims=True) * 1e-3
     both = jnp.concatenate([task.theta[:1024], small[:1024]])
@@ -300,14 +300,14 @@ def _finished(title: str, task: Problem) -> list[Row]:
 def uneven(effort: Effort, name: str, lanes: int) -> list[Row]:
     """The harder sweep."""
     task = uneven_task(name, lanes)
-    variants = task.ways(effort, blocks=False)
-    # Half a minute each, of which nothing is noise.
+    variants = task.variants(effort, blocks=False)
+    # Half a minute each; noise is negligible.
     variants[0] = dataclasses.replace(variants[0], rounds=3)
     return measure.compare("uneven", f"{name}, {lanes:,} lanes", variants, effort.repeats)
 
 
 def main() -> None:
-    """Both sweeps."""
+    """Run the paper sweep and the uneven sweep, and print their tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -165,7 +165,7 @@ def _satisfies_theorem_2(cell, start):
 
 
 def summary(cell: Cell, outcomes: list[Outcome]) -> list[str]:
-    """Prints one row; returns what does not keep its claim."""
+    """Prints one row; returns the violated claims."""
     steps = [o.num_steps for o in outcomes]
     reached = sum(o.margin >= MARGIN for o in outcomes)
     certified = [o for o in outcomes if o.status in ("stationary", "continued")]

@@ -58,7 +58,7 @@ SHAPES = (
 )
 SCALES = (1e-3, 1e3)
 # The flow's tolerance, and what its errors may add up to in the end: scalar networks meet Theorem 3
-# exactly, so that it is the integrator that is seen there.
+# exactly, so that only the integrator's error is measured there.
 RTOL, ERROR = 1e-12, 1e-10
 # Times in units of the initial rate, the first of them the start.
 TIMES = np.array([0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0])
@@ -89,12 +89,12 @@ class Case:
 
     @property
     def problem(self) -> lt.Regression:
-        """The data."""
+        """The regression problem of this instance."""
         return lt.Regression(self.X, self.y)
 
     @property
     def regime(self) -> str:
-        """How rank and outputs compare."""
+        """A word that compares the rank with the number of outputs."""
         rank, outputs = self.shape[4], max(self.shape[3], 1)
         return f"r {'<' if rank < outputs else '=' if rank == outputs else '>'} m"
 
@@ -105,12 +105,12 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What one flow shows, over its saved times.
+    """The measurements of one flow, over its saved times.
 
-    `rate_excess`: the most by which Proposition 1 exceeds the measured rate, in units of what
-    rounding allows; `loss_excess`: log of loss over Theorem 3 (from the start, and Corollary 6 from
-    every saved time), likewise. Above 1 they are violations. `tightness`: rate over Proposition 1
-    where that is positive.
+    `rate_excess`: the most by which Proposition 1 exceeds the measured rate, in units of
+    the allowed rounding. `loss_excess`: log of loss over Theorem 3 (from the start; Corollary 6
+    from every saved time), in the same units. Above 1 they are violations. `tightness`: rate over
+    Proposition 1 where that is positive.
     """
 
     case: str
@@ -132,7 +132,7 @@ class Outcome:
 
 
 def cases(count: int) -> Iterator[Case]:
-    """`count` instances, shape by shape in turn; instance i is the same whatever the count."""
+    """`count` instances, shape by shape in turn; instance i is the same for every count."""
     return (draw(index, SHAPES[index % len(SHAPES)]) for index in range(count))
 
 
@@ -169,7 +169,7 @@ def draw(index: int, shape: tuple[int, int, int, int, int]) -> Case:
 
 
 def compare(case: Case) -> Outcome:
-    """Integrate one flow and hold it against its bounds."""
+    """Integrate one flow and compare it with its bounds."""
     network, problem = case.network, case.problem
     start = float(_slopes(network.weights, problem)) / _excess(case, *network.weights)
     flow = lt.gradient_flow(
@@ -196,7 +196,7 @@ def compare(case: Case) -> Outcome:
     errors = np.sqrt([2 * _excess(case, *(w[k] for w in weights)) for k in reached])
     sizes = [np.linalg.norm(w.reshape(len(w), -1), axis=1) for w in weights]
     terms = np.linalg.norm(case.X, 2) * np.max(sizes[0]) * np.max(sizes[1])
-    # What the integrator's error in the parameters does to E.
+    # The error of E from the integrator's error in the parameters.
     floor = ERROR * terms + ULPS * np.linalg.norm(case.y)
     kept = errors > 100 * floor
     reached, errors = reached[kept], errors[kept]
@@ -297,7 +297,7 @@ def bias(index: int) -> Bias:
 
 
 def quantiles(values) -> str:
-    """The distribution in a line."""
+    """The distribution of values as one line of text."""
     values = np.asarray(values)
     points = np.quantile(values, (0, 0.01, 0.1, 0.5, 0.9, 0.99, 1))
     names = ("least", "1 %", "10 %", "median", "90 %", "99 %", "most")
@@ -312,7 +312,7 @@ def main() -> int:
     )
     parser.add_argument("--instances", type=int, default=2000)
     parser.add_argument("--biases", type=int, default=50, help="problems for Proposition 10")
-    parser.add_argument("--seconds", type=float, help="begin no instance after so many")
+    parser.add_argument("--seconds", type=float, help="begin no instance after this many seconds")
     parser.add_argument("--out", type=Path, help="write all outcomes as JSON")
     options = parser.parse_args()
     start, outcomes = time.perf_counter(), []

@@ -32,7 +32,7 @@ from lintensor_jax.dynamics.batch.vectorization.entry_by_entry import (
     assembled,
     entries_of,
 )
-from lintensor_jax.dynamics.batch.vectorization.lanes_last import apply_trailing
+from lintensor_jax.dynamics.batch.vectorization.lanes_last import apply_lanes_last
 
 _SIZE, _LANES, _MOST = 4, 24, 16.0
 _NUMBERS = [0.0, -0.0, 1.0, -1.0, 0.5, -2.0, 3.0, np.inf, -np.inf, np.nan]
@@ -49,7 +49,7 @@ def _capped(x):
 
 
 def _numbers(x):
-    """Numbers of anything."""
+    """Numbers from an operand of any dtype."""
     return x.astype(float) if x.dtype.kind == "b" else x
 
 
@@ -213,7 +213,7 @@ def random_program(choose: Choose, steps: int) -> Callable:
 
 
 def random_rows(choose: Choose) -> np.ndarray:
-    """Rows of the numbers that say most."""
+    """Rows of numbers that make errors visible: zeros, signs, NaN, infinities."""
     return np.array(
         [[_NUMBERS[choose(len(_NUMBERS))] for _ in range(_SIZE)] for _ in range(_LANES)]
     )
@@ -247,7 +247,7 @@ def by_lanes(function: Callable, rows: np.ndarray) -> np.ndarray:
     """Whole arrays, lanes last."""
     closed = jax.make_jaxpr(function)(rows[0])
     with jax.disable_jit():
-        (found,) = apply_trailing(closed, [True], {}, jnp.asarray(rows.T))
+        (found,) = apply_lanes_last(closed, [True], {}, jnp.asarray(rows.T))
     return np.asarray(found).T
 
 
@@ -255,7 +255,7 @@ EVALUATORS: dict[str, Any] = {"native": by_kernel, "entries": by_entries, "lanes
 
 
 def check(choose: Choose, steps: int) -> list[str]:
-    """Compares all evaluators on one program; returns who refused it, and says what differs."""
+    """Compares all evaluators on one program; returns those that refused it, prints differences."""
     function, rows = random_program(choose, steps), random_rows(choose)
     with jax.disable_jit():
         expected = np.asarray(jax.vmap(lambda row: function(row)[0])(jnp.asarray(rows)))
@@ -272,7 +272,7 @@ def check(choose: Choose, steps: int) -> list[str]:
 
 
 def main() -> None:
-    """See above."""
+    """Run the random programs; SystemExit names the first one on which an evaluator is wrong."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--programs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)

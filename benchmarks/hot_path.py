@@ -1,17 +1,17 @@
-"""All benchmarks of the hot path, in one run: results.json, table.md and plots.
+"""All benchmarks of the inner loops, in one run: results.json, table.md and plots.
 
 Run from the repository root:
 
     python benchmarks/hot_path.py [--quick] [--out results/benchmarks] [--only PART ...]
 
-Parts: sweep, uneven, classification, one-lane, work-precision, scaling, tensor. Each is a program
-of its own in this folder, whose docstring says what is measured: batched.py (two parts),
+Parts: sweep, uneven, classification, one-lane, work-precision, scaling, tensor. Each is a separate
+program in this folder, whose docstring describes the measurement: batched.py (two parts),
 margins.py, one_lane.py, work_precision.py, scaling.py, tensor.py. SciPy comes with the extra
 `test`; PyTorch, torchdiffeq and torchode with the extra `peers`, and are left out where they are
 not installed. A GPU is used where JAX finds one, and only there absolute times are printed.
 
---quick takes a few minutes on two cores, few lanes and few repeats: enough to see that everything
-works, too little to quote.
+--quick takes a few minutes on two cores, few lanes and few repeats: enough to check that
+everything works, too few for reliable numbers.
 """
 
 import argparse
@@ -49,12 +49,12 @@ def uneven(effort: Effort, folder: Path) -> list[Row]:
 
 
 def classification(effort: Effort, folder: Path) -> list[Row]:
-    """To large margins."""
+    """Flows to large margins."""
     return margins.rows_of(effort, 256 if effort.quick else 4096)
 
 
 def by_work_and_precision(effort: Effort, folder: Path) -> list[Row]:
-    """Error against time."""
+    """The work-precision diagrams: error against time."""
     names = batched.ARCHITECTURES[: 1 if effort.quick else None]
     rows = [row for name in names for row in work_precision.rows_of(effort, name)]
     work_precision.draw(rows, folder)
@@ -73,14 +73,14 @@ PARTS: dict[str, Part] = {
 
 
 def main() -> None:
-    """The parts that are asked for; ends with exit code 1 if an answer was wrong."""
+    """Run the chosen parts; exit code 1 if an answer was wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="few lanes, two timings of each")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     parser.add_argument("--only", nargs="+", choices=[*PARTS], default=[*PARTS], metavar="PART")
-    parser.add_argument("--repeats", type=int, help="timings of each way; default 5, quick 2")
+    parser.add_argument("--repeats", type=int, help="timings of each program; default 5, quick 2")
     options = parser.parse_args()
     measure.set_up()
     effort = Effort(options.quick, options.repeats or (2 if options.quick else 5))
@@ -92,10 +92,10 @@ def main() -> None:
         try:
             rows += PARTS[name](effort, options.out)
         except measure.WrongAnswer as error:
-            # The other parts' numbers stand; this one has none.
+            # The numbers of the other parts are valid; this part has none.
             wrong.append(f"{name}: {error}")
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-        # After every part: what was measured is kept if a later one is interrupted.
+        # Written after every part, so that an interruption does not lose results.
         table = measure.write(options.out, rows, measure.machine(), wrong)
     print(table)
     sys.exit(1 if wrong else 0)

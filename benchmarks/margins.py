@@ -6,7 +6,7 @@ Run from the repository root; `hot_path.py` runs it with everything else:
 
 Two-layer diagonal networks from alpha in 0.01..1: the toy data of Yun et al. 2021, section 6
 (z_1 = [1, 2], z_2 = [0, 3]) to margin 1e8, and 20 random separable samples of dimension 10, from
-whose ends `limit_direction` takes a few lanes to their certified limits. Both ways integrate the
+whose ends `limit_direction` continues a few lanes to certified limits. Both programs integrate the
 same equation, in log-arc length, with the same method, tolerances and stop. Where several samples
 support the limit, as in the random data, the equation is as stiff as the margin is large and an
 explicit method needs 6 steps for every unit of it: all lanes go to margin 1e2, a few to 1e4, there
@@ -34,9 +34,9 @@ RTOL = 1e-8
 MOST_STEPS, MOST_STIFF_STEPS = 4096, 100_000
 # Directions move like 1/margin at most where both stop, and lanes stop at margins a step apart.
 CLOSE = 1e-3
-# More lanes than these, in parts of all, must not be on their way when the steps are spent.
+# At most this share of the lanes may be unfinished when the steps are spent.
 FEW = 0.02
-# That a way which takes them one after the other is given.
+# The number of lanes for a method that integrates them one after the other.
 FEW_LANES = 2
 
 
@@ -92,7 +92,7 @@ def random_data() -> lt.Classification:
 def compare(
     effort: Effort, title: str, problem: Any, margin: float, lanes: int, max_steps: int = MOST_STEPS
 ) -> tuple[list[Row], lt.BatchedFlow]:
-    """Rows, and the flow of ours."""
+    """The rows of the table, and the flow by `batched_flow`."""
     system = System.of(lt.DiagonalNetwork.zeros(2, problem.X.shape[1]), problem)
     theta = batched.starts(system, lanes, 0.01)
     networks: Any = jax.vmap(system.network)(theta)
@@ -162,7 +162,7 @@ def compare(
                     saveat=diffrax.SaveAt(steps=True),
                     rtol=RTOL,
                 )
-                # Its last step goes a fifth too far, where the direction is another.
+                # The last step ends at a margin a fifth too large, in another direction.
                 before, after = np.asarray(flow.log_margin)[-2:]
                 share = (np.log(margin) - before) / (after - before)
                 ends = np.asarray(flow.direction)[-2:]
@@ -182,7 +182,7 @@ def compare(
 
 
 def limits(flow: lt.BatchedFlow, problem: Any, count: int) -> Row:
-    """What `limit_direction` makes of a few lanes' ends."""
+    """The result of `limit_direction` at the ends of a few lanes."""
     beta = np.asarray(flow.coefficients)
     distances, succeeded = [], 0
     for k in range(count):
@@ -215,7 +215,7 @@ def rows_of(effort: Effort, lanes: int) -> list[Row]:
 
 
 def main() -> None:
-    """Both problems."""
+    """Run the toy data and the random data, and print their tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -2,7 +2,7 @@
 
 An absolute time says as much about the machine as about the program, so a row holds how many times
 faster than the baseline of its problem a variant was, by the wall and in core time (of all
-threads); absolute times are added on a GPU, whose name they come with. Compile times are an
+threads); on a GPU absolute times are added, with the name of the GPU. Compile times are an
 exception: there is a budget for them, in seconds.
 """
 
@@ -24,19 +24,20 @@ Row = dict[str, Any]
 
 
 class WrongAnswer(RuntimeError):
-    """A variant that solves another problem is not worth a time."""
+    """A variant has a wrong answer; it is not timed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One way to do the work of a problem.
+    """A program that solves a problem.
 
-    - `call`: does it; returns what `check` takes.
+    - `call`: runs it; returns the argument of `check`.
     - `check`: columns of its row; raises `WrongAnswer`.
-    - `share`: of the lanes that it does, for those that would take hours; its times are scaled up.
-    - `rounds`: how often it is timed at most.
-    - `unit`: what its time is divided by before it is compared (1, or a number of steps), from the
-      columns of its row.
+    - `share`: the share of the lanes that it integrates; below 1 if it would take hours. Times are
+      scaled up.
+    - `rounds`: the largest number of its timings.
+    - `unit`: a number by which its time is divided before it is compared (1, or a number of steps),
+      from the columns of its row.
     """
 
     name: str
@@ -58,17 +59,17 @@ class Effort:
 def set_up() -> None:
     """float64, no cache of compiled programs; before any computation."""
     jax.config.update("jax_enable_x64", True)
-    # What was compiled yesterday would make today's compile times zero.
+    # A cache of earlier runs would make compile times zero.
     jax.config.update("jax_compilation_cache_dir", None)
 
 
 def on_gpu() -> bool:
-    """Whether JAX found one."""
+    """Whether JAX found a GPU."""
     return jax.default_backend() == "gpu"
 
 
 def machine() -> Row:
-    """What the ratios were measured on."""
+    """The machine and the versions of the measurement."""
     packages = ("jax", "jaxlib", "diffrax", "scipy", "torch", "torchdiffeq", "torchode")
     return {
         "date": datetime.date.today().isoformat(),
@@ -144,7 +145,7 @@ def compare(
         row = {"part": part, "problem": problem, "variant": name}
         row["faster_by_wall"] = wall[baseline] / units[baseline] / (wall[name] / units[name])
         row["faster_in_core_time"] = cores[baseline] / units[baseline] / (cores[name] / units[name])
-        # Less than that is noise, or a variant that compiles nothing.
+        # Smaller times are noise, or the variant does not compile.
         row["compile_s"] = compiles if compiles > 0.05 else None
         if on_gpu():
             row["seconds"] = wall[name]
@@ -177,7 +178,7 @@ def _table(part: str, rows: list[Row]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Three digits say all that a ratio can."""
+    """A ratio with three digits."""
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

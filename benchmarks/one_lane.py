@@ -1,4 +1,4 @@
-"""One flow at a time: what a flow costs without company.
+"""One flow at a time: the time of one flow that is not part of a batch.
 
 Run from the repository root; `hot_path.py` runs it with everything else:
 
@@ -6,11 +6,11 @@ Run from the repository root; `hot_path.py` runs it with everything else:
 
 "In turn": sixteen flows, one after the other in one program (`jax.lax.map`), by `gradient_flow` and
 by `diffrax.diffeqsolve` with the same tolerances and stop, in the paper's sweep and in a larger
-one. `gradient_flow` asks more of every step: whether the flow stands still, and how long a step
-stability allows.
+one. `gradient_flow` computes more in every step: whether the flow is stationary, and the stability
+limit of the step.
 
-"Called": one flow a call, as it is written and inside `jit`, against one `jit(diffeqsolve)` and
-against `diffeqsolve` as it is written. XLA:CPU hands a program of more than 1,000 operations to
+"Called": one flow in each call, without and inside `jit`, against one `jit(diffeqsolve)` and
+against `diffeqsolve` without jit. XLA:CPU hands a program of more than 1,000 operations to
 another thread, which may take as long as a small flow.
 """
 
@@ -33,7 +33,7 @@ _BASELINE = "diffrax, Tsit5"
 
 
 def rows_of(effort: Effort) -> list[Row]:
-    """A row for every problem and way."""
+    """A row for every problem and method."""
     names = batched.ARCHITECTURES[: 1 if effort.quick else None]
     rows = []
     for name in names:
@@ -48,26 +48,26 @@ def rows_of(effort: Effort) -> list[Row]:
 
 def in_turn(effort: Effort, name: str, task: batched.Problem) -> list[Row]:
     """Flows one after the other, in one program."""
-    ways = {
+    solvers = {
         f"diffrax, {method}": batched.plain_solve(
             task.system, task.max_steps, solver, task.residual
         )
         for method, solver in _METHODS.items()
     }
-    ways |= {f"gradient_flow, {method}": _flow(task, x) for method, x in _METHODS.items()}
-    ways["gradient_flow"] = _flow(task, None)
+    solvers |= {f"gradient_flow, {method}": _flow(task, x) for method, x in _METHODS.items()}
+    solvers["gradient_flow"] = _flow(task, None)
 
     def variant(key: str, solve: Callable) -> Variant:
         program = jax.jit(lambda thetas: jax.lax.map(solve, thetas))
         return Variant(key, lambda: program(task.theta), task.check(key))
 
-    variants = [variant(key, solve) for key, solve in ways.items()]
+    variants = [variant(key, solve) for key, solve in solvers.items()]
     title = f"{name}, in turn"
     return _against_diffrax(measure.compare("one lane", title, variants, effort.repeats, _BASELINE))
 
 
 def called(effort: Effort, name: str, task: batched.Problem) -> list[Row]:
-    """One flow a call."""
+    """One flow in each call."""
     (theta,) = task.theta
 
     def as_called(solve: Callable) -> Callable:
@@ -92,11 +92,11 @@ def called(effort: Effort, name: str, task: batched.Problem) -> list[Row]:
         "batched_flow": task.ours,
     }
     variants = [
-        # Half a second each, as called: it compiles anew every time.
+        # Half a second each: every call compiles again.
         Variant(key, call, task.check(key), rounds=5 if call is slow else 1000)
         for key, call in calls.items()
     ]
-    # Milliseconds each: many timings cost nothing.
+    # Milliseconds each, so that many timings take little time.
     rows = measure.compare("one lane", f"{name}, called", variants, 10 * effort.repeats, _BASELINE)
     return _against_diffrax(rows)
 
@@ -131,7 +131,7 @@ def _against_diffrax(rows: list[Row]) -> list[Row]:
 
 
 def main() -> None:
-    """The table."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

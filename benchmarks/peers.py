@@ -1,9 +1,9 @@
-"""The sweep of Yun et al. 2021 by other means, and its exact limits.
+"""The sweep of Yun et al. 2021 by other libraries, and its exact limits.
 
 Two-layer networks, x = [1, 2], y = 1. Parameters are vectors of `System.initial`'s order. What is
-written here shares nothing with the package: formulas for d = 2, in NumPy and in PyTorch.
+written here shares no code with the package: formulas for d = 2, in NumPy and in PyTorch.
 
-Peers are told where to stop as favourably as they allow: SciPy and gradient descent at the
+Each peer gets the stop rule that is most favourable to it: SciPy and gradient descent at the
 residual; torchdiffeq, which has one step size for a whole batch, and torchode at the time at which
 `batched_flow` met the residual (the last one of all lanes; each lane's own).
 """
@@ -74,7 +74,7 @@ def exact_limit(name: str, theta: np.ndarray) -> np.ndarray:
         plus, minus = (a + b) * np.exp(s[:, None] * q), (a - b) * np.exp(-s[:, None] * q)
         return (plus + minus) / 2, (plus - minus) / 2
 
-    # e^(3 * 60) is the largest number on the way; every lane of the sweep ends at |s| < 6.
+    # e^(3 * 60) is the largest intermediate number; every lane of the sweep ends at |s| < 6.
     low, high = np.full(len(theta), -30.0), np.full(len(theta), 30.0)
     for _ in range(70):
         middle = (low + high) / 2
@@ -128,12 +128,12 @@ def descent(name: str, thetas: np.ndarray, stop: float):
     return coefficients(name, np.stack(ends))
 
 
-def torch_ways(
+def torch_methods(
     name: str, thetas: np.ndarray, times: Callable[[], np.ndarray], rtol: float, atol: float
 ) -> Sequence[tuple[str, Callable[[], np.ndarray]]]:
-    """What of torchdiffeq and torchode can be imported, by name; they return (N, 2).
+    """The functions of torchdiffeq and torchode that can be imported, by name; they return (N, 2).
 
-    `times` are the lanes' ends, shape (N,), asked for when it is time to go.
+    `times` returns the lanes' end times, shape (N,); it is called when a function runs.
     """
     try:
         import torch
@@ -146,7 +146,7 @@ def torch_ways(
     def slope(t, theta):
         return velocity(name, theta, x, torch.cat)
 
-    ways = []
+    methods = []
     try:
         from torchdiffeq import odeint
 
@@ -156,7 +156,7 @@ def torch_ways(
                 path: Any = odeint(slope, start, span, rtol=rtol, atol=atol, method="dopri5")
             return coefficients(name, path[-1]).numpy()
 
-        ways.append(("torchdiffeq", by_torchdiffeq))
+        methods.append(("torchdiffeq", by_torchdiffeq))
     except ModuleNotFoundError:
         pass
     try:
@@ -174,7 +174,7 @@ def torch_ways(
                 solution = solver.solve(given)
             return coefficients(name, solution.ys[:, -1]).numpy()
 
-        ways.append(("torchode", by_torchode))
+        methods.append(("torchode", by_torchode))
     except ModuleNotFoundError:
         pass
-    return ways
+    return methods

@@ -1,4 +1,4 @@
-"""Three ways to the limit of random regression flows: full flow, mirror flow, Theorem 5.
+"""Three computations of the limit of random regression flows: full flow, mirror flow, Theorem 5.
 
 Run from the repository root:
 
@@ -7,7 +7,7 @@ Run from the repository root:
 Diagonal networks from w_l = alpha eta (l < L), w_L = 0: d up to 64, n up to 16, L = 2..5, alpha in
 1e-3..10, eta of random signs and sizes; some of them stiff. The full flow integrates the L d
 parameters with `gradient_flow`, the mirror flow the n dual variables, and Theorem 5 (Yun et al.
-2021) is a convex program: they share the data and nothing else. The claims: relative differences of
+2021) is a convex program: they share the data only. The claims: relative differences of
 at most 1e-7 and 1e-8, and no flow that fails.
 """
 
@@ -44,7 +44,7 @@ SHAPES = (
 SCALES = (1e-3, 10.0)
 THEORY_BOUND = 1e-7
 MIRROR_BOUND = 1e-8
-# The Gauss-Newton finish leaves about the square of what the flow has left of its way.
+# The error after the Gauss-Newton finish is about the square of the flow's remaining distance.
 RTOL = 1e-10
 
 
@@ -69,7 +69,7 @@ class Case:
 
     @property
     def problem(self) -> lt.Regression:
-        """The data."""
+        """The regression problem of this instance."""
         return lt.Regression(self.X, self.y)
 
     def __str__(self) -> str:
@@ -100,7 +100,7 @@ class Outcome:
 
 
 def cases(count: int) -> Iterator[Case]:
-    """`count` problems, all shapes in turn; problem i is the same whatever the count."""
+    """`count` problems, all shapes in turn; problem i is the same for every count."""
     return (draw(index, *SHAPES[index % len(SHAPES)]) for index in range(count))
 
 
@@ -150,7 +150,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--problems", type=int, default=200)
-    parser.add_argument("--seconds", type=float, help="begin no problem after so many")
+    parser.add_argument("--seconds", type=float, help="begin no problem after this many seconds")
     parser.add_argument("--out", type=Path, help="write all outcomes as JSON")
     options = parser.parse_args()
     start, outcomes = time.perf_counter(), []

@@ -1,11 +1,11 @@
-"""How costs grow: with the lanes, with d, L and n; against the expected orders.
+"""Growth of time and memory with the number of lanes, d, L and n, and the expected orders.
 
 Run from the repository root; `hot_path.py` runs it with everything else:
 
     python benchmarks/scaling.py [--quick] [--out results/benchmarks]
 
 Lanes: throughput of `batched_flow` and of plain `jit(vmap(diffeqsolve))` in the sweep of Yun et
-al. 2021, in units of plain at 1,000 lanes, and the peak memory of a process of its own for each
+al. 2021, in units of plain at 1,000 lanes, and the peak memory of a separate process for each
 number. A step: core time of a lane's attempted step, first compile and start left out. Contractions
 and the dual flow: see `contraction_costs.py`. Costs are in units of the first one of a panel's
 first curve. `growth` is the cost's factor over the last part of a curve, beside the expected one.
@@ -54,7 +54,7 @@ def paper_task(lanes: int) -> batched.Problem:
 
 
 def by_lanes(effort: Effort) -> list[Row]:
-    """Throughput; every lane's limit is checked on the way."""
+    """Throughput; every lane's limit is checked."""
     rows, unit = [], 0.0
     for lanes in LANES_QUICK if effort.quick else LANES:
         task = paper_task(lanes)
@@ -81,7 +81,7 @@ def by_lanes(effort: Effort) -> list[Row]:
 
 
 def peak_memory(lanes: int) -> int:
-    """Bytes that this process has held at most, after a sweep of so many lanes."""
+    """The peak memory of this process in bytes, after a sweep of that many lanes."""
     measure.set_up()
     task = paper_task(lanes)
     jax.block_until_ready(task.ours().coefficients)
@@ -122,15 +122,15 @@ def step_cost(name: str, d: int, depth: int, n: int, repeats: int) -> float:
     theta = jnp.asarray(scale * rng.standard_normal((lanes, size)))
     networks: Any = jax.vmap(system.network)(theta)
 
-    def fly():
-        # No flow gets so far in so few steps: all of them are taken.
+    def run_flow():
+        # No flow reaches this in so few steps, so that all steps are taken.
         stop = lt.StopAtResidual(1e-13)
         settings: Any = {"finish": None, "max_steps": steps, "width": lanes}
         return lt.batched_flow(networks, problem, stop=stop, **settings)
 
-    flow = fly()
+    flow = run_flow()
     which = 1 if measure.on_gpu() else 2
-    times = [measure.timed(fly)[which] for _ in range(repeats)]
+    times = [measure.timed(run_flow)[which] for _ in range(repeats)]
     return float(np.median(times)) / int(flow.executed_steps)
 
 

@@ -1,4 +1,4 @@
-"""Sweeps at scale: memory, step waste, and what a SIGKILL costs.
+"""Large sweeps: memory, step waste, and the work that a SIGKILL loses.
 
 Run from the repository root:
 
@@ -9,11 +9,11 @@ Run from the repository root:
 
 `lanes` is regression with a diagonal network (L = 2, d = 8, n = 3), alpha from 1e-3 to 1 and 100
 directions; it prints lanes per second without compilation, peak memory of the process, and step
-waste (executed over needed explicit steps). `uneven` gives every lane data of its own, of which 1%
+waste (executed over needed explicit steps). In `uneven` every lane has its own data, of which 1%
 are so badly conditioned that an explicit method needs about 100 times as many steps. `kill` runs a
 sweep in a child, kills it at a random moment, resumes it, kills that again, ... until it is done,
 compares every file of every array with an uninterrupted run, and counts how often each chunk was
-computed; then it begins anew, until it has killed as often as asked. Every command ends with exit
+computed; then it begins again, until it has killed `--times` times. Every command ends with exit
 code 1 if its bound is broken.
 """
 
@@ -101,8 +101,8 @@ def uneven_command(options: argparse.Namespace) -> bool:
     count = options.lanes
     slow = np.zeros(count, bool)
     slow[RNG.choice(count, count // 100, replace=False)] = True
-    # The second sample sees what the first does, but for a small part: that is learned last, at a
-    # rate which is smaller by the square of that part.
+    # The second sample equals the first up to a small part. That part is learned last. Its rate
+    # is smaller by the square of the part.
     data = np.broadcast_to(X[:2], (count, 2, D)).copy()
     data[slow, 1] = data[slow, 0] + options.conditioning * data[slow, 1]
     targets = np.einsum("lnd,d->ln", data, np.abs(DIRECTIONS[0]))
@@ -154,7 +154,7 @@ def nan_command(options: argparse.Namespace) -> bool:
 
 
 def child_command(options: argparse.Namespace) -> bool:
-    """What `kill` kills; it writes down every job that it begins."""
+    """The process that `kill` kills; it logs every job that it begins."""
     jax.config.update("jax_compilation_cache_dir", str(Path(options.path).parent / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     compute = Run._compute
@@ -194,7 +194,7 @@ def kill_command(options: argparse.Namespace) -> bool:
         while killed < options.times:
             path = Path(folder, f"killed{sweeps}")
             here = 0
-            # Each time later on average, so that it gets done in the end.
+            # Later each time on average, so that the sweep ends.
             while run_child(path, rng.uniform(0, seconds)) is None:
                 here += 1
             log = Path(f"{path}.jobs").read_text().split("\n")[:-1]
@@ -239,7 +239,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 def main() -> int:
-    """One command."""
+    """Run one of the commands `lanes`, `uneven`, `nan` and `kill`; returns the exit code."""
     commands: dict[str, Callable[[argparse.Namespace], bool]] = {
         "lanes": lanes_command,
         "uneven": uneven_command,

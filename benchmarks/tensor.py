@@ -1,4 +1,4 @@
-"""A general data tensor's contraction with all its leave-one-out forms: three ways.
+"""A general data tensor's contraction with all its leave-one-out forms: three programs.
 
 Run from the repository root; `hot_path.py` runs it with everything else:
 
@@ -30,7 +30,7 @@ INNER = 20
 ROUNDING = 1e-10
 
 
-def ways(tensor, X, y) -> dict[str, Callable]:
+def programs(tensor, X, y) -> dict[str, Callable]:
     """Loss and gradient as functions of factors (L, k)."""
     depth = tensor.ndim - 1
     axes = string.ascii_lowercase[:depth]
@@ -115,14 +115,14 @@ def rows_of(effort: Effort) -> list[Row]:
 
                 return Variant(name, lambda: program(start), check)
 
-            variants = [variant(name, f) for name, f in ways(*given).items()]
+            variants = [variant(name, f) for name, f in programs(*given).items()]
             title = f"L = {depth}, k = d = {size}, {lanes} lanes"
             rows += measure.compare("tensor", title, variants, 3 * effort.repeats, "einsum")
     return rows
 
 
 def main() -> None:
-    """The table."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

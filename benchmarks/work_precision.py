@@ -5,8 +5,8 @@ Run from the repository root; `hot_path.py` runs it with everything else:
     python benchmarks/work_precision.py [--quick] [--out results/benchmarks]
 
 Lanes of the sweep of Yun et al. 2021 with alpha in 0.1..1 are integrated up to one time at which
-every exact residual is below 1e-13, so that what is left is the method's own error: no stop rule,
-no finish (but for one curve). The exact limits are known. Times are core times per lane, in units
+every exact residual is below 1e-13, so that only the method's error is left: no stop rule,
+no finish (except in one curve). The exact limits are known. Times are core times per lane, in units
 of plain diffrax with Tsit5 at rtol = 1e-8; atol = rtol / 10.
 """
 
@@ -30,13 +30,14 @@ import lintensor_jax as lt
 from lintensor_jax.dynamics.system import System
 from lintensor_jax.figures import style
 
-# Enough lanes that a call's fixed cost of about a millisecond does not decide; those that go one
-# after the other need fewer.
+# So many lanes that a call's fixed time of about a millisecond is small. Methods that integrate
+# lanes one after the other need fewer.
 LANES, LANES_QUICK, FEW = 2048, 128, 4
 RTOLS = (1e-4, 1e-6, 1e-8, 1e-10, 1e-12)
 MOST_STEPS = 20_000
 UNIT = "plain, Tsit5"
-# The median error of a method that works. Rounding: a limit is the sum of thousands of steps.
+# A correct method has a median error of at most this ratio times rtol, plus rounding: a limit is
+# the sum of thousands of steps.
 LARGEST_RATIO, ROUNDING = 1e3, 1e-11
 
 
@@ -62,7 +63,7 @@ def plain(system: System, solver: Any, end: float) -> Callable:
     return jax.jit(jax.vmap(solve, (0, None)))
 
 
-def ways(name: str, theta: Any) -> dict[str, tuple[Callable[[float], Any], int]]:
+def methods(name: str, theta: Any) -> dict[str, tuple[Callable[[float], Any], int]]:
     """Functions of rtol that return limits (k, 2), and k."""
     problem = lt.Regression(peers.X[None], np.array([peers.Y]))
     system = System.of(batched.network(name, 2, 2), problem)
@@ -128,13 +129,13 @@ def ways(name: str, theta: Any) -> dict[str, tuple[Callable[[float], Any], int]]
 
 
 def rows_of(effort: Effort, name: str) -> list[Row]:
-    """A row for every way and tolerance."""
+    """A row for every method and tolerance."""
     problem = lt.Regression(peers.X[None], np.array([peers.Y]))
     count = LANES_QUICK if effort.quick else LANES
     theta = batched.starts(System.of(batched.network(name, 2, 2), problem), LANES, 0.1)
     exact = peers.exact_limit(name, np.asarray(theta))
     variants, found = [], {}
-    for key, (solve, lanes) in ways(name, theta).items():
+    for key, (solve, lanes) in methods(name, theta).items():
         if effort.quick and key.startswith("gradient_flow"):
             continue  # its implicit method takes long to compile
         for rtol in RTOLS:
@@ -184,7 +185,7 @@ def draw(rows: list[Row], folder: Path) -> list[Path]:
 
 
 def main() -> None:
-    """All architectures."""
+    """Measure all architectures; print the table and write the plots."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

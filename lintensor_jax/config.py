@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 
 
 class ConfigError(ValueError):
-    """A mistake in a configuration: the key's dotted path, and what is wrong with its value."""
+    """A mistake in a configuration: the dotted path of a key, and the problem with its value."""
 
     def __init__(self, key: str, problem: str):
         super().__init__(f"{key} {problem}".strip())
@@ -33,7 +33,7 @@ class ConfigError(ValueError):
 
 
 class Rejected(NamedTuple):
-    """What a rule says of a value that breaks it; `where` is an index such as "[2]"."""
+    """The answer of a rule to a value that breaks it; `where` is an index such as "[2]"."""
 
     rule: str
     value: Any
@@ -102,7 +102,7 @@ class OneOf:
     words: tuple[str, ...]
 
     def read(self, value: Any) -> str | Rejected:
-        """The word."""
+        """`value` if it is one of `words`; else a `Rejected` that suggests one."""
         if value in self.words:
             return value
         fix = suggestion(value, self.words) if isinstance(value, str) else ""
@@ -114,7 +114,7 @@ class Text:
     """A text, such as a path."""
 
     def read(self, value: Any) -> str | Rejected:
-        """The text."""
+        """`value` if it is a string; else a `Rejected`."""
         return (
             value if isinstance(value, str) else Rejected("a text", value, fix="put it in quotes")
         )
@@ -125,18 +125,18 @@ class Flag:
     """true or false."""
 
     def read(self, value: Any) -> bool | Rejected:
-        """The truth value."""
+        """`value` if it is a bool; else a `Rejected`."""
         return value if isinstance(value, bool) else Rejected("true or false", value)
 
 
 @dataclasses.dataclass(frozen=True)
 class Maybe:
-    """A value that may be left out, which None stands for."""
+    """A value that may be left out; it is None then."""
 
     rule: Any
 
     def read(self, value: Any) -> Any:
-        """The value, or None."""
+        """None, or what `rule` reads."""
         return None if value is None else self.rule.read(value)
 
 
@@ -147,7 +147,7 @@ class OneOrMany:
     entry: Any
 
     def read(self, value: Any) -> Any:
-        """The value or the tuple."""
+        """What `entry` reads: one value, or a tuple of values."""
         many = isinstance(value, list | tuple)
         return ListOf(self.entry).read(value) if many else self.entry.read(value)
 
@@ -158,13 +158,13 @@ def setting(default: Any, rule: Any) -> Any:
 
 
 def table(kind: type["Config"]) -> Any:
-    """A field of a `Config` that is a TOML table of its own."""
+    """A field of a `Config` that is a TOML table."""
     return dataclasses.field(default_factory=kind, metadata={"table": kind})
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Base of all configurations: every field is checked against its rule when one is made."""
+    """Base of all configurations: every field is checked against its rule."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -183,14 +183,14 @@ class Config:
         self.check()
 
     def check(self) -> None:
-        """Rules between fields: raise a ConfigError for the field to change."""
+        """Check rules between fields; raises a ConfigError that names the field to change."""
 
 
 C = TypeVar("C", bound=Config)
 
 
 def load(path: str | Path, kind: type[C]) -> C:
-    """The configuration in a TOML file; keys that it leaves out have their defaults.
+    """The configuration in a TOML file; missing keys have their defaults.
 
     Raises ConfigError for an unreadable file, wrong TOML, an unknown key or a broken rule.
     """
@@ -231,7 +231,7 @@ def _from_entries(entries: dict[str, Any], kind: type[C], prefix: str) -> C:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """'did you mean ...?', or the known words where none comes close."""
+    """'did you mean ...?', or the list of known words if none is similar."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1)
     return f'did you mean "{close[0]}"?' if close else f"known: {', '.join(known)}"

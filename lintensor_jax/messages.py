@@ -1,4 +1,4 @@
-"""Values as text: in errors, and in what results print."""
+"""Values as text, for errors and for printed results."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ from numpy.typing import ArrayLike
 
 _LONGEST = 60
 _ENTRIES = 8
-# Rounding leaves such entries where a zero belongs; next to one the digits of all would be lost.
+# Smaller entries, relative to the largest, are zeros up to rounding. They are printed as 0.
 _ROUNDING = 1e-12
 
 
 def in_words(value: Any) -> str:
-    """A value that was not expected: its repr if that is short, else what it is."""
+    """An unexpected value as text: its repr if that is short, else its type and shape."""
     if isinstance(value, type):
         return f"the class {value.__name__} itself"
     text = repr(value)
@@ -43,12 +43,12 @@ def shown(values: ArrayLike) -> str:
 
 
 def nonzero_entries(values: ArrayLike) -> str:
-    """How many of the entries are not zero up to rounding: "3 of 20"."""
+    """The number of entries that are not zero up to rounding, such as "3 of 20"."""
     array = without_rounding(values)
     return f"{np.count_nonzero(array)} of {array.size}"
 
 
-def told_of_optimum(status: str, unique: bool | None) -> str:
-    """The status of a convex program's answer, with what is known about other answers."""
+def optimum_status(status: str, unique: bool | None) -> str:
+    """The status of a solution of a convex program, and whether the solution is unique."""
     others = {True: ", the only one", False: ", one of several", None: ""}[unique]
     return f" [{status}]{others}"

@@ -39,7 +39,7 @@ class OwnNetwork(lt.AbstractNetwork):
 
 
 class OwnProblem(problems.AbstractProblem):
-    """A loss of one's own: |beta|^2."""
+    """A user's loss: |beta|^2."""
 
     def predictions(self, beta):
         """The coefficients."""

@@ -168,7 +168,7 @@ def test_every_leave_one_out_way_gives_the_gradient():
     data, X, y = rng.standard_normal((3, 3, 3, 2)), rng.standard_normal((4, 2)), np.ones(4)
     factors = rng.standard_normal((3, 3))
     expected = tensor.reference(data, X, y, factors)
-    for function in tensor.ways(jnp.asarray(data), jnp.asarray(X), jnp.asarray(y)).values():
+    for function in tensor.programs(jnp.asarray(data), jnp.asarray(X), jnp.asarray(y)).values():
         found = jax.jit(function)(jnp.asarray(factors))[1]
         np.testing.assert_allclose(found, expected, rtol=1e-10)
 

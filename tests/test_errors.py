@@ -218,10 +218,10 @@ def _provoked(tmp_path):
             lines.update(_lines_of(error))
     with pytest.MonkeyPatch.context() as patch:
         # What `main` tells in a line, it has caught.
-        inner = cli.main.__globals__["_told_in_one_line"]
+        inner = cli.main.__globals__["_in_one_line"]
         patch.setitem(
             cli.main.__globals__,
-            "_told_in_one_line",
+            "_in_one_line",
             lambda error: (lines.update(_lines_of(error)), inner(error))[1],
         )
         for command, config, _ in COMMANDS.values():

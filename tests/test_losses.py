@@ -168,7 +168,7 @@ def test_the_base_classes_state_nothing():
         ),
         (lambda: lt.HuberLoss(math.nan), "HuberLoss: delta must be positive and finite, got nan"),
         (
-            lambda: lt.Regression(np.eye(2), np.ones(2), lt.LogisticLoss()),
+            lambda: lt.Regression(np.eye(2), np.ones(2), lt.LogisticLoss()),  # pyright: ignore
             "Regression: loss must be an object such as lintensor_jax.HuberLoss",
         ),
     ],

@@ -1,6 +1,6 @@
-"""The command line: arguments in, files and messages out. It knows no numerics.
+"""The command line: it reads arguments and writes files and messages. No numerics is done here.
 
-`main.py` holds the program, `terminal.py` what every command needs, the other modules the commands.
+`main.py`: the program. `terminal.py`: helpers of all commands. The other modules: the commands.
 """
 
 from .main import main as main

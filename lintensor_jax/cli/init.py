@@ -12,7 +12,7 @@ KINDS = ("regression", "classification", "random-data")
 
 
 def add_commands(commands: Any) -> None:
-    """The subparser."""
+    """Add the subparser of `init` to `commands`."""
     init = commands.add_parser(
         "init",
         help="write a commented starter configuration for a sweep",
@@ -51,8 +51,8 @@ def init_command(arguments: Any) -> int:
             f"{path}: cannot be written ({error.strerror}); choose another FILE."
         ) from None
     steps = (
-        (f"predict {path}", "where theory says the flows will go"),
-        (f"sweep {path} --dry-run", "how large the sweep is"),
+        (f"predict {path}", "the limits that theory predicts"),
+        (f"sweep {path} --dry-run", "the size of the sweep"),
         (f"sweep {path}", "run it"),
         (f"report results/{path.stem}", "one HTML page about it"),
     )

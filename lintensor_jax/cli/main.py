@@ -1,7 +1,7 @@
 """The program `lintensor-jax`.
 
 Exit codes: 0 done, 1 a check failed its bound, 2 a mistake in the arguments, the configuration or
-the files, 130 interrupted, 141 nobody reads the output any longer.
+the files, 130 interrupted, 141 the reader of the output has closed it.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Nobody reads on, as in `| head -1`: the interpreter's own flush at exit must not complain.
+        # The reader has closed the pipe, as in `| head -1`. The flush at exit must not raise again.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # as a program that SIGPIPE ended
@@ -43,14 +43,14 @@ def _run(argv):
     except BrokenPipeError:
         raise
     except (UsageError, ConfigError, OSError) as error:
-        print(_told_in_one_line(error), file=sys.stderr)
+        print(_in_one_line(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
 
 
-def _told_in_one_line(error):
+def _in_one_line(error):
     message = str(error)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""

@@ -1,4 +1,4 @@
-"""The command `predict`: what theory says of a sweep's flows, before any of them is run."""
+"""The command `predict`: the predictions of theory for a sweep's flows, without running one."""
 
 import json
 import math
@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from ..messages import without_rounding
-from .sweep import told
+from .sweep import library_errors_as_usage_errors
 from .terminal import configure_jax
 
 _WIDTH = 80
 _MOST_SHOWN = 12
-# Limits that differ by less are one limit that was computed twice.
+# Limits that differ by less than this are equal up to rounding.
 _SAME = 1e-9
 _MOST_ENTRIES = 4
 
 
 def add_commands(commands: Any) -> None:
-    """The subparser."""
+    """Add the subparser of `predict` to `commands`."""
     predict = commands.add_parser(
         "predict",
-        help="which theorem covers a sweep's flows, and where they will go",
+        help="which theorem applies to a sweep's flows, and their predicted limits",
         description="For each network and data set of a sweep: the theorem that applies, its "
         "assumptions one by one with their measured values, the limit that it predicts and how "
         "the limit changes over the initial scales. No flow is run.",
@@ -41,11 +41,13 @@ def predict_command(arguments: Any) -> int:
     from ..config import load
     from ..sweeps.from_toml import configuration
 
-    load(arguments.config, configuration.Sweep)  # a refusal comes before JAX is started
+    load(
+        arguments.config, configuration.Sweep
+    )  # errors of the file are raised before JAX is started
     configure_jax()
     from ..sweeps.from_toml.predictions import combinations
 
-    with told(arguments.config):
+    with library_errors_as_usage_errors(arguments.config):
         _, grid, _ = configuration.read(arguments.config)
         found = combinations(grid)
         if arguments.json:
@@ -55,7 +57,7 @@ def predict_command(arguments: Any) -> int:
         for number, combination in enumerate(found, 1):
             if number == 1:
                 total //= combination.num_starts
-                _wrapped(
+                _print_wrapped(
                     f"{arguments.config}: {_count(grid.size, 'flow')}, that is "
                     f"{_count(total, 'combination')} of network and data with "
                     f"{_count(combination.num_starts, 'start')} each. No flow is run here."
@@ -63,7 +65,7 @@ def predict_command(arguments: Any) -> int:
             _print_combination(combination)
             if number == _MOST_SHOWN < total and not arguments.all:
                 print()
-                _wrapped(
+                _print_wrapped(
                     f"{total - number:,} more combinations: lintensor-jax predict "
                     f"{arguments.config} --all"
                 )
@@ -75,12 +77,12 @@ def _print_combination(combination):
     print()
     title = ", ".join(f"{name} = {value}" for name, value in combination.point.items())
     if title:
-        _wrapped(title)
+        _print_wrapped(title)
         print("-" * min(len(title), _WIDTH))
     chosen = ", ".join(f"{k} = {_short(v)}" for k, v in combination.starts[0].items())
-    _wrapped(f"At the first of its starts ({chosen}):")
+    _print_wrapped(f"At the first of its starts ({chosen}):")
     for line in str(combination.predictions[0]).splitlines():
-        _wrapped(line)
+        _print_wrapped(line)
     _print_scales(combination)
 
 
@@ -91,16 +93,16 @@ def _print_scales(combination):
         return
     fixed = len({_short(start.get("direction")) for start in combination.starts}) == 1
     span = f"{len(alphas)} alphas from {alphas[0]:.4g} to {alphas[-1]:.4g}"
-    told_of = {(p.theorem, p.kind) for p in predictions}
-    if len(told_of) == 1 and predictions[0].limit is None:
-        _wrapped(f"Over the initial scale: likewise no limit at {span}.")
+    claims = {(p.theorem, p.kind) for p in predictions}
+    if len(claims) == 1 and predictions[0].limit is None:
+        _print_wrapped(f"Over the initial scale: no limit either at {span}.")
         return
-    if len(told_of) == 1 and all(d is not None and d < _SAME for d in distances):
-        _wrapped(f"Over the initial scale: the same limit at {span}.")
+    if len(claims) == 1 and all(d is not None and d < _SAME for d in distances):
+        _print_wrapped(f"Over the initial scale: the same limit at {span}.")
         return
-    _wrapped(
+    _print_wrapped(
         f"Over the initial scale, at {span}"
-        + (", everything else alike:" if fixed else " (each with a direction of its own):")
+        + (", all other settings equal:" if fixed else " (each with another direction):")
     )
     rows = [
         (
@@ -111,13 +113,13 @@ def _print_scales(combination):
         )
         for alpha, p, distance in zip(alphas, predictions, distances, strict=True)
     ]
-    # How far a limit lies from the first one, in the l2 norm.
+    # "moved": the distance of a limit from the first one, in the l2 norm.
     print(f"  {'alpha':10s}{'claim':15s}{'moved (l2)':12s}limit")
     for row in rows:
         print(f"  {row[0]:10s}{row[1]:15s}{row[2]:12s}{row[3]}".rstrip())
     if len({p.theorem for p in predictions}) > 1:
         for alpha, p in zip(alphas, predictions, strict=True):
-            _wrapped(f"  at {alpha:.4g}: {p.theorem or 'no theorem applies'}")
+            _print_wrapped(f"  at {alpha:.4g}: {p.theorem or 'no theorem applies'}")
 
 
 def _print_json(found, path, size):
@@ -171,7 +173,7 @@ def _listed(assumptions):
 
 
 def _finite(value):
-    """JSON has no infinities: they become text."""
+    """The value with infinities and NaN as text, which JSON does not have."""
     match value:
         case dict():
             return {key: _finite(item) for key, item in value.items()}
@@ -184,7 +186,7 @@ def _finite(value):
 
 
 def _short(value):
-    """Few entries as they are, many as their number."""
+    """A value in short: up to four entries of a list, else their number."""
     if value is None:
         return "-"
     if not isinstance(value, list):
@@ -198,10 +200,10 @@ def _count(number, noun):
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _wrapped(line):
+def _print_wrapped(line):
     body = line.lstrip()
     indent = " " * (len(line) - len(body))
-    # Long words are formulas and paths: whole, they can be copied.
+    # Long words are formulas and paths. They are not broken, so that they can be copied.
     print(
         textwrap.fill(
             body,

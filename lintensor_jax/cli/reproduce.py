@@ -24,7 +24,7 @@ _MOST_JOBS = 4
 
 
 def add_commands(commands: Any) -> None:
-    """The subparser."""
+    """Add the subparser of `reproduce` to `commands`."""
     reproduce = commands.add_parser(
         "reproduce",
         help="run a paper's experiments: figures, tables and checks",
@@ -133,7 +133,7 @@ def _run_one_of_all(name: str, folder: Path, arguments) -> ExperimentRun:
 
 
 def _run_in_own_process(name: str, folder: Path, arguments) -> ExperimentRun:
-    """The same in a worker process; the formatting functions of tables cannot be sent back."""
+    """`_run_one_of_all` in a worker process; tables are formatted there, as text can be sent."""
     configure_jax()
     done = _run_one_of_all(name, folder, arguments)
     if done.report is None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from .terminal import UsageError, configure_jax
 
-# Where nobody watches a bar, lines of progress are at least so far apart.
+# Without a terminal, the least time between two lines of progress, in seconds.
 _SECONDS_BETWEEN_LINES = 10.0
 _FIGURES = (
     "the first coefficients of the limits (limit) or limit directions (direction), the other "
@@ -127,7 +127,9 @@ def sweep_command(arguments: Any) -> int:
     from ..config import load
     from ..sweeps.from_toml import configuration
 
-    load(arguments.config, configuration.Sweep)  # a refusal comes before JAX is started
+    load(
+        arguments.config, configuration.Sweep
+    )  # errors of the file are raised before JAX is started
     devices = _set_devices(arguments.devices)
     configure_jax()
     import dataclasses
@@ -137,7 +139,7 @@ def sweep_command(arguments: Any) -> int:
 
     config, grid, options = configuration.read(arguments.config)
     path = arguments.out or Path("results") / arguments.config.stem
-    with told(arguments.config):
+    with library_errors_as_usage_errors(arguments.config):
         if arguments.dry_run:
             return _print_plan(Plan(grid, options).summary(devices), path, arguments.json)
         with _watched(arguments.json) as watch:
@@ -151,8 +153,8 @@ def resume_command(arguments: Any) -> int:
     """`lintensor-jax resume DIR`."""
     from ..sweeps.store.store import Store
 
-    with told(arguments.folder):
-        Store(arguments.folder)  # a refusal comes before JAX is started
+    with library_errors_as_usage_errors(arguments.folder):
+        Store(arguments.folder)  # errors of the file are raised before JAX is started
         _set_devices(arguments.devices)
         configure_jax()
         from ..sweeps.run import resume
@@ -164,7 +166,7 @@ def resume_command(arguments: Any) -> int:
 
 def status_command(arguments: Any) -> int:
     """`lintensor-jax status DIR`."""
-    with told(arguments.folder):
+    with library_errors_as_usage_errors(arguments.folder):
         return _print_status(arguments.folder, arguments.json)
 
 
@@ -172,7 +174,7 @@ def plot_command(arguments: Any) -> int:
     """`lintensor-jax plot DIR`."""
     from ..sweeps.report.figures import write_figures
 
-    with told(arguments.folder):
+    with library_errors_as_usage_errors(arguments.folder):
         written = write_figures(arguments.folder, arguments.out)
     return _print_written(written, arguments.json)
 
@@ -182,13 +184,13 @@ def report_command(arguments: Any) -> int:
     configure_jax()
     from ..sweeps.report.page import write_report
 
-    with told(arguments.folder):
+    with library_errors_as_usage_errors(arguments.folder):
         written = write_report(arguments.folder, arguments.out)
     return _print_written([written], arguments.json)
 
 
 def _set_devices(wanted: int | None) -> int:
-    """How many devices the CPU is divided into; to be called before JAX computes anything."""
+    """Divide the CPU into devices, before JAX computes anything; returns their number."""
     import jax
 
     if wanted is not None and wanted < 1:
@@ -198,15 +200,15 @@ def _set_devices(wanted: int | None) -> int:
     count = wanted or 1
     given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not given and count > 1:
-        # A backend that is there already, as under a test, keeps the devices that it has.
+        # A backend that is initialised already, as in tests, keeps its devices.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", count)
     return len(jax.local_devices())
 
 
 @contextlib.contextmanager
-def told(where: Path) -> Iterator[None]:
-    """The library's refusals, which name the argument, the rule and the fix, as one line."""
+def library_errors_as_usage_errors(where: Path) -> Iterator[None]:
+    """Errors of the library as `UsageError`, whose message is one line; `where` is its prefix."""
     from ..config import ConfigError
     from ..sweeps.store.errors import SweepError
 
@@ -217,7 +219,7 @@ def told(where: Path) -> Iterator[None]:
     except SweepError as error:
         raise UsageError(str(error)) from None
     except KeyboardInterrupt:
-        print("stopped: what is finished is kept (see resume --help)", file=sys.stderr)
+        print("stopped: finished chunks are kept (see resume --help)", file=sys.stderr)
         raise
     except ValueError as error:
         raise UsageError(f"{where}: {' '.join(str(error).split())}") from None
@@ -225,13 +227,13 @@ def told(where: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watched(quiet: bool) -> Iterator[Callable[[Any], None] | None]:
-    """Lanes, rate, failures, time left: a bar on a terminal, now and then a line elsewhere."""
+    """A function that shows progress: as a bar on a terminal, else as lines."""
     if quiet:
         yield None
         return
     if not sys.stderr.isatty():
-        with _told_in_lines() as tell:
-            yield tell
+        with _progress_lines() as watch:
+            yield watch
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
@@ -252,16 +254,16 @@ def _watched(quiet: bool) -> Iterator[Callable[[Any], None] | None]:
 
 
 @contextlib.contextmanager
-def _told_in_lines() -> Iterator[Callable[[Any], None]]:
-    """For a log: where it begins, at most a line every few seconds, and where it ended."""
+def _progress_lines() -> Iterator[Callable[[Any], None]]:
+    """A function that prints progress for a log: at most one line in 10 seconds, and the end."""
     began = time.monotonic()
-    told, last = -math.inf, None
+    last_line, last = -math.inf, None
 
     def watch(progress: Any) -> None:
-        nonlocal told, last
+        nonlocal last_line, last
         now, last = time.monotonic(), progress
-        if progress.lanes < progress.total and now - told >= _SECONDS_BETWEEN_LINES:
-            told = now
+        if progress.lanes < progress.total and now - last_line >= _SECONDS_BETWEEN_LINES:
+            last_line = now
             print(progress_in_words(progress), file=sys.stderr, flush=True)
 
     yield watch
@@ -276,7 +278,7 @@ def _clock(seconds: float) -> str:
 
 
 def progress_in_words(progress: Any) -> str:
-    """A `Progress` in one line."""
+    """A `Progress` as one line of text."""
     parts = [f"{progress.lanes:,} of {progress.total:,} lanes"]
     if progress.rate > 0:
         parts.append(f"{progress.rate:,.0f}/s, {_clock(progress.seconds_left)} left")
@@ -332,8 +334,8 @@ def _print_status(path: Path, as_json: bool, wrote: bool = False) -> int:
 
     state = status(path)
     if as_json:
-        told = {**state.as_json(), **({"wrote": [str(path)]} if wrote else {})}
-        print(json.dumps(told, allow_nan=False))
+        facts = {**state.as_json(), **({"wrote": [str(path)]} if wrote else {})}
+        print(json.dumps(facts, allow_nan=False))
         return 0
     print(state)
     if wrote:

@@ -12,8 +12,8 @@ clock          ds                            for
 
 On separable data the physical time that a flow needs grows like exp(margin). The other two clocks
 carry log t instead. While L > exp(-LOG_LOSS_OF_ASYMPTOTICS) they integrate w = log(1 + t/T), T
-being the initial time scale; beyond that dw/ds is as stiff as the margin is large, and t is known
-without integration, with a relative error of 1e-3 there that falls as 1/log(1/L)^2: with
+being the initial time scale. Beyond that the stiffness of dw/ds grows with the margin, and t has
+a closed form. Its relative error is 1e-3 at this loss and falls as 1/log(1/L)^2: with
 Lambda = log(1/L) and F = L^2/|grad L|^2, dt = exp(Lambda) F dLambda, so
 t = exp(Lambda) F / (1 + dlogF/dLambda) (one step of integration by parts, in the form that is
 exact for exponential F).
@@ -30,10 +30,10 @@ from jaxtyping import Array, Float, Scalar
 from .system import Reducible, System
 
 LOG_LOSS_OF_ASYMPTOTICS = 40.0
-# The elapsed time is then no longer integrated: 1 - 1e-12 of it at the loss above, half at this.
+# The elapsed time is integrated with a weight: 1 - 1e-12 at the loss above, 1/2 at this one.
 LOG_LOSS_OF_FADE, _FADE = 43.5, 8
-# Where the gradient on the unit sphere is below this times the largest sample, `LogArcLength` slows
-# down: see there. Elsewhere its clock is arc length up to 1e-6 or so.
+# `LogArcLength` slows down where the gradient on the unit sphere is below this number times the
+# largest sample. Elsewhere its clock differs from the log arc length by about 1e-6.
 SMOOTHING = 1e-4
 
 
@@ -54,7 +54,7 @@ class AbstractClock(eqx.Module):
 
     @abc.abstractmethod
     def velocity(self, s: Scalar, state: ClockState, args: "FlowArgs") -> ClockState:
-        """d(state)/ds."""
+        """The derivative of the state by s."""
 
     @abc.abstractmethod
     def log_time(self, s: Scalar, state: ClockState, args: "FlowArgs") -> Scalar:
@@ -62,7 +62,7 @@ class AbstractClock(eqx.Module):
 
 
 class FlowArgs(NamedTuple):
-    """What the vector field needs besides the state."""
+    """Arguments of the vector field besides the state."""
 
     system: System
     reducible: Reducible | None  # None for classification
@@ -73,7 +73,7 @@ class PhysicalTime(AbstractClock):
     """s = t, the time of the gradient flow itself."""
 
     def start(self, system: System, theta: Float[Array, " p"]) -> ClockState:
-        """Theta = theta."""
+        """The state with Theta = theta and log_scale = 0."""
         return ClockState(theta, jnp.zeros((), theta.dtype), jnp.zeros((), theta.dtype))
 
     def velocity(self, s: Scalar, state: ClockState, args: FlowArgs) -> ClockState:
@@ -85,7 +85,7 @@ class PhysicalTime(AbstractClock):
         return ClockState(args.system.velocity(state.theta), zero, zero)
 
     def log_time(self, s: Scalar, state: ClockState, args: FlowArgs) -> Scalar:
-        """log t."""
+        """log t = log s."""
         return jnp.log(s)
 
 
@@ -93,7 +93,7 @@ class LossTime(AbstractClock):
     """ds = L dt: dTheta/ds = -grad log L. For classification."""
 
     def start(self, system: System, theta: Float[Array, " p"]) -> ClockState:
-        """Theta = theta."""
+        """The state with Theta = theta and log_scale = 0."""
         return PhysicalTime().start(system, theta)
 
     def velocity(self, s: Scalar, state: ClockState, args: FlowArgs) -> ClockState:
@@ -106,7 +106,7 @@ class LossTime(AbstractClock):
         )
 
     def log_time(self, s: Scalar, state: ClockState, args: FlowArgs) -> Scalar:
-        """log t."""
+        """log t: integrated at moderate loss, the closed form of this module at small loss."""
         return _log_time_of_log_clock(self, s, state, args)
 
 
@@ -114,19 +114,19 @@ class LogArcLength(AbstractClock):
     """ds = |dTheta| / |Theta|, with Theta = e^u theta, theta on the unit sphere. The default.
 
     For classification with a homogeneous network: dtheta/ds = g - <theta, g> theta and
-    du/ds = <theta, g>, where g is the normalised negative gradient. Neither the loss nor Theta is
-    ever formed, so that loss exp(-1e10) is as good as any other.
+    du/ds = <theta, g>, where g is the normalised negative gradient. The loss and Theta are
+    never formed, so that a loss of exp(-1e10) is no difficulty.
 
-    At a stationary point (a saddle on the way; the minimum, if the data are not separable) a
-    normalised gradient would jump. Where its length |G| on the unit sphere is tiny, the clock
-    therefore slows down, smoothly: ds = |dTheta|/|Theta| sqrt(1 + (1e-4 max|x_i| / |G|)^2).
+    At a stationary point (a saddle; or the minimum, if the data are not separable) a normalised
+    gradient would jump. Therefore the clock slows down smoothly where the length |G| of the
+    gradient on the unit sphere is tiny: ds = |dTheta|/|Theta| sqrt(1 + (1e-4 max|x_i| / |G|)^2).
     """
 
     def start(self, system: System, theta: Float[Array, " p"]) -> ClockState:
         """theta = Theta/|Theta|, u = log |Theta|."""
         # Scaled by the largest entry first: parameters of size 1e-200 have no squared norm.
         largest = jnp.max(jnp.abs(theta))
-        largest = jnp.where(largest > 0, largest, 1.0)  # the zero network stands still
+        largest = jnp.where(largest > 0, largest, 1.0)  # the zero network does not move
         unit = theta / largest
         norm = jnp.linalg.norm(unit)
         norm = jnp.where(norm > 0, norm, 1.0)
@@ -144,12 +144,12 @@ class LogArcLength(AbstractClock):
         )
 
     def log_time(self, s: Scalar, state: ClockState, args: FlowArgs) -> Scalar:
-        """log t."""
+        """log t: integrated at moderate loss, the closed form of this module at small loss."""
         return _log_time_of_log_clock(self, s, state, args)
 
 
 def log_time_unit(system: System, state: ClockState) -> Scalar:
-    """log(|Theta| / |grad L|): the time scale of the flow's start."""
+    """log(|Theta| / |grad L|): the time scale at the start of the flow."""
     _, slope, gradient = system.margin_gradient(state.theta, state.log_scale)
     log_rate, factor = _time_per_arc(system, state, slope, jnp.linalg.norm(gradient))
     return log_rate + jnp.log(factor)
@@ -162,18 +162,18 @@ def _smoothed_norm(system, gradient):
 
 
 def _time_per_arc(system, state, slope, gradient_norm):
-    """dt/ds of the log-arc-length clock, as the logarithm of a first factor, and a second one."""
+    """dt/ds of the log-arc-length clock: the logarithm of one factor, and another factor."""
     safe = jnp.where(gradient_norm > 0, gradient_norm, 1.0)
     factor = jnp.linalg.norm(state.theta) / (safe * slope.total)
     return (2 - system.depth) * state.log_scale - slope.top, factor
 
 
 def _elapsed_velocity(loss, log_rate, factor, state, args):
-    """dw/ds for w = log(1 + t/T), faded out where `log_time` no longer reads it.
+    """dw/ds for w = log(1 + t/T), with a weight that vanishes where `log_time` does not use w.
 
     dt/ds = exp(log_rate) * factor.
     """
-    # 1 / (1 + (L_fade/L)^8). Not cut off: a jump would cost the solver twenty steps.
+    # 1 / (1 + (L_fade/L)^8). Smooth, because a jump takes the solver twenty more steps.
     log_ratio = -loss.top - LOG_LOSS_OF_FADE
     power = loss.total**_FADE
     weight = power / (power + jnp.exp(_FADE * log_ratio))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Scalar
 
-# Up to so many numbers it pays to write down the slopes of a flow alone: see `_kept`.
+# For states of up to this many numbers, storing a single flow's slopes saves time: see `_kept`.
 _SMALL = 128
 
 
@@ -27,8 +27,8 @@ class WrittenOut(diffrax.AbstractAdaptiveSolver):
     """The method of `erk`, for velocities without jumps and a state of one vector.
 
     diffrax's own steps are loops over the stages, with a product of padded matrices in each: two
-    to five times slower for small networks on a CPU, one flow at a time or under `jax.vmap`. The
-    price is a velocity compiled once for every stage.
+    to five times slower for small networks on a CPU, one flow at a time or under `jax.vmap`. In
+    return the velocity is compiled once for every stage.
     """
 
     erk: Any  # a diffrax.AbstractERK; pyright takes the fields of an abstract one for its own
@@ -37,29 +37,29 @@ class WrittenOut(diffrax.AbstractAdaptiveSolver):
 
     @property
     def interpolation_cls(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The method's."""
+        """The interpolation of `erk`."""
         return self.erk.interpolation_cls
 
     def order(self, terms):
-        """The method's."""
+        """The order of `erk`."""
         return self.erk.order(terms)
 
     def error_order(self, terms):
-        """The method's."""
+        """The order of the error estimate of `erk`."""
         return self.erk.error_order(terms)
 
     def func(self, terms, t0, y0, args):
-        """The velocity."""
+        """The velocity at time `t0` and state `y0`."""
         return terms.vf(t0, y0, args)
 
     def init(self, terms, t0, t1, y0, args):
-        """The first slope."""
+        """The solver's first state: the slope at `t0`."""
         return terms.vf(t0, y0, args)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step; the state of the solver is the slope at its start."""
         tableau, h = self.erk.tableau, t1 - t0
-        one = h / h  # but XLA does not know that: see `_kept`
+        one = h / h  # XLA does not simplify this to 1: see `_kept`
         y, slopes = y0, [solver_state]
         for row, node in zip(tableau.a_lower, tableau.c, strict=True):
             if len(slopes) > 1 and y0.size <= _SMALL:
@@ -86,7 +86,7 @@ def _product(row, slopes):
 
 
 def _moved(y0, h, one, row, slopes):
-    """y0 + h * (the weighted sum)."""
+    """y0 + h * (the weighted sum of the slopes), shape (q,)."""
 
     def alone(y0, h, one, slopes):
         steps = [(h * float(a)) * slope for a, slope in _weighted(row, slopes)]
@@ -99,20 +99,20 @@ def _moved(y0, h, one, row, slopes):
 
 
 def _kept(vector, one):
-    """`vector`, which XLA:CPU writes down instead of evaluating it for whoever reads an entry.
+    """`vector`, in a form that XLA:CPU stores in memory.
 
-    Sums and products of vectors it evaluates again, up to ten times a stage; but no division, so
-    one by a number that is 1.
+    XLA:CPU evaluates sums and products of vectors again for every reader, up to ten times a stage.
+    It never repeats a division. Therefore `vector` is divided by a number that is 1.
     """
     return _by_batching(lambda vector, one: vector / one, lambda vector, one: vector)(vector, one)
 
 
 def _by_batching(alone: Callable, together: Callable) -> Callable:
-    """`alone`, and under `jax.vmap` `together`.
+    """The function `alone` for one flow, and `together` under `jax.vmap`.
 
-    The divisions of many flows take longer than what they spare. There a product with the matrix of
-    slopes is what XLA:CPU writes down. Derivatives are those of `together`: `jax.linearize` cannot
-    look into a function that has a rule for batches.
+    For many flows the divisions take longer than the evaluations that they save. There XLA:CPU
+    stores a product with the matrix of slopes. Derivatives are those of `together`:
+    `jax.linearize` does not differentiate a function that has a rule for batches.
     """
     function = jax.custom_batching.custom_vmap(alone)
 

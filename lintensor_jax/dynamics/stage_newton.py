@@ -1,4 +1,4 @@
-"""Newton's method for the stages of an implicit solver, ended by the size of its step alone."""
+"""Newton's method for the stages of an implicit solver, ended by the size of its step."""
 
 from typing import Any, NamedTuple
 
@@ -9,29 +9,30 @@ import optimistix
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Scalar
 
-# Shares of a Newton step that are tried. Where a softmax of large margins bends the slope, a whole
-# step goes too far; the solver then took a fifth of its own step, again and again (up to 660 steps
-# to margin 1e5 instead of 430). A residual more costs nothing beside the Jacobian's factors.
+# Shares of a Newton step that are tried. The softmax of large margins curves the slope, so that a
+# whole Newton step is too long. With whole steps only, the solver reduced its time step to a fifth
+# many times (up to 660 steps to margin 1e5 instead of 430). An additional residual takes little
+# time compared with the factorisation of the Jacobian.
 _SHARES = (1.0, 0.5, 0.25, 0.1)
 # Newton steps below this many ulp of a stage's largest entry are noise.
 _ROUNDING = 4.0
 
 
 class NewtonState(NamedTuple):
-    """The last step in units of what is allowed, and whether its linear system was solved."""
+    """The last Newton step divided by its tolerance, and whether its linear system was solved."""
 
     size: Scalar
     solved: Bool[Array, ""]
 
 
 class StageNewton(optimistix.AbstractRootFinder):
-    """Full Newton, a fresh Jacobian in every iteration, for a stage of an implicit solver.
+    """Newton's method with a new Jacobian in every iteration, for a stage of an implicit solver.
 
     The stage is y = start + gamma h f with unknown slope f. optimistix's own Newton measures f and
-    the residual f - v(y) against its tolerances, and fails in both directions: `atol` is of y's
-    scale and not of f's, and in a stiff stage the residual carries y's rounding times the
-    stiffness, which no iteration removes. Steps are then rejected without end. Here the Newton step
-    is measured as the change of y that it makes, against the tolerances of y and its rounding.
+    the residual f - v(y) against its tolerances, which fails for two reasons. `atol` has the
+    scale of y and not of f. In a stiff stage the residual contains the rounding of y times the
+    stiffness, which no iteration removes. Steps are then rejected without end. Here the change of
+    y by the Newton step is measured, against the tolerances of y and its rounding.
     """
 
     rtol: Any
@@ -39,12 +40,12 @@ class StageNewton(optimistix.AbstractRootFinder):
     norm: Any = optimistix.max_norm
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags) -> NewtonState:
-        """No step yet."""
+        """The state before the first Newton step."""
         return NewtonState(jnp.asarray(jnp.inf, ravel_pytree(y)[0].dtype), jnp.asarray(True))
 
     def step(self, fn, y, args, options, state, tags):
-        """f - t J^-1 residual(f), with the t that leaves the least residual."""
-        # diffrax's arguments of a stage in slope form, which stiffly accurate FSAL methods take.
+        """f - t J^-1 residual(f), with the t in `_SHARES` of the smallest residual."""
+        # diffrax passes these arguments for stages in slope form (stiffly accurate FSAL methods).
         _, gamma, _, times_h, _, start, _, h = args
         flat, unravel = ravel_pytree(y)
 
@@ -69,11 +70,11 @@ class StageNewton(optimistix.AbstractRootFinder):
         return unravel(end), NewtonState(size, solution.result == lineax.RESULTS.successful), aux
 
     def terminate(self, fn, y, args, options, state, tags):
-        """Once the step is within the tolerances; a singular Jacobian fails the stage."""
+        """True when the step is within the tolerances; a singular Jacobian fails the stage."""
         results: Any = optimistix.RESULTS
         result = results.where(state.solved, results.successful, results.nonlinear_divergence)
         return (state.size < 1) | ~state.solved, result
 
     def postprocess(self, fn, y, aux, args, options, state, tags, result):
-        """The end, as it is."""
+        """Returns `y` unchanged."""
         return y, aux, {}

@@ -1,4 +1,4 @@
-"""The control of single flows: steps by their errors and by stability, and the end of the flow."""
+"""Step-size control of single flows: error, stability limit, and the end of the flow."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,48 +13,48 @@ from .statuses import FlowStatus, code_of
 
 
 class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
-    """An error control that ends the flow, and may clip every step.
+    """An error control that also ends the flow, and can limit the length of every step.
 
-    The flow ends with the step at whose end `rule` names a status, or says that it is to end for
-    another reason. The state of the control is the error control's and the code of that status.
+    After every accepted step `rule` returns a status and whether the flow ends. The state of this
+    control is the pair of the error control's state and the code of that status.
 
-    A `diffrax.Event` would see the same states, but only after rejected ones have been sorted out:
-    it would evaluate another gradient in every step. Here it is the velocity that the method itself
-    has evaluated at the step's end (explicit methods written out, see `runge_kutta`).
+    A `diffrax.Event` would see the same accepted states, but it would evaluate one more gradient
+    in every step. Here XLA shares the velocity that the method has evaluated at the step's end
+    (explicit methods written out, see `runge_kutta`).
 
     With `clips` every step is at most 2/lambda, lambda = |grad L|^2 / |P r|^2 being the Rayleigh
-    quotient of the flow's kernel at its own residual. Without, an explicit method ends up hovering
-    at its stability limit, with a residual that never falls below about its tolerances; with it the
-    residual decays to rounding.
+    quotient of the flow's kernel at its own residual. Without this limit an explicit method
+    stays at its stability limit, and the residual does not fall below about the tolerances. With it
+    the residual decays to rounding.
     """
 
     pid: diffrax.PIDController
-    # Of the time and the state: the status's code, and whether to end.
+    # A function of time, state and arguments: the status's code, and whether the flow ends.
     rule: Callable[[Any, Any, FlowArgs], tuple[Int[Array, ""], Bool[Array, ""]]]
     clips: bool
     done: Bool[Array, ""]  # the flow is over before its first step, which may never be accepted
 
     @property
     def rtol(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The error control's."""
+        """The relative tolerance of the error control."""
         return self.pid.rtol
 
     @property
     def atol(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The error control's."""
+        """The absolute tolerance of the error control."""
         return self.pid.atol
 
     @property
     def norm(self):  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The error control's."""
+        """The norm in which the error control measures errors."""
         return self.pid.norm
 
     def wrap(self, direction):
-        """Flows go forward only."""
+        """This control itself: flows are integrated forward only."""
         return self
 
     def init(self, terms, t0, t1, y0, dt0, args, func, error_order):
-        """The error control's first step, clipped."""
+        """The error control's first step, limited if `clips`."""
         t_next, state = self.pid.init(terms, t0, t1, y0, dt0, args, func, error_order)
         if self.clips:
             t_next = jnp.minimum(t_next, t0 + longest_step(y0, args))
@@ -63,12 +63,12 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
     def adapt_step_size(
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
     ):
-        """The error control's decision, with the next step clipped, and the end."""
+        """The error control's decision, with the next step limited, and whether the flow ends."""
         keep, next_t0, next_t1, made_jump, state, result = self.pid.adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state[0]
         )
         if self.clips:
-            # At the candidate although it may be rejected: a rejected step shrinks anyway.
+            # Evaluated at the candidate even if it is rejected: after a rejection the step shrinks.
             next_t1 = jnp.minimum(next_t1, next_t0 + longest_step(y1_candidate, args))
         code, ends = self.rule(t1, y1_candidate, args)
         ends = (keep & ends) | self.done

@@ -1,4 +1,4 @@
-"""The right-hand side of every flow: a network's parameters as one vector, met by a problem."""
+"""The right-hand side of every flow: a network with its parameters as one vector, and a problem."""
 
 from typing import Any, NamedTuple
 
@@ -16,8 +16,8 @@ from ..problems import AbstractProblem, prediction_range
 class System(eqx.Module):
     """A network and a problem, seen as functions of the flat parameter vector theta (p,).
 
-    The same vector is used at two scales: where a clock keeps Theta = exp(log_scale) * theta, the
-    methods take both, and nothing ever exponentiates a margin.
+    Clocks that keep Theta = exp(log_scale) * theta pass both theta and log_scale to the methods for
+    classification. No method exponentiates a margin.
     """
 
     parameters: eqx.Module
@@ -32,7 +32,7 @@ class System(eqx.Module):
 
     @staticmethod
     def of_parts(network: Any, parameters: Any, rest: Any, problem: AbstractProblem) -> "System":
-        """The same of a network that has been split."""
+        """The system of a network that has been split already into `parameters` and `rest`."""
         return System(parameters, rest, problem, int(getattr(network, "depth", 0)))
 
     @property
@@ -54,7 +54,7 @@ class System(eqx.Module):
         return eqx.combine(ravel_pytree(self.parameters)[1](theta), self.rest)
 
     def coefficients(self, theta: Float[Array, " p"]) -> Array:
-        """beta(theta)."""
+        """The linear coefficients beta of the network with parameters `theta`."""
         return self.network(theta).linear_coefficients()  # pyright: ignore
 
     def pullback(self, theta: Float[Array, " p"]):
@@ -83,7 +83,7 @@ class System(eqx.Module):
         """An estimate of |J^+ r| / |theta|, from |P r| and |dL/dTheta|.
 
         By Kantorovich |P r|^2/|grad L| is at most the Gauss-Newton step |J^+ r|, with equality once
-        the slowest mode dominates the residual: as it does when this is asked.
+        the slowest mode dominates the residual. This method is called only then.
         """
         largest = jnp.max(jnp.abs(theta))
         return size / gradient * (size / (largest * jnp.linalg.norm(theta / largest)))
@@ -111,8 +111,8 @@ class System(eqx.Module):
 class LogSum(NamedTuple):
     """sum_i exp(a_i) = exp(top) * total, where neither the sum nor its logarithm is formed.
 
-    XLA:CPU has no vector instructions for a logarithm in float64: one takes as long as all the rest
-    of a small network's velocity.
+    XLA:CPU has no vector instructions for logarithms in float64. One logarithm takes as long as the
+    rest of a small network's velocity.
     """
 
     top: Scalar
@@ -120,13 +120,13 @@ class LogSum(NamedTuple):
 
     @staticmethod
     def of(terms: Float[Array, " n"]) -> "LogSum":
-        """`terms`: the a_i."""
+        """The sum over `terms`, the a_i, shape (n,)."""
         top = jax.lax.stop_gradient(jnp.max(terms))
         return LogSum(top, jnp.sum(jnp.exp(terms - top)))
 
     @property
     def log(self) -> Scalar:
-        """Its logarithm."""
+        """The logarithm of the sum."""
         return self.top + jnp.log(self.total)
 
 
@@ -141,7 +141,7 @@ class Reducible(eqx.Module):
 
     @staticmethod
     def of(problem: AbstractProblem) -> "Reducible | None":
-        """None for classification."""
+        """The projection for `problem`; None for classification."""
         if not problem.has_residuals:
             return None
         regression: Any = problem

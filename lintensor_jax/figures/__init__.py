@@ -1,1 +1,1 @@
-"""Figures from arrays. Imports nothing of the package, so that anyone's data can be drawn."""
+"""Figures from arrays. No other part of the package is imported, so that any data can be drawn."""

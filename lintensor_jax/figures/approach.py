@@ -1,4 +1,4 @@
-"""How a direction nears its limit as the loss falls, far beyond the smallest float."""
+"""The angle between a direction and its limit, over losses far below the smallest float."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ _STOP = {"ls": "none", "mec": "black", "mew": 0.8, "zorder": 5}
 
 @dataclasses.dataclass(frozen=True)
 class Approach:
-    """Flows of one architecture, and where an algorithm that cannot follow them has stopped.
+    """Flows of one architecture, and the ends of an algorithm that stops at larger losses.
 
     - `log_inverse_loss`, `angle`: for each flow arrays (T,): log(1/loss), and the angle between
-      direction and limit in degrees. What is not positive is left out.
-    - `stop_log_inverse_loss`, `stop_angle`: (k,), of the algorithm.
+      direction and limit in degrees. Values that are not positive are left out.
+    - `stop_log_inverse_loss`, `stop_angle`: (k,), the ends of the algorithm.
     """
 
     architecture: str
@@ -37,7 +37,7 @@ class Approach:
 
 
 def approach_figure(approaches: Sequence[Approach], words: str, title: str = "") -> Figure:
-    """One panel; `words`, two lines, say whose ends the markers are, and whose the lines.
+    """One panel. `words`: two lines that explain the markers and the lines.
 
     Losses down to the last marker lie in a grey band, which the legend names.
     """
@@ -76,8 +76,8 @@ def _describe(axes, last_stop, end, words):
     angles = 10.0 ** np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
     axes.set_yticks(angles, [f"{angle:.10f}".rstrip("0").rstrip(".") + "°" for angle in angles])
     axes.minorticks_off()
-    axes.tick_params(axis="x", labelsize=9.5)  # most of each is an exponent
-    # A fifth of the height for the words.
+    axes.tick_params(axis="x", labelsize=9.5)  # the labels are mostly exponents
+    # A fifth of the height is left for `words`.
     axes.set_ylim(low, high * (high / low) ** 0.25)
     axes.set(xlabel="training loss", ylabel="angle to the limit direction")
     edge = last_stop * 1.3
@@ -103,7 +103,7 @@ def _legend(axes, approaches):
         for name in (approach.architecture for approach in approaches)
     ]
     handles.append(Patch(color=_REACHED, label="losses that descent reaches"))
-    # The one corner where no angle can be: large, at a small loss.
+    # The upper right corner is empty: at small losses no angle is large.
     place = {"loc": "upper right", "bbox_to_anchor": (1.0, 0.8)}
     axes.legend(handles=handles, **place, frameon=False, handlelength=2.2)
 

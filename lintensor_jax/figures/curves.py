@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 
 from . import style
 
-# After Okabe & Ito, without style.COLOURS, which belong to the architectures; neighbours differ in
-# lightness as well.
+# Colours after Okabe & Ito, without style.COLOURS, which are those of the architectures. Neighbours
+# differ in lightness, too.
 PALETTE = ("#CC79A7", "#0A5C8C", "#E69F00", "#000000")
 DASHES = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.3, 1.2, 1.3)))
 MARKERS = ("o", "x", "s", "+")
@@ -24,7 +24,7 @@ class Curve:
 
     - `quantity`: what y is; it has one colour in all panels.
     - `series`: one line style in all panels.
-    - `measurement`: empty for a line, otherwise the name of what the markers stand for.
+    - `measurement`: empty for a line, otherwise the name of the quantity of the markers.
 
     Points that are not positive and finite are left out.
     """
@@ -38,7 +38,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class CurvePanel:
-    """One panel: its title, its curves, straight `guides` and what is shown of the y axis.
+    """One panel: its title, its curves, straight `guides` and the range of the y axis.
 
     - `guides`: (slope, x, y, label): lines y ~ x^slope through (x, y), thin and grey.
     - `y_window`: (low, high); None shows all.
@@ -150,7 +150,7 @@ def _draw(axes: Axes, panel: CurvePanel, looks: _Looks) -> None:
         if not curve.measurement:
             axes.plot(x[kept], y[kept], **looks.line(curve))
             continue
-        # Those at the edge are drawn whole, those beyond not at all.
+        # Markers at the edge are drawn completely; markers beyond it are not drawn.
         if panel.y_window is not None:
             kept &= (y >= panel.y_window[0]) & (y <= panel.y_window[1])
         axes.plot(x[kept], y[kept], **looks.marks(curve.measurement, colour), clip_on=False)

@@ -18,7 +18,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = ""
 
 
 class Verdict(str):
-    """A word on which something depends: good news in green, bad news in red."""
+    """A word that is green if `good` and red otherwise."""
 
     __slots__ = ("good",)
     good: bool

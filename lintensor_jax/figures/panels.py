@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from . import style
 from .curves import PALETTE
 
-# Those of `curves`, more that can be told from them, and at the end a light and a dark neutral.
+# The colours of `curves`, three more, and at the end a light and a dark grey.
 COLOURS = (*PALETTE, "#56B4E9", "#7B3294", style.COLOURS["fully-connected"], "0.72", style.NEUTRAL)
-# Grey: colours are the lines'.
+# Points are grey; colours are for lines.
 _CLASSES = {
     "label +1": {"ls": "none", "marker": "o", "ms": 2.6, "color": "0.45", "mew": 0.3},
     "label −1": {
@@ -55,7 +55,7 @@ class Line:
 
     @property
     def look(self) -> dict[str, Any]:
-        """matplotlib's names for it."""
+        """The line's properties by matplotlib's names."""
         dashes = (0, (3, 1.5)) if self.dashed else "-"
         marks = {"marker": "o", "ms": 4, "markevery": [-1]} if self.end_marker else {}
         colour = self.colour

@@ -41,7 +41,7 @@ class PlanePanel:
 def draw(axes: Axes, panel: PlanePanel) -> None:
     """Draw one panel into `axes`."""
     (left, right), (bottom, top) = panel.window
-    # Longer than the way from the origin to any corner.
+    # Longer than the distance from the origin to any corner.
     reach = 2 * float(np.max(np.abs(panel.window)))
     for vector in panel.starts:
         ray = vector / np.linalg.norm(vector) * reach
@@ -78,7 +78,7 @@ def plane_figure(panels: Sequence[PlanePanel], mark_label: str = "", columns: in
         columns = min(columns, len(panels))
         rows = -(-len(panels) // columns)
         legend = _legend(panels, mark_label)
-        legend_columns = min(columns + 1, 3)  # what fits into the width
+        legend_columns = min(columns + 1, 3)  # the most columns that fit into the width
         legend_rows = -(-len(legend) // legend_columns)
         width = style.PAGE_WIDTH * columns / 2
         figure = Figure(figsize=(width, 3.65 * rows + 0.2 * legend_rows), layout="constrained")

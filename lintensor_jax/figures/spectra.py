@@ -20,7 +20,7 @@ _DASHED = (0, (3, 1.5))
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Moduli in [0, 1] over their index: where an algorithm tends, and what another has reached.
+    """Moduli in [0, 1] over their index: the limit of one algorithm, and the end of another.
 
     - `limit`, `reached`: both (m,); `architecture`: gives the colour.
     - `title` is shown in the first row only, `ylabel` in the first column.
@@ -112,7 +112,7 @@ def trend_figure(
             axes.set(xlabel=xlabel, ylabel=ylabel, xticks=trends[0].depths)
             axes.grid(color="0.92", lw=0.6)
             axes.set_axisbelow(True)
-        # Once all is drawn: a limit set earlier would keep the shared axis from growing.
+        # Set after everything is drawn: a limit set earlier would fix the shared axis.
         grid[0].set_ylim(bottom=0)
         grey = {"color": style.NEUTRAL, "marker": "o", "ms": 4.5}
         handles = [
@@ -146,7 +146,7 @@ def scatter_figure(
 ) -> Figure:
     """(title, scatters) side by side over a shared y axis, with the bound 1 as a line."""
     labels = list(dict.fromkeys(scatter.label for _, scatters in panels for scatter in scatters))
-    # Without the palest end, which white paper swallows.
+    # Without the palest colours, which are not visible on white paper.
     shades = colormaps["viridis"](np.linspace(0, 0.88, max(len(labels), 2)))
     with style.house_style():
         figure = Figure(figsize=(style.PAGE_WIDTH, 3.0), layout="constrained")

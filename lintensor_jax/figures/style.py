@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-# Okabe & Ito's palette, which red-green colour-blind readers can tell apart; an architecture keeps
-# its colour and marker in every figure.
+# Okabe & Ito's palette, which red-green colour-blind readers can distinguish. An architecture has
+# the same colour and marker in every figure.
 COLOURS = {
     "fully-connected": "#0072B2",
     "diagonal": "#D55E00",
@@ -48,7 +48,7 @@ _SETTINGS: dict[Any, Any] = {
 
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
-    """matplotlib's settings for a figure that is made inside; nothing changes outside."""
+    """matplotlib's settings for figures made inside this context."""
     with mpl.rc_context(_SETTINGS):
         yield
 

@@ -1,4 +1,4 @@
-"""Quantities of many flows over one axis: medians, and how far single flows lie from them."""
+"""Quantities of many flows over one axis: medians, and bands of 80% of the flows."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from matplotlib.patches import Patch
 from . import style
 
 _OTHERS = ("#CC79A7", "#0A5C8C", "#E69F00", "#000000", "#56B4E9", "#8C564B")
-_FEW = 15  # points up to which each has a marker
+_FEW = 15  # up to this many points, each has a marker
 
 
 @dataclasses.dataclass(frozen=True)
 class Band:
     """Values of flows at points x: shapes (n,) and (n, flows). NaN and infinities are left out.
 
-    - `predicted`: what theory says of each, (n, flows), or None.
+    - `predicted`: the predicted values, (n, flows), or None.
     """
 
     label: str
@@ -32,9 +32,9 @@ class Band:
 class BandPanel:
     """One panel; y is logarithmic where all values are positive and span a factor of 30.
 
-    So is x, for measured (floating) values from a factor of 5 on.
+    x is logarithmic for floating values that span a factor of 5.
 
-    - `signed`: whether the sign means something, as of a coefficient: then y is never logarithmic.
+    - `signed`: whether the sign has a meaning, as for a coefficient; then y is never logarithmic.
     """
 
     title: str
@@ -131,7 +131,7 @@ def _quantiles(x, values, positive_only):
 
 def _spans(values, factor) -> bool:
     values = values[np.isfinite(values) & (values != 0)]
-    # Rounding must not decide about a factor that is met.
+    # The bound is lowered by rounding, so that a span of exactly this factor counts.
     return bool(
         values.size and (values > 0).all() and values.max() >= factor * values.min() * (1 - 1e-9)
     )

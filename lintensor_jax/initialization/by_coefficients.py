@@ -9,9 +9,8 @@ Everything here can be traced by `jax.jit` and `jax.vmap`; the checks that need 
 coefficients, a positive gap, coefficients within reach) are made on concrete arrays only.
 """
 
-import itertools
+import inspect
 from collections.abc import Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,13 +18,9 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
-from ..messages import in_words
 from ..networks.base import Network, as_parameter, split
-from ..networks.convolutional import ConvolutionalNetwork
-from ..networks.diagonal import DiagonalNetwork
-from ..networks.factorization import MatrixFactorizationNetwork
-from ..networks.fully_connected import FullyConnectedNetwork
-from ..networks.mirror_map import z_of_x
+from ..networks.closed_forms import architectures_with, closed_form, described
+from ..networks.starts import size_of_first_layers
 
 
 def gaussian(like: Network, key: PRNGKeyArray, scale: float | Scalar = 1.0) -> Network:
@@ -48,7 +43,7 @@ def gaussian(like: Network, key: PRNGKeyArray, scale: float | Scalar = 1.0) -> N
     return eqx.combine(jax.tree.unflatten(structure, drawn), rest)
 
 
-def zero_last_layer(like: Any) -> Any:
+def zero_last_layer(like: Network) -> Network:
     """`like` itself with its last layer set to zero, so that beta(0) = 0.
 
     Any layers before it then satisfy the initial conditions of Theorems 2 and 6 of Yun et al. 2021
@@ -56,10 +51,10 @@ def zero_last_layer(like: Any) -> Any:
     needs `factors` and `with_factors`; ValueError otherwise.
     """
     first, last = _factors("zero_last_layer", like)
-    return like.with_factors((*first, jnp.zeros_like(last)))
+    return like.with_factors((*first, jnp.zeros_like(last)))  # pyright: ignore
 
 
-def identity(like: Any) -> Any:
+def identity(like: Network) -> Network:
     """Zero-asymmetric initialization: every layer the identity but the last, which is zero.
 
     Source: Wu et al. 2019, as generalised by Yun et al. 2021, Theorem 7. The identity is a vector
@@ -68,27 +63,20 @@ def identity(like: Any) -> Any:
     wider than the input that is the identity on the first d units and zero elsewhere, which is (and
     remains) the square network.
 
-    ValueError for other networks, which have no identity, and for a hidden layer narrower than d.
+    A network of one's own has `identity_start()`. ValueError for a network without an identity, and
+    for a hidden layer narrower than d.
     """
-    match like:
-        case DiagonalNetwork():
-            return zero_last_layer(DiagonalNetwork(jnp.ones_like(like.weights)))
-        case ConvolutionalNetwork():
-            return zero_last_layer(ConvolutionalNetwork(_impulses(like.filters)))
-        case FullyConnectedNetwork():
-            hidden = _partial_identities("identity", like)
-            return FullyConnectedNetwork((*hidden, jnp.zeros_like(like.weights[-1])))
-        case MatrixFactorizationNetwork():
-            one = jnp.eye(like.weights[0].shape[0], dtype=like.weights[0].dtype)
-            return zero_last_layer(MatrixFactorizationNetwork((one,) * like.depth))
-    raise ValueError(
-        "identity: like must be a diagonal, convolutional, fully-connected or matrix factorization "
-        f"network, which have an identity layer, got {_name(like)}; use gaussian, or "
-        "zero_last_layer."
-    )
+    start = closed_form(like, "identity_start")
+    if start is None:
+        raise ValueError(
+            "identity: like must have an identity layer and a method identity_start() "
+            f"({architectures_with('identity_start')} have it), got {_name(like)}; use gaussian, "
+            "or zero_last_layer."
+        )
+    return start
 
 
-def balanced(like: Any, coefficients: Float[Array, "..."]) -> Any:
+def balanced(like: Network, coefficients: Float[Array, "..."]) -> Network:
     """beta(0) = `coefficients`, with every conserved gap between neighbouring layers zero.
 
     * diagonal: |w_l| = |beta|^(1/L) in every coordinate; w_1 carries the signs;
@@ -102,56 +90,27 @@ def balanced(like: Any, coefficients: Float[Array, "..."]) -> Any:
     - `like`: the template.
     - `coefficients`: shape (d,), or (d, m) for m outputs.
 
-    ValueError for short filters and other networks (their balanced parameters need not exist).
+    A network of one's own has `balanced_start(coefficients)`. ValueError for short filters and for
+    networks without it (their balanced parameters need not exist).
     """
     beta = _coefficients("balanced", like, coefficients)
-    depth = like.depth
-    match like:
-        case DiagonalNetwork():
-            size = jnp.abs(beta) ** (1 / depth)
-            return DiagonalNetwork(jnp.stack([jnp.sign(beta) * size] + [size] * (depth - 1)))
-        case ConvolutionalNetwork() if like.is_full_length:
-            spectrum = jnp.fft.rfft(beta)
-            size = jnp.abs(spectrum) ** (1 / depth)
-            phase = jnp.exp(1j * jnp.angle(spectrum))
-            filters = [jnp.fft.irfft(w, n=like.dimension) for w in (phase * size, size)]
-            return ConvolutionalNetwork((filters[0], *filters[1:] * (depth - 1)))
-        case FullyConnectedNetwork():
-            return _balanced_fully_connected(like, beta)
-    raise ValueError(
-        "balanced: like must be a diagonal network, a convolutional one with all filters of full "
-        f"length, or a fully-connected one, got {_name(like)}; use matching, which needs no "
-        "balanced parameters."
-    )
-
-
-def _balanced_fully_connected(like, beta):
-    left, sizes, right = jnp.linalg.svd(beta.reshape(beta.shape[0], -1), full_matrices=False)
-    widths = [w.shape[0] for w in like.weights[1:]]
-    rank = min(*widths, sizes.shape[0])
-    if not _traced(sizes):
-        needed = int((sizes > max(beta.shape) * jnp.finfo(beta.dtype).eps * sizes[0]).sum())
-        if needed > rank:
-            raise ValueError(
-                f"balanced: hidden layers must be at least as wide as the rank {needed} of the "
-                f"coefficients, got widths {widths}; widen them or lower the rank."
-            )
-    root = sizes[:rank] ** (1 / like.depth)
-    frames = [jnp.eye(width, rank, dtype=beta.dtype) for width in widths]
-    weights = [
-        (before * root[None, :]) @ after.T
-        for before, after in itertools.pairwise([left[:, :rank], *frames, right[:rank].T])
-    ]
-    return FullyConnectedNetwork((*weights[:-1], weights[-1].reshape(like.weights[-1].shape)))
+    start = closed_form(like, "balanced_start", beta)
+    if start is None:
+        raise ValueError(
+            "balanced: like must have balanced parameters, a method balanced_start(coefficients) "
+            f"({architectures_with('balanced_start')} have it), got {_name(like)}; use matching, "
+            "which needs no balanced parameters."
+        )
+    return start
 
 
 def matching(
-    like: Any,
+    like: Network,
     coefficients: Float[Array, "..."],
     *,
     gap: float | Scalar = 1.0,
     key: PRNGKeyArray | None = None,
-) -> Any:
+) -> Network:
     """beta(0) = `coefficients`, with the last layer smaller than the others by `gap`.
 
     These are the initial directions of Yun et al. 2021, section 6: the same linear coefficients
@@ -179,7 +138,8 @@ def matching(
 
     **Arguments**
 
-    - `like`: the template. A network of one's own needs `factors` and `with_factors`.
+    - `like`: the template. A network of one's own needs `matching_start(coefficients, gap)`, or
+      `factors` and `with_factors`.
     - `coefficients`: shape (d,), or (d, m) for a fully-connected network with m outputs.
     - `gap`: a positive number, in units of squared parameters.
     - `key`: draws the directions of the first factors of a tensor network; without it they are
@@ -195,32 +155,8 @@ def matching(
             "zero gaps are made by lintensor_jax.initialization.balanced."
         )
     gap = jnp.asarray(gap, beta.dtype)
-    match like:
-        case DiagonalNetwork():
-            size = _first_size(jnp.abs(beta), like.depth, gap)
-            last = beta / size ** (like.depth - 1)
-            return DiagonalNetwork(jnp.stack([size] * (like.depth - 1) + [last]))
-        case ConvolutionalNetwork() if like.is_full_length:
-            spectrum = jnp.fft.rfft(beta)
-            # numpy's DFT is sqrt(d) times the unitary one, in which the gap is measured.
-            size = _first_size(jnp.abs(spectrum), like.depth, like.dimension * gap)
-            first, last = (
-                jnp.fft.irfft(w, n=like.dimension)
-                for w in (size, spectrum / size ** (like.depth - 1))
-            )
-            return ConvolutionalNetwork((*[first] * (like.depth - 1), last))
-        case FullyConnectedNetwork():
-            size = _first_size(jnp.linalg.norm(beta, ord=2), like.depth, gap)
-            hidden = [size * w for w in _partial_identities("matching", like)]
-            last = jnp.zeros_like(like.weights[-1])
-            last = last.at[: beta.shape[0]].set(beta / size ** (like.depth - 1))
-            return FullyConnectedNetwork((*hidden, last))
-    return _matching_by_least_squares(like, beta, gap, key)
-
-
-def _first_size(magnitude, depth, gap):
-    """The p with p^(depth - 1) q = magnitude and p^2 - q^2 = gap (Lemma 4)."""
-    return jnp.sqrt(gap) * jnp.cosh(z_of_x(magnitude / gap ** (depth / 2), depth))
+    start = closed_form(like, "matching_start", beta, gap)
+    return _matching_by_least_squares(like, beta, gap, key) if start is None else start
 
 
 def _matching_by_least_squares(like, beta, gap, key):
@@ -243,15 +179,16 @@ def _matching_by_least_squares(like, beta, gap, key):
     # v_l = sqrt(k_l) p u_l with unit u_l, so that the last factor shrinks by prod sqrt(k_l) p.
     roots = [jnp.sqrt(jnp.asarray(v.shape[0], v.dtype)) for v in first]
     last = last / jnp.prod(jnp.stack(roots))
-    size = _first_size(jnp.linalg.norm(last), like.depth, gap)
+    size = size_of_first_layers(jnp.linalg.norm(last), like.depth, gap)
     scaled = [root * size * v for root, v in zip(roots, first, strict=True)]
     return like.with_factors((*scaled, last / size ** (like.depth - 1)))
 
 
 def _first_directions(like, key) -> Sequence[Array]:
     first, _ = _factors("matching", like)
-    if isinstance(like, ConvolutionalNetwork):
-        return _impulses(first)
+    given = closed_form(like, "first_directions")
+    if given is not None:
+        return given
     if key is not None:
         first = [
             jax.random.normal(jax.random.fold_in(key, layer), v.shape, v.dtype)
@@ -265,26 +202,6 @@ def _first_directions(like, key) -> Sequence[Array]:
                 f"factors[{layer}]; pass key=jax.random.key(0), or a like that holds directions."
             )
     return [v / norm for v, norm in zip(first, norms, strict=True)]
-
-
-def _impulses(filters):
-    return tuple(jnp.zeros_like(w).at[0].set(1) for w in filters)
-
-
-def _partial_identities(caller, like):
-    """Per hidden layer the identity on the first d units, zero elsewhere."""
-    dimension = like.weights[0].shape[0]
-    widths = [w.shape[0] for w in like.weights]
-    if min(widths) < dimension:
-        raise ValueError(
-            f"{caller}: hidden layers must be at least as wide as the input dimension d = "
-            f"{dimension}, got widths {widths[1:]}; a narrower layer annihilates some x. Widen it, "
-            "or use gaussian or balanced."
-        )
-    return [
-        jnp.eye(rows, columns, dtype=like.weights[0].dtype).at[dimension:].set(0)
-        for rows, columns in itertools.pairwise(widths)
-    ]
 
 
 def _factors(caller, like):
@@ -316,8 +233,8 @@ def _fix(like, expected, got):
         return "change the one or the other."
     depth, dimension = like.depth, expected[0]
     template = f"the template has depth {depth} and dimension {dimension}"
-    takes_both = isinstance(like, DiagonalNetwork | MatrixFactorizationNetwork)
-    if takes_both and got == (depth,) * len(expected) and depth != dimension > 1:
+    swapped = got == (depth,) * len(expected) and depth != dimension > 1
+    if swapped and _is_built_from_depth_and_dimension(like):
         name = type(like).__name__
         return (
             f"{template}; if they were swapped, it is "
@@ -326,11 +243,14 @@ def _fix(like, expected, got):
     return f"{template}; change the one or the other."
 
 
+def _is_built_from_depth_and_dimension(like):
+    zeros = getattr(type(like), "zeros", None)
+    return zeros is not None and list(inspect.signature(zeros).parameters) == ["depth", "dimension"]
+
+
 def _traced(value):
     return isinstance(value, Tracer)
 
 
 def _name(like):
-    if isinstance(like, ConvolutionalNetwork) and not like.is_full_length:
-        return "a ConvolutionalNetwork with short filters"
-    return f"a {type(like).__name__}" if isinstance(like, eqx.Module) else in_words(like)
+    return f"a {described(like)}" if isinstance(like, eqx.Module) else described(like)

@@ -23,7 +23,7 @@ from ..networks import scaled
 from ..problems import Classification, named
 from ..theory import NonSeparableError, certify, is_separable
 from .dual_flow import continue_direction
-from .held_margin import settle
+from .held_margin import direction_at_held_margin
 from .kkt_point import KKTPoint, kkt_point
 from .polynomial_tail import certificate_at, stationary_point
 
@@ -141,8 +141,10 @@ def limit_direction(
     if limit.succeeded and system.depth == 2 and limit.certificate.predictor_residual is not None:
         return limit
     for arc in _ARCS:
-        settled = settle(system, theta, log_scale, jnp.asarray(arc), rtol=_RTOL, atol=_ATOL)
-        theta = settled.theta
+        end = direction_at_held_margin(
+            system, theta, log_scale, jnp.asarray(arc), rtol=_RTOL, atol=_ATOL
+        )
+        theta = end.theta
         found = kkt_point(system, theta, _softmax_weights(flow, theta))
         limit = _judged(flow, theta, found, tolerance)
         if limit.succeeded:

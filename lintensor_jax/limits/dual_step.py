@@ -5,13 +5,13 @@ margins m = grad Phi(nu) are the gradient of a convex potential. A step nu + h p
 
     Phi(nu + h p) / h + sum_i p_i log p_i      over the simplex.
 
-Phi is a sum of exponentials of angles, known by its logarithm psi alone. With g = grad psi,
-m = e^psi g, the condition that all m_i + log p_i agree where p_i > 0 is, divided by e^psi + 1,
+Phi is a sum of exponentials of angles. Only its logarithm psi is computed. With g = grad psi and
+m = e^psi g, the sums m_i + log p_i must agree for all i with p_i > 0. Divided by e^psi + 1 that is
 
     kappa g_i + (1 - kappa) log p_i = const,      kappa = 1 / (1 + e^-psi),
 
-so that no margin is ever formed. For large ones it is the minimisation of psi itself, which is
-what keeps stiffness out. Host-side NumPy, in float64.
+so that no margin is ever formed. At large margins the step minimises psi itself; that problem is
+not stiff. Everything here is NumPy on the host, in float64.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ _EPS = float(np.finfo(np.float64).eps)
 _MAX_ITERATIONS = 50
 _MAX_HALVINGS = 10
 # From psi = 16 on the entropy of p is left out: it moves the weights by e^-16 times its slope. From
-# 5 on it is so where Newton's method fails with it, on almost inseparable data.
+# psi = 5 on it is left out if Newton's method fails with it, on almost inseparable data.
 _SHARP, _ALMOST_SHARP = 16.0, 5.0
-# Newton steps in log p, weighted by sqrt(p), that are quadratically close to none.
+# Largest last Newton step in log p, weighted by sqrt(p); convergence is quadratic.
 _SOLVED = 1e-9
-# Weights below count as zero: their logarithms need not be followed down to -margin.
+# Smaller weights count as zero: their logarithms need not be computed down to -margin.
 _LEAST_WEIGHT = 1e-30
-# A long step may lead to where the true share of the entropy is less than this: no matter.
+# The smallest share of the entropy. After a long step the true share may be smaller still.
 _NO_ENTROPY = 1e-14
 # Each stage of the entropy takes 3 to 5 iterations at this ratio.
 _COOLING = 0.05
@@ -46,7 +46,7 @@ class Terms(NamedTuple):
 
 
 class Angles(Protocol):
-    """Coordinates that turn by angles x, shape (g, k), in the two layers of a network."""
+    """Coordinates of the two layers of a network, turned by hyperbolic angles x, shape (g, k)."""
 
     def terms(self, x: np.ndarray) -> Terms: ...
     def turned(self, x: np.ndarray) -> "Angles": ...
@@ -66,7 +66,7 @@ class RealAngles:
     minus: np.ndarray
 
     def terms(self, x: np.ndarray) -> Terms:
-        """Two exponentials of each angle."""
+        """The terms at x: two exponentials of each angle."""
         up, down = 2 * (self.plus + x[:, 0]), 2 * (self.minus - x[:, 0])
         logs = np.logaddexp(up, down)
         alive = logs > -np.inf
@@ -85,26 +85,26 @@ class RealAngles:
         return RealAngles(self.plus + log_factor, self.minus + log_factor)
 
     def steepest(self, x: np.ndarray) -> float:
-        """The growth of log terms by large multiples of x, the largest that the signs allow."""
+        """The largest growth rate of a log term along large multiples of x, signs included."""
         up, down = x[self.plus > -np.inf, 0], -x[self.minus > -np.inf, 0]
         return 2 * float(np.max(np.concatenate([up, down]), initial=-np.inf))
 
 
 @dataclasses.dataclass(frozen=True)
 class ComplexAngles:
-    """Complex pairs p' = g q, q' = conj(g) p: phases that the data turn along with the moduli.
+    """Complex pairs p' = g q, q' = conj(g) p: the data g change their moduli and phases.
 
     Turns by different phases do not commute, so there is no potential of the whole flow. A turn by
-    one x is e^{log_scale} times cosh|x| (p, q) + sinh|x| (e q, conj(e) p), e = x/|x|, exactly. For
-    the terms of one step stands the log-convex function
+    one x is e^{log_scale} times cosh|x| (p, q) + sinh|x| (e q, conj(e) p), e = x/|x|, exactly. The
+    terms of one step are approximated by the log-convex function
 
         C cosh 2|x + s R/|R||,     R = p conj(q),   C sinh 2s = 2|R|,
 
     whose slope at x = 0 is 4R: steps of vanishing size follow the flow. For s < 1/2 its value there
     is |p|^2 + |q|^2; from a zero last layer, s = 0, it is the flow's own potential. Larger s are
-    cut at 1/2, where for |p| = |q| the curvature across R is that of the flow: old phases must be
-    forgotten within an angle of order one, and would stay for ever in an exact cosh. In the limit
-    phases are those of the force, and a step multiplies all pairs as the flow does.
+    cut at 1/2, where for |p| = |q| the curvature across R is that of the flow. In the flow a phase
+    loses its influence within an angle of order one; an exact cosh would keep it for ever. In the
+    limit the phases are those of the force, and a step multiplies all pairs as the flow does.
     """
 
     first: np.ndarray
@@ -112,7 +112,7 @@ class ComplexAngles:
     log_scale: np.ndarray
 
     def terms(self, x: np.ndarray) -> Terms:
-        """C cosh 2|y| with y = x + s R/|R|."""
+        """The terms C cosh 2|y| with y = x + s R/|R|."""
         product = self.first * self.second.conj()
         size = np.abs(product)
         energy = np.abs(self.first) ** 2 + np.abs(self.second) ** 2
@@ -153,19 +153,20 @@ class ComplexAngles:
         return dataclasses.replace(self, log_scale=self.log_scale + log_factor)
 
     def steepest(self, x: np.ndarray) -> float:
-        """The growth of log terms by large multiples of x, the largest one."""
+        """The largest growth rate of a log term along large multiples of x."""
         alive = np.abs(self.first) + np.abs(self.second) > 0
         return 2 * float(np.max(np.linalg.norm(x[alive], axis=1), initial=-np.inf))
 
 
 @dataclasses.dataclass(frozen=True)
 class DualState:
-    """Where a dual flow is: kinds of angles, how samples turn them, and their common scale.
+    """The state of a dual flow: angles by kind, how samples turn them, and their common scale.
 
-    - `angles`: one entry per kind; `rows`: for each kind the turns (g, k, n) per unit of nu_i.
-    - `log_weights`: for each kind log of the terms' factors (g,) in Phi.
+    - `angles`: one entry per kind (real, complex).
+    - `rows`: for each kind the turns (g, k, n) per unit of nu_i.
+    - `log_weights`: for each kind the logarithms (g,) of the terms' factors in Phi.
     - `log_unit`: log of the data's scale, by which `rows` are divided.
-    - `log_scale`: log of what all layers are divided by.
+    - `log_scale`: log of the number by which all layers are divided.
     """
 
     angles: tuple[Angles, ...]
@@ -176,12 +177,12 @@ class DualState:
 
     @property
     def log_size(self) -> float:
-        """log of the largest term of Phi, but for the scales."""
+        """Logarithm of the largest term of Phi, without the scales."""
         pairs = zip(self.angles, self.rows, strict=True)
         return max(np.max(a.terms(0 * r[:, :, 0]).logs, initial=-np.inf) for a, r in pairs)
 
     def steepest(self, p: np.ndarray) -> float:
-        """The largest slope that psi tends to in direction p: twice max |u_j|."""
+        """The limit of the slope of psi along p at infinity: twice max |u_j|."""
         pairs = zip(self.angles, self.rows, strict=True)
         return max(angles.steepest(rows @ p) for angles, rows in pairs)
 
@@ -200,7 +201,7 @@ class DualState:
 class Potential(NamedTuple):
     """psi = log Phi (in units of the data), its gradient (n,) and Hessian (n, n) in nu.
 
-    `shares` are, kind by kind, the derivatives (g, k) of psi by the angles: rho of norm one or so.
+    `shares`: for each kind the derivatives (g, k) of psi by the angles, of norm about one.
     """
 
     psi: float
@@ -245,7 +246,7 @@ class Step(NamedTuple):
 
 
 def implicit_step(state: DualState, start: np.ndarray, size: float) -> Step | None:
-    """The step of that size, from the guess `start` of its weights; None where Newton fails."""
+    """The step of length `size`; `start` is a guess of its weights. None if Newton fails."""
     psi, step = potential(state, 0 * start).psi, None
     if psi < _SHARP:
         step = _softmax_step(state, start, size)
@@ -255,7 +256,7 @@ def implicit_step(state: DualState, start: np.ndarray, size: float) -> Step | No
 
 
 def _softmax_step(state, start, size) -> Step | None:
-    """Moderate margins: Newton's method in log p, with entropy lowered to its true share."""
+    """Moderate margins: Newton's method in log p; the entropy is lowered to its true share."""
     p, entropy, num_iterations = start, min(0.1, 1 / size), 0
     while True:
         here = potential(state, size * p)
@@ -276,7 +277,10 @@ def _share_of_entropy(here):
 
 
 def _newton(state, p, size, entropy):
-    """Minimise psi / size + entropy sum_i p_i log p_i; e^psi / size + the sum for None."""
+    """Minimise psi / size + entropy sum_i p_i log p_i.
+
+    If `entropy` is None: minimise e^psi / size + sum_i p_i log p_i.
+    """
     p = np.maximum(p, _LEAST_WEIGHT)
     p = p / p.sum()
     n, here = len(p), potential(state, size * p)
@@ -288,7 +292,7 @@ def _newton(state, p, size, entropy):
         curvature = here.hessian
         if entropy is None:
             curvature = curvature + np.outer(here.gradient, here.gradient)
-        # In log p: rows are divided by p_i, columns multiplied, and no weight is too small.
+        # In log p: rows are divided by p_i and columns multiplied, so that tiny weights do no harm.
         matrix = np.zeros((n + 1, n + 1))
         matrix[:n, :n] = kappa * size * curvature * p + rest * np.eye(n)
         matrix[:n, n], matrix[n, :n] = -1.0, p
@@ -302,7 +306,7 @@ def _newton(state, p, size, entropy):
         length = 1.0
         for _ in range(_MAX_HALVINGS):
             moved = length * change
-            # Upwards the step is taken in p: there the exponential would overshoot.
+            # Weights that grow take the step in p, not in log p: the exponential would overshoot.
             trial = p * np.where(moved > 0, 1 + moved, np.exp(np.minimum(moved, 0.0)))
             trial = np.maximum(trial / trial.sum(), _LEAST_WEIGHT)
             there = potential(state, size * trial)
@@ -325,7 +329,7 @@ def _sharp_step(state, start, size) -> Step | None:
     Multipliers s_i >= 0 of p_i >= 0 with p_i s_i -> 0.
     """
     n = len(start)
-    # A warm start off the boundary, yet by so little that the potential changes by O(1).
+    # The start is moved off the boundary by so little that the potential changes by O(1).
     inside = min(0.1, 0.3 / size) / n
     p = np.maximum(start, inside)
     p /= p.sum()
@@ -339,7 +343,7 @@ def _sharp_step(state, start, size) -> Step | None:
         if off <= enough and np.max(p * s) <= 10 * _COMPLEMENTARITY:
             return Step(p, here, iteration)
         target = max(0.1 * gap, _COMPLEMENTARITY)
-        # Bordered by sum dp = 0; the multipliers s are eliminated. In units of p, as above.
+        # A border row for sum dp = 0; the multipliers s are eliminated. In units of p, as above.
         matrix = np.zeros((n + 1, n + 1))
         matrix[:n, :n] = size * here.hessian * p + np.diag(s)
         matrix[:n, n], matrix[n, :n] = -1.0, p
@@ -367,8 +371,8 @@ def _sharp_step(state, start, size) -> Step | None:
 
 
 def _solve(matrix, right):
-    """None for a singular matrix."""
-    # Rows of samples that do not count may be huge or tiny: they cost the others no digits.
+    """The solution of the linear system; None for a singular matrix."""
+    # Rows of samples with tiny weights may be huge or tiny. Scaled rows keep the others' digits.
     heights = np.max(np.abs(matrix), axis=1)
     try:
         return np.linalg.solve(matrix / heights[:, None], right / heights)

@@ -1,14 +1,15 @@
-"""A classification flow at a held margin: the direction goes on, the stiffness does not grow.
+"""A classification flow with its margin held fixed: the direction moves, the norm does not grow.
 
 On the log-arc-length clock the direction theta on the unit sphere obeys
 
     dtheta/ds = g - <theta, g> theta,   g the normalised sum_i p_i grad m_i(theta),
 
-and the growing norm enters only through the softmax p, whose sharpness is the margin. Slow modes of
-the direction (leaving a saddle, for one) take an arc s of ten or a hundred, in which the margin
-grows like e^(depth s), past the wall of floating point. With the norm held where it is the same
-equation has the stiffness of today, and ends within 1/margin of where it would end with ever
-sharper p: it follows the limit of the flow, and no longer its path in time.
+and the growing norm enters only through the softmax p: the larger the margin, the sharper is p.
+Slow modes of the direction (a flow that leaves a saddle, for example) need an arc length s of 10
+to 100. In that arc the margin grows like e^(depth s), beyond the range of floating point. With
+the norm held fixed the stiffness of the equation stays constant. Its end lies within 1/margin of
+the end of the flow with the growing norm. The path in time is a different one; only the limit is
+the same.
 """
 
 from typing import NamedTuple
@@ -22,8 +23,8 @@ from ..dynamics.integrate import implicit_solver
 from ..dynamics.system import System
 
 
-class Settled(NamedTuple):
-    """Where a flow at a held margin ended: `theta` (p,), its speed |dtheta/ds|, steps taken."""
+class HeldMarginEnd(NamedTuple):
+    """End of a flow at held margin: `theta` (p,), the speed |dtheta/ds|, the number of steps."""
 
     theta: Float[Array, " p"]
     speed: Scalar
@@ -38,7 +39,7 @@ def _velocity(s, theta, args):
 
 
 @eqx.filter_jit
-def settle(
+def direction_at_held_margin(
     system: System,
     theta: Float[Array, " p"],
     log_scale: Scalar,
@@ -47,8 +48,8 @@ def settle(
     rtol: float | Scalar,
     atol: float | Scalar,
     max_steps: int = 2000,
-) -> Settled:
-    """Follow the direction for an arc of that length, or until `max_steps` are spent."""
+) -> HeldMarginEnd:
+    """Integrate the direction over the arc length `arc`, for at most `max_steps` steps."""
     args = (system, log_scale)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(_velocity),
@@ -67,4 +68,4 @@ def settle(
     assert solution.ys is not None
     end = solution.ys[-1] / jnp.linalg.norm(solution.ys[-1])
     speed = jnp.linalg.norm(_velocity(0.0, end, args))
-    return Settled(end, speed, solution.stats["num_steps"])
+    return HeldMarginEnd(end, speed, solution.stats["num_steps"])

@@ -4,9 +4,10 @@ In direction, a flow on separable data tends to a point of
 
     Theta = sum_i nu_i grad m_i(Theta),   nu_i >= 0,   m_i(Theta) >= 1,   nu_i (m_i(Theta) - 1) = 0
 
-(Gunasekar et al. 2018, Theorem 4, eq. 16; Lyu & Li 2020). Which samples have nu_i > 0 is read off
-the flow's end; the equations are then solved to rounding, and the guess is repaired where a
-multiplier comes out negative or a margin below 1.
+(Gunasekar et al. 2018, Theorem 4, eq. 16; Lyu & Li 2020). The end of the
+flow gives a first guess of the support, the samples with nu_i > 0. The equations are then solved
+to rounding. If a multiplier is negative or a margin is below 1, the support is changed and the
+equations are solved again.
 """
 
 from typing import Any, NamedTuple
@@ -22,23 +23,23 @@ from ..dynamics.system import System
 
 # Levenberg-Marquardt factorises a dense matrix of this many columns, at most.
 LARGEST_SYSTEM = 3000
-# The equations count as solved below this; what is reached is 1e-15 or so.
+# The equations count as solved below this residual. Levenberg-Marquardt reaches about 1e-15.
 _SOLVED = 1e-10
-# Multipliers and margins may be off by rounding where several sets of samples fit as well.
+# Rounding errors that are allowed in multipliers and margins, where several supports are solutions.
 _SLACK = 1e-9
-# A share of the softmax that makes a sample a candidate for the support. At large margins all
-# others have none to speak of; at small ones the repair decides.
+# A sample with a larger share of the softmax is in the first guess of the support. At large margins
+# the shares of all other samples are negligible. At small margins the repair corrects the guess.
 _SHARE = 1e-6
 
 
 class KKTPoint(NamedTuple):
-    """What Levenberg-Marquardt came to.
+    """The result of Levenberg-Marquardt.
 
-    - `theta` (p,): unit parameters; `multipliers` (n,), zero off the support, in units in which
-      the smallest margin of `theta` is 1 (so that they sum to 1 / depth).
+    - `theta` (p,): unit parameters; `multipliers` (n,), zero off the support. Their unit
+      makes the smallest margin of `theta` 1, so that they sum to 1 / depth.
     - `residual`: the largest entry of both sets of equations, scale-free.
-    - `problem_with`: None for a KKT point, else what is wrong with it in words.
-    - `num_supports`: how many sets of support samples were tried.
+    - `problem_with`: None for a KKT point, else a sentence that names the violated condition.
+    - `num_supports`: the number of supports that were tried.
     """
 
     theta: Float[Array, " p"]
@@ -55,7 +56,7 @@ def kkt_point(
     *,
     max_supports: int = 40,
 ) -> KKTPoint:
-    """The KKT point next to `theta`, whose margins must be positive (its norm does not matter).
+    """The KKT point near `theta`. All margins of `theta` must be positive; its norm is not used.
 
     `weights`: non-negative, shape (n,): the flow's softmax weights, which are proportional to the
     multipliers in the limit.
@@ -63,7 +64,7 @@ def kkt_point(
     problem: Any = system.problem
     theta = theta / jnp.linalg.norm(theta)
     rows = np.asarray(problem.signed_data, np.float64)
-    # In units of the smallest margin everything is of order one, whatever the data's scale.
+    # In units of the smallest margin all numbers are of order one, for data of any scale.
     rows = jnp.asarray(rows / np.min(rows @ np.asarray(system.coefficients(theta))))
     start = np.asarray(weights, np.float64)
     start = start / start.sum() / system.depth
@@ -85,15 +86,15 @@ def kkt_point(
         residual = float(np.max(np.abs(defects)))
         negative = float(-multipliers.min() * system.depth)
         short = float(1 - margins.min())
-        wrong = _what_is_wrong(residual, negative, short)
+        violated = _violated_condition(residual, negative, short)
         candidate = KKTPoint(
             jnp.asarray(found / np.linalg.norm(found)),
             jnp.asarray(np.where(active, np.maximum(multipliers, 0.0), 0.0)),
             residual,
-            wrong,
+            violated,
             len(tried),
         )
-        if wrong is None:
+        if violated is None:
             return candidate
         if best is None or residual + max(negative, short) < best[0]:
             best = residual + max(negative, short), candidate
@@ -102,7 +103,7 @@ def kkt_point(
     return best[1]._replace(num_supports=len(tried))
 
 
-def _what_is_wrong(residual, negative, short):
+def _violated_condition(residual, negative, short):
     if not residual <= _SOLVED:
         return f"the equations of the support were not solved (residual {residual:.1e})"
     if negative > _SLACK:
@@ -117,7 +118,7 @@ def _repaired(active, multipliers, margins, residual):
     active = active.copy()
     short = np.where(active, np.inf, margins)
     if not residual <= _SOLVED and np.min(short) > 1 - _SLACK:
-        # No solution with all of these at margin 1: the one with the least share goes.
+        # These samples cannot all have margin 1: the smallest multiplier's sample is removed.
         active[np.argmin(np.where(active, multipliers, np.inf))] = False
     elif np.min(short) < 1 - _SLACK:
         active[np.argmin(short)] = True

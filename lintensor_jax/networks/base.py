@@ -11,7 +11,8 @@ An architecture of one's own is one Equinox module with two members::
             return self.u * self.v
 
 It gets flows, sweeps, certificates and figures. Deriving from `AbstractNetwork` adds `scaled` and
-the linear forward pass. Arrays that are no parameters (data tensors, bases) are declared as
+the linear forward pass. Closed forms of an architecture are optional methods; `AbstractNetwork`
+lists them. Arrays that are no parameters (data tensors, bases) are declared as
 ``tensor: Array = lt.constant()``.
 """
 
@@ -98,6 +99,35 @@ class AbstractNetwork(eqx.Module):
     """Base of the networks: linear coefficients, multilinear in the layers.
 
     `depth` is the degree of homogeneity: beta(c Theta) = c^depth beta(Theta).
+
+    **Optional methods**: closed forms of the architecture. A function of this package that needs
+    one asks the network, any `equinox.Module`, for the method. A network without the method has
+    no such closed form. A method returns None where none is known for the network's *shapes*.
+
+    - `identity_start()`, `balanced_start(coefficients)`, `matching_start(coefficients, gap)`:
+      networks of the same shapes, for `identity`, `balanced` and `matching` of
+      `lintensor_jax.initialization`. The coefficients are checked: finite, of the right shape and
+      dtype; `gap` is a positive scalar. Without `matching_start`, `matching` solves a least-squares
+      problem in the last of the `factors`; `first_directions()`, unit vectors, fixes the others.
+    - `factors` (the layers as vectors) and `with_factors(factors)`, its inverse: what
+      `zero_last_layer`, `matching` and `mirror_flow` replace.
+    - `orthogonal_decomposition()`: S and U_l of Assumption 1 (Yun et al. 2021) for the `factors`,
+      or `AssumptionFails`. With it `certify` and `mirror_flow` know the network.
+    - `singular_components()`: the pair (values, S), values (L, m) the rows U_l^T v_l, and None for
+      S = I. It saves the products where the decomposition is known.
+    - `induced_regularizer(beta)`: min |Theta|^2 subject to beta(Theta) = beta, a scalar;
+      `minimal_network(beta)`: the network that attains it.
+    - `induced_norm_order()`: the p for which the induced regulariser is an increasing function of
+      |beta|_p, 0 < p <= 2; for `certify`.
+    - `mirror_coordinates(problem)`: the flow in closed form as a function of zeta = S X^T nu, for
+      `mirror_flow`: an `equinox.Module` with the array `S` (m, d), a method `rho(zeta)` with
+      beta = S^T rho, and a method `network(zeta)`. It may have `sensitivity(largest)`: for a rho
+      whose largest entry is that, by which factor relative errors of nu grow in rho, and the size
+      of zeta. `AssumptionFails` where the network's values, or the data, allow none.
+    - `conserved_quantities()`: a vector that gradient flow does not change, in units of squared
+      parameters.
+    - `largest_rank()`: the largest rank of beta as a matrix (d, m).
+    - `kind`, a string: what error messages call the network; the name of the class by default.
     """
 
     depth: eqx.AbstractVar[int]

@@ -2,25 +2,19 @@
 
 Every layer of a multilinear network obeys <v_l, dv_l/dt> = -<g, beta>, the same for all l, so that
 differences of squared norms never change (Yun et al. 2021, eq. 6-7; Du et al. 2018). The more
-symmetric a network, the finer its conserved quantities.
+symmetric a network, the finer its conserved quantities: they are a method of the network.
 """
 
-import functools
 import itertools
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .convolutional import ConvolutionalNetwork
-from .diagonal import DiagonalNetwork
-from .factorization import MatrixFactorizationNetwork
-from .fully_connected import FullyConnectedNetwork
-from .orthogonal import OrthogonalNetwork
-from .tensor import TensorNetwork
+from .closed_forms import closed_form
 
 
-@functools.singledispatch
 def conserved_quantities(network: eqx.Module) -> Float[Array, " q"]:
     """The conserved quantities as one vector, in units of squared parameters.
 
@@ -39,44 +33,23 @@ def conserved_quantities(network: eqx.Module) -> Float[Array, " q"]:
 
     Traceable by `jax.jit` and `jax.vmap`.
     """
-    known = getattr(network, "conserved_quantities", None)
-    return jnp.zeros(0) if known is None else jnp.ravel(known())
+    known = closed_form(network, "conserved_quantities")
+    return jnp.zeros(0) if known is None else jnp.ravel(known)
 
 
-@conserved_quantities.register
-def _(network: DiagonalNetwork):
-    return _gaps(network.weights**2)
-
-
-@conserved_quantities.register
-def _(network: ConvolutionalNetwork):
-    if not network.is_full_length:
-        return _squared_norm_gaps(network.filters)
-    spectra = jnp.fft.rfft(jnp.stack(network.filters))
-    return _gaps((spectra.real**2 + spectra.imag**2) / network.dimension)
-
-
-@conserved_quantities.register
-def _(network: TensorNetwork):
-    return _squared_norm_gaps(network.factors)
-
-
-@conserved_quantities.register
-def _(network: OrthogonalNetwork):
-    return _gaps(jnp.abs(network.components) ** 2)
-
-
-@conserved_quantities.register
-def _(network: FullyConnectedNetwork | MatrixFactorizationNetwork):
-    *hidden, last = network.weights
-    columns = [*hidden, last.reshape(last.shape[0], -1)]
-    gaps = [before.T @ before - after @ after.T for before, after in itertools.pairwise(columns)]
-    return jnp.concatenate([jnp.ravel(gap) for gap in gaps])
-
-
-def _squared_norm_gaps(factors):
-    return _gaps(jnp.stack([v @ v for v in factors]))
-
-
-def _gaps(layers):
+def gaps(layers: Float[Array, "L ..."]) -> Float[Array, " q"]:
+    """Rows l minus rows l + 1, as one vector."""
     return jnp.ravel(layers[:-1] - layers[1:])
+
+
+def gaps_of_squared_norms(factors: Sequence[Float[Array, " k"]]) -> Float[Array, " q"]:
+    """|v_l|^2 - |v_{l+1}|^2, L - 1 numbers."""
+    return gaps(jnp.stack([v @ v for v in factors]))
+
+
+def gaps_of_gram_matrices(weights: Sequence[Array]) -> Float[Array, " q"]:
+    """All entries of W_l^T W_l - W_{l+1} W_{l+1}^T, the last vector as a column."""
+    *hidden, last = weights
+    columns = [*hidden, last.reshape(last.shape[0], -1)]
+    differences = [a.T @ a - b @ b.T for a, b in itertools.pairwise(columns)]
+    return jnp.concatenate([jnp.ravel(difference) for difference in differences])

@@ -1,12 +1,21 @@
 """Circular convolutional networks with filters of any length."""
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, Scalar
 
 from . import contractions
 from .base import AbstractNetwork, Activation, as_parameter, require_depth
-from .decomposition import OrthogonalDecomposition, decomposition_of
+from .conserved import gaps, gaps_of_squared_norms
+from .decomposition import AssumptionFails, OrthogonalDecomposition, decomposition_of
+from .mirror_coordinates import SLACK, AbstractMirrorCoordinates, coordinates_of_factors
+from .starts import size_of_first_layers
+
+# Of a discrete Fourier transform, in units of the largest modulus's last place.
+_ROUNDINGS = 8
 
 
 class ConvolutionalNetwork(AbstractNetwork):
@@ -114,3 +123,122 @@ class ConvolutionalNetwork(AbstractNetwork):
         fourier = fourier.real if self.dimension <= 2 else fourier
         scale = self.dimension ** ((self.depth - 1) / 2)
         return OrthogonalDecomposition(scale * fourier, (fourier.conj(),) * self.depth)
+
+    @property
+    def kind(self) -> str:
+        """What error messages call it."""
+        return "ConvolutionalNetwork" + ("" if self.is_full_length else " with short filters")
+
+    def singular_components(self):
+        """The inverse unitary DFT of the filters, and S; None for short filters."""
+        if not self.is_full_length:
+            return None
+        spectra = jnp.fft.ifft(jnp.stack(self.filters), norm="ortho")
+        return spectra, self.orthogonal_decomposition().S
+
+    def conserved_quantities(self) -> Float[Array, " q"]:
+        """|F w_l|^2 - |F w_{l+1}|^2 at the d // 2 + 1 frequencies of a real signal.
+
+        For short filters |w_l|^2 - |w_{l+1}|^2, L - 1 numbers.
+        """
+        if not self.is_full_length:
+            return gaps_of_squared_norms(self.filters)
+        spectra = jnp.fft.rfft(jnp.stack(self.filters))
+        return gaps((spectra.real**2 + spectra.imag**2) / self.dimension)
+
+    def first_directions(self) -> tuple[Float[Array, " k"], ...]:
+        """Unit impulses in all filters but the last one."""
+        return tuple(jnp.zeros_like(w).at[0].set(1) for w in self.filters[:-1])
+
+    def identity_start(self) -> "ConvolutionalNetwork":
+        """Unit impulses, and zeros in the last filter."""
+        return ConvolutionalNetwork((*self.first_directions(), jnp.zeros_like(self.filters[-1])))
+
+    def balanced_start(self, coefficients: Float[Array, " d"]) -> "ConvolutionalNetwork | None":
+        """|DFT w_l| = |DFT beta|^(1/L), w_1 carries the phases; None for short filters."""
+        if not self.is_full_length:
+            return None
+        spectrum = jnp.fft.rfft(coefficients)
+        size = jnp.abs(spectrum) ** (1 / self.depth)
+        phase = jnp.exp(1j * jnp.angle(spectrum))
+        filters = [jnp.fft.irfft(w, n=self.dimension) for w in (phase * size, size)]
+        return ConvolutionalNetwork((filters[0], *filters[1:] * (self.depth - 1)))
+
+    def matching_start(
+        self, coefficients: Float[Array, " d"], gap: Scalar
+    ) -> "ConvolutionalNetwork | None":
+        """|F w_l|^2 - |F w_L|^2 = gap, unitary DFT, w_l even (l < L); None for short filters.
+
+        Source: Yun et al. 2021, Theorem 2.
+        """
+        if not self.is_full_length:
+            return None
+        spectrum = jnp.fft.rfft(coefficients)
+        # numpy's DFT is sqrt(d) times the unitary one, in which the gap is measured.
+        size = size_of_first_layers(jnp.abs(spectrum), self.depth, self.dimension * gap)
+        first, last = (
+            jnp.fft.irfft(w, n=self.dimension) for w in (size, spectrum / size ** (self.depth - 1))
+        )
+        return ConvolutionalNetwork((*[first] * (self.depth - 1), last))
+
+    def induced_regularizer(self, beta: Float[Array, " d"]) -> Scalar | None:
+        """(L/d) sum_k |DFT(beta)_k|^{2/L}, unnormalised DFT; None for short filters.
+
+        Source: Gunasekar et al. 2018, Lemma 7, with the factor corrected (see the errata).
+        """
+        if not self.is_full_length:
+            return None
+        return self.depth / beta.size * jnp.sum(jnp.abs(jnp.fft.fft(beta)) ** (2 / self.depth))
+
+    def minimal_network(self, beta: Float[Array, " d"]) -> "ConvolutionalNetwork | None":
+        """Spectra of equal modulus; the last one carries the phases. None for short filters."""
+        if not self.is_full_length:
+            return None
+        spectrum = jnp.fft.rfft(beta)
+        moduli = jnp.abs(spectrum)
+        # Dust of the transform is no frequency, and its root would be far from dust.
+        dust = _ROUNDINGS * jnp.finfo(beta.dtype).eps * jnp.max(moduli)
+        moduli = jnp.where(moduli > dust, moduli, 0)
+        size = moduli ** (1 / self.depth)
+        last = jnp.where(moduli > 0, spectrum / jnp.where(moduli > 0, moduli, 1) * size, 0)
+        first, final = (jnp.fft.irfft(s, n=beta.size) for s in (size, last))
+        return eqx.tree_at(lambda n: n.filters, self, (*(first,) * (self.depth - 1), final))
+
+    def mirror_coordinates(self, problem: Any) -> AbstractMirrorCoordinates | None:
+        """For even filters and even data (Yun et al. 2021, Corollary 6); None for short filters."""
+        if not self.is_full_length:
+            return None
+        return coordinates_of_factors(self, _even_decomposition(self, problem))
+
+    def largest_rank(self) -> int | None:
+        """1, since beta is any column; None for short filters, which do not reach all."""
+        return 1 if self.is_full_length else None
+
+
+def _even_decomposition(network, problem):
+    """Corollary 6 in an orthonormal basis of the even vectors: real, and diagonal there."""
+    dimension = network.dimension
+    reflected = (-np.arange(dimension)) % dimension
+    X = np.asarray(problem.X)
+    oddness = {"X": np.max(np.abs(X - X[:, reflected])) / max(np.max(np.abs(X)), 1e-300)}
+    size = max(float(jnp.max(jnp.abs(w))) for w in network.filters)
+    for layer, w in enumerate(network.filters):
+        oddness[f"filters[{layer}]"] = float(jnp.max(jnp.abs(w - w[reflected]))) / max(size, 1e-300)
+    name = max(oddness, key=lambda key: oddness[key])
+    if oddness[name] > SLACK:
+        raise AssumptionFails(
+            f"evenness x_j = x_(d-j) of {name}",
+            float(oddness[name]),
+            "The odd part over the largest entry; a convolution has a real decomposition on even "
+            "vectors only (Corollary 6). Use gradient_flow.",
+        )
+    frequencies = np.arange(dimension // 2 + 1)
+    angles = 2 * np.pi * np.outer(np.arange(dimension), frequencies) / dimension
+    basis = np.cos(angles)
+    basis /= np.linalg.norm(basis, axis=0)
+    # A basis vector c_k has DFT sum_j c_k[j] cos(...) = 1/(its largest entry) at frequency k.
+    gains = 1 / basis[0]
+    dtype = network.filters[0].dtype
+    E = jnp.asarray(basis, dtype)
+    S = jnp.asarray(gains ** (network.depth - 1), dtype)[:, None] * E.T
+    return OrthogonalDecomposition(S, (E,) * network.depth)

@@ -2,7 +2,7 @@
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Scalar
 
 from . import contractions
 from .base import (
@@ -12,7 +12,9 @@ from .base import (
     require_depth,
     require_vanishing_activation,
 )
+from .conserved import gaps
 from .decomposition import OrthogonalDecomposition
+from .starts import size_of_first_layers
 
 
 class DiagonalNetwork(AbstractNetwork):
@@ -79,6 +81,45 @@ class DiagonalNetwork(AbstractNetwork):
         """S = U_1 = ... = U_L = I (Yun et al. 2021, Appendix D.2)."""
         eye = jnp.eye(self.weights.shape[1], dtype=self.weights.dtype)
         return OrthogonalDecomposition(eye, (eye,) * self.depth)
+
+    def singular_components(self):
+        """(weights, None): S = U_l = I."""
+        return self.weights, None
+
+    def conserved_quantities(self) -> Float[Array, " q"]:
+        """w_l^2 - w_{l+1}^2 in every coordinate, (L-1) d numbers."""
+        return gaps(self.weights**2)
+
+    def identity_start(self) -> "DiagonalNetwork":
+        """Ones, and zeros in the last layer."""
+        return DiagonalNetwork(jnp.ones_like(self.weights).at[-1].set(0))
+
+    def balanced_start(self, coefficients: Float[Array, " d"]) -> "DiagonalNetwork":
+        """|w_l| = |beta|^(1/L) in every coordinate; w_1 carries the signs."""
+        size = jnp.abs(coefficients) ** (1 / self.depth)
+        first = jnp.sign(coefficients) * size
+        return DiagonalNetwork(jnp.stack([first] + [size] * (self.depth - 1)))
+
+    def matching_start(self, coefficients: Float[Array, " d"], gap: Scalar) -> "DiagonalNetwork":
+        """w_1 = ... = w_{L-1} > 0 and w_l^2 - w_L^2 = gap (Yun et al. 2021, Theorem 2)."""
+        size = size_of_first_layers(jnp.abs(coefficients), self.depth, gap)
+        last = coefficients / size ** (self.depth - 1)
+        return DiagonalNetwork(jnp.stack([size] * (self.depth - 1) + [last]))
+
+    def induced_regularizer(self, beta: Float[Array, " d"]) -> Scalar:
+        """L sum_j |beta_j|^{2/L} (Gunasekar et al. 2018, Lemma 6)."""
+        return self.depth * jnp.sum(jnp.abs(beta) ** (2 / self.depth))
+
+    def minimal_network(self, beta: Float[Array, " d"]) -> "DiagonalNetwork":
+        """All layers of equal modulus; the last one carries the signs."""
+        depth = self.depth
+        size = jnp.abs(beta) ** (1 / depth)
+        weights = jnp.concatenate([jnp.tile(size, (depth - 1, 1)), (jnp.sign(beta) * size)[None]])
+        return eqx.tree_at(lambda n: n.weights, self, weights)
+
+    def largest_rank(self) -> int:
+        """1: beta is one column, and any."""
+        return 1
 
 
 def superdiagonal(entries: Float[Array, " k"], order: int) -> Float[Array, "..."]:

@@ -1,16 +1,18 @@
 """Differential diagonal networks: the difference of two tied diagonal networks."""
 
 import operator
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Scalar
 
 from .base import AbstractNetwork, Activation, as_parameter, require_depth
-from .decomposition import OrthogonalDecomposition
+from .decomposition import AssumptionFails, OrthogonalDecomposition
 from .diagonal import DiagonalNetwork, superdiagonal
+from .mirror_coordinates import AbstractMirrorCoordinates
 
 
 class DifferentialDiagonalNetwork(AbstractNetwork):
@@ -131,3 +133,60 @@ class DifferentialDiagonalNetwork(AbstractNetwork):
         ratio = small / jnp.where(large > 0, large, 1)
         mean = small**2 * (2 / (1 + ratio**p)) ** (2 / p)
         return jnp.where((self.depth % 2 == 1) & (self.positive * self.negative < 0), 0, mean)
+
+    def induced_regularizer(self, beta: Float[Array, " d"]) -> Scalar:
+        """sum_j |beta_j|^{2/L}: one of w_+ and w_- vanishes."""
+        return jnp.sum(jnp.abs(beta) ** (2 / self.depth))
+
+    def induced_norm_order(self) -> float:
+        """2/L."""
+        return 2 / self.depth
+
+    def minimal_network(self, beta: Float[Array, " d"]) -> "DifferentialDiagonalNetwork":
+        """w_+ and w_- are the roots of the positive and of the negative part of beta."""
+        parts = tuple(jnp.maximum(sign * beta, 0) ** (1 / self.depth) for sign in (1, -1))
+        return eqx.tree_at(lambda n: (n.positive, n.negative), self, parts)
+
+    def mirror_coordinates(self, problem: Any) -> "DifferentialCoordinates":
+        """For positive entries, whatever the problem is; AssumptionFails for others."""
+        smallest = float(jnp.minimum(jnp.min(self.positive), jnp.min(self.negative)))
+        if smallest <= 0:
+            raise AssumptionFails(
+                "positive entries of w_+ and w_-",
+                smallest,
+                "The smallest entry; the closed form is for positive entries. Use gradient_flow.",
+            )
+        identity = jnp.eye(self.positive.size, dtype=self.positive.dtype)
+        return DifferentialCoordinates(identity, self.positive, self.negative, self.depth)
+
+
+class DifferentialCoordinates(AbstractMirrorCoordinates):
+    """w_+^D - w_-^D from positive entries: w_+ obeys dw/dzeta = D w^(D-1), w_- the opposite.
+
+    Source: Woodworth et al. 2020.
+    """
+
+    S: Float[Array, "m q"]
+    positive: Float[Array, " m"]
+    negative: Float[Array, " m"]
+    depth: int = eqx.field(static=True)
+
+    def _grown(self, start, zeta):
+        if self.depth == 2:
+            return start * jnp.exp(2 * zeta)
+        power = self.depth - 2
+        # Infinite from the blow-up on: the solver then takes back its step.
+        base = 1 - self.depth * power * start**power * zeta
+        safe = jnp.where(base > 0, base, 1.0)
+        return jnp.where(base > 0, start * safe ** (-1 / power), jnp.inf)
+
+    def rho(self, zeta: Float[Array, " m"]) -> Float[Array, " m"]:
+        """w_+^D - w_-^D."""
+        plus, minus = self._grown(self.positive, zeta), self._grown(self.negative, -zeta)
+        return plus**self.depth - minus**self.depth
+
+    def network(self, zeta: Float[Array, " m"]) -> Any:
+        """(w_+, w_-)."""
+        return DifferentialDiagonalNetwork(
+            self._grown(self.positive, zeta), self._grown(self.negative, -zeta), self.depth
+        )

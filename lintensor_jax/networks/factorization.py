@@ -1,13 +1,14 @@
 """Deep matrix factorization, and the matrix sensing problems that reduce to diagonal networks."""
 
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Scalar
 
 from ..problems import MatrixSensing
 from . import contractions
@@ -18,8 +19,10 @@ from .base import (
     require_depth,
     require_vanishing_activation,
 )
+from .conserved import gaps_of_gram_matrices
 from .decomposition import AssumptionFails, OrthogonalDecomposition
-from .fully_connected import FullyConnectedNetwork
+from .fully_connected import FullyConnectedNetwork, minimal_chain, schatten_regularizer
+from .mirror_coordinates import SLACK, AbstractMirrorCoordinates, coordinates_of_layers
 
 _DRAWS = 4
 
@@ -125,6 +128,61 @@ class MatrixFactorizationNetwork(AbstractNetwork):
             "With commuting symmetric sensors the flow stays in their common eigenbasis (Yun et al."
             " 2021, Corollary 7): use sensing_decomposition(problem).",
         )
+
+    def conserved_quantities(self) -> Float[Array, " q"]:
+        """All entries of W_l^T W_l - W_{l+1} W_{l+1}^T (Arora et al. 2018)."""
+        return gaps_of_gram_matrices(self.weights)
+
+    def identity_start(self) -> "MatrixFactorizationNetwork":
+        """Identity matrices, and zeros in the last layer (Yun et al. 2021, Corollary 7)."""
+        one = jnp.eye(self.weights[0].shape[0], dtype=self.weights[0].dtype)
+        return MatrixFactorizationNetwork((*(one,) * (self.depth - 1), jnp.zeros_like(one)))
+
+    def induced_regularizer(self, beta: Float[Array, "d d"]) -> Scalar:
+        """L sum_k sigma_k^{2/L} of the singular values of beta."""
+        return schatten_regularizer(beta, self.depth)
+
+    def minimal_network(self, beta: Float[Array, "d d"]) -> "MatrixFactorizationNetwork":
+        """All layers have the singular values sigma_k^{1/L}, and are aligned."""
+        return eqx.tree_at(lambda n: n.weights, self, minimal_chain(self.weights, beta))
+
+    def largest_rank(self) -> int:
+        """d: beta is any matrix."""
+        return self.weights[0].shape[0]
+
+    def mirror_coordinates(self, problem: Any) -> AbstractMirrorCoordinates:
+        """For commuting sensors and layers diagonal in their common eigenbasis (Corollary 7)."""
+        if not isinstance(problem, MatrixSensing):
+            raise ValueError(
+                "problem: a matrix factorization network needs MatrixSensing, got "
+                f"{type(problem).__name__}."
+            )
+        basis = sensing_decomposition(problem).basis
+        rotated = [basis.T @ w @ basis for w in self.weights]
+        size = max(float(jnp.max(jnp.abs(w))) for w in rotated)
+        mixing = max(float(jnp.max(jnp.abs(w - jnp.diag(jnp.diag(w))))) for w in rotated)
+        if mixing > SLACK * 100 * max(size, 1e-300):
+            raise AssumptionFails(
+                "layers diagonal in the sensors' common eigenbasis",
+                mixing / size,
+                "The largest off-diagonal entry over the largest entry; take multiples of the "
+                "identity (Corollary 7), or use gradient_flow.",
+            )
+        rows = jnp.stack([jnp.outer(u, u).ravel() for u in basis.T])
+        return coordinates_of_layers(
+            rows, tuple(jnp.diag(w) for w in rotated), _FromEigenvalues(self, basis)
+        )
+
+
+class _FromEigenvalues(eqx.Module):
+    """Weight matrices from their eigenvalues in one basis."""
+
+    template: MatrixFactorizationNetwork
+    basis: Float[Array, "d d"]
+
+    def __call__(self, etas):
+        weights = tuple((self.basis * eta[None, :]) @ self.basis.T for eta in etas)
+        return eqx.tree_at(lambda n: n.weights, self.template, weights)
 
 
 class SensingDecomposition(eqx.Module):

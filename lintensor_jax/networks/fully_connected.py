@@ -1,11 +1,13 @@
 """Fully-connected linear networks, with one output or several."""
 
 import itertools
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.core import Tracer
+from jaxtyping import Array, Float, Scalar
 
 from . import contractions
 from .base import (
@@ -15,7 +17,9 @@ from .base import (
     require_depth,
     require_vanishing_activation,
 )
+from .conserved import gaps_of_gram_matrices
 from .decomposition import OrthogonalDecomposition, decomposition_of
+from .starts import size_of_first_layers
 
 
 class FullyConnectedNetwork(AbstractNetwork):
@@ -129,3 +133,115 @@ class FullyConnectedNetwork(AbstractNetwork):
     def orthogonal_decomposition(self) -> OrthogonalDecomposition:
         """By the numerical test of `decompose_tensor`: AssumptionFails, but for d = 1."""
         return decomposition_of(self)
+
+    def conserved_quantities(self) -> Float[Array, " q"]:
+        """All entries of W_l^T W_l - W_{l+1} W_{l+1}^T (Ji & Telgarsky 2019)."""
+        return gaps_of_gram_matrices(self.weights)
+
+    def identity_start(self) -> "FullyConnectedNetwork":
+        """The identity on the first d units of each hidden layer; the last layer is zero.
+
+        ValueError for a hidden layer narrower than d.
+        """
+        hidden = self._partial_identities("identity")
+        return FullyConnectedNetwork((*hidden, jnp.zeros_like(self.weights[-1])))
+
+    def balanced_start(self, coefficients: Float[Array, "..."]) -> "FullyConnectedNetwork":
+        """W_l^T W_l = W_{l+1} W_{l+1}^T, from the singular value decomposition of beta.
+
+        ValueError for hidden layers narrower than the rank of beta.
+        """
+        beta = coefficients
+        left, sizes, right = jnp.linalg.svd(beta.reshape(beta.shape[0], -1), full_matrices=False)
+        widths = [w.shape[0] for w in self.weights[1:]]
+        rank = min(*widths, sizes.shape[0])
+        if not isinstance(sizes, Tracer):
+            needed = int((sizes > max(beta.shape) * jnp.finfo(beta.dtype).eps * sizes[0]).sum())
+            if needed > rank:
+                raise ValueError(
+                    f"balanced: hidden layers must be at least as wide as the rank {needed} of the "
+                    f"coefficients, got widths {widths}; widen them or lower the rank."
+                )
+        root = sizes[:rank] ** (1 / self.depth)
+        frames = [jnp.eye(width, rank, dtype=beta.dtype) for width in widths]
+        weights = [
+            (before * root[None, :]) @ after.T
+            for before, after in itertools.pairwise([left[:, :rank], *frames, right[:rank].T])
+        ]
+        return FullyConnectedNetwork((*weights[:-1], weights[-1].reshape(self.weights[-1].shape)))
+
+    def matching_start(
+        self, coefficients: Float[Array, "..."], gap: Scalar
+    ) -> "FullyConnectedNetwork":
+        """W_l = sigma I (l < L) and sigma^2 - |W_L|^2 = gap in the spectral norm.
+
+        Source: Yun et al. 2021, Theorem 7 with lambda = gap. ValueError for a hidden layer
+        narrower than d.
+        """
+        size = size_of_first_layers(jnp.linalg.norm(coefficients, ord=2), self.depth, gap)
+        hidden = [size * w for w in self._partial_identities("matching")]
+        last = jnp.zeros_like(self.weights[-1])
+        last = last.at[: coefficients.shape[0]].set(coefficients / size ** (self.depth - 1))
+        return FullyConnectedNetwork((*hidden, last))
+
+    def _partial_identities(self, caller):
+        """Per hidden layer the identity on the first d units, zero elsewhere."""
+        dimension = self.weights[0].shape[0]
+        widths = [w.shape[0] for w in self.weights]
+        if min(widths) < dimension:
+            raise ValueError(
+                f"{caller}: hidden layers must be at least as wide as the input dimension d = "
+                f"{dimension}, got widths {widths[1:]}; a narrower layer annihilates some x. Widen "
+                "it, or use gaussian or balanced."
+            )
+        return [
+            jnp.eye(rows, columns, dtype=self.weights[0].dtype).at[dimension:].set(0)
+            for rows, columns in itertools.pairwise(widths)
+        ]
+
+    def induced_regularizer(self, beta: Float[Array, "..."]) -> Scalar:
+        """L sum_k sigma_k^{2/L} of the singular values of beta: L |beta|_2^{2/L} for one output.
+
+        Source: Gunasekar et al. 2018, Lemma 5.
+        """
+        return schatten_regularizer(beta, self.depth)
+
+    def induced_norm_order(self) -> float | None:
+        """2 for one output; None for several, whose regulariser is a function of sigma_k."""
+        return 2.0 if self.has_scalar_output else None
+
+    def minimal_network(self, beta: Float[Array, "..."]) -> "FullyConnectedNetwork":
+        """All layers have the same nonzero singular values, and are aligned."""
+        return eqx.tree_at(lambda n: n.weights, self, minimal_chain(self.weights, beta))
+
+    def largest_rank(self) -> int:
+        """The smallest width, inputs and outputs included (Eftekhari 2020, eq. 9)."""
+        last = self.weights[-1]
+        outputs = 1 if self.has_scalar_output else last.shape[1]
+        return min(outputs, *(w.shape[0] for w in self.weights))
+
+
+def schatten_regularizer(beta: Float[Array, "..."], depth: int) -> Scalar:
+    """depth times the sum of the singular values of beta to the power 2 / depth."""
+    sizes = jnp.linalg.svd(beta.reshape(beta.shape[0], -1), compute_uv=False)
+    return depth * jnp.sum(sizes ** (2 / depth))
+
+
+def minimal_chain(weights: Sequence[Array], beta: Float[Array, "..."]) -> tuple[Array, ...]:
+    """The layers of the shapes of `weights` with W_1 ... W_L = beta and least sum of |W_l|^2."""
+    depth = len(weights)
+    left, sizes, right = jnp.linalg.svd(beta.reshape(beta.shape[0], -1), full_matrices=False)
+    root = sizes ** (1 / depth)
+    shapes = [w.shape for w in weights]
+    cores = [left * root[None, :], *(jnp.diag(root),) * (depth - 2), root[:, None] * right]
+    return tuple(
+        _fitted(core, (*shape, 1)[:2]).reshape(shape)
+        for core, shape in zip(cores, shapes, strict=True)
+    )
+
+
+def _fitted(matrix, shape):
+    """Cut or padded with zeros to the shape: what is cut is beyond the rank."""
+    rows, columns = shape
+    matrix = matrix[:rows, :columns]
+    return jnp.pad(matrix, ((0, rows - matrix.shape[0]), (0, columns - matrix.shape[1])))

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Inexact
 
 from . import contractions
 from .base import AbstractNetwork, Activation, as_parameter, constant, require_depth
+from .conserved import gaps
 from .decomposition import OrthogonalDecomposition
 
 
@@ -107,6 +108,10 @@ class OrthogonalNetwork(AbstractNetwork):
     def orthogonal_decomposition(self) -> OrthogonalDecomposition:
         """Its own S and bases."""
         return OrthogonalDecomposition(self.S, self.bases)
+
+    def conserved_quantities(self) -> Float[Array, " q"]:
+        """|U_l^T v_l|^2 - |U_{l+1}^T v_{l+1}|^2 for every column, (L-1) m numbers."""
+        return gaps(jnp.abs(self.components) ** 2)
 
 
 def _as_matrix(value, name):

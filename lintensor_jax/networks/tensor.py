@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from . import contractions
 from .base import AbstractNetwork, Activation, as_parameter, constant, require_depth
+from .conserved import gaps_of_squared_norms
 from .decomposition import OrthogonalDecomposition, decompose_tensor
 
 
@@ -79,3 +80,7 @@ class TensorNetwork(AbstractNetwork):
     def orthogonal_decomposition(self) -> OrthogonalDecomposition:
         """By the numerical test of `decompose_tensor`; AssumptionFails where there is none."""
         return decompose_tensor(self.tensor)
+
+    def conserved_quantities(self) -> Float[Array, " q"]:
+        """|v_l|^2 - |v_{l+1}|^2, L - 1 numbers."""
+        return gaps_of_squared_norms(self.factors)

@@ -1,4 +1,4 @@
-"""Sweeps: grids of flows, labelled, resumable, on every device.
+"""Sweeps: grids of flows, with labelled results, on all devices; they can be resumed.
 
 from lintensor_jax import sweeps
 

@@ -1,4 +1,4 @@
-"""Grids: the axes of a sweep, and what a point of the grid is."""
+"""Grids: the axes of a sweep, and the points of the grid."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from ..messages import in_words
 from ..networks import split
 from ..problems import AbstractProblem
 
-_SAMPLE = 64  # lanes that stand for a cell where its options are chosen and checked
+_SAMPLE = 64  # sampled lanes, from which the options of a cell are chosen and checked
 _RESERVED = ("status", "num_steps", "method", "key", "index")
 
 
@@ -24,14 +24,15 @@ class Axis:
     """One quantity that the grid varies; a dimension of the results.
 
     - `name`: an identifier, such as "alpha".
-    - `values`: numbers, or arrays (one a point, on the first axis): directions, data, parameters.
-      Of words, or with `changes_shape`, whatever `start` and `problem` can read.
-    - `units`, `description`: kept with the results.
+    - `values`: numbers, words, or arrays (one for each point, on the first axis) such as
+      directions, data or parameters.
+    - `units`, `description`: stored with the results.
     - `dims`: names of the axes of one value, where values are arrays.
-    - `changes_shape`: the axis decides the shape of arrays (depth, width, d, n): every value is a
-      compilation of its own, and a plain Python value for `start` and `problem`. Words always do.
+    - `changes_shape`: whether the axis decides the shape of arrays (depth, width, d, n). Then every
+      value is compiled separately, and is a plain Python value in `start` and `problem`. Axes of
+      words always change shapes.
 
-    Equal axes make equal results: a lane is what its index, the seed and these values make of it.
+    A lane's result is determined by its index, the seed and its values of the axes.
     """
 
     name: str
@@ -104,8 +105,8 @@ class Zip:
 class Point:
     """A point of the grid: `point.alpha`, `point.direction`, ..., and `point.key`.
 
-    `key` is a PRNG key: the sweep's seed with the lane's own index folded in, so that a lane's
-    random numbers depend on nothing else.
+    `key` is a PRNG key: the sweep's seed with the lane's index folded in. A lane's random numbers
+    depend on the seed and this index only.
     """
 
     def __init__(self, values: dict[str, Any], key: Any):
@@ -131,14 +132,14 @@ Start = Callable[[Point], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """What a sweep runs: a product of axes, and the network and problem at each of its points.
+    """The grid of a sweep: a product of axes, and the network and problem at each of its points.
 
-    - `axes`: `Axis` or `Zip`; their product is the grid, the last one varies fastest.
-    - `start`: the network at a point, its parameters are Theta(0). Traced by `jax.vmap`: axes that
-      do not change shapes are arrays there.
-    - `problem`: one problem for all, or a function of the point. One that reads nothing but axes
-      that change shapes is shared by the lanes; any other is made for each of them.
-    - `seed`: of `point.key`.
+    - `axes`: `Axis` or `Zip`; their product is the grid. The last one varies fastest.
+    - `start`: a function of the point that returns the network; its parameters are Theta(0). It is
+      traced by `jax.vmap`: values of axes that do not change shapes are traced arrays.
+    - `problem`: one problem for all lanes, or a function of the point. A problem that reads only
+      axes that change shapes is shared by lanes; any other problem is made for each lane.
+    - `seed`: the seed of `point.key`, an int.
 
     For example::
 
@@ -184,7 +185,7 @@ class Grid:
 
     @property
     def leaf_axes(self) -> tuple[Axis, ...]:
-        """Every `Axis`, those of a `Zip` too."""
+        """Every `Axis`, including those of a `Zip`."""
         return tuple(
             a for axis in self.axes for a in (axis.axes if isinstance(axis, Zip) else [axis])
         )
@@ -205,7 +206,7 @@ class Grid:
         return math.prod(self.shape)
 
     def place(self, axis: Axis) -> int:
-        """Which dimension an axis lies along."""
+        """The index of an axis's dimension."""
         return next(
             i
             for i, outer in enumerate(self.axes)
@@ -223,7 +224,7 @@ class Grid:
         return tuple(values[a.name][0].item() for a in self.leaf_axes if a.changes_shape)
 
     def cells(self) -> Iterator[tuple[tuple[Any, ...], int]]:
-        """Every cell with the first of its lanes."""
+        """Every cell, with the index of its first lane."""
         chosen = [any(a.changes_shape for a in _leaves(axis)) for axis in self.axes]
         shape = tuple(n if c else 1 for n, c in zip(self.shape, chosen, strict=True))
         seen = set()
@@ -245,7 +246,7 @@ def _first_repeated(values):
 
 
 class Cell:
-    """The lanes that share shapes: their starts, compiled together."""
+    """The lanes that have the same shapes; their starts are compiled together."""
 
     def __init__(self, grid: Grid, lane: int):
         self.grid = grid
@@ -266,7 +267,7 @@ class Cell:
         (_, constants), _ = eqx.filter_eval_shape(self._split_one, *one)
         if jax.tree.leaves(constants):
             (_, constants), _ = jax.jit(self._split_one)(*one)
-        #: What is no parameter, arrays included: the same for all lanes.
+        #: The networks without their parameters; arrays in it are the same for all lanes.
         self.rest = eqx.combine(constants, self._static)
 
     def _point(self, numbers, index) -> Point:
@@ -286,7 +287,7 @@ class Cell:
         except ValueError:
             if point._read <= set(self.fixed):
                 raise
-            return None  # this lane's own data are bad: it will say so
+            return None  # the data of this lane are bad: its status will say so
         return problem if point._read <= set(self.fixed) else None
 
     def _one(self, numbers, index):
@@ -326,7 +327,7 @@ class Cell:
         return parameters, problem, jnp.all(jnp.stack(same)) if same else jnp.array(True)
 
     def problem_of(self, own: Any) -> Any:
-        """The lanes' own problem, or the one that they share."""
+        """`own`, the problem of a lane or of lanes; if it is None, the shared problem."""
         return self.shared if own is None else own
 
     def starts(self, lanes: np.ndarray) -> tuple[Any, Any]:
@@ -341,7 +342,7 @@ class Cell:
         return eqx.combine(parameters, self.rest), problems
 
     def sample(self) -> tuple[Any, Any]:
-        """Networks and problems of lanes here and there, the first lane among them."""
+        """Networks and problems of up to 65 lanes spread over the grid, with the first lane."""
         lanes = np.unique(np.linspace(0, self.grid.size - 1, _SAMPLE).astype(int))
         mine = [k for k in lanes if self.grid.cell_of(k) == tuple(self.fixed.values())]
         lanes = np.unique([self.first_lane, *mine])
@@ -361,6 +362,6 @@ class Cell:
 
 
 def lane_of(networks: Any, place: int) -> Any:
-    """One of many networks: constants have no axis of lanes."""
+    """The network of one lane; constants have no axis of lanes."""
     parameters, rest = split(networks)
     return eqx.combine(jax.tree.map(lambda leaf: leaf[place], parameters), rest)

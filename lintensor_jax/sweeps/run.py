@@ -26,8 +26,15 @@ from .grid import Grid
 from .observables.base import AbstractObservable
 from .observables.catalogue import DEFAULT
 from .plan import Options, Plan
-from .store import description as identity
-from .store import writer_lock as lock
+from .store import writer_lock
+from .store.description import (
+    NameNotInRegistry,
+    NotRebuildable,
+    describe,
+    differences,
+    digest,
+    rebuild,
+)
 from .store.errors import SweepError, UnknownName
 from .store.names import FORMAT
 from .store.store import Store, create, holds_sweep, open_dataset
@@ -37,7 +44,7 @@ Watch = Callable[[Progress], None]
 _LONGEST_NAME = 200  # characters of a store's name in a message
 
 
-def _nobody(progress: Progress) -> None:
+def _no_progress(progress: Progress) -> None:
     pass
 
 
@@ -62,30 +69,31 @@ def sweep(
 ) -> Any:
     """Gradient flows at every point of a grid, as one labelled `xarray.Dataset`.
 
-    Lanes are integrated by the batched explicit stepper, in chunks. A lane over its explicit budget
-    goes on as a job of its own: by `mirror_flow` where that exists, else by `gradient_flow`, which
-    turns implicit. A lane that fails says why in `status`, and nothing else is lost.
+    A lane is one flow. Lanes are integrated by the batched explicit stepper, in chunks. A lane that
+    exceeds its explicit budget is integrated separately: by `mirror_flow` if that exists, else by
+    `gradient_flow`, which can switch to an implicit method. `status` holds the reason why a lane
+    failed. A failed lane does not affect the others.
 
     **Arguments**
 
     - `grid`: axes, starts and problems; see `lintensor_jax.sweeps.Grid`.
     - `path`: a folder for the results, a Zarr store; None keeps them in memory. Each chunk is
-      written once and whole, so that a run that is killed can be resumed (`lintensor_jax.resume`).
-    - `observables`: what is recorded of every lane, besides `status`, `num_steps` and `method`.
-      Default: `Limit()`, `LogLoss()`, `Drift()` of `lintensor_jax.sweeps`.
+      written in one piece, so that a run that is killed can be resumed (`lintensor_jax.resume`).
+    - `observables`: the quantities that are recorded of every lane, besides `status`, `num_steps`
+      and `method`. Default: `Limit()`, `LogLoss()`, `Drift()` of `lintensor_jax.sweeps`.
     - `stop`, `finish`, `rtol`, `atol`, `clock`: as in `gradient_flow`, the same for all lanes.
     - `solver`: an explicit method with the FSAL property; default as in `batched_flow`.
-    - `max_steps`: a lane's explicit budget. `stiff_max_steps`: its budget afterwards; None: a lane
-      over its explicit budget fails.
-    - `width`, `chunk_lanes`: lanes in flight and lanes of a chunk. Both are kept with the results:
-      at a fixed width a lane's result depends on nothing but the lane.
+    - `max_steps`: the most explicit steps of a lane. `stiff_max_steps`: the most steps after that.
+      If None, a lane that exceeds `max_steps` fails.
+    - `width`, `chunk_lanes`: the number of lanes in flight, and of lanes in a chunk. Both are
+      stored with the results. At a fixed width a lane's result does not depend on other lanes.
     - `compilation`: as in `lintensor_jax.dynamics.batch.batched_flow.batched_flow`.
-    - `devices`: default `jax.local_devices()`. Each has a program of its own, and whole chunks are
-      dealt out. Of several processes (`jax.distributed`) each takes its share of the chunks; all
+    - `devices`: default `jax.local_devices()`. A device computes whole chunks with its own
+      program. Of several processes (`jax.distributed`) each computes a share of the chunks. All
       must see the same folder.
-    - `watch`: called with a `Progress` now and then.
+    - `watch`: a function that is called with a `Progress` after every job.
 
-    **Returns** the results; read from the store as they are used, if there is a path.
+    **Returns** the results. If `path` is given, arrays are read from the store when they are used.
 
     **Raises** ValueError for bad input, before any flow is compiled; `SweepError` (a RuntimeError)
     for a store that cannot be made or written to.
@@ -117,7 +125,7 @@ def run(
     config: dict[str, Any] | None = None,
     source: str | None = None,
 ) -> Any:
-    """As `sweep`; `config` is kept in the results as what was asked for, `source` as its text."""
+    """As `sweep`; the store also keeps `config`, the user's settings, and `source`, their text."""
     if path is None:
         if jax.process_count() > 1:
             raise ValueError("path: several processes need a folder that all of them see.")
@@ -128,11 +136,11 @@ def run(
     description, arrays = _described(grid, options, FORMAT)
     whole = {
         "sweep": description,
-        "digest": identity.digest(description),
-        "config": _plain(config),
+        "digest": digest(description),
+        "config": _as_json_values(config),
         "source": source,
         "dtype": str(plan.dtype),
-        "plan": _kept(plan),
+        "plan": _plan_facts(plan),
         "versions": library_versions(),
     }
     schedule.agree(
@@ -153,17 +161,17 @@ def resume(
     devices: Sequence[Any] | None = None,
     watch: Watch | None = None,
 ) -> Any:
-    """Finish a sweep that was interrupted; a finished one is checked and returned.
+    """Finish an interrupted sweep. A finished sweep is checked and returned.
 
-    Every finished chunk is compared with its checksum, and computed again if it is damaged. On the
+    Every finished chunk is compared with its checksum; a damaged one is computed again. On the
     same machine the results are those of an uninterrupted run, bit by bit.
 
     **Arguments**
 
     - `path`: the folder given to `sweep`.
-    - `grid`: needed where the sweep has functions or classes of one's own, which a store cannot
-      hold; it must be the very same, code included. Otherwise the store knows it.
-    - `observables`: likewise, if some of them are one's own.
+    - `grid`: the grid given to `sweep`, code included. It is needed if it has a user's functions or
+      classes, which a store cannot hold. Otherwise it is read from the store.
+    - `observables`: as given to `sweep`; needed if some of their classes or functions are a user's.
     - `devices`, `watch`: as in `sweep`.
 
     **Raises** `SweepError`: no store, a store of a newer version, another grid, another writer.
@@ -180,7 +188,7 @@ def resume(
 def grid_of(
     store: Store, grid: Grid | None = None, observables: Sequence[AbstractObservable] | None = None
 ) -> tuple[Grid, Options]:
-    """The grid and options of a store, or a `SweepError` that names what is needed or differs."""
+    """The grid and options of a store, or a `SweepError` that names a missing or different part."""
     kept = store.description["sweep"]
     fields = kept["options"]["fields"]
     given = {"grid": grid, "observables": observables and tuple(observables)}
@@ -189,8 +197,8 @@ def grid_of(
         if value is None:
             advice = f"pass the {name} that it was made with: resume(path, {name}=...)."
             given[name] = _rebuilt(store, described[name], advice)
-        elif (found := identity.describe(value, store.format)[0]) != described[name]:
-            where = ", ".join(identity.differences(described[name], found, name)[:4])
+        elif (found := describe(value, store.format)[0]) != described[name]:
+            where = ", ".join(differences(described[name], found, name)[:4])
             raise SweepError(
                 f"{store.path}: was made with another {name}, which differs in {where}; pass that "
                 "one, or start a new sweep in another folder. Nothing was changed."
@@ -202,22 +210,22 @@ def grid_of(
     for value, kind in ((given["grid"], Grid), (options, Options)):
         if not isinstance(value, kind):
             raise SweepError(f"{store.path}: its description holds no {kind.__name__}.")
-    # They are made again from their fields, so that these are checked.
+    # `dataclasses.replace` runs the checks of the fields.
     return dataclasses.replace(given["grid"]), dataclasses.replace(
         options, observables=given["observables"]
     )
 
 
 def _rebuilt(store: Store, description: Any, advice: str) -> Any:
-    """What a store describes, or a `SweepError` that names what it cannot hold or may not name."""
+    """The described value, or a `SweepError` for a part that cannot or must not be built."""
     try:
-        return identity.rebuild(description, store.arrays, store.format)
-    except identity.NotRebuildable as missing:
+        return rebuild(description, store.arrays, store.format)
+    except NotRebuildable as missing:
         raise SweepError(
             f"{store.path}: its sweep uses {_printable(missing).replace(':', '.')}, which a store "
             f"cannot hold; {advice}"
         ) from None
-    except identity.UnknownName as unknown:
+    except NameNotInRegistry as unknown:
         by = store.description.get("versions", {}).get("lintensor_jax", "an unknown version")
         raise UnknownName(
             f"{store.path}: names {_printable(unknown)}, which is no class, function or field that "
@@ -231,38 +239,41 @@ def _printable(error: Exception) -> str:
 
 
 def _described(grid: Grid, options: Options, store_format: int):
-    description, arrays = identity.describe({"grid": grid, "options": options}, store_format)
+    description, arrays = describe({"grid": grid, "options": options}, store_format)
     return description["map"], arrays
 
 
-def _plain(config: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A configuration as JSON gives it back."""
+def _as_json_values(config: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A configuration with the types that JSON has, as it is read back."""
     return config and json.loads(json.dumps(config))
 
 
 def _require_no_other(
     path: Path, grid: Grid, options: Options, config: dict[str, Any] | None
 ) -> None:
-    """Where a store is already: whether it is this sweep's or another's, in a `SweepError`."""
+    """Raise a `SweepError` if `path` holds a sweep already; it names whether it is this one."""
     if not holds_sweep(path):
         return
     store = Store(path)
     kept = store.description
     description, _ = _described(grid, options, store.format)
-    if kept["digest"] == identity.digest(description):
+    if kept["digest"] == digest(description):
         done, chunks = len(store.finished()), kept["plan"]["chunks"]
         if done < chunks:
-            rest = f"{done} of {chunks} chunks are finished; lintensor-jax resume {path} goes on"
+            rest = (
+                f"{done} of {chunks} chunks are finished; lintensor-jax resume {path} computes "
+                "the rest"
+            )
         else:
             rest = (
-                f"it is finished; lintensor-jax report {path} tells what came out, "
-                "xarray.open_zarr reads it, and to run it again choose another folder (--out)"
+                f"it is finished; lintensor-jax report {path} shows the results, "
+                "xarray.open_zarr reads them, and to run it again choose another folder (--out)"
             )
-        raise SweepError(f"{path}: holds this very sweep already, and {rest}. Nothing was changed.")
-    pair = (kept["config"], _plain(config))
+        raise SweepError(f"{path}: holds this sweep already, and {rest}. Nothing was changed.")
+    pair = (kept["config"], _as_json_values(config))
     if None in pair or pair[0] == pair[1]:
         pair = (kept["sweep"], description)
-    where = ", ".join(identity.differences(*pair)[:4])
+    where = ", ".join(differences(*pair)[:4])
     raise SweepError(
         f"{path}: holds another sweep, which differs in {where}; choose another folder for this "
         "one. Nothing was changed."
@@ -276,46 +287,47 @@ def _work(plan: Plan, path: Path, devices, watch: Watch | None) -> None:
     store = Store(path)
     error = None
     with _writer(store):
-        mine = _pending(plan, store)
+        own_chunks = _pending(plan, store)
         try:
-            _note_run(store, len(mine), devices)
-            worker = Run(plan, store, devices, watch or _nobody)
+            _note_run(store, len(own_chunks), devices)
+            worker = Run(plan, store, devices, watch or _no_progress)
             worker.resume_from(store.finished())
-            worker.work(mine)
+            worker.work(own_chunks)
         except Exception as caught:
             error = caught
-        if schedule.everyone_failed(error is not None):
+        if schedule.any_process_failed(error is not None):
             raise error or SweepError(f"{path}: another process failed; see its message.")
 
 
 def _pending(plan: Plan, store: Store) -> list[int]:
-    """This process's share of the chunks that are not there, or not whole."""
+    """This process's share of the chunks that are missing or damaged."""
 
-    def sound():
+    def remove_damaged():
         for number in store.finished():
             if store.damage(number):
                 store.forget(number)
         store.clear()
 
-    schedule.agree(sound, "its store could not be checked")
+    schedule.agree(remove_damaged, "its store could not be checked")
     finished = store.finished()
-    schedule.everyone_failed(False)  # nobody writes before all have looked
+    schedule.any_process_failed(False)  # no process writes before all processes have read the list
     left = [number for number in range(plan.num_chunks) if number not in finished]
     return left[jax.process_index() :: jax.process_count()]
 
 
 @contextlib.contextmanager
 def _writer(store: Store) -> Iterator[None]:
-    """The lock, held by the first process for all."""
+    """The lock; the first process holds it for all processes."""
     with contextlib.ExitStack() as stack:
         schedule.agree(
-            lambda: stack.enter_context(lock.held(store.hidden, store.path)), "it got no lock"
+            lambda: stack.enter_context(writer_lock.held(store.hidden, store.path)),
+            "it got no lock",
         )
         yield
 
 
 def _note_run(store: Store, chunks: int, devices) -> None:
-    told = {
+    facts = {
         "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "chunks_to_do": chunks,
         "host": platform.node(),
@@ -323,10 +335,10 @@ def _note_run(store: Store, chunks: int, devices) -> None:
         "versions": library_versions(),
     }
     existing = len(store.notes("runs"))
-    store.write_note(f"runs/{existing:04d}-{jax.process_index()}.json", told)
+    store.write_note(f"runs/{existing:04d}-{jax.process_index()}.json", facts)
 
 
-def _kept(plan: Plan) -> dict[str, Any]:
+def _plan_facts(plan: Plan) -> dict[str, Any]:
     return {
         "box": list(plan.box),
         "width": plan.width,
@@ -337,7 +349,7 @@ def _kept(plan: Plan) -> dict[str, Any]:
 
 
 def _require_same(store: Store, plan: Plan) -> None:
-    """The plan that was kept, with warnings where bits may differ."""
+    """Restore the stored plan; warn if bits of the results may differ."""
     kept = store.description
     then, now = kept["dtype"], str(plan.dtype)
     if then != now:
@@ -346,9 +358,9 @@ def _require_same(store: Store, plan: Plan) -> None:
             f"{store.path}: was made in {then}, and this process computes in {now}; call {setting} "
             "before resuming. Nothing was changed."
         )
-    wanted, found = kept["plan"], _kept(plan)
+    wanted, found = kept["plan"], _plan_facts(plan)
     if wanted != found:
-        # Defaults depend on the device: what was chosen then holds.
+        # Defaults depend on the device. The stored plan is used.
         plan.restore(tuple(wanted["box"]), wanted["width"], wanted["padded"])
     then, now = kept["versions"], library_versions()
     changed = [

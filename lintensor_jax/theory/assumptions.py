@@ -7,12 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
-from ..networks import (
-    AssumptionFails,
-    ConvolutionalNetwork,
-    DiagonalNetwork,
-    OrthogonalDecomposition,
-)
+from ..networks import AssumptionFails, OrthogonalDecomposition
+from ..networks.closed_forms import closed_form
 from ..networks.decomposition import decomposition_of
 
 YUN = "Yun et al. 2021"
@@ -114,13 +110,10 @@ def components_of(network: Any) -> Components:
     source = f"{YUN}, Assumption 1"
     statement = "the data tensor is orthogonally decomposable, relative error"
     known = (Assumption(statement, 0.0, True, source),)
-    match network:
-        case DiagonalNetwork():
-            return Components(network.weights, None, known, rounding(network.weights))
-        case ConvolutionalNetwork() if network.is_full_length:
-            spectra = jnp.fft.ifft(jnp.stack(network.filters), norm="ortho")
-            S = network.orthogonal_decomposition().S
-            return Components(spectra, S, known, rounding(network.filters[0]))
+    components = closed_form(network, "singular_components")
+    if components is not None:
+        values, S = components
+        return Components(values, S, known, rounding(jnp.real(values)))
     if hasattr(network, "orthogonal_decomposition"):
         found = network.orthogonal_decomposition()
     else:

@@ -1,4 +1,4 @@
-"""`init` and `predict`: a starter that runs as it is, and theory told before a sweep is run."""
+"""`init` and `predict`: a starter that runs as it is, and the theory of a sweep before it runs."""
 
 import json
 import tomllib
@@ -61,15 +61,15 @@ def test_a_prediction_assumption_by_assumption(tmp_path, capsys):
 def test_a_prediction_in_words_fits_80_columns(tmp_path, capsys):
     (tmp_path / "c.toml").write_text(OF_THEOREM_6)
     out = printed(capsys, "predict", tmp_path / "c.toml")
-    told = out.split("\n\n", 1)[1]
-    assert max(map(len, told.splitlines())) <= 80
+    explanation = out.split("\n\n", 1)[1]
+    assert max(map(len, explanation.splitlines())) <= 80
     for words in (
         "Theorem 6 applies",
         "[holds] the data tensor",
         "Loss bound: L(t) <=",
         "at 2 alphas from 0.01 to 1",
     ):
-        assert words in " ".join(told.split())
+        assert words in " ".join(explanation.split())
 
 
 def test_where_nothing_applies_it_says_why(tmp_path, capsys):
@@ -82,7 +82,7 @@ def test_where_nothing_applies_it_says_why(tmp_path, capsys):
     assert [a for r in one["rejected"] for a in r["violated"] if a["holds"] is False]
     out = " ".join(printed(capsys, "predict", tmp_path / "c.toml").split())
     assert "No theorem applies" in out
-    assert "Over the initial scale: likewise no limit" in out
+    assert "Over the initial scale: no limit either" in out
 
 
 def test_data_sets_are_combinations_and_pairs_go_together(tmp_path, capsys):
@@ -106,7 +106,7 @@ def test_data_sets_are_combinations_and_pairs_go_together(tmp_path, capsys):
         assert starts[-1]["alpha"] == pytest.approx(1.0)
         assert len({tuple(start["direction"]) for start in starts}) == 5
     out = " ".join(printed(capsys, "predict", tmp_path / "c.toml").split())
-    assert "(each with a direction of its own)" in out
+    assert "(each with another direction)" in out
 
 
 def test_json_has_no_infinities():
@@ -124,8 +124,8 @@ def test_a_starter_is_written_and_not_overwritten(kind, tmp_path, capsys):
     path.write_text("mine")
     assert cli.main(["init", str(path)]) == 2
     assert path.read_text() == "mine"
-    told = json.loads(printed(capsys, "init", path, "--force", "--kind", kind, "--json"))
-    assert told["wrote"] == [str(path)]
+    printed_json = json.loads(printed(capsys, "init", path, "--force", "--kind", kind, "--json"))
+    assert printed_json["wrote"] == [str(path)]
     plan = json.loads(printed(capsys, "sweep", path, "--dry-run", "--json"))
     # What its first comment says.
     assert f"# {plan['lanes']} flows, a few seconds" in path.read_text()

@@ -82,12 +82,12 @@ def read(tmp_path, text):
     return configuration.read(path)
 
 
-def test_a_sweep_is_run_resumed_and_told(swept, capsys):
-    told = printed(capsys, "status", swept)
-    assert told["complete"] is True
-    assert (told["finished_lanes"], told["statuses"]) == (60, {"residual": 60})
-    assert told["writer"] is None
-    assert told["waste"] >= 1
+def test_sweep_status_and_resume_print_json(swept, capsys):
+    out = printed(capsys, "status", swept)
+    assert out["complete"] is True
+    assert (out["finished_lanes"], out["statuses"]) == (60, {"residual": 60})
+    assert out["writer"] is None
+    assert out["waste"] >= 1
     (swept / "limit" / "2.0.0").unlink()
     assert printed(capsys, "status", swept)["damaged"] == {"2": "limit/2.0.0 (missing)"}
     assert cli.main(["status", str(swept)]) == 0
@@ -95,9 +95,9 @@ def test_a_sweep_is_run_resumed_and_told(swept, capsys):
     assert "45 of 60 done (75%)" in out
     assert f"lintensor-jax resume {swept}" in out
     # The store knows its grid: nothing but the folder is needed.
-    told = printed(capsys, "resume", swept)
-    assert told["complete"] is True
-    assert told["wrote"] == [str(swept)]
+    out = printed(capsys, "resume", swept)
+    assert out["complete"] is True
+    assert out["wrote"] == [str(swept)]
     results = xr.open_zarr(swept, chunks=None)
     assert json.loads(results.attrs["config"])["start"]["alphas"] == ALPHAS.tolist()
     np.testing.assert_allclose(
@@ -120,7 +120,7 @@ def test_figures_need_only_the_store(swept, tmp_path):
     assert drawn["observables"].axes[0].get_xscale() == "log"
     (steps,) = drawn["steps"].axes
     results = xr.open_zarr(swept, chunks=None)
-    # Five directions can be told apart by colour: a line each.
+    # Five directions have five colours: a line each.
     for line, direction in zip(steps.lines, range(5), strict=True):
         np.testing.assert_array_equal(line.get_ydata(), results.num_steps.isel(direction=direction))
     assert list(drawn) == ["limit", "observables", "steps"]
@@ -179,7 +179,7 @@ def test_a_report_of_ones_own_functions_and_of_lanes_that_failed(tmp_path):
     assert "Theorem 6" in write_report(tmp_path / "s", grid=grid).read_text()
 
 
-def test_what_people_open_is_in_sight_and_disturbs_nobody(swept, monkeypatch, capsys):
+def test_report_and_figures_lie_in_visible_folders_that_xarray_ignores(swept, monkeypatch, capsys):
     for module in (drawing, report):  # the others are drawn by slow tests
         monkeypatch.setattr(module, "figures", lambda path: {"steps": figures(path)["steps"]})
     before, listed = contents(swept), set(xr.open_zarr(swept, consolidated=False))
@@ -220,12 +220,12 @@ def test_a_dry_run_plans_and_writes_nothing(tmp_path, capsys):
 def test_another_config_in_the_same_folder_is_refused(swept, tmp_path, capsys):
     (tmp_path / "small.toml").write_text(CONFIG)
     message = refused(capsys, "sweep", tmp_path / "small.toml", "--out", swept)
-    assert "holds this very sweep already, and it is finished; lintensor-jax report" in message
+    assert "holds this sweep already, and it is finished; lintensor-jax report" in message
     assert "--out" in message
     chunk = swept / ".sweep" / "chunks" / "00000002.json"
     chunk.rename(tmp_path / chunk.name)
     message = refused(capsys, "sweep", tmp_path / "small.toml", "--out", swept)
-    assert f"3 of 4 chunks are finished; lintensor-jax resume {swept} goes on" in message
+    assert f"3 of 4 chunks are finished; lintensor-jax resume {swept} computes" in message
     (tmp_path / chunk.name).rename(chunk)
     (tmp_path / "small.toml").write_text(CONFIG.replace("seed = 7", "seed = 8"))
     message = refused(capsys, "sweep", tmp_path / "small.toml", "--out", swept)
@@ -383,7 +383,7 @@ def test_a_status_without_checking_files(swept):
     assert "limit/2.0.0" in str(broken)
     assert f"lintensor-jax resume {swept} computes it again" in str(broken)
     begun = dataclasses.replace(state, finished_chunks=3)
-    assert f"lintensor-jax resume {swept} goes on with it" in str(begun)
+    assert f"lintensor-jax resume {swept} computes the rest" in str(begun)
     busy = dataclasses.replace(begun, writer={"pid": 7, "host": "there"})
     assert "being computed by process 7 on there" in str(busy)
     assert "resume" not in str(busy)

@@ -351,7 +351,7 @@ def test_a_finish_that_is_too_large_is_refused(start):
         assert "refused" in str(solution)
 
 
-def test_the_flow_goes_on_until_its_finish_is_small(start):
+def test_the_flow_is_integrated_until_its_finish_is_small(start):
     # A residual of 1e-2 is met early, but the step from there is no tiny part of the parameters.
     early = flow(start, lt.Regression(X, Y), stop=lt.StopAtResidual(1e-2))
     assert early.stats["finish_accepted"]

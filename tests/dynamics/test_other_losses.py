@@ -1,5 +1,7 @@
 """Regression flows of other losses than the squared one end at the same limit (Theorem 5)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +48,7 @@ class Described(Undescribed):
 def test_flows_end_at_the_limit_of_theorem_5(name, loss):
     network, data, targets = STARTS[name]
     squared, problem = lt.Regression(data, targets), lt.Regression(data, targets, loss)
-    expected = lt.predict(network, squared)
+    expected: Any = lt.predict(network, squared)
     assert expected.theorem.startswith("Theorem 5")
     assert expected.kind == "exact"
     flow = lt.gradient_flow(network, problem)
@@ -57,7 +59,7 @@ def test_flows_end_at_the_limit_of_theorem_5(name, loss):
     mirror = lt.mirror_flow(network, problem)
     np.testing.assert_allclose(mirror.coefficients[-1], expected.limit, atol=1e-9 * scale, rtol=0)
     # `predict` says so itself, with the reason and without a rate.
-    found = lt.predict(network, problem)
+    found: Any = lt.predict(network, problem)
     assert found.theorem == expected.theorem
     np.testing.assert_array_equal(found.limit, expected.limit)
     assert found.rate is None
@@ -116,7 +118,7 @@ def test_what_a_loss_does_not_say_is_not_predicted():
     assert prediction.violated[0].statement.startswith("Undescribed is convex")
     assert "does not say" in str(prediction)
     problem = lt.Regression(data, targets, Described())
-    found = lt.predict(network, problem)
+    found: Any = lt.predict(network, problem)
     assert found.kind == "exact"
     flow = lt.gradient_flow(network, problem)
     np.testing.assert_allclose(flow.coefficients[-1], found.limit, atol=1e-7)
@@ -151,5 +153,5 @@ def test_many_flows_at_once(loss, compilation):
     many = batched_flow(networks, problem, compilation=compilation)
     for lane, scale in enumerate(scales):
         start = lt.DiagonalNetwork((scale * ETA, np.zeros(6)))
-        limit = lt.predict(start, problem).limit
+        limit: Any = lt.predict(start, problem).limit
         np.testing.assert_allclose(many.coefficients[lane], limit, atol=1e-6)

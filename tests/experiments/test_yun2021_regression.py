@@ -261,7 +261,7 @@ def test_the_legend_has_a_column_for_each_kind():
     assert box.x1 <= figure.bbox.x1
 
 
-def test_more_names_than_can_be_told_apart_are_refused():
+def test_more_series_than_line_styles_are_refused():
     curves = [Curve(X, X, "q", str(k)) for k in range(5)]
     with pytest.raises(ValueError, match="at most 4 series can be told apart"):
         curve_figure([CurvePanel("Panel", curves, "x", "y")])

@@ -45,7 +45,7 @@ def tensor(depth, d, last=6, seed=3):
 
 
 class Own(eqx.Module):
-    """A network of one's own that names its factors: beta = u * v, with a constant scale."""
+    """A user's network with factors: beta = u * v, with a constant scale."""
 
     u: Array
     v: Array
@@ -250,9 +250,12 @@ NARROW = lt.FullyConnectedNetwork.zeros((3, 2))
     ("build", "words"),
     [
         (lambda: zero_last_layer(Bare(BETA)), ["zero_last_layer", "`with_factors`", "a Bare"]),
-        (lambda: identity(tensor(2, 3)), ["identity", "diagonal", "a TensorNetwork", "gaussian"]),
+        (
+            lambda: identity(tensor(2, 3)),
+            ["identity_start()", "Diagonal", "a TensorNetwork"],
+        ),
         (lambda: identity(NARROW), ["identity", "as wide as", "d = 3", "[2]", "Widen"]),
-        (lambda: balanced(SHORT, BETA), ["balanced", "full length", "short filters", "matching"]),
+        (lambda: balanced(SHORT, BETA), ["balanced_start", "with short filters", "matching"]),
         (lambda: balanced(tensor(2, 3), BETA), ["balanced", "a TensorNetwork", "matching"]),
         (
             lambda: balanced(lt.FullyConnectedNetwork.zeros((3, 1), 2), jnp.eye(3, 2)),

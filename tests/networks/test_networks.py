@@ -204,7 +204,7 @@ def test_precision_is_kept_and_integers_are_promoted():
 
 
 class Own(eqx.Module):
-    """A network of one's own: no base class, a nested module and a constant."""
+    """A user's network: no base class, a nested module and a constant."""
 
     u: Array
     inner: lt.DiagonalNetwork

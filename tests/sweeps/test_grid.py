@@ -25,7 +25,7 @@ from lintensor_jax.sweeps import (
     Plan,
     Zip,
 )
-from lintensor_jax.sweeps.store import description as identity
+from lintensor_jax.sweeps.store.description import describe, differences, rebuild
 
 RNG = np.random.default_rng(3)
 
@@ -153,7 +153,7 @@ def start_at_or_nan(point):
 
 
 class Hadamard(eqx.Module):
-    """A network of one's own."""
+    """A user's network."""
 
     u: Array
     v: Array
@@ -262,15 +262,15 @@ def test_a_description_tells_sweeps_apart_and_rebuilds_what_is_ours():
     options = Options(
         observables=(Limit(), Margins()), stop=lt.StopAtLoss(1e-3), clock=lt.LogArcLength()
     )
-    description, arrays = identity.describe((options, PROBLEM, np.arange(100.0), ..., {"a": 1.5}))
-    rebuilt = identity.rebuild(description, arrays)
-    again, _ = identity.describe(rebuilt)
+    description, arrays = describe((options, PROBLEM, np.arange(100.0), ..., {"a": 1.5}))
+    rebuilt = rebuild(description, arrays)
+    again, _ = describe(rebuilt)
     assert again == description
     assert rebuilt[0] == options
     assert isinstance(rebuilt[1].X, jax.Array)
     scale = 2.0
-    one, _ = identity.describe(lambda p: p.alpha * scale)
+    one, _ = describe(lambda p: p.alpha * scale)
     scale = 3.0
-    two, _ = identity.describe(lambda p: p.alpha * scale)
+    two, _ = describe(lambda p: p.alpha * scale)
     assert one["own"] != two["own"]
-    assert identity.differences({"a": [1, 2]}, {"a": [1, 3]}) == ["a[1]"]
+    assert differences({"a": [1, 2]}, {"a": [1, 3]}) == ["a[1]"]

@@ -29,7 +29,7 @@ from ..options import fill_options, same_dtype
 from ..runge_kutta import has_shared_slopes
 from ..system import System
 from .fourier_basis import Spectral
-from .program_chunk import BatchedFlow, Chunk, fly
+from .program_chunk import BatchedFlow, Chunk, integrate_chunk
 from .programs import XLA, AbstractCompilation, Native
 from .stepper import Stepper
 
@@ -197,14 +197,17 @@ def _sizes(width: int | None, size: int, count: int, shares: int) -> tuple[int, 
 def _on_devices(stepper, compilation, chunks, spectral, devices) -> list[BatchedFlow]:
     """The flows of all chunks, which are dealt out to the devices in turn."""
     if devices is None:
-        return [fly(stepper, compilation, chunk, spectral) for chunk in chunks]
+        return [integrate_chunk(stepper, compilation, chunk, spectral) for chunk in chunks]
     shares = len(devices)
 
     def share_of(place):
         mine = chunks[place::shares]
         here = eqx.filter(stepper, eqx.is_array), mine
         arrays, mine = jax.device_put(here, devices[place])
-        return [fly(eqx.combine(arrays, stepper), compilation, chunk, spectral) for chunk in mine]
+        return [
+            integrate_chunk(eqx.combine(arrays, stepper), compilation, chunk, spectral)
+            for chunk in mine
+        ]
 
     with ThreadPoolExecutor(shares) as pool:
         found = list(pool.map(share_of, range(shares)))

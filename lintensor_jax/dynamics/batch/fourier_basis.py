@@ -1,8 +1,8 @@
 """Full-length convolutions in the real orthonormal DFT basis.
 
-An orthogonal change of variables takes a gradient flow to the same flow: with w = R^T w' for every
-filter and X' = X R^T, a convolution becomes one complex product for every frequency, two real
-numbers wide, and costs hardly more than a diagonal network (`benchmarks/batched.py --uneven`: a
+An orthogonal change of variables maps a gradient flow to a gradient flow. With w = R^T w' for every
+filter and X' = X R^T, a convolution becomes one complex product for every frequency. It takes
+hardly longer than a diagonal network (`benchmarks/batched.py --uneven`: a
 third of the FFT's time with three filters of length 32).
 
 Source: Yun, Krishnan & Mobahi 2021, Appendix D.3; Gunasekar et al. 2018, Lemma 3.
@@ -49,7 +49,7 @@ class SpectralConvolution(AbstractNetwork):
         return self.coefficients_and_pullback()[0]
 
     def coefficients_and_pullback(self):
-        """beta, and g -> the leave-one-out products as a SpectralConvolution."""
+        """beta, and the map from g to the leave-one-out products, a SpectralConvolution."""
         depth, count = self.edges.shape[0], self.edges.shape[1] + 2 * self.pairs.shape[2]
         # F beta = d^((L-1)/2) prod_l F w_l; a pair holds sqrt(2) times its complex number.
         at_edges, at_pairs = count ** ((depth - 1) / 2), (count / 2) ** ((depth - 1) / 2)
@@ -74,7 +74,7 @@ def _complex_products(re, im):
     depth = re.shape[0]
 
     def times(a: Any, b: Any) -> Any:
-        if a is None or b is None:  # 1; XLA keeps products with its imaginary part 0
+        if a is None or b is None:  # None is 1; XLA does not drop products with imaginary part 0
             return b if a is None else a
         return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
 
@@ -92,19 +92,19 @@ def _complex_products(re, im):
 
 
 class Spectral(eqx.Module):
-    """The way into the basis and back, for parameters of L filters of length d."""
+    """The change of basis and its inverse, for parameters of L filters of length d."""
 
     depth: int = eqx.field(static=True)
     dimension: int = eqx.field(static=True)
 
     @staticmethod
     def of(network: Any, problem: Any) -> "Spectral | None":
-        """None for whatever is not a full-length convolution (d > 2) with data in rows."""
+        """The basis for a full-length convolution (d > 2) with data in rows; else None."""
         fits = isinstance(network, ConvolutionalNetwork) and network.is_full_length
         if not fits or network.dimension <= 2 or not isinstance(problem, _PROBLEMS):
             return None
         if problem.X.shape[-1] != network.dimension:
-            return None  # `check_pair` will say so
+            return None  # `check_pair` raises the error
         return Spectral(network.depth, network.dimension)
 
     @property
@@ -112,18 +112,18 @@ class Spectral(eqx.Module):
         return 2 - self.dimension % 2
 
     def _basis(self) -> Float[np.ndarray, "d d"]:
-        """Orthonormal rows: frequency 0 (and d/2), cosines, sines."""
+        """Orthonormal rows (d, d): frequency 0 (and d/2), cosines, sines."""
         d = self.dimension
         j = np.arange(d)
         inner = np.arange(1, (d + 1) // 2)[:, None]
-        # Whole turns are taken away first, which keeps the angles exact.
+        # Multiples of 2 pi are subtracted first, which keeps the angles exact.
         angles = 2 * np.pi * (inner * j % d) / d
         edges = [np.ones(d), (-1.0) ** j][: self._num_edges]
         rows = [np.stack(edges), np.sqrt(2) * np.cos(angles), -np.sqrt(2) * np.sin(angles)]
         return np.concatenate(rows) / np.sqrt(d)
 
     def system(self, problem: Any) -> System:
-        """The flow in the basis; `problem` is in it already."""
+        """The system in the basis, for a `problem` in the basis."""
         inner = (self.dimension - self._num_edges) // 2
         dtype = problem.X.dtype
         edges = np.zeros((self.depth, self._num_edges), dtype)
@@ -132,7 +132,7 @@ class Spectral(eqx.Module):
 
     @eqx.filter_jit
     def problem(self, problem: Any) -> Any:
-        """The same losses of coefficients in the basis."""
+        """The problem with its data in the basis."""
         rows = problem.X @ jnp.asarray(self._basis().T, problem.X.dtype)
         return eqx.tree_at(lambda p: p.X, problem, rows)
 

@@ -24,10 +24,10 @@ from .native.table import counts_of, step_row, table_of
 from .programs import XLA, AbstractCompilation, Arguments, Native, Refusal, compiled
 from .stepper import InFlight, Queue, Stepper, with_problem
 
-# The share of lanes that go first.
+# One lane in 8, those with the smallest starts, goes first: see `_order`.
 _FIRST = 8
 _XLA = XLA()
-_waiting = threading.Lock()
+_one_xla_program = threading.Lock()
 
 
 class BatchedFlow(AbstractEnd):
@@ -36,11 +36,11 @@ class BatchedFlow(AbstractEnd):
     `network`, `coefficients`, `log_loss`, `log_time`, `log_norm`, `log_margin` (None for
     regression), `invariant_drift`, `status`, `reason` as in `FlowSolution`, at the end.
     `finish_accepted` is None without a finish. `num_steps` counts attempted steps,
-    `num_rejected_steps` those of them that were taken back; `executed_steps` is what the machine
-    did, idle lanes included.
+    `num_rejected_steps` the rejected ones. `executed_steps` counts the steps that the machine made,
+    idle lanes included.
 
-    - `compilation`: what ran, "native" or "xla".
-    - `fallback_reason`: why XLA ran where machine code was expected; "" if it was not.
+    - `compilation`: which code ran, "native" or "xla".
+    - `fallback_reason`: why XLA ran where machine code was requested; "" otherwise.
     - `fallback_by_size`: whether the reason is the documented limit of machine code.
     """
 
@@ -73,7 +73,7 @@ class BatchedFlow(AbstractEnd):
 
 
 class Chunk(NamedTuple):
-    """Lanes of one program; those beyond `count` only fill its arrays."""
+    """Lanes of one program. Only the first `count` are real; the others fill the arrays."""
 
     count: Int[np.ndarray, ""]
     thetas: Float[Array, "N p"]
@@ -81,7 +81,7 @@ class Chunk(NamedTuple):
 
     @staticmethod
     def cut(at: int, size: int, count: int, thetas: Array, problem: Any, shared: bool) -> "Chunk":
-        """Lanes at, ..., at + size - 1 of `count`; the last one stands in for any beyond."""
+        """Lanes at, ..., at + size - 1 of `count`; beyond `count` the last lane is repeated."""
 
         def of(leaf):
             if leaf.shape[0] == size:
@@ -95,7 +95,7 @@ class Chunk(NamedTuple):
 
 
 class _Ends(NamedTuple):
-    """Where the lanes of a chunk ended, in their order; and the steps that all took together."""
+    """The ends of a chunk's lanes, in their order, and the executed steps of all lanes."""
 
     y: Float[np.ndarray, "N q"]
     s: Float[np.ndarray, " N"]
@@ -105,37 +105,37 @@ class _Ends(NamedTuple):
     executed: int = 0
 
 
-def fly(
+def integrate_chunk(
     stepper: Stepper, compilation: AbstractCompilation, chunk: Chunk, spectral: Spectral | None
 ) -> BatchedFlow:
-    """The flows of one chunk, on the device where it is; in arrays of `count` lanes."""
+    """The flows of one chunk, on the chunk's device, in arrays of `count` lanes."""
     count, size = int(chunk.count), chunk.thetas.shape[0]
-    flying, flown = stepper, chunk
+    stepper_used, chunk_used = stepper, chunk  # in the Fourier basis, if there is one
     own = given = Arguments(stepper.of_any_width()), Arguments(chunk)
     if spectral is not None:
         problem = spectral.problem(chunk.problem)
         one = problem if stepper.shared else jax.tree.map(lambda leaf: leaf[0], problem)
         arrays, rest = eqx.partition(spectral.system(one), eqx.is_array)
         system: Any = eqx.combine(jax.device_put(arrays, chunk.thetas.device), rest)
-        flying = stepper._replace(system=system)
-        flown = chunk._replace(thetas=spectral.into(chunk.thetas), problem=problem)
-        given = Arguments(flying.of_any_width()), Arguments(flown)
+        stepper_used = stepper._replace(system=system)
+        chunk_used = chunk._replace(thetas=spectral.into(chunk.thetas), problem=problem)
+        given = Arguments(stepper_used.of_any_width()), Arguments(chunk_used)
     like = _ends_like(size, stepper.state_size, chunk.thetas.dtype)
     # All programs are traced one after the other and compiled side by side.
-    wrap = compiled(_wrapped, _XLA, *own, Arguments(like))
+    finish_and_record = compiled(_finish_and_record, _XLA, *own, Arguments(like))
     order = _order(chunk.thetas, count, stepper.width)
     ran, refusal = "native", Refusal("")
     native = isinstance(compilation, Native)
-    ends = _by_rows(*given, compilation, order[:count]) if native else refusal
+    ends = _ends_by_machine_code(*given, compilation, order[:count]) if native else refusal
     if isinstance(ends, Refusal):
-        ran, refusal, ends = "xla", ends, _by_programs(flying, flown, order)
+        ran, refusal, ends = "xla", ends, _ends_by_xla(stepper_used, chunk_used, order)
     if spectral is not None:
         parameters = chunk.thetas.shape[1]
         ends.y[:, :parameters] = spectral.back(ends.y[:, :parameters])
     # XLA:CPU has one pool of threads for all devices: two programs that hand work to it (as linear
-    # algebra does) and wait for each other's threads never end.
-    with _waiting:
-        found = jax.block_until_ready(wrap(*own, Arguments(ends._replace(executed=0))))
+    # algebra does) can wait for each other's threads without end.
+    with _one_xla_program:
+        found = jax.block_until_ready(finish_and_record(*own, Arguments(ends._replace(executed=0))))
     if count < size:
         found = jax.tree.map(lambda leaf: leaf[:count], found)
     unfinished, finished, accepted, saved = found
@@ -158,7 +158,7 @@ def fly(
 
 @functools.lru_cache
 def _ends_like(size: int, state_size: int, dtype: Any) -> _Ends:
-    """What stands for the ends of so many lanes until they are known."""
+    """Shapes and types of the ends of `size` lanes."""
     shapes = (size, state_size), (size,), (size,), (size,), (size,)
     dtypes: Any = dtype, dtype, np.int32, np.int32, np.int32
     return _Ends(*map(jax.ShapeDtypeStruct, shapes, dtypes))  # pyright: ignore
@@ -173,11 +173,10 @@ def _queue(stepper: Stepper, chunk: Chunk, order) -> tuple[InFlight, Queue]:
 
 
 def _order(thetas: Float[Array, "N p"], count: int, width: int) -> Int[np.ndarray, " N"]:
-    """The order of the queue: the smallest starts first, if any lane has to wait.
+    """The order of the queue: if lanes have to wait, those with the smallest starts go first.
 
-    They take the most steps (rank correlation 0.65 to 0.85 in the uneven sweep of
-    `benchmarks/batched.py`). The last lanes on their way hold up a whole width: they should not be
-    those.
+    Small starts take the most steps (rank correlation 0.65 to 0.85 in the uneven sweep of
+    `benchmarks/batched.py`). If they started last, the other lanes of the width would be idle.
     """
     order = np.arange(thetas.shape[0], dtype=np.int32)
     if count > width:
@@ -186,30 +185,35 @@ def _order(thetas: Float[Array, "N p"], count: int, width: int) -> Int[np.ndarra
     return order
 
 
-def _advance(stepper: Stepper, flight: InFlight, queue: Queue) -> tuple[InFlight, Array]:
-    return stepper.advance(flight, queue)
+def _advance(stepper: Stepper, in_flight: InFlight, queue: Queue) -> tuple[InFlight, Array]:
+    return stepper.advance(in_flight, queue)
 
 
-def _by_programs(stepper: Stepper, chunk: Chunk, order) -> _Ends:
-    """Where the lanes of a chunk end, by XLA."""
+def _ends_by_xla(stepper: Stepper, chunk: Chunk, order) -> _Ends:
+    """The ends of a chunk's lanes, by XLA."""
     count = int(chunk.count)
-    bare, lanes = Arguments(stepper), Arguments(chunk, order)
-    start = compiled(_queue, _XLA, bare, lanes)
-    advance = compiled(_advance, _XLA, bare, Arguments(*start.results))
-    flight, queue = start(bare, lanes)
-    following = advance(bare, Arguments(flight, queue))
+    program_arguments, lanes = Arguments(stepper), Arguments(chunk, order)
+    start = compiled(_queue, _XLA, program_arguments, lanes)
+    advance = compiled(_advance, _XLA, program_arguments, Arguments(*start.results))
+    in_flight, queue = start(program_arguments, lanes)
+    next_part = advance(program_arguments, Arguments(in_flight, queue))
     likes = _ends_like(order.size, stepper.state_size, chunk.thetas.dtype)
     ends: Any = _Ends(*(np.zeros(like.shape, like.dtype) for like in likes[:5]))  # pyright: ignore
     while True:
-        # The next part is on its way while this one is written down.
-        (flight, log), following = following, advance(bare, Arguments(following[0], queue))
-        _harvest(log, count, order, ends)
-        if not np.any(np.asarray(flight.job) < count):
-            return ends._replace(executed=int(flight.rounds) * stepper.width)
+        # The device computes the next part while the host stores this one.
+        (in_flight, log), next_part = (
+            next_part,
+            advance(program_arguments, Arguments(next_part[0], queue)),
+        )
+        _write_ends(log, count, order, ends)
+        if not np.any(np.asarray(in_flight.job) < count):
+            return ends._replace(executed=int(in_flight.rounds) * stepper.width)
 
 
-def _by_rows(stepper: Arguments, chunk: Arguments, compilation: Native, order) -> _Ends | Refusal:
-    """The same by machine code of our own, or why there is none."""
+def _ends_by_machine_code(
+    stepper: Arguments, chunk: Arguments, compilation: Native, order
+) -> _Ends | Refusal:
+    """The ends of a chunk's lanes by machine code, or the reason why there is none."""
     fill = compiled(_table, _XLA, stepper, chunk)
     rows, leaves = fill.results
     row = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
@@ -218,25 +222,25 @@ def _by_rows(stepper: Arguments, chunk: Arguments, compilation: Native, order) -
     if isinstance(kernel, Refusal):
         return kernel
     try:
-        bring_to_end = kernel.result()
-    except Exception as error:  # of LLVM; XLA compiles whatever JAX has
+        integrate_rows = kernel.result()
+    except Exception as error:  # raised by LLVM; XLA compiles every program of JAX
         return Refusal(f"LLVM failed with {type(error).__name__}: {error}")
     filled, leaves = fill(stepper, chunk)
     table = np.array(filled)
     arrays = [np.asarray(leaf) for leaf in (*stepper.arrays, *leaves)]
     numbers = [array.astype(table.dtype).reshape(-1) for array in arrays]
-    if not all(map(_kept, arrays, numbers)):
+    if not all(map(_is_exact, arrays, numbers)):
         return Refusal(f"an integer of the problem has more digits than {table.dtype} has")
     shared = np.concatenate(numbers)
-    executed = int(bring_to_end(table, order, shared))
+    executed = int(integrate_rows(table, order, shared))
     code, s = table[:, :2].T
     state = table[:, 4 : 4 + stepper.values[0].state_size]
     num_steps, num_rejected = counts_of(table)
     return _Ends(state, s, code.astype(np.int32), num_steps, num_rejected, executed)
 
 
-def _kept(array: np.ndarray, numbers: np.ndarray) -> bool:
-    """Whether integers are the same as floats."""
+def _is_exact(array: np.ndarray, numbers: np.ndarray) -> bool:
+    """Whether `numbers`, floats, equal the integers of `array`; True for other arrays."""
     return array.dtype.kind not in "iu" or np.array_equal(
         array.reshape(-1), numbers.astype(array.dtype)
     )
@@ -247,42 +251,47 @@ def _table(stepper: Stepper, chunk: Chunk) -> tuple[Array, list[Array]]:
     return table_of(starts, stepper.shared), starts.leaves if stepper.shared else []
 
 
-def _harvest(log: Array, count: int, order: Int[np.ndarray, " N"], ends: _Ends) -> None:
-    """Writes down the lanes that were done."""
-    told = np.asarray(log)
-    done = told[:, -1] < count
-    lanes = np.moveaxis(told, 1, -1)[done]
+def _write_ends(log: Array, count: int, order: Int[np.ndarray, " N"], ends: _Ends) -> None:
+    """Stores the ends of the lanes in `log` that were done."""
+    entries = np.asarray(log)
+    done = entries[:, -1] < count
+    lanes = np.moveaxis(entries, 1, -1)[done]
     place = order[lanes[:, -1].astype(int)]
     ends.y[place] = lanes[:, :-5]
     for i, store in enumerate(ends[1:5]):
         store[place] = lanes[:, i - 5]
 
 
-def _wrapped(stepper: Stepper, chunk: Chunk, ends: _Ends):
+def _finish_and_record(stepper: Stepper, chunk: Chunk, ends: _Ends):
     """Finish and observables of the lanes of a chunk, in batches that fit the cache."""
     system, options, shared = stepper.system, stepper.options, stepper.shared
 
     def of_lane(lane):
         (y, s, code), theta, problem = lane
         problem = chunk.problem if shared else problem
-        here = with_problem(system, problem)
-        check_pair(here.network(theta), problem)  # once, when this is traced
+        system_of_lane = with_problem(system, problem)
+        check_pair(system_of_lane.network(theta), problem)  # once, when this is traced
         reducible: Any = Reducible.of(problem)
-        initial = options.clock.start(here, theta)
+        initial = options.clock.start(system_of_lane, theta)
         physical = isinstance(options.clock, PhysicalTime)
-        unit = jnp.zeros_like(s) if physical else log_time_unit(here, initial)
+        unit = jnp.zeros_like(s) if physical else log_time_unit(system_of_lane, initial)
         state = state_of(y, options.clock)
-        saved = record(s, state, FlowArgs(here, reducible, unit), options, initial)
+        saved = record(s, state, FlowArgs(system_of_lane, reducible, unit), options, initial)
         saved["code"] = code
         theta = jnp.exp(state.log_scale) * state.theta
         finished = accepted = None
         if options.finish is not None:
-            finish = run_finish(options.finish, here, reducible, theta)
+            finish = run_finish(options.finish, system_of_lane, reducible, theta)
             accepted = finish.accepted & (code == code_of(FlowStatus.residual))
-            finished: Any = here.network(jnp.where(accepted, finish.theta, theta))
+            finished: Any = system_of_lane.network(jnp.where(accepted, finish.theta, theta))
             beta = finished.linear_coefficients()
             saved |= {"coefficients": beta, "log_loss": problem.log_loss(beta)}
-        return split(here.network(theta))[0], finished and split(finished)[0], accepted, saved
+        return (
+            split(system_of_lane.network(theta))[0],
+            finished and split(finished)[0],
+            accepted,
+            saved,
+        )
 
     own = None if shared else chunk.problem
     *networks, saved = jax.lax.map(of_lane, (ends[:3], chunk.thetas, own), batch_size=256)

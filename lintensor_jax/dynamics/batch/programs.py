@@ -1,4 +1,4 @@
-"""How the programs of a batch are compiled, side by side and once for every shape."""
+"""Compilation of the programs of a batch: in parallel threads, once for every shape."""
 
 import abc
 import collections
@@ -19,7 +19,7 @@ from ...messages import in_words
 
 # Vectors of 512 bits, where the processor has them.
 _OPTIONS = {"xla_cpu_prefer_vector_width": "512"}
-# A thread of its own pays from so many vectors of rows on.
+# A further thread saves time from this many vectors of rows on.
 _FEWEST_VECTORS = 4
 
 
@@ -35,14 +35,14 @@ class Refusal(NamedTuple):
 
 
 class AbstractCompilation(eqx.Module):
-    """How a function of arrays becomes a program."""
+    """A way to compile a function of arrays."""
 
     @abc.abstractmethod
     def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Callable] | Refusal:
-        """What makes the program of a jitted function, for arrays like these on their device.
+        """A function that compiles the jitted `function` for arrays like `leaves`, on their device.
 
-        It is called in a thread of its own: what needs Python's lock is done before. A `Refusal`
-        says why there is no such program.
+        It is called in another thread: everything that needs Python's lock is done before. A
+        `Refusal` is returned if there is no such program.
         """
 
 
@@ -50,24 +50,25 @@ class XLA(AbstractCompilation):
     """`jax.jit`, on every device."""
 
     def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Callable]:
-        """See `AbstractCompilation`."""
+        """The compilation by `jax.jit`, for arrays like `leaves`."""
         options: Any = _OPTIONS if jax.default_backend() == "cpu" else None
         return functools.partial(function.lower(*leaves).compile, compiler_options=options)
 
 
 class Native(AbstractCompilation):
-    """Machine code of our own for CPUs, by LLVM: two to five times faster on small networks.
+    """Machine code for CPUs, by LLVM: two to five times faster than XLA on small networks.
 
-    It is for functions of a row (M,) and of arrays that all rows share, which return the row's
-    first numbers before its first step, and after a step; the very first one is negative until the
-    row is done. The program takes a table (N, M), the order of its rows, and all numbers of the
-    shared arrays as one vector of the table's type. It brings every row to its end, in place, and
-    returns the number of steps that it took. For functions that have something without an
-    instruction here, or too much of it, there is no program.
+    The function has a row (M,) as argument, and arrays that all rows share. It returns the row's
+    first numbers twice: before the first step, and after a step. Entry 0 is negative until the row
+    is done. The program takes a table (N, M), the order of its rows, and all numbers of the shared
+    arrays as one vector of the table's type. It integrates every row to its end, in place, and
+    returns the number of steps. There is no program if the function has an operation without an
+    instruction here, or too many operations.
 
     **Arguments**
 
-    - `threads`: how many share a table. Default: the cores at hand, divided among XLA's devices.
+    - `threads`: the number of threads that share a table. Default: the available cores, divided
+      by the number of XLA's devices.
     """
 
     threads: int | None = eqx.field(static=True, default=None)
@@ -81,8 +82,8 @@ class Native(AbstractCompilation):
             )
 
     def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Callable] | Refusal:
-        """See `AbstractCompilation`."""
-        # Whoever needs no machine code does not load LLVM.
+        """The compilation by LLVM, for a row and shared arrays; a `Refusal` if there is none."""
+        # A program without machine code does not load LLVM.
         from .native.instructions import TooLarge, Unsupported
         from .native.kernel import Kernel, emit, vector_width
 
@@ -93,7 +94,7 @@ class Native(AbstractCompilation):
             program = emit(closed, width)
         except Unsupported as error:
             return Refusal(str(error), isinstance(error, TooLarge))
-        except Exception as error:  # a jaxpr that is not as this version of JAX has them
+        except Exception as error:  # a jaxpr of an unknown version of JAX
             return Refusal(f"the emitter failed with {type(error).__name__}: {error}")
 
         def compile():
@@ -110,8 +111,8 @@ class Native(AbstractCompilation):
 
 
 @contextlib.contextmanager
-def _uncollected():
-    """Without Python's collector: it would look at all objects of JAX, time and again."""
+def _without_garbage_collection():
+    """Switch Python's garbage collector off: it would scan all objects of JAX many times."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -122,7 +123,7 @@ def _uncollected():
 
 
 def _cores() -> int:
-    """Cores for each of XLA's devices."""
+    """The number of cores for each of XLA's devices."""
     affine = getattr(os, "sched_getaffinity", None)
     available = len(affine(0)) if affine is not None else os.cpu_count() or 1
     return max(1, available // jax.local_device_count())
@@ -135,17 +136,17 @@ def _device_of(leaves):
 
 
 def _is_array(leaf: Any) -> bool:
-    # NumPy's too, which a program takes to its device faster than anyone could before; and what
-    # stands for the results of a program that has yet to run.
+    # NumPy arrays too: the program itself copies them to its device fastest. ShapeDtypeStruct is
+    # the placeholder for a result of a program that has not run yet.
     return isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
 
 
 class Arguments:
-    """Pytrees that programs are made for and called with, taken apart once for all of them.
+    """Pytrees as arguments of programs, flattened once.
 
     - `values`: the pytrees.
-    - `arrays`: theirs, which are all that a program is given.
-    - `kind`: what a program is found again by: structure, shapes and devices, and other leaves.
+    - `arrays`: their arrays, which are the inputs of a program.
+    - `kind`: the key of a compiled program: structure, shapes, devices, and the other leaves.
     """
 
     def __init__(self, *values: Any):
@@ -165,10 +166,10 @@ def _all_arrays(arguments: Sequence[Arguments]) -> list[Any]:
 class Program:
     """A function of pytrees, compiled for the shapes of one example.
 
-    - `results`: what it returns, as `jax.ShapeDtypeStruct`. The next program can be made from it
+    - `results`: the results, as `jax.ShapeDtypeStruct`. The next program can be traced from them
       while this one is being compiled.
-    - `machine_code`: what is called with the arrays among the arguments, once it is made; or why
-      there is none.
+    - `machine_code`: the compiled function of the arrays among the arguments, as a future; or a
+      `Refusal`.
     """
 
     def __init__(
@@ -201,20 +202,20 @@ class Program:
         )
 
     def __call__(self, *arguments: Arguments) -> Any:
-        """The results; nothing but the arrays among the arguments counts."""
+        """The results, computed from the arrays among the arguments."""
         assert not isinstance(self.machine_code, Refusal)
         results = self.machine_code.result()(*_all_arrays(arguments))
         return jax.tree.unflatten(self._structure, results)
 
 
 _KEPT = 64
-_compiling = ThreadPoolExecutor(thread_name_prefix="compile")  # starts its threads when asked
+_compiling = ThreadPoolExecutor(thread_name_prefix="compile")  # starts threads on demand
 _lock = threading.Lock()
 _programs: collections.OrderedDict[Any, Future[Program]] = collections.OrderedDict()
 
 
 def compiled(function: Callable, compilation: AbstractCompilation, *examples: Arguments) -> Program:
-    """`Program(...)`; the last ones are kept, and found again by the kind of their arguments."""
+    """`Program(...)`, from a cache of the last 64, whose key is the kind of the arguments."""
     settings: Any = jax.config
     kinds = tuple(example.kind for example in examples)
     key = function, compilation, kinds, settings.jax_enable_x64
@@ -228,7 +229,7 @@ def compiled(function: Callable, compilation: AbstractCompilation, *examples: Ar
             _programs.popitem(last=False)
     if mine:
         try:
-            with _uncollected():
+            with _without_garbage_collection():
                 program = Program(function, compilation, examples)
         except BaseException as error:
             future.set_exception(error)
@@ -241,6 +242,6 @@ def compiled(function: Callable, compilation: AbstractCompilation, *examples: Ar
 
 
 def _forget(key: Any) -> None:
-    """What failed is tried again."""
+    """Remove a program that failed, so that the next call compiles it again."""
     with _lock:
         _programs.pop(key, None)

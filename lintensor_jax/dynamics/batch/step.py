@@ -18,14 +18,14 @@ _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
 
 
 class Lanes(NamedTuple):
-    """The lanes in flight; lanes are the last axis throughout."""
+    """The lanes in flight. Lanes are the last axis of every array."""
 
     y: Float[Array, "q W"]
     slope: Float[Array, "q W"]
     s: Float[Array, " W"]
     h: Float[Array, " W"]
     memory: Float[Array, " W"]  # error^(1/(2 order)) of the last accepted step
-    code: Int[Array, " W"]  # of the status; RUNNING while it runs
+    code: Int[Array, " W"]  # of the status; RUNNING until a rule ends the lane
     num_steps: Int[Array, " W"]
     num_rejected: Int[Array, " W"]
 
@@ -34,8 +34,8 @@ class Functions(NamedTuple):
     """Functions of the state, the time and the data of all lanes."""
 
     slope: Callable[..., tuple[Array, ...]]  # (slope,)
-    seen: Callable[..., tuple[Array, ...]]  # slope, code, longest step
-    rested: Callable[..., tuple[Array, ...]]  # (code,) by the rules for lanes that rest
+    slope_and_status: Callable[..., tuple[Array, ...]]  # slope, code, longest step
+    status_at_rest: Callable[..., tuple[Array, ...]]  # (code,) of the rules for lanes at rest
 
 
 def attempt_step(functions: Functions, solver, options, data, atol, lanes: Lanes) -> Lanes:
@@ -48,7 +48,7 @@ def attempt_step(functions: Functions, solver, options, data, atol, lanes: Lanes
         if len(slopes) < len(tableau.b_sol) - 1:
             (slope,) = functions.slope(y, s, *data)
         else:  # the last stage is the step's end
-            slope, code, longest = functions.seen(y, s, *data)
+            slope, code, longest = functions.slope_and_status(y, s, *data)
         slopes.append(slope)
     scales = scale_of(atol, options.rtol, lanes.y, y)
     errors = weighted_sum(tableau.b_error, slopes)
@@ -57,7 +57,7 @@ def attempt_step(functions: Functions, solver, options, data, atol, lanes: Lanes
     running = lanes.code == RUNNING
     kept = (square < 1) & running
     # PI control with coefficients 0.5 and 0.5: err^-1 (previous err)^(1/2), to the power 1/order.
-    # All of that from one root of the square, without a division.
+    # All powers follow from one root of the square, without a division.
     twice = 2 * int(solver.order(None))
     root = inverse_root(square, twice)
     least, most = jnp.where(kept, 1.0, _SHRINK), jnp.where(kept, _GROW, _SAFETY)
@@ -65,12 +65,12 @@ def attempt_step(functions: Functions, solver, options, data, atol, lanes: Lanes
     h = jnp.minimum(lanes.h * factor, jnp.where(kept, longest, jnp.inf))
     num_steps = lanes.num_steps + running
     code = jnp.where(kept, code, lanes.code)
-    # A flow at rest has errors of the size of rounding; the others need not be asked.
+    # A flow at rest has errors of the size of rounding. The rules are evaluated only there.
     quiet = jnp.maximum(1e-8, 1e4 * float(jnp.finfo(square.dtype).eps) / options.rtol)
     resting = kept & (square < quiet**2) & (code == RUNNING)
     code = jax.lax.cond(
         jnp.any(resting),
-        lambda: jnp.where(resting, functions.rested(y, s, *data)[0], code),
+        lambda: jnp.where(resting, functions.status_at_rest(y, s, *data)[0], code),
         lambda: code,
     )
     spent = (code == RUNNING) & (num_steps >= options.max_steps)
@@ -87,7 +87,7 @@ def attempt_step(functions: Functions, solver, options, data, atol, lanes: Lanes
 
 
 def scale_of(atol: Float[Array, " W"], rtol, *states: Float[Array, "q W"]) -> Float[Array, "q W"]:
-    """What an error is measured by, from the largest entries of the states."""
+    """The unit of the error of every entry, from the largest entries of the states."""
     return atol[None] + rtol * functools.reduce(jnp.maximum, map(jnp.abs, states))
 
 
@@ -97,17 +97,17 @@ def mean_square(state: Float[Array, "q W"]) -> Float[Array, " W"]:
 
 
 def inverse_root(x, order):
-    """x^(-1/order) for normal positive x, to 1e-6 or so, without the cost of a power.
+    """x^(-1/order) for normal positive x, to 1e-6 or so, without a power function.
 
-    An exponent is a logarithm: the leading bits of a float, read as an integer, divided by -order;
-    then Newton steps. XLA's power takes longer than all stages of a small network, and so does a
-    division of integers, which has no vector instruction.
+    The leading bits of a float, read as an integer, approximate its logarithm. Divided by -order
+    they give a first guess, which Newton steps improve. XLA's power takes longer than all stages of
+    a small network. A division of integers does, too: it has no vector instruction.
     """
     integer, bias, mantissa = (
         (jnp.int64, 1023, 20) if x.dtype == jnp.float64 else (jnp.int32, 127, 7)
     )
     dropped = jnp.finfo(x.dtype).nmant - mantissa
-    # As if 1 were a little less, which halves the error of reading a float as its logarithm.
+    # A number slightly below 1 instead of 1: it halves the error of the approximate logarithm.
     one = round((bias - 0.045) * 2**mantissa)
     leading = jax.lax.bitcast_convert_type(x, integer) >> dropped
     shift = 16 if x.dtype == jnp.float64 else 12

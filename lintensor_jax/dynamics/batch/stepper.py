@@ -1,4 +1,4 @@
-"""A queue of lanes: those in flight take steps, those that are done make room for the next."""
+"""A queue of lanes: lanes in flight take steps; a lane that ends is replaced by the next one."""
 
 import functools
 import math
@@ -18,31 +18,31 @@ from ..system import Reducible, System
 from .step import RUNNING, Functions, Lanes, attempt_step, inverse_root, mean_square, scale_of
 from .vectorization.one_lane_to_many import lanewise
 
-# Starts of so many widths are worked out at once: every kernel has its cost of dispatch.
+# Starts of up to this many widths are computed at once, since every kernel launch takes time.
 _WIDTHS = 32
 
 
 class Starts(NamedTuple):
-    """States and data of N lanes, which are the last axis throughout."""
+    """States and data of N lanes. Lanes are the last axis of every array."""
 
     y: Float[Array, "q N"]
     unit: Float[Array, " N"]
     atol: Float[Array, " N"]
-    leaves: list[Array]  # of the problem and what it can reduce; without lanes if shared
+    leaves: list[Array]  # of the problem and its `Reducible`; without a lane axis if shared
 
 
 class Queue(NamedTuple):
-    """What waits: `count` lanes, in arrays of N, which are the last axis throughout."""
+    """`count` waiting lanes, in arrays of N lanes. Lanes are the last axis of every array."""
 
     count: Int[Array, ""]
     fresh: Lanes
     unit: Float[Array, " N"]
     atol: Float[Array, " N"]
-    leaves: list[Array]  # of the problem and what it can reduce; without lanes if shared
+    leaves: list[Array]  # of the problem and its `Reducible`; without a lane axis if shared
 
 
 class InFlight(NamedTuple):
-    """W lanes on their way. `job` is a lane's place in the queue, N where there is none."""
+    """W lanes in flight. `job` is a lane's place in the queue; N if the lane is empty."""
 
     lanes: Lanes
     job: Int[Array, " W"]
@@ -50,11 +50,11 @@ class InFlight(NamedTuple):
     atol: Float[Array, " W"]
     own: list[Array]  # of the problems' leaves, lanes last; empty if shared
     following: Int[Array, ""]
-    rounds: Int[Array, ""]  # steps that the lanes took together, done or not
+    rounds: Int[Array, ""]  # number of steps of the W lanes, idle ones included
 
 
 class Stepper(NamedTuple):
-    """Everything about a batch but its numbers: what `start` and `advance` are compiled for."""
+    """The static part of a batch: `start` and `advance` are compiled for it."""
 
     system: System
     options: Any
@@ -62,26 +62,26 @@ class Stepper(NamedTuple):
     shared: bool
     width: int
     exchanges: int
-    enough: int  # lanes that are done, to look at the queue
-    scales_atol: bool  # with every lane's parameters, as `fill_options` does for one
+    enough: int  # number of ended lanes at which lanes are exchanged
+    scales_atol: bool  # whether atol scales with each lane's parameters, as in `fill_options`
 
     def of_any_width(self) -> "Stepper":
-        """The same for programs that do not depend on how many lanes are in flight."""
+        """This stepper without its width, for programs that do not depend on it."""
         return self._replace(width=0, exchanges=0, enough=0)
 
     @property
     def state_size(self) -> int:
-        """Numbers of a state."""
+        """The number of entries q of a state."""
         physical = isinstance(self.options.clock, PhysicalTime)
         return self.system.num_parameters + (0 if physical else 2)
 
     def functions(self, unit: Float[Array, " N"], leaves: list[Array]) -> Functions:
-        """What a step calls."""
+        """The functions of all lanes that a step calls."""
         system, options, clock = self.system, self.options, self.options.clock
         structure = jax.tree.structure(
             (system.problem, jax.eval_shape(Reducible.of, system.problem))
         )
-        # One lane's data: everything but what is shared has lost its last axis.
+        # One lane's data: arrays that are not shared lose their last axis.
         examples = [
             jax.ShapeDtypeStruct(x.shape if self.shared else x.shape[:-1], x.dtype) for x in leaves
         ]
@@ -101,17 +101,17 @@ class Stepper(NamedTuple):
             code = first_rule(observe_state(s, state, args, clock), chosen)
             return jnp.where(code == code_of(FlowStatus.max_steps), RUNNING, code)
 
-        def seen(y, s, unit, *leaves):
+        def slope_and_status(y, s, unit, *leaves):
             args, state, velocity = of_lane(y, s, unit, leaves)
             longest = longest_step(state.theta, args) if clips else jnp.full_like(s, jnp.inf)
             return velocity, code_by(urgent, s, state, args), longest
 
-        def rested(y, s, unit, *leaves):
+        def status_at_rest(y, s, unit, *leaves):
             args, state, _ = of_lane(y, s, unit, leaves)
             return (code_by(others, s, state, args),)
 
-        # Whether a flow stands still takes as long to see as two stages of a step. A flow with
-        # clipped steps is quiet where it rests, and is asked only there.
+        # The rule `StandsStill` takes as long as two stages of a step. A flow with clipped steps
+        # has tiny errors at rest, and the rule is evaluated only there.
         urgent = [
             rule for rule in options.stop.members if not (clips and isinstance(rule, StandsStill))
         ]
@@ -121,13 +121,14 @@ class Stepper(NamedTuple):
         number = jax.ShapeDtypeStruct((), unit.dtype)
         batched = [True, True, True, *[not self.shared] * len(examples)]
         examples = [y, number, number, *examples]
-        found = (lanewise(f, examples, batched) for f in (slope, seen, rested))
+        found = (lanewise(f, examples, batched) for f in (slope, slope_and_status, status_at_rest))
         return Functions(*(f.prepared(*leaves) if self.shared else f for f in found))
 
     def starts(self, thetas: Float[Array, "N p"], problem: Any) -> Starts:
-        """What is known of lanes before their first step.
+        """States and data of lanes before their first step.
 
-        `problem` has lanes on the first axis of every array, unless it is shared.
+        `thetas`: initial parameters. `problem` has lanes on the first axis of every array, unless
+        it is shared.
         """
         clock, rtol = self.options.clock, self.options.rtol
         physical = isinstance(clock, PhysicalTime)
@@ -152,7 +153,7 @@ class Stepper(NamedTuple):
         return Starts(y, unit, atol, leaves)
 
     def queue(self, count, thetas: Float[Array, "N p"], problem: Any) -> Queue:
-        """Lanes ready to fly, with their first steps; N is a multiple of the width."""
+        """Lanes with their first step sizes; N is a multiple of the width."""
         starts, unit, atol, leaves = self.starts(thetas, problem)
         functions = self.functions(unit, leaves)
 
@@ -167,7 +168,7 @@ class Stepper(NamedTuple):
             return self.fresh(functions, y, jnp.zeros_like(atol), data, atol)
 
         own = [] if self.shared else leaves
-        # Block by block: a lane's last bit depends on its place in vectors of 8.
+        # In blocks: the last bit of a lane's result depends on its place in vectors of 8.
         found = jax.lax.map(fresh, jax.tree.map(blocks, (starts, unit, atol, own)))
         merged = jax.tree.map(
             lambda a: jnp.moveaxis(a, 0, -2).reshape(*a.shape[1:-1], unit.size), found
@@ -175,11 +176,11 @@ class Stepper(NamedTuple):
         return Queue(count, merged, unit, atol, leaves)
 
     def fresh(self, functions: Functions, y: Float[Array, "q W"], s, data, atol) -> Lanes:
-        """Lanes before their first step, which is that of Hairer, Norsett & Wanner II.4.
+        """Lanes before their first step, whose size is that of Hairer, Norsett & Wanner II.4.
 
-        `s`: zeros. Whoever translates this and a step can have the same functions of them in both.
+        `s`: zeros. `functions` are those of a step, so that both can share the compiled code.
         """
-        slope, code, longest = functions.seen(y, s, *data)
+        slope, code, longest = functions.slope_and_status(y, s, *data)
         speed = jnp.max(jnp.abs(slope), axis=0)
         code = jnp.where((code == RUNNING) & (speed == 0), code_of(FlowStatus.stationary), code)
         code = jnp.where(jnp.isfinite(speed), code, code_of(FlowStatus.non_finite))
@@ -191,7 +192,7 @@ class Stepper(NamedTuple):
         bend = jnp.sqrt(mean_square((after - slope) / scale)) / h0
         largest = jnp.maximum(speed, bend)
         flat = largest <= 1e-15
-        # (largest/0.01)^(-1/order); whatever is not finite is large.
+        # (largest/0.01)^(-1/order); values that are not finite are replaced by 1e30.
         known = jnp.where(largest < 1e30, jnp.maximum(largest, 1e-15), 1e30)
         h1 = inverse_root(100 * known, int(self.solver.order(None)))
         h1 = jnp.where(flat, jnp.maximum(1e-6, h0 * 1e-3), h1)
@@ -200,14 +201,14 @@ class Stepper(NamedTuple):
         return Lanes(y, slope, s, h, jnp.ones_like(s), code, none, none)
 
     def start(self, queue: Queue) -> InFlight:
-        """The first lanes of the queue."""
+        """The first W lanes of the queue, in flight."""
         job = jnp.minimum(jnp.arange(self.width, dtype=jnp.int32), queue.count)
         none = jnp.zeros((), jnp.int32)
         following = jnp.minimum(self.width, queue.count)
         return InFlight(*self._taken(queue, job), following=following, rounds=none)
 
     def _taken(self, queue: Queue, job):
-        # A lane without a job computes with the last one's data, and nobody looks.
+        # A lane without a job computes with the last one's data, and empty_log looks.
         place = jnp.minimum(job, queue.count - 1)
         own = [] if self.shared else queue.leaves
         lanes, unit, atol, own = jax.tree.map(
@@ -215,12 +216,12 @@ class Stepper(NamedTuple):
         )
         return (lanes, job, unit, atol, own)
 
-    def advance(self, flight: InFlight, queue: Queue) -> tuple[InFlight, Array]:
+    def advance(self, in_flight: InFlight, queue: Queue) -> tuple[InFlight, Array]:
         """Steps and exchanges until the log is full or nothing is in flight.
 
         **Returns** the lanes in flight, and a log of shape (E, q + 5, W): at every exchange the
-        states, then time, status code, steps, rejected steps and places in the queue; the place is
-        `queue.count` where a lane was not done.
+        states, then time, status code, steps, rejected steps and places in the queue. The place is
+        `queue.count` for a lane that was not done.
         """
         count = queue.count
         size = self.state_size
@@ -229,65 +230,67 @@ class Stepper(NamedTuple):
         def done(lanes, job):
             return (lanes.code != RUNNING) & (job < count)
 
-        def fly(flight: InFlight) -> InFlight:
-            """Steps until enough lanes are done to be worth a look; all, once none follow."""
-            data = flight.unit, *(queue.leaves if self.shared else flight.own)
+        def step_until_done(in_flight: InFlight) -> InFlight:
+            """Steps until enough lanes are done for an exchange (all, if the queue is empty)."""
+            data = in_flight.unit, *(queue.leaves if self.shared else in_flight.own)
             step = functools.partial(attempt_step, functions, self.solver, self.options)
-            busy = jnp.sum(flight.job < count, dtype=jnp.int32)
-            enough = jnp.where(flight.following < count, self.enough, busy)
+            busy = jnp.sum(in_flight.job < count, dtype=jnp.int32)
+            enough = jnp.where(in_flight.following < count, self.enough, busy)
             enough = jnp.minimum(enough, busy)
 
-            def waits(carry):
+            def is_busy(carry):
                 lanes, _ = carry
-                return jnp.sum(done(lanes, flight.job), dtype=jnp.int32) < enough
+                return jnp.sum(done(lanes, in_flight.job), dtype=jnp.int32) < enough
 
             def step_once(carry):
                 lanes, rounds = carry
-                return step(data, flight.atol, lanes), rounds + 1
+                return step(data, in_flight.atol, lanes), rounds + 1
 
-            lanes, rounds = jax.lax.while_loop(waits, step_once, (flight.lanes, flight.rounds))
-            return flight._replace(lanes=lanes, rounds=rounds)
+            lanes, rounds = jax.lax.while_loop(
+                is_busy, step_once, (in_flight.lanes, in_flight.rounds)
+            )
+            return in_flight._replace(lanes=lanes, rounds=rounds)
 
-        def exchange(flight: InFlight, log: Array, event) -> tuple[InFlight, Array]:
-            """Lanes that are done are written down; the next of the queue take their places."""
-            lanes = flight.lanes
-            leaving = done(lanes, flight.job)
-            place = jnp.where(leaving, flight.job, count)
-            told = lanes.s, lanes.code, lanes.num_steps, lanes.num_rejected, place
-            # One array and one update of it: XLA writes several anew at every turn of the loop.
-            rows = [number.astype(log.dtype)[None] for number in told]
+        def exchange(in_flight: InFlight, log: Array, event) -> tuple[InFlight, Array]:
+            """Lanes that are done are logged; the next lanes of the queue take their places."""
+            lanes = in_flight.lanes
+            leaving = done(lanes, in_flight.job)
+            place = jnp.where(leaving, in_flight.job, count)
+            columns = lanes.s, lanes.code, lanes.num_steps, lanes.num_rejected, place
+            # One array with one update: XLA copies several arrays in every iteration of the loop.
+            rows = [number.astype(log.dtype)[None] for number in columns]
             entry = jnp.concatenate([lanes.y, *rows])[None]
             log = jax.lax.dynamic_update_slice(log, entry, (event, zero, zero))
-            place = flight.following + _running_count(leaving) - 1
-            job = jnp.where(leaving, jnp.minimum(place, count), flight.job).astype(jnp.int32)
+            place = in_flight.following + _running_count(leaving) - 1
+            job = jnp.where(leaving, jnp.minimum(place, count), in_flight.job).astype(jnp.int32)
             following = jnp.minimum(place[-1] + 1, count)
             taken = self._taken(queue, job)
-            kept = lanes, job, flight.unit, flight.atol, flight.own
+            kept = lanes, job, in_flight.unit, in_flight.atol, in_flight.own
             mixed = jax.tree.map(functools.partial(_where_lane, leaving), taken, kept)
-            return InFlight(*mixed, following=following, rounds=flight.rounds), log
+            return InFlight(*mixed, following=following, rounds=in_flight.rounds), log
 
         def goes_on(carry):
-            flight, _, event = carry
-            return (event < self.exchanges) & jnp.any(flight.job < count)
+            in_flight, _, event = carry
+            return (event < self.exchanges) & jnp.any(in_flight.job < count)
 
         def body(carry):
-            flight, log, event = carry
-            flight, log = exchange(fly(flight), log, event)
-            return flight, log, event + 1
+            in_flight, log, event = carry
+            in_flight, log = exchange(step_until_done(in_flight), log, event)
+            return in_flight, log, event + 1
 
         zero = jnp.zeros((), jnp.int32)
-        nobody = jnp.full((self.exchanges, size + 5, self.width), count, flight.unit.dtype)
-        flight, log, _ = jax.lax.while_loop(goes_on, body, (flight, nobody, zero))
-        return flight, log
+        empty_log = jnp.full((self.exchanges, size + 5, self.width), count, in_flight.unit.dtype)
+        in_flight, log, _ = jax.lax.while_loop(goes_on, body, (in_flight, empty_log, zero))
+        return in_flight, log
 
 
 def _where_lane(lane, new, old):
-    """`new` in these lanes and `old` in the others."""
+    """`new` where `lane` is True, `old` elsewhere."""
     return jnp.where(lane.reshape((1,) * (new.ndim - 1) + lane.shape), new, old)
 
 
 def _running_count(flags):
-    """`jnp.cumsum` of W flags in log2(W) sums: XLA's takes W/8 times as many operations."""
+    """`jnp.cumsum` of W flags in log2(W) sums; XLA needs W/8 times as many operations."""
     counts, shift = flags.astype(jnp.int32), 1
     while shift < flags.shape[0]:
         counts = counts + jnp.concatenate([jnp.zeros(shift, jnp.int32), counts[:-shift]])
@@ -296,5 +299,5 @@ def _running_count(flags):
 
 
 def with_problem(system: System, problem: Any) -> System:
-    """The system with other data."""
+    """The system with the data of `problem`."""
     return eqx.tree_at(lambda s: s.problem, system, problem)

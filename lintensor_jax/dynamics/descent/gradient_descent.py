@@ -16,14 +16,17 @@ from ..options import check_pair, same_dtype
 
 
 class DescentSolution(eqx.Module):
-    """Iterates of a discrete algorithm. Leading axes have one entry per saved step, the last = end.
+    """Iterates of a discrete algorithm.
 
-    - `network`: after the last step; `optimizer_state`: the optimizer's, to go on with.
-    - `step` (T,): numbers of the saved steps; 0 is the start.
+    The leading axes have one entry per saved step; the last entry is the end.
+
+    - `network`: the network after the last step.
+    - `optimizer_state`: the optimizer's state after the last step, to continue the run.
+    - `step` (T,): the numbers of the saved steps; 0 is the start.
     - `coefficients` (T, d), `log_loss` (T,), `log_margin` (T,) (None for regression), `observed`.
     """
 
-    network: Any  # of the type that was given
+    network: Any  # of the type of the argument `network`
     optimizer_state: Any
     step: Int[Array, " T"]
     coefficients: Float[Array, "T ..."]
@@ -56,15 +59,15 @@ def gradient_descent(
     - `network`, `problem`: as in `gradient_flow`.
     - `optimizer`: any optax transformation. Default: the papers' constant-step gradient descent,
       `optax.sgd(1e-3)`.
-    - `num_steps`: how many; the papers use 5e3 in regression and 2e6 in classification.
-    - `save_every`: save step 0 and every so many steps (must divide `num_steps`); default: the
-      start and the end.
+    - `num_steps`: the number of steps. The papers use 5e3 in regression, 2e6 in classification.
+    - `save_every`: the interval between saved steps, a divisor of `num_steps`. Step 0 is saved,
+      too. Default: the start and the end.
     - `observe`: a function of the network, saved at the same steps.
-    - `optimizer_state`: of an earlier run, to go on with.
+    - `optimizer_state`: the state at the end of an earlier run, which this run continues.
 
-    The loss is compiled in the log domain only for what is saved: a step uses the plain gradient,
-    which underflows where a real implementation's would. No divergence is hidden: a step size that
-    is too large ends in inf or NaN, as it does for everyone else.
+    Saved losses are computed in the log domain. A step uses the plain gradient, which underflows as
+    it does in any other implementation. No divergence is hidden: a step size that is too large
+    ends in inf or NaN.
 
     Source: Yun, Krishnan & Mobahi 2021, section 6 (constant step).
     """

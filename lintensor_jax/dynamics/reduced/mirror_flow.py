@@ -15,17 +15,18 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
+from ...networks.mirror_coordinates import AbstractMirrorCoordinates
 from ...problems import AbstractProblem, AbstractRegressionProblem
 from ..gauss_newton import GaussNewton
 from ..options import check_pair, fill_options, same_dtype
 from ..solution import FlowSolution, run
-from .mirror_coordinates import AbstractCoordinates, DeepCoordinates, coordinates_of
+from .mirror_coordinates import coordinates_of
 
 
 class DualSystem(eqx.Module):
     """A `System` whose parameter vector is nu: the same flow in n dimensions."""
 
-    coordinates: AbstractCoordinates
+    coordinates: AbstractMirrorCoordinates
     problem: AbstractRegressionProblem
     depth: int = eqx.field(static=True)
 
@@ -74,7 +75,9 @@ def mirror_flow(
     * any depth with a real decomposition, from equal first layers U_l^T v_l and a zero last one;
     * full-length convolutions with even data and even filters (Corollary 6), as either of these;
     * matrix factorizations with commuting sensors and layers diagonal in their common basis;
-    * differential diagonal networks with positive entries (Woodworth et al. 2020).
+    * differential diagonal networks with positive entries (Woodworth et al. 2020);
+    * a network of one's own with `orthogonal_decomposition()`, `factors` and `with_factors`, as the
+      first two of these, or with `mirror_coordinates(problem)` (see `AbstractNetwork`).
 
     **Arguments**: those of `gradient_flow`, for losses of residuals with y of shape (n,). `finish`
     is Newton's method in nu, which leads exactly to the flow's limit.
@@ -133,12 +136,9 @@ def _set_tolerances(system, options):
 
 def _sensitivity(system, sensors):
     """(relative change of rho) / (relative change of nu) near the limit, and the size of zeta."""
-    coordinates = system.coordinates
-    if not isinstance(coordinates, DeepCoordinates):
+    known = getattr(system.coordinates, "sensitivity", None)
+    if known is None:
         return 1.0, 1.0
-    # Near the boundary c - t is about (|w|^L / rho)^((L-2)/L); rho is as large as the min-norm one.
+    # rho is as large as the min-norm one.
     rho = np.linalg.lstsq(sensors, np.asarray(system.problem.y))[0]
-    size = float(jnp.min(jnp.abs(coordinates.first)))
-    power = coordinates.depth - 2
-    growth = (np.max(np.abs(rho)) / size**coordinates.depth) ** (power / coordinates.depth)
-    return max(float(growth), 1.0), min(1.0, float(growth)) / size**power
+    return known(np.max(np.abs(rho)))

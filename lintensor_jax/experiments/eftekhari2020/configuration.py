@@ -22,7 +22,7 @@ class FigureTask(Config):
     end_time: float = setting(1.0, _POSITIVE)
 
     def check(self) -> None:
-        """Check the number of samples, the angle, and that each depth has a colour of its own."""
+        """Check the number of samples, the angle, and that there is a colour for each depth."""
         _require_more_samples(self)
         if self.degrees >= 90:
             raise ConfigError("degrees", f"must be < 90, got {self.degrees:g}; the default is 30.0")
@@ -82,7 +82,7 @@ class Configuration(Config):
 
 
 def reduce(config: Configuration) -> tuple[Configuration, tuple[str, ...]]:
-    """Fewer depths, because each depth compiles programs of its own; the checks are the same."""
+    """Fewer depths, because each depth compiles its own programs; the checks are the same."""
     parts: dict[str, Any] = {}
     notes = []
     for name, kept in (("figure", (2, 10)), ("bound", (4,)), ("nearby", (2, 10))):

@@ -1,4 +1,4 @@
-"""Who computes what: whole chunks are dealt out to devices and processes."""
+"""The distribution of whole chunks to devices and processes."""
 
 import collections
 import contextlib
@@ -17,34 +17,34 @@ from ..store.errors import SweepError
 from ..store.store import Store
 from .worker import Outcome, Worker
 
-_RATE_OVER = 16  # jobs
+_RATE_OVER = 16  # the rate is measured over this many jobs
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run is. `lanes` counts those of earlier runs, `rate` (lanes/s) this one's only."""
+    """The progress of a run: `lanes` includes earlier runs; `rate` (lanes/s) is of this run."""
 
     lanes: int
     total: int
     failed: int
-    waiting: int  # lanes for the stiff path
+    waiting: int  # number of lanes that wait for the stiff path
     rate: float
 
     @property
     def seconds_left(self) -> float:
-        """At the present rate; NaN before there is one."""
+        """The remaining seconds at the present rate; NaN before the first measurement."""
         return (self.total - self.lanes) / self.rate if self.rate > 0 else float("nan")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
     chunk: Chunk
-    place: int | None  # of one lane, or None for the chunk's explicit flows
+    place: int | None  # place of one lane in the chunk; None for the explicit flows of the chunk
 
 
 @dataclasses.dataclass
 class _Open:
-    """A chunk whose explicit part is staged, while lanes of it are on the stiff path."""
+    """A chunk whose explicit part is staged, with lanes that wait for the stiff path."""
 
     lanes: tuple[int, ...]
     missing: set[int]
@@ -64,20 +64,20 @@ class Run:
     ):
         self.plan, self.store, self.devices, self.watch = plan, store, devices, watch
         self.worker = Worker(plan)
-        self._turn = threading.Lock()
+        self._one_cpu_program = threading.Lock()
         self.open: dict[int, _Open] = {}
         self.lanes = self.failed = self.done_now = 0
-        self._landings = collections.deque([(time.monotonic(), 0)], maxlen=_RATE_OVER)
+        self._lane_counts = collections.deque([(time.monotonic(), 0)], maxlen=_RATE_OVER)
 
     def resume_from(self, finished: set[int]) -> None:
-        """Counts what is there."""
+        """Count the lanes of chunks that are finished already."""
         for number in finished:
             manifest = self.store.manifest(number)
             self.lanes += manifest["lanes"]
             self.failed += sum(manifest["failed"].values())
 
     def work(self, numbers: Sequence[int]) -> None:
-        """Computes and stores these chunks."""
+        """Compute and store the chunks of these numbers."""
         jobs = collections.deque(self._jobs_left(numbers))
         free = collections.deque(self.devices)
         running: dict[Future, tuple[_Job, Any, float]] = {}
@@ -93,19 +93,19 @@ class Run:
                 deal(pool)
                 self._report()
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
-                landed = [(future, *running.pop(future)) for future in done]
-                free.extend(device for _, _, device, _ in landed)
-                deal(pool)  # the devices go on while results are written
-                for future, job, device, began in landed:
+                finished = [(future, *running.pop(future)) for future in done]
+                free.extend(device for _, _, device, _ in finished)
+                deal(pool)  # the devices compute while results are written
+                for future, job, device, began in finished:
                     seconds = time.monotonic() - began
                     outcome = future.result()
-                    jobs.extend(self._landed(job, outcome, device.device_kind, seconds))
+                    jobs.extend(self._store_result(job, outcome, device.device_kind, seconds))
         self._report()
 
     def _compute(self, job: _Job, device: Any) -> Outcome:
-        # Programs on several CPU devices share one pool of threads, and with as few threads as
-        # devices (jaxlib 0.10, 2 cores, chunks of 12,500 lanes) they wait for one another for ever.
-        with self._turn if device.platform == "cpu" else contextlib.nullcontext():
+        # Programs on several CPU devices share one pool of threads. If there are no more threads
+        # than devices, they can wait for each other for ever (jaxlib 0.10, 2 cores, 12,500 lanes).
+        with self._one_cpu_program if device.platform == "cpu" else contextlib.nullcontext():
             return self._computed(job, device)
 
     def _computed(self, job: _Job, device: Any) -> Outcome:
@@ -114,7 +114,7 @@ class Run:
         return self.worker.stiff(job.chunk, job.place, device)
 
     def _jobs_left(self, numbers: Sequence[int]) -> Iterator[_Job]:
-        """Chunks to compute, then the lanes that staged ones still wait for."""
+        """Jobs for missing chunks, then for the missing lanes of staged chunks."""
         lanes = []
         for number in numbers:
             chunk = self.plan.chunk(number)
@@ -131,8 +131,8 @@ class Run:
             lanes += [_Job(chunk, k) for k in sorted(missing)]
         yield from lanes
 
-    def _landed(self, job: _Job, outcome: Outcome, device: str, seconds: float) -> list[_Job]:
-        """Stores what a job found; returns the jobs that follow from it."""
+    def _store_result(self, job: _Job, outcome: Outcome, device: str, seconds: float) -> list[_Job]:
+        """Store the result of a job; return the jobs for lanes over their explicit budget."""
         chunk, lanes = job.chunk, outcome.unfinished
         if job.place is None:
             self._count(chunk.lanes.size - len(lanes))
@@ -152,7 +152,7 @@ class Run:
         return []
 
     def _close(self, chunk: Chunk) -> None:
-        """Puts the parts of a chunk together: they wait on the disk, not in memory."""
+        """Merge the staged parts of a chunk, which lie on the disk, and commit the chunk."""
         part = self.open.pop(chunk.number)
         explicit = self.store.staged(chunk, None)
         lanes = {k: self.store.staged(chunk, k) for k in part.lanes}
@@ -165,7 +165,7 @@ class Run:
         status = outcome.values["status"]
         numbers, counts = np.unique(status, return_counts=True)
         statuses = {STATUSES[c]: int(n) for c, n in zip(numbers, counts, strict=True)}
-        told = {
+        facts = {
             "lanes": int(chunk.lanes.size),
             "statuses": statuses,
             "failed": {name: n for name, n in statuses.items() if name in FAILURES},
@@ -179,24 +179,24 @@ class Run:
             "device": device,
             "seconds": round(seconds, 3),
         }
-        self.store.commit(self.plan, chunk, outcome, told)
-        self.failed += sum(told["failed"].values())
+        self.store.commit(self.plan, chunk, outcome, facts)
+        self.failed += sum(facts["failed"].values())
 
     def _count(self, lanes: int) -> None:
         self.lanes += lanes
         self.done_now += lanes
-        self._landings.append((time.monotonic(), self.done_now))
+        self._lane_counts.append((time.monotonic(), self.done_now))
 
     def _report(self) -> None:
-        # Of the last jobs only: the first ones wait for the compiler.
-        (then, before), (now, done) = self._landings[0], self._landings[-1]
+        # The rate of the last jobs: the first jobs include compilation.
+        (then, before), (now, done) = self._lane_counts[0], self._lane_counts[-1]
         waiting = sum(len(part.missing) for part in self.open.values())
         rate = (done - before) / (now - then) if now > then else 0.0
         self.watch(Progress(self.lanes, self.plan.grid.size, self.failed, waiting, rate))
 
 
 def _merged(explicit: Outcome, lanes: dict[int, Outcome]) -> Outcome:
-    """A chunk with its lanes from the stiff path put in."""
+    """The explicit part of a chunk, with the results of its lanes from the stiff path."""
     values = {name: array.copy() for name, array in explicit.values.items()}
     for place, lane in lanes.items():
         for name, array in lane.values.items():
@@ -204,7 +204,7 @@ def _merged(explicit: Outcome, lanes: dict[int, Outcome]) -> Outcome:
     return explicit._replace(values=values)
 
 
-# Processes: each takes every k-th chunk; the first one makes the store, and holds its lock.
+# Several processes: each computes every k-th chunk. The first makes the store and holds its lock.
 
 
 def is_first() -> bool:
@@ -213,7 +213,7 @@ def is_first() -> bool:
 
 
 def agree(work: Callable[[], Any], what: str) -> Any:
-    """`work` in the first process, while the others wait; if it fails, all fail."""
+    """The result of `work`, which the first process runs; if it fails, all processes fail."""
     if jax.process_count() == 1:
         return work()
     result, error = None, None
@@ -222,13 +222,13 @@ def agree(work: Callable[[], Any], what: str) -> Any:
             result = work()
         except Exception as caught:
             error = caught
-    if everyone_failed(error is not None):
+    if any_process_failed(error is not None):
         raise error if error is not None else SweepError(f"the first process failed: {what}.")
     return result
 
 
-def everyone_failed(mine: bool) -> bool:
-    """Whether any process failed; all of them wait here for one another."""
+def any_process_failed(mine: bool) -> bool:
+    """Whether any process failed. All processes wait here for each other."""
     if jax.process_count() == 1:
         return mine
     from jax.experimental import multihost_utils

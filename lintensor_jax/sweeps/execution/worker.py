@@ -1,4 +1,4 @@
-"""What one job computes: a chunk of explicit flows, or one lane by the stiff path."""
+"""The computation of one job: a chunk of explicit flows, or one lane by the stiff path."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ _NETWORKS = 3  # the first fields of an `Ending`
 
 
 class Worker:
-    """Computes the chunks of a plan; one for all devices and threads."""
+    """Computes the chunks of a plan; one worker serves all devices and threads."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
@@ -29,7 +29,7 @@ class Worker:
         self._codes = np.asarray([STORED[name] for name in STATUS_NAMES], np.int8)
 
     def explicit(self, chunk: Chunk, device: Any) -> Outcome:
-        """The flows of a chunk; `unfinished` are those over their explicit budget."""
+        """The explicit flows of a chunk; `unfinished` lanes exceeded their explicit budget."""
         options, cell = self.plan.options, chunk.cell
         with jax.default_device(device):
             networks, problems = self._starts(chunk)
@@ -132,7 +132,7 @@ class Worker:
         @jax.jit
         def observe(arrays, rest):
             count = jax.tree.leaves(arrays)[0].shape[0]
-            # A divisor: what is left over would be compiled apart, and go other ways.
+            # A divisor of the count: a smaller last batch would be compiled separately.
             batch = next(
                 b for b in range(min(count, _MOST_OBSERVED_AT_ONCE), 0, -1) if count % b == 0
             )
@@ -154,7 +154,7 @@ class Worker:
         return values, np.asarray(bad)[:count]
 
     def _filled(self, name: str, value: np.ndarray) -> np.ndarray:
-        """The value in its array's shape: cells with shorter axes leave the rest NaN."""
+        """The value in the shape of its array; entries beyond a cell's shorter axes are NaN."""
         array = self.plan.arrays[name]
         extra = array.shape[len(self.plan.grid.dims) :]
         value = value.reshape(*value.shape, *(1,) * (len(extra) + 1 - value.ndim))
@@ -168,18 +168,18 @@ class Worker:
 
 
 def _flow_of(network, problem, stop, options):
-    told = {k: v for k, v in options.flow.items() if k != "finish"}
-    told |= {"stop": stop, "max_steps": options.stiff_max_steps, "throw": False}
+    settings = {k: v for k, v in options.flow.items() if k != "finish"}
+    settings |= {"stop": stop, "max_steps": options.stiff_max_steps, "throw": False}
     if problem.has_residuals and options.finish is ...:
         try:
-            return "mirror_flow", mirror_flow(network, problem, **told)
+            return "mirror_flow", mirror_flow(network, problem, **settings)
         except ValueError:
             pass  # it does not exist for this network, or not in this precision
-    return "gradient_flow", gradient_flow(network, problem, finish=options.finish, **told)
+    return "gradient_flow", gradient_flow(network, problem, finish=options.finish, **settings)
 
 
 def _lanes_and_rest(end: Ending) -> tuple[Ending, tuple]:
-    """Arrays with lanes on their first axis; and what has none, constants of the networks."""
+    """Arrays with lanes on their first axis; and the networks' constants, without lanes."""
     parameters, rest = zip(*(split(network) for network in end[:_NETWORKS]), strict=True)
     return Ending._make((*parameters, *end[_NETWORKS:])), rest
 
@@ -191,7 +191,7 @@ def _whole(arrays: Ending, rest: tuple) -> Ending:
 
 
 def _as_lanes(end: Ending) -> Ending:
-    """One lane as many: of networks, parameters alone have lanes."""
+    """One lane with a lane axis of length 1; of networks, the parameters only."""
     arrays, rest = _lanes_and_rest(end)
     return _whole(jax.tree.map(lambda leaf: leaf[None], arrays), rest)
 

@@ -34,7 +34,7 @@ _POSITIVE = Number(above=0)
 
 @dataclasses.dataclass(frozen=True)
 class Network(Config):
-    """Architecture and depth: lists are axes."""
+    """Architecture, depth and width. A list makes an axis of the grid."""
 
     architecture: str | tuple[str, ...] = setting(
         "diagonal", OneOrMany(OneOf(tuple(ARCHITECTURES)))
@@ -45,7 +45,7 @@ class Network(Config):
 
 @dataclasses.dataclass(frozen=True)
 class Data(Config):
-    """Samples by path, written out, or random: exactly one of the three."""
+    """Samples: from a file, written out, or random. Exactly one of the three is given."""
 
     task: str = setting("regression", OneOf(TASKS))
     path: str | None = setting(None, Maybe(Text()))
@@ -56,7 +56,7 @@ class Data(Config):
     seed: int | tuple[int, ...] | None = setting(None, Maybe(OneOrMany(Integer(0))))
 
     def check(self) -> None:
-        """One source of data, and all of it."""
+        """Raises a `ConfigError` unless there is one complete source of data."""
         sizes = (self.num_samples, self.dimension, self.seed)
         sources = {
             "path": self.path is not None,
@@ -93,7 +93,7 @@ class Data(Config):
 
 @dataclasses.dataclass(frozen=True)
 class Begin(Config):
-    """Initial scales and directions; `together` pairs them instead of taking every pair."""
+    """Initial scales and directions: all pairs, or if `together` the k-th with the k-th."""
 
     initialization: str = setting("matching", OneOf(INITIALIZATIONS))
     alphas: tuple[float, ...] | None = setting(None, Maybe(ListOf(_POSITIVE)))
@@ -108,7 +108,7 @@ class Begin(Config):
 
     @property
     def scales(self) -> np.ndarray:
-        """The initial scales: those listed, or evenly spaced in their logarithms."""
+        """The initial scales (num_alphas,): listed, or evenly spaced in their logarithms."""
         if self.alphas is not None:
             return np.asarray(self.alphas)
         return np.geomspace(self.alpha_from, self.alpha_to, self.num_alphas)
@@ -116,7 +116,7 @@ class Begin(Config):
 
 @dataclasses.dataclass(frozen=True)
 class Flow(Config):
-    """Tolerances, where the flows stop, and their budgets of steps."""
+    """Tolerances, stop rule, and the most steps of the flows."""
 
     rtol: float | None = setting(None, Maybe(_POSITIVE))
     residual: float | None = setting(None, Maybe(_POSITIVE))
@@ -126,7 +126,7 @@ class Flow(Config):
     stiff_max_steps: int = setting(20_000, Integer(1))
 
     def check(self) -> None:
-        """At most one stop."""
+        """Raises a `ConfigError` if there is more than one stop rule."""
         given = [
             k for k in ("residual", "margin", "log_inverse_loss") if getattr(self, k) is not None
         ]
@@ -147,7 +147,7 @@ class Flow(Config):
 
 @dataclasses.dataclass(frozen=True)
 class Record(Config):
-    """What is kept of every lane, and in what portions."""
+    """The observables of every lane, and the numbers of lanes in flight and per chunk."""
 
     observables: tuple[str, ...] = setting(
         ("limit", "log_loss", "invariant_drift"), ListOf(OneOf(tuple(BY_NAME)))
@@ -169,7 +169,7 @@ class Sweep(Config):
     record: Record = table(Record)  # noqa: RUF009
 
     def check(self) -> None:
-        """Data have no default."""
+        """Raises a `ConfigError` if there is no table [data]."""
         if self.data is None:
             raise ConfigError(
                 "data", "must be given: a table [data] with a path, X and y, or sizes."
@@ -179,7 +179,7 @@ class Sweep(Config):
 def read(path: Path) -> tuple[Sweep, Grid, Options]:
     """A configuration with its grid and options; data paths are relative to the file's folder.
 
-    Raises `ConfigError` for what the file says wrong.
+    Raises `ConfigError` for a mistake in the file.
     """
     config = load(path, Sweep)
     try:
@@ -272,7 +272,7 @@ def _distinct(key, values):
 
 
 def _problem(data: Data, folder: Path):
-    """The problem, and its dimension, None if that is an axis."""
+    """The problem, and its dimension; None if the dimension is an axis."""
     if data.num_samples is not None:
         sizes = {
             "num_samples": data.num_samples,

@@ -12,8 +12,8 @@ from ...config import ConfigError
 def read_data(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """X of shape (n, d) and y of shape (n,) from an NPZ or a CSV file.
 
-    An NPZ file has arrays `X` and `y`. A CSV file has one sample a row, its target or label last,
-    and may have a line of headings.
+    An NPZ file has arrays `X` and `y`. A CSV file has one sample in each row, with its target or
+    label in the last column, and may begin with a line of headings.
     """
     if path.suffix.lower() not in (".npz", ".csv"):
         raise ConfigError("data.path", f"must end in .npz or .csv, got {path.name!r}; convert it.")

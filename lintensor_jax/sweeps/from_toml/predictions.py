@@ -1,4 +1,4 @@
-"""What theory says of a sweep before it has run: one prediction for each network and data set."""
+"""Predictions for a sweep before it runs: for each network and data set."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from ...theory.predict import predict
 from ...theory.prediction import Prediction
 from ..grid import Axis, Cell, Grid, Zip, lane_of
 
-#: Axes of starts; every other axis of a configuration's grid tells networks or data apart.
+#: Axes of starts. The other axes of a configuration's grid belong to networks or data.
 OF_STARTS = ("alpha", "direction", "repeat")
 
 
@@ -19,11 +19,11 @@ OF_STARTS = ("alpha", "direction", "repeat")
 class Combination:
     """A network and a data set, at starts that differ in the initial scale only.
 
-    - `point`: the values of the axes that tell it from the others.
-    - `starts`: what is known of each start: "alpha" and "direction" or "repeat". The first is the
-      grid's first start, then come scales all along the axis.
+    - `point`: the values of the axes of networks and data.
+    - `starts`: the values "alpha" and "direction" or "repeat" of each start. The first is the
+      first start of the grid; the others have scales spread over the axis.
     - `predictions`: one for each start.
-    - `num_starts`: how many starts the grid has for this network and these data.
+    - `num_starts`: the number of starts in the grid for this network and these data.
     """
 
     point: dict[str, Any]
@@ -33,7 +33,7 @@ class Combination:
 
     @property
     def distances(self) -> tuple[float | None, ...]:
-        """How far each limit lies from the first one (l2); None where either is not known."""
+        """The l2 distance of each limit from the first one; None if either is not known."""
         first = self.predictions[0].limit
         return tuple(
             None
@@ -76,7 +76,7 @@ def _is_of_starts(axis: Axis | Zip) -> bool:
 
 
 def _scales(grid: Grid, most: int) -> list[np.ndarray]:
-    """Steps from a combination's first lane along the axis of alpha, both its ends among them."""
+    """Index steps along the axis of alpha, from the first lane; both ends are included."""
     place = next(grid.place(axis) for axis in grid.leaf_axes if axis.name == "alpha")
     size = grid.shape[place]
     chosen = np.unique(np.linspace(0, size - 1, min(size, most)).round().astype(int))

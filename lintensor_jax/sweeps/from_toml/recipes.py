@@ -1,4 +1,4 @@
-"""Starts and data that a configuration can name: objects that a store can hold and build again."""
+"""Starts and data that a configuration can name. A store can hold and rebuild them."""
 
 import dataclasses
 from typing import Any
@@ -16,7 +16,7 @@ from ...networks import (
 from ...problems import Classification, Regression
 from ..grid import Point
 
-#: Templates by the names that a configuration uses, from dimension d, depth L and hidden width.
+#: Zero networks by their names in configurations, from dimension d, depth L and hidden width.
 ARCHITECTURES = {
     "diagonal": lambda d, L, width: DiagonalNetwork.zeros(L, d),
     "differential": lambda d, L, width: DifferentialDiagonalNetwork.zeros(L, d),
@@ -32,12 +32,12 @@ TASKS = ("regression", "classification")
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A network at a point: what is None is an axis of the grid.
+    """The network at a point. A field that is None is an axis of the grid.
 
     - `initialization`: "matching" and "balanced" start at beta(0) = alpha^L z, z the direction;
       "gaussian" has normal entries of standard deviation alpha; "identity" is the
       zero-asymmetric one, times alpha.
-    - `direction_seed`: of directions that depend on the dimension, where `direction` counts them.
+    - `direction_seed`: the seed of random directions, if `direction` is their number.
     """
 
     initialization: str
@@ -49,7 +49,7 @@ class Start:
     direction_seed: int
 
     def __call__(self, point: Point) -> Any:
-        """The network."""
+        """The network at `point`."""
         architecture, depth, dimension = (
             point[name] if getattr(self, name) is None else getattr(self, name)
             for name in ("architecture", "depth", "dimension")
@@ -65,14 +65,17 @@ class Start:
             z = jax.random.normal(key, (dimension,))
         if self.initialization == "balanced":
             return initialization.balanced(like, z).scaled(point.alpha)
-        # The filters' directions, which the data do not matter to, are the same at every point.
+        # The filters' directions do not depend on the data, and are the same at every point.
         key = jax.random.key(self.direction_seed)
         return initialization.matching(like, z, gap=self.gap, key=key).scaled(point.alpha)
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomData:
-    """Standard normal samples; targets of a random predictor, or its signs. None: an axis."""
+    """Standard normal samples, with targets of a random predictor, or their signs.
+
+    A field that is None is an axis of the grid.
+    """
 
     task: str
     num_samples: int | None
@@ -80,7 +83,7 @@ class RandomData:
     data_seed: int | None
 
     def __call__(self, point: Any) -> Any:
-        """The problem."""
+        """The problem at `point`."""
         n, d, seed = (
             point[name] if getattr(self, name) is None else getattr(self, name)
             for name in ("num_samples", "dimension", "data_seed")

@@ -1,4 +1,4 @@
-"""What an observable is: a function of a flow's end, with names, units and words."""
+"""Observables: functions of a flow's end, with names, units and descriptions."""
 
 import abc
 from typing import Any, NamedTuple
@@ -15,10 +15,11 @@ COEFFICIENT = ("coefficient", "output")
 
 
 class Ending(NamedTuple):
-    """One lane's flow at its end; what observables are functions of.
+    """The end of one lane's flow: the argument of observables.
 
     `network` is the final network, `unfinished_network` the one before the finish, `initial` the
-    start. The others are as in `FlowSolution`, at the end; `log_margin` is None for regression.
+    start. The other fields are as in `FlowSolution`, at the end. For regression `log_margin` is
+    None.
     """
 
     initial: Any
@@ -34,10 +35,10 @@ class Ending(NamedTuple):
 
 
 class Variable(NamedTuple):
-    """A variable of the results: `dims` are those beyond the grid's own.
+    """A variable of the results: `dims` are its dimensions besides the grid's.
 
-    An array with fewer axes than `dims` uses the first of them. `flags` are the words that whole
-    numbers 0, 1, ... stand for.
+    An array with fewer axes than `dims` uses the first of them. `flags` are the meanings of the
+    values 0, 1, ...
     """
 
     name: str
@@ -48,12 +49,12 @@ class Variable(NamedTuple):
 
 
 class AbstractObservable(eqx.Module):
-    """Something recorded of every lane."""
+    """A quantity that a sweep records of every lane."""
 
     @property
     @abc.abstractmethod
     def variables(self) -> tuple[Variable, ...]:
-        """What `measure` returns, in its order."""
+        """The variables that `measure` returns, in its order."""
 
     @abc.abstractmethod
     def measure(self, end: Ending) -> tuple[Array, ...]:
@@ -65,11 +66,11 @@ class AbstractObservable(eqx.Module):
         return False
 
     def coordinates(self) -> dict[str, np.ndarray]:
-        """Coordinates of dimensions that this observable brings along."""
+        """Coordinates, by name, of the dimensions that this observable adds."""
         return {}
 
     def shapes(self, end: Ending) -> tuple[Any, ...]:
-        """Shapes and types of what `measure` returns; one that is not `on_host` is not run."""
+        """Shapes and types of what `measure` returns; evaluated abstractly, unless `on_host`."""
         if self.on_host:
             return tuple(jnp.asarray(value) for value in self.measure(end))
         return eqx.filter_eval_shape(self.measure, end)
@@ -87,7 +88,7 @@ def unit(vector: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def has_bad_input(network: Any, problem: AbstractProblem) -> Bool[Array, ""]:
-    """Whether a start or its data could not have been given to `gradient_flow`; traceable."""
+    """Whether `gradient_flow` would refuse a start or its data, traceable; a bool array ()."""
     leaves = [x for x in jax.tree.leaves((network, problem)) if eqx.is_inexact_array(x)]
     bad = [~jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
     if problem.has_margins:

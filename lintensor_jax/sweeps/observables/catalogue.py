@@ -1,4 +1,4 @@
-"""What a sweep records of every lane: functions of the flow's end, with names, units and words."""
+"""The observables of this package."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,12 +24,12 @@ class Limit(AbstractObservable):
 
     @property
     def variables(self) -> tuple[Variable, ...]:
-        """One variable."""
+        """The variable `limit`, in units y/x."""
         words = "linear coefficients at the flow's end (after the finish)"
         return (Variable("limit", COEFFICIENT, "y/x", words),)
 
     def measure(self, end: Ending) -> tuple[Array, ...]:
-        """beta."""
+        """beta, shape (d,) or (d, m)."""
         return (end.coefficients,)
 
 
@@ -38,12 +38,12 @@ class Direction(AbstractObservable):
 
     @property
     def variables(self) -> tuple[Variable, ...]:
-        """One variable."""
+        """The variable `direction_reached`, without units."""
         words = "unit vector along the linear coefficients at the flow's end; 0 where they are 0"
         return (Variable("direction_reached", COEFFICIENT, "1", words),)
 
     def measure(self, end: Ending) -> tuple[Array, ...]:
-        """beta / |beta|."""
+        """beta / |beta|, of the shape of beta."""
         return (unit(end.coefficients),)
 
 
@@ -52,7 +52,7 @@ class LogLoss(AbstractObservable):
 
     @property
     def variables(self) -> tuple[Variable, ...]:
-        """Three numbers."""
+        """The variables `log_loss`, `log_time` and `log_norm`."""
         return (
             Variable("log_loss", (), "1", "natural logarithm of the loss, summed over samples"),
             Variable("log_time", (), "1", "natural logarithm of the physical time of the flow"),
@@ -60,7 +60,7 @@ class LogLoss(AbstractObservable):
         )
 
     def measure(self, end: Ending) -> tuple[Array, ...]:
-        """The loss after, the others before the finish."""
+        """The log of the loss after the finish; log time and log norm before it."""
         return end.log_loss, end.log_time, end.log_norm
 
 
@@ -69,7 +69,7 @@ class Margins(AbstractObservable):
 
     @property
     def variables(self) -> tuple[Variable, ...]:
-        """The margin, and one number a sample."""
+        """The variables `log_margin` and, for every sample, `normalized_margin`."""
         smallest = "natural logarithm of the smallest margin; -inf while a sample is misclassified"
         each = "margin of each sample for the unit vector along the linear coefficients"
         return (
@@ -83,20 +83,21 @@ class Margins(AbstractObservable):
         return end.log_margin, end.problem.margins(unit(end.coefficients))  # pyright: ignore
 
     def check(self, network: Any, problem: AbstractProblem) -> None:
-        """Classification only."""
+        """Raises a ValueError unless `problem` is a `Classification`."""
         if not problem.has_margins:
             refuse("Margins", "is for Classification", type(problem).__name__, "Limit()")
 
 
 class LayerAlignment(AbstractObservable):
-    """Fully-connected networks: how close layers are to rank one, and to each other.
+    """Fully-connected networks: how close each layer is to rank one, and neighbours to aligned.
 
-    Source: Ji & Telgarsky 2019; see `lintensor_jax.alignment`. At the end before the finish.
+    Measured at the flow's end, before the finish. Source: Ji & Telgarsky 2019; see
+    `lintensor_jax.alignment`.
     """
 
     @property
     def variables(self) -> tuple[Variable, ...]:
-        """One number a layer, and one a pair of neighbours."""
+        """The variables `rank_one_ratio`, by layer, and `misalignment`, by pair of layers."""
         ratio = "|W_k|_2 / |W_k|_F of each layer: 1 for rank one"
         sine = "1 - <v_{k+1}, u_k>^2 of neighbouring layers: 0 when aligned"
         return (
@@ -105,12 +106,12 @@ class LayerAlignment(AbstractObservable):
         )
 
     def measure(self, end: Ending) -> tuple[Array, ...]:
-        """Of the network before the finish."""
+        """Ratios (L,) and misalignments (L - 1,) of the network before the finish."""
         found = alignment(end.unfinished_network)
         return found.rank_one_ratios, found.misalignments
 
     def check(self, network: Any, problem: AbstractProblem) -> None:
-        """Fully-connected networks only."""
+        """Raises a ValueError unless `network` is a `FullyConnectedNetwork`."""
         if not isinstance(network, FullyConnectedNetwork):
             refuse(
                 "LayerAlignment", "is for FullyConnectedNetwork", type(network).__name__, "Limit()"
@@ -122,31 +123,31 @@ class Imbalance(AbstractObservable):
 
     @property
     def variables(self) -> tuple[Variable, ...]:
-        """The spectrum's two numbers that enter the rates."""
+        """The variable `imbalance`."""
         words = "largest singular value of the imbalance matrix at the start (Min et al. 2021)"
         return (Variable("imbalance", (), "squared parameters", words),)
 
     def measure(self, end: Ending) -> tuple[Array, ...]:
-        """Of the start; the flow conserves it."""
+        """The largest absolute eigenvalue of the imbalance at the start; the flow conserves it."""
         assert isinstance(end.initial, FullyConnectedNetwork)
         assert isinstance(end.problem, Regression)
         found = imbalance(end.initial, end.problem)
         return (jnp.max(jnp.abs(found.eigenvalues)),)
 
     def check(self, network: Any, problem: AbstractProblem) -> None:
-        """Two fully-connected layers, regression."""
+        """Raises a ValueError unless there are two fully-connected layers and regression."""
         two = isinstance(network, FullyConnectedNetwork) and network.depth == 2
-        if not two or not isinstance(problem, Regression):
-            what = f"{type(network).__name__} on {type(problem).__name__}"
+        if not two or not (isinstance(problem, Regression) and problem.has_squared_loss):
+            what = f"{type(network).__name__} on {problem.in_words}"
             refuse("Imbalance", "is for two fully-connected layers and Regression", what, "Drift()")
 
 
 class Drift(AbstractObservable):
-    """Conserved quantities: how far they moved, and how large the largest is at the start."""
+    """Conserved quantities: their largest change, and their largest value at the start."""
 
     @property
     def variables(self) -> tuple[Variable, ...]:
-        """Two numbers."""
+        """The variables `invariant_drift` and `largest_invariant`."""
         moved = (
             "largest change of the conserved quantities, over the largest squared norm so far; "
             "NaN where none are known"
@@ -158,27 +159,27 @@ class Drift(AbstractObservable):
         )
 
     def measure(self, end: Ending) -> tuple[Array, ...]:
-        """The drift is measured before the finish."""
+        """The drift before the finish, and the largest value at the start."""
         values = conserved_quantities(end.initial)
         largest = jnp.max(jnp.abs(values)) if values.size else jnp.full_like(end.log_loss, jnp.nan)
         return end.invariant_drift, largest
 
 
 class DistanceToPrediction(AbstractObservable):
-    """|reached - predicted| where a theorem predicts the limit, and which one.
+    """|reached - predicted| if a theorem predicts the limit, the prediction, and its kind.
 
-    Lane by lane on the host, by `lintensor_jax.predict` from the lane's own start (about 10 ms
+    Computed lane by lane on the host, by `lintensor_jax.predict` from the lane's start (about 10 ms
     each). Regression compares coefficients, classification directions.
     """
 
     @property
     def on_host(self) -> bool:
-        """`predict` takes concrete arrays."""
+        """True: `predict` needs concrete arrays."""
         return True
 
     @property
     def variables(self) -> tuple[Variable, ...]:
-        """The distance, what was predicted and of which kind the claim is."""
+        """The variables `distance_to_prediction`, `predicted` and `prediction_kind`."""
         distance = "distance between the limit and its prediction (directions: unit vectors)"
         kinds = ("not predicted", "exact", "alpha_to_zero", "stationary")
         return (
@@ -188,16 +189,16 @@ class DistanceToPrediction(AbstractObservable):
         )
 
     def shapes(self, end: Ending) -> tuple[Any, ...]:
-        """Known without a prediction."""
+        """Shapes and types of the values, without a prediction."""
         number, beta = end.log_loss, end.coefficients
         return number, beta, np.zeros((), np.int8)
 
     def measure(self, end: Ending) -> tuple[Any, ...]:
-        """NaN where nothing is predicted."""
+        """Distance, predicted limit and kind; NaN and kind 0 if nothing is predicted."""
         nothing = np.full(end.coefficients.shape, np.nan), np.int8(0)
         try:
             found = predict(end.initial, end.problem)
-        except ValueError:  # a bad lane; its status says so
+        except ValueError:  # a lane with bad input, as its status says
             return np.nan, *nothing
         if found.limit is None or found.kind is None:
             return np.nan, *nothing
@@ -213,15 +214,14 @@ class DistanceToPrediction(AbstractObservable):
 class Trajectory(AbstractObservable):
     """beta and the loss at chosen times of the clock.
 
-    An integration of its own (`gradient_flow` with `saveat`), after the one to the limit. Beyond
-    the flow's end values stay those of the end; `trajectory_reached` is False there.
+    The flow is integrated a second time, by `gradient_flow` with `saveat`. Beyond the flow's end
+    values are those of the end, and `trajectory_reached` is False.
 
     **Arguments**
 
-    - `times`: increasing; of physical time for regression, of the log-arc-length for
-      classification, unless `clock` says otherwise.
-    - `clock`: as in `gradient_flow`.
-    - `rtol`, `max_steps`: likewise. Past that many steps values are NaN.
+    - `times`: increasing times (T,) of the clock: by default physical time for regression, log arc
+      length for classification.
+    - `clock`, `rtol`, `max_steps`: as in `gradient_flow`. After `max_steps` values are NaN.
     """
 
     times: np.ndarray
@@ -247,7 +247,7 @@ class Trajectory(AbstractObservable):
 
     @property
     def variables(self) -> tuple[Variable, ...]:
-        """Coefficients, loss, and whether the flow got there."""
+        """The variables `trajectory`, `trajectory_log_loss` and `trajectory_reached`."""
         dims = ("time", *COEFFICIENT)
         return (
             Variable("trajectory", dims, "y/x", "linear coefficients at chosen clock times"),
@@ -256,11 +256,11 @@ class Trajectory(AbstractObservable):
         )
 
     def coordinates(self) -> dict[str, np.ndarray]:
-        """`time`."""
+        """The coordinate `time`, the chosen times (T,)."""
         return {"time": self.times}
 
     def measure(self, end: Ending) -> tuple[Array, ...]:
-        """By `gradient_flow`; the last entry that it saves is its end."""
+        """Coefficients (T, d), log losses (T,), and whether the flow reached each time (T,)."""
         flow = gradient_flow(
             end.initial,
             end.problem,
@@ -271,6 +271,7 @@ class Trajectory(AbstractObservable):
             max_steps=self.max_steps,
             throw=False,
         )
+        # The last saved entry is the flow's end.
         beta, log_loss = flow.coefficients[:-1], flow.log_loss[:-1]
         reached: Bool[Array, " T"] = flow.reached[:-1]
         known = reached | flow.succeeded
@@ -279,14 +280,16 @@ class Trajectory(AbstractObservable):
 
 
 class Measured(AbstractObservable):
-    """An observable of one's own.
+    """An observable defined by a user's function.
 
     **Arguments**
 
-    - `name`: of the variable.
-    - `function`: of an `Ending`, such as ``lambda end: end.network.weights``; traceable, unless
-      `lane_by_lane`.
-    - `dims`: one name for each axis of its value.
+    - `name`: the name of the variable.
+    - `function`: a function of an `Ending`, such as ``lambda end: end.network.weights``. It must be
+      traceable, unless `lane_by_lane`.
+    - `dims`: one name for each axis of the function's value.
+    - `units`, `description`: stored with the results.
+    - `lane_by_lane`: call the function for each lane on the host, with concrete arrays.
     """
 
     name: str = eqx.field(static=True)
@@ -298,16 +301,16 @@ class Measured(AbstractObservable):
 
     @property
     def on_host(self) -> bool:
-        """As `lane_by_lane`."""
+        """Whether lanes are measured one by one on the host: `lane_by_lane`."""
         return self.lane_by_lane
 
     @property
     def variables(self) -> tuple[Variable, ...]:
-        """One variable."""
+        """The variable `name`."""
         return (Variable(self.name, tuple(self.dims), self.units, self.description),)
 
     def measure(self, end: Ending) -> tuple[Array, ...]:
-        """The function's value."""
+        """The value of `function` at the end, as an array."""
         return (jnp.asarray(self.function(end)),)
 
 

@@ -1,4 +1,4 @@
-"""A sweep's figures, from its store alone."""
+"""The figures of a sweep, drawn from its store."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from ..store.errors import SweepError
 from ..store.store import Store, open_dataset
 
 _MOST_LINES, _MOST_LABELS, _MOST_COEFFICIENTS = 400, 6, 4
-# Names of a sweep's figures in their order, and what `plot --help` and the report say of them.
+# Names of a sweep's figures in their order, with their captions in the report.
 WORDS = {
     "limit": "the first coefficients of the limits",
     "direction": "the first coefficients of the limit directions",
@@ -23,9 +23,9 @@ _COEFFICIENTS = {
     "limit": ("limit", r"limit $\beta_{%s}$"),
     "direction": ("direction_reached", r"direction $\beta_{%s}\,/\,|\beta|$"),
 }
-# Units that the name of the quantity tells already, or that have none.
-_UNSPOKEN = ("", "1", "steps", "x", "y/x")
-_SPOKEN = {
+# Units that are left out of axis labels: the quantity's name implies them, or it has none.
+_UNITS_LEFT_OUT = ("", "1", "steps", "x", "y/x")
+_LABELS = {
     "num_steps": "solver steps",
     "log_loss": "natural log of the loss",
     "log_time": "natural log of the time",
@@ -35,12 +35,13 @@ _SPOKEN = {
 
 
 def figures(path: str | Path) -> dict[str, Any]:
-    """Matplotlib figures by name, from the store alone: numbers of every lane, over one axis.
+    """Matplotlib figures by name, from a store: numbers of every lane, over one axis.
 
-    "limit", "direction": the first coefficients, where they were recorded; "observables": every
-    other number; "steps": the solver's. All are medians and bands over the axis with the most
-    numbers, and medians of the predicted limits where those were recorded. A quantity of which most
-    values are not finite is left out, and named. Raises `SweepError` where nothing is finished yet.
+    "limit", "direction": the first coefficients, if they were recorded. "observables": every other
+    number. "steps": the solver's steps. Each figure shows medians and bands over the longest axis
+    of numbers, and medians of the predicted limits if those were recorded. A quantity of which most
+    values are not finite is left out, and a note names it. Raises `SweepError` if no chunk is
+    finished.
     """
     from ...figures.sweeps import band_figure
 
@@ -67,28 +68,30 @@ def write_figures(path: str | Path, folder: str | Path | None = None) -> list[Pa
 
 
 def caption(path: str | Path, name: str) -> str:
-    """What a figure shows, in a sentence."""
+    """The caption of a figure: a few sentences."""
     drawing = _Drawing.of(path)
     sentence = f"{WORDS[name]} over {drawing.along.replace('_', ' ')}"
     if name in _COEFFICIENTS:
         size = math.prod(_extents(drawing.results, _COEFFICIENTS[name][0]))
         some = f"the first {_MOST_COEFFICIENTS} of {size}" if size > _MOST_COEFFICIENTS else "the"
         sentence = sentence.replace("the first", some)
-    told = (
+    text = (
         f"{sentence[0].upper()}{sentence[1:]}. Lines are medians over the grid's other axes, bands "
         "hold 80% of the flows."
     )
     if name in _COEFFICIENTS and drawing.predicts(_COEFFICIENTS[name][0]):
-        told += " Open circles are the medians of the limits that theory predicts."
+        text += " Open circles are the medians of the limits that theory predicts."
     if name == "observables" and drawing.omitted:
-        told += f" {drawing.omitted}."
-    return told
+        text += f" {drawing.omitted}."
+    return text
 
 
 class _Drawing(NamedTuple):
-    """The results, the axis to draw over, the one that colours tell apart, finished lanes.
+    """The data of a sweep's figures.
 
-    `label`: the one architecture of a sweep that has no axis of them.
+    `results`: the data set. `along`: the axis to draw over. `colour`: the axis whose values have
+    different colours. `done`: which lanes are finished. `label`: the architecture, if there is only
+    one.
     """
 
     results: Any
@@ -108,9 +111,10 @@ class _Drawing(NamedTuple):
         return _Drawing(results, *_axes(results), done, only if isinstance(only, str) else "")
 
     def panel(self, name: str, place: tuple[int, ...] = (), label: str = "") -> Any:
-        """Of one number of every lane, at a place beyond the grid; None if most are not finite.
+        """The panel of one number of every lane; None if most of its values are not finite.
 
-        `label`: of a coefficient, which has a sign.
+        `place`: indices on the axes besides the grid's. `label`: the label of a coefficient, which
+        has a sign; "" for other numbers.
         """
         from ...figures.sweeps import BandPanel
 
@@ -129,10 +133,10 @@ class _Drawing(NamedTuple):
 
     @property
     def omitted(self) -> str:
-        """Which numbers have no panel, since most values are not finite."""
+        """A note that names the numbers without a panel, of which most are not finite."""
         names = [n for n in _numbers(self.results) if self.panel(n) is None]
         words = [
-            _SPOKEN.get(n, n.replace("_", " ")).replace("\n", " ")
+            _LABELS.get(n, n.replace("_", " ")).replace("\n", " ")
             + (
                 " (log of 0)"
                 if n == "log_loss" and bool((self.results[n] == -np.inf).any())
@@ -143,10 +147,10 @@ class _Drawing(NamedTuple):
         return f"Not shown, as most values are not finite: {', '.join(words)}" if words else ""
 
     def predicts(self, name: str) -> bool:
-        """Whether the predictions, where recorded, are of this variable.
+        """Whether predictions of this variable were recorded.
 
-        They are of limits for regression, and of directions for classification: of that one whose
-        distance from them was recorded.
+        Predictions are of limits for regression, and of directions for classification: of the
+        variable whose distance from them was recorded.
         """
         results = self.results
         if not {"predicted", "distance_to_prediction"} <= set(results):
@@ -159,7 +163,7 @@ class _Drawing(NamedTuple):
         return bool(known.any() and np.allclose(gap[known], away[known], rtol=1e-6, atol=1e-12))
 
     def _bands(self, name: str, place, predicted: str | None) -> Iterator[tuple[Any, np.ndarray]]:
-        """Bands, and where their values are those of lanes that are done."""
+        """Pairs of a band, and which of its values belong to finished lanes."""
         from ...figures.sweeps import Band
 
         step = -(-self.results.sizes[self.along] // _MOST_LINES)
@@ -191,14 +195,14 @@ class _Drawing(NamedTuple):
             yield f"{prefix}{value}", array.isel({self.colour: index})
 
     def _label(self, name: str) -> str:
-        if name in _SPOKEN:
-            return _SPOKEN[name]
+        if name in _LABELS:
+            return _LABELS[name]
         units = self.results[name].attrs.get("units", "")
-        return name.replace("_", " ") + ("" if units in _UNSPOKEN else f"\n({units})")
+        return name.replace("_", " ") + ("" if units in _UNITS_LEFT_OUT else f"\n({units})")
 
 
 def _axes(results: Any) -> tuple[str, str | None]:
-    """The axis to draw over, and the one that colours tell apart."""
+    """The axis to draw over, and the axis whose values have different colours."""
     dims = results.status.dims
     numeric = [d for d in dims if results[d].dtype.kind in "iuf"]
     measured = [d for d in numeric if results[d].dtype.kind == "f"]
@@ -228,5 +232,5 @@ def _coefficients(drawing: _Drawing, name: str) -> Iterator[Any]:
 
 
 def _extents(results: Any, variable: str) -> tuple[int, ...]:
-    """Sizes beyond the grid's axes."""
+    """The lengths of a variable's axes besides the grid's."""
     return results[variable].shape[results.status.ndim :]

@@ -1,4 +1,4 @@
-"""A sweep's results for people: one self-contained HTML page."""
+"""The report of a sweep: one self-contained HTML page."""
 
 import html
 import math
@@ -30,15 +30,16 @@ _SHOWN_FAILURES = 50
 def write_report(
     path: str | Path, target: str | Path | None = None, grid: Grid | None = None
 ) -> Path:
-    """One HTML page that needs no other file.
+    """Write one HTML page that needs no other file; returns its path.
 
-    Which theorem applies to each shape, how far limits lie from predictions, figures, the lanes
-    that failed, and what was asked for.
+    The page shows the theorem that applies to each shape, the distances of limits from predictions,
+    figures, the failed lanes, and the settings.
 
     **Arguments**
 
-    - `path`: the store. `target`: default `report/report.html` in it.
-    - `grid`: needed for theorems where the sweep has functions or classes of one's own.
+    - `path`: the store.
+    - `target`: the file; default `report/report.html` in the store.
+    - `grid`: the grid, needed for theorems if it has functions or classes of the user.
     """
     path = Path(path)
     store, state = Store(path), status(path)
@@ -51,8 +52,8 @@ def write_report(
         *theorems,
         "<h2>Agreement with predictions</h2>",
         _table(*table) if table else "<p>No prediction to compare with.</p>",
-        "<p>Distances are those of the flows' ends from the predicted limits: a flow that was "
-        "stopped on its way, as classification flows are, has a distance left to go.</p>",
+        "<p>Distances are those of the flows' ends from the predicted limits: a flow that is "
+        "stopped before its limit, as classification flows are, has a distance left.</p>",
         "<h2>Figures</h2>",
         *(_embedded(path, name, figure) for name, figure in figures(path).items()),
         "<h2>Failed lanes</h2>",
@@ -94,14 +95,14 @@ def _overview(state: Status, results) -> str:
 
 
 def _agreement(store: Store, results, grid: Grid | None):
-    """Theorem by shape, a table of distances, and a remark where there can be none."""
+    """The theorems by shape, a table of distances, and a remark if one of them is missing."""
     try:
         grid, _ = grid_of(store, grid)
     except SweepError as error:
         if grid is not None or isinstance(error, UnknownName):
             raise
         remark = (
-            "The sweep has functions or classes of one's own, which the store cannot hold: call "
+            "The sweep has functions or classes of the user, which the store cannot hold: call "
             "lintensor_jax.sweeps.write_report(path, grid=grid) for the theorems."
         )
         return [], _recorded(results, None), remark
@@ -112,14 +113,14 @@ def _agreement(store: Store, results, grid: Grid | None):
         found = _compared(cell, lanes, results)
         name = cell.name or "all lanes"
         if not found:
-            words.append(f"<p><b>{html.escape(name)}</b>: none of the lanes looked at arrived.</p>")
+            words.append(f"<p><b>{html.escape(name)}</b>: none of the sampled lanes succeeded.</p>")
             continue
         first = found[0][0]
         words.append(
             f"<details><summary><b>{html.escape(name)}</b>: "
             f"{html.escape(first.theorem or 'no theorem applies')}"
             f"{f' ({_claim(first)})' if first.kind else ''}</summary>"
-            f"<p>At the first lane that arrived; {len(found)} lanes were looked at here.</p>"
+            f"<p>At the first of {len(found)} sampled lanes that succeeded.</p>"
             f"<pre>{html.escape(str(first))}</pre></details>"
         )
         by_theorem: dict[tuple[str, str], list[float]] = {}
@@ -137,25 +138,25 @@ def _agreement(store: Store, results, grid: Grid | None):
 
 
 def _claim(prediction) -> str:
-    """The kind of claim, and whether it hangs on an assumption that nobody can check beforehand."""
+    """The kind of claim, and whether it depends on an assumption that is not decided."""
     is_open = any(assumption.holds is None for assumption in prediction.assumptions)
     return f"{prediction.kind or '-'}{', if the open assumptions hold' if is_open else ''}"
 
 
 def _recorded(results, sampled):
-    """The table of recorded distances, by kind of claim; theorems are those of the sample."""
+    """The table of recorded distances, by kind of claim; theorems are from the sample."""
     if "distance_to_prediction" not in results:
         return None
     kinds = results.prediction_kind.attrs["flag_meanings"].split()
     shaped = [d for d in results.status.dims if results[d].dtype.kind == "U"]
     rows = []
     for where, part in _parts(results, shaped):
-        told = {r[2].split(",")[0]: r[1:3] for r in sampled or [] if where in r[0] or not where}
+        claims = {r[2].split(",")[0]: r[1:3] for r in sampled or [] if where in r[0] or not where}
         for code, kind in enumerate(kinds):
             chosen = np.asarray(part.prediction_kind == code) & np.asarray(part.status != 0)
             if chosen.any():
                 distances = np.asarray(part.distance_to_prediction)[chosen]
-                claim = told.get(kind, ("-", kind))
+                claim = claims.get(kind, ("-", kind))
                 rows.append(
                     (where or "all", *claim, int(chosen.sum()), *_extent(distances.tolist()))
                 )
@@ -187,7 +188,7 @@ def _sample(grid: Grid, cell: Cell) -> np.ndarray:
 
 
 def _compared(cell: Cell, lanes: np.ndarray, results):
-    """(prediction, distance) at those lanes that arrived, from the limits that the store holds."""
+    """Pairs (prediction, distance of the stored limit) of the lanes that succeeded."""
     codes = np.asarray(results.status).ravel()[lanes]
     lanes = lanes[~np.isin(codes, [STATUSES.index(name) for name in ("pending", *FAILURES)])]
     if lanes.size == 0:
@@ -231,14 +232,14 @@ def _failures(state: Status, results) -> str:
 
 
 def _configuration(store: Store) -> str:
-    """The TOML file as it was written, if there was one, and all settings but the empty ones."""
+    """The TOML file, if there was one, and all settings that have a value."""
     about = store.description
     table = _table((), list(settings(about["config"] or about["sweep"])))
     if about.get("source") is None:
         return table
     return (
-        f"<pre>{html.escape(about['source'])}</pre><details><summary>With the defaults of what the "
-        f"file leaves out</summary>{table}</details>"
+        f"<pre>{html.escape(about['source'])}</pre><details><summary>All settings, with defaults "
+        f"</summary>{table}</details>"
     )
 
 

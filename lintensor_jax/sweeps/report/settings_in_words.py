@@ -1,14 +1,14 @@
-"""What was asked of a sweep, as rows for a table: names in words, and nothing that was left out."""
+"""The settings of a sweep as rows of a table; settings without a value have no row."""
 
 import json
 from collections.abc import Iterator
 from typing import Any
 
-_LONGEST = 100  # characters of a list that is written out
+_LONGEST = 100  # longest list that is written out, in characters
 
 
 def settings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, value) of everything in a configuration or in a description of `identity`."""
+    """Pairs (dotted name, value) of a configuration or of a `store.description`."""
     match value:
         case None | "" | {"...": _}:
             return
@@ -53,5 +53,5 @@ def _list(values: list) -> str:
 
 
 def _last(name: str) -> str:
-    """`Regression` of `lintensor_jax.problems:Regression`."""
+    """The last part of a name: `Regression` for `lintensor_jax.problems:Regression`."""
     return name.rpartition(":")[2].rpartition(".")[2] if "<locals>" not in name else name

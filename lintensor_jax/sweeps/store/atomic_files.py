@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the power fails."""
+"""Files that are complete or absent, even after a power failure."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ def sha256(data: bytes) -> str:
 def write(path: Path, data: bytes, scratch: Path) -> None:
     """Write a file by way of `scratch`, a folder on the same file system.
 
-    Flushed to the disk before it gets its name, so that the name never stands for less.
+    The data are flushed to the disk before the file gets its name. A named file is complete.
     """
     temporary = scratch / f"{path.name}.{os.getpid()}"
     try:
@@ -31,7 +31,7 @@ def write(path: Path, data: bytes, scratch: Path) -> None:
 
 
 def flush_folder(path: Path) -> None:
-    """The names in a folder, to the disk."""
+    """Flush the names in a folder to the disk."""
     if os.name != "posix":
         return  # Windows has no such call
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,9 +1,9 @@
-"""What a grid is, written down: to compare it, to keep it in a store, and to build it again.
+"""Descriptions of grids: plain JSON to compare them, to store them, and to build them again.
 
-Arrays, numbers, words, containers, dataclasses and Equinox modules are written field by field. The
-package's public classes and functions can be built again from that, by their names in
-`names.Registry`. A user's classes and functions are known by their name and a hash of their code
-(with what it refers to): they are compared, and have to be given again.
+Arrays, numbers, words, containers, dataclasses and Equinox modules are described field by field.
+The package's public classes and functions are described by their names in `names.Registry`, and can
+be built again. A user's classes and functions are described by their name and a hash of their code
+and of the objects that it refers to. They can be compared; the user has to pass them again.
 """
 
 import dataclasses
@@ -20,34 +20,41 @@ import numpy as np
 
 from .names import FORMAT, Registry, is_ours
 
-_CONTAINERS = {"fields", "tuple", "map", "own", "is", "function"}  # words of the description only
-_INLINE = 64  # numbers of an array that are written out; longer ones go by their hash
+_CONTAINERS = {
+    "fields",
+    "tuple",
+    "map",
+    "own",
+    "is",
+    "function",
+}  # keys that are left out of the paths of differences
+_INLINE = 64  # longest array that is written out; longer ones are described by their hash
 
 
 class NotRebuildable(ValueError):
-    """A description with a class or function that only its owner can give again."""
+    """A description has a class or function of a user, who has to pass it again."""
 
 
-class UnknownName(ValueError):
-    """A description with a name that stands for no class, function or field of the registry."""
+class NameNotInRegistry(ValueError):
+    """A description has a name that is no class, function or field of the registry."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Writer:
-    """How names are written, and the long arrays so far, by their hashes."""
+    """The registry of names, and the long arrays so far, by their hashes."""
 
     registry: Registry
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def describe(value: Any, store_format: int = FORMAT) -> tuple[Any, dict[str, np.ndarray]]:
-    """Plain JSON that stands for `value`, and its long arrays by their hashes."""
+    """Plain JSON that describes `value`, and its long arrays by their hashes."""
     writer = _Writer(Registry(store_format))
     return _described(value, writer, ()), writer.arrays
 
 
 def digest(description: Any) -> str:
-    """A hash of a description."""
+    """A SHA-256 hash of a description."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
@@ -69,8 +76,9 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
 def rebuild(description: Any, arrays: dict[str, np.ndarray], store_format: int = FORMAT) -> Any:
     """The value that was described.
 
-    Nothing is imported, and nothing is called but the making of arrays. `NotRebuildable` names the
-    first part that only its owner can give, `UnknownName` the first that no store may name.
+    Nothing is imported, and no function but those that make arrays is called. **Raises**
+    `NotRebuildable` with the name of the first part of a user, `NameNotInRegistry` with the first
+    name that stores must not hold.
     """
     return _rebuilt(description, arrays, Registry(store_format))
 
@@ -98,10 +106,10 @@ def _rebuilt(description: Any, arrays: dict[str, np.ndarray], registry: Registry
         case {"is": name, "fields": dict(fields)}:
             kind = _found(name, registry)
             if not (inspect.isclass(kind) and dataclasses.is_dataclass(kind)):
-                raise UnknownName(name)
+                raise NameNotInRegistry(name)
             known = {field.name for field in dataclasses.fields(kind)}
             if unknown := [field for field in fields if field not in known]:
-                raise UnknownName(f"{name}.{unknown[0]}")
+                raise NameNotInRegistry(f"{name}.{unknown[0]}")
             made = object.__new__(kind)
             for field, item in fields.items():
                 object.__setattr__(made, field, inner(item))
@@ -109,7 +117,7 @@ def _rebuilt(description: Any, arrays: dict[str, np.ndarray], registry: Registry
         case list():
             return [inner(item) for item in description]
         case dict():
-            raise UnknownName(json.dumps(description))
+            raise NameNotInRegistry(json.dumps(description))
     return description
 
 
@@ -117,7 +125,7 @@ def _found(name: Any, registry: Registry) -> Any:
     try:
         return registry.find(name)
     except KeyError:
-        raise UnknownName(str(name)) from None
+        raise NameNotInRegistry(str(name)) from None
 
 
 def _described(value: Any, writer: _Writer, seen: tuple) -> Any:
@@ -167,7 +175,7 @@ def _described(value: Any, writer: _Writer, seen: tuple) -> Any:
 
 
 def _is_installed(value: Any) -> bool:
-    """Whether it is some library's, which its name and the versions tell."""
+    """Whether `value` belongs to an installed library: its name and version describe it."""
     return "site-packages" in (getattr(inspect.getmodule(value), "__file__", None) or "")
 
 
@@ -197,7 +205,7 @@ def _own_class(kind: type, writer: _Writer, seen: tuple) -> dict[str, Any]:
 
 
 def _code(function: Any, writer: _Writer, seen: tuple) -> str:
-    """A hash of what a function does: its code, its defaults, and what the code refers to."""
+    """A hash of a function: its code, its defaults, and the objects that the code refers to."""
     if function in seen:
         return "recursive"
     seen = (*seen, function)

@@ -1,9 +1,9 @@
-"""What can go wrong with a sweep that is no mistake in an argument."""
+"""Errors of stores, as opposed to mistakes in arguments."""
 
 
 class SweepError(RuntimeError):
-    """A store that cannot be used or written to; chunks that were finished are kept."""
+    """A store cannot be used or written to. Finished chunks are kept."""
 
 
 class UnknownName(SweepError):
-    """A store that names a class, function or field that no store may name."""
+    """A store names a class, function or field that stores must not name."""

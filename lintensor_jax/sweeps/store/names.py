@@ -1,8 +1,8 @@
 """Names of classes and functions in stores: public ones, which no move of a module changes.
 
 A name is a public module and what it exports: `lintensor_jax:StopAtMargin`, `diffrax:Tsit5`. A
-store can only name what stands in the registry here. Its words are looked up as keys, never
-imported and never followed from one attribute to the next.
+store can name only classes and functions of the registry here. Names are keys of the registry: no
+module is imported and no attribute is looked up by a name in a store.
 """
 
 import dataclasses
@@ -22,10 +22,10 @@ FORMAT = 2
 READABLE = (1, FORMAT)  # formats of stores
 
 _PACKAGE = __name__.partition(".")[0]
-# What lies in several of them is named after the first. `lintensor_jax` comes last: a name that it
-# exports later, besides another module, does not change what stores say.
+# A value that several of them export is named after the first. `lintensor_jax` is the last one, so
+# that a later export from it does not change names in stores.
 _FACES = tuple(_PACKAGE + face for face in (".sweeps", ".initialization", ".theory", ""))
-# These functions read and write folders: no part of a grid, and no store may name them.
+# The functions of this module read and write folders. Stores must not name them.
 _OF_FOLDERS = f"{_PACKAGE}.sweeps"
 #: Classes that stores name and no public module exports.
 _OTHERS = {
@@ -43,9 +43,9 @@ class Registry:
         self.store_format = store_format
 
     def name(self, value: Any) -> str | None:
-        """The name by which a class or function is found again; None where it has none.
+        """The name of a class or function in a store; None if it has none.
 
-        In format 1 everything of the package and of diffrax was given one.
+        In format 1 all classes and functions of the package and of diffrax have one.
         """
         name = _names().get(id(value))
         if self.store_format == 1:
@@ -53,9 +53,9 @@ class Registry:
         return name if name in _buildable() else None
 
     def label(self, value: Any) -> str:
-        """What tells any class, function or object apart: its module and name.
+        """A label of any class, function or object: its module and name.
 
-        The module is the public one for what is public, and for what lies within it.
+        For a public class or function, and for its attributes, the module is the public one.
         """
         kind = type(value)
         module = getattr(value, "__module__", None) or kind.__module__
@@ -70,7 +70,7 @@ class Registry:
         return f"{public}{dot}{inner}"
 
     def find(self, name: Any) -> Any:
-        """The class or function of a name in a store; KeyError where there is none."""
+        """The class or function of a name in a store; KeyError if there is none."""
         if not isinstance(name, str):
             raise KeyError(name)
         return _buildable()[format1.PUBLIC[name] if self.store_format == 1 else name]
@@ -116,7 +116,7 @@ def _names() -> dict[int, str]:
 
 @functools.cache
 def _buildable() -> dict[str, Any]:
-    """What a store may name: data classes that can be made, and functions."""
+    """The values that a store may name: data classes that can be made, and functions."""
     refused = {id(v) for name, v in _public().items() if name.partition(":")[0] == _OF_FOLDERS}
     return {
         name: value

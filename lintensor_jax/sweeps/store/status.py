@@ -1,24 +1,24 @@
-"""What a store holds so far, without computing anything."""
+"""The progress of a sweep, read from its store."""
 
 import collections
 import dataclasses
 from pathlib import Path
 from typing import Any
 
-from . import writer_lock as lock
+from . import writer_lock
 from .store import Store, size_on_disk
 
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """How far a sweep is; `print` it for the story in words.
+    """The progress of a sweep; `print` shows it in words.
 
-    - `lanes`, `finished_lanes`; `chunks`, `finished_chunks`, `damaged` (file by chunk).
-    - `statuses`: finished lanes by why they ended; `failed`: those of them that failed.
-    - `stiff_lanes`: lanes that went on beyond the explicit budget.
+    - `lanes`, `finished_lanes`; `chunks`, `finished_chunks`, `damaged` (a file of each such chunk).
+    - `statuses`: numbers of finished lanes by the reason of their end; `failed`: of failed lanes.
+    - `stiff_lanes`: lanes that exceeded the explicit budget.
     - `waste`: executed over needed explicit steps.
-    - `writer`: the process at work on it, or None.
-    - `bytes`: on disk; `notes`: messages of failed lanes, by lane.
+    - `writer`: the process that writes to the store, or None.
+    - `bytes`: size on disk; `notes`: messages of failed lanes, by lane.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class Status:
 
     @property
     def complete(self) -> bool:
-        """Whether every chunk is there and whole."""
+        """Whether every chunk is finished and undamaged."""
         return self.finished_chunks == self.chunks and not self.damaged
 
     def as_json(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Status:
         return {**kept, "versions": self.description["versions"]}
 
     def __str__(self) -> str:
-        """How far it is, how its flows ended, and what is left to do."""
+        """The progress, how flows ended, and the command that computes the rest."""
         share = 100 * self.finished_lanes / self.lanes
         rows = [
             (
@@ -74,7 +74,7 @@ class Status:
             rows.append(("damaged", f"{', '.join(self.damaged.values())}"))
             rows.append(("", f"{again} computes it again"))
         elif self.writer is None and not self.complete:
-            rows.append(("unfinished", f"{again} goes on with it"))
+            rows.append(("unfinished", f"{again} computes the rest"))
         lines = [f"Sweep in {self.path}: {self._stage}"]
         return "\n".join([*lines, *(f"  {name:11s} {value}" for name, value in rows)])
 
@@ -88,9 +88,9 @@ class Status:
 
 
 def status(path: str | Path, verify: bool = True) -> Status:
-    """Reads a store's state; with `verify`, every file of it, to compare checksums.
+    """The state of a store; with `verify`, all files are compared with their checksums.
 
-    Raises `SweepError` where there is no store, or one of a newer version.
+    Raises `SweepError` if there is no store, or if a newer version wrote it.
     """
     store = Store(Path(path))
     finished = sorted(store.finished())
@@ -116,7 +116,7 @@ def status(path: str | Path, verify: bool = True) -> Status:
         failed=dict(failed.most_common()),
         stiff_lanes=sum(manifest["stiff_lanes"] for manifest in manifests),
         waste=executed / needed if needed else None,
-        writer=lock.owner(store.hidden),
+        writer=writer_lock.owner(store.hidden),
         bytes=size_on_disk(store.path),
         runs=store.notes("runs"),
         notes=notes,
@@ -129,7 +129,7 @@ def _counted(numbers: dict[str, int], nothing: str) -> str:
 
 
 def in_bytes(count: float) -> str:
-    """A number of bytes for people."""
+    """A number of bytes with a unit, such as "1.5 MiB"."""
     for unit_name in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit_name}" if unit_name == "B" else f"{count:.1f} {unit_name}"

@@ -1,15 +1,17 @@
-"""The store: a Zarr group of labelled arrays, filled chunk by chunk, that survives its writer.
+"""The store: a Zarr group of labelled arrays, filled chunk by chunk.
 
-Any program that reads Zarr reads it; xarray finds names, coordinates and units. A hidden folder
-`.sweep` beside the arrays holds what a resume needs:
+If its writer is killed, finished chunks stay valid. Programs that read Zarr can read the store;
+xarray finds names, coordinates and units. A hidden folder `.sweep` beside the arrays holds the data
+for a resume:
 
 - `sweep.json`, `arrays.npz`: the sweep itself and its plan;
 - `chunks/N.json`: chunk N is finished, with the checksums of its files (written last);
 - `staged/N.npz`, `staged/N-K.npz`: a chunk's explicit part, and its lanes from the stiff path,
   until the chunk is complete;
-- `runs/`: who worked on it, when and with what; `lock`; `scratch/`: files without a name yet.
+- `runs/`: host, time, devices and versions of every run; `lock`; `scratch/`: files that are being
+  written.
 
-What people open, `report` and `figures`, lies in folders of its own, in sight.
+The folders `report` and `figures` beside the arrays are not hidden: people open them.
 """
 
 import hashlib
@@ -25,20 +27,20 @@ import numpy as np
 
 from ..grid import Axis, Zip
 from ..plan import Chunk, Outcome, Plan
-from . import atomic_files as durable
+from . import atomic_files
 from .errors import SweepError
 from .names import FORMAT, READABLE
 
 _HIDDEN = ".sweep"
-# A group, if an empty one: programs that list a store take a folder with it for nothing else.
+# With this file a folder is an empty Zarr group, and programs that list a store ignore it.
 _EMPTY_GROUP = '{"zarr_format": 2}'
-# Codecs that read bytes and do nothing else. Zarr has others, such as pickle, that run code of the
-# file; this package writes zstd alone.
+# Codecs that decode bytes only. Zarr has others, such as pickle, that run code from the file. This
+# package writes zstd.
 _CODECS = {"zstd", "blosc", "lz4", "zlib", "gzip", "bz2", "lzma", "shuffle", "vlen-utf8"}
 
 
 class Store:
-    """An existing store. `description` is what `sweep.json` holds, `format` how it is written."""
+    """An existing store. `description`: the content of `sweep.json`; `format`: its version."""
 
     def __init__(self, path: Path):
         self.path, self.hidden = path, path / _HIDDEN
@@ -61,22 +63,22 @@ class Store:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The long arrays of the sweep's description."""
+        """The long arrays of the sweep's description, by their hashes."""
         with np.load(self.hidden / "arrays.npz") as file:
             return dict(file)
 
     # Chunks.
 
     def finished(self) -> set[int]:
-        """Numbers of the chunks that were finished; whether they are still whole is `damage`."""
+        """Numbers of the finished chunks; `damage` checks their files."""
         return {int(p.stem) for p in (self.hidden / "chunks").glob("*.json") if p.stem.isdigit()}
 
     def manifest(self, number: int) -> dict[str, Any]:
-        """What was written down of a finished chunk."""
+        """The manifest of a finished chunk."""
         return json.loads(self._manifest(number).read_text())
 
     def damage(self, number: int) -> str:
-        """Which file of a finished chunk is not what was written; empty if none."""
+        """The name of a missing or changed file of a finished chunk; "" if there is none."""
         try:
             files = self.manifest(number)["files"]
         except (OSError, ValueError, KeyError):
@@ -86,36 +88,39 @@ class Store:
                 data = (self.path / name).read_bytes()
             except OSError:
                 return f"{name} (missing)"
-            if durable.sha256(data) != checksum:
+            if atomic_files.sha256(data) != checksum:
                 return name
         return ""
 
     def forget(self, number: int) -> None:
-        """Makes a chunk one to compute again."""
+        """Remove a chunk's manifest, so that the chunk is computed again."""
         self._manifest(number).unlink(missing_ok=True)
-        durable.flush_folder(self.hidden / "chunks")
+        atomic_files.flush_folder(self.hidden / "chunks")
 
-    def commit(self, plan: Plan, chunk: Chunk, outcome: Outcome, told: dict[str, Any]) -> None:
-        """Writes a finished chunk: its files, then the manifest that makes them count."""
+    def commit(self, plan: Plan, chunk: Chunk, outcome: Outcome, facts: dict[str, Any]) -> None:
+        """Write a finished chunk: its files, then its manifest, which marks it as finished.
+
+        `facts`: entries of the manifest.
+        """
         files = {}
         for name, array in plan.arrays.items():
             values = outcome.values[name]
             shaped = values.reshape(*chunk.shape, *values.shape[1:])
             key, data = _encoded(name, array, chunk, shaped)
-            files[key] = durable.sha256(data)
+            files[key] = atomic_files.sha256(data)
             self._write(self.path / key, data)
         for name in plan.arrays:
-            durable.flush_folder(self.path / name)
-        manifest = {"chunk": chunk.number, **told, "files": files}
+            atomic_files.flush_folder(self.path / name)
+        manifest = {"chunk": chunk.number, **facts, "files": files}
         self._write(self._manifest(chunk.number), json.dumps(manifest).encode())
-        durable.flush_folder(self.hidden / "chunks")
+        atomic_files.flush_folder(self.hidden / "chunks")
         for path in (self.hidden / "staged").glob(f"{chunk.number:08d}*"):
             path.unlink()
 
-    # Parts of chunks.
+    # Parts of chunks: the explicit part, and single lanes.
 
     def stage(self, chunk: Chunk, place: int | None, outcome: Outcome) -> None:
-        """Keeps the explicit part of a chunk, or one lane of it, until the chunk is complete."""
+        """Store the explicit part of a chunk, or its lane `place`, until the chunk is complete."""
         about = {
             "unfinished": outcome.unfinished,
             "executed_steps": outcome.executed_steps,
@@ -126,10 +131,10 @@ class Store:
         np.savez(buffer, **outcome.values, **{"about ": np.asarray(json.dumps(about))})  # pyright: ignore
         data = buffer.getvalue()
         self._write(self._staged(chunk, place), hashlib.sha256(data).digest() + data)
-        durable.flush_folder(self.hidden / "staged")
+        atomic_files.flush_folder(self.hidden / "staged")
 
     def staged(self, chunk: Chunk, place: int | None) -> Outcome | None:
-        """What `stage` kept, if it is there and whole."""
+        """The part that `stage` stored; None if it is missing or damaged."""
         try:
             data = self._staged(chunk, place).read_bytes()
         except FileNotFoundError:
@@ -143,28 +148,28 @@ class Store:
         about["unfinished"] = tuple(about["unfinished"])
         return Outcome(values, **about)
 
-    # The rest.
+    # Other files.
 
     def folder_for_people(self, name: str) -> Path:
-        """A folder in the store for what is no array, such as a report; made if it is not there."""
+        """A folder in the store for other files, such as a report; made if it is missing."""
         folder = self.path / name
         folder.mkdir(exist_ok=True)
-        if not (folder / ".zarray").exists():  # of an array that somebody gave this very name
+        if not (folder / ".zarray").exists():  # an array of the same name
             (folder / ".zgroup").write_text(_EMPTY_GROUP)
         return folder
 
     def write_note(self, name: str, content: Any) -> None:
-        """A JSON file in the hidden folder."""
+        """Write a JSON file in the hidden folder."""
         path = self.hidden / name
         self._write(path, json.dumps(content, indent=1).encode())
-        durable.flush_folder(path.parent)
+        atomic_files.flush_folder(path.parent)
 
     def notes(self, folder: str) -> list[dict[str, Any]]:
-        """The JSON files of a hidden folder."""
+        """The contents of the JSON files of a folder in the hidden folder."""
         return [json.loads(p.read_text()) for p in sorted((self.hidden / folder).glob("*.json"))]
 
     def clear(self) -> None:
-        """Removes what a killed writer left: files without a name, parts of finished chunks."""
+        """Remove the files of a killed writer: unfinished files, parts of finished chunks."""
         finished = self.finished()
         staged = (self.hidden / "staged").iterdir()
         done = [p for p in staged if int(p.stem.partition("-")[0]) in finished]
@@ -173,7 +178,7 @@ class Store:
 
     def _write(self, path: Path, data: bytes) -> None:
         try:
-            durable.write(path, data, self.hidden / "scratch")
+            atomic_files.write(path, data, self.hidden / "scratch")
         except OSError as error:
             raise SweepError(
                 f"{self.path}: cannot be written to ({error.strerror}). {len(self.finished())} "
@@ -195,14 +200,17 @@ def create(
     arrays: dict[str, np.ndarray],
     attributes: dict[str, Any],
 ) -> Store:
-    """A new store at `path`, not there yet or an empty folder; it is made whole or not at all."""
+    """A new store at `path`, which must be missing or an empty folder.
+
+    After an error there is no store.
+    """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise SweepError(f"{path}: is not an empty folder; choose another. Nothing was changed.")
     building = path.with_name(f".{path.name}.building-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{path.name}.building-*"):
-            if not _lives(left.name.rpartition("-")[2]):
+            if not _is_running(left.name.rpartition("-")[2]):
                 shutil.rmtree(left)
         building.mkdir()
         _write_skeleton(building, plan, attributes)
@@ -219,7 +227,7 @@ def create(
         if os.name != "posix" and path.exists():
             path.rmdir()
         os.rename(building, path)
-        durable.flush_folder(path.parent)
+        atomic_files.flush_folder(path.parent)
     except OSError as error:
         shutil.rmtree(building, ignore_errors=True)
         raise SweepError(
@@ -229,8 +237,8 @@ def create(
     return Store(path)
 
 
-def _lives(pid: str) -> bool:
-    """Whether another process has this number; where that cannot be known, as if one had."""
+def _is_running(pid: str) -> bool:
+    """Whether another process has this number; True if that cannot be found out."""
     if not pid.isdigit() or int(pid) == os.getpid():
         return not pid.isdigit()
     if os.name != "posix":
@@ -245,7 +253,7 @@ def _lives(pid: str) -> bool:
 
 
 def holds_sweep(path: Path) -> bool:
-    """Whether there is a store."""
+    """Whether `path` holds a store."""
     return (path / _HIDDEN / "sweep.json").exists()
 
 
@@ -266,7 +274,7 @@ def open_dataset(path: Path | str) -> Any:
 
 
 def _codecs(path: Path) -> Iterable[tuple[str, Any]]:
-    """(array, codec) of all arrays that the store lists."""
+    """Pairs (array, codec) of all arrays in the store's list."""
     try:
         listed = json.loads((path / ".zmetadata").read_text())["metadata"]
         for key, about in listed.items():
@@ -314,8 +322,8 @@ def _layout(shape, box, dtype: np.dtype) -> dict[str, Any]:
         "shape": shape,
         "chunks": box,
         "dtype": dtype,
-        # Without a fill value what is missing reads as 0, and xarray does not turn whole numbers
-        # into floats to mask it.
+        # Without a fill value missing entries are read as 0, and xarray does not convert integers
+        # to floats to mask them.
         "fill_value": np.nan if dtype.kind == "f" else None,
         "compressors": numcodecs.Zstd(level=1),
     }
@@ -340,7 +348,7 @@ def _coordinate(axis: Axis, dim: str):
 
 
 def _encoded(name: str, array: Any, chunk: Chunk, values: np.ndarray) -> tuple[str, bytes]:
-    """The file of one variable of a chunk, as Zarr writes it: its name and its bytes."""
+    """Name and bytes of the file of one variable of a chunk, as Zarr writes it."""
     import zarr
     from zarr.storage import MemoryStore
 
@@ -359,5 +367,5 @@ def _encoded(name: str, array: Any, chunk: Chunk, values: np.ndarray) -> tuple[s
 
 
 def size_on_disk(path: Path) -> int:
-    """Bytes of everything in a folder."""
+    """The sum of the sizes of all files in a folder, in bytes."""
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

@@ -1,4 +1,4 @@
-"""One writer a store: a lock file with the writer's process, held by the operating system."""
+"""At most one writer of a store: a lock file with its process, locked by the system."""
 
 import contextlib
 import json
@@ -14,21 +14,21 @@ _NAME = "lock"
 
 
 def owner(folder: Path) -> dict[str, Any] | None:
-    """The process that writes to the store now, or None; {"pid", "host"}."""
+    """The process that writes to the store now, as {"pid", "host"}; None if there is none."""
     path = folder / _NAME
     with contextlib.suppress(OSError), path.open("rb") as file:
-        told = _read(file)
-        if told and (told["host"] != platform.node() or not _lock(file, shared=True)):
-            return told
+        holder = _read(file)
+        if holder and (holder["host"] != platform.node() or not _lock(file, shared=True)):
+            return holder
     return None
 
 
 @contextlib.contextmanager
 def held(folder: Path, store: Path) -> Iterator[None]:
-    """Hold the lock; a `SweepError` names the process that has it.
+    """Hold the lock. A `SweepError` names another process that holds it.
 
-    The system frees the lock of a process that dies, however it dies, so that a stale file on this
-    host is found and taken over.
+    The system frees the lock of a process that ends for any reason, so that a stale file on this
+    host does no harm.
     """
     path = folder / _NAME
     try:
@@ -36,13 +36,13 @@ def held(folder: Path, store: Path) -> Iterator[None]:
     except OSError as error:
         raise SweepError(
             f"{store}: cannot be written to ({error.strerror}); make it writable, or copy it to "
-            "where it is. Nothing was changed."
+            "a writable folder. Nothing was changed."
         ) from None
     with file:
-        told = _read(file)
-        elsewhere = told is not None and told["host"] != platform.node()
+        holder = _read(file)
+        elsewhere = holder is not None and holder["host"] != platform.node()
         if elsewhere or not _lock(file):
-            who = f"process {told['pid']} on {told['host']}" if told else "another process"
+            who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
             fix = (
                 f"if that process is dead, delete {path}"
                 if elsewhere
@@ -56,7 +56,7 @@ def held(folder: Path, store: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            # Emptied, not removed: a second process may have opened this very file by now.
+            # Emptied, not removed: a second process may have opened the same file.
             with contextlib.suppress(OSError):
                 file.seek(0)
                 file.truncate()
@@ -77,7 +77,7 @@ def _lock(file, shared: bool = False) -> bool:
 def _lock_by_region(file) -> bool:
     import msvcrt
 
-    file.seek(2**30)  # beyond what is written, so that others can still read who holds it
+    file.seek(2**30)  # beyond the text, so that other processes can read it
     try:
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # pyright: ignore
     except OSError:
@@ -90,7 +90,7 @@ def _lock_by_region(file) -> bool:
 def _read(file) -> dict[str, Any] | None:
     file.seek(0)
     with contextlib.suppress(ValueError):
-        told = json.loads(file.read())
-        if isinstance(told, dict) and {"pid", "host"} <= set(told):
-            return told
+        holder = json.loads(file.read())
+        if isinstance(holder, dict) and {"pid", "host"} <= set(holder):
+            return holder
     return None

@@ -8,25 +8,22 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from ...messages import in_words
-from ...networks import (
-    AssumptionFails,
-    ConvolutionalNetwork,
-    DiagonalNetwork,
-    DifferentialDiagonalNetwork,
-    FullyConnectedNetwork,
-    OrthogonalNetwork,
-    TensorNetwork,
-)
+from ...networks import AssumptionFails, split
+from ...networks.closed_forms import closed_form
 from ..assumptions import components_of, rounding
 from ..least_norm.gauge_programs import coordinates_of, optimum
 from ..least_norm.gauges import GroupGauge
 from ..least_norm.multipliers import approximate_multipliers, proximal_step, resolution
 from ..least_norm.norms import AbstractNorm, L1Norm, L2Norm, LpNorm
+
+# Random directions in which a regulariser is looked at.
+_DIRECTIONS = 4
 
 
 class Regularizer(eqx.Module):
@@ -80,15 +77,12 @@ def in_predictor_space(network, beta, signed, slack, regularizer, tolerance) -> 
                 "certify: regularizer must be given where network_or_coefficients holds only "
                 "coefficients, got None; pass a norm object such as L1Norm(), or the network."
             )
-        if isinstance(network, OrthogonalNetwork | TensorNetwork | DiagonalNetwork) or (
-            isinstance(network, ConvolutionalNetwork) and network.is_full_length
-        ):
+        regularizer = _norm_of(network)
+        if regularizer is None and _has_components(network):
             return _of_components(network, signed, slack, tolerance)
-        if isinstance(network, FullyConnectedNetwork):
-            regularizer = L2Norm()
-        elif isinstance(network, DifferentialDiagonalNetwork):
-            regularizer = L1Norm() if network.depth == 2 else LpNorm(2 / network.depth)
-        else:
+        if regularizer is None:
+            regularizer = _smooth_regularizer(network, beta)
+        if regularizer is None:
             return None
     if isinstance(regularizer, AbstractNorm):
         gauge, form = coordinates_of(regularizer, beta.shape, "certify")
@@ -109,6 +103,44 @@ def in_predictor_space(network, beta, signed, slack, regularizer, tolerance) -> 
         "certify: regularizer must be a norm object such as lintensor_jax.L1Norm(), or a "
         f"Regularizer with a gradient or a prox, got {in_words(regularizer)}."
     )
+
+
+def _norm_of(network) -> AbstractNorm | None:
+    """The norm of which the network says that its regulariser is an increasing function."""
+    order = closed_form(network, "induced_norm_order")
+    if order is None:
+        return None
+    return {1: L1Norm(), 2: L2Norm()}.get(order) or LpNorm(order)
+
+
+def _has_components(network):
+    """Whether R is the l_{2/L} quasi-norm of rho: a decomposition, and layers that are not tied."""
+    if hasattr(network, "singular_components"):
+        return True
+    if not (hasattr(network, "orthogonal_decomposition") and hasattr(network, "factors")):
+        return False
+    leaves = jax.tree.leaves(split(network)[0])
+    return sum(v.size for v in network.factors) == sum(leaf.size for leaf in leaves)
+
+
+def _smooth_regularizer(network, beta) -> Regularizer | None:
+    """The network's own R by its gradient, where R is smooth: at a kink one gradient says nothing.
+
+    A kink is seen as a second difference along random directions that does not fall with the step.
+    """
+    direction = jnp.asarray(beta / np.linalg.norm(beta))
+    if closed_form(network, "induced_regularizer", direction) is None:
+        return None
+    step = float(jnp.finfo(direction.dtype).eps) ** 0.25
+    rng = np.random.default_rng(0)
+    value = float(network.induced_regularizer(direction))
+    for _ in range(_DIRECTIONS):
+        move = rng.standard_normal(beta.shape)
+        move = jnp.asarray(move / np.linalg.norm(move), direction.dtype)
+        ends = [float(network.induced_regularizer(direction + h * move)) for h in (step, -step)]
+        if not abs(ends[0] + ends[1] - 2 * value) <= 1e-3 * step * value:
+            return None
+    return Regularizer(gradient=lambda b: jax.grad(network.induced_regularizer)(b))
 
 
 def _of_components(network, signed, slack, tolerance):

@@ -1,6 +1,7 @@
 """The direction of a classification flow at a *finite* loss (Moroshko et al. 2020).
 
-Limits t -> infinity do not see the initial scale; flows at any loss that a computer reaches do. For
+Limits t -> infinity do not depend on the initial scale; flows at any loss that a computer reaches
+do. For
 beta = u_+^D - u_-^D from u_+ = u_- = alpha in every coordinate and the exponential loss, the
 direction at loss eps depends on mu = alpha^D / log(1/eps) alone, up to O(1 / log(1/eps)). With
 q_D = int h_D^-1, h_2(s) = 2 sinh s, h_D(s) = (1-s)^(-D/(D-2)) - (1+s)^(-D/(D-2)) for D >= 3
@@ -9,9 +10,9 @@ q_D = int h_D^-1, h_2(s) = 2 sinh s, h_D(s) = (1-s)^(-D/(D-2)) - (1+s)^(-D/(D-2)
     w(mu) = argmin sum_j mu q_D(w_j / mu)   subject to   y_i <x_i, w> >= 1                (program)
 
 that is w = mu h_D(sum_i nu_i y_i x_i), nu >= 0, nu_i = 0 where the margin exceeds 1; mu -> 0 is the
-l1 and mu -> infinity the l2 maximum margin. But the flow's own nu_i, the integral of exp(-m_i),
-never falls, whereas that of the program does as soon as a sample leaves the support on the way down
-from mu = infinity (t = 0) to mu. From there on the flow keeps what it has accumulated:
+l1 and mu -> infinity the l2 maximum margin. But nu_i of the flow, the integral of exp(-m_i), never
+falls. That of the program falls when a sample leaves the support while mu decreases from infinity
+(t = 0). From there on the flow keeps its accumulated nu_i:
 
     w = mu h_D(sum_i nu_i y_i x_i),  y_i <x_i, w> >= 1,  dnu_i >= 0, and only where it is 1  (path)
 
@@ -35,8 +36,8 @@ from ...networks import DifferentialDiagonalNetwork
 from ...problems import Classification
 from ..least_norm.max_margin import NonSeparableError, is_separable
 
-# The barrier ends where n times its weight no longer moves the optimum; the polish that follows
-# needs only the right support.
+# The last weight of the barrier: n times it does not change the optimum. The following polish needs
+# only the right support.
 _SHRINK, _LEAST_BARRIER = 0.1, 1e-13
 _MOST_STEPS, _MOST_POLISH_STEPS = 60, 20
 _USELESS = 1e-6
@@ -56,9 +57,9 @@ class FiniteLossDirection(eqx.Module):
     - `multipliers` (n,): nu >= 0.
     - `mu`, `depth`: as given, mu in the units of w.
     - `kkt_residual`: of the program: the largest of 1 - y_i <x_i, w> and
-      nu_i |1 - y_i <x_i, w>| / sum nu; stationarity holds by construction. Rounding for
-      `interpolated_max_margin`; for a flow's prediction it says whether, and how far, samples that
-      have left the support have taken it off the program.
+      nu_i |1 - y_i <x_i, w>| / sum nu; stationarity holds by construction. It is rounding
+      for `interpolated_max_margin`. For a flow's prediction it is the distance from the program,
+      which samples that have left the support cause.
     """
 
     coefficients: Float[Array, " d"]
@@ -74,7 +75,7 @@ def interpolated_max_margin(problem: Classification, depth: int, mu: float) -> F
 
     **Arguments**
 
-    - `problem`: a separable `Classification`, concrete; its loss is not looked at.
+    - `problem`: a separable `Classification`, concrete; its loss is not used.
     - `depth`: D >= 2.
     - `mu`: positive, in the units of w (1/X).
 
@@ -91,7 +92,7 @@ def interpolated_max_margin(problem: Classification, depth: int, mu: float) -> F
 def finite_loss_path(
     problem: Classification, depth: int, mus: Sequence[float]
 ) -> tuple[FiniteLossDirection, ...]:
-    """Where flows stand at mu = alpha^D / log(1/eps), for small eps; one entry for each of `mus`.
+    """Directions of flows at mu = alpha^D / log(1/eps), for small eps; one for each of `mus`.
 
     The path of this module's docstring, in small steps of log mu down from the l2 solution: nu is
     the maximum of sum nu - mu sum_j q_D^*([Z^T nu]_j) over all nu that are at least those of the
@@ -121,7 +122,7 @@ def finite_loss_path(
 def direction_at_loss(
     network: DifferentialDiagonalNetwork, problem: Classification, log_loss: float
 ) -> FiniteLossDirection:
-    """Where the flow from `network` stands at loss exp(log_loss), up to O(1 / |log_loss|).
+    """The direction of the flow from `network` at loss exp(log_loss), up to O(1 / |log_loss|).
 
     `finite_loss_path` at mu = alpha^D / log(1/eps); beta itself is about `coefficients` times
     log(1/eps). eps is this package's loss, the *sum* over samples. Moroshko et al. 2020 take the
@@ -199,7 +200,7 @@ class _Program:
         return bool(np.abs(self.slopes(nu)).max() < (700 if self.depth == 2 else 1))
 
     def barrier(self, nu: np.ndarray, tau: float) -> float:
-        """What is minimised at barrier weight tau; infinite outside."""
+        """The objective at barrier weight tau; infinite outside the domain."""
         s, rise = self.slopes(nu), nu - self.floor
         if rise.min() <= 0 or not self.contains(nu):
             return math.inf
@@ -234,7 +235,7 @@ class _Program:
         for _ in range(_MOST_STEPS):
             rise = nu - self.floor
             gradient = self.rows @ self.primal(nu) - 1 - tau / rise
-            # In units of their rise the multipliers of all samples are comparable.
+            # In units of their increments the multipliers of all samples are comparable.
             hessian = rise[:, None] * self.hessian(nu, self.rows) * rise[None, :]
             step = -rise * np.linalg.solve(hessian + tau * np.eye(len(nu)), rise * gradient)
             decrement = float(-gradient @ step)
@@ -261,7 +262,7 @@ class _Program:
             nu = trial
             if np.abs(step).max(initial=0.0) <= 1e-15 * nu.max():
                 break
-        # Rounding, of a sample that is about to stop growing.
+        # Rounding errors of a sample whose multiplier is about to stop growing.
         low = nu < self.floor
         return np.where(low & (nu > self.floor * (1 - 1e-14)), self.floor, nu)
 

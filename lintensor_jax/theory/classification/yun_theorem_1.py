@@ -45,13 +45,13 @@ def singular_vectors(network: Any, u: Float[Array, " d"]) -> SingularVectors:
     **Arguments**
 
     - `network`: any network with one output that states its `factors` v_1, ..., v_L: all of this
-      package but matrix factorizations, and one's own with `factors` and `with_factors`. None of
-      its layers may be zero (NaN otherwise). Only their directions count.
+      package except matrix factorizations, and a user's with `factors` and `with_factors`. No layer
+      may be zero (the result is NaN then). Only the directions of layers are used.
     - `u`: shape (d,), of any length: the direction of X^T r (`residual_direction`), or of
       -sum_i nu_i y_i x_i with the multipliers of a certificate.
 
-    Works under `jax.jit` and `jax.vmap`, hence as `observe` of a flow. The leave-one-out
-    contractions are the network's own: no data tensor is formed.
+    Works under `jax.jit` and `jax.vmap`, and as `observe` of a flow. The network computes the
+    leave-one-out contractions; no data tensor is formed.
 
     **Raises** ValueError for a network without factors, and for a u that does not fit.
 
@@ -79,7 +79,7 @@ def _singular_vectors(network, u):
     beta, pullback = coefficients_and_pullback(network.with_factors(directions))
     residuals = []
     for v, g in zip(directions, pullback(_unit(-u)).factors, strict=True):
-        # Of the unit g: what is beside v is not lost, however small s is.
+        # With the unit g the part orthogonal to v is resolved even if s is tiny.
         g = _unit(g)
         residuals.append(jnp.linalg.norm(g - (g @ v) * v))
     return SingularVectors(jnp.stack(residuals), beta @ _unit(-u))
@@ -128,7 +128,7 @@ def _residual_direction(problem, coefficients):
 def remaining_variation(directions: Float[Array, "T d"]) -> Float[Array, " T"]:
     """sup |u(s) - u(s')|_2 over saved times s, s' >= t, for each t: Cauchy's criterion, measured.
 
-    u converges if and only if this tends to zero, whatever its limit is. The last entry is 0 by
+    u converges if and only if this tends to zero, for any limit. The last entry is 0 by
     definition: look at how the others fall. It is the assumption of Theorems 1 and 2 of Yun,
     Krishnan & Mobahi 2021, for `residual_direction` along a flow.
 

@@ -14,13 +14,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ...networks import (
-    ConvolutionalNetwork,
-    DiagonalNetwork,
-    FullyConnectedNetwork,
-    MatrixFactorizationNetwork,
-    split,
-)
+from ...networks import split
+from ...networks.closed_forms import closed_form
 from ...problems import AbstractProblem, Regression
 from .lanczos import extreme_eigenvalues
 
@@ -242,15 +237,9 @@ def _first_order(parameters, rest, problem):
 
 
 def _largest_rank(network, most):
-    """The r of Eftekhari 2020, eq. (9); 0 for an architecture of which it is not known."""
-    match network:
-        case FullyConnectedNetwork():
-            return min(most, *(w.shape[0] for w in network.weights[1:]))
-        case MatrixFactorizationNetwork() | DiagonalNetwork():
-            return most
-        case ConvolutionalNetwork() if network.is_full_length:
-            return most
-    return 0
+    """The r of Eftekhari 2020, eq. (9), at most `most`; 0 where the network does not know it."""
+    largest = closed_form(network, "largest_rank")
+    return 0 if largest is None else min(most, largest)
 
 
 def _check(network, problem, tolerance, max_products):

@@ -102,16 +102,16 @@ def _solve(matrix, right, cones):
     cone_objects = [getattr(clarabel, name)(int(dim)) for name, dim in cones]
     settings = clarabel.DefaultSettings()  # pyright: ignore[reportAttributeAccessIssue]
     settings.verbose = False
-    settings.max_threads = 1  # bits must not depend on the machine's load
+    settings.max_threads = 1  # with one thread the bits do not depend on the machine's load
     # A zero optimum (non-separable data) must not be mistaken for an infeasible program.
     settings.tol_infeas_abs = settings.tol_infeas_rel = 1e-16
-    # "AlmostSolved" is to mean nearly that accurate; the default is 1e-4.
+    # The tolerance of "AlmostSolved"; its default is 1e-4.
     settings.reduced_tol_gap_abs = settings.reduced_tol_gap_rel = 1e-9
     settings.reduced_tol_feas = 1e-9
     last_resort, status = None, "none"
-    # Near rounding first: the solver mostly returns its best point when it cannot get there, and
-    # the caller polishes and measures that point itself. Now and then it breaks down instead,
-    # mostly over its own rescaling of tiny columns.
+    # Tolerances near rounding are tried first. If the solver cannot reach them, it mostly returns
+    # its best point, which the caller polishes and measures. Sometimes it breaks down instead,
+    # mostly because it rescales tiny columns.
     for tolerance, equilibrate in ((1e-13, True), (1e-13, False), (1e-9, True), (1e-9, False)):
         settings.equilibrate_enable = equilibrate
         settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = tolerance

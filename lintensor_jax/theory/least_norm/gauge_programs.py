@@ -11,7 +11,7 @@ from ...messages import in_words
 from .gauges import Gauge, GroupGauge, NuclearGauge
 from .norms import AbstractGroupNorm, AbstractNorm, GroupForm, NuclearNorm
 
-# Polishing goes on until a candidate's optimality conditions hold to this.
+# Polishing stops when a candidate's optimality conditions hold to this residual.
 _POLISHED = 1e-14
 _THRESHOLDS = (None, 1e-3, 1e-5, 1e-7, 1e-9)
 _REPAIRS = 8
@@ -80,7 +80,7 @@ def kkt_residual(gauge, rows, targets, rho, multipliers, equality) -> float:
 
 
 def solve_level(gauge: Gauge, rows, targets, equality: bool) -> Level:
-    """The convex program as Clarabel leaves it, brought to gauge 1 and to multipliers' sum 1."""
+    """The convex program's solution by Clarabel, scaled to gauge 1 and multipliers of sum 1."""
     raw = gauge.solve(rows, targets, equality)
     size = gauge.value(raw.point)
     point = raw.point / size if size > 0 else raw.point
@@ -160,7 +160,7 @@ def reweighted(
     """A stationary point for a power below 1, from `start`, and its KKT residual.
 
     Iteratively reweighted l1 (Candes, Wakin & Boyd 2008) without smoothing: the concave power is
-    replaced by its tangent, so the quasi-norm never grows, and what is zero stays zero. The
+    replaced by its tangent, so the quasi-norm never grows, and zeros stay zero. The
     constraints must be met by some point on the support of the start: this is for the caller to
     decide. None if no such point is found in float64.
     """
@@ -173,14 +173,14 @@ def reweighted(
     for _ in range(_REWEIGHTINGS):
         sizes = gauge.group_norms(point)[gauge.labels]
         on = sizes > 0
-        # Relative to the largest: a small power makes all coordinates of a point of gauge 1 tiny.
+        # Relative to the largest coordinate: for a small power all coordinates at gauge 1 are tiny.
         stretch = (sizes[on] / sizes.max()) ** (1 - gauge.power)
         convex = GroupGauge(np.unique(gauge.labels[on], return_inverse=True)[1])
         stretched = rows[:, on] * stretch
         solved = solve_level(convex, stretched, targets, equality)
         if not solved.level > 1e-12 * np.abs(rows).max():
             break
-        # The polish makes zeros exact; the solver alone leaves dust that a power < 1 blows up.
+        # The polish makes zeros exact. The solver leaves tiny entries, which a power < 1 amplifies.
         solved, _ = polish(convex, stretched, targets, solved, equality)
         moved = np.zeros_like(point)
         moved[on] = stretch * solved.point
@@ -195,7 +195,7 @@ def reweighted(
 
 
 def _near_stationary(gauge, rows, targets, point, equality):
-    """The stationary point beside `point`, if there is one within 1e-3: then it is the answer."""
+    """The stationary point within 1e-3 of `point`; None if there is none."""
     reached = rows @ point
     if equality:
         level, tight = float(targets @ reached / (targets @ targets)), np.ones(len(targets), bool)

@@ -14,7 +14,7 @@ from .conic import ConicSolution, largest_level_of_groups, largest_level_of_nucl
 # A coordinate group, singular value or multiplier below this share of its scale counts as zero
 # when uniqueness is judged; the polished solutions are accurate to 1e-12 or better.
 _ZERO = 1e-8
-# Rounding of a change of basis leaves this much of the largest group, at most.
+# The rounding of a change of basis is at most this share of the largest group.
 _DUST = 1e-12
 
 
@@ -36,7 +36,7 @@ class GroupGauge:
         return float(largest * np.sum((sizes / largest) ** self.power) ** (1 / self.power))
 
     def cleaned(self, w: np.ndarray) -> np.ndarray:
-        """w with the dust of a change of basis removed; a power < 1 would blow it up."""
+        """w with zeros for the rounding of a change of basis, which a power < 1 would amplify."""
         if self.power == 1:
             return w
         sizes = self.group_norms(w)
@@ -47,7 +47,7 @@ class GroupGauge:
         return largest_level_of_groups(rows, targets, self.labels, equality)
 
     def stationarity(self, w: np.ndarray, gradient: np.ndarray) -> float:
-        """How far `gradient` is from a subgradient at w (gauge 1), in units of the dual norm.
+        """The distance of `gradient` from a subgradient at w (gauge 1), in the dual norm.
 
         Convex: |G - P(w + G)|, P the projection on the dual unit ball; zero iff G is a subgradient.
         Power < 1: only groups that are not zero carry a condition (Yun et al. 2021, Theorem 2).
@@ -111,7 +111,7 @@ class GroupGauge:
         return full, t, p
 
     def is_unique(self, rows, targets, w, level, multipliers, equality) -> bool | None:
-        """Whether the optimum is the only one; None where that is not cheap to tell.
+        """Whether the optimum is unique; None if that would take too long to decide.
 
         Every optimum has w_g = s_g G_g with s_g >= 0 on the groups where the subgradient G has
         norm 1, w_g = 0 elsewhere, and is tight where multipliers are positive.
@@ -140,7 +140,7 @@ class NuclearGauge:
         return float(np.linalg.svd(w.reshape(self.shape), compute_uv=False).sum())
 
     def cleaned(self, w: np.ndarray) -> np.ndarray:
-        """w itself."""
+        """w unchanged: no basis is changed for singular values."""
         return w
 
     def solve(self, rows: np.ndarray, targets: np.ndarray, equality: bool) -> ConicSolution:

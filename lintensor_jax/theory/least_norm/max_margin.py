@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from ...messages import nonzero_entries, shown, told_of_optimum
+from ...messages import nonzero_entries, optimum_status, shown
 from .gauge_programs import coordinates_of, kkt_residual, optimum, reweighted
 from .gauges import GroupGauge
 from .norms import AbstractNorm, GroupForm, L2Norm
@@ -33,7 +33,7 @@ class NonSeparableError(ValueError):
 
 
 class MarginPrecisionError(ValueError):
-    """The margin is too small, compared with the data, for float64 to settle the question."""
+    """The margin is too small, relative to the data, for a decision in float64."""
 
 
 class Separability(eqx.Module):
@@ -89,13 +89,13 @@ class MaxMargin(eqx.Module):
     #: "optimal"; "stationary" for a quasi-norm (no claim of optimality); "inaccurate" if the
     #: KKT residual is above 1e-8.
     status: str = eqx.field(static=True)
-    #: Whether z is the only minimiser: True, False, or None where that is not cheap to tell.
+    #: Whether z is the only minimiser: True, False, or None if that would take too long to decide.
     unique: bool | None = eqx.field(static=True)
 
     def __str__(self) -> str:
         """Status, margin, direction, support samples, optimality conditions."""
         lines = [
-            f"Maximum-margin separator{told_of_optimum(self.status, self.unique)}",
+            f"Maximum-margin separator{optimum_status(self.status, self.unique)}",
             f"  margin           {float(self.margin):.6g}",
             f"  direction        {shown(self.direction)}",
             f"  nonzero entries  {nonzero_entries(self.direction)}",
@@ -109,7 +109,7 @@ def max_margin(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -
     """The separator of least norm, min |z| subject to y_i <x_i, z> >= 1 for all i.
 
     Sources: Gunasekar et al. 2018, eq. 8 and Theorems 1, 2, 2a; Yun et al. 2021, Corollaries 1
-    to 3. Computed in float64 on the host, whatever the data's scale.
+    to 3. Computed in float64 on the host, for data of any scale.
 
     **Arguments**
 
@@ -146,7 +146,7 @@ def max_margin(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -
     point = level.point / level.level / scale
     z = form.coefficients(point)
     multipliers = level.multipliers / level.level / lengths
-    # Measured on what is returned, in user units up to one common factor that avoids underflow.
+    # Measured for the returned values, in user units up to a common factor against underflow.
     rho = gauge.cleaned(form.coordinates(z) * scale)
     residual = kkt_residual(
         gauge, form.measurements(rows) / scale, np.ones(len(rows)), rho, multipliers * scale, False
@@ -185,7 +185,7 @@ def is_separable(problem) -> Separability:
 
     - `problem`: a `Classification`, or any object with `signed_data`; concrete arrays.
 
-    **Raises** `MarginPrecisionError` (a ValueError) if float64 can settle neither.
+    **Raises** `MarginPrecisionError` (a ValueError) if float64 can decide neither.
     """
     _, shape, dtype = _signed_rows(problem, "is_separable")
     try:
@@ -222,7 +222,7 @@ def _stationary_level(rows, targets, gauge, form: GroupForm, start, shape):
 
 
 def _doubt(unit_rows):
-    """A normalised margin of zero is computed as at most this, on any machine."""
+    """The largest computed value of a normalised margin that is exactly zero."""
     return 8 * np.finfo(float).eps * np.sqrt(unit_rows.shape[1])
 
 
@@ -266,8 +266,8 @@ def _signed_rows(problem, owner):
 def _normalised(rows, dtype):
     """Unit rows a_i, targets b_i = min |z| / |z_i|, and the lengths |z_i|.
 
-    <z_i, w> >= 1 iff <a_i, min |z| w> >= b_i. The samples' own norms must not decide what the
-    solver sees as small.
+    <z_i, w> >= 1 iff <a_i, min |z| w> >= b_i. Without this scaling the norms of samples would
+    decide which numbers the solver treats as small.
     """
     largest = np.max(np.abs(rows), axis=1)
     if (largest == 0).any():
@@ -292,7 +292,7 @@ def _require_separating(unit_rows, level, weights, rows, dtype):
     unit, _, lengths = _normalised(rows, dtype)
     weights = _sharpened(unit, weights * lengths)
     residual = float(np.linalg.norm(weights @ unit))
-    # Truly contradictory data reach rounding; a margin of 1e-13 must not pass for a contradiction.
+    # For contradictory data the residual is rounding. A margin of 1e-13 is no contradiction.
     if residual > 16 * np.finfo(float).eps * np.sqrt(len(rows)):
         raise MarginPrecisionError(
             "max_margin: the margin must be resolvable in float64, but neither a separating vector "

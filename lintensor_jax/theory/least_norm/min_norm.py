@@ -13,16 +13,16 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
-from ...messages import nonzero_entries, shown, told_of_optimum
+from ...messages import nonzero_entries, optimum_status, shown
 from .gauge_programs import coordinates_of, kkt_residual, optimum, reweighted
 from .gauges import GroupGauge
 from .norms import AbstractNorm, L2Norm, WeightedL2Norm
 
 _OPTIMAL = 1e-8
 _EPS = float(np.finfo(float).eps)
-# Columns on the support of a start, in orthonormal equations: below this they count as dependent.
+# Relative singular values below this count as zero: columns on the support are dependent.
 _DEPENDENT = 1e-12
-# Data and sums are off by up to this many units in the last place.
+# Rounding errors of data and sums, in units in the last place.
 _ROUNDINGS = 64
 
 
@@ -51,8 +51,8 @@ class MinNorm(eqx.Module):
     #: redundant equations unsolved by that much; "unchecked" if computed under a JAX
     #: transformation.
     status: str = eqx.field(static=True)
-    #: Whether beta is certified to be the only minimiser: True, False, or None where that is not
-    #: cheap to tell.
+    #: Whether beta is certified to be the only minimiser: True, False, or None if that
+    #: would take too long to decide.
     unique: bool | None = eqx.field(static=True)
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ class MinNorm(eqx.Module):
         if isinstance(self.value, Tracer) or self.value.ndim:
             return repr(self)
         lines = [
-            f"Interpolator of least norm{told_of_optimum(self.status, self.unique)}",
+            f"Interpolator of least norm{optimum_status(self.status, self.unique)}",
             f"  norm             {float(self.value):.6g}",
             f"  coefficients     {shown(self.coefficients)}",
             f"  nonzero entries  {nonzero_entries(self.coefficients)}",
@@ -190,7 +190,7 @@ def _on_host(sensors, y, shape, norm, start):
         begin = None if start is None else _start(start, shape, form)
         rho, multipliers = _stationary_point(gauge, equations, begin, y.dtype)
     beta = form.coefficients(rho)
-    # Measured on what is returned, against the equations as they were given.
+    # Measured for the returned values, with the user's equations.
     rho = gauge.cleaned(form.coordinates(beta) / equations.size)
     scale = np.max(np.abs(equations.target))
     residual = kkt_residual(
@@ -216,7 +216,7 @@ def _on_host(sensors, y, shape, norm, start):
 class _Equations:
     """rows @ rho = target, and the orthonormal equations right @ rho = (left^T target) / singular.
 
-    Redundant or badly scaled samples cost neither rank nor accuracy in the orthonormal ones.
+    In the orthonormal equations redundant or badly scaled samples do not reduce the accuracy.
     """
 
     rows: np.ndarray
@@ -261,7 +261,7 @@ def _stationary_point(gauge, equations, start, dtype):
     """rho and multipliers for a power below 1, on the support of the start.
 
     Coordinates outside the support stay zero. Without them the equations are a smaller problem of
-    the same kind, and whether that one has a solution is decided before anything is minimised.
+    the same kind. Whether it has a solution is decided before the minimisation.
     """
     begin = equations.right.T @ equations.unit_target if start is None else start
     begin = gauge.cleaned(begin)
@@ -284,10 +284,10 @@ def _stationary_point(gauge, equations, start, dtype):
 def _require_solvable(equations, part, on, dtype):
     """Raise if the equations cannot be solved on the coordinates `on`.
 
-    Two measures, as none of them sees samples of every scale: the part of y outside the range of
-    the columns `on`, relative to y; and the same for the orthonormal equations, whose solution is
-    compared with itself. The limit of both is sqrt(eps) of the data's dtype. What rounding of the
-    data and of the terms that cancel leaves is added to the second.
+    There are two measures, since neither detects samples of every scale. The first is the part of
+    y outside the range of the columns `on`, relative to y. The second is the same for the
+    orthonormal equations. The limit of both is sqrt(eps) of the data's dtype. For the second, the
+    rounding of the data and of cancelling terms is added to the limit.
     """
     eps = float(jnp.finfo(dtype).eps)
     limit = np.sqrt(eps)

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 _EPS = float(np.finfo(float).eps)
-# Of multipliers that solve a least-squares problem, in units of the last place of the largest.
+# Rounding of multipliers from a least-squares problem, in units of the last place of the largest.
 _ROUNDINGS = 64
 
 
 class Shares(NamedTuple):
-    """Multipliers of sum 1 at a stationary point, and how nearly they make it one."""
+    """Multipliers of sum 1 at a stationary point, and the residual of stationarity."""
 
     values: np.ndarray
     residual: float
@@ -40,7 +40,7 @@ def approximate_multipliers(columns: np.ndarray, target: np.ndarray, slack: np.n
     along = columns @ target
     across = columns - np.outer(along, target)
     lengths = np.maximum(np.linalg.norm(across, axis=1), np.abs(along))
-    # Beside huge columns the squares of slacks get lost, and need a weight to be seen at all.
+    # Beside huge columns the squares of slacks would be lost to rounding; they get a weight.
     weights = max(1.0, lengths.max()) ** np.array([0.0, 0.5, 1.0])
     candidates = [_shares(along, across, slack, lengths, weight) for weight in weights]
     p = min(candidates, key=lambda p: _defect(p, along, across, slack))
@@ -91,7 +91,7 @@ def nonnegative_least_squares(matrix: np.ndarray, right: np.ndarray) -> np.ndarr
 
 
 def _exchange(columns, right, x, passive, entering):
-    """Let one variable in, and those out that would become negative."""
+    """Add one variable to the support, and remove those that would become negative."""
     passive = passive | (np.arange(x.size) == entering)
     solution = _restricted(columns, right, passive)
     while solution[entering] > 0 and (solution[passive] <= 0).any():
@@ -144,7 +144,7 @@ def proximal_step(
         if not defect(trial) <= 0.5 * left:
             trial = _accelerated(nu, gradient_step)
         new = defect(trial)
-        # Newton's last step and every gradient step are down to rounding, or not yet there.
+        # The defect does not fall any more, and is of the size of rounding.
         if new >= left and left <= 1e3 * _EPS:
             break
         nu, left = trial, new

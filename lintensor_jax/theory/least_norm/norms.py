@@ -1,8 +1,8 @@
-"""Norms and quasi-norms of linear coefficients: what the limits of the flows minimise.
+"""Norms and quasi-norms of linear coefficients: the limits of the flows minimise them.
 
 All but the nuclear norm are (sum_g |rho_g|_2^p)^(1/p) of disjoint groups of rho = scale * (Q beta)
-with Q orthogonal. `group_form` states that form once, and the conic programs of `max_margin` and
-`min_norm` are written for it alone.
+with Q orthogonal. `group_form` returns that form. The conic programs of `max_margin` and
+`min_norm` take it.
 """
 
 import abc
@@ -278,8 +278,8 @@ def _positive_weights(weights, owner):
         if bad.any():
             raise ValueError(
                 f"{owner}: weights must be positive and finite, got {np.asarray(array)[bad][0]} at "
-                f"index {np.argwhere(bad)[0].tolist()}; drop coordinates that are to cost nothing "
-                "from the norm by removing them from the data."
+                f"index {np.argwhere(bad)[0].tolist()}; remove coordinates "
+                "that must not count in the norm from the data."
             )
     return array
 

@@ -1,7 +1,7 @@
-"""Each statement of Min et al. 2021 (and Yun's rates) as a bound: what it says, whether it applies.
+"""Each statement of Min et al. 2021 (and Yun's rates) as a bound with its assumptions.
 
-The numbers are those of `rates`; here they meet their assumptions. Everything is evaluated on
-concrete arrays.
+The numbers are computed in `imbalance`. Here their assumptions are checked. Everything is evaluated
+on concrete arrays.
 """
 
 import math
@@ -23,9 +23,9 @@ class Bound(eqx.Module):
     """An inequality about a flow, with its assumptions measured.
 
     - `theorem`: for example "Theorem 3".
-    - `quantity`: what `value` bounds, and from which side.
+    - `quantity`: the bounded quantity, with the direction of the inequality.
     - `value`: the bound; its units are those of the quantity.
-    - `assumptions`: all that the statement needs.
+    - `assumptions`: all assumptions of the statement.
     - `decay`: the bound on the (excess) loss that follows, as a function of time, or None.
     """
 
@@ -111,7 +111,7 @@ def rate_bounds(network: FullyConnectedNetwork, problem: Regression) -> tuple[Bo
 
 
 def deviation_bound(network: FullyConnectedNetwork, problem: Regression) -> Bound:
-    """How far from the min-norm solution the flow from these parameters can end, in |.|_F.
+    """A bound on the distance of the flow's limit from the min-norm solution, in |.|_F.
 
     |U V^T - beta| <= |(V U_2^T; U_1 U_2^T)(0)|_F exp(2 sqrt(l_1(Sigma)) |E(0)|_F / c), c being the
     rate of Theorem 3; 0 in the invariant set of Proposition 10. This is what the proof of Theorem
@@ -154,7 +154,7 @@ def distance_from_invariant_set(network: FullyConnectedNetwork, problem: Regress
 
 
 def resting_part(network: FullyConnectedNetwork, problem: Regression) -> Array:
-    """Phi_2 U_2, shape (d, h): what of the first layer lies outside the range of X^T, at rest."""
+    """Phi_2 U_2, shape (d, h): the constant part of layer 1 outside the range of X^T."""
     sizes, right = jnp.linalg.svd(problem.X, full_matrices=False)[1:]
     span = right[np.asarray(sizes > max(problem.X.shape) * jnp.finfo(sizes.dtype).eps * sizes[0])]
     if len(span) == span.shape[1]:
@@ -163,7 +163,7 @@ def resting_part(network: FullyConnectedNetwork, problem: Regression) -> Array:
 
 
 def growth(exponent: float) -> float:
-    """exp(exponent), infinite where it overflows: a bound that says nothing."""
+    """exp(exponent); infinite where it overflows, so that the bound is trivial."""
     return math.exp(exponent) if exponent < 700 else math.inf
 
 

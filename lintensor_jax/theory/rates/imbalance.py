@@ -6,11 +6,11 @@ times need no conversion. (Its experiments average over n samples and drop the 1
 |Y - X U V^T|_F^2 / n is this one with time multiplied by 2/n.)
 
 With the singular value decomposition X = W [S 0] [Phi_1 Phi_2]^T, r = rank X, Sigma = S^2:
-U_1 = Phi_1^T U moves, U_2 = Phi_2^T U never does, and the loss exceeds its least value L* by
-1/2 |E|_F^2, E = W^T Y - S U_1 V^T. l_k is the k-th eigenvalue and s_k the k-th singular value in
-decreasing order, zero beyond the last.
+U_1 = Phi_1^T U changes along the flow, U_2 = Phi_2^T U is constant. The loss exceeds its least
+value L* by 1/2 |E|_F^2, E = W^T Y - S U_1 V^T. l_k is the k-th eigenvalue and s_k the k-th
+singular value in decreasing order, zero beyond the last.
 
-What each bound assumes, and whether it holds, is told by `rates_bounds`.
+`bounds.py` checks the assumptions of each bound.
 """
 
 from typing import Any, NamedTuple
@@ -51,7 +51,7 @@ class Imbalance(eqx.Module):
 
     @property
     def matrix(self) -> Float[Array, "h h"]:
-        """D itself, of h^2 numbers; nothing else here needs so many."""
+        """D, shape (h, h). All other arrays here have fewer entries."""
         return self.first.T @ self.first - self.last.T @ self.last
 
 
@@ -76,9 +76,9 @@ def imbalance(network: FullyConnectedNetwork, problem: Regression) -> Imbalance:
 class ConvergenceRateBound(eqx.Module):
     """Lower bounds on the rate at which the excess loss L~ = L - L* decays, in units of 1/time.
 
-    - `instantaneous`: Proposition 1, -dL~/dt / L~ >= this at this very point.
-    - `guaranteed`: Theorem 3, L~(t) <= exp(-guaranteed t) L~(0) along the whole flow from here. Of
-      a point reached at t_0, Corollary 6: L~(t) <= exp(-guaranteed (t - t_0)) L~(t_0).
+    - `instantaneous`: Proposition 1, -dL~/dt / L~ >= this at this point.
+    - `guaranteed`: Theorem 3, L~(t) <= exp(-guaranteed t) L~(0) along the whole flow from here. At
+      a point reached at t_0 it is Corollary 6: L~(t) <= exp(-guaranteed (t - t_0)) L~(t_0).
     - `by_imbalance`: Corollary 4, 2 l_r(Sigma) D_u: the part of `guaranteed` that needs no margin.
     - `asymptotic`: eq. (22), what `guaranteed` tends to along a flow whose loss tends to L*.
     - `margins` (2,): pos(s_k(W^T Y) - |E|_F) for k = m and k = r, in units of y.
@@ -114,9 +114,8 @@ def convergence_rate_bound(
     * Proposition 1: l_r(Sigma) c(s_m(U_1 V^T), s_r(U_1 V^T));
     * Theorem 3: the same with pos(s_k(W^T Y) - |E|_F) / sqrt(l_1(Sigma)) for s_k(U_1 V^T).
 
-    Both hold for h >= min(m, r) (for narrower layers they are zero), whatever y: on inconsistent
-    data for the loss above its minimum. Traceable, as `imbalance`, whose arguments and errors it
-    shares.
+    Both hold for h >= min(m, r) (for narrower layers they are zero) and any y: on inconsistent
+    data for the loss above its minimum. Traceable. Arguments and errors are those of `imbalance`.
 
     Source: Min et al. 2021, Proposition 1 and Theorem 3.
     """
@@ -124,7 +123,7 @@ def convergence_rate_bound(
     return _rates_of(network, problem)
 
 
-@eqx.filter_jit  # alone its operations would be forty small compilations
+@eqx.filter_jit  # without jit its operations would be forty small compilations
 def _rates_of(network, problem):
     at = _Coordinates.of(network, problem)
     found = _imbalance(at)

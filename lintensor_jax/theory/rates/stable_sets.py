@@ -1,4 +1,4 @@
-"""Where balanced rank-one flows converge, and how fast: the stable sets of Eftekhari 2020.
+"""Limits and rates of balanced rank-one flows: the stable sets of Eftekhari 2020.
 
 With X^T X = c I (in the paper c = m, the number of samples) the loss is c/2 |Z - beta|^2 plus a
 constant, Z = X^T y / c, and a network with a layer of one neuron tends to Z_1, the best
@@ -69,7 +69,8 @@ class StableSet(eqx.Module):
     """Rank-one beta = u s v^T with (alpha - gamma_Z) s_Z < s < beta s_Z and u^T Z_1 v > alpha s_Z.
 
     `upper` (the paper's beta) is infinite for N_alpha of Theorem 16, eq. (28), and finite for
-    N_{alpha,beta} of Theorem 20, eq. (36). Lemmas 15 and 19: a balanced flow never leaves it.
+    N_{alpha,beta} of Theorem 20, eq. (36). By Lemmas 15 and 19 a balanced flow does not leave
+    the set.
     """
 
     target: RankOneTarget
@@ -132,7 +133,7 @@ def stable_set(problem: Regression, alpha: float, upper: float = math.inf) -> St
 class ConvergenceBound(eqx.Module):
     """Theorem 20: |beta - Z_1|^2 decays at rate `faraway` until s <= sqrt(6) s_Z, then at `nearby`.
 
-    Rates are per unit of physical time. Unless both are positive the theorem says nothing: `holds`.
+    Rates are per unit of physical time. The theorem applies if both are positive.
     """
 
     set: StableSet
@@ -150,8 +151,8 @@ class ConvergenceBound(eqx.Module):
     ) -> Float[Array, " T"]:
         """log of the bound on |beta(t) - Z_1|^2 from the first of `times` on.
 
-        tau, where the rate changes, is the first of the times with s <= sqrt(6) s_Z. In front
-        stands the distance at the first time, as in (38), not that at tau, as in (39), which is
+        tau, where the rate changes, is the first of the times with s <= sqrt(6) s_Z. The
+        factor is the distance at the first time, as in (38), not that at tau, as in (39), which is
         smaller.
         """
         times = jnp.asarray(times)
@@ -168,7 +169,7 @@ class ConvergenceBound(eqx.Module):
 
     def __str__(self) -> str:
         """Both rates, and whether the theorem applies."""
-        verdict = "applies" if self.holds else "says nothing (a rate is not positive)"
+        verdict = "applies" if self.holds else "does not apply (a rate is not positive)"
         return (
             f"{SOURCE}, Theorem 20 {verdict}: |beta - Z_1|^2 falls at rate {self.faraway:.6g} "
             f"while s > sqrt(6) s_Z, then at {self.nearby:.6g}"
@@ -210,13 +211,13 @@ def nearby_rates(problem: Regression, depth: int) -> dict[str, float]:
 
     * "size": L, the singular value s (both singular vectors stay);
     * "slow", "fast": 1 -+ gamma_Z, the pair u_2 v^T -+ u v_2^T of the second singular vectors;
-    * "kernel": 1, directions u_i v^T or u v_i^T in which Z has nothing; absent for square Z of full
+    * "kernel": 1, directions u_i v^T or u v_i^T on which Z vanishes; absent for square Z of full
       rank.
 
-    So |beta - Z_1| ends up decaying at "slow" where gamma_Z > 0 (at "kernel" for one output). Its
+    So |beta - Z_1| finally decays at "slow" where gamma_Z > 0 (at "kernel" for one output). Its
     only dependence on the depth is s_Z^(-2/L): deeper is slower nearby if s_Z < 1, faster if
     s_Z > 1, and makes no difference at s_Z = 1. This answers the question that the paper leaves
-    open after its Figure 1 (whose data have s_Z < 1); it is this package's own.
+    open after its Figure 1 (whose data have s_Z < 1); it is a result of this package.
     """
     target = rank_one_target(problem)
     unit = float(target.scale * target.size ** _power(depth))

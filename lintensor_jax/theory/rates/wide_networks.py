@@ -80,7 +80,7 @@ def theorem_12(
 
 
 class _Data:
-    """The numbers of a problem that the statements need."""
+    """The numbers of a problem that the statements use."""
 
     def __init__(self, owner, problem, width, exponent, failure_probability):
         if not isinstance(problem, Regression) or not problem.has_squared_loss:
@@ -115,7 +115,7 @@ class _Data:
         self.least_width = 16 * self.q**2
 
     def wide_enough(self, least, statement):
-        """That h exceeds what the statement asks for."""
+        """The assumption that h is large enough for the statement."""
         return Assumption(
             f"h > {least:.6g}, the width h", self.width, self.width > least, f"{MIN}, {statement}"
         )

@@ -23,7 +23,7 @@ from lintensor_jax import cli
 from lintensor_jax.sweeps import SweepError, write_report
 from lintensor_jax.sweeps.from_toml import configuration
 from lintensor_jax.sweeps.run import grid_of, run
-from lintensor_jax.sweeps.store import description as identity
+from lintensor_jax.sweeps.store import description as store_description
 from lintensor_jax.sweeps.store import format1, names
 from lintensor_jax.sweeps.store.store import Store
 
@@ -94,7 +94,7 @@ def test_a_finished_store_of_format_1_is_resumed_and_reported(store, capsys):
     assert "2 of 2" in capsys.readouterr().out
     page = (store / "report" / "report.html").read_text()
     assert "depth = 3" in page
-    assert "functions or classes of one's own" not in page
+    assert "functions or classes of the user" not in page
     assert described(store) == before
 
 
@@ -109,7 +109,7 @@ def test_a_store_of_format_1_is_the_sweep_that_is_given_again(store, tmp_path):
         _, grid, options = configuration.read(tmp_path / "small.toml")
         config = kept.description["config"]
     assert grid_of(kept, grid, options.observables)[0] is not None
-    with pytest.raises(SweepError, match="holds this very sweep already"):
+    with pytest.raises(SweepError, match="holds this sweep already"):
         run(grid, options, store, config=config)
     other = lt.sweeps.Grid(grid.axes, grid.start, grid.problem, seed=99)
     with pytest.raises(SweepError, match=r"differs in grid\.seed;"):
@@ -125,8 +125,8 @@ def test_a_store_of_format_1_is_the_sweep_that_is_given_again(store, tmp_path):
 def test_a_users_code_has_the_hash_that_format_1_gave_it():
     given = {"grid": format1_cases.GRID, "observables": format1_cases.OBSERVABLES}
     kept = json.loads((FORMAT_1 / "own.json").read_text())[PYTHON]
-    assert identity.describe(given, 1)[0] == kept
-    assert identity.differences(identity.describe(given)[0], kept)
+    assert store_description.describe(given, 1)[0] == kept
+    assert store_description.differences(store_description.describe(given)[0], kept)
 
 
 def test_the_table_of_format_1_is_closed_and_says_where_things_lay():
@@ -168,7 +168,7 @@ def test_names_are_public_ones():
     for name, value in values.items():
         assert registry.name(value) == registry.label(value) == name
         assert registry.find(name) is value
-        assert identity.rebuild(identity.describe(value)[0], {}) is value
+        assert store_description.rebuild(store_description.describe(value)[0], {}) is value
     assert registry.label(lt.DiagonalNetwork.zeros) == "lintensor_jax:DiagonalNetwork.zeros"
     # Functions that read and write folders, and classes that nobody can make.
     for value in (lt.sweep, lt.resume, lt.sweeps.write_report, lt.AbstractNetwork):
@@ -179,7 +179,9 @@ def test_names_are_public_ones():
 
 def test_a_move_of_a_module_changes_no_store(monkeypatch):
     described = [
-        identity.describe({"stop": lt.StopAtMargin(1e3), "own": format1_cases.start}, version)
+        store_description.describe(
+            {"stop": lt.StopAtMargin(1e3), "own": format1_cases.start}, version
+        )
         for version in names.READABLE
     ]
     for value, module in (
@@ -195,12 +197,12 @@ def test_a_move_of_a_module_changes_no_store(monkeypatch):
     for cached in (names._public, names._names, names._buildable):
         cached.cache_clear()
     for version, before in zip(names.READABLE, described, strict=True):
-        after = identity.describe(
+        after = store_description.describe(
             {"stop": lt.StopAtMargin(1e3), "own": format1_cases.start}, version
         )
         assert after == before
         assert eqx.tree_equal(
-            identity.rebuild(before[0]["map"]["stop"], {}, version), lt.StopAtMargin(1e3)
+            store_description.rebuild(before[0]["map"]["stop"], {}, version), lt.StopAtMargin(1e3)
         )
     for cached in (names._public, names._names, names._buildable):
         cached.cache_clear()
@@ -269,19 +271,19 @@ def rewritten(store, version):
     """The store's description in a format, its path of long arrays as it was."""
     kept = Store(store)
     grid, options = grid_of(kept)
-    described, _ = identity.describe({"grid": grid, "options": options}, version)
+    described, _ = store_description.describe({"grid": grid, "options": options}, version)
     return {**kept.description, "format": version, "sweep": described["map"]}
 
 
 @pytest.mark.parametrize("version", names.READABLE)
 @pytest.mark.parametrize("store", ["unfinished"], indirect=True)
 def test_a_hostile_name_is_refused_wherever_it_stands(store, version, nothing_runs):
-    told = rewritten(store, version)
+    stored = rewritten(store, version)
     kept = Store(store)
-    kept.description, kept.format = told, version
+    kept.description, kept.format = stored, version
     assert eqx.tree_equal(grid_of(kept)[1].stop, lt.StopAtMargin(1e3))
-    paths = list(places(told["sweep"]["grid"], ("grid",)))
-    paths += places(told["sweep"]["options"]["fields"], ("options", "fields"))
+    paths = list(places(stored["sweep"]["grid"], ("grid",)))
+    paths += places(stored["sweep"]["options"]["fields"], ("options", "fields"))
     paths += [("options", "is")]
     assert len(paths) > 80
     modules = set(sys.modules)
@@ -291,7 +293,10 @@ def test_a_hostile_name_is_refused_wherever_it_stands(store, version, nothing_ru
             for value in ({"function": name}, {"is": name, "fields": {}}, name):
                 if value == name and path[-1] not in ("is", "function"):
                     continue
-                kept.description = {**told, "sweep": replaced(told["sweep"], path, value)}
+                kept.description = {
+                    **stored,
+                    "sweep": replaced(stored["sweep"], path, value),
+                }
                 if path == ("options", "fields"):
                     with pytest.raises((SweepError, KeyError)):
                         grid_of(kept)
@@ -307,7 +312,7 @@ def test_a_hostile_name_is_refused_wherever_it_stands(store, version, nothing_ru
 @pytest.mark.parametrize("version", names.READABLE)
 @pytest.mark.parametrize("store", ["unfinished"], indirect=True)
 def test_resume_and_report_refuse_a_hostile_name(store, version, nothing_runs):
-    told = rewritten(store, version)
+    stored = rewritten(store, version)
     partial = {
         "is": "lintensor_jax.sweeps.plan:eqx.Partial",
         "fields": {
@@ -327,7 +332,10 @@ def test_resume_and_report_refuse_a_hostile_name(store, version, nothing_runs):
         (("options", "fields", "observables", "tuple", 0), observable, "Measured.__class__"),
         (("options", "fields", "stop"), {"is": "builtins:eval", "fields": {}}, "builtins:eval"),
     ):
-        changed = {**told, "sweep": replaced(told["sweep"], path, value)}
+        changed = {
+            **stored,
+            "sweep": replaced(stored["sweep"], path, value),
+        }
         (store / ".sweep" / "sweep.json").write_text(json.dumps(changed))
         for call in (lt.resume, write_report):
             with pytest.raises(SweepError, match=re.escape(said)) as raised:
@@ -338,15 +346,18 @@ def test_resume_and_report_refuse_a_hostile_name(store, version, nothing_runs):
 @pytest.mark.parametrize("store", ["unfinished"], indirect=True)
 def test_a_users_class_is_named_and_a_description_is_of_a_grid(store):
     kept = Store(store)
-    told = kept.description
+    stored = kept.description
     own = {"own": "?", "name": "mine:Stop"}
     kept.description = {
-        **told,
-        "sweep": replaced(told["sweep"], ("options", "fields", "stop"), own),
+        **stored,
+        "sweep": replaced(stored["sweep"], ("options", "fields", "stop"), own),
     }
     with pytest.raises(SweepError, match=r"uses mine\.Stop, which a store cannot hold; start a"):
         grid_of(kept)
-    kept.description = {**told, "sweep": replaced(told["sweep"], ("grid",), {"map": {}})}
+    kept.description = {
+        **stored,
+        "sweep": replaced(stored["sweep"], ("grid",), {"map": {}}),
+    }
     with pytest.raises(SweepError, match="its description holds no Grid"):
         grid_of(kept)
 
@@ -354,9 +365,9 @@ def test_a_users_class_is_named_and_a_description_is_of_a_grid(store):
 @pytest.mark.parametrize("store", ["finished"], indirect=True)
 def test_a_codec_that_could_run_code_is_refused(store):
     listing = store / ".zmetadata"
-    told = json.loads(listing.read_text())
+    stored = json.loads(listing.read_text())
     for key, value in (("compressor", {"id": "pickle"}), ("filters", [{"id": "pickle"}])):
-        changed = copy.deepcopy(told)
+        changed = copy.deepcopy(stored)
         changed["metadata"]["status/.zarray"][key] = value
         listing.write_text(json.dumps(changed))
         with pytest.raises(SweepError, match=r"status/\.zarray has the codec 'pickle'"):

@@ -16,9 +16,8 @@ from sweep_cases import ALPHAS, DIRECTIONS, GRID, LANES, PROBLEM, X, axes, conte
 import lintensor_jax as lt
 from lintensor_jax.sweeps import Grid, Limit, LogLoss, SweepError, Trajectory
 from lintensor_jax.sweeps.execution import schedule
-from lintensor_jax.sweeps.store import atomic_files as durable
+from lintensor_jax.sweeps.store import atomic_files, writer_lock
 from lintensor_jax.sweeps.store import store as store_module
-from lintensor_jax.sweeps.store import writer_lock as lock
 
 OPTIONS: dict[str, Any] = {**LANES, "max_steps": 4096}
 
@@ -124,7 +123,7 @@ def killed_and_resumed(path, options, kill_at, moment, monkeypatch):
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "replace", replaced)
+        patch.setattr(atomic_files, "replace", replaced)
         with pytest.raises(Killed):
             lt.sweep(GRID, path, **options)
     lt.resume(path, GRID)
@@ -219,7 +218,7 @@ def test_a_full_disk_loses_nothing(whole, tmp_path, monkeypatch, computed):
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "replace", replaced)
+        patch.setattr(atomic_files, "replace", replaced)
         with pytest.raises(
             SweepError, match=r"No space left on device\). [12] finished chunks are"
         ):
@@ -242,7 +241,7 @@ def test_a_folder_that_cannot_be_written_to(whole, tmp_path, monkeypatch):
             lt.sweep(GRID, tmp_path / "new", **LANES)
     assert not list(tmp_path.iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr(lock.os, "open", refused)
+        patch.setattr(writer_lock.os, "open", refused)
         with pytest.raises(SweepError, match=r"cannot be written to .Read-only file system"):
             lt.resume(whole[0], GRID)
 
@@ -251,9 +250,9 @@ def test_a_second_writer_is_refused_and_a_dead_ones_lock_is_not(whole, tmp_path)
     path = whole[0]
     script = f"""
         import pathlib, sys, time
-        from lintensor_jax.sweeps import lock
+        from lintensor_jax.sweeps.store import writer_lock
         path = pathlib.Path({str(path)!r})
-        with lock.held(path / ".sweep", path):
+        with writer_lock.held(path / ".sweep", path):
             print("held", flush=True)
             time.sleep(60)
     """
@@ -281,7 +280,7 @@ def test_a_second_writer_is_refused_and_a_dead_ones_lock_is_not(whole, tmp_path)
 def test_other_sweeps_and_newer_stores_are_refused(whole, tmp_path):
     path = whole[0]
     before = contents(path)
-    with pytest.raises(SweepError, match="holds this very sweep already, and it is finished"):
+    with pytest.raises(SweepError, match="holds this sweep already, and it is finished"):
         lt.sweep(GRID, path, **OPTIONS)
     with pytest.raises(SweepError, match=r"holds another sweep, which differs in options\.rtol;"):
         lt.sweep(GRID, path, rtol=1e-7, **OPTIONS)
@@ -303,11 +302,11 @@ def test_other_sweeps_and_newer_stores_are_refused(whole, tmp_path):
         lt.resume(tmp_path)
     assert contents(path) == before
     description = path / ".sweep" / "sweep.json"
-    told = json.loads(description.read_text())
-    description.write_text(json.dumps({**told, "format": 3}))
+    stored = json.loads(description.read_text())
+    description.write_text(json.dumps({**stored, "format": 3}))
     with pytest.raises(SweepError, match=r"store format 3 .*reads formats 1 and 2; install"):
         lt.resume(path, GRID)
-    description.write_text(json.dumps(told))
+    description.write_text(json.dumps(stored))
 
 
 def test_neither_chunks_nor_devices_nor_neighbours_matter(whole):

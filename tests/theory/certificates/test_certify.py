@@ -146,16 +146,17 @@ def test_the_raw_end_of_a_flow_and_its_small_coordinates():
     """Small coordinates are not hidden: the residual falls like one over the margin."""
     problem = _separable(2, 10, 5)
     start = lt.DiagonalNetwork(0.3 * np.random.default_rng(0).normal(size=(2, 5)))
-    residuals = []
-    for margin in (1e2, 1e4):
-        end = lt.gradient_flow(start, problem, stop=lt.StopAtMargin(margin)).network
+    shares = []
+    # A flow stops at its first step past the margin asked for, which differs between machines.
+    for asked in (1e4, 1e5):
+        end = lt.gradient_flow(start, problem, stop=lt.StopAtMargin(asked)).network
         found = certify(end, problem)
         assert not found.is_stationary
-        residuals.append((found.parameter_residual, found.predictor_residual))
-    assert (np.array(residuals[0]) < 0.3).all()
-    ratio = np.array(residuals[1]) / np.array(residuals[0])
-    assert (ratio < 0.1).all()
-    assert (ratio > 1e-4).all()
+        margin = np.min(np.asarray(problem.signed_data @ end.linear_coefficients()))
+        shares.append(margin * np.array([found.parameter_residual, found.predictor_residual]))
+    np.testing.assert_allclose(shares[0], shares[1], rtol=1e-2)
+    assert (shares[1] > 0.1).all()
+    assert (shares[1] < 1).all()
 
 
 @pytest.mark.parametrize("fourier", [False, True])

@@ -1,4 +1,4 @@
-"""Multipliers: nonnegative least squares against SciPy, regularisers of one's own against SLSQP."""
+"""Multipliers: nonnegative least squares against SciPy, users' regularisers against SLSQP."""
 
 from typing import Any
 

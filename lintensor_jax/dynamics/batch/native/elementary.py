@@ -1,7 +1,8 @@
-"""Exponential and logarithm by arithmetic alone: what an emitter uses, since it works on vectors.
+"""Exponential and logarithm by arithmetic alone, for the emitter's vectors.
 
-A mathematical library has them for one number at a time. All are within three units in the last
-place; Cody & Waite's reduction, and the polynomials of FreeBSD's e_log.c (Sun Microsystems).
+A mathematical library computes one number at a time. All functions are accurate to three units in
+the last place. Methods: Cody & Waite's reduction, the polynomials of FreeBSD's e_log.c (Sun
+Microsystems).
 """
 
 import math
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# ln 2 in two parts: whole multiples of the first up to 2^11 are exact.
+# ln 2 as a sum of two parts: multiples of the first by integers up to 2^11 are exact.
 _LN2 = {
     np.dtype(np.float64): (6.93147180369123816490e-01, 1.90821492927058770002e-10),
     np.dtype(np.float32): (0.693359375, -2.12194440e-4),
@@ -44,14 +45,14 @@ _LOG = (
 
 
 def _layout(dtype):
-    """The integer of the same size, digits of the mantissa and the exponent of 1."""
+    """The integer type of the same size, the digits of the mantissa, the exponent of 1."""
     if dtype == jnp.float64:
         return jnp.int64, 52, 1023
     return jnp.int32, 23, 127
 
 
 def _polynomial(coefficients, x):
-    """sum_k c_k x^k, in pairs: Horner's rule would wait for every product."""
+    """sum_k c_k x^k, in pairs. In Horner's rule every product waits for the one before it."""
     terms = list(coefficients)
     while len(terms) > 1:
         pairs = [low + high * x for low, high in zip(terms[::2], terms[1::2], strict=False)]
@@ -60,17 +61,17 @@ def _polynomial(coefficients, x):
 
 
 def exp(x):
-    """e^x; zero where XLA:CPU has zero as well, below the smallest normal number."""
+    """e^x; zero below the smallest normal number, as in XLA:CPU."""
     dtype = np.dtype(x.dtype)
     integer, digits, bias = _layout(dtype)
     high, low = _LN2[dtype]
-    # Adding 3/2 2^digits rounds to an integer, which the last bits then hold; NaN stays NaN.
+    # Adding 3/2 2^digits rounds to an integer, in the last bits of the sum; NaN stays NaN.
     shifter = 1.5 * 2.0**digits
     shifted = x * (1 / math.log(2)) + shifter
     turns = shifted - shifter
     rest = (x - turns * high) - turns * low
     value = _polynomial((1.0, 1.0, *_EXP[dtype]), rest)
-    # Times 2^turns: a sum of exponents. What the bits of `shifted` hold beyond `turns` drops out.
+    # Times 2^turns is a sum of exponents. The shift removes the other bits of `shifted`.
     bits = jax.lax.bitcast_convert_type(shifted, integer) << digits
     bits = bits + jax.lax.bitcast_convert_type(value, integer)
     value = jax.lax.bitcast_convert_type(bits, dtype)

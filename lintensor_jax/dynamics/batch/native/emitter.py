@@ -1,7 +1,7 @@
 """Programs of one lane as LLVM instructions for a vector of lanes.
 
-XLA:CPU makes some forty loops of a step, each of which reads vectors from memory and writes them
-back. Here a number of a lane is one place in a vector register (or two), and the whole step is one
+XLA:CPU compiles a step into about forty loops, each of which reads vectors from memory and writes
+them back. Here a number of all lanes is one vector register (or two), and the whole step is one
 sequence of instructions, as in Intel's ispc.
 """
 
@@ -22,40 +22,42 @@ _ELEMENTARY |= {"logistic": elementary.logistic}
 _NUMPY = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
 _NUMPY |= {"and": np.bitwise_and, "or": np.bitwise_or}
 
-# Bytes. LLVM keeps what does not fit the registers on the stack, where an operating system aligns
-# 16: a vector across two cache lines makes kernels a quarter slower.
+# Alignment of the stack in bytes. LLVM stores on the stack what does not fit the registers.
+# Operating systems align it to 16. Vectors across two cache lines make kernels a quarter slower.
 STACK = 64
-# Programs of more operations than this are functions of their own, which compile once.
+# Inner programs of more operations become separate functions, which are compiled once.
 LARGEST_INLINE = 400
-# Operations in all, at some 15,000 a second of compilation: beyond, XLA has compiled before.
+# Most operations of a program. LLVM compiles about 15,000 a second; beyond, XLA is faster.
 LARGEST_PROGRAM = 45_000
-# What every function has at hand: the lanes' rows, and what all of them share.
+# Arguments of every function: the lanes' rows, and the numbers that all lanes share.
 _BASES = ("row", "data")
 _VALUE = "value"
 
 
 class Slot(NamedTuple):
-    """A number in memory: of every lane, or (in "data") one for all."""
+    """A number in memory: one for every lane, or (in "data") one for all lanes."""
 
     base: str
     index: int
-    dtype: Any = None  # if it is not the emitter's
+    dtype: Any = None  # None: the emitter's
 
 
 class Parts:
-    """What the functions of one module have in common."""
+    """State that the functions of one module share."""
 
     def __init__(self):
-        self.functions: dict[Any, Any] = {}  # large programs, and the entries that they return
-        self.spent = 0  # operations in all
+        self.functions: dict[
+            Any, Any
+        ] = {}  # functions of large programs, and the entries that they return
+        self.spent = 0  # number of operations of the module
 
 
 class Emitter(Entrywise):
     """Evaluates jaxprs of one lane; the entries are LLVM values, vectors of `width` lanes.
 
-    - `dtype`: of the numbers in memory.
-    - `bases`: the pointers of the slots.
-    - `parts`: of the module.
+    - `dtype`: the type of the numbers in memory.
+    - `bases`: the pointers of the slots, by name.
+    - `parts`: the state of the module.
     """
 
     def __init__(
@@ -70,10 +72,10 @@ class Emitter(Entrywise):
         self.bases = bases
         self.instructions = Instructions(builder, width)
         self._parts = parts
-        self._known: dict[Any, Any] = {}  # what has been computed already
+        self._known: dict[Any, Any] = {}  # values that have been computed already
 
     def value(self, entry: Any, dtype: Any) -> Any:
-        """An entry as a vector."""
+        """An entry as a vector of all lanes."""
         if isinstance(entry, np.generic):
             return self.instructions.constant(entry, dtype)
         return self._loaded(entry) if isinstance(entry, Slot) else entry
@@ -83,7 +85,7 @@ class Emitter(Entrywise):
         self.builder.store(value, self._place(slot), align=self._bytes)
 
     def binary(self, name: str, a: Any, b: Any, unsigned: bool = False) -> Any:
-        """See `Entrywise`."""
+        """The vector of the operation `name` on two entries; see `Entrywise.binary`."""
         if isinstance(a, np.generic) and isinstance(b, np.generic):
             return _NUMPY[name](a, b)
         a, b = (self._loaded(x) if isinstance(x, Slot) else x for x in (a, b))
@@ -96,7 +98,7 @@ class Emitter(Entrywise):
         return self._once(key, lambda: self.instructions.binary(name, a, b, unsigned))
 
     def elementwise(self, equation: Any, entries) -> Any:
-        """See `Entrywise`."""
+        """The vector of an elementwise equation; see `Entrywise.elementwise`."""
         name, params = equation.primitive.name, equation.params
         if all(isinstance(entry, np.generic) for entry in entries):
             with jax.ensure_compile_time_eval():
@@ -104,7 +106,7 @@ class Emitter(Entrywise):
         avals = [v.aval for v in equation.invars]
         values = [self.value(entry, aval.dtype) for entry, aval in zip(entries, avals, strict=True)]
         dtype = avals[0].dtype
-        # A register does not say whether its integers have signs: the key does.
+        # A register's type does not say whether integers have signs, so the key does.
         kinds = ",".join(str(aval.dtype) for aval in avals)
         key = name, kinds, str(params.get("new_dtype", params.get("y"))), *map(id, values)
         if name in _ELEMENTARY and dtype.kind == "f":
@@ -112,7 +114,7 @@ class Emitter(Entrywise):
         return self._once(key, lambda: self.instructions.apply(name, params, dtype, values))
 
     def converted(self, entry: Any, old: Any, new: Any) -> Any:
-        """See `Entrywise`."""
+        """The vector of an entry in another dtype; see `Entrywise.converted`."""
         if isinstance(entry, np.generic):
             return np.asarray(entry, new)[()]
         value = self.value(entry, old)
@@ -120,7 +122,7 @@ class Emitter(Entrywise):
         return self._once(key, lambda: self.instructions.converted(value, old, new))
 
     def called(self, jaxpr: Any, constants: Any, inputs) -> list[np.ndarray]:
-        """A large program becomes a function, however often it is called."""
+        """The results of an inner program; a large one becomes one function for all its calls."""
         operations, _ = count_operations(jaxpr, [is_known(value) for value in inputs])
         if operations < LARGEST_INLINE:
             return self.evaluate(jaxpr, constants, inputs)
@@ -133,14 +135,14 @@ class Emitter(Entrywise):
             return self.evaluate(jaxpr, constants, inputs)
         key = id(jaxpr), *map(_kind_of, entries)
         functions = self._parts.functions
-        made = next((other for other in functions if _serves(other, key)), key)
+        made = next((other for other in functions if _can_call(other, key)), key)
         if made not in functions:
-            # With its jaxpr: the key holds an id, which another could have later.
+            # The jaxpr is kept alive: the key holds its id, which a new object could get.
             functions[made] = *self._function(jaxpr, constants, inputs), jaxpr
         function, results, _ = functions[made]
         pairs = zip(entries, made[1:], strict=True)
         passed = [self.value(entry, self.dtype) for entry, kind in pairs if kind == _VALUE]
-        # What is given to one call is of no use to the next one; what it found may be.
+        # Calls share the memory of arguments. Each call keeps the memory of its results.
         given, found = f"given to {function.name}", f"found {len(self.bases)}"
         if given not in self.bases:
             self._allocate(given, len(passed))
@@ -156,7 +158,7 @@ class Emitter(Entrywise):
         return _divided(entries, [v.aval.shape for v in jaxpr.outvars])
 
     def other(self, equation: Any, inputs) -> list[np.ndarray]:
-        """A choice between two programs: the second is skipped where no lane wants it."""
+        """A choice between two programs; the second is skipped if no lane takes it."""
         name = equation.primitive.name
         if name != "cond" or len(equation.params["branches"]) != 2:
             raise no_instruction(name)
@@ -194,7 +196,7 @@ class Emitter(Entrywise):
         return self._known[key]
 
     def _vectors(self, closed, inputs) -> list[Any]:
-        """All numbers that a program returns."""
+        """All results of a program, as vectors."""
         results = self.evaluate(closed.jaxpr, closed.consts, inputs)
         return [
             self.value(entry, v.aval.dtype)
@@ -203,13 +205,13 @@ class Emitter(Entrywise):
         ]
 
     def _passable(self, value):
-        """The same with nothing left in memory that only this function knows."""
+        """The value, with slots of this function loaded: another function cannot read them."""
         local = [isinstance(e, Slot) and e.base not in _BASES for e in value.reshape(-1)]
         entries = zip(value.reshape(-1), local, strict=True)
         return from_list([self._loaded(e) if here else e for e, here in entries], value.shape)
 
     def _function(self, jaxpr, constants, inputs):
-        """A function in LLVM, and the entries that it returns: slots of "found", or known ones."""
+        """A function in LLVM, and the entries that it returns: slots of "found", or numbers."""
         module = self.builder.module
         kinds = [self.bases[name].type for name in _BASES]
         kinds += [vector(self.dtype, self.width).as_pointer()] * 2
@@ -249,7 +251,7 @@ class Emitter(Entrywise):
         return function, entries
 
     def as_stored(self, value: Any, dtype: Any) -> Any:
-        """Numbers of a dtype that `_fits`, as the emitter's; `_as_read` turns them back."""
+        """Numbers of another dtype as the emitter's dtype; `_as_read` is the inverse."""
         if np.dtype(dtype).kind in "iu" and np.dtype(dtype).itemsize == self.dtype.itemsize:
             return self.builder.bitcast(value, vector(self.dtype, self.width))
         return self.instructions.converted(value, dtype, self.dtype)
@@ -262,7 +264,7 @@ class Emitter(Entrywise):
         return self.instructions.converted(value, self.dtype, dtype)
 
     def _allocate(self, name, size):
-        """Room for so many vectors, as a base of slots."""
+        """Memory for `size` vectors, as a base of slots."""
         kind = vector(self.dtype, self.width)
         with self.builder.goto_entry_block():
             room: Any = self.builder.alloca(kind, ir.Constant(ir.IntType(32), max(size, 1)))
@@ -288,10 +290,10 @@ class Emitter(Entrywise):
         if slot.base != "data":
             return self._as_read(self.builder.load(place, align=self._bytes), slot)
         kind = vector(self.dtype, self.width)
-        nothing, first = ir.Constant(kind, ir.Undefined), ir.Constant(ir.IntType(32), 0)
-        value = self.builder.insert_element(nothing, self.builder.load(place), first)
+        undefined, first = ir.Constant(kind, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+        value = self.builder.insert_element(undefined, self.builder.load(place), first)
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.width), None)
-        value = self.builder.shuffle_vector(value, nothing, zeros)
+        value = self.builder.shuffle_vector(value, undefined, zeros)
         return self.instructions.converted(value, self.dtype, slot.dtype or self.dtype)
 
     def _traced(self, function, dtype, value):
@@ -312,23 +314,26 @@ def _fits(dtype, stored) -> bool:
 
 
 def _kind_of(entry):
-    """What a function for this entry can be used for: any value, or nothing else."""
+    """The key of an entry: `_VALUE` for any vector, else the entry itself."""
     if isinstance(entry, ir.Value):
         return _VALUE
-    # By their text, numbers are NaN or not and have signs, if they are zero.
+    # Numbers by their text, which differs for -0 and 0, and is equal for NaN.
     return repr(entry) if isinstance(entry, np.generic) else entry
 
 
-def _serves(made, asked) -> bool:
-    """Whether a function made for these kinds is one for those: a number in memory is a value."""
-    return len(made) == len(asked) and all(
+def _can_call(made, wanted) -> bool:
+    """Whether a function made for the keys `made` can be called with the keys `wanted`.
+
+    A number in memory can be passed as a value.
+    """
+    return len(made) == len(wanted) and all(
         a == b or (a == _VALUE and isinstance(b, Slot) and b.dtype is None)
-        for a, b in zip(made, asked, strict=True)
+        for a, b in zip(made, wanted, strict=True)
     )
 
 
 def _divided(values, shapes):
-    """Lists of entries, one after the other, as arrays."""
+    """A list of entries, cut into arrays of these shapes."""
     arrays = []
     for shape in shapes:
         size = int(np.prod(shape))

@@ -14,7 +14,7 @@ _TYPES = {
     np.dtype(np.uint32): ir.IntType(32),
     np.dtype(np.bool_): ir.IntType(1),
 }
-# A product and a sum may become one instruction, as XLA has it; nothing else may be rearranged.
+# A product and a sum may become one instruction, as in XLA. No other rearrangement is allowed.
 _FAST = ("contract",)
 _FLOATS = {"add": "fadd", "add_any": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
 _INTEGERS = {"add": "add", "add_any": "add", "sub": "sub", "mul": "mul", "and": "and_", "or": "or_"}
@@ -22,21 +22,21 @@ _INTEGERS |= {"xor": "xor", "shift_left": "shl", "shift_right_arithmetic": "ashr
 _INTEGERS |= {"shift_right_logical": "lshr"}
 _COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _INTRINSICS = {"abs": "fabs", "sqrt": "sqrt", "floor": "floor", "ceil": "ceil"}
-# One number at a time, from the mathematical library of C.
+# Functions of C's mathematical library, called for one number at a time.
 _SCALAR = {"expm1", "sin", "cos", "tan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh"}
 _SCALAR |= {"pow", "atan2"}
 
 
 class Unsupported(Exception):
-    """A program with something that has no instruction here; the message says what."""
+    """A program has an operation without an instruction here; the message names it."""
 
 
 class TooLarge(Unsupported):
-    """A program with too many operations."""
+    """A program has too many operations."""
 
 
 def no_instruction(name: str) -> Unsupported:
-    """For a primitive of JAX."""
+    """The exception for a primitive of JAX without an instruction."""
     return Unsupported(f"no instruction for the JAX primitive {name}")
 
 
@@ -48,15 +48,15 @@ def vector(dtype: Any, width: int) -> ir.VectorType:
     return ir.VectorType(kind, width)
 
 
-def _shifts(amount: Any, digits: int) -> bool:
-    """Whether a known number of digits is fewer than there are: LLVM has nothing for others."""
+def _is_defined_shift(amount: Any, digits: int) -> bool:
+    """Whether a constant shift is less than `digits`: LLVM does not define larger shifts."""
     items = amount.constant if isinstance(amount, ir.Constant) else [None]
     numbers = [getattr(item, "constant", None) for item in items]
     return all(isinstance(number, int) and 0 <= number < digits for number in numbers)
 
 
 class Instructions:
-    """What writes them down."""
+    """Writes instructions with an LLVM builder, for vectors of `width` lanes."""
 
     def __init__(self, builder: ir.IRBuilder, width: int):
         self.builder, self.width = builder, width
@@ -67,7 +67,7 @@ class Instructions:
         return self.constant_of(number, vector(dtype, self.width))
 
     def constant_of(self, number: Any, kind: ir.VectorType) -> ir.Constant:
-        """The same of a type, one object for each number."""
+        """The same number in every lane, of an LLVM type; one object for each number."""
         is_float = isinstance(kind.element, (ir.DoubleType, ir.FloatType))
         value = float(number) if is_float else int(number)
         key = repr(value), kind.element
@@ -138,8 +138,8 @@ class Instructions:
             return builder.select(builder.fcmp_unordered("uno", a, a), a, chosen)
         if is_float and name in _FLOATS:
             return getattr(builder, _FLOATS[name])(a, b, flags=_FAST)
-        if name.startswith("shift") and not _shifts(b, a.type.element.width):
-            raise no_instruction(f"{name} by so many digits")
+        if name.startswith("shift") and not _is_defined_shift(b, a.type.element.width):
+            raise no_instruction(f"{name} by this many digits")
         if not is_float and name in _INTEGERS:
             return getattr(builder, _INTEGERS[name])(a, b)
         raise no_instruction(name)
@@ -164,7 +164,7 @@ class Instructions:
         return self.builder.select(self.builder.fcmp_unordered("uno", value, value), value, signed)
 
     def converted(self, value: Any, old: Any, new: Any) -> Any:
-        """From one dtype to another."""
+        """A vector converted from the dtype `old` to `new`."""
         old, new = np.dtype(old), np.dtype(new)
         kind, builder = vector(new, self.width), self.builder
         if old == new:
@@ -179,7 +179,7 @@ class Instructions:
         if new.kind == "f":
             return (builder.sitofp if old.kind == "i" else builder.uitofp)(value, kind)
         if old.kind == "f":
-            # The nearest of those that there are, and zero for NaN, as XLA has it.
+            # The nearest number that the integer type has, and zero for NaN, as in XLA.
             operation = "fptosi" if new.kind == "i" else "fptoui"
             letters = f"v{self.width}i{8 * new.itemsize}.v{self.width}f{8 * old.itemsize}"
             function = self._declared(f"llvm.{operation}.sat.{letters}", kind, [value.type])

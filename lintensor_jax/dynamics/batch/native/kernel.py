@@ -1,7 +1,7 @@
-"""Machine code that brings the rows of a table to their ends, a vector of lanes at a time.
+"""Machine code that integrates the rows of a table to their ends, a vector of lanes at a time.
 
-A kernel holds as many rows as a vector has lanes. Whatever row is done is written back, and the
-next one of the table takes its lane: no lane waits for another.
+A kernel holds as many rows as a vector has lanes. A row that is done is written back, and the next
+row of the table takes its lane. No lane waits for another.
 """
 
 import ctypes
@@ -19,29 +19,29 @@ from ..vectorization.entry_by_entry import from_list
 from .emitter import STACK, Emitter, Parts, Slot
 from .instructions import vector
 
-# Turns until Python first has a chance to notice an interrupt, and seconds between later ones.
+# Turns until Python can first notice an interrupt, and seconds between the later chances.
 _TURNS, _SECONDS = 500, 0.1
-_pool = ThreadPoolExecutor(thread_name_prefix="fly")  # starts its threads when asked
+_pool = ThreadPoolExecutor(thread_name_prefix="lanes")  # starts threads when work is submitted
 _INT, _ORDER = ir.IntType(64), ir.IntType(32)
 _VECTORS = {"avx512f": 64, "avx": 32}
-# Registers to one number of all lanes. Two keep the processor busy while divisions last; a row that
-# does not fit the registers anyway compiles in half the time with one.
+# Rows of up to this many numbers use two registers for each number: the processor computes with one
+# while a division of the other lasts. Larger rows compile in half the time with one register.
 _SMALL_ROW = 64
 
 
 def vector_width(row: Any) -> int:
-    """Lanes of a kernel for rows like this one."""
+    """The number of lanes of a kernel for rows like this one."""
     features = llvm.get_host_cpu_features()
     size = max([size for name, size in _VECTORS.items() if features.get(name)], default=16)
     return size * (2 if row.size <= _SMALL_ROW else 1) // row.dtype.itemsize
 
 
 def emit(steps: Any, width: int) -> str:
-    """The program, in LLVM's language.
+    """The program as text in LLVM's language.
 
     `steps`: a closed jaxpr of a row (M,) and of arrays that all rows share. Its last result (K,)
-    are the row's first numbers after a step; the very first one is negative as long as the row is
-    not done. A result before that: the same numbers of a row before its first step.
+    has the row's first numbers after a step. Entry 0 is negative until the row is done. If there
+    are two results, the first one has the same numbers before the first step.
     """
     row, *_ = steps.in_avals
     *_, written = steps.out_avals
@@ -49,17 +49,17 @@ def emit(steps: Any, width: int) -> str:
     module = ir.Module("lanes")
     exchange = _emit_exchange(module, row.size, written.size, kind)
     parts = Parts()
-    # Steps come first: what is general enough for them is for starts, too.
-    names = ("fly", "start")[: len(steps.out_avals)]
+    # The step is emitted first: the start can use the functions of the step.
+    names = ("step", "start")[: len(steps.out_avals)]
     for name, result in zip(names, reversed(steps.jaxpr.outvars), strict=True):
         _emit_turns(module, name, exchange, kind, steps, result, parts)
     return str(module)
 
 
 def _emit_turns(module, name, exchange, kind, steps, result, parts):
-    """A function that takes turns of its lanes, until nothing is left or for so many turns.
+    """A function that repeats turns of its lanes, until all rows are done or `turns` are made.
 
-    A turn of "fly" is a step; one of "start" is all that a row has.
+    A turn of "step" is one step of every lane. In "start" every row takes one turn.
     """
     row, *shared = steps.in_avals
     number, width = kind.element, kind.count
@@ -67,17 +67,17 @@ def _emit_turns(module, name, exchange, kind, steps, result, parts):
     kinds = [kind.as_pointer(), _INT.as_pointer(), _INT.as_pointer(), number.as_pointer()]
     kinds += [_ORDER.as_pointer(), _INT, _INT.as_pointer(), number.as_pointer(), _INT]
     function = ir.Function(module, ir.FunctionType(_INT, kinds), name)
-    function.attributes.add("nounwind")  # llvmlite writes no alignment alone
+    function.attributes.add("nounwind")  # llvmlite drops an alignment alone
     function.attributes.alignstack = STACK
     state, jobs, alive, table, order, count, following, data, most = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     zero, one = ir.Constant(_INT, 0), ir.Constant(_INT, 1)
-    everybody = ir.Constant(_INT, 2**width - 1)
+    all_lanes = ir.Constant(_INT, 2**width - 1)
     places = [jobs, alive, table, order, count, following]
     anew = builder.icmp_signed("<", builder.load(alive), zero)
     with builder.if_then(anew):
         builder.store(zero, alive)
-        builder.call(exchange, [state, *places, everybody])
+        builder.call(exchange, [state, *places, all_lanes])
     loop, swap, rest, end = map(function.append_basic_block, ("loop", "swap", "rest", "end"))
     before = builder.block
     builder.branch(loop)
@@ -98,7 +98,7 @@ def _emit_turns(module, name, exchange, kind, steps, result, parts):
         emitter.store(value, Slot("row", i))
     busy = builder.load(builder.bitcast(jobs, ir.VectorType(_INT, width).as_pointer()), align=8)
     leaves: Any = builder.icmp_signed(">=", busy, ir.Constant(busy.type, [zero] * width))
-    if name == "fly":
+    if name == "step":
         positive = emitter.instructions.constant(0, row.dtype)
         leaves = builder.and_(leaves, builder.fcmp_ordered(">=", results[0], positive))
     leaving: Any = builder.bitcast(leaves, ir.IntType(width))
@@ -120,7 +120,7 @@ def _emit_turns(module, name, exchange, kind, steps, result, parts):
 
 
 def _emit_exchange(module, fields, written, kind):
-    """A function that writes back the rows of a mask's lanes, and gives them the next ones."""
+    """A function that writes back the rows of the lanes in a mask, and loads the next rows."""
     pointer = kind.element.as_pointer()
     kinds = [kind.as_pointer(), _INT.as_pointer(), _INT.as_pointer(), pointer]
     kinds += [_ORDER.as_pointer(), _INT, _INT.as_pointer(), _INT]
@@ -188,7 +188,7 @@ class _Loop:
 
 
 class Kernel:
-    """A program in memory."""
+    """A compiled program in memory."""
 
     def __init__(self, program: str, width: int):
         llvm.initialize_native_target()
@@ -196,23 +196,23 @@ class Kernel:
         mathematics = ctypes.util.find_library("m")
         if mathematics is not None:
             llvm.load_library_permanently(mathematics)
-        # Vectors of 512 bits are not halved, as LLVM does in fear of the clock rates of long ago.
+        # Vectors of 512 bits are not halved; LLVM does so because old processors slow down.
         features = llvm.get_host_cpu_features()
         text = ",".join([features.flatten(), *["-prefer-256-bit"] * bool(features.get("avx512f"))])
-        # Level 2 makes code as fast, within the noise, and takes a fifth longer.
+        # Level 2 takes a fifth longer, and its code is not measurably faster.
         target = llvm.Target.from_default_triple()
         machine = target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=text, opt=1)
         parsed = llvm.parse_assembly(program)
         parsed.triple, parsed.data_layout = machine.triple, str(machine.target_data)
-        # No optimisation passes: the emitter leaves nothing for them to do, and they take longer.
+        # No optimisation passes: they take time and find nothing to improve.
         self.width = width
         self._engine = llvm.create_mcjit_compiler(parsed, machine)
         self._engine.finalize_object()
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
         kinds = [pointer] * 5 + [integer, pointer, pointer, integer]
-        starts, turns = (self._engine.get_function_address(name) for name in ("start", "fly"))
+        starts, turns = (self._engine.get_function_address(name) for name in ("start", "step"))
         self._start = starts and ctypes.CFUNCTYPE(integer, *kinds)(starts)
-        self._fly = ctypes.CFUNCTYPE(integer, *kinds)(turns)
+        self._step = ctypes.CFUNCTYPE(integer, *kinds)(turns)
 
     def __call__(
         self,
@@ -221,15 +221,15 @@ class Kernel:
         data: Float[np.ndarray, " n"],
         threads: int = 1,
     ) -> int:
-        """Brings the rows of `order` to their ends; returns the turns of all lanes."""
-        if self._start:  # microseconds, on one core
+        """Integrates the rows of `order` to their ends; returns the number of turns."""
+        if self._start:  # takes microseconds, on one core
             self._turns(self._start, table, order, data, 1)
-        return self._turns(self._fly, table, order, data, threads)
+        return self._turns(self._step, table, order, data, threads)
 
     def _turns(self, function, table, order, data, threads) -> int:
         following = np.zeros(1, np.int64)
 
-        def fly():
+        def take_turns():
             size = self.width * table.shape[1]
             aligned = self.width * table.itemsize
             raw = np.zeros(size + self.width, table.dtype)
@@ -247,11 +247,11 @@ class Kernel:
 
         interrupted: list[bool] = []
         if threads == 1:
-            return fly()
-        others = [_pool.submit(fly) for _ in range(threads - 1)]
+            return take_turns()
+        others = [_pool.submit(take_turns) for _ in range(threads - 1)]
         try:
-            return fly() + sum(other.result() for other in others)
+            return take_turns() + sum(other.result() for other in others)
         except BaseException:
             interrupted.append(True)
-            wait(others)  # they write to the table
+            wait(others)  # the threads still write to the table
             raise

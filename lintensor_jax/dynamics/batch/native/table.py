@@ -1,9 +1,9 @@
 """A queue of lanes as a table, and one step of one of its rows.
 
-A row holds status code, time, steps, rejected steps, the state (q), the slope (q), step size and
-the controller's memory, which steps change; then its unit of time, its tolerance, and what a
-problem of its own consists of. All are floats; in single precision, which counts to 2^24 only, the
-numbers of steps are the bits of integers.
+A row begins with the numbers that a step changes: status code, time, steps, rejected steps, the
+state (q), the slope (q), step size and the controller's memory. Then follow its unit of time, its
+tolerance, and the arrays of its problem, if the problem is not shared. All are floats. In single
+precision, which counts to 2^24 only, the numbers of steps are the bits of integers.
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from ..vectorization.one_lane_to_many import Lanewise
 
 
 def table_of(starts: Starts, shared: bool) -> Float[Array, "N M"]:
-    """The rows of lanes, before they start; without the problem's if all lanes share one."""
+    """The rows of lanes before they start; without the problem's arrays if it is shared."""
     y, unit, atol, leaves = starts
     number = jnp.zeros_like(unit)
     columns = [number, number, number, number, y, jnp.zeros_like(y), number, number, unit, atol]
@@ -34,7 +34,7 @@ def step_row(
 ) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
     """The first numbers of a row before its first step, and after an attempted step.
 
-    `leaves`: of the problem that all rows share, else empty.
+    `leaves`: the arrays of the problem that all rows share; else empty.
     """
     lanes, functions, data, atol = _read(row, stepper, leaves)
     fresh = stepper.fresh(functions, lanes.y, lanes.s, data, atol)
@@ -43,7 +43,7 @@ def step_row(
 
 
 def counts_of(table: Float[np.ndarray, "N M"]) -> list[Int[np.ndarray, " N"]]:
-    """Steps and rejected ones of all rows."""
+    """The numbers of steps and of rejected steps of all rows."""
     columns = np.ascontiguousarray(table[:, 2:4].T)
     single = columns.dtype == np.float32
     return list(columns.view(np.int32) if single else columns.astype(np.int32))
@@ -62,7 +62,7 @@ def _stored(count, dtype):
 
 
 class _Row(NamedTuple):
-    """One lane, on a last axis of its own."""
+    """One lane, on a last axis of length 1."""
 
     lanes: Lanes
     functions: Functions
@@ -101,7 +101,7 @@ def _own_leaves(stepper, own):
 
 
 def _of_one_lane(function: Lanewise):
-    """The same without entries or vectors; a function of its own in the program."""
+    """The function for one lane with an axis of length 1, as one function of the program."""
     inner: Any = jax.jit(jaxpr_as_fun(function.closed))
 
     def of_lanes(*arguments):

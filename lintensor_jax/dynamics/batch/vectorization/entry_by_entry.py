@@ -1,8 +1,8 @@
 """Functions of one lane, entry by entry: every entry of every array is a vector over the lanes.
 
-Values are NumPy arrays: of numbers where they are known while tracing, else of dtype object, whose
-entries are vectors over the lanes (or scalars, for what all lanes share). `Entrywise` computes with
-JAX arrays as entries, `native.emitter` with registers.
+Values are NumPy arrays. They hold numbers if these are known while tracing. Otherwise their dtype
+is object, and their entries are vectors over the lanes (or scalars that all lanes share). The
+entries are JAX arrays in `Entrywise`, and registers in `native.emitter`.
 """
 
 import functools
@@ -20,7 +20,8 @@ from jaxtyping import Array
 from .lowering import lowered
 
 CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat"}
-# Data movement, with the number of operands that are moved (the others say where to; None: all).
+# Primitives that move data, with the number of operands that are moved (None: all of them). The
+# other operands are indices.
 MOVES: dict[str, int | None] = {
     "broadcast_in_dim": 1,
     "concatenate": None,
@@ -39,7 +40,7 @@ MOVES: dict[str, int | None] = {
     "transpose": 1,
     "unstack": 1,
 }
-#: The operation of two entries that a reduction repeats.
+#: The binary operation of every reduction.
 REDUCTIONS = {
     "reduce_sum": "add",
     "reduce_prod": "mul",
@@ -86,14 +87,14 @@ _FAMILIAR = ELEMENTWISE | MOVES.keys() | REDUCTIONS.keys() | {"dot_general", "co
 
 
 def literal(variable: Any) -> np.ndarray:
-    """The number that a jaxpr holds."""
+    """The value of a literal of a jaxpr."""
     return np.asarray(variable.val, variable.aval.dtype)
 
 
 def called(equation) -> Any:
     """The jaxpr that an equation calls or is defined by, and its constants.
 
-    None if it calls nothing, or is a primitive that nothing is known of.
+    None if it calls nothing, and JAX has no lowering for its primitive that can be read.
     """
     params, name = equation.params, equation.primitive.name
     if name not in CALLS:
@@ -104,7 +105,7 @@ def called(equation) -> Any:
 
 
 def entries_of(array: Array, batched: bool) -> np.ndarray:
-    """The entries of an array, whose last axis are lanes if `batched`."""
+    """The entries of an array; if `batched`, its last axis is the lanes."""
     shape = array.shape[:-1] if batched else array.shape
     flat = array.reshape(-1, array.shape[-1]) if batched else array.reshape(-1)
     return from_list([flat[i] for i in range(flat.shape[0])], shape)
@@ -120,7 +121,7 @@ def assembled(value: np.ndarray, width: int, dtype) -> Array:
 
 def from_list(values: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
     """An array of dtype object with these entries."""
-    # Entry by entry: NumPy would try to look into the entries.
+    # Assigned one by one: NumPy would try to convert the entries to arrays.
     array = np.empty(shape, object)
     flat = array.reshape(-1)
     for i, value in enumerate(values):
@@ -129,17 +130,17 @@ def from_list(values: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
 
 
 def in_numpy(array: Any) -> Any:
-    """A number that is known; keys of random numbers stay with JAX, which alone knows them."""
+    """A known array as a NumPy array; keys of random numbers remain JAX arrays."""
     return array if jnp.issubdtype(array.dtype, jax.dtypes.extended) else np.asarray(array)
 
 
 def is_known(value: np.ndarray) -> bool:
-    """Whether these are numbers."""
+    """Whether `value` holds numbers that are known while tracing."""
     return value.dtype != object
 
 
 def lifted(value: np.ndarray) -> np.ndarray:
-    """The same with dtype object."""
+    """The array with dtype object."""
     return from_list(list(value.reshape(-1)), value.shape) if is_known(value) else value
 
 
@@ -151,7 +152,7 @@ class Entrywise:
     """Evaluates jaxprs entry by entry."""
 
     def evaluate(self, jaxpr: Any, constants, arguments, results: Any = None) -> list[np.ndarray]:
-        """The results of a jaxpr, or only some of them, from the entries of its arguments."""
+        """The variables `results` of a jaxpr (default: all results), from its arguments."""
         results = jaxpr.outvars if results is None else results
         values: dict[Any, np.ndarray] = {}
 
@@ -170,11 +171,11 @@ class Entrywise:
         return [read(v) for v in results]
 
     def binary(self, name: str, a: Any, b: Any, unsigned: bool = False) -> Any:
-        """One of the operations of `REDUCTIONS`; `unsigned` if these are such integers."""
+        """One operation of `REDUCTIONS` on two entries; `unsigned`: of unsigned integers."""
         return _BINARY[name](a, b)
 
     def elementwise(self, equation: Any, entries) -> Any:
-        """An equation of arrays without axes."""
+        """The result of an elementwise equation for one entry of every operand."""
         arrays = [
             jnp.asarray(entry, v.aval.dtype)
             for entry, v in zip(entries, equation.invars, strict=True)
@@ -186,23 +187,23 @@ class Entrywise:
         return jnp.asarray(entry, new)
 
     def called(self, jaxpr: Any, constants: Any, inputs) -> list[np.ndarray]:
-        """A program within a program."""
+        """The results of an inner jaxpr."""
         return self.evaluate(jaxpr, constants, inputs)
 
     def other(self, equation: Any, inputs) -> list[np.ndarray]:
-        """An equation that is neither elementwise nor moves, sums or multiplies entries."""
+        """The results of an equation of any other kind; raises NotImplementedError here."""
         raise NotImplementedError(equation.primitive.name)
 
     def _equation(self, equation: Any, inputs) -> list[np.ndarray]:
         name, params = equation.primitive.name, equation.params
         dtypes = [v.aval.dtype for v in equation.invars]
-        # Without entries there is nothing that is unknown.
+        # Arrays without entries count as known.
         inputs = [
             value if value.size else np.zeros(value.shape, dtype)
             for value, dtype in zip(inputs, dtypes, strict=True)
         ]
         if all(is_known(value) for value in inputs):
-            if name in CALLS:  # they cannot be bound, if their derivatives are custom
+            if name in CALLS:  # calls with custom derivatives cannot be bound
                 jaxpr, constants = called(equation)
                 return self.evaluate(jaxpr, constants, inputs)
             return _plain(equation, inputs) or _bound(equation, inputs, params)
@@ -243,7 +244,7 @@ class Entrywise:
         return self.binary("add", a, b)
 
     def _multiply(self, a, b):
-        # A known zero of floats is no short cut: its product with NaN is NaN.
+        # A known zero is not a special case: its product with NaN is NaN.
         if _is_number(a, 1) or _is_number(b, 1):
             return b if _is_number(a, 1) else a
         return self.binary("mul", a, b)
@@ -279,7 +280,10 @@ class Entrywise:
 
 
 def _plain(equation, inputs) -> list[np.ndarray] | None:
-    """What NumPy computes as JAX does, which would compile a program for it; else None."""
+    """The result by NumPy, if NumPy computes it as JAX does; else None.
+
+    JAX would compile a program for every operation.
+    """
     if not all(isinstance(value, np.ndarray) for value in inputs):  # keys of random numbers
         return None
     name, params = equation.primitive.name, equation.params
@@ -310,7 +314,7 @@ def _bound(equation, inputs, params) -> list[np.ndarray]:
 
 
 def _needed(jaxpr: Any, results: Any) -> list[Any]:
-    """The equations that results depend on."""
+    """The equations on which `results` depend."""
     wanted = {v for v in results if not isinstance(v, Literal)}
     equations = []
     for equation in reversed(jaxpr.eqns):
@@ -321,7 +325,7 @@ def _needed(jaxpr: Any, results: Any) -> list[Any]:
 
 
 def _placed(equation, inputs) -> list[np.ndarray] | None:
-    """Entries moved by NumPy; None for a gather and the like."""
+    """Entries moved by NumPy; None for primitives that NumPy does not have, such as gather."""
     name, params = equation.primitive.name, equation.params
     value, shape = inputs[0], equation.outvars[0].aval.shape
     match name:
@@ -364,13 +368,13 @@ def _moved(equation, inputs) -> list[np.ndarray]:
     placed = _placed(equation, inputs)
     if placed is not None:
         return placed
-    # Otherwise the numbers 0, 1, 2, ... of the entries are moved by JAX, instead of the entries.
+    # Otherwise JAX moves the indices 0, 1, 2, ... of the entries.
     entries, numbers = [], []
     for value in inputs[:count]:
         numbers.append(np.arange(value.size).reshape(value.shape) + len(entries))
         entries += list(value.reshape(-1))
     if name == "gather":
-        # An index out of range: -1 among the numbers, and what gather fills in among zeros.
+        # For an index out of range: -1 among the indices, and gather's fill value among zeros.
         zeros = np.zeros(inputs[0].shape, equation.invars[0].aval.dtype)
         (fills,) = _bound(equation, [zeros, *inputs[1:]], params)
         (moved,) = _bound(equation, [*numbers, *inputs[1:]], dict(params) | {"fill_value": -1})

@@ -1,7 +1,6 @@
-"""Functions of one lane with their arrays whole: the lanes are one more axis at the end.
+"""Functions of one lane, evaluated on whole arrays with the lanes as an additional last axis.
 
-`jax.vmap` would bring them to the front, and XLA would transpose back and forth between every two
-products.
+`jax.vmap` moves the lanes to the first axis, so that XLA transposes between every two products.
 """
 
 import functools
@@ -15,8 +14,8 @@ from jaxtyping import Array
 from .entry_by_entry import CALLS, ELEMENTWISE, REDUCTIONS, called, literal
 
 
-def apply_trailing(closed: Any, batched, known, *arguments: Array) -> tuple[Array, ...]:
-    """The results of a closed jaxpr, all with lanes; `known` holds variables that are at hand."""
+def apply_lanes_last(closed: Any, batched, known, *arguments: Array) -> tuple[Array, ...]:
+    """The results of a closed jaxpr, all with lanes. `known`: variables with their values."""
     (width,) = {a.shape[-1] for a, b in zip(arguments, batched, strict=True) if b}
     given = list(zip(arguments, batched, strict=True))
     results = _evaluate(closed.jaxpr, closed.consts, given, known)
@@ -27,7 +26,7 @@ def apply_trailing(closed: Any, batched, known, *arguments: Array) -> tuple[Arra
 
 
 def _evaluate(jaxpr: Any, constants, arguments, known) -> list[tuple[Any, bool]]:
-    """Values with whether they have lanes; those in `known` are not computed again."""
+    """Pairs (value, whether it has lanes); variables in `known` are not computed again."""
     given = [*((constant, False) for constant in constants), *arguments]
     values = known | dict(zip((*jaxpr.constvars, *jaxpr.invars), given, strict=True))
     for equation in jaxpr.eqns:
@@ -36,11 +35,11 @@ def _evaluate(jaxpr: Any, constants, arguments, known) -> list[tuple[Any, bool]]
         inputs = [
             (literal(v), False) if isinstance(v, Literal) else values[v] for v in equation.invars
         ]
-        values.update(zip(equation.outvars, _trailing(equation, inputs), strict=True))
+        values.update(zip(equation.outvars, _with_lanes_last(equation, inputs), strict=True))
     return [(literal(v), False) if isinstance(v, Literal) else values[v] for v in jaxpr.outvars]
 
 
-def _trailing(equation: Any, inputs) -> list[tuple[Array, bool]]:
+def _with_lanes_last(equation: Any, inputs) -> list[tuple[Array, bool]]:
     name, params = equation.primitive.name, dict(equation.params)
     if not any(has_lanes for _, has_lanes in inputs):
         results = equation.primitive.bind(*(value for value, _ in inputs), **params)
@@ -89,10 +88,10 @@ def _trailing(equation: Any, inputs) -> list[tuple[Array, bool]]:
             return [(jax.lax.index_in_dim(value, i, axis, False), True) for i in range(count)]
         case "dot_general" if not params["dimension_numbers"][1][0]:
             dtype = equation.outvars[0].aval.dtype
-            if dtype.kind != "b":  # of which "or" is the sum
+            if dtype.kind != "b":  # for booleans the sum is "or"
                 left, right = ((a.astype(dtype), has_lanes) for a, has_lanes in inputs)
                 product = _dot(left, right, params["dimension_numbers"][0])
-                return [(product.astype(dtype), True)]  # sums of integers are wider
+                return [(product.astype(dtype), True)]  # JAX sums small integers in a wider type
     mapped = jax.vmap(
         functools.partial(equation.primitive.bind, **params),
         in_axes=tuple(-1 if has_lanes else None for _, has_lanes in inputs),

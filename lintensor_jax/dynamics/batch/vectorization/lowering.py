@@ -1,8 +1,8 @@
-"""Primitives that the evaluators do not know, in terms of those that they know.
+"""Primitives that the evaluators do not have, in terms of those that they have.
 
 A new version of JAX brings new primitives, and a user may define some. JAX itself lowers every
-primitive to StableHLO, whose operations have versions and seldom change. Here these operations are
-read back as primitives of `jax.lax`.
+primitive to StableHLO, whose operations are versioned and seldom change. This module translates
+these operations to primitives of `jax.lax`.
 """
 
 import functools
@@ -50,7 +50,7 @@ _FUNCTIONS: dict[str, Callable] = {
     "tanh": lax.tanh,
     "xor": lax.bitwise_xor,
 }
-# The dialect "chlo", which StableHLO is lowered from.
+# Operations of the dialect "chlo", which can appear in StableHLO.
 _FUNCTIONS |= {
     "chlo.acosh": lax.acosh,
     "chlo.asinh": lax.asinh,
@@ -68,11 +68,11 @@ _DTYPES |= {"ui64": "uint64", "f16": "float16", "bf16": "bfloat16"}
 
 
 class _UnreadableError(Exception):
-    """An operation that is not read here."""
+    """An operation of StableHLO that this module does not translate."""
 
 
 def lowered(equation: Any) -> Any | None:
-    """A closed jaxpr that computes what the equation does, of other primitives; None if unknown."""
+    """A closed jaxpr of other primitives that computes the equation; None if there is none."""
     key = (
         equation.primitive,
         tuple(sorted(equation.params.items(), key=operator.itemgetter(0))),
@@ -97,9 +97,9 @@ def _lowered(primitive, params, kinds, _):
     try:
         program: Any = jax.jit(bound, keep_unused=True).lower(*avals).compiler_ir("stablehlo")
         closed = jax.make_jaxpr(_Reader(program))(*avals)
-    except Exception:  # whatever a lowering raises: XLA will say it where it matters
+    except Exception:  # a lowering may raise anything; XLA reports it if the primitive is used
         return None
-    # What is read back as itself says nothing new.
+    # A jaxpr with the same primitive would not help.
     again = any(e.primitive is primitive for e in closed.jaxpr.eqns)
     return None if again else closed
 
@@ -153,7 +153,7 @@ class _Reader:
         return (read(result.type, attributes, *operands),)
 
     def _body(self, operation, left, right) -> tuple[Any, ...]:
-        """The function of a reduction, for arrays of any shape: it has no axes."""
+        """The scalar function of a reduction, applied to arrays entry by entry."""
         (block,) = operation.regions[0].blocks
         return self._block(block, (*left, *right))
 
@@ -204,7 +204,7 @@ def _dtype(kind):
 
 def _constant(kind, attributes):
     value, shape, dtype = attributes["value"], tuple(kind.shape), _dtype(kind)
-    if not hasattr(value, "is_splat"):  # large ones stand elsewhere
+    if not hasattr(value, "is_splat"):  # large constants are stored elsewhere
         raise _UnreadableError("constant")
     if value.is_splat:
         return lax.full(shape, value.get_splat_value().value, dtype)

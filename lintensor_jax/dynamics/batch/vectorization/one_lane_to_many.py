@@ -1,10 +1,10 @@
 """One lane's function for many lanes: lanes on the last axis, small arrays as single numbers.
 
-`jax.vmap` of a function of small arrays leaves XLA with gathers, concatenations and products of
-2 x 2 matrices, a batch of each; on a CPU they cost more than the arithmetic. Where a function is
-small enough its jaxpr is evaluated entry by entry instead: every entry of every array becomes a
-vector over the lanes, products are written out, and moving data around is done while tracing. What
-XLA sees is elementwise arithmetic on vectors. Measured on sweeps of two-layer networks with d = 2:
+For a function of small arrays, `jax.vmap` gives XLA batches of gathers, concatenations and products
+of 2 x 2 matrices. On a CPU they take longer than the arithmetic. The jaxpr of a small function is
+therefore evaluated entry by entry: every entry of every array becomes a vector over the lanes,
+products are written out, and data are moved while tracing. XLA receives elementwise arithmetic on
+vectors only. Measured on sweeps of two-layer networks with d = 2:
 1.5 to 4 times faster than `jax.vmap`, with the same stepper around it (`benchmarks/batched.py`).
 """
 
@@ -15,11 +15,11 @@ import jax
 from jaxtyping import Array
 
 from .entry_by_entry import Entrywise, assembled, entries_of
-from .lanes_last import apply_trailing
+from .lanes_last import apply_lanes_last
 from .operation_count import count_operations
 
-# Entrywise evaluation up to this many arithmetic operations, and numbers in the first argument:
-# beyond, compilation takes longer than the sweep, and whole arrays are as fast. With 8 numbers
+# Limits of entrywise evaluation: arithmetic operations, and numbers in the first argument. Beyond
+# them compilation takes longer than the sweep, and whole arrays are as fast. With 8 numbers
 # entries are 1.6 to 2.4 times faster, with 16 they are 1.2 to 1.7 times; with 32 slower, and a
 # stepper takes 6 s to compile instead of 1.3; with 64, 28 s and 3 GB.
 LARGEST_ENTRYWISE, LARGEST_STATE = 1300, 16
@@ -28,7 +28,7 @@ LARGEST_ENTRYWISE, LARGEST_STATE = 1300, 16
 class Lanewise:
     """A function of one lane, for many at once, whose axis is the last one.
 
-    Call it with arrays that have lanes (or have not, as `batched` says): every result has lanes.
+    Arguments have lanes where `batched` is True. Every result has lanes.
     """
 
     def __init__(self, closed: Any, batched: Sequence[bool]):
@@ -41,7 +41,7 @@ class Lanewise:
     def __call__(self, *arguments: Array) -> tuple[Array, ...]:
         """All results, as arrays."""
         if not self.entrywise:
-            return apply_trailing(self.closed, self.batched, self._known, *arguments)
+            return apply_lanes_last(self.closed, self.batched, self._known, *arguments)
         (width,) = {a.shape[-1] for a, b in zip(arguments, self.batched, strict=True) if b}
         given = [entries_of(a, b) for a, b in zip(arguments, self.batched, strict=True)]
         results = Entrywise().evaluate(self.closed.jaxpr, self.closed.consts, given)
@@ -51,9 +51,9 @@ class Lanewise:
         )
 
     def prepared(self, *shared: Array) -> "Lanewise":
-        """The same, with what depends on no lane computed now: outside of loops that call it.
+        """This function with transposes of `shared` arrays computed now, outside of the loops.
 
-        XLA would take a transpose into the product that it is for, and small products with a
+        Otherwise XLA merges a transpose with the product that uses it, and small products with a
         transposed matrix take twice the time.
         """
         found = Lanewise(self.closed, self.batched)

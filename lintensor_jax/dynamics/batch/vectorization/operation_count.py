@@ -1,4 +1,4 @@
-"""How large a jaxpr is, before it is evaluated entry by entry."""
+"""The number of arithmetic operations of a jaxpr, counted before it is evaluated."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +10,9 @@ from .entry_by_entry import ELEMENTWISE, MOVES, REDUCTIONS, called
 
 
 def count_operations(jaxpr: Any, known: Sequence[bool]) -> tuple[float, list[bool]]:
-    """How many operations on single numbers, and which results are known while tracing.
+    """The number of operations on single numbers, and which results are known while tracing.
 
-    Infinite where some primitive is not known here.
+    The number is infinite if a primitive is not supported.
     """
     is_known = dict.fromkeys(jaxpr.constvars, True) | dict(zip(jaxpr.invars, known, strict=True))
     total = 0.0

@@ -13,12 +13,11 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.batch import batched_flow as batched
-from lintensor_jax.dynamics.batch import program_chunk as chunks
-from lintensor_jax.dynamics.batch import programs as compilation
+from lintensor_jax.dynamics.batch import batched_flow as batched_flow_module
+from lintensor_jax.dynamics.batch import program_chunk, programs
 from lintensor_jax.dynamics.batch.batched_flow import batched_flow
 from lintensor_jax.dynamics.batch.native import emitter
-from lintensor_jax.dynamics.batch.native import kernel as native_kernel
+from lintensor_jax.dynamics.batch.native import kernel as kernel_module
 from lintensor_jax.dynamics.batch.native.kernel import Kernel, emit
 from lintensor_jax.dynamics.batch.programs import XLA, Native
 from lintensor_jax.initialization import gaussian
@@ -80,7 +79,7 @@ def test_flows(name, monkeypatch):
         problem = lt.Regression(RNG.standard_normal((3, 12)), np.ones(3))
     networks = starts(like, 75)
     with monkeypatch.context() as patch:
-        patch.setattr(chunks, "_by_programs", None)  # where there is no machine code
+        patch.setattr(program_chunk, "_ends_by_xla", None)  # where there is no machine code
         one, three = (
             batched_flow(networks, problem, compilation=Native(threads=n), **options)
             for n in (1, 3)
@@ -105,20 +104,18 @@ def test_flows(name, monkeypatch):
 
 
 def test_steps_and_starts_share_their_functions(monkeypatch):
-    """Velocities and what is seen of them are compiled once."""
-    programs = []
-    original = compilation.emit
-    monkeypatch.setattr(
-        compilation, "emit", lambda *a: programs.append(original(*a)) or programs[0]
-    )
+    """The functions of velocity and of status are compiled once."""
+    emitted: list[str] = []
+    original = programs.emit
+    monkeypatch.setattr(programs, "emit", lambda *a: emitted.append(original(*a)) or emitted[0])
     problem = lt.Regression(RNG.standard_normal((5, 24)), np.ones(5))
     options: dict[str, Any] = {"finish": None, "max_steps": 3}
     batched_flow(starts(lt.DiagonalNetwork.zeros(2, 24), 9), problem, **options)
-    (program,) = programs
-    fly, start = (program.index(f'define i64 @"{name}"') for name in ("fly", "start"))
-    assert fly < start
+    (program,) = emitted
+    step, start = (program.index(f'define i64 @"{name}"') for name in ("step", "start"))
+    assert step < start
     assert program.count("define internal void @") == 3  # the third is for flows at rest
-    assert program[fly:start].count('call void @"part"') == 5
+    assert program[step:start].count('call void @"part"') == 5
     assert program[start:].count('call void @"part"') == 1
 
 
@@ -133,7 +130,7 @@ class Sorted(eqx.Module):
 
 
 def test_falling_back_to_xla_is_said_once(monkeypatch):
-    monkeypatch.setattr(batched, "_warned", set())
+    monkeypatch.setattr(batched_flow_module, "_warned", set())
     networks = jax.vmap(Sorted)(jnp.asarray(RNG.standard_normal((9, 2))))
     expected = batched_flow(networks, PAPER, finish=None, compilation=XLA())
     assert (expected.compilation, expected.fallback_reason) == ("xla", "")
@@ -167,8 +164,8 @@ def _broken(*_: Any):
     ("name", "words", "steps"), [("emit", "the emitter", 78), ("Kernel", "LLVM", 79)]
 )
 def test_what_fails_in_the_compiler_falls_back(name, words, steps, monkeypatch):
-    monkeypatch.setattr(batched, "_warned", set())
-    monkeypatch.setattr(compilation, name, _broken)
+    monkeypatch.setattr(batched_flow_module, "_warned", set())
+    monkeypatch.setattr(programs, name, _broken)
     networks = starts(FLOWS["diagonal"][0], 9)
     options: dict[str, Any] = {"finish": None, "max_steps": steps}
     with pytest.warns(UserWarning, match="DiagonalNetwork.*no such register"):
@@ -180,15 +177,15 @@ def test_what_fails_in_the_compiler_falls_back(name, words, steps, monkeypatch):
 
 def test_chunks_of_two_kinds_say_that_xla_ran(monkeypatch):
     """The first one by machine code, and the others not."""
-    monkeypatch.setattr(batched, "_warned", set())
-    monkeypatch.setattr(batched, "_CHUNK", 16)
-    original, asked = chunks._by_rows, []
+    monkeypatch.setattr(batched_flow_module, "_warned", set())
+    monkeypatch.setattr(batched_flow_module, "_CHUNK", 16)
+    original, asked = program_chunk._ends_by_machine_code, []
 
     def by_rows(*arguments):
         asked.append(arguments)
-        return original(*arguments) if len(asked) == 1 else compilation.Refusal("a broken chunk")
+        return original(*arguments) if len(asked) == 1 else programs.Refusal("a broken chunk")
 
-    monkeypatch.setattr(chunks, "_by_rows", by_rows)
+    monkeypatch.setattr(program_chunk, "_ends_by_machine_code", by_rows)
     networks = starts(FLOWS["diagonal"][0], 40)
     with pytest.warns(UserWarning, match="a broken chunk"):
         flow = batched_flow(networks, PAPER, finish=None, width=8)
@@ -198,11 +195,11 @@ def test_chunks_of_two_kinds_say_that_xla_ran(monkeypatch):
 
 def test_integers_with_more_digits_than_floats_fall_back(monkeypatch):
     """Shared data of a row's program are floats in memory."""
-    assert chunks._kept(np.array([3, -(2**53)]), np.array([3.0, -(2.0**53)]))
+    assert program_chunk._is_exact(np.array([3, -(2**53)]), np.array([3.0, -(2.0**53)]))
     exact = np.array([2**53 + 1])
-    assert not chunks._kept(exact, exact.astype(float))
-    monkeypatch.setattr(batched, "_warned", set())
-    monkeypatch.setattr(chunks, "_kept", lambda *_: False)
+    assert not program_chunk._is_exact(exact, exact.astype(float))
+    monkeypatch.setattr(batched_flow_module, "_warned", set())
+    monkeypatch.setattr(program_chunk, "_is_exact", lambda *_: False)
     with pytest.warns(UserWarning, match="more digits than float64"):
         flow = batched_flow(starts(FLOWS["diagonal"][0], 9), PAPER, finish=None)
     assert flow.compilation == "xla"
@@ -246,7 +243,7 @@ def _(primals, tangents):
 
 
 def test_a_primitive_of_a_users_own_has_machine_code():
-    """As one of a JAX that is yet to come: its lowering says what it is."""
+    """A primitive of a later JAX is used by its lowering, as this one is."""
     networks = jax.vmap(Cubed)(jnp.asarray(RNG.uniform(0.3, 0.6, (9, 2))))
     flow = batched_flow(networks, PAPER, finish=None)
     assert flow.compilation == "native"
@@ -261,34 +258,34 @@ def test_a_program_that_fails_in_a_thread_is_stopped_in_all(monkeypatch):
     def step(row):
         return jnp.stack([row[0], row[1] + 1])  # it never ends
 
-    monkeypatch.setattr(native_kernel, "_TURNS", 10)
+    monkeypatch.setattr(kernel_module, "_TURNS", 10)
     kernel = Kernel(emit(jax.jit(step).trace(jax.ShapeDtypeStruct((2,), float)).jaxpr, 8), 8)
     table = np.full((64, 2), -1.0)
-    caller, original = threading.current_thread(), kernel._fly
+    caller, original = threading.current_thread(), kernel._step
 
-    def fly(*arguments):
+    def counted_turns(*arguments):
         if threading.current_thread() is caller:
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(kernel, "_fly", fly)
+    monkeypatch.setattr(kernel, "_step", counted_turns)
     with pytest.raises(KeyboardInterrupt):
         kernel(table, np.arange(64, dtype=np.int32), np.zeros(1), 3)
 
 
-def test_turns_between_two_looks_at_python_take_a_while_and_no_longer(monkeypatch):
-    """A turn takes nanoseconds or milliseconds: with as many turns each, Ctrl-C waited for both."""
+def test_the_number_of_turns_per_call_adapts_to_their_duration(monkeypatch):
+    """A turn takes nanoseconds to milliseconds; the number of turns per call adapts to it."""
     row = jax.ShapeDtypeStruct((1,), float)
     kernel = Kernel(emit(jax.jit(lambda row: row + 1).trace(row).jaxpr, 8), 8)
-    asked, original = [], kernel._fly
+    asked, original = [], kernel._step
 
-    def fly(*arguments):
+    def counted_turns(*arguments):
         asked.append(arguments[-1])
         return original(*arguments)
 
-    monkeypatch.setattr(kernel, "_fly", fly)
+    monkeypatch.setattr(kernel, "_step", counted_turns)
     for patience in (np.inf, 0.0):
-        monkeypatch.setattr(native_kernel, "_SECONDS", patience)
+        monkeypatch.setattr(kernel_module, "_SECONDS", patience)
         kernel(np.full((8, 1), -5000.0), np.arange(8, dtype=np.int32), np.zeros(1))
     growing, shrinking = asked[:4], asked[4:]
     assert growing == [500, 1000, 2000, 4000]
