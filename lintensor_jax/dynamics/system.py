@@ -153,4 +153,5 @@ class Reducible(eqx.Module):
 
     def coordinates(self, residual: Array) -> Array:
         """P r in the basis of that range, shape (k, outputs)."""
-        return self.basis.T @ residual.reshape(residual.shape[0], -1)
+        flat = residual.reshape(residual.shape[0], -1)
+        return self.basis.T @ flat

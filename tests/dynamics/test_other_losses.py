@@ -148,7 +148,7 @@ def test_statements_about_the_squared_loss_refuse_another():
 @pytest.mark.parametrize("loss", OTHERS, ids=lambda loss: type(loss).__name__)
 def test_many_flows_at_once(loss, compilation):
     scales = np.array([0.5, 1.0, 1.5])
-    networks = lt.DiagonalNetwork((scales[:, None] * ETA, np.zeros((3, 6))))
+    networks = jax.vmap(lambda c: lt.DiagonalNetwork((c * ETA, jnp.zeros(6))))(scales)
     problem = lt.Regression(X, Y, loss)
     many = batched_flow(networks, problem, compilation=compilation)
     for lane, scale in enumerate(scales):
