@@ -106,9 +106,9 @@ def test_flows(name, monkeypatch):
 def test_steps_and_starts_share_their_functions(monkeypatch):
     """The functions of velocity and of status are compiled once."""
     emitted: list[str] = []
-    original = native_kernel.emit
+    original = kernel_module.emit
     monkeypatch.setattr(
-        native_kernel, "emit", lambda *a: emitted.append(original(*a)) or emitted[0]
+        kernel_module, "emit", lambda *a: emitted.append(original(*a)) or emitted[0]
     )
     problem = lt.Regression(RNG.standard_normal((5, 24)), np.ones(5))
     options: dict[str, Any] = {"finish": None, "max_steps": 3}
@@ -167,7 +167,7 @@ def _broken(*_: Any):
 )
 def test_what_fails_in_the_compiler_falls_back(name, words, steps, monkeypatch):
     monkeypatch.setattr(batched_flow_module, "_warned", set())
-    monkeypatch.setattr(programs, name, _broken)
+    monkeypatch.setattr(kernel_module, name, _broken)
     networks = starts(FLOWS["diagonal"][0], 9)
     options: dict[str, Any] = {"finish": None, "max_steps": steps}
     with pytest.warns(UserWarning, match="DiagonalNetwork.*no such register"):
