@@ -14,6 +14,7 @@ beside `gradient_flow`, which turns implicit.
 """
 
 import argparse
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -89,6 +90,68 @@ def random_data() -> lt.Classification:
     return lt.Classification(X, np.sign(X @ rng.standard_normal(10)))
 
 
+def check(title: str, name: str, margin: float, ends: dict[str, Any]) -> Callable[[Any], Row]:
+    """What a variant's answer adds to its row; WrongAnswer if it is far from plain."""
+
+    def row(answer: Any) -> Row:
+        if isinstance(answer, lt.BatchedFlow):
+            beta = np.asarray(answer.coefficients)
+            found = beta / np.linalg.norm(beta, axis=1, keepdims=True)
+            log_margin, steps = np.asarray(answer.log_margin), np.asarray(answer.num_steps)
+            waste = float(answer.waste)
+        else:
+            found, log_margin, steps = map(np.asarray, answer)
+            ends.setdefault("plain", (found, log_margin))
+            waste = float(steps.max() * steps.size / steps.sum())
+        arrived = log_margin >= np.log(margin)
+        expected, theirs = ends["plain"]
+        missing = int(np.sum(~arrived))
+        if missing > FEW * len(found):
+            raise WrongAnswer(f"{title}, {name}: {missing} lanes did not arrive")
+        both = arrived & (theirs[: len(found)] >= np.log(margin))
+        distance = np.linalg.norm(found - expected[: len(found)], axis=1)[both]
+        if not np.quantile(distance, 0.99) <= CLOSE:
+            raise WrongAnswer(
+                f"{title}, {name}: directions {np.quantile(distance, 0.99):.1e} (99% of the "
+                f"lanes) from plain, and at most {CLOSE:.0e} is right"
+            )
+        return {
+            "from_plain_99%": float(np.quantile(distance, 0.99)),
+            "from_plain": float(np.max(distance)),
+            "not_arrived": missing,
+            "steps": f"{steps.min()} / {int(np.median(steps))} / {steps.max()}",
+            "waste": waste,
+        }
+
+    return row
+
+
+def implicit(networks: Any, problem: Any, margin: float) -> tuple[np.ndarray, ...]:
+    """A few lanes by `gradient_flow`: directions, margins and steps at that margin."""
+    found = []
+    for k in range(FEW_LANES):
+        start: Any = jax.tree.map(lambda leaf, k=k: leaf[k], networks)
+        flow = lt.gradient_flow(
+            start,
+            problem,
+            stop=lt.StopAtMargin(margin),
+            saveat=diffrax.SaveAt(steps=True),
+            rtol=RTOL,
+        )
+        # The last step ends at a margin a fifth too large, in another direction.
+        before, after = np.asarray(flow.log_margin)[-2:]
+        share = (np.log(margin) - before) / (after - before)
+        ends = np.asarray(flow.direction)[-2:]
+        found.append(
+            (
+                (1 - share) * ends[0] + share * ends[1],
+                after,
+                flow.stats["num_steps"],
+            )
+        )
+    return tuple(np.stack(column) for column in zip(*found, strict=True))
+
+
 def compare(
     effort: Effort, title: str, problem: Any, margin: float, lanes: int, max_steps: int = MOST_STEPS
 ) -> tuple[list[Row], lt.BatchedFlow]:
@@ -111,72 +174,19 @@ def compare(
         )
         return ends["flow"]
 
-    def check(name):
-        def row(answer) -> Row:
-            if isinstance(answer, lt.BatchedFlow):
-                beta = np.asarray(answer.coefficients)
-                found = beta / np.linalg.norm(beta, axis=1, keepdims=True)
-                log_margin, steps = np.asarray(answer.log_margin), np.asarray(answer.num_steps)
-                waste = float(answer.waste)
-            else:
-                found, log_margin, steps = map(np.asarray, answer)
-                ends.setdefault("plain", (found, log_margin))
-                waste = float(steps.max() * steps.size / steps.sum())
-            arrived = log_margin >= np.log(margin)
-            expected, theirs = ends["plain"]
-            missing = int(np.sum(~arrived))
-            if missing > FEW * len(found):
-                raise WrongAnswer(f"{title}, {name}: {missing} lanes did not arrive")
-            both = arrived & (theirs[: len(found)] >= np.log(margin))
-            distance = np.linalg.norm(found - expected[: len(found)], axis=1)[both]
-            if not np.quantile(distance, 0.99) <= CLOSE:
-                raise WrongAnswer(
-                    f"{title}, {name}: directions {np.quantile(distance, 0.99):.1e} (99% of the "
-                    f"lanes) from plain, and at most {CLOSE:.0e} is right"
-                )
-            return {
-                "from_plain_99%": float(np.quantile(distance, 0.99)),
-                "from_plain": float(np.max(distance)),
-                "not_arrived": missing,
-                "steps": f"{steps.min()} / {int(np.median(steps))} / {steps.max()}",
-                "waste": waste,
-            }
-
-        return row
-
     calls: dict[str, Callable] = {"plain": lambda: function(theta)}
     calls |= {"ours": ours, "ours, one core": lambda: ours(lt.Native(threads=1))}
     if not effort.quick:
         calls["ours, by XLA"] = lambda: ours(lt.XLA())
-    variants = [Variant(name, call, check(name)) for name, call in calls.items()]
+    variants = [
+        Variant(name, call, check(title, name, margin, ends)) for name, call in calls.items()
+    ]
     if max_steps > MOST_STEPS:
-
-        def implicit():
-            found = []
-            for k in range(FEW_LANES):
-                start: Any = jax.tree.map(lambda leaf, k=k: leaf[k], networks)
-                flow = lt.gradient_flow(
-                    start,
-                    problem,
-                    stop=lt.StopAtMargin(margin),
-                    saveat=diffrax.SaveAt(steps=True),
-                    rtol=RTOL,
-                )
-                # The last step ends at a margin a fifth too large, in another direction.
-                before, after = np.asarray(flow.log_margin)[-2:]
-                share = (np.log(margin) - before) / (after - before)
-                ends = np.asarray(flow.direction)[-2:]
-                found.append(
-                    (
-                        (1 - share) * ends[0] + share * ends[1],
-                        after,
-                        flow.stats["num_steps"],
-                    )
-                )
-            return tuple(map(np.stack, zip(*found, strict=True)))
-
         name = "gradient_flow, by lane"
-        variants.append(Variant(name, implicit, check(name), share=FEW_LANES / lanes))
+        call = functools.partial(implicit, networks, problem, margin)
+        variants.append(
+            Variant(name, call, check(title, name, margin, ends), share=FEW_LANES / lanes)
+        )
     title = f"{title}, {lanes:,} lanes to margin {margin:.0e}"
     return measure.compare("classification", title, variants, effort.repeats), ends["flow"]
 

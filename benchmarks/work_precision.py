@@ -63,6 +63,26 @@ def plain(system: System, solver: Any, end: float) -> Callable:
     return jax.jit(jax.vmap(solve, (0, None)))
 
 
+def by_scipy(name: str, starts: np.ndarray, end: float, rtol: float) -> np.ndarray:
+    """The coefficients at time `end` by DOP853, one start after the other."""
+    return np.stack(
+        [
+            peers.coefficients(
+                name,
+                solve_ivp(
+                    lambda t, y: peers.velocity(name, y, peers.X, np.concatenate),
+                    (0.0, end),
+                    start,
+                    method="DOP853",
+                    rtol=rtol,
+                    atol=rtol / 10,
+                ).y[:, -1],
+            )
+            for start in starts
+        ]
+    )
+
+
 def methods(name: str, theta: Any) -> dict[str, tuple[Callable[[float], Any], int]]:
     """Functions of rtol that return limits (k, 2), and k."""
     problem = lt.Regression(peers.X[None], np.array([peers.Y]))
@@ -89,24 +109,6 @@ def methods(name: str, theta: Any) -> dict[str, tuple[Callable[[float], Any], in
             found.append(flow.coefficients[-1])
         return jnp.stack(found)
 
-    def by_scipy(rtol):
-        return np.stack(
-            [
-                peers.coefficients(
-                    name,
-                    solve_ivp(
-                        lambda t, y: peers.velocity(name, y, peers.X, np.concatenate),
-                        (0.0, end),
-                        start,
-                        method="DOP853",
-                        rtol=rtol,
-                        atol=rtol / 10,
-                    ).y[:, -1],
-                )
-                for start in np.asarray(theta[:FEW])
-            ]
-        )
-
     residual, count = lt.StopAtResidual(1e-7), theta.shape[0]
     return {
         UNIT: (lambda rtol: tsit5(theta, rtol), count),
@@ -124,7 +126,10 @@ def methods(name: str, theta: Any) -> dict[str, tuple[Callable[[float], Any], in
             count,
         ),
         "gradient_flow, by lane": (one_by_one, FEW),
-        "SciPy DOP853, by lane": (by_scipy, FEW),
+        "SciPy DOP853, by lane": (
+            lambda rtol: by_scipy(name, np.asarray(theta[:FEW]), end, rtol),
+            FEW,
+        ),
     }
 
 

@@ -26,30 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from .mirror_map_arguments import as_float, checked_depth
+
 # Below this log |x| the linear regime t = z = x, H = x^2/2 holds to relative O(e^{-40}).
 _LINEAR_BELOW = -20.0
 # From the starts below, Newton's iterations reach rounding within 5 steps for L <= 16 and within 6
 # for L <= 64. The count is fixed so that no lane's result depends on its neighbours.
 _NEWTON_STEPS = 6
-
-
-def _checked_depth(L: Any) -> int:
-    if not isinstance(L, int | np.integer) or isinstance(L, bool) or L < 2:
-        raise ValueError(
-            f"L must be a Python int >= 2 (the number of layers), got {L!r}. Pass the network's "
-            "`.depth`; under jax.jit, mark L as a static argument."
-        )
-    return int(L)
-
-
-def _as_float(value: ArrayLike) -> Array:
-    value = jnp.asarray(value)
-    if jnp.issubdtype(value.dtype, jnp.complexfloating):
-        raise ValueError(
-            f"the mirror map takes real arrays (Theorem 5: real S and U_l), got {value.dtype}. "
-            "Pass `.real` if the imaginary part is rounding."
-        )
-    return value.astype(jnp.result_type(value.dtype, float))
 
 
 def _apply_slope(function, slope, L, primals, tangents):
@@ -69,7 +52,7 @@ def _elementwise(slope: Callable | None = None) -> Callable[[Callable], Callable
 
         @functools.wraps(function)
         def wrapper(argument, L):
-            return compiled(_as_float(argument), _checked_depth(L))
+            return compiled(as_float(argument), checked_depth(L))
 
         return wrapper
 
@@ -95,7 +78,7 @@ def boundary(L: int) -> float:
     L = 2: inf, L = 3: pi/2, L = 4: 1, decreasing in L. Lemma 4 has its existence; the closed form
     follows from t = q 2F1(1/2, (L-1)/2; 3/2; -q^2). ValueError unless L is an int >= 2.
     """
-    L = _checked_depth(L)
+    L = checked_depth(L)
     return math.inf if L == 2 else float(_boundary_parts(L, np.dtype(np.float64))[0])
 
 
@@ -354,10 +337,10 @@ def _log_scale(value, name, positive, shape, dtype):
 
 
 def _prepare(rho, alpha, eta):
-    rho = _as_float(rho)
+    rho = as_float(rho)
     if rho.ndim == 0:
         raise ValueError("rho must have shape (..., m), got a scalar: pass [rho].")
-    alpha, eta = (v if isinstance(v, int | float) else _as_float(v) for v in (alpha, eta))
+    alpha, eta = (v if isinstance(v, int | float) else as_float(v) for v in (alpha, eta))
     dtype = jnp.result_type(rho, alpha, eta)
     log_alpha = _log_scale(alpha, "alpha", True, rho.shape[:-1], dtype)
     log_eta = _log_scale(eta, "eta", False, rho.shape, dtype)
@@ -396,11 +379,11 @@ def Q(
 
     ValueError for a bad L, shape, alpha or eta (values: only outside transformations).
     """
-    return _Q(*_prepare(rho, alpha, eta), _checked_depth(L))
+    return _Q(*_prepare(rho, alpha, eta), checked_depth(L))
 
 
 def log_Q(
     rho: Float[ArrayLike, "*b m"], L: int, alpha: ArrayLike, eta: ArrayLike
 ) -> Float[Array, "*b"]:
     """log Q, for a Q beyond the floats; -inf without derivative at rho = 0. Otherwise as `Q`."""
-    return _log_Q(*_prepare(rho, alpha, eta), _checked_depth(L))
+    return _log_Q(*_prepare(rho, alpha, eta), checked_depth(L))

@@ -1,0 +1,28 @@
+"""The checks of arguments that all functions of the mirror map share."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike
+
+
+def checked_depth(L: Any) -> int:
+    """`L` as an int; ValueError unless it is a whole number >= 2."""
+    if not isinstance(L, int | np.integer) or isinstance(L, bool) or L < 2:
+        raise ValueError(
+            f"L must be a Python int >= 2 (the number of layers), got {L!r}. Pass the network's "
+            "`.depth`; under jax.jit, mark L as a static argument."
+        )
+    return int(L)
+
+
+def as_float(value: ArrayLike) -> Array:
+    """`value` as an array of its floating type; ValueError for complex numbers."""
+    value = jnp.asarray(value)
+    if jnp.issubdtype(value.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"the mirror map takes real arrays (Theorem 5: real S and U_l), got {value.dtype}. "
+            "Pass `.real` if the imaginary part is rounding."
+        )
+    return value.astype(jnp.result_type(value.dtype, float))
