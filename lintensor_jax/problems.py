@@ -142,7 +142,8 @@ class Regression(AbstractRegressionProblem):
 
     X: Float[Array, "n d"]
     y: Float[Array, "..."]
-    residual_loss: AbstractResidualLoss
+    # A default of the class: stores from before this field are rebuilt with it.
+    residual_loss: AbstractResidualLoss = SquaredLoss()
 
     def __init__(self, X, y, loss: AbstractResidualLoss | None = None):
         self.X = _as_data(X, "X", "Regression", ndims=(2,))

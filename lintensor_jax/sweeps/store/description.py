@@ -14,10 +14,12 @@ import json
 import types
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import format1
 from .names import FORMAT, Registry, is_ours
 
 _CONTAINERS = {
@@ -111,8 +113,11 @@ def _rebuilt(description: Any, arrays: dict[str, np.ndarray], registry: Registry
             if unknown := [field for field in fields if field not in known]:
                 raise NameNotInRegistry(f"{name}.{unknown[0]}")
             made = object.__new__(kind)
-            for field, item in fields.items():
-                object.__setattr__(made, field, inner(item))
+            for field in dataclasses.fields(kind):
+                if field.name in fields:
+                    object.__setattr__(made, field.name, inner(fields[field.name]))
+                elif field.default is not dataclasses.MISSING:  # it came after the store
+                    object.__setattr__(made, field.name, field.default)
             return made
         case list():
             return [inner(item) for item in description]
@@ -156,7 +161,7 @@ def _described(value: Any, writer: _Writer, seen: tuple) -> Any:
         fields = {
             field.name: inner(getattr(value, field.name))
             for field in dataclasses.fields(value)
-            if hasattr(value, field.name)
+            if hasattr(value, field.name) and not _is_later_default(writer, value, field)
         }
         kind = type(value)
         if public := writer.registry.name(kind):
@@ -172,6 +177,14 @@ def _described(value: Any, writer: _Writer, seen: tuple) -> Any:
             return {"own": "installed", "name": label(function)}
         return {"own": _code(function, writer, seen), "name": label(function)}
     return {"own": "?", "name": label(type(value))}
+
+
+def _is_later_default(writer: _Writer, value: Any, field: dataclasses.Field) -> bool:
+    """Whether a store of format 1 leaves the field out: it came later, and has its default."""
+    later = (type(value).__name__, field.name) in format1.LATER_FIELDS
+    if writer.registry.store_format != 1 or not later:
+        return False
+    return bool(eqx.tree_equal(getattr(value, field.name), field.default))
 
 
 def _is_installed(value: Any) -> bool:
