@@ -47,7 +47,7 @@ def zero_last_layer(like: Network) -> Network:
     """`like` itself with its last layer set to zero, so that beta(0) = 0.
 
     Any layers before it then satisfy the initial conditions of Theorems 2 and 6 of Yun et al. 2021
-    as soon as none of their components along the singular vectors vanishes. A network of one's own
+    as soon as none of their components along the singular vectors vanishes. A user's own network
     needs `factors` and `with_factors`; ValueError otherwise.
     """
     first, last = _factors("zero_last_layer", like)
@@ -63,7 +63,7 @@ def identity(like: Network) -> Network:
     wider than the input that is the identity on the first d units and zero elsewhere, which is (and
     remains) the square network.
 
-    A network of one's own has `identity_start()`. ValueError for a network without an identity, and
+    A user's own network has `identity_start()`. ValueError for a network without an identity, and
     for a hidden layer narrower than d.
     """
     start = closed_form(like, "identity_start")
@@ -90,7 +90,7 @@ def balanced(like: Network, coefficients: Float[Array, "..."]) -> Network:
     - `like`: the template.
     - `coefficients`: shape (d,), or (d, m) for m outputs.
 
-    A network of one's own has `balanced_start(coefficients)`. ValueError for short filters and for
+    A user's own network has `balanced_start(coefficients)`. ValueError for short filters and for
     networks without it (their balanced parameters need not exist).
     """
     beta = _coefficients("balanced", like, coefficients)
@@ -138,7 +138,7 @@ def matching(
 
     **Arguments**
 
-    - `like`: the template. A network of one's own needs `matching_start(coefficients, gap)`, or
+    - `like`: the template. A user's own network needs `matching_start(coefficients, gap)`, or
       `factors` and `with_factors`.
     - `coefficients`: shape (d,), or (d, m) for a fully-connected network with m outputs.
     - `gap`: a positive number, in units of squared parameters.

@@ -141,7 +141,7 @@ class AbstractNetwork(eqx.Module):
     ) -> Float[Array, "..."]:
         """The network's output for one input; `jax.vmap` it over a batch.
 
-        A network of one's own is linear unless it overrides this.
+        A user's own network is linear unless it overrides this.
         """
         if activation is not None:
             raise ValueError(

@@ -76,7 +76,7 @@ def mirror_flow(
     * full-length convolutions with even data and even filters (Corollary 6), as either of these;
     * matrix factorizations with commuting sensors and layers diagonal in their common basis;
     * differential diagonal networks with positive entries (Woodworth et al. 2020);
-    * a network of one's own with `orthogonal_decomposition()`, `factors` and `with_factors`, as the
+    * a user's own network with `orthogonal_decomposition()`, `factors` and `with_factors`, as the
       first two of these, or with `mirror_coordinates(problem)` (see `AbstractNetwork`).
 
     **Arguments**: those of `gradient_flow`, for losses of residuals with y of shape (n,). `finish`

@@ -138,7 +138,7 @@ def certify(
     - `regularizer`: a norm object or a `Regularizer`. Default: the network's own. Fully connected:
       l2. `DiagonalNetwork`, `DifferentialDiagonalNetwork`: l_{2/L}. Full-length convolutions,
       `OrthogonalNetwork`, and a `TensorNetwork` with an orthogonal decomposition: l_{2/L} of
-      rho = prod_l U_l^T v_l, beta = S^T rho, real or complex. A network of one's own says which
+      rho = prod_l U_l^T v_l, beta = S^T rho, real or complex. A user's own network says which
       by `induced_norm_order()`, or by `orthogonal_decomposition()` and `factors`; its
       `induced_regularizer(beta)` is used where it is smooth. None is known for others.
     - `tolerance`: residuals and relative differences of margins up to this one count as zero.

@@ -34,7 +34,7 @@ def induced_regularizer(like: Any, beta: Float[ArrayLike, "..."]) -> Float[Array
     - `like`: a network of that architecture; its parameters' values do not matter.
     - `beta`: of the shape of its linear coefficients.
 
-    A network of one's own has a method `induced_regularizer(beta)`.
+    A user's own network has a method `induced_regularizer(beta)`.
 
     **Raises** ValueError for architectures without one, for coefficients of another shape, and for
     those whose rank is larger than the narrowest hidden layer.
