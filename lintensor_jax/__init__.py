@@ -59,7 +59,9 @@ from .networks import TensorNetwork as TensorNetwork
 from .networks import constant as constant
 from .networks import decompose_tensor as decompose_tensor
 from .networks import dense_tensor as dense_tensor
+from .networks import load as load
 from .networks import mirror_map as _mirror_map
+from .networks import save as save
 from .networks import sensing_decomposition as sensing_decomposition
 from .networks.conserved import conserved_quantities as conserved_quantities
 from .problems import AbstractProblem as AbstractProblem

@@ -1,5 +1,6 @@
 """Values as text, for errors and for printed results."""
 
+import html
 from typing import Any
 
 import numpy as np
@@ -52,3 +53,12 @@ def optimum_status(status: str, unique: bool | None) -> str:
     """The status of a solution of a convex program, and whether the solution is unique."""
     others = {True: ", the only one", False: ", one of several", None: ""}[unique]
     return f" [{status}]{others}"
+
+
+def as_html(value: Any) -> str:
+    """What `print` shows of a result, as HTML for notebooks; the first line is bold.
+
+    No colours of its own: it can be read on a light and on a dark page.
+    """
+    title, _, rest = html.escape(str(value)).partition("\n")
+    return f'<pre style="white-space: pre-wrap"><strong>{title}</strong>\n{rest}</pre>'

@@ -18,7 +18,7 @@ from ..dynamics.options import check_pair
 from ..dynamics.statuses import status_name
 from ..dynamics.system import System
 from ..losses import ExponentialTail, PolynomialTail
-from ..messages import shown
+from ..messages import as_html, shown
 from ..networks import scaled
 from ..problems import Classification, named
 from ..theory import NonSeparableError, certify, is_separable
@@ -97,6 +97,10 @@ class LimitDirection(eqx.Module):
         if self.certificate is not None:
             lines += [f"  {line}" for line in str(self.certificate).splitlines()]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return as_html(self)
 
 
 def limit_direction(

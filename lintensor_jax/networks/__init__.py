@@ -15,6 +15,8 @@ from .differential import DifferentialDiagonalNetwork as DifferentialDiagonalNet
 from .factorization import MatrixFactorizationNetwork as MatrixFactorizationNetwork
 from .factorization import SensingDecomposition as SensingDecomposition
 from .factorization import sensing_decomposition as sensing_decomposition
+from .files import load as load
+from .files import save as save
 from .fully_connected import FullyConnectedNetwork as FullyConnectedNetwork
 from .orthogonal import OrthogonalNetwork as OrthogonalNetwork
 from .tensor import TensorNetwork as TensorNetwork

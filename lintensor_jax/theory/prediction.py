@@ -10,7 +10,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from ..messages import shown
+from ..messages import as_html, shown
 from .assumptions import Assumption
 
 
@@ -173,6 +173,10 @@ class Prediction(eqx.Module):
             lines.append("Notes:")
         lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return as_html(self)
 
     def _verdict(self):
         if self.theorem is None:

@@ -15,6 +15,7 @@ from typing import Any
 import diffrax
 
 from ...dynamics.batch.programs import XLA, Native
+from ...networks.files import load, save
 from ..from_toml.recipes import RandomData, Start
 from . import format1
 
@@ -25,8 +26,9 @@ _PACKAGE = __name__.partition(".")[0]
 # A value that several of them export is named after the first. `lintensor_jax` is the last one, so
 # that a later export from it does not change names in stores.
 _FACES = tuple(_PACKAGE + face for face in (".sweeps", ".initialization", ".theory", ""))
-# The functions of this module read and write folders. Stores must not name them.
+# Functions that read and write files and folders. Stores must not name them.
 _OF_FOLDERS = f"{_PACKAGE}.sweeps"
+_OF_FILES = {id(load), id(save)}
 #: Classes that stores name and no public module exports.
 _OTHERS = {
     f"{_PACKAGE}.sweeps:Start": Start,
@@ -118,6 +120,7 @@ def _names() -> dict[int, str]:
 def _buildable() -> dict[str, Any]:
     """The values that a store may name: data classes that can be made, and functions."""
     refused = {id(v) for name, v in _public().items() if name.partition(":")[0] == _OF_FOLDERS}
+    refused |= _OF_FILES
     return {
         name: value
         for name, value in _public().items()

@@ -17,7 +17,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from ...losses import ExponentialTail
-from ...messages import in_words
+from ...messages import as_html, in_words
 from ...networks import coefficients_and_pullback, split
 from ...problems import Classification
 from ..least_norm.multipliers import approximate_multipliers
@@ -117,6 +117,10 @@ class Certificate(eqx.Module):
             f"{positive.size} positive multipliers, {sizes}."
         )
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return as_html(self)
 
 
 def certify(

@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from ...messages import nonzero_entries, optimum_status, shown
+from ...messages import as_html, nonzero_entries, optimum_status, shown
 from .gauge_programs import coordinates_of, kkt_residual, optimum, reweighted
 from .gauges import GroupGauge
 from .norms import AbstractNorm, GroupForm, L2Norm
@@ -103,6 +103,10 @@ class MaxMargin(eqx.Module):
             f"  KKT residual     {float(self.kkt_residual):.1e}",
         ]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return as_html(self)
 
 
 def max_margin(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -> MaxMargin:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
-from ...messages import nonzero_entries, optimum_status, shown
+from ...messages import as_html, nonzero_entries, optimum_status, shown
 from .gauge_programs import coordinates_of, kkt_residual, optimum, reweighted
 from .gauges import GroupGauge
 from .norms import AbstractNorm, L2Norm, WeightedL2Norm
@@ -67,6 +67,10 @@ class MinNorm(eqx.Module):
             f"  KKT residual     {float(self.kkt_residual):.1e}",
         ]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return as_html(self)
 
 
 def min_norm(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -> MinNorm:

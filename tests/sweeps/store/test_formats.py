@@ -170,8 +170,8 @@ def test_names_are_public_ones():
         assert registry.find(name) is value
         assert store_description.rebuild(store_description.describe(value)[0], {}) is value
     assert registry.label(lt.DiagonalNetwork.zeros) == "lintensor_jax:DiagonalNetwork.zeros"
-    # Functions that read and write folders, and classes that nobody can make.
-    for value in (lt.sweep, lt.resume, lt.sweeps.write_report, lt.AbstractNetwork):
+    # Functions that read and write files, and classes that nobody can make.
+    for value in (lt.sweep, lt.resume, lt.load, lt.sweeps.write_report, lt.AbstractNetwork):
         assert registry.name(value) is None
         with pytest.raises(KeyError):
             registry.find(registry.label(value))
