@@ -8,10 +8,11 @@ import diffrax
 import equinox as eqx
 from jaxtyping import ArrayLike, Float, Scalar
 
+from ..networks.pair import check_pair, same_dtype
 from ..problems import AbstractProblem
 from .clocks import AbstractClock
 from .gauss_newton import GaussNewton
-from .options import check_pair, fill_options, same_dtype
+from .options import fill_options
 from .solution import FlowSolution, run
 from .stopping import AbstractStop
 from .system import System

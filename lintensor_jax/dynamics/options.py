@@ -1,6 +1,5 @@
 """The options of `gradient_flow`: defaults that fit the problem, refusals before any compile."""
 
-import functools
 from collections.abc import Callable
 from types import EllipsisType
 from typing import Any, NamedTuple
@@ -16,7 +15,6 @@ from jaxtyping import Array, Float, Scalar
 from ..losses import PolynomialTail
 from ..messages import in_words
 from ..networks import AbstractNetwork, scaled
-from ..problems import AbstractProblem
 from .clocks import AbstractClock, LogArcLength, PhysicalTime
 from .gauss_newton import GaussNewton
 from .stopping import (
@@ -236,59 +234,6 @@ def _saving(saveat, dtype):
                 f"{concrete[:6].tolist()}...; sort them and remove duplicates."
             )
     return times, False
-
-
-def check_pair(network: eqx.Module, problem: AbstractProblem) -> None:
-    """Refuse what is no network or problem, and shapes that do not meet."""
-    if not isinstance(problem, AbstractProblem):
-        raise ValueError(
-            "problem: must be an object such as lintensor_jax.Regression(X, y), got "
-            f"{type(problem).__name__}."
-        )
-    if not hasattr(network, "linear_coefficients") or not isinstance(network, eqx.Module):
-        raise ValueError(
-            "network: must be an equinox.Module with a method linear_coefficients(), got "
-            f"{type(network).__name__}; see lintensor_jax.AbstractNetwork."
-        )
-    shape = _coefficient_shape(network)
-    if shape != problem.coefficient_shape:
-        raise ValueError(
-            f"network: its linear coefficients have shape {shape}, but {type(problem).__name__} "
-            f"needs shape {problem.coefficient_shape}; make the network's input (and output) "
-            "dimensions those of the data (y of shape (n, m) asks for m outputs)."
-        )
-
-
-def _coefficient_shape(network):
-    arrays, rest = eqx.partition(network, _is_any_array)
-    try:
-        hash(rest)
-    except TypeError:  # a list among the static fields, say
-        return eqx.filter_eval_shape(lambda n: n.linear_coefficients(), network).shape
-    # `jax.jit` remembers: a second flow of this kind begins in half the time.
-    return _coefficients.eval_shape(arrays, rest).shape
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _coefficients(arrays, rest):
-    return eqx.combine(arrays, rest).linear_coefficients()
-
-
-def _is_any_array(leaf):
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
-
-
-def same_dtype(network: Any, problem: Any) -> tuple[Any, Any]:
-    """Both, in the wider floating type of the two."""
-    leaves = [x for x in jax.tree.leaves((network, problem)) if eqx.is_inexact_array(x)]
-    if len({leaf.dtype for leaf in leaves}) == 1:
-        return network, problem
-    dtype = jnp.result_type(*leaves)
-
-    def cast(leaf):
-        return leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf
-
-    return jax.tree.map(cast, network), jax.tree.map(cast, problem)
 
 
 def _require_homogeneity(system):

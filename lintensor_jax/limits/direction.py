@@ -14,12 +14,12 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from ..dynamics import FlowSolution, StopAtMargin, gradient_flow
-from ..dynamics.options import check_pair
 from ..dynamics.statuses import status_name
 from ..dynamics.system import System
 from ..losses import ExponentialTail, PolynomialTail
 from ..messages import as_html, shown
 from ..networks import scaled
+from ..networks.pair import check_pair
 from ..problems import Classification, named
 from ..theory import NonSeparableError, certify, is_separable
 from .dual_flow import continue_direction

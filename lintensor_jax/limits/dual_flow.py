@@ -16,10 +16,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Inexact
 
-from ..dynamics.options import check_pair
 from ..dynamics.reduced.mirror_coordinates import real_decomposition
 from ..losses import ExponentialTail
 from ..networks import ConvolutionalNetwork, scaled
+from ..networks.pair import check_pair
 from ..problems import Classification
 from .dual_step import ComplexAngles, DualState, Potential, RealAngles, implicit_step, potential
 

@@ -10,12 +10,13 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from ..dynamics.options import check_pair, fill_options, same_dtype
+from ..dynamics.options import fill_options
 from ..dynamics.statuses import ADVICE, STORED
 from ..dynamics.stopping import StopAtResidual
 from ..dynamics.system import System
 from ..messages import in_words
 from ..networks import split
+from ..networks.pair import check_pair, same_dtype
 from .grid import Cell, Grid, Zip
 from .observables.base import AbstractObservable, Ending, Variable
 from .observables.catalogue import DEFAULT

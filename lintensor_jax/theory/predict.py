@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ..networks import FullyConnectedNetwork, MatrixFactorizationNetwork
+from ..networks.pair import check_pair
 from ..problems import AbstractProblem, Classification, MatrixSensing, Regression
 from .assumptions import Assumption
 from .classification.candidates import classification_candidates
@@ -51,7 +52,8 @@ def predict(
     **Raises** ValueError if the two do not fit each other, or for traced arrays: it runs on the
     host.
     """
-    shape = _require_pair(network, problem)
+    shape = check_pair(network, problem)
+    _require_concrete(network, problem)
     depth = f", L = {network.depth}" if hasattr(network, "depth") else ""  # pyright: ignore
     samples = np.shape(problem.y)[0] if hasattr(problem, "y") else "unknown"  # pyright: ignore
     subject = (
@@ -96,26 +98,9 @@ def _unknown(network, problem):
     return Candidate("every theorem of this package", (architecture,), nothing_to_conclude)
 
 
-def _require_pair(network, problem):
-    if not isinstance(problem, AbstractProblem):
-        raise ValueError(
-            "predict: problem must be a Regression, a MatrixSensing, a Classification or an "
-            f"AbstractProblem of your own, got {type(problem).__name__}."
-        )
-    if not hasattr(network, "linear_coefficients"):
-        raise ValueError(
-            "predict: network must have linear_coefficients(), got "
-            f"{type(network).__name__}; see lintensor_jax.AbstractNetwork."
-        )
+def _require_concrete(network, problem):
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((network, problem))):
         raise ValueError(
             "predict: network and problem must hold concrete arrays, got traced ones; call it "
             "outside jit, grad and vmap (the limits alone can be traced, see lintensor_jax.theory)."
         )
-    shape = network.linear_coefficients().shape
-    if shape != problem.coefficient_shape:
-        raise ValueError(
-            "predict: network and problem must agree on the shape of the coefficients, got "
-            f"{shape} and {problem.coefficient_shape}; change the one or the other."
-        )
-    return shape

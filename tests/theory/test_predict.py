@@ -356,11 +356,13 @@ def test_a_nonorthogonal_tensor_is_refused_with_its_defect():
 
 
 def test_bad_input_is_refused_at_once():
-    with pytest.raises(ValueError, match=r"agree on the shape of the coefficients, got \(4,\)"):
+    with pytest.raises(ValueError, match=r"coefficients have shape \(4,\), but Regression needs"):
         lt.predict(diagonal(ETA, ZERO), EVEN)
-    with pytest.raises(ValueError, match="problem must be a Regression"):
+    with pytest.raises(ValueError, match="problem: must be an object such as"):
         lt.predict(diagonal(ETA, ZERO), X)  # pyright: ignore
-    with pytest.raises(ValueError, match="network must have linear_coefficients"):
+    with pytest.raises(
+        ValueError, match=r"network: must be an equinox.Module with a method linear"
+    ):
         lt.predict(eqx.nn.Identity(), REGRESSION)
     with pytest.raises(ValueError, match="concrete arrays"):
         jax.jit(lambda n: lt.predict(n, REGRESSION).limit)(diagonal(ETA, ZERO))

@@ -23,9 +23,10 @@ import numpy as np
 
 from ...messages import in_words
 from ...networks import split
+from ...networks.pair import check_problem, same_dtype
 from ...problems import AbstractProblem
 from ..clocks import PhysicalTime
-from ..options import fill_options, same_dtype
+from ..options import fill_options
 from ..runge_kutta import has_shared_slopes
 from ..system import System
 from .fourier_basis import Spectral
@@ -149,11 +150,7 @@ def _check(networks, problem, solver, compilation, width, devices, options) -> N
         raise ValueError(
             f"width: must be a positive int, got {in_words(width)}; leave it out for what is best."
         )
-    if not isinstance(problem, AbstractProblem):
-        raise ValueError(
-            "problem: must be an object such as lintensor_jax.Regression(X, y), got "
-            f"{in_words(problem)}."
-        )
+    check_problem(problem)
     if devices is not None and (isinstance(devices, jax.Device) or not len(devices)):
         raise ValueError(
             f"devices: must be a sequence of one or more, got {in_words(devices)}; leave it out, "

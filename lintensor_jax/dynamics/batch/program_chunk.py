@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ...networks import split
+from ...networks.pair import check_pair
 from ..clocks import FlowArgs, PhysicalTime, log_time_unit, state_of
 from ..ends import AbstractEnd
 from ..gauss_newton import run_finish
 from ..observations import record
-from ..options import check_pair
 from ..statuses import FlowStatus, code_of
 from ..stopping import AbstractStop
 from ..system import Reducible

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, Int
 
 from ...messages import in_words
 from ...networks import coefficients_and_pullback, split
+from ...networks.pair import check_pair, same_dtype
 from ...problems import AbstractProblem
 from ..observations import log_or_minus_infinity
-from ..options import check_pair, same_dtype
 
 
 class DescentSolution(eqx.Module):

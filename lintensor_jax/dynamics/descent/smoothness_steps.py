@@ -9,8 +9,8 @@ import optax
 from jaxtyping import Scalar
 
 from ...networks import FullyConnectedNetwork
+from ...networks.pair import check_pair
 from ...problems import Classification
-from ..options import check_pair
 
 
 class SmoothnessStepsState(NamedTuple):

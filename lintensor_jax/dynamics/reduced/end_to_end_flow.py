@@ -13,9 +13,10 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Scalar
 
 from ...networks.base import as_parameter
+from ...networks.pair import check_pair, same_dtype
 from ...problems import AbstractProblem, AbstractRegressionProblem
 from ..integrate import explicit_solver
-from ..options import check_pair, fill_options, same_dtype
+from ..options import fill_options
 from ..solution import FlowSolution, run
 
 

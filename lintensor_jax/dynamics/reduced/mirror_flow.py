@@ -16,9 +16,10 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
 from ...networks.mirror_coordinates import AbstractMirrorCoordinates
+from ...networks.pair import check_pair, same_dtype
 from ...problems import AbstractProblem, AbstractRegressionProblem
 from ..gauss_newton import GaussNewton
-from ..options import check_pair, fill_options, same_dtype
+from ..options import fill_options
 from ..solution import FlowSolution, run
 from .mirror_coordinates import coordinates_of
 

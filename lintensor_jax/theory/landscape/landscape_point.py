@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ...networks import split
 from ...networks.closed_forms import closed_form
+from ...networks.pair import check_pair
 from ...problems import AbstractProblem, Regression
 from .lanczos import extreme_eigenvalues
 
@@ -243,17 +244,7 @@ def _largest_rank(network, most):
 
 
 def _check(network, problem, tolerance, max_products):
-    if not isinstance(problem, AbstractProblem):
-        raise ValueError(
-            "problem: must be an object such as lintensor_jax.Regression(X, y), got "
-            f"{type(problem).__name__}."
-        )
-    shape = eqx.filter_eval_shape(lambda n: n.linear_coefficients(), network).shape
-    if shape != problem.coefficient_shape:
-        raise ValueError(
-            f"network: its linear coefficients have shape {shape}, but {type(problem).__name__} "
-            f"needs shape {problem.coefficient_shape}; match the data's dimensions."
-        )
+    check_pair(network, problem)
     if tolerance is not None and not 0 < tolerance < 1:
         raise ValueError(
             f"tolerance: must lie in (0, 1), got {tolerance!r}; leave it out for sqrt(eps)."
