@@ -6,17 +6,52 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from .record import Record
 from .statuses import FAILURE_CODES, OWN_RULE, STATUS_NAMES, FlowStatus, status_of
 from .stopping import AbstractStop, coded
 
 
 class AbstractEnd(eqx.Module):
-    """The end of one flow, or of many with leading axes."""
+    """The end of one flow, or of many with leading axes.
 
+    What is kept of the flow's states is in `record`; its fields are read from here.
+    """
+
+    record: eqx.AbstractVar[Record]
     code: eqx.AbstractVar[Int[Array, "..."]]  # see `statuses.code_of`
     stop: eqx.AbstractVar[AbstractStop]
+
+    @property
+    def coefficients(self) -> Float[Array, "..."]:
+        """beta, with its axes (d) or (d, m) last."""
+        return self.record.coefficients
+
+    @property
+    def log_loss(self) -> Float[Array, "..."]:
+        """Natural logarithm of the loss."""
+        return self.record.log_loss
+
+    @property
+    def log_time(self) -> Float[Array, "..."]:
+        """Natural logarithm of the physical time."""
+        return self.record.log_time
+
+    @property
+    def log_norm(self) -> Float[Array, "..."]:
+        """log |Theta|, over all parameters."""
+        return self.record.log_norm
+
+    @property
+    def log_margin(self) -> Float[Array, "..."] | None:
+        """log of the smallest margin; None for problems without margins."""
+        return self.record.log_margin
+
+    @property
+    def invariant_drift(self) -> Float[Array, "..."]:
+        """How far the conserved quantities have moved, relative to the largest squared norm."""
+        return self.record.invariant_drift
 
     @property
     def status(self) -> FlowStatus:

@@ -7,15 +7,27 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
-from .clocks import ClockState, FlowArgs, PhysicalTime, state_of, vector_of
-from .observations import first_rule, observe_state, record
+from .clocks import (
+    AbstractClock,
+    ClockState,
+    FlowArgs,
+    PhysicalTime,
+    log_time_unit,
+    state_of,
+    vector_of,
+)
+from .finish import finish_flow, first_rule
+from .observations import observe_state
 from .options import FlowOptions
+from .record import Record, record_of
 from .runge_kutta import written_out
 from .stage_newton import StageNewton
 from .statuses import FlowStatus, code_of
 from .step_control import FlowControl
+from .system import Reducible, System
 
 # An explicit method that has not met its stop rule within this many steps is taken to be limited
 # by stability, and an implicit one takes over. Flows that are not stiff need 90 to 140 steps on the
@@ -144,7 +156,7 @@ def _save_at(args, s0, s1, initial, options, from_start) -> diffrax.SaveAt:
     """The end of the segment, and what is asked for on the way."""
 
     def save(s, y, args):
-        return record(s, state_of(y, options.clock), args, options, initial)
+        return record_of(s, state_of(y, options.clock), args, options, initial)
 
     subs = {"end": diffrax.SubSaveAt(t1=True)}
     if options.save_steps:
@@ -163,7 +175,7 @@ def _saved_along(solution, args, start, s0, done, initial, options, implicit):
     if options.save_at is not None and not implicit:
         come = done & (options.save_at <= s0)
         along_s = jnp.where(come, s0, along_s)
-        at_start = record(s0, start, args, options, initial)
+        at_start = record_of(s0, start, args, options, initial)
         chosen = functools.partial(jax.vmap(jnp.where, (0, None, 0)), come)
         along = jax.tree.map(chosen, at_start, along)
     return along, along_s
@@ -189,44 +201,81 @@ def _is_stiff(seen, clock):
     return (seen.log_margin > STIFF_LOG_MARGIN) & (seen.largest_weight < 0.99)
 
 
-class Trajectory(NamedTuple):
-    """A whole flow: its end, and what was saved on the way, the end last."""
+class Origin(NamedTuple):
+    """Where an integration begins: at a flow's start, or where a flow is continued."""
 
-    state: ClockState
-    saved: dict
-    saved_s: Float[Array, " T"]
+    start: ClockState
+    initial: ClockState  # of the flow, with which its drift is measured
+    s: Scalar
+    log_time_unit: Scalar
+
+
+class Trajectory(NamedTuple):
+    """A whole flow: its end, after the finish, and what was kept of it, the end last."""
+
+    network: Any
+    unfinished_network: Any
+    clock_time: Float[Array, " T"]
+    record: Record  # with an axis of T times
+    smoothed_margin_drop: Scalar | None
     reached: Bool[Array, " T"]
     code: Int[Array, ""]
     stats: dict[str, Array]
+    state: ClockState
 
 
-def integrate(
-    args: FlowArgs,
-    start: ClockState,
-    initial: ClockState,
-    s0: Scalar,
-    options: FlowOptions,
-    traced: bool,
-) -> list[Segment]:
+def integrate(system: System, options: FlowOptions, origin: Origin | None = None) -> Trajectory:
     """Explicit first; then, if the explicit budget is spent and the size allows it, implicit.
 
-    `traced` says that values are not known (inside `jax.vmap` or `jax.jit`): then the implicit
-    part is compiled in, and idles where it is not needed.
+    Inside `jax.vmap` or `jax.jit` values are not known. There the implicit part is compiled in, and
+    idles where it is not needed.
     """
-    budget = EXPLICIT_STEPS[_kind(args.system)]
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((system, options, origin)))
+    reducible = _reducible(system.problem)
+    if origin is None:
+        origin = origin_of(system, options.clock)
+    args = FlowArgs(system, reducible, origin.log_time_unit)
+    budget = EXPLICIT_STEPS[_kind(system)]
     may_switch = (
         options.solver is None
-        and start.theta.size <= LARGEST_IMPLICIT_SIZE
+        and origin.start.theta.size <= LARGEST_IMPLICIT_SIZE
         and budget < options.max_steps
     )
     first_budget = budget if may_switch else options.max_steps
-    segment = functools.partial(solve_segment, args, initial=initial, options=options)
-    first = segment(start, s0, None, max_steps=first_budget, implicit=False, may_switch=may_switch)
-    if not may_switch or not (traced or not bool(first.over)):
-        return [first]
-    left = options.max_steps - first_budget
-    second = segment(first.state, first.s, first, max_steps=left, implicit=True, may_switch=False)
-    return [first, second]
+    segment = functools.partial(solve_segment, args, initial=origin.initial, options=options)
+    segments = [
+        segment(
+            origin.start,
+            origin.s,
+            None,
+            max_steps=first_budget,
+            implicit=False,
+            may_switch=may_switch,
+        )
+    ]
+    if may_switch and (traced or not bool(segments[0].over)):
+        left, (first,) = options.max_steps - first_budget, segments
+        segments.append(
+            segment(first.state, first.s, first, max_steps=left, implicit=True, may_switch=False)
+        )
+    return _joined(args, origin.initial, options, segments)
+
+
+_reducible = eqx.filter_jit(Reducible.of)
+
+
+def origin_of(system: System, clock: AbstractClock) -> Origin:
+    """The start of a flow, at the clock's zero."""
+    start, zero, unit = _start(system, clock)
+    return Origin(start, start, zero, unit)
+
+
+@eqx.filter_jit
+def _start(system, clock):
+    """The state at the start, the clock's zero, and the unit of logarithmic time."""
+    start = clock.start(system, system.initial)
+    zero = jnp.zeros((), start.theta.dtype)
+    return start, zero, zero if isinstance(clock, PhysicalTime) else log_time_unit(system, start)
 
 
 def _code_of_start(args, start, s0, options):
@@ -241,37 +290,28 @@ def _code_of_start(args, start, s0, options):
     return jnp.where(finite, code, code_of(FlowStatus.non_finite))
 
 
-def joined(
-    args: FlowArgs, initial: ClockState, options: FlowOptions, segments: list[Segment]
-) -> Trajectory:
-    """The segments as one trajectory."""
+@eqx.filter_jit
+def _joined(args, initial, options, segments) -> Trajectory:
+    """The segments as one trajectory, with the finish: all that follows the last step.
+
+    One program: every other one would cost a flow its dispatch and its compilation.
+    """
     last = segments[-1]
-    end = jax.tree.map(lambda leaf: leaf[None], record(last.s, last.state, args, options, initial))
-    saved_s, saved, reached = last.s[None], end, jnp.ones((1,), bool)
+    end = record_of(last.s, last.state, args, options, initial)
+    finished = finish_flow(last.state, last.code, end, args, options)
+    clock_time, reached = last.s[None], jnp.ones((1,), bool)
+    record = jax.tree.map(lambda leaf: leaf[None], finished.record)
     if segments[0].saved is not None:
-        # The implicit part repeats its own start for times that the explicit part has saved.
-        floors = [jnp.asarray(-jnp.inf), *(segment.s for segment in segments[:-1])]
-        valid = jnp.concatenate(
-            [
-                (segment.saved_s < jnp.inf) & (segment.saved_s > floor)
-                for segment, floor in zip(segments, floors, strict=True)
-            ]
-        )
-        if options.save_steps and options.finish is None:  # else: before and after the finish
-            valid = valid & (jnp.concatenate([part.saved_s for part in segments]) < last.s)
-        order = jnp.argsort(~valid, stable=True)
-        count = options.save_at.shape[0] if options.save_at is not None else order.shape[0]
-        order = order[:count]
-        valid = valid[order]
+        order, valid = _order_along(segments, options)
         along_s = jnp.concatenate([segment.saved_s for segment in segments])[order]
-        saved_s = jnp.concatenate([jnp.where(valid, along_s, last.s), saved_s])
+        clock_time = jnp.concatenate([jnp.where(valid, along_s, last.s), clock_time])
 
         def gather(end, *parts):
             along = jnp.concatenate(parts)[order]
             mask = valid.reshape(-1, *(1,) * (along.ndim - 1))
             return jnp.concatenate([jnp.where(mask, along, end), end])
 
-        saved = jax.tree.map(gather, end, *(segment.saved for segment in segments))
+        record = jax.tree.map(gather, record, *(segment.saved for segment in segments))
         reached = jnp.concatenate([valid, reached])
     num_steps = [segment.num_steps for segment in segments]
     stats = {
@@ -279,4 +319,48 @@ def joined(
         "num_rejected_steps": sum(segment.num_rejected for segment in segments),
         "num_implicit_steps": num_steps[1] if len(segments) > 1 else jnp.zeros_like(num_steps[0]),
     }
-    return Trajectory(last.state, saved, saved_s, reached, last.code, stats)
+    if finished.finish is not None:
+        stats["finish_step"] = finished.finish.relative_step
+        stats["finish_residual"] = finished.finish.residual
+        stats["finish_accepted"] = finished.finish.accepted
+    return Trajectory(
+        network=finished.network,
+        unfinished_network=finished.unfinished_network,
+        clock_time=clock_time,
+        record=record,
+        smoothed_margin_drop=_smoothed_margin_drop(args, initial, options, record),
+        reached=reached,
+        code=last.code,
+        stats=stats,
+        state=last.state,
+    )
+
+
+def _order_along(segments: list[Segment], options: FlowOptions) -> tuple[Array, Array]:
+    """The places of what the segments have saved, reached times first, and which are reached."""
+    # The implicit part repeats its own start for times that the explicit part has saved.
+    floors = [jnp.asarray(-jnp.inf), *(segment.s for segment in segments[:-1])]
+    valid = jnp.concatenate(
+        [
+            (segment.saved_s < jnp.inf) & (segment.saved_s > floor)
+            for segment, floor in zip(segments, floors, strict=True)
+        ]
+    )
+    if options.save_steps and options.finish is None:  # else: before and after the finish
+        saved_s = jnp.concatenate([segment.saved_s for segment in segments])
+        valid = valid & (saved_s < segments[-1].s)
+    order = jnp.argsort(~valid, stable=True)
+    count = options.save_at.shape[0] if options.save_at is not None else order.shape[0]
+    order = order[:count]
+    return order, valid[order]
+
+
+def _smoothed_margin_drop(args, initial, options, record) -> Scalar | None:
+    """The most that the smoothed margin falls between neighbours, the start included."""
+    system = args.system
+    if not system.problem.has_margins or system.depth < 1:
+        return None
+    start = record_of(jnp.zeros_like(initial.elapsed), initial, args, options, initial)
+    values = jnp.append(start.log_smoothed_margin(system), record.log_smoothed_margin(system))
+    counts = values[:-1] > -jnp.inf
+    return jnp.max(jnp.where(counts, values[:-1] - values[1:], 0.0), initial=0.0)

@@ -1,19 +1,13 @@
-"""What is seen of a flow at one time: by the rules that end it, and by who saves it."""
+"""What stop rules see of a flow at one time."""
 
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, Scalar
+from jaxtyping import Array, Float, Scalar
 
-from ..networks import scaled, split
-from ..networks.conserved import conserved_quantities
 from .clocks import AbstractClock, ClockState, FlowArgs
-from .options import FlowOptions
-from .statuses import FlowStatus, code_of
-from .stopping import Observation, coded
-from .system import System
+from .stopping import Observation
 
 
 def observe_state(
@@ -76,65 +70,6 @@ def _is_settled(s, state, args, clock):
 def log_or_minus_infinity(value: Array) -> Array:
     """log(value), and -inf where value <= 0."""
     return jnp.where(value > 0, jnp.log(jnp.where(value > 0, value, 1.0)), -jnp.inf)
-
-
-def first_rule(seen: Observation, options: FlowOptions) -> Int[Array, ""]:
-    """The code of the first rule that is met (see `statuses.code_of`); `max_steps` where none is.
-
-    With a finish, the rule on the residual is met only where the finish would be accepted.
-    """
-    code = jnp.asarray(code_of(FlowStatus.max_steps))
-    for rule_code, rule in reversed(coded(options.stop)):
-        met = rule.met(seen)
-        if options.finish is not None and rule_code == code_of(FlowStatus.residual):
-            # A factor 10 of reserve: the estimate is a lower bound. An exact fit has no direction.
-            near = 10 * seen.gradient_step <= options.finish.max_relative_step
-            met = met & (near | (seen.residual == 0))
-        code = jnp.where(met, rule_code, code)
-    return code
-
-
-def record(s: Scalar, state: ClockState, args: FlowArgs, options: FlowOptions, initial) -> dict:
-    """What is saved of a state: observables, not the state itself."""
-    seen = observe_state(s, state, args, options.clock)
-    system = args.system
-    with_scale = jnp.exp(state.log_scale) * state.theta
-    beta = jnp.exp(system.depth * state.log_scale) * system.coefficients(state.theta)
-    saved = {
-        "coefficients": beta,
-        "log_loss": seen.log_loss,
-        "log_time": seen.log_time,
-        "log_norm": state.log_scale + _log_norm(system.network(state.theta)),
-        "invariant_drift": invariant_drift(system, state, initial),
-    }
-    if system.problem.has_margins:
-        saved["log_margin"] = seen.log_margin
-    if options.observe is not None:
-        saved["observed"] = options.observe(system.network(with_scale))
-    return saved
-
-
-def invariant_drift(system: System, state: ClockState, initial: ClockState) -> Scalar:
-    """max |I(Theta) - I(Theta(0))| / max(|Theta|^2, |Theta(0)|^2), without overflow."""
-    networks = [system.network(end.theta) for end in (state, initial)]
-    scales = [end.log_scale for end in (state, initial)]
-    norms = [_log_norm(network) + scale for network, scale in zip(networks, scales, strict=True)]
-    log_unit = jnp.maximum(*norms)
-    log_unit = jnp.where(log_unit > -jnp.inf, log_unit, 0.0)  # the zero network conserves zeros
-    now, before = (
-        conserved_quantities(scaled(network, jnp.exp(scale - log_unit)))
-        for network, scale in zip(networks, scales, strict=True)
-    )
-    if now.size == 0:
-        return jnp.full_like(state.log_scale, jnp.nan)
-    return jnp.max(jnp.abs(now - before))
-
-
-def _log_norm(network):
-    vector = ravel_pytree(split(network)[0])[0]
-    largest = jnp.max(jnp.abs(vector))
-    safe = jnp.where(largest > 0, largest, 1.0)
-    return jnp.log(safe) + jnp.log(jnp.linalg.norm(vector / safe))
 
 
 def longest_step(theta: Float[Array, " p"], args: FlowArgs):

@@ -10,15 +10,15 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from ..problems import AbstractProblem
-from .clocks import AbstractClock, ClockState, FlowArgs, PhysicalTime, log_time_unit
+from .clocks import AbstractClock, ClockState
 from .ends import AbstractEnd
-from .gauss_newton import GaussNewton, run_finish
-from .integrate import integrate, joined
-from .observations import log_or_minus_infinity, record
+from .gauss_newton import GaussNewton
+from .integrate import Origin, integrate, origin_of
 from .options import FlowOptions, fill_options
-from .statuses import ADVICE, FlowStatus, code_of, status_name
+from .record import Record
+from .statuses import ADVICE, status_name
 from .stopping import AbstractStop
-from .system import Reducible, System
+from .system import System
 
 
 class FlowSolution(AbstractEnd):
@@ -48,14 +48,8 @@ class FlowSolution(AbstractEnd):
     network: Any  # of the type that was given
     unfinished_network: Any  # of the type that was given
     clock_time: Float[Array, " T"]
-    coefficients: Float[Array, "T ..."]
-    log_loss: Float[Array, " T"]
-    log_time: Float[Array, " T"]
-    log_margin: Float[Array, " T"] | None
-    log_norm: Float[Array, " T"]
+    record: Record
     smoothed_margin_drop: Scalar | None
-    invariant_drift: Float[Array, " T"]
-    observed: Any
     reached: Bool[Array, " T"]
     code: Int[Array, ""]
     stats: dict[str, Array]
@@ -72,6 +66,11 @@ class FlowSolution(AbstractEnd):
     solver: Any
     finish: GaussNewton | None
     max_steps: int = eqx.field(static=True)
+
+    @property
+    def observed(self) -> Any:
+        """What the option `observe` returned at each saved time; None without it."""
+        return self.record.observed
 
     @property
     def direction(self) -> Float[Array, "T ..."]:
@@ -102,7 +101,7 @@ class FlowSolution(AbstractEnd):
         """
         if self.log_margin is None or self.system.depth < 1:
             return None
-        return _log_smoothed_margin(self.system, self.log_loss, self.log_norm)
+        return self.record.log_smoothed_margin(self.system)
 
     def continued(self, **options: Any) -> "FlowSolution":
         """Integrate on from the (unfinished) end; takes `gradient_flow`'s options.
@@ -199,118 +198,44 @@ class FlowError(RuntimeError):
 def run(
     system: System, options: FlowOptions, *, throw: bool, previous: FlowSolution | None = None
 ) -> FlowSolution:
-    """Integrate, finish, and wrap up; `previous` is the flow to go on from."""
-    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((system, options, previous)))
-    reducible = _reducible(system.problem)
+    """Integrate, and say how it ended; `previous` is the flow to go on from."""
     if previous is None:
-        start, s0, unit = _start(system, options.clock)
-        initial = start
+        origin = origin_of(system, options.clock)
     else:
         if type(options.clock) is not type(previous.clock):
             raise ValueError(
                 f"clock: a flow goes on with its own clock, {type(previous.clock).__name__}, got "
                 f"{type(options.clock).__name__}; start a new flow from .unfinished_network."
             )
-        start, initial, s0 = previous.state, previous.initial, previous.clock_time[-1]
-        unit = previous.log_time_unit
-    args = FlowArgs(system, reducible, unit)
-    segments = integrate(args, start, initial, s0, options, traced)
-    solution = _solution(args, initial, options, segments)
-    if not traced:
-        solution = _without_unreached(solution)
-        name = status_name(solution.status)
-        if throw and not bool(solution.succeeded):
-            raise FlowError(
-                f"the flow did not end: {solution.reason} ({name}). Advice: "
-                f"{ADVICE[name]}; throw=False returns what there is.\n{solution}",
-                solution,
-            )
-    return solution
-
-
-_reducible = eqx.filter_jit(Reducible.of)
-
-
-@eqx.filter_jit
-def _start(system, clock):
-    """The state of a flow at its start, the clock's zero, and the unit of logarithmic time."""
-    start = clock.start(system, system.initial)
-    zero = jnp.zeros((), start.theta.dtype)
-    return start, zero, zero if isinstance(clock, PhysicalTime) else log_time_unit(system, start)
-
-
-@eqx.filter_jit
-def _solution(args, initial, options, segments):
-    system = args.system
-    end = joined(args, initial, options, segments)
-    theta = jnp.exp(end.state.log_scale) * end.state.theta
-    saved, stats = dict(end.saved), dict(end.stats)
-    unfinished = network = system.network(theta)
-    if options.finish is not None:
-        finish = run_finish(options.finish, system, args.reducible, theta)
-        # Only a flow that ended near its limit has a limit to be finished to.
-        accepted = finish.accepted & (end.code == code_of(FlowStatus.residual))
-        stats["finish_step"] = finish.relative_step
-        stats["finish_residual"] = finish.residual
-        stats["finish_accepted"] = accepted
-        network = system.network(jnp.where(accepted, finish.theta, theta))
-        beta = network.linear_coefficients()
-        finished: dict[str, Any] = {
-            "coefficients": beta,
-            "log_loss": system.problem.log_loss(beta),
-        }
-        if options.observe is not None:
-            finished["observed"] = options.observe(network)
-        before = end.reached.at[-1].set(False)
-
-        def with_end(along, last):
-            return jnp.where(before.reshape(-1, *(1,) * (along.ndim - 1)), along, last)
-
-        for name, last in finished.items():
-            saved[name] = jax.tree.map(with_end, saved[name], last)
-    return FlowSolution(
-        network=network,
-        unfinished_network=unfinished,
-        clock_time=end.saved_s,
-        coefficients=saved["coefficients"],
-        log_loss=saved["log_loss"],
-        log_time=saved["log_time"],
-        log_margin=saved.get("log_margin"),
-        log_norm=saved["log_norm"],
-        smoothed_margin_drop=_smoothed_margin_drop(args, initial, options, saved),
-        invariant_drift=saved["invariant_drift"],
-        observed=saved.get("observed"),
-        reached=end.reached,
-        code=end.code,
-        stats=stats,
+        origin = Origin(
+            previous.state, previous.initial, previous.clock_time[-1], previous.log_time_unit
+        )
+    trajectory = integrate(system, options, origin)
+    solution = FlowSolution(
+        **trajectory._asdict(),
         problem=system.problem,
         system=system,
         rtol=options.rtol,
         atol=options.atol,
-        state=end.state,
-        initial=initial,
-        log_time_unit=args.log_time_unit,
+        initial=origin.initial,
+        log_time_unit=origin.log_time_unit,
         clock=options.clock,
         stop=options.stop,
         solver=options.solver,
         finish=options.finish,
         max_steps=options.max_steps,
     )
-
-
-def _log_smoothed_margin(system, log_loss, log_norm):
-    margin = system.problem.margin_loss.inverse(log_loss)
-    return log_or_minus_infinity(margin) - system.depth * log_norm
-
-
-def _smoothed_margin_drop(args, initial, options, saved):
-    if not args.system.problem.has_margins or args.system.depth < 1:
-        return None
-    start = record(jnp.zeros_like(initial.elapsed), initial, args, options, initial)
-    along = (jnp.append(start[name], saved[name]) for name in ("log_loss", "log_norm"))
-    values = _log_smoothed_margin(args.system, *along)
-    counts = values[:-1] > -jnp.inf
-    return jnp.max(jnp.where(counts, values[:-1] - values[1:], 0.0), initial=0.0)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((system, options, origin))):
+        return solution
+    solution = _without_unreached(solution)
+    name = status_name(solution.status)
+    if throw and not bool(solution.succeeded):
+        raise FlowError(
+            f"the flow did not end: {solution.reason} ({name}). Advice: "
+            f"{ADVICE[name]}; throw=False returns what there is.\n{solution}",
+            solution,
+        )
+    return solution
 
 
 def _without_unreached(solution):
@@ -320,17 +245,6 @@ def _without_unreached(solution):
     kept = np.flatnonzero(reached)
 
     def where(s):
-        return (
-            s.clock_time,
-            s.coefficients,
-            s.log_loss,
-            s.log_time,
-            s.log_margin,
-            s.log_norm,
-            s.invariant_drift,
-            s.observed,
-            s.reached,
-        )
+        return s.clock_time, s.record, s.reached
 
-    trimmed = jax.tree.map(lambda leaf: leaf[kept], where(solution))
-    return eqx.tree_at(where, solution, trimmed, is_leaf=lambda x: x is None)
+    return eqx.tree_at(where, solution, jax.tree.map(lambda leaf: leaf[kept], where(solution)))

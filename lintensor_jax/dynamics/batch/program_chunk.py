@@ -14,9 +14,8 @@ from ...networks import split
 from ...networks.pair import check_pair
 from ..clocks import FlowArgs, PhysicalTime, log_time_unit, state_of
 from ..ends import AbstractEnd
-from ..gauss_newton import run_finish
-from ..observations import record
-from ..statuses import FlowStatus, code_of
+from ..finish import finish_flow
+from ..record import Record, record_of
 from ..stopping import AbstractStop
 from ..system import Reducible
 from .fourier_basis import Spectral
@@ -46,12 +45,7 @@ class BatchedFlow(AbstractEnd):
 
     network: Any
     unfinished_network: Any
-    coefficients: Float[Array, "N ..."]
-    log_loss: Float[Array, " N"]
-    log_time: Float[Array, " N"]
-    log_norm: Float[Array, " N"]
-    log_margin: Float[Array, " N"] | None
-    invariant_drift: Float[Array, " N"]
+    record: Record
     code: Int[Array, " N"]
     stop: AbstractStop
     finish_accepted: Bool[Array, " N"] | None
@@ -138,7 +132,7 @@ def integrate_chunk(
         found = jax.block_until_ready(finish_and_record(*own, Arguments(ends._replace(executed=0))))
     if count < size:
         found = jax.tree.map(lambda leaf: leaf[:count], found)
-    unfinished, finished, accepted, saved = found
+    (unfinished, finished, accepted, record), (code, num_steps, num_rejected) = found
     integer = jax.dtypes.canonicalize_dtype(int)
     executed = np.asarray(min(ends.executed, np.iinfo(integer).max), integer)
     rest = stepper.system.rest
@@ -146,13 +140,16 @@ def integrate_chunk(
     return BatchedFlow(
         network=before if finished is None else eqx.combine(finished, rest),
         unfinished_network=before,
+        record=record,
+        code=code,
         stop=stepper.options.stop,
         finish_accepted=accepted,
+        num_steps=num_steps,
+        num_rejected_steps=num_rejected,
         executed_steps=jnp.asarray(executed),
         compilation=ran,
         fallback_reason=refusal.reason,
         fallback_by_size=refusal.by_size,
-        **saved,
     )
 
 
@@ -275,26 +272,15 @@ def _finish_and_record(stepper: Stepper, chunk: Chunk, ends: _Ends):
         initial = options.clock.start(system_of_lane, theta)
         physical = isinstance(options.clock, PhysicalTime)
         unit = jnp.zeros_like(s) if physical else log_time_unit(system_of_lane, initial)
+        args = FlowArgs(system_of_lane, reducible, unit)
         state = state_of(y, options.clock)
-        saved = record(s, state, FlowArgs(system_of_lane, reducible, unit), options, initial)
-        saved["code"] = code
-        theta = jnp.exp(state.log_scale) * state.theta
-        finished = accepted = None
-        if options.finish is not None:
-            finish = run_finish(options.finish, system_of_lane, reducible, theta)
-            accepted = finish.accepted & (code == code_of(FlowStatus.residual))
-            finished: Any = system_of_lane.network(jnp.where(accepted, finish.theta, theta))
-            beta = finished.linear_coefficients()
-            saved |= {"coefficients": beta, "log_loss": problem.log_loss(beta)}
-        return (
-            split(system_of_lane.network(theta))[0],
-            finished and split(finished)[0],
-            accepted,
-            saved,
-        )
+        end = record_of(s, state, args, options, initial)
+        found = finish_flow(state, code, end, args, options)
+        unfinished = split(found.unfinished_network)[0]
+        if found.finish is None:
+            return unfinished, None, None, found.record
+        return unfinished, split(found.network)[0], found.finish.accepted, found.record
 
     own = None if shared else chunk.problem
-    *networks, saved = jax.lax.map(of_lane, (ends[:3], chunk.thetas, own), batch_size=256)
-    saved |= {"log_margin": saved.get("log_margin"), "num_steps": ends.num_steps}
-    saved["num_rejected_steps"] = ends.num_rejected
-    return *networks, saved
+    found = jax.lax.map(of_lane, (ends[:3], chunk.thetas, own), batch_size=256)
+    return found, (ends.code, ends.num_steps, ends.num_rejected)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..clocks import FlowArgs, PhysicalTime, log_time_unit, state_of, vector_of
-from ..observations import first_rule, observe_state
+from ..finish import first_rule
+from ..observations import observe_state
 from ..statuses import FlowStatus, code_of
 from ..step_control import longest_step
 from ..stopping import AnyOf, StandsStill
