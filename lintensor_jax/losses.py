@@ -197,7 +197,7 @@ class PolynomialLoss(AbstractMarginLoss):
 
     def inverse(self, log_value: Float[Array, "..."]) -> Float[Array, "..."]:
         """m = log(exp(s) - 1) with s = l^(-1/power) - 1; -inf for values that no margin has."""
-        attained = log_value < 0
+        attained = ~(log_value >= 0)  # NaN stays NaN
         s = jnp.expm1(jnp.where(attained, log_value, -1.0) * (-1 / self.power))
         return jnp.where(attained, s + jnp.log(-jnp.expm1(-s)), -jnp.inf)
 
@@ -272,11 +272,14 @@ class SquaredLoss(AbstractResidualLoss):
         return 0.5 * jnp.sum(residual**2)
 
     def log_total(self, residual: Float[Array, "..."]) -> Float[Array, ""]:
-        """log(1/2 sum_i r_i^2), without underflow of the squares; -inf at an exact fit."""
+        """log(1/2 sum_i r_i^2), without underflow or overflow of the squares.
+
+        -inf at an exact fit, inf for an infinite residual, NaN where one is NaN.
+        """
         largest = jnp.max(jnp.abs(residual))
-        safe = jnp.where(largest > 0, largest, 1.0)
-        value = 2 * jnp.log(safe) + jnp.log(0.5 * jnp.sum((residual / safe) ** 2))
-        return jnp.where(largest > 0, value, -jnp.inf)
+        # Not `largest > 0`: that is false for NaN as well, and a NaN would pass for an exact fit.
+        safe = jnp.where((largest == 0) | (largest == jnp.inf), 1.0, largest)
+        return 2 * jnp.log(safe) + jnp.log(0.5 * jnp.sum((residual / safe) ** 2))
 
 
 class HuberLoss(AbstractResidualLoss):

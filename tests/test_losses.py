@@ -94,6 +94,9 @@ def test_slopes_and_curvatures_of_losses_of_residuals_are_derivatives(loss):
     assert float(loss.total(residuals)) == pytest.approx(total, rel=1e-14)
     assert float(loss.log_total(residuals)) == pytest.approx(math.log(total), rel=1e-14)
     assert loss.log_total(jnp.zeros(3)) == -jnp.inf
+    # What is not finite is no fit: a comparison with NaN must not end in the branch of zero.
+    assert jnp.isnan(loss.log_total(jnp.array([0.0, jnp.nan])))
+    assert loss.log_total(jnp.array([1.0, -jnp.inf])) == jnp.inf
 
 
 def test_smoothness_bounds_the_derivatives():
@@ -176,3 +179,11 @@ def test_the_base_classes_state_nothing():
 def test_bad_arguments(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    "loss", [lt.ExponentialLoss(), lt.LogisticLoss(), lt.PolynomialLoss(2)], ids=str
+)
+def test_not_a_number_stays_one(loss):
+    for function in (loss.log_value, loss.log_slope, loss.inverse):
+        assert jnp.isnan(function(jnp.nan))

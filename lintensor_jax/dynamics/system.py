@@ -13,6 +13,13 @@ from ..networks import coefficients_and_pullback, split
 from ..problems import AbstractProblem, prediction_range
 
 
+class _Parts(NamedTuple):
+    """A complex constant as two real arrays: diffrax warns of complex arrays, also of constants."""
+
+    real: Array
+    imag: Array
+
+
 class System(eqx.Module):
     """A network and a problem, seen as functions of the flat parameter vector theta (p,).
 
@@ -21,7 +28,7 @@ class System(eqx.Module):
     """
 
     parameters: eqx.Module
-    rest: eqx.Module
+    constants: eqx.Module  # what is no parameter; complex arrays as `_Parts`
     problem: AbstractProblem
     depth: int = eqx.field(static=True)
 
@@ -33,7 +40,24 @@ class System(eqx.Module):
     @staticmethod
     def of_parts(network: Any, parameters: Any, rest: Any, problem: AbstractProblem) -> "System":
         """The system of a network that has been split already into `parameters` and `rest`."""
-        return System(parameters, rest, problem, int(getattr(network, "depth", 0)))
+        constants = jax.tree.map(
+            lambda leaf: (
+                _Parts(leaf.real, leaf.imag)
+                if eqx.is_inexact_array(leaf) and jnp.iscomplexobj(leaf)
+                else leaf
+            ),
+            rest,
+        )
+        return System(parameters, constants, problem, int(getattr(network, "depth", 0)))
+
+    @property
+    def rest(self) -> Any:
+        """What is no parameter of the network, as a pytree of its structure."""
+        return jax.tree.map(
+            lambda leaf: jax.lax.complex(*leaf) if isinstance(leaf, _Parts) else leaf,
+            self.constants,
+            is_leaf=lambda leaf: isinstance(leaf, _Parts),
+        )
 
     @property
     def initial(self) -> Float[Array, " p"]:

@@ -12,8 +12,9 @@ An architecture of one's own is one Equinox module with two members::
 
 It gets flows, sweeps, certificates and figures. Deriving from `AbstractNetwork` adds `scaled` and
 the linear forward pass. Closed forms of an architecture are optional methods; `AbstractNetwork`
-lists them. Arrays that are no parameters (data tensors, bases) are declared as
-``tensor: Array = lt.constant()``.
+lists them. Arrays that are no parameters (data tensors, bases, indices) are declared as
+``tensor: Array = lt.constant()``. Every other array is a parameter and holds real floating-point
+numbers; integers and complex numbers are refused, since no flow can move them. Booleans are masks.
 """
 
 import abc
@@ -42,8 +43,11 @@ def constant(**kwargs: Any) -> Any:
 
 
 def parameter_spec(network: eqx.Module) -> PyTree[bool]:
-    """A pytree of bools with `network`'s structure: True where a leaf is a trainable array."""
-    spec = jax.tree.map(eqx.is_inexact_array, network)
+    """A pytree of bools with `network`'s structure: True where a leaf is a trainable array.
+
+    ValueError for an array of integers or complex numbers that is not declared `constant()`.
+    """
+    movable = jax.tree.map(lambda _: True, network)
 
     def mark(module, spec):
         for field in dataclasses.fields(module):
@@ -62,7 +66,30 @@ def parameter_spec(network: eqx.Module) -> PyTree[bool]:
             )
         return spec
 
-    return mark(network, spec)
+    movable = mark(network, movable)
+    _require_real_parameters(network, movable)
+    return jax.tree.map(lambda leaf, moves: moves and eqx.is_inexact_array(leaf), network, movable)
+
+
+def _require_real_parameters(network, movable):
+    """Refuse what `movable` marks and no flow can move: a flow would leave it without a word."""
+    leaves = jax.tree_util.tree_leaves_with_path(network)
+    for (path, leaf), moves in zip(leaves, jax.tree.leaves(movable), strict=True):
+        if not moves or not isinstance(leaf, jax.Array | np.ndarray):
+            continue
+        name = jax.tree_util.keystr(path)
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"network: {type(network).__name__}{name} must be real, got dtype {leaf.dtype}: "
+                "gradient flow is of real parameters; keep real and imaginary part as two arrays, "
+                "or declare the field with lintensor_jax.constant() if it is no parameter."
+            )
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            raise ValueError(
+                f"network: {type(network).__name__}{name} must hold floating-point numbers, got "
+                f"dtype {leaf.dtype}, which no flow can move; write jnp.asarray(..., float), or "
+                "declare the field with lintensor_jax.constant() if it is no parameter."
+            )
 
 
 def split(network: Network) -> tuple[Network, Network]:

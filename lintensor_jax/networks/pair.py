@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..problems import AbstractProblem
+from .base import split
 
 
 def check_problem(problem: Any) -> None:
@@ -28,7 +29,18 @@ def check_pair(network: Any, problem: Any) -> tuple[int, ...]:
             "network: must be an equinox.Module with a method linear_coefficients(), got "
             f"{type(network).__name__}; see lintensor_jax.AbstractNetwork."
         )
-    shape = _coefficient_shape(network)
+    if not jax.tree.leaves(split(network)[0]):
+        raise ValueError(
+            f"network: {type(network).__name__} must have parameters, got none: no array of "
+            "floating-point numbers outside lintensor_jax.constant(); pass its layers as arrays."
+        )
+    beta = _coefficients_of(network)
+    if jnp.issubdtype(beta.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"network: the linear coefficients of {type(network).__name__} must be real, got dtype "
+            f"{beta.dtype}; return their real part."
+        )
+    shape = beta.shape
     if shape != problem.coefficient_shape:
         raise ValueError(
             f"network: its linear coefficients have shape {shape}, but {type(problem).__name__} "
@@ -38,14 +50,15 @@ def check_pair(network: Any, problem: Any) -> tuple[int, ...]:
     return shape
 
 
-def _coefficient_shape(network):
+def _coefficients_of(network):
+    """beta's shape and dtype."""
     arrays, rest = eqx.partition(network, _is_any_array)
     try:
         hash(rest)
     except TypeError:  # a list among the static fields, say
-        return eqx.filter_eval_shape(lambda n: n.linear_coefficients(), network).shape
+        return eqx.filter_eval_shape(lambda n: n.linear_coefficients(), network)
     # `jax.jit` remembers: a second flow of this kind begins in half the time.
-    return _coefficients.eval_shape(arrays, rest).shape
+    return _coefficients.eval_shape(arrays, rest)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -58,13 +71,16 @@ def _is_any_array(leaf):
 
 
 def same_dtype(network: Any, problem: Any) -> tuple[Any, Any]:
-    """Both, in the wider floating type of the two."""
+    """Both, in the wider precision of the two; real arrays stay real beside complex constants."""
     leaves = [x for x in jax.tree.leaves((network, problem)) if eqx.is_inexact_array(x)]
     if len({leaf.dtype for leaf in leaves}) == 1:
         return network, problem
-    dtype = jnp.result_type(*leaves)
+    wide = jnp.result_type(*leaves)
+    real = jnp.finfo(wide).dtype
 
     def cast(leaf):
-        return leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf
+        if not eqx.is_inexact_array(leaf):
+            return leaf
+        return leaf.astype(wide if jnp.iscomplexobj(leaf) else real)
 
     return jax.tree.map(cast, network), jax.tree.map(cast, problem)
