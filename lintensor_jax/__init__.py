@@ -50,6 +50,7 @@ from .networks import AssumptionFails as AssumptionFails
 from .networks import ConvolutionalNetwork as ConvolutionalNetwork
 from .networks import DiagonalNetwork as DiagonalNetwork
 from .networks import DifferentialDiagonalNetwork as DifferentialDiagonalNetwork
+from .networks import EffectiveStart as EffectiveStart
 from .networks import FullyConnectedNetwork as FullyConnectedNetwork
 from .networks import MatrixFactorizationNetwork as MatrixFactorizationNetwork
 from .networks import OrthogonalDecomposition as OrthogonalDecomposition
@@ -91,6 +92,7 @@ from .theory import WeightedL2Norm as WeightedL2Norm
 from .theory import alignment as alignment
 from .theory import certify as certify
 from .theory import convergence_rate_bound as convergence_rate_bound
+from .theory import effective_limit as effective_limit
 from .theory import imbalance as imbalance
 from .theory import induced_regularizer as induced_regularizer
 from .theory import is_separable as is_separable

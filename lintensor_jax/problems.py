@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from .losses import AbstractMarginLoss, AbstractResidualLoss, ExponentialLoss, SquaredLoss
 from .messages import in_words
@@ -20,6 +20,9 @@ from .messages import in_words
 
 class AbstractProblem(eqx.Module):
     """Data and a loss. Networks meet it only through their linear coefficients.
+
+    **Optional method** `subset(indices)`: the problem of the samples with these numbers, for the
+    mini-batches of `gradient_descent`.
 
     A problem of your own extends `AbstractRegressionProblem`, `AbstractSquaredProblem` or
     `Classification`: these say what the flows need to know.
@@ -164,6 +167,10 @@ class Regression(AbstractRegressionProblem):
         """X^T v: shape (d,) or (d, m)."""
         return self.X.T @ values
 
+    def subset(self, indices: Int[Array, " b"]) -> "Regression":
+        """The problem of the samples `indices`, with repetitions if there are any."""
+        return eqx.tree_at(lambda p: (p.X, p.y), self, (self.X[indices], self.y[indices]))
+
     @property
     def coefficient_shape(self) -> tuple[int, ...]:
         """(d,) or (d, m)."""
@@ -202,6 +209,10 @@ class MatrixSensing(AbstractSquaredProblem):
     def adjoint(self, values: Float[Array, " n"]) -> Float[Array, "d d"]:
         """sum_i v_i A_i, shape (d, d)."""
         return jnp.tensordot(values, self.A, 1)
+
+    def subset(self, indices: Int[Array, " b"]) -> "MatrixSensing":
+        """The problem of the samples `indices`, with repetitions if there are any."""
+        return eqx.tree_at(lambda p: (p.A, p.y), self, (self.A[indices], self.y[indices]))
 
     @property
     def coefficient_shape(self) -> tuple[int, ...]:
@@ -265,6 +276,10 @@ class Classification(AbstractProblem):
     def adjoint(self, values: Float[Array, " n"]) -> Float[Array, " d"]:
         """X^T v."""
         return self.X.T @ values
+
+    def subset(self, indices: Int[Array, " b"]) -> "Classification":
+        """The problem of the samples `indices`, with repetitions if there are any."""
+        return eqx.tree_at(lambda p: (p.X, p.y), self, (self.X[indices], self.y[indices]))
 
     def residual(self, beta: Float[Array, " d"]) -> Float[Array, " n"]:
         """r_i = y_i l'(m_i); underflows for large margins, where `log_slope` does not."""

@@ -8,7 +8,7 @@ from .clocks import AbstractClock as AbstractClock
 from .clocks import LogArcLength as LogArcLength
 from .clocks import LossTime as LossTime
 from .clocks import PhysicalTime as PhysicalTime
-from .descent.gradient_descent import DescentSolution as DescentSolution
+from .descent.descent_solution import DescentSolution as DescentSolution
 from .descent.gradient_descent import gradient_descent as gradient_descent
 from .descent.smoothness_steps import smoothness_steps as smoothness_steps
 from .flow import gradient_flow as gradient_flow

@@ -12,6 +12,10 @@ from .decomposition import decompose_tensor as decompose_tensor
 from .decomposition import dense_tensor as dense_tensor
 from .diagonal import DiagonalNetwork as DiagonalNetwork
 from .differential import DifferentialDiagonalNetwork as DifferentialDiagonalNetwork
+from .effective_start import EffectiveStart as EffectiveStart
+from .effective_start import Measured as Measured
+from .effective_start import TwoLayers as TwoLayers
+from .effective_start import two_layers_of as two_layers_of
 from .factorization import MatrixFactorizationNetwork as MatrixFactorizationNetwork
 from .factorization import SensingDecomposition as SensingDecomposition
 from .factorization import sensing_decomposition as sensing_decomposition

@@ -146,6 +146,8 @@ class AbstractNetwork(eqx.Module):
       `minimal_network(beta)`: the network that attains it.
     - `induced_norm_order()`: the p for which the induced regulariser is an increasing function of
       |beta|_p, 0 < p <= 2; for `certify`.
+    - `two_layers()`: the network as a `TwoLayers`, for `effective_limit`; None where it is none.
+      Without the method it is made from `orthogonal_decomposition()`, if that is real and depth 2.
     - `mirror_coordinates(problem)`: the flow in closed form as a function of zeta = S X^T nu, for
       `mirror_flow`: an `equinox.Module` with the array `S` (m, d), a method `rho(zeta)` with
       beta = S^T rho, and a method `network(zeta)`. It may have `sensitivity(largest)`: for a rho

@@ -14,6 +14,7 @@ from .base import (
 )
 from .conserved import gaps
 from .decomposition import OrthogonalDecomposition
+from .effective_start import TwoLayers
 from .starts import size_of_first_layers
 
 
@@ -85,6 +86,10 @@ class DiagonalNetwork(AbstractNetwork):
     def singular_components(self):
         """(weights, None): S = U_l = I."""
         return self.weights, None
+
+    def two_layers(self) -> TwoLayers | None:
+        """The two layers themselves; None for another depth."""
+        return TwoLayers(None, *self.weights) if self.depth == 2 else None
 
     def conserved_quantities(self) -> Float[Array, " q"]:
         """w_l^2 - w_{l+1}^2 in every coordinate, (L-1) d numbers."""

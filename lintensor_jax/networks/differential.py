@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Scalar
 from .base import AbstractNetwork, Activation, as_parameter, require_depth
 from .decomposition import AssumptionFails, OrthogonalDecomposition
 from .diagonal import DiagonalNetwork, superdiagonal
+from .effective_start import TwoLayers
 from .mirror_coordinates import AbstractMirrorCoordinates
 
 
@@ -116,6 +117,13 @@ class DifferentialDiagonalNetwork(AbstractNetwork):
         d = self.positive.shape[0]
         eye = jnp.eye(2 * d, dtype=self.positive.dtype)
         return OrthogonalDecomposition(eye[:, :d] - eye[:, d:], (eye,) * self.depth)
+
+    def two_layers(self) -> TwoLayers | None:
+        """(w_+ + w_-) . (w_+ - w_-), for depth 2: each moves twice as far as a layer would."""
+        if self.depth != 2:
+            return None
+        plus, minus = self.positive, self.negative
+        return TwoLayers(None, plus + minus, plus - minus, gain=2.0)
 
     def conserved_quantities(self) -> Float[Array, " d"]:
         """The squared power mean of order 2 - L of (w_+, w_-), for each coordinate.

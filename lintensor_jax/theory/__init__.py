@@ -71,6 +71,7 @@ from .rates.stable_sets import rank_one_target as rank_one_target
 from .rates.stable_sets import stable_set as stable_set
 from .rates.wide_networks import lemma_11 as lemma_11
 from .rates.wide_networks import theorem_12 as theorem_12
+from .regression.effective_limit import effective_limit as effective_limit
 from .regression.one_neuron import NeuronLimit as NeuronLimit
 from .regression.one_neuron import single_neuron_limit as single_neuron_limit
 from .regression.other_mirror_maps import bregman_projection as bregman_projection

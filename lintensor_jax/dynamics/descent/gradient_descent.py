@@ -1,45 +1,25 @@
-"""Discrete algorithms: gradient descent and any other optax transformation."""
+"""Discrete algorithms: gradient descent, stochastic or not, and any optax transformation."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jax.core import Tracer
+from jaxtyping import Array, Int, PRNGKeyArray, Scalar
 
 from ...messages import in_words
 from ...networks import coefficients_and_pullback, split
+from ...networks.effective_start import TwoLayers, two_layers_of
 from ...networks.pair import check_pair, same_dtype
-from ...problems import AbstractProblem
+from ...problems import AbstractProblem, named
 from ..observations import log_or_minus_infinity
-
-
-class DescentSolution(eqx.Module):
-    """Iterates of a discrete algorithm.
-
-    The leading axes have one entry per saved step; the last entry is the end.
-
-    - `network`: the network after the last step.
-    - `optimizer_state`: the optimizer's state after the last step, to continue the run.
-    - `step` (T,): the numbers of the saved steps; 0 is the start.
-    - `coefficients` (T, d), `log_loss` (T,), `log_margin` (T,) (None for regression), `observed`.
-    """
-
-    network: Any  # of the type of the argument `network`
-    optimizer_state: Any
-    step: Int[Array, " T"]
-    coefficients: Float[Array, "T ..."]
-    log_loss: Float[Array, " T"]
-    log_margin: Float[Array, " T"] | None
-    observed: Any
-
-    @property
-    def direction(self) -> Float[Array, "T ..."]:
-        """beta/|beta| at each saved step; 0 where beta = 0."""
-        axes = tuple(range(self.log_loss.ndim - self.coefficients.ndim, 0))
-        norm = jnp.sqrt(jnp.sum(self.coefficients**2, axis=axes, keepdims=True))
-        return self.coefficients / jnp.where(norm > 0, norm, 1.0)
+from .batches import Batches, Drawn
+from .descent_solution import DescentSolution, balance_drift
+from .sharpness import sharpness as largest_curvature
+from .step_sums import StepSums
 
 
 def gradient_descent(
@@ -48,8 +28,14 @@ def gradient_descent(
     optimizer: optax.GradientTransformation | None = None,
     num_steps: int = 5_000,
     *,
+    batch_size: int | None = None,
+    replacement: bool = False,
+    label_noise: float | Scalar | None = None,
+    weight_decay: float | Scalar = 0.0,
+    key: PRNGKeyArray | None = None,
     save_every: int | None = None,
     observe: Any = None,
+    sharpness: bool = False,
     optimizer_state: Any = None,
 ) -> DescentSolution:
     """Run `num_steps` steps of a discrete algorithm on the (summed) loss.
@@ -57,27 +43,198 @@ def gradient_descent(
     **Arguments**
 
     - `network`, `problem`: as in `gradient_flow`.
-    - `optimizer`: any optax transformation. Default: the papers' constant-step gradient descent,
+    - `optimizer`: any optax transformation, with schedules and learning rates by layer as optax has
+      them. Those that need the value or the function (`optax.lbfgs()`, `optax.polyak_sgd()`) get
+      those of the step's own batch. Default: the papers' constant-step gradient descent,
       `optax.sgd(1e-3)`.
     - `num_steps`: the number of steps. The papers use 5e3 in regression, 2e6 in classification.
+    - `batch_size`: b samples a step, 1 <= b <= n; default: all n. A step's gradient is n/b times
+      that of the batch's summed loss, in the mean that of the whole loss.
+    - `replacement`: False deals the samples out in random order, floor(n/b) batches an epoch, then
+      shuffles anew; True draws each batch independently.
+    - `label_noise`: the standard deviation of Gaussian noise that is added to y, afresh for every
+      sample of every step; for regression. In units of y.
+    - `weight_decay`: lambda >= 0 of the penalty lambda/2 |Theta|^2, part of the loss that the
+      optimizer sees.
+    - `key`: `jax.random.key(seed)`; needed for batches and label noise.
     - `save_every`: the interval between saved steps, a divisor of `num_steps`. Step 0 is saved,
       too. Default: the start and the end.
     - `observe`: a function of the network, saved at the same steps.
-    - `optimizer_state`: the state at the end of an earlier run, which this run continues.
+    - `sharpness`: whether to save the largest eigenvalue of the Hessian of the whole loss
+      (`.sharpness`; `.stability` is its product with the step size).
+    - `optimizer_state`: the state at the end of an earlier run, which this run continues. A
+      stochastic run goes on with `key=solution.key`, and begins a new epoch.
+
+    The step size is no part of the compiled program where it is a traced number: `jax.vmap` over
+    step sizes, keys, starts or data runs all lanes in one program.
 
     Saved losses are computed in the log domain. A step uses the plain gradient, which underflows as
     it does in any other implementation. No divergence is hidden: a step size that is too large
-    ends in inf or NaN.
+    ends in inf or NaN, and `.divergence_step` says when.
 
-    Source: Yun, Krishnan & Mobahi 2021, section 6 (constant step).
+    **Returns** a `DescentSolution`. **Raises** ValueError for bad input, before any compile.
+
+    Source: Yun, Krishnan & Mobahi 2021, section 6 (constant step); Even et al. 2023 for steps of
+    any size and mini-batches on two layers.
     """
     check_pair(network, problem)
+    optimizer = _optimizer(optimizer)
+    save_every = _counts(num_steps, save_every)
+    network, problem = same_dtype(network, problem)
+    batches = _batches(problem, network, batch_size, replacement, label_noise, key)
+    _require_decay(weight_decay)
+    parameters = split(network)[0]
+    if optimizer_state is None:
+        optimizer_state = optimizer.init(parameters)  # pyright: ignore[reportArgumentType]
+    else:
+        _require_state(optimizer, parameters, optimizer_state)
+    run = _Run(
+        problem,
+        optimizer,
+        two_layers_of(network),
+        batches,
+        jnp.asarray(weight_decay, problem.residual(network.linear_coefficients()).dtype),  # pyright: ignore
+        observe,
+        sharpness,
+    )
+    return _descend(run, network, optimizer_state, key, num_steps, save_every)
+
+
+class _Run(NamedTuple):
+    """What stays the same from step to step."""
+
+    problem: Any
+    optimizer: optax.GradientTransformationExtraArgs
+    layers: TwoLayers | None
+    batches: Batches
+    weight_decay: Scalar
+    observe: Any
+    sharpness: bool
+
+
+class _Carry(NamedTuple):
+    """What a step changes."""
+
+    parameters: Any
+    state: Any
+    drawn: Drawn | None
+    sums: StepSums
+    finite_steps: Int[Array, ""]
+    finite: Array
+
+
+@eqx.filter_jit
+def _descend(run, network, state, key, num_steps, save_every):
+    parameters, rest = split(network)
+
+    def block(carry, _):
+        carry, _ = jax.lax.scan(lambda c, _: (_step(run, rest, c), None), carry, length=save_every)
+        carry = carry._replace(sums=carry.sums.folded())
+        return carry, _record(run, carry.parameters, rest, network, carry.sums.step_size)
+
+    dtype = jax.tree.leaves(parameters)[0].dtype
+    first = _Carry(
+        parameters,
+        state,
+        run.batches.first(key, run.problem) if run.batches.is_random else None,
+        StepSums.zeros(run.layers, dtype),
+        jnp.zeros((), int),
+        jnp.ones((), bool),
+    )
+    end, saved = jax.lax.scan(block, first, length=num_steps // save_every)
+    at_start = _record(run, parameters, rest, network, first.sums.step_size)
+    saved = jax.tree.map(
+        lambda first, later: jnp.concatenate([first[None], later]), at_start, saved
+    )
+    finite = end.finite & jnp.all(jnp.isfinite(saved["coefficients"][-1]))
+    return DescentSolution(
+        network=eqx.combine(end.parameters, rest),
+        optimizer_state=end.state,
+        key=None if end.drawn is None else end.drawn.key,
+        step=jnp.arange(0, num_steps + 1, save_every),
+        divergence_step=jnp.where(finite, -1, end.finite_steps),
+        start=run.layers,
+        sums=end.sums,
+        problem_in_words=named(run.problem),
+        **saved,
+    )
+
+
+def _step(run, rest, carry):
+    """One step of the optimizer on the batch that is drawn next."""
+    seen, drawn, weight = run.problem, carry.drawn, 1.0
+    if drawn is not None:
+        seen, drawn = run.batches.next(drawn, run.problem)
+        weight = run.batches.weight
+    beta, pull = coefficients_and_pullback(eqx.combine(carry.parameters, rest))
+    slope = weight * seen.adjoint(seen.residual(beta))
+    of_data = pull(slope)
+
+    def loss(parameters):
+        network = eqx.combine(parameters, rest)
+        return weight * seen.loss(network.linear_coefficients()) + _penalty(run, parameters)
+
+    gradient = jax.tree.map(lambda g, w: g + run.weight_decay * w, of_data, carry.parameters)
+    updates, state = run.optimizer.update(
+        gradient,
+        carry.state,
+        carry.parameters,
+        value=weight * seen.loss(beta) + _penalty(run, carry.parameters),
+        grad=gradient,
+        value_fn=loss,
+    )
+    finite = carry.finite & jnp.isfinite(jnp.sum(beta))
+    return _Carry(
+        optax.apply_updates(carry.parameters, updates),
+        state,
+        drawn,
+        carry.sums.after(updates, of_data, run.layers, slope),
+        carry.finite_steps + finite,
+        finite,
+    )
+
+
+def _penalty(run, parameters):
+    squares = [jnp.sum(leaf**2) for leaf in jax.tree.leaves(parameters)]
+    return 0.5 * run.weight_decay * jnp.sum(jnp.stack(squares))
+
+
+def _record(run, parameters, rest, start, step_size):
+    """What is saved of one iterate."""
+    problem = run.problem
+    network = eqx.combine(parameters, rest)
+    beta = network.linear_coefficients()
+    log_margin = None
+    if problem.has_margins:
+        smallest = jnp.min(problem.margins(beta))
+        log_margin = jnp.where(jnp.isnan(smallest), jnp.nan, log_or_minus_infinity(smallest))
+
+    def loss(parameters):
+        network = eqx.combine(parameters, rest)
+        return problem.loss(network.linear_coefficients()) + _penalty(run, parameters)
+
+    return {
+        "coefficients": beta,
+        "log_loss": problem.log_loss(beta),
+        "log_margin": log_margin,
+        "observed": None if run.observe is None else run.observe(network),
+        "step_size": step_size,
+        "balance_drift": balance_drift(network, start),
+        "sharpness": largest_curvature(loss, parameters) if run.sharpness else None,
+    }
+
+
+def _optimizer(optimizer) -> optax.GradientTransformationExtraArgs:
     optimizer = optax.sgd(1e-3) if optimizer is None else optimizer
     if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
         raise ValueError(
             "optimizer: must be an optax transformation such as optax.sgd(1e-3), got "
             f"{in_words(optimizer)}."
         )
+    return optax.with_extra_args_support(optimizer)
+
+
+def _counts(num_steps, save_every) -> int:
     save_every = num_steps if save_every is None else save_every
     for name, value in (("num_steps", num_steps), ("save_every", save_every)):
         if not isinstance(value, int) or value < 1:
@@ -87,38 +244,67 @@ def gradient_descent(
             f"save_every: must divide num_steps = {num_steps}, got {save_every}; take "
             f"num_steps = {save_every * (num_steps // save_every + 1)}, or another save_every."
         )
-    network, problem = same_dtype(network, problem)
-    if optimizer_state is None:
-        optimizer_state = optimizer.init(split(network)[0])  # pyright: ignore[reportArgumentType]
-    return _descend(network, problem, optimizer, optimizer_state, num_steps, save_every, observe)
+    return save_every
 
 
-@eqx.filter_jit
-def _descend(network, problem, optimizer, state, num_steps, save_every, observe):
-    parameters, rest = split(network)
+def _batches(problem, network, size, replacement, label_noise, key) -> Batches:
+    samples = jax.eval_shape(problem.residual, network.linear_coefficients()).shape[0]
+    if size is not None:
+        if not isinstance(size, int) or not 1 <= size <= samples:
+            raise ValueError(
+                f"batch_size: must be an int from 1 to n = {samples}, got {in_words(size)}; leave "
+                "it out for all samples."
+            )
+        if not hasattr(problem, "subset"):
+            raise ValueError(
+                f"batch_size: {named(problem)} must have a method subset(indices), the problem of "
+                "those samples, got none; add it, or leave batch_size out."
+            )
+    if label_noise is not None:
+        if not problem.has_residuals:
+            raise ValueError(
+                f"label_noise: is noise on the targets of a regression, got {named(problem)}; "
+                "leave it out."
+            )
+        if not isinstance(label_noise, Tracer) and not 0 <= float(label_noise) < np.inf:
+            raise ValueError(
+                f"label_noise: must be finite and not negative, got {in_words(label_noise)}; it "
+                "is a standard deviation in units of y."
+            )
+        label_noise = jnp.asarray(label_noise, problem.y.dtype)
+    batches = Batches(samples, size, bool(replacement), label_noise)
+    if batches.is_random and not _is_key(key):
+        raise ValueError(
+            f"key: batches and label noise are random and need a key, got {in_words(key)}; pass "
+            "key=jax.random.key(0)."
+        )
+    return batches
 
-    def record(parameters):
-        network = eqx.combine(parameters, rest)
-        beta = network.linear_coefficients()
-        margin = problem.margins(beta) if problem.has_margins else None
-        log_margin = None if margin is None else log_or_minus_infinity(jnp.min(margin))
-        seen = None if observe is None else observe(network)
-        return beta, problem.log_loss(beta), log_margin, seen
 
-    def step(carry, _):
-        parameters, state = carry
-        beta, pull = coefficients_and_pullback(eqx.combine(parameters, rest))
-        gradient = pull(problem.adjoint(problem.residual(beta)))
-        updates, state = optimizer.update(gradient, state, parameters)
-        return (optax.apply_updates(parameters, updates), state), None
-
-    def block(carry, _):
-        carry, _ = jax.lax.scan(step, carry, length=save_every)
-        return carry, record(carry[0])
-
-    (end, state), saved = jax.lax.scan(block, (parameters, state), length=num_steps // save_every)
-    saved = jax.tree.map(
-        lambda first, later: jnp.concatenate([first[None], later]), record(parameters), saved
+def _is_key(key):
+    dtype = getattr(key, "dtype", None)
+    return dtype is not None and (
+        jnp.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == np.uint32 and key.shape == (2,))
     )
-    steps = jnp.arange(0, num_steps + 1, save_every)
-    return DescentSolution(eqx.combine(end, rest), state, steps, *saved)
+
+
+def _require_decay(weight_decay):
+    if isinstance(weight_decay, Tracer):
+        return
+    if not 0 <= float(weight_decay) < np.inf:
+        raise ValueError(
+            f"weight_decay: must be finite and not negative, got {in_words(weight_decay)}; leave "
+            "it out for none."
+        )
+
+
+def _require_state(optimizer, parameters, state):
+    """Refuse the state of another optimizer, or of another network."""
+    expected = jax.eval_shape(optimizer.init, parameters)
+    shapes = [[np.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (state, expected)]
+    if jax.tree.structure(state) != jax.tree.structure(expected) or shapes[0] != shapes[1]:
+        raise ValueError(
+            "optimizer_state: must be the state of this optimizer for this network, got "
+            f"{in_words(state)}; pass .optimizer_state of a run with the same optimizer, or leave "
+            "it out."
+        )

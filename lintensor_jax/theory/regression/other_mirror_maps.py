@@ -211,12 +211,22 @@ def bregman_projection(
     _require_shapes(X, y, mu, "mu")
     _require_shapes(X, y, beta_0, "beta_0")
     _require_unbalanced(mu)
-    return _bregman_projection(None, X, y, mu, beta_0)
+    return project(None, X, y, jnp.log(mu), beta_0)
 
 
 @eqx.filter_jit
-def _bregman_projection(S, X, y, mu, beta_0):
-    mirror = _UnbalancedMirror(jnp.log(mu), beta_0)
+def project(
+    S: Float[Array, "m d"] | None,
+    X: Float[Array, "n d"],
+    y: Float[Array, " n"],
+    log_mu: Float[Array, " m"],
+    beta_0: Float[Array, " m"],
+) -> InterpolationLimit:
+    """`bregman_projection` of rho = beta_0 with X S^T rho = y, without checks; S = None: identity.
+
+    By the logarithm of mu, which may be below what a float holds.
+    """
+    mirror = _UnbalancedMirror(log_mu, beta_0)
     found = minimize(mirror, X if S is None else X @ S.T, y)
     potential = mirror.potential(found.z)
     return as_limit(
@@ -264,7 +274,7 @@ def two_layer_limit(
     # (a - b)(a + b), not a^2 - b^2: balanced layers have a relatively small gap.
     mu = jnp.abs((first - second) * (first + second)) / 2
     _require_unbalanced(mu)
-    return _bregman_projection(S, X, y, mu, first * second)
+    return project(S, X, y, jnp.log(mu), first * second)
 
 
 def two_layer_diagonal_limit(network: DiagonalNetwork, problem: Regression) -> InterpolationLimit:

@@ -1,0 +1,132 @@
+"""Two layers, coordinate by coordinate, and the start that their training amounts to.
+
+A two-layer network with a real orthogonal decomposition has coefficients beta = S^T (u . v), with .
+elementwise. In a = (u + v)/sqrt 2 and b = (u - v)/sqrt 2 the product is (a^2 - b^2)/2, or
+
+    u . v = mu sinh(angle)   with   mu = |a b| = |u^2 - v^2|/2,   angle = ln|a/b|.
+
+Gradient flow keeps mu and moves the angle in the span of the data. Its limit is the Bregman
+projection of u . v with scale mu. Steps of finite length, noise and momentum move mu and the angle
+by amounts that can be summed up along the run. The run then ends where gradient flow from an
+*effective start* would end, which is made of the scale at the end and of the angle without the part
+that lies in the span of the data.
+"""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Scalar
+
+from .closed_forms import closed_form
+from .decomposition import AssumptionFails
+
+
+class TwoLayers(eqx.Module):
+    """beta = S^T (first . second), where a gradient g with respect to beta moves both layers.
+
+    d first/dt = -gain (S g) . second, and the same with the layers exchanged.
+
+    - `S`: real, shape (m, d), or None for the identity. Coefficients of another shape are raveled.
+    - `first`, `second`: shape (m,).
+    - `gain`: 1 for layers that are parameters themselves.
+    """
+
+    S: Float[Array, "m d"] | None
+    first: Float[Array, " m"]
+    second: Float[Array, " m"]
+    gain: float = eqx.field(static=True, default=1.0)
+
+    def along(self, gradient: Float[Array, "..."]) -> Float[Array, " m"]:
+        """gain S g, shape (m,)."""
+        flat = jnp.ravel(gradient)
+        return self.gain * (flat if self.S is None else self.S @ flat)
+
+    @property
+    def log_scale(self) -> Float[Array, " m"]:
+        """log mu; -inf where |u| = |v|."""
+        plus, minus = self.first + self.second, self.first - self.second
+        return jnp.log(jnp.abs(plus)) + jnp.log(jnp.abs(minus)) - math.log(2)
+
+    @property
+    def angle(self) -> Float[Array, " m"]:
+        """ln|(u + v)/(u - v)|, so that u v = mu sinh(angle)."""
+        plus, minus = self.first + self.second, self.first - self.second
+        return jnp.log(jnp.abs(plus)) - jnp.log(jnp.abs(minus))
+
+
+def two_layers_of(network: Any) -> TwoLayers | None:
+    """The network as `TwoLayers`; None where it has another depth or no real decomposition.
+
+    Asks the network for the method `two_layers()`, and without it for `orthogonal_decomposition()`
+    and `factors`.
+    """
+    if hasattr(network, "two_layers"):
+        return closed_form(network, "two_layers")
+    names = ("orthogonal_decomposition", "factors", "with_factors")
+    if getattr(network, "depth", None) != 2 or not all(hasattr(network, n) for n in names):
+        return None
+    try:
+        found = network.orthogonal_decomposition()
+    except AssumptionFails:
+        return None
+    if not found.is_real:
+        return None
+    first, second = (v @ u for u, v in zip(found.bases, network.factors, strict=True))
+    return TwoLayers(found.S, first, second)
+
+
+class Measured(eqx.Module):
+    """A property of a run that a theorem assumes, as a number that must not exceed a bound.
+
+    - `statement`: in words. `value`: what was measured; NaN exceeds every bound.
+    - `bound`: static, or None where the run cannot decide. `source`: paper and statement.
+    """
+
+    statement: str = eqx.field(static=True)
+    value: Scalar
+    bound: float | None = eqx.field(static=True)
+    source: str = eqx.field(static=True)
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether value <= bound."""
+        return None if self.bound is None else bool(np.asarray(self.value) <= self.bound)
+
+
+class EffectiveStart(eqx.Module):
+    """Where gradient flow would have to start to end where a run ended.
+
+    A solution states it by a property `effective_start`, or has None there where its network has
+    no `TwoLayers`; `lintensor_jax.effective_limit` reads it.
+
+    - `S`: as in `TwoLayers`. `log_scale` (m,): log mu at the end of the run.
+    - `angle` (m,): asinh(beta~_0/mu), the angle at the start and what the run has added outside
+      the span of the data.
+    - `theorem`: what says that the run ends at the Bregman projection of this start.
+    - `measured`: what the theorem assumes of the run.
+    """
+
+    S: Float[Array, "m d"] | None
+    log_scale: Float[Array, " m"]
+    angle: Float[Array, " m"]
+    theorem: str = eqx.field(static=True)
+    measured: tuple[Measured, ...] = ()
+
+    @property
+    def scale(self) -> Float[Array, " m"]:
+        """mu, in units of beta; underflows where `log_scale` does not."""
+        return jnp.exp(self.log_scale)
+
+    @property
+    def coefficients(self) -> Float[Array, " m"]:
+        """beta~_0 = mu sinh(angle), in the coordinates of S."""
+        size = jnp.abs(self.angle)
+        # mu and sinh separately would underflow and overflow.
+        log_sinh = size + jnp.log1p(-jnp.exp(-2 * size)) - math.log(2)
+        near = size < 1
+        small = self.scale * jnp.sinh(jnp.where(near, self.angle, 0.0))
+        large = jnp.sign(self.angle) * jnp.exp(self.log_scale + log_sinh)
+        return jnp.where(near, small, large)
