@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib
+import importlib.util
 import pathlib
 import re
 import shlex
@@ -125,9 +126,31 @@ def test_relative_links_resolve(page):
             assert ((DOCS / page).parent / target.split("#")[0]).exists(), target
 
 
+@functools.cache
+def made_pages():
+    """The module that makes the pages which no file under docs/ holds."""
+    spec = importlib.util.spec_from_file_location("site_pages", DOCS / "site_pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_the_menu_lists_every_page():
     menu = re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
-    assert sorted(menu) == sorted(PAGES)
+    notebooks = [f"notebooks/{path.stem}.md" for path in made_pages().notebooks()]
+    assert sorted(menu) == sorted([*PAGES, *made_pages().PAGES, *notebooks])
+
+
+def test_the_page_on_the_command_line_has_every_command_and_argument():
+    page = made_pages().command_line()
+    for name, command in made_pages()._commands(CLI._parser()).items():
+        section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        for action in command._actions:
+            assert action.help, (name, action.dest)
+            for word in action.option_strings or [str(action.metavar)]:
+                assert f"`{word}" in section, (name, word)
 
 
 @pytest.mark.slow  # compilations of a dozen flows
@@ -145,6 +168,7 @@ def test_programs_run(page):
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("mkdocs")
     pytest.importorskip("mkdocstrings")
+    pytest.importorskip("material")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

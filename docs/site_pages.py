@@ -1,0 +1,107 @@
+"""Pages of the site that come from elsewhere: the command line, notebooks and the changelog.
+
+MkDocs runs `on_files` before it builds the site (`hooks` in mkdocs.yml). The notebooks are shown
+with the outputs that are committed; nothing is run.
+"""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+# Code, which is left as it is, or a formula between one or two dollar signs.
+_CODE_OR_FORMULA = re.compile(r"```.*?```|`[^`\n]+`|(\$\$?)([^$]+)\1", re.DOTALL)
+#: The pages that are made here; a test compares them with the menu.
+PAGES = ("changelog.md", "reference/command-line.md")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the generated pages, and a page for each notebook with the images of its outputs."""
+    from mkdocs.structure.files import File
+    from nbconvert import MarkdownExporter
+
+    def add(name: str, content: str | bytes) -> None:
+        files.append(File.generated(config, name, content=content))
+
+    add("changelog.md", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
+    add("reference/command-line.md", command_line())
+    for notebook in notebooks():
+        text, resources = MarkdownExporter().from_filename(str(notebook))
+        for image, data in resources["outputs"].items():
+            unique = f"{notebook.stem}-{image}"
+            text = text.replace(f"({image})", f"({unique})")
+            add(f"notebooks/{unique}", data)
+        add(f"notebooks/{notebook.stem}.md", with_formulas(text))
+    return files
+
+
+def on_page_content(html: str, **page: Any) -> str:
+    """Let long names in tables break after their separators, and not within a word."""
+
+    def breakable(cell: re.Match) -> str:
+        return re.sub(r"<code>[^<]+</code>", after_separators, cell[0])
+
+    def after_separators(code: re.Match) -> str:
+        return re.sub(r"(::|/(?!code)|[._])", r"\1<wbr>", code[0])
+
+    return re.sub(r"<td.*?</td>", breakable, html, flags=re.DOTALL)
+
+
+def with_formulas(text: str) -> str:
+    """Markdown whose LaTeX is MathML, which browsers draw without a program or a network."""
+    from latex2mathml.converter import convert
+
+    def drawn(found: re.Match) -> str:
+        if found[1] is None:
+            return found[0]
+        return convert(found[2], display="block" if found[1] == "$$" else "inline")
+
+    return _CODE_OR_FORMULA.sub(drawn, text)
+
+
+def notebooks() -> list[Path]:
+    """The notebooks, in their order."""
+    return sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def command_line() -> str:
+    """The page about every command, from the program's own parser."""
+    from lintensor_jax.cli.main import _parser
+
+    parser = _parser()
+    lines = [
+        "# Command line",
+        "",
+        f"{parser.description} `python -m lintensor_jax` is the same program.",
+        "",
+        "Exit codes: 0 done, 1 a check failed its bound, 2 a mistake in the arguments, the "
+        "configuration or the files, 130 interrupted.",
+    ]
+    for name, command in _commands(parser).items():
+        lines += ["", f"## {name}", "", command.description or "", ""]
+        usage = command.format_usage().removeprefix("usage: ").rstrip()
+        lines += ["```text", usage, "```", "", *_table(command)]
+        if command.epilog:
+            lines += ["", f"{command.epilog[0].upper()}{command.epilog[1:]}."]
+    return "\n".join(lines) + "\n"
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    (group,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return group.choices
+
+
+def _table(command: argparse.ArgumentParser) -> list[str]:
+    rows = ["| argument | meaning |", "|---|---|"]
+    for action in command._actions:
+        value = "" if action.nargs == 0 or not action.option_strings else f" {_value(action)}"
+        names = ", ".join(f"`{name}{value}`" for name in action.option_strings)
+        rows.append(f"| {names or f'`{_value(action)}`'} | {action.help} |")
+    return rows
+
+
+def _value(action: argparse.Action) -> str:
+    if action.metavar is None and action.choices:
+        return ", ".join(map(str, action.choices))
+    return str(action.metavar or action.dest.upper())
