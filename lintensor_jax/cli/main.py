@@ -9,17 +9,24 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .._version import __version__
-from ..config import ConfigError
-from . import init, predict, reproduce, sweep
+from ..config import ConfigError, suggestion
+from . import completion, init, predict, reproduce, sweep
 from .terminal import UsageError
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As argparse does, with a suggestion for a word that is not known."""
+        if action.choices is not None and value not in action.choices:
+            what = "COMMAND" if action.dest == argparse.SUPPRESS else None
+            name = what or "/".join(action.option_strings) or str(action.metavar)
+            self.error(f'{name}: no "{value}"; {suggestion(value, map(str, action.choices))}')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,4 +75,5 @@ def _parser():
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (init, predict, sweep, reproduce):
         module.add_commands(commands)
+    completion.add_commands(commands, parser)
     return parser
