@@ -83,11 +83,13 @@ from .theory import L1Norm as L1Norm
 from .theory import L2Norm as L2Norm
 from .theory import L21Norm as L21Norm
 from .theory import LandscapePoint as LandscapePoint
+from .theory import LInfNorm as LInfNorm
 from .theory import LpNorm as LpNorm
 from .theory import NuclearNorm as NuclearNorm
 from .theory import PointKind as PointKind
 from .theory import Prediction as Prediction
 from .theory import Regularizer as Regularizer
+from .theory import SpectralNorm as SpectralNorm
 from .theory import WeightedL2Norm as WeightedL2Norm
 from .theory import alignment as alignment
 from .theory import certify as certify

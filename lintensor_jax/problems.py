@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .losses import AbstractMarginLoss, AbstractResidualLoss, ExponentialLoss, SquaredLoss
 from .messages import in_words
+from .samples import as_data, require_one_target_per_sample, with_ones
 
 
 class AbstractProblem(eqx.Module):
@@ -32,8 +33,9 @@ class AbstractProblem(eqx.Module):
     def has_margins(self) -> bool:
         """Whether the loss is one of margins, as in `Classification`.
 
-        Such a problem has `margin_loss`, `margins(beta)`, `signed_data`, `X` and `y`. Its flows
-        have no limit but a limit direction; they end at a margin.
+        Such a problem has `margin_loss`, `margins(beta)`, `margins_adjoint(weights)`,
+        `log_losses(margins)`, `log_slopes(margins)`, `signed_data`, `has_valid_targets`, `X` and
+        `y`. Its flows have no limit but a limit direction; they end at a margin.
         """
         return False
 
@@ -50,6 +52,18 @@ class AbstractProblem(eqx.Module):
     def has_squared_loss(self) -> bool:
         """Whether the loss is 1/2 sum_i r_i^2, for which rates and Hessians are known."""
         return False
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the last coefficient is a bias: X has a last column of ones."""
+        return False
+
+    def with_bias(self) -> "AbstractProblem":
+        """The same problem with a bias as its last coefficient."""
+        raise ValueError(
+            f"bias: a problem of the class {type(self).__name__} has none; give the network no "
+            "bias, or use Regression, Classification or MulticlassClassification."
+        )
 
     @property
     def in_words(self) -> str:
@@ -141,23 +155,37 @@ class Regression(AbstractRegressionProblem):
     - `y`: shape (n,), or (n, m) for networks with m outputs.
     - `loss`: of r_i = <x_i, beta> - y_i: `SquaredLoss()` (default), `HuberLoss(delta)`,
       `LogCoshLoss()`, or an `AbstractResidualLoss` of your own.
+    - `bias`: whether a bias is the last coefficient, for networks with `bias=True`. X gets a last
+      column of ones. No norm counts the bias: `min_norm` leaves it free.
     """
 
     X: Float[Array, "n d"]
     y: Float[Array, "..."]
-    # A default of the class: stores from before this field are rebuilt with it.
+    # Defaults of the class: stores from before these fields are rebuilt with them.
     residual_loss: AbstractResidualLoss = SquaredLoss()
+    bias: bool = eqx.field(static=True, default=False)
 
-    def __init__(self, X, y, loss: AbstractResidualLoss | None = None):
-        self.X = _as_data(X, "X", "Regression", ndims=(2,))
-        self.y = _as_data(y, "y", "Regression", ndims=(1, 2))
-        _require_one_target_per_sample(self.X, self.y, "X", "Regression")
+    def __init__(self, X, y, loss: AbstractResidualLoss | None = None, *, bias: bool = False):
+        self.X = as_data(X, "X", "Regression", ndims=(2,))
+        self.y = as_data(y, "y", "Regression", ndims=(1, 2))
+        require_one_target_per_sample(self.X, self.y, "X", "Regression")
         if loss is not None and not isinstance(loss, AbstractResidualLoss):
             raise ValueError(
                 "Regression: loss must be an object such as lintensor_jax.HuberLoss(1.0), got "
                 f"{in_words(loss)}; leave it out for the squared loss."
             )
         self.residual_loss = SquaredLoss() if loss is None else loss
+        self.bias = bias
+        self.X = with_ones(self.X) if bias else self.X
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether X has a last column of ones for a bias."""
+        return self.bias
+
+    def with_bias(self) -> "Regression":
+        """The same problem with a bias as its last coefficient."""
+        return Regression(self.X, self.y, self.residual_loss, bias=True)
 
     def predictions(self, beta: Float[Array, "..."]) -> Float[Array, "..."]:
         """X beta: shape (n,) or (n, m)."""
@@ -192,15 +220,15 @@ class MatrixSensing(AbstractSquaredProblem):
     y: Float[Array, " n"]
 
     def __init__(self, A, y):
-        self.A = _as_data(A, "A", "MatrixSensing", ndims=(3,))
-        self.y = _as_data(y, "y", "MatrixSensing", ndims=(1,))
+        self.A = as_data(A, "A", "MatrixSensing", ndims=(3,))
+        self.y = as_data(y, "y", "MatrixSensing", ndims=(1,))
         if self.A.shape[1] != self.A.shape[2]:
             raise ValueError(
                 f"MatrixSensing: A must hold square sensors, shape (n, d, d), got {self.A.shape}; "
                 "the samples come first (jnp.moveaxis), and rectangular sensors can be padded with "
                 "zeros."
             )
-        _require_one_target_per_sample(self.A, self.y, "A", "MatrixSensing")
+        require_one_target_per_sample(self.A, self.y, "A", "MatrixSensing")
 
     def predictions(self, beta: Float[Array, "d d"]) -> Float[Array, " n"]:
         """<A_i, beta>, shape (n,)."""
@@ -231,16 +259,20 @@ class Classification(AbstractProblem):
     - `y`: shape (n,), labels -1 or +1.
     - `loss`: of the margin: `ExponentialLoss()` (default), `LogisticLoss()`,
       `PolynomialLoss(power)`, or an `AbstractMarginLoss` of your own.
+    - `bias`: whether a bias is the last coefficient, for networks with `bias=True`. X gets a last
+      column of ones. No norm counts the bias: `max_margin` leaves it free.
     """
 
     X: Float[Array, "n d"]
     y: Float[Array, " n"]
     margin_loss: AbstractMarginLoss
+    # A default of the class: stores from before this field are rebuilt with it.
+    bias: bool = eqx.field(static=True, default=False)
 
-    def __init__(self, X, y, loss: AbstractMarginLoss | None = None):
-        self.X = _as_data(X, "X", "Classification", ndims=(2,))
-        self.y = _as_data(y, "y", "Classification", ndims=(1,))
-        _require_one_target_per_sample(self.X, self.y, "X", "Classification")
+    def __init__(self, X, y, loss: AbstractMarginLoss | None = None, *, bias: bool = False):
+        self.X = as_data(X, "X", "Classification", ndims=(2,))
+        self.y = as_data(y, "y", "Classification", ndims=(1,))
+        require_one_target_per_sample(self.X, self.y, "X", "Classification")
         labels = (-1.0,) if isinstance(self.y, Tracer) else np.unique(np.asarray(self.y))
         wrong = np.setdiff1d(labels, (-1.0, 1.0))
         if wrong.size > 0:
@@ -254,6 +286,22 @@ class Classification(AbstractProblem):
                 f"lintensor_jax.LogisticLoss(), got {in_words(loss)}."
             )
         self.margin_loss = ExponentialLoss() if loss is None else loss
+        self.bias = bias
+        self.X = with_ones(self.X) if bias else self.X
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether X has a last column of ones for a bias."""
+        return self.bias
+
+    def with_bias(self) -> "Classification":
+        """The same problem with a bias as its last coefficient."""
+        return Classification(self.X, self.y, self.margin_loss, bias=True)
+
+    @property
+    def labels(self) -> Float[Array, " n"]:
+        """The class of each sample: y."""
+        return self.y
 
     @property
     def has_margins(self) -> bool:
@@ -265,9 +313,26 @@ class Classification(AbstractProblem):
         """Rows z_i = y_i x_i."""
         return self.y[:, None] * self.X
 
+    @property
+    def has_valid_targets(self) -> Bool[Array, ""]:
+        """Whether all labels are -1 or +1, traceable."""
+        return jnp.all(jnp.abs(self.y) == 1)
+
     def margins(self, beta: Float[Array, " d"]) -> Float[Array, " n"]:
         """y_i <x_i, beta>."""
         return self.y * (self.X @ beta)
+
+    def margins_adjoint(self, weights: Float[Array, " n"]) -> Float[Array, " d"]:
+        """sum_i w_i y_i x_i, the transpose of `margins`."""
+        return self.adjoint(self.y * weights)
+
+    def log_losses(self, margins: Float[Array, " n"]) -> Float[Array, " n"]:
+        """log l(m_i)."""
+        return self.margin_loss.log_value(margins)
+
+    def log_slopes(self, margins: Float[Array, " n"]) -> Float[Array, " n"]:
+        """log(-l'(m_i))."""
+        return self.margin_loss.log_slope(margins)
 
     def predictions(self, beta: Float[Array, " d"]) -> Float[Array, " n"]:
         """X beta."""
@@ -322,40 +387,3 @@ def _one_output_adjoint(problem, values):
     if problem.y.ndim == 1:
         return problem.adjoint(values)
     return problem.adjoint(values[:, None])
-
-
-def _as_data(value, name, owner, ndims):
-    array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.inexact):
-        array = array.astype(float)
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise ValueError(f"{owner}: {name} must be real, got dtype {array.dtype}; pass its parts.")
-    if array.ndim not in ndims:
-        axes = " or ".join(str(n) for n in ndims)
-        raise ValueError(
-            f"{owner}: {name} must have {axes} axes, got shape {array.shape}; "
-            "samples are rows, see the class's docstring."
-        )
-    if 0 in array.shape:
-        raise ValueError(
-            f"{owner}: {name} must not be empty, got shape {array.shape}; "
-            "pass at least one sample with at least one entry."
-        )
-    if not isinstance(array, Tracer) and not np.isfinite(np.asarray(array)).all():
-        where = np.argwhere(~np.isfinite(np.asarray(array)))[0].tolist()
-        raise ValueError(
-            f"{owner}: {name} must be finite, got {np.asarray(array)[tuple(where)]} at index "
-            f"{where}; remove or impute that sample."
-        )
-    return array
-
-
-def _require_one_target_per_sample(X, y, name, owner):
-    if X.shape[0] != y.shape[0]:
-        fix = f"give y one target for each of {name}'s {X.shape[0]} samples, which are its rows"
-        if X.ndim == 2 and X.shape[1] == y.shape[0]:
-            fix += f", or transpose {name} if its columns are the samples"
-        raise ValueError(
-            f"{owner}: {name} and y must have one row per sample, got {X.shape[0]} and "
-            f"{y.shape[0]} rows ({name} has shape {X.shape}, y {y.shape}); {fix}."
-        )

@@ -83,9 +83,19 @@ THEORY: Cases = {
         ("min_norm: y must lie in the range", "relative inconsistency", "remove contradictory"),
     ),
     "p": (
-        lambda: lt.LpNorm(1.5),
+        lambda: lt.LpNorm(-1.5),
         ValueError,
-        ("LpNorm: p must lie strictly between 0 and 1", "got 1.5", "L1Norm()"),
+        ("LpNorm: p must be positive", "got -1.5", "p = 2/L"),
+    ),
+    "p in the Fourier domain": (
+        lambda: lt.FourierLpNorm(1.5),
+        ValueError,
+        ("FourierLpNorm: p must lie strictly between 0 and 1", "got 1.5", "FourierL1Norm()"),
+    ),
+    "bias with one class": (
+        lambda: lt.max_margin(lt.Classification([[1.0, 2.0]], [1.0], bias=True), lt.L2Norm()),
+        ValueError,
+        ("max_margin: a problem with a free bias", "got one", "leave the bias out"),
     ),
     "weights of a norm": (
         lambda: lt.WeightedL2Norm([1.0, 0.0]),

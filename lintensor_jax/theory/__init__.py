@@ -40,8 +40,10 @@ from .least_norm.norms import FourierLpNorm as FourierLpNorm
 from .least_norm.norms import L1Norm as L1Norm
 from .least_norm.norms import L2Norm as L2Norm
 from .least_norm.norms import L21Norm as L21Norm
+from .least_norm.norms import LInfNorm as LInfNorm
 from .least_norm.norms import LpNorm as LpNorm
 from .least_norm.norms import NuclearNorm as NuclearNorm
+from .least_norm.norms import SpectralNorm as SpectralNorm
 from .least_norm.norms import WeightedL2Norm as WeightedL2Norm
 from .predict import predict as predict
 from .prediction import Candidate as Candidate

@@ -5,7 +5,6 @@ Gunasekar et al. 2018, eq. 11-13; Yun et al. 2021, Theorem 2, conditions (a) to 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,10 +16,11 @@ from ...messages import in_words
 from ...networks import AssumptionFails, split
 from ...networks.closed_forms import closed_form
 from ..assumptions import components_of, rounding
-from ..least_norm.gauge_programs import coordinates_of, optimum
-from ..least_norm.gauges import GroupGauge
+from ..least_norm.conic import Constraints
+from ..least_norm.gauge_programs import optimum
+from ..least_norm.gauges import AbstractGauge, GroupGauge
 from ..least_norm.multipliers import approximate_multipliers, proximal_step, resolution
-from ..least_norm.norms import AbstractNorm, L1Norm, L2Norm, LpNorm
+from ..least_norm.norms import AbstractNorm, L1Norm, L2Norm, LpNorm, gauge_of
 
 # Random directions in which a regulariser is looked at.
 _DIRECTIONS = 4
@@ -85,7 +85,7 @@ def in_predictor_space(network, beta, signed, slack, regularizer, tolerance) -> 
         if regularizer is None:
             return None
     if isinstance(regularizer, AbstractNorm):
-        gauge, form = coordinates_of(regularizer, beta.shape, "certify")
+        gauge, form = gauge_of(regularizer, beta.shape, "certify")
         rho = form.coordinates(beta)
         # A change of basis leaves dust, and a power below 1 would blow it up.
         rho = rho if form.basis is None else gauge.cleaned(rho)
@@ -164,38 +164,38 @@ def _of_components(network, signed, slack, tolerance):
     return _of_gauge(GroupGauge(labels, 2 / depth), rows, rho, slack, tolerance, name)
 
 
-def _of_gauge(gauge: Any, rows, rho, slack, tolerance, name) -> Stationarity:
+def _of_gauge(gauge: AbstractGauge, rows, rho, slack, tolerance, name) -> Stationarity:
     """min gauge(rho): the multipliers are those of the balanced network with this rho.
 
-    In its weights |rho_j|^(q/2) the conditions on small coordinates weigh as little as they do
-    in parameter space, and no threshold is needed to tell which coordinates are zero.
+    Where the subgradients at rho are many, those of an optimum of the convex problem: they belong
+    to all of its optima, and so to this point if it is one.
     """
     w = rho / np.max(np.abs(rho))
     w = w / gauge.value(w)
     level = np.min(rows @ w)
-    sizes = gauge.group_norms(w)[gauge.labels]
-    on, half = sizes > 0, gauge.power / 2
-    root = np.where(on, sizes, 1.0) ** half
-    balanced = np.where(on, root * w / np.where(on, sizes, 1.0), 0.0)
-    stretch = np.where(on, sizes / root, 0.0)
-    shares, residual, noise = approximate_multipliers(rows * stretch / level, balanced, slack)
-    if gauge.power == 1:
 
-        def measured(p):
-            return max(gauge.stationarity(w, rows.T @ p / level), float(p @ slack))
+    def measured(p):
+        return max(gauge.stationarity(w, rows.T @ p / level), float(p @ slack))
 
+    conditions = gauge.balanced(w, rows)
+    if conditions is None:
+        shares = _optimal_shares(gauge, rows, level)
         residual, noise = measured(shares), resolution(rows / level, shares)
-        tight = rows[slack <= tolerance] * stretch
-        if residual > tolerance and _is_dependent(tight, tolerance):
-            # The nonzero coordinates leave the multipliers open. Those of any optimum of the
-            # convex problem belong to all of its optima (and so to this point, if it is one).
-            other = _optimal_shares(gauge, rows, level)
-            if measured(other) <= tolerance:
-                shares, residual = other, measured(other)
-    dual = gauge.group_norms(rows.T @ shares / level)
-    norms = gauge.group_norms(w)
-    off = norms <= tolerance * norms.max()
-    worst = float(np.max(dual[off], initial=0.0))
+    else:
+        columns, target = conditions
+        shares, residual, noise = approximate_multipliers(columns / level, target, slack)
+        if gauge.is_convex:
+            residual, noise = measured(shares), resolution(rows / level, shares)
+            if residual > tolerance and _is_dependent(columns[slack <= tolerance], tolerance):
+                # The nonzero coordinates leave the multipliers open.
+                other = _optimal_shares(gauge, rows, level)
+                if measured(other) <= tolerance:
+                    shares, residual = other, measured(other)
+    worst = None
+    if isinstance(gauge, GroupGauge):
+        dual = gauge.group_norms(rows.T @ shares / level)
+        norms = gauge.group_norms(w)
+        worst = float(np.max(dual[norms <= tolerance * norms.max()], initial=0.0))
     return Stationarity(residual, noise, shares / level, worst, name)
 
 
@@ -211,7 +211,7 @@ def _is_dependent(rows, tolerance):
 def _optimal_shares(gauge, rows, level):
     lengths = np.linalg.norm(rows, axis=1)
     targets = lengths.min() / lengths
-    found, _ = optimum(gauge, rows / lengths[:, None], targets, equality=False)
+    found, _ = optimum(gauge, Constraints.of(rows / lengths[:, None], targets, equality=False))
     return found.multipliers * level / (found.level * lengths)
 
 

@@ -1,95 +1,189 @@
-"""A small wrapper over Clarabel: maximise t subject to A w >= t b (or = t b), |w| <= 1.
+"""A small wrapper over Clarabel: maximise t subject to A w + F c >= t b (or = t b), |w| <= 1.
 
 This bounded form is used instead of minimising |w| subject to A w >= b because everything in it
 stays of order one however small the margin t is, and because on non-separable data it has an
-optimum too (t = 0), whose multipliers are the certificate.
+optimum too (t = 0), whose multipliers are the certificate. The norm does not count c.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
+class Constraints:
+    """rows @ w + free @ c >= level * targets, or equal to them.
+
+    Shapes: rows (n, D), targets (n,), free (n, k) with independent columns, k = 0 without any.
+    """
+
+    rows: np.ndarray
+    targets: np.ndarray
+    free: np.ndarray
+    equality: bool
+
+    @staticmethod
+    def of(rows: np.ndarray, targets: np.ndarray, equality: bool, free=None) -> "Constraints":
+        """`free` is None where the norm counts every coefficient."""
+        return Constraints(
+            rows, targets, np.zeros((len(rows), 0)) if free is None else free, equality
+        )
+
+    def on(self, columns: np.ndarray) -> "Constraints":
+        """With some of the coordinates of w only, by mask."""
+        return dataclasses.replace(self, rows=self.rows[:, columns])
+
+    def tight(self, kept: np.ndarray) -> "Constraints":
+        """Some of the rows only, by mask."""
+        return Constraints(self.rows[kept], self.targets[kept], self.free[kept], self.equality)
+
+    def reached(self, w: np.ndarray, c: np.ndarray) -> np.ndarray:
+        """The left-hand sides, shape (n,)."""
+        return self.rows @ w + self.free @ c
+
+
+@dataclasses.dataclass(frozen=True)
 class ConicSolution:
-    """A point w with |w| <= 1, the level t, and the multipliers p (b^T p = 1) of A w >= t b."""
+    """A point w with |w| <= 1, free coefficients c, the level t, and the multipliers p.
+
+    b^T p = 1.
+    """
 
     point: np.ndarray
+    free: np.ndarray
     level: float
     multipliers: np.ndarray
     status: str
 
 
-def largest_level_of_groups(
-    rows: np.ndarray, targets: np.ndarray, labels: np.ndarray, equality: bool
-) -> ConicSolution:
-    """max t s.t. rows @ w >= t targets (or = ), sum_g |w_g|_2 <= 1. Shapes (n, D), (n,), (D,)."""
+def largest_level_of_groups(given: Constraints, labels: np.ndarray) -> ConicSolution:
+    """max t subject to sum_g |w_g|_2 <= 1; `labels` (D,) is the group of each coordinate."""
     import scipy.sparse as sp
 
-    count, size = rows.shape
+    size = given.rows.shape[1]
     groups = labels.max() + 1
     members = np.bincount(labels, minlength=groups)
     singles = np.flatnonzero(members[labels] == 1)
-    # Variables: w (size), the epigraph s of the groups' norms (groups), t.
+    # Variables: w (size), the epigraph s of the groups' norms (groups), then c and t.
     picks = sp.csr_matrix((np.ones(size), (np.arange(size), labels)), shape=(size, groups))
-    data = sp.hstack([sp.csr_matrix(-rows), sp.csr_matrix((count, groups)), targets[:, None]])
-    budget = sp.hstack([sp.csr_matrix((1, size)), np.ones((1, groups)), sp.csr_matrix((1, 1))])
-    column = sp.csr_matrix((singles.size, 1))
     identity = sp.csr_matrix(np.eye(size)[singles])
-    above = sp.hstack([identity, -picks[singles], column])
-    below = sp.hstack([-identity, -picks[singles], column])
-    cones = [(_equal(equality), count), ("NonnegativeConeT", 1 + 2 * singles.size)]
-    blocks = [data, budget, above, below]
+    budget = sp.hstack([sp.csr_matrix((1, size)), np.ones((1, groups))])
+    above = sp.hstack([identity, -picks[singles]])
+    below = sp.hstack([-identity, -picks[singles]])
+    blocks = [budget, above, below]
+    cones = [("NonnegativeConeT", 1 + 2 * singles.size)]
     for group in np.flatnonzero(members > 1):
         inside = np.flatnonzero(labels == group)
-        block = sp.lil_matrix((inside.size + 1, size + groups + 1))
+        block = sp.lil_matrix((inside.size + 1, size + groups))
         block[0, size + group] = -1.0
         block[np.arange(1, inside.size + 1), inside] = -1.0
         blocks.append(block)
         cones.append(("SecondOrderConeT", inside.size + 1))
-    matrix = sp.vstack(blocks, format="csc")
-    right = _unit(sum(dim for _, dim in cones), count)
-    x, z, status = _solve(matrix, right, cones)
-    return ConicSolution(x[:size], float(x[-1]), z[:count], status)
+    ball = sp.vstack(blocks)
+    data = sp.hstack([given.rows, sp.csr_matrix((len(given.rows), groups))])
+    return _largest_level(given, data, ball, _unit(ball.shape[0], 0), cones, slice(0, size), 1.0)
 
 
-def largest_level_of_nuclear(
-    rows: np.ndarray, targets: np.ndarray, shape: tuple[int, int], equality: bool
-) -> ConicSolution:
-    """max t s.t. rows @ vec(W) >= t targets (or = ), nuclear norm of W <= 1; vec is row-major.
+def largest_level_of_nuclear(given: Constraints, shape: tuple[int, int]) -> ConicSolution:
+    """max t subject to: the nuclear norm of W is at most 1; w is W row by row.
 
     |W|_* <= 1 iff [[P, W], [W^T, R]] is positive semidefinite with trace <= 2 for some P, R.
     """
     import scipy.sparse as sp
 
     order = sum(shape)
-    # Clarabel's PSDTriangleConeT: the upper triangle column by column, off-diagonals times sqrt 2.
-    column, row = np.tril_indices(order)
+    corner, row, column = _corner(shape)
     packed = column.size
+    data = sp.lil_matrix((len(given.rows), packed))
+    data[:, corner] = given.rows / np.sqrt(2)
+    trace = sp.csr_matrix((row == column).astype(float)[None])
+    ball = sp.vstack([trace, -sp.eye(packed)])
+    cones = [("NonnegativeConeT", 1), ("PSDTriangleConeT", order)]
+    right = 2 * _unit(1 + packed, 0)
+    return _largest_level(given, data, ball, right, cones, corner, 1 / np.sqrt(2))
+
+
+def largest_level_of_spectral(given: Constraints, shape: tuple[int, int]) -> ConicSolution:
+    """max t subject to: the largest singular value of W is at most 1; w is W row by row.
+
+    |W| <= 1 iff [[I, W], [W^T, I]] is positive semidefinite.
+    """
+    import scipy.sparse as sp
+
+    corner, row, column = _corner(shape)
+    size = shape[0] * shape[1]
+    ball = sp.csr_matrix(
+        (np.full(size, -np.sqrt(2)), (corner, np.arange(size))), shape=(column.size, size)
+    )
+    cones = [("PSDTriangleConeT", sum(shape))]
+    right = (row == column).astype(float)
+    return _largest_level(given, given.rows, ball, right, cones, slice(0, size), 1.0)
+
+
+def largest_level_of_moduli(given: Constraints) -> ConicSolution:
+    """max t subject to max_j |w_j| <= 1."""
+    import scipy.sparse as sp
+
+    size = given.rows.shape[1]
+    ball = sp.vstack([sp.eye(size), -sp.eye(size)])
+    cones = [("NonnegativeConeT", 2 * size)]
+    return _largest_level(given, given.rows, ball, np.ones(2 * size), cones, slice(0, size), 1.0)
+
+
+def largest_level_of_powers(given: Constraints, power: float) -> ConicSolution:
+    """max t subject to sum_j |w_j|^power <= 1, power > 1: s_j >= |w_j|^power, sum_j s_j <= 1."""
+    import scipy.sparse as sp
+
+    size = given.rows.shape[1]
+    budget = sp.hstack([sp.csr_matrix((1, size)), np.ones((1, size))])
+    # For each j the cone of (s_j, 1, w_j): s_j^(1/power) 1^(1 - 1/power) >= |w_j|.
+    block = sp.lil_matrix((3 * size, 2 * size))
+    block[3 * np.arange(size), size + np.arange(size)] = -1.0
+    block[3 * np.arange(size) + 2, np.arange(size)] = -1.0
+    right = np.concatenate([[1.0], np.tile([0.0, 1.0, 0.0], size)])
+    cones = [("NonnegativeConeT", 1)] + [("PowerConeT", 1 / power)] * size
+    data = sp.hstack([given.rows, sp.csr_matrix((len(given.rows), size))])
+    ball = sp.vstack([budget, block])
+    return _largest_level(given, data, ball, right, cones, slice(0, size), 1.0)
+
+
+def _corner(shape):
+    """The places of W in the packed [[P, W], [W^T, R]], and the rows and columns of the places.
+
+    Clarabel's PSDTriangleConeT: the upper triangle column by column, off-diagonals times sqrt 2.
+    """
+    order = sum(shape)
+    column, row = np.tril_indices(order)
     place = np.zeros((order, order), int)
-    place[row, column] = np.arange(packed)
-    corner = place[: shape[0], shape[0] :].ravel()
-    count = rows.shape[0]
-    data = sp.lil_matrix((count, packed + 1))
-    data[:, corner] = -rows / np.sqrt(2)
-    data[:, -1] = targets[:, None]
-    trace = sp.csr_matrix(np.append((row == column).astype(float), 0.0)[None])
-    positive = sp.hstack([-sp.eye(packed), sp.csr_matrix((packed, 1))])
-    matrix = sp.vstack([data, trace, positive], format="csc")
-    cones = [(_equal(equality), count), ("NonnegativeConeT", 1), ("PSDTriangleConeT", order)]
-    right = 2 * _unit(count + 1 + packed, count)
-    x, z, status = _solve(matrix, right, cones)
-    return ConicSolution(x[corner] / np.sqrt(2), float(x[-1]), z[:count], status)
+    place[row, column] = np.arange(column.size)
+    return place[: shape[0], shape[0] :].ravel(), row, column
+
+
+def _largest_level(given, data, ball, right, cones, where, factor) -> ConicSolution:
+    """max t subject to data @ v + free @ c >= t targets, right - ball @ v in the cones.
+
+    w = factor * v[where].
+    """
+    import scipy.sparse as sp
+
+    count, free = given.free.shape
+    own = ball.shape[1]
+    first = sp.hstack([-sp.csr_matrix(data), -sp.csr_matrix(given.free), given.targets[:, None]])
+    rest = sp.hstack([sp.csr_matrix(ball), sp.csr_matrix((ball.shape[0], free + 1))])
+    matrix = sp.vstack([first, rest], format="csc")
+    kind = "ZeroConeT" if given.equality else "NonnegativeConeT"
+    all_cones: list[tuple[str, Any]] = [(kind, count), *cones]
+    x, z, status = _solve(matrix, np.concatenate([np.zeros(count), right]), all_cones)
+    return ConicSolution(
+        factor * x[:own][where], x[own : own + free], float(x[-1]), z[:count], status
+    )
 
 
 def _unit(size, index):
     vector = np.zeros(size)
     vector[index] = 1.0
     return vector
-
-
-def _equal(equality):
-    return "ZeroConeT" if equality else "NonnegativeConeT"
 
 
 def _solve(matrix, right, cones):
@@ -99,7 +193,7 @@ def _solve(matrix, right, cones):
 
     size = matrix.shape[1]
     cost = -_unit(size, size - 1)
-    cone_objects = [getattr(clarabel, name)(int(dim)) for name, dim in cones]
+    cone_objects = [getattr(clarabel, name)(argument) for name, argument in cones]
     settings = clarabel.DefaultSettings()  # pyright: ignore[reportAttributeAccessIssue]
     settings.verbose = False
     settings.max_threads = 1  # with one thread the bits do not depend on the machine's load

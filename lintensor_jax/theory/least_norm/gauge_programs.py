@@ -7,9 +7,9 @@ import dataclasses
 
 import numpy as np
 
-from ...messages import in_words
-from .gauges import Gauge, GroupGauge, NuclearGauge
-from .norms import AbstractGroupNorm, AbstractNorm, GroupForm, NuclearNorm
+from .conic import Constraints
+from .gauges import ZERO, AbstractGauge, GroupGauge
+from .newton import Level, newton
 
 # Polishing stops when a candidate's optimality conditions hold to this residual.
 _POLISHED = 1e-14
@@ -18,98 +18,74 @@ _REPAIRS = 8
 _REWEIGHTINGS = 200
 
 
-@dataclasses.dataclass(frozen=True)
-class Level:
-    """w of gauge 1 with rows @ w >= level targets; multipliers p with targets^T p = 1."""
-
-    point: np.ndarray
-    level: float
-    multipliers: np.ndarray
-
-
-def coordinates_of(
-    norm: AbstractNorm, shape: tuple[int, ...], owner: str
-) -> tuple[Gauge, GroupForm]:
-    """The norm as a gauge, and the coordinates in which it is one."""
-    if isinstance(norm, NuclearNorm):
-        if len(shape) != 2:
-            raise ValueError(
-                f"{owner}: NuclearNorm() needs coefficients that are matrices, got shape {shape}; "
-                "use it with matrix sensors (n, d, d) or several outputs, or choose another norm."
-            )
-        size = shape[0] * shape[1]
-        return NuclearGauge(shape), GroupForm(None, np.ones(size), np.zeros(size, int))
-    if isinstance(norm, AbstractGroupNorm):
-        form = norm.group_form(shape)
-        return GroupGauge(form.labels, form.power), form
-    raise ValueError(
-        f"{owner}: norm must be a norm object such as lintensor_jax.L1Norm(), got "
-        f"{in_words(norm)}; "
-        "the norms are in lintensor_jax.theory.least_norm.norms."
-    )
-
-
-def optimum(gauge: Gauge, rows, targets, equality: bool) -> tuple[Level, float]:
+def optimum(gauge: AbstractGauge, given: Constraints) -> tuple[Level, float]:
     """The polished optimum of the convex program, and its KKT residual."""
-    if isinstance(gauge, GroupGauge) and gauge.labels.max() == 0 and rows.shape[1] > rows.shape[0]:
+    one_group = isinstance(gauge, GroupGauge) and gauge.labels.max() == 0
+    if one_group and given.rows.shape[1] > given.rows.shape[0]:
         # One group: the optimum lies in the span of the rows, so n coordinates suffice.
-        span, triangle = np.linalg.qr(rows.T)
+        span, triangle = np.linalg.qr(given.rows.T)
         inner = GroupGauge(np.zeros(span.shape[1], int))
-        found, residual = optimum(inner, triangle.T, targets, equality)
+        found, residual = optimum(inner, dataclasses.replace(given, rows=triangle.T))
         return dataclasses.replace(found, point=span @ found.point), residual
-    solved = solve_level(gauge, rows, targets, equality)
-    return polish(gauge, rows, targets, solved, equality)
+    return polish(gauge, given, solve_level(gauge, given))
 
 
-def kkt_residual(gauge, rows, targets, rho, multipliers, equality) -> float:
+def kkt_residual(
+    gauge: AbstractGauge, given: Constraints, rho, multipliers, free: np.ndarray
+) -> float:
     """The largest violation of the optimality conditions of min gauge(rho), dimensionless.
 
     Stationarity in units of the dual norm; feasibility relative to the targets; complementarity
     and signs of multipliers relative to the value (the sum of targets times multipliers).
     """
     value = gauge.value(rho)
-    slack = rows @ rho - targets
-    parts = [gauge.stationarity(rho / value, rows.T @ multipliers)]
-    if equality:
-        parts.append(np.max(np.abs(slack)) / np.max(np.abs(targets)))
+    slack = given.reached(rho, free) - given.targets
+    parts = [gauge.stationarity(rho / value, given.rows.T @ multipliers)]
+    if free.size:
+        # What must cancel, relative to the size of what cancels.
+        scale = np.max(np.abs(given.free).T @ np.abs(multipliers))
+        parts.append(np.max(np.abs(given.free.T @ multipliers)) / scale)
+    if given.equality:
+        parts.append(np.max(np.abs(slack)) / np.max(np.abs(given.targets)))
     else:
-        parts.append(np.max(-slack / targets))
+        parts.append(np.max(-slack / given.targets))
         parts.append(np.max(np.abs(multipliers * slack)) / value)
-        parts.append(np.max(-multipliers * targets) / value)
+        parts.append(np.max(-multipliers * given.targets) / value)
     return float(max(0.0, *parts))
 
 
-def solve_level(gauge: Gauge, rows, targets, equality: bool) -> Level:
+def solve_level(gauge: AbstractGauge, given: Constraints) -> Level:
     """The convex program's solution by Clarabel, scaled to gauge 1 and multipliers of sum 1."""
-    raw = gauge.solve(rows, targets, equality)
+    raw = gauge.solve(given)
     size = gauge.value(raw.point)
-    point = raw.point / size if size > 0 else raw.point
-    multipliers = raw.multipliers if equality else np.maximum(raw.multipliers, 0.0)
+    size = size if size > 0 else 1.0
+    point, free = raw.point / size, raw.free / size
+    targets = given.targets
+    multipliers = raw.multipliers if given.equality else np.maximum(raw.multipliers, 0.0)
     total = targets @ multipliers
     multipliers = multipliers / total if total > 0 else multipliers
-    reached = rows @ point
-    level = (
-        float(targets @ reached / (targets @ targets)) if equality else np.min(reached / targets)
-    )
-    return Level(point, float(level), multipliers)
+    reached = given.reached(point, free)
+    mean = targets @ reached / (targets @ targets)
+    level = mean if given.equality else np.min(reached / targets)
+    return Level(point, free, float(level), multipliers)
 
 
-def polish(gauge: Gauge, rows, targets, start: Level, equality: bool) -> tuple[Level, float]:
+def polish(gauge: AbstractGauge, given: Constraints, start: Level) -> tuple[Level, float]:
     """The start or the best of several active-set polishes of it, with its KKT residual.
 
     Each guess of the support gives a square system of optimality equations, solved by Newton to
     rounding; which guess is right is for the independently measured residual to say.
     """
-    best, best_residual = start, level_residual(gauge, rows, targets, start, equality)
+    best, best_residual = start, level_residual(gauge, given, start)
     if not start.level > 0:
         return best, best_residual
-    gradient = rows.T @ start.multipliers / start.level
+    gradient = given.rows.T @ start.multipliers / start.level
+    slack = given.reached(start.point, start.free) - start.level * given.targets
+    mass = start.multipliers * given.targets
     for threshold in _THRESHOLDS:
         active = gauge.active(start.point, gradient, threshold)
-        slack = rows @ start.point - start.level * targets
-        mass = start.multipliers * targets
-        if equality:
-            tight = np.ones(rows.shape[0], bool)
+        if given.equality:
+            tight = np.ones(len(mass), bool)
         elif threshold is None:
             tight = mass > slack
         else:
@@ -117,25 +93,20 @@ def polish(gauge: Gauge, rows, targets, start: Level, equality: bool) -> tuple[L
         for _ in range(_REPAIRS):
             if not (tight.any() and active.any()):
                 break
-            found = gauge.newton(
-                rows[tight],
-                targets[tight],
-                start.point,
-                start.level,
-                start.multipliers[tight],
-                active,
-            )
-            if found is None or not found[1] > 0:
+            begin = dataclasses.replace(start, multipliers=start.multipliers[tight])
+            found = newton(gauge, given.tight(tight), begin, active)
+            if found is None or not found.level > 0:
                 break
-            candidate = _assemble(gauge, rows, targets, found, tight, equality)
-            residual = level_residual(gauge, rows, targets, candidate, equality)
+            candidate = _assemble(gauge, given, found, tight)
+            residual = level_residual(gauge, given, candidate)
             if residual < best_residual:
                 best, best_residual = candidate, residual
-            if equality or best_residual <= _POLISHED:
+            if given.equality or best_residual <= _POLISHED:
                 break
             negative = np.zeros_like(tight)
-            negative[tight] = found[2] < 0
-            violated = rows @ found[0] < found[1] * targets * (1 - 1e-12)
+            negative[tight] = found.multipliers < 0
+            limit = found.level * given.targets * (1 - 1e-12)
+            violated = given.reached(found.point, found.free) < limit
             repaired = (tight & ~negative) | (violated & ~tight)
             if (repaired == tight).all():
                 break
@@ -145,17 +116,39 @@ def polish(gauge: Gauge, rows, targets, start: Level, equality: bool) -> tuple[L
     return best, best_residual
 
 
-def level_residual(gauge, rows, targets, at: Level, equality) -> float:
+def level_residual(gauge: AbstractGauge, given: Constraints, at: Level) -> float:
     """The KKT residual of w / level with multipliers p / level; inf without a positive level."""
     if not at.level > 0:
         return np.inf
-    return kkt_residual(
-        gauge, rows, targets, at.point / at.level, at.multipliers / at.level, equality
-    )
+    t = at.level
+    return kkt_residual(gauge, given, at.point / t, at.multipliers / t, at.free / t)
+
+
+def is_unique(gauge: AbstractGauge, given: Constraints, at: Level) -> bool | None:
+    """Whether the optimum is unique; None if that would take too long to decide.
+
+    It is if the binding rows separate the directions of the gauge's face.
+    """
+    if not gauge.is_convex:
+        return None
+    gradient = given.rows.T @ at.multipliers / at.level
+    picks, strict = gauge.face(at.point, gradient)
+    moves = np.hstack([given.rows @ picks, given.free])
+    if moves.shape[1] == 0:
+        return True
+    mass = np.abs(at.multipliers * given.targets)
+    binding = np.ones(len(mass), bool) if given.equality else mass > ZERO * mass.max()
+    singular = np.linalg.svd(moves[binding], compute_uv=False)
+    if singular.size == moves.shape[1] and singular[-1] > ZERO * singular[0]:
+        return True
+    slack = given.reached(at.point, at.free) - at.level * given.targets
+    loose = slack > ZERO * at.level * given.targets
+    # With strict complementarity a small move along the kernel is another optimum.
+    return False if strict and (binding | loose).all() else None
 
 
 def reweighted(
-    gauge: GroupGauge, rows, targets, start: np.ndarray, equality: bool
+    gauge: GroupGauge, given: Constraints, start: np.ndarray, free: np.ndarray
 ) -> tuple[Level, float] | None:
     """A stationary point for a power below 1, from `start`, and its KKT residual.
 
@@ -165,8 +158,9 @@ def reweighted(
     decide. None if no such point is found in float64.
     """
     point = gauge.cleaned(start)
-    point = point / gauge.value(point)
-    kept = _near_stationary(gauge, rows, targets, point, equality)
+    size = gauge.value(point)
+    point = point / size
+    kept = _near_stationary(gauge, given, point, free / size)
     if kept is not None:
         return kept
     current = None
@@ -176,28 +170,28 @@ def reweighted(
         # Relative to the largest coordinate: for a small power all coordinates at gauge 1 are tiny.
         stretch = (sizes[on] / sizes.max()) ** (1 - gauge.power)
         convex = GroupGauge(np.unique(gauge.labels[on], return_inverse=True)[1])
-        stretched = rows[:, on] * stretch
-        solved = solve_level(convex, stretched, targets, equality)
-        if not solved.level > 1e-12 * np.abs(rows).max():
+        stretched = dataclasses.replace(given, rows=given.rows[:, on] * stretch)
+        solved = solve_level(convex, stretched)
+        if not solved.level > 1e-12 * np.abs(given.rows).max():
             break
         # The polish makes zeros exact. The solver leaves tiny entries, which a power < 1 amplifies.
-        solved, _ = polish(convex, stretched, targets, solved, equality)
+        solved, _ = polish(convex, stretched, solved)
         moved = np.zeros_like(point)
         moved[on] = stretch * solved.point
         moved = gauge.cleaned(moved)
         size = gauge.value(moved)
-        change = np.max(np.abs(moved / size - point))
+        change = np.max(np.abs(moved / size - point)) / np.max(np.abs(point))
         point = moved / size
-        current = Level(point, solved.level / size, solved.multipliers)
+        current = Level(point, solved.free / size, solved.level / size, solved.multipliers)
         if change < 1e-10:
             break
-    return None if current is None else polish(gauge, rows, targets, current, equality)
+    return None if current is None else polish(gauge, given, current)
 
 
-def _near_stationary(gauge, rows, targets, point, equality):
+def _near_stationary(gauge, given, point, free):
     """The stationary point within 1e-3 of `point`; None if there is none."""
-    reached = rows @ point
-    if equality:
+    reached, targets = given.reached(point, free), given.targets
+    if given.equality:
         level, tight = float(targets @ reached / (targets @ targets)), np.ones(len(targets), bool)
     else:
         level = float(np.min(reached / targets))
@@ -208,20 +202,21 @@ def _near_stationary(gauge, rows, targets, point, equality):
     on = sizes > 0
     slope = level * sizes[on] ** (gauge.power - 2) * point[on]
     multipliers = np.zeros(len(targets))
-    multipliers[tight] = np.linalg.lstsq(rows[tight][:, on].T, slope, rcond=None)[0]
-    begin = Level(point, level, multipliers)
-    if level_residual(gauge, rows, targets, begin, equality) > 1e-3:
+    conditions = np.vstack([given.rows[tight][:, on].T, given.free[tight].T])
+    right = np.append(slope, np.zeros(given.free.shape[1]))
+    multipliers[tight] = np.linalg.lstsq(conditions, right, rcond=None)[0]
+    begin = Level(point, free, level, multipliers)
+    if level_residual(gauge, given, begin) > 1e-3:
         return None
-    found, residual = polish(gauge, rows, targets, begin, equality)
-    near = np.max(np.abs(found.point - point)) <= 1e-3 and residual <= 1e-9
-    return (found, residual) if near else None
+    found, residual = polish(gauge, given, begin)
+    near = np.max(np.abs(found.point - point)) <= 1e-3 * np.max(np.abs(point))
+    return (found, residual) if near and residual <= 1e-9 else None
 
 
-def _assemble(gauge, rows, targets, found, tight, equality) -> Level:
+def _assemble(gauge, given, found: Level, tight) -> Level:
     """A Newton result as a Level, exactly of gauge 1, with clipped multipliers."""
-    point, level, part = found
-    multipliers = np.zeros(rows.shape[0])
-    multipliers[tight] = part if equality else np.maximum(part, 0.0)
-    size = gauge.value(point)
+    multipliers = np.zeros(len(tight))
+    multipliers[tight] = found.multipliers if given.equality else np.maximum(found.multipliers, 0.0)
+    size = gauge.value(found.point)
     size = size if size > 0 else 1.0
-    return Level(point / size, level / size, multipliers)
+    return Level(found.point / size, found.free / size, found.level / size, multipliers)

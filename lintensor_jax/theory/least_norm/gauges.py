@@ -1,29 +1,99 @@
-"""The two kinds of norm that conic programs know: groups of coordinates, and singular values.
+"""Gauges: what the programs of `max_margin` and `min_norm` know about a norm of vectors.
 
 A gauge works on rows A (n, D) and targets b (n,): the point w has gauge 1, A w >= t b (or = t b),
 and p are the multipliers, b^T p = 1. The minimiser of the norm is w / t, its multipliers p / t.
 Optimal means: A^T p / t is a subgradient of the gauge at w, p >= 0, p_i > 0 only where tight.
 """
 
+import abc
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
-from .conic import ConicSolution, largest_level_of_groups, largest_level_of_nuclear
+from .conic import (
+    ConicSolution,
+    Constraints,
+    largest_level_of_groups,
+    largest_level_of_moduli,
+    largest_level_of_powers,
+)
+from .newton import Equations, Level
 
 # A coordinate group, singular value or multiplier below this share of its scale counts as zero
 # when uniqueness is judged; the polished solutions are accurate to 1e-12 or better.
-_ZERO = 1e-8
+ZERO = 1e-8
 # The rounding of a change of basis is at most this share of the largest group.
 _DUST = 1e-12
 
+#: Unknowns z, the level, and z, p, t -> equations; None where they are not defined.
+Unknowns = tuple[np.ndarray, float, Callable[..., Equations | None]]
+
+
+class AbstractGauge(abc.ABC):
+    """A norm of vectors w (D,) as the programs see it; convex unless it says otherwise."""
+
+    is_convex: bool = True
+
+    @abc.abstractmethod
+    def value(self, w: np.ndarray) -> float:
+        """The gauge of w."""
+
+    @abc.abstractmethod
+    def solve(self, given: Constraints) -> ConicSolution:
+        """The convex program."""
+
+    @abc.abstractmethod
+    def stationarity(self, w: np.ndarray, gradient: np.ndarray) -> float:
+        """The distance of `gradient` from a subgradient at w (gauge 1), in the dual norm.
+
+        Convex: |G - P(w + G)|, P the projection on the dual unit ball; zero iff G is a subgradient.
+        """
+
+    @abc.abstractmethod
+    def dual(self, gradient: np.ndarray) -> float:
+        """The dual norm of a gradient."""
+
+    @abc.abstractmethod
+    def active(self, w: np.ndarray, gradient: np.ndarray, threshold: float | None) -> np.ndarray:
+        """What to keep in the polish: by strict complementarity, or by size if a threshold."""
+
+    @abc.abstractmethod
+    def unknowns(
+        self, start: Level, gradient: np.ndarray, active: np.ndarray, given: Constraints
+    ) -> Unknowns:
+        """Unknowns for `newton` next to the start, and their equations."""
+
+    def cleaned(self, w: np.ndarray) -> np.ndarray:
+        """w without the rounding of a change of basis, where that matters."""
+        return w
+
+    def face(self, w: np.ndarray, gradient: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Directions (D, k) in which another optimum can lie, and strict complementarity.
+
+        Every optimum has the subgradient `gradient`. Directions None: the optimum is unique.
+        """
+        return np.zeros((w.size, 0)), False
+
+    def balanced(self, w: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Rows (n, K) and a target (K,) with rows^T p = target iff p are multipliers at w.
+
+        None where the subgradients at w are many, or jump next to w.
+        """
+        return None
+
 
 @dataclasses.dataclass(frozen=True)
-class GroupGauge:
-    """(sum_g |w_g|_2^power)^(1/power): `labels` (D,) is the group of each coordinate."""
+class GroupGauge(AbstractGauge):
+    """(sum_g |w_g|_2^power)^(1/power), power <= 1: `labels` (D,) is each coordinate's group."""
 
     labels: np.ndarray
     power: float = 1.0
+
+    @property
+    def is_convex(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the power is 1."""
+        return self.power == 1
 
     def group_norms(self, w: np.ndarray) -> np.ndarray:
         """|w_g|_2 of every group."""
@@ -42,15 +112,18 @@ class GroupGauge:
         sizes = self.group_norms(w)
         return np.where((sizes > _DUST * sizes.max())[self.labels], w, 0.0)
 
-    def solve(self, rows: np.ndarray, targets: np.ndarray, equality: bool) -> ConicSolution:
+    def solve(self, given: Constraints) -> ConicSolution:
         """The convex program; the power must be 1."""
-        return largest_level_of_groups(rows, targets, self.labels, equality)
+        return largest_level_of_groups(given, self.labels)
+
+    def dual(self, gradient: np.ndarray) -> float:
+        """The largest |G_g|_2."""
+        return float(self.group_norms(gradient).max())
 
     def stationarity(self, w: np.ndarray, gradient: np.ndarray) -> float:
-        """The distance of `gradient` from a subgradient at w (gauge 1), in the dual norm.
+        """As for every gauge. Power < 1: only groups that are not zero carry a condition.
 
-        Convex: |G - P(w + G)|, P the projection on the dual unit ball; zero iff G is a subgradient.
-        Power < 1: only groups that are not zero carry a condition (Yun et al. 2021, Theorem 2).
+        Source: Yun et al. 2021, Theorem 2.
         """
         if self.power < 1:
             sizes = self.group_norms(w)[self.labels]
@@ -63,198 +136,200 @@ class GroupGauge:
         return float(self.group_norms(gradient - shifted / radius).max())
 
     def active(self, w, gradient, threshold):
-        """Groups to keep in the polish: by strict complementarity, or by size if a threshold."""
+        """Groups that are not zero."""
         sizes = self.group_norms(w)
         if threshold is not None or self.power < 1:
             return sizes > (threshold or 0.0) * sizes.max()
         return sizes > 1.0 - self.group_norms(gradient)
 
-    def newton(self, rows, targets, w, level, multipliers, active):
-        """Newton's method on the optimality equations of the active groups and given rows."""
+    def unknowns(self, start, gradient, active, given) -> Unknowns:
+        """The coordinates of the active groups.
+
+        At gauge 1 they are tiny for a small power (k^(-1/power) for k equal ones). Therefore the
+        largest coordinate of the start is 1 there, and the gauge is kept at that of the start.
+        """
+        q = self.power
         on = active[self.labels]
-        inner = GroupGauge(np.unique(self.labels[on], return_inverse=True)[1], self.power)
-        q, labels, count = self.power, inner.labels, rows.shape[0]
-        data = rows[:, on]
-        x = w[on]
+        inner = GroupGauge(np.unique(self.labels[on], return_inverse=True)[1], q)
+        labels = inner.labels
         same = labels[:, None] == labels[None, :]
-        t, p = level, multipliers
-        for _ in range(12):
+        size = 1.0 if q == 1 else 1.0 / np.max(np.abs(start.point[on]))
+        x0, data = start.point[on] * size, given.rows[:, on]
+        mass = float(np.sum(inner.group_norms(x0) ** q)) if q < 1 else 1.0
+        move = np.eye(self.labels.size)[:, on]
+
+        def equations(x, p, t):
             sizes = inner.group_norms(x)[labels]
             if not (sizes > 0).all():
                 return None
             slope = sizes ** (q - 2) * x
             hessian = np.diag(sizes ** (q - 2))
             hessian += np.where(same, (q - 2) * np.outer(sizes ** (q - 4) * x, x), 0.0)
-            defect = np.concatenate(
-                [
-                    data.T @ p - t * slope,
-                    data @ x - t * targets,
-                    [targets @ p - 1.0, (x @ slope - 1.0)],
-                ]
+            return Equations(
+                move @ x,
+                move,
+                np.append(data.T @ p - t * slope / mass, (x @ slope) / mass - 1.0),
+                np.vstack([-t * hessian / mass, q * slope / mass]),
+                np.vstack([data.T, np.zeros(len(p))]),
+                np.append(-slope / mass, 0.0),
             )
-            jacobian = np.block(
-                [
-                    [-t * hessian, data.T, -slope[:, None]],
-                    [data, np.zeros((count, count)), -targets[:, None]],
-                    [np.zeros((1, x.size)), targets[None], np.zeros((1, 1))],
-                    [q * slope[None], np.zeros((1, count + 1))],
-                ]
-            )
-            step = _min_norm_step(jacobian, defect)
-            if step is None:
-                return None
-            x, p, t = x + step[: x.size], p + step[x.size : -1], t + step[-1]
-            if np.max(np.abs(step)) < 1e-15:
-                break
-        full = np.zeros_like(w)
-        full[on] = x
-        return full, t, p
 
-    def is_unique(self, rows, targets, w, level, multipliers, equality) -> bool | None:
-        """Whether the optimum is unique; None if that would take too long to decide.
+        return x0, start.level * size, equations
 
-        Every optimum has w_g = s_g G_g with s_g >= 0 on the groups where the subgradient G has
-        norm 1, w_g = 0 elsewhere, and is tight where multipliers are positive.
-        """
-        if self.power < 1:
-            return None
-        gradient = rows.T @ multipliers / level
-        tight = np.flatnonzero(self.group_norms(gradient) >= 1.0 - _ZERO)
+    def face(self, w, gradient):
+        """Every optimum has w_g = s_g G_g, s_g >= 0, where |G_g| = 1, and w_g = 0 elsewhere."""
+        tight = np.flatnonzero(self.group_norms(gradient) >= 1.0 - ZERO)
         picks = np.zeros((self.labels.size, tight.size))
         for column, group in enumerate(tight):
             picks[self.labels == group, column] = gradient[self.labels == group]
         sizes = self.group_norms(w)
-        strict = (sizes[tight] > _ZERO * sizes.max()).all()
-        optimum = (w, level, multipliers)
-        return _judge_uniqueness(rows, targets, optimum, equality, picks, bool(strict))
+        return picks, bool((sizes[tight] > ZERO * sizes.max()).all())
+
+    def balanced(self, w, rows):
+        """The conditions in the weights |w_g|^(q/2) of the balanced network with this w.
+
+        There the conditions on small coordinates weigh as little as in parameter space, and no
+        threshold is needed to tell which coordinates are zero.
+        """
+        sizes = self.group_norms(w)[self.labels]
+        on = sizes > 0
+        safe = np.where(on, sizes, 1.0)
+        root = safe ** (self.power / 2)
+        target = np.where(on, root * w / safe, 0.0)
+        return rows * np.where(on, sizes / root, 0.0), target
 
 
 @dataclasses.dataclass(frozen=True)
-class NuclearGauge:
-    """The sum of the singular values of w, a matrix of this shape flattened row by row."""
+class PowerGauge(AbstractGauge):
+    """(sum_j |w_j|^power)^(1/power), 1 < power < infinity: smooth and strictly convex."""
 
-    shape: tuple[int, int]
+    power: float
+
+    @property
+    def conjugate(self) -> float:
+        """The power of the dual norm."""
+        return self.power / (self.power - 1)
 
     def value(self, w: np.ndarray) -> float:
         """The gauge of w."""
-        return float(np.linalg.svd(w.reshape(self.shape), compute_uv=False).sum())
+        return _power_norm(w, self.power)
 
-    def cleaned(self, w: np.ndarray) -> np.ndarray:
-        """w unchanged: no basis is changed for singular values."""
-        return w
+    def dual(self, gradient: np.ndarray) -> float:
+        """The norm of the conjugate power."""
+        return _power_norm(gradient, self.conjugate)
 
-    def solve(self, rows: np.ndarray, targets: np.ndarray, equality: bool) -> ConicSolution:
-        """The semidefinite program."""
-        return largest_level_of_nuclear(rows, targets, self.shape, equality)
+    def solve(self, given: Constraints) -> ConicSolution:
+        """A program of power cones."""
+        return largest_level_of_powers(given, self.power)
 
     def stationarity(self, w: np.ndarray, gradient: np.ndarray) -> float:
-        """As for groups, in the operator norm."""
-        left, sizes, right = np.linalg.svd((w + gradient).reshape(self.shape), full_matrices=False)
-        projected = (left * np.minimum(sizes, 1.0)) @ right
-        return float(np.linalg.norm(gradient.reshape(self.shape) - projected, 2))
+        """How far (w, G) is from a pair of a point and its gradient, by moving one of the two.
+
+        The gradient is |w|^(power - 1) sign w. Near power 1 it jumps at zeros of w, its inverse
+        near infinity at zeros of G: the smaller distance is the one that says something.
+        """
+        by_gradient = self.dual(gradient - _signed_power(w, self.power - 1))
+        by_point = self.value(w - _signed_power(gradient, self.conjugate - 1))
+        return min(by_gradient, by_point)
 
     def active(self, w, gradient, threshold):
-        """Singular directions to keep in the polish (the leading ones)."""
-        sizes = np.linalg.svd(w.reshape(self.shape), compute_uv=False)
+        """All coordinates."""
+        return np.ones(w.size, bool)
+
+    def unknowns(self, start, gradient, active, given) -> Unknowns:
+        """All coordinates, tied to the gradient in the direction in which the map is smooth."""
+        q, dual, rows = self.power, self.conjugate, given.rows
+        eye = np.eye(start.point.size)
+
+        def above_two(w, p, t):
+            slope = _signed_power(w, q - 1)
+            curvature = (q - 1) * np.abs(w) ** (q - 2)
+            return Equations(
+                w,
+                eye,
+                np.append(rows.T @ p - t * slope, (w @ slope - 1.0) / q),
+                np.vstack([-t * np.diag(curvature), slope]),
+                np.vstack([rows.T, np.zeros(len(p))]),
+                np.append(-slope, 0.0),
+            )
+
+        def below_two(w, p, t):
+            g = rows.T @ p / t
+            curvature = (dual - 1) * np.abs(g) ** (dual - 2)
+            # sum |G|^dual = 1 follows: <G, w> = 1 by the other equations. It fixes rounding only.
+            return Equations(
+                w,
+                eye,
+                w - _signed_power(g, dual - 1),
+                eye,
+                -curvature[:, None] * rows.T / t,
+                curvature * g / t,
+            )
+
+        return start.point, start.level, above_two if q >= 2 else below_two
+
+
+@dataclasses.dataclass(frozen=True)
+class MaxGauge(AbstractGauge):
+    """max_j |w_j|: a linear program."""
+
+    def value(self, w: np.ndarray) -> float:
+        """The gauge of w."""
+        return float(np.max(np.abs(w)))
+
+    def dual(self, gradient: np.ndarray) -> float:
+        """The l1 norm."""
+        return float(np.sum(np.abs(gradient)))
+
+    def solve(self, given: Constraints) -> ConicSolution:
+        """The linear program."""
+        return largest_level_of_moduli(given)
+
+    def stationarity(self, w: np.ndarray, gradient: np.ndarray) -> float:
+        """As for every gauge, in the l1 norm."""
+        shifted = w + gradient
+        sizes = on_simplex(np.abs(shifted))
+        return float(np.sum(np.abs(gradient - np.sign(shifted) * sizes)))
+
+    def active(self, w, gradient, threshold):
+        """Coordinates of largest modulus."""
         if threshold is not None:
-            return sizes > threshold * sizes.max()
-        dual = np.linalg.svd(gradient.reshape(self.shape), compute_uv=False)
-        return sizes > 1.0 - dual
+            return np.abs(w) >= 1.0 - threshold
+        return np.abs(gradient) > 1.0 - np.abs(w)
 
-    def newton(self, rows, targets, w, level, multipliers, active):
-        """Newton on G V = t U, G^T U = t V, tight rows, with w = U V^T of the active rank.
+    def unknowns(self, start, gradient, active, given) -> Unknowns:
+        """The coordinates inside the bounds: the gradient is zero there."""
+        inside = ~active
+        fixed = np.where(active, np.sign(start.point + gradient), 0.0)
+        move = np.eye(active.size)[:, inside]
+        data = given.rows[:, inside]
+        count = int(inside.sum())
 
-        The rotations of (U, V) leave w alone; the minimum-norm step takes none of them.
-        """
-        tall, wide = self.shape
-        left, sizes, right = np.linalg.svd(w.reshape(self.shape), full_matrices=False)
-        rank = max(1, int(active.sum()))
-        root = np.sqrt(sizes[:rank])
-        u, v = left[:, :rank] * root, right[:rank].T * root
-        sensors = rows.reshape(-1, tall, wide)
-        t, p, count = level, multipliers, rows.shape[0]
-        eye = np.eye(rank)
-        for _ in range(12):
-            dual = np.einsum("n,nij->ij", p, sensors)
-            on_v, on_u = sensors @ v, np.swapaxes(sensors, 1, 2) @ u
-            defect = np.concatenate(
-                [
-                    (dual @ v - t * u).ravel(),
-                    (dual.T @ u - t * v).ravel(),
-                    np.einsum("nij,ij->n", on_v, u) - t * targets,
-                    [targets @ p - 1.0, 0.5 * (np.sum(u**2) + np.sum(v**2)) - 1.0],
-                ]
-            )
-            jacobian = np.block(
-                [
-                    [
-                        -t * np.eye(tall * rank),
-                        np.kron(dual, eye),
-                        on_v.reshape(count, -1).T,
-                        -u.reshape(-1, 1),
-                    ],
-                    [
-                        np.kron(dual.T, eye),
-                        -t * np.eye(wide * rank),
-                        on_u.reshape(count, -1).T,
-                        -v.reshape(-1, 1),
-                    ],
-                    [
-                        on_v.reshape(count, -1),
-                        on_u.reshape(count, -1),
-                        np.zeros((count, count)),
-                        -targets[:, None],
-                    ],
-                    [np.zeros((1, (tall + wide) * rank)), targets[None], np.zeros((1, 1))],
-                    [u.reshape(1, -1), v.reshape(1, -1), np.zeros((1, count + 1))],
-                ]
-            )
-            step = _min_norm_step(jacobian, defect)
-            if step is None:
-                return None
-            u = u + step[: u.size].reshape(u.shape)
-            v = v + step[u.size : u.size + v.size].reshape(v.shape)
-            p, t = p + step[u.size + v.size : -1], t + step[-1]
-            if np.max(np.abs(step)) < 1e-15:
-                break
-        return (u @ v.T).ravel(), t, p
+        def equations(x, p, t):
+            flat, zero = np.zeros((count, count)), np.zeros(count)
+            return Equations(fixed + move @ x, move, data.T @ p, flat, data.T, zero)
 
-    def is_unique(self, rows, targets, w, level, multipliers, equality) -> bool | None:
-        """As for groups: every optimum is U M V^T, M >= 0, on the top singular space of G."""
-        gradient = (rows.T @ multipliers / level).reshape(self.shape)
-        left, dual, right = np.linalg.svd(gradient, full_matrices=False)
-        top = int((dual >= 1.0 - _ZERO).sum())
-        row, column = np.triu_indices(top)
-        ones = np.zeros((row.size, top, top))
-        ones[np.arange(row.size), row, column] = 1.0
-        ones[np.arange(row.size), column, row] = 1.0
-        picks = (left[:, :top] @ ones @ right[:top]).reshape(row.size, -1).T
-        sizes = np.linalg.svd(w.reshape(self.shape), compute_uv=False)
-        strict = int((sizes > _ZERO * sizes.max()).sum()) == top
-        return _judge_uniqueness(rows, targets, (w, level, multipliers), equality, picks, strict)
+        return start.point[inside], start.level, equations
+
+    def face(self, w, gradient):
+        """Every optimum has w_j = sign G_j where G_j is not zero."""
+        loose = np.abs(gradient) <= ZERO * np.abs(gradient).max()
+        return np.eye(w.size)[:, loose], bool((np.abs(w[loose]) < 1.0 - ZERO).all())
 
 
-Gauge = GroupGauge | NuclearGauge
+def on_simplex(sizes: np.ndarray) -> np.ndarray:
+    """The nearest point of {s >= 0, sum s <= 1} to sizes >= 0 (Duchi et al. 2008)."""
+    if sizes.sum() <= 1:
+        return sizes
+    ordered = np.sort(sizes)[::-1]
+    excess = (np.cumsum(ordered) - 1) / np.arange(1, sizes.size + 1)
+    return np.maximum(sizes - excess[np.flatnonzero(ordered > excess)[-1]], 0.0)
 
 
-def _judge_uniqueness(rows, targets, optimum, equality, picks, strict):
-    """Unique if the binding rows separate the face's directions (columns of picks)."""
-    w, level, multipliers = optimum
-    if picks.shape[1] == 0:
-        return None
-    mass = np.abs(multipliers * targets)
-    binding = np.ones(len(targets), bool) if equality else mass > _ZERO * mass.max()
-    singular = np.linalg.svd(rows[binding] @ picks, compute_uv=False)
-    if singular.size == picks.shape[1] and singular[-1] > _ZERO * singular[0]:
-        return True
-    loose = rows @ w - level * targets > _ZERO * level * targets
-    # With strict complementarity a small move along the kernel is another optimum.
-    return False if strict and (binding | loose).all() else None
+def _signed_power(values, exponent):
+    return np.sign(values) * np.abs(values) ** exponent
 
 
-def _min_norm_step(jacobian, defect):
-    """The least-squares solution of J step = -defect of minimum norm, or None."""
-    if not (np.isfinite(jacobian).all() and np.isfinite(defect).all()):
-        return None
-    # Redundant samples make J singular on purpose; 1e-13 still keeps margins of 1e-8 (J ~ t).
-    return np.linalg.lstsq(jacobian, -defect, rcond=1e-13)[0]
+def _power_norm(values, power):
+    largest = max(np.max(np.abs(values), initial=0.0), np.finfo(float).tiny)
+    return float(largest * np.sum((np.abs(values) / largest) ** power) ** (1 / power))

@@ -7,13 +7,15 @@ Yun et al. 2021, Theorem 2 and Corollaries 1 to 3; Ji & Telgarsky 2019, Theorem 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from ...messages import as_html, nonzero_entries, optimum_status, shown
-from .gauge_programs import coordinates_of, kkt_residual, optimum, reweighted
+from .conic import Constraints
+from .gauge_programs import is_unique, kkt_residual, optimum, reweighted
 from .gauges import GroupGauge
-from .norms import AbstractNorm, GroupForm, L2Norm
+from .newton import Level
+from .norms import AbstractNorm, L2Norm, gauge_of
+from .signed_rows import SignedRows
 
 _OPTIMAL = 1e-8
 _HOPELESS = 1e-4
@@ -79,10 +81,11 @@ class MaxMargin(eqx.Module):
     direction: Float[Array, "..."]
     #: The margin in this norm, 1 / |z| = max_w min_i y_i <x_i, w> / |w|, in the units of X.
     margin: Float[Array, ""]
-    #: nu >= 0, shape (n,): sum_i nu_i y_i x_i is a subgradient of the norm at z, sum nu = |z|.
-    multipliers: Float[Array, " n"]
-    #: Samples whose margin is 1 (tight), shape (n,).
-    support: Bool[Array, " n"]
+    #: nu >= 0, of the margins' shape, (n,) or (n, m - 1): sum_i nu_i y_i x_i is a subgradient of
+    #: the norm at z, sum nu = |z|.
+    multipliers: Float[Array, "..."]
+    #: Margins that are 1 (tight), of the same shape.
+    support: Bool[Array, "..."]
     #: The largest violation of the optimality conditions by (z, nu), dimensionless: stationarity
     #: in units of the dual norm, 1 - y_i <x_i, z>, and nu_i |1 - y_i <x_i, z>| / |z|.
     kkt_residual: Float[Array, ""]
@@ -117,11 +120,13 @@ def max_margin(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -
 
     **Arguments**
 
-    - `problem`: a `Classification`, or any object whose `signed_data` holds the rows y_i x_i,
-      shape (n, d), or (n, d, m) for coefficients that are matrices. Concrete arrays.
-    - `norm`: a norm object: `L2Norm`, `WeightedL2Norm`, `L1Norm`, `FourierL1Norm`, and for matrices
-      `L21Norm`, `NuclearNorm`. For `LpNorm` and `FourierLpNorm` (p < 1, not convex) the answer is
-      a *stationary* point, reached from `start` by iteratively reweighted l1.
+    - `problem`: a `Classification` or `MulticlassClassification`, or any object whose `signed_data`
+      holds the rows y_i x_i, shape (n, d), or (n, d, m) for coefficients that are matrices.
+      Concrete arrays. With `bias=True` the last coefficient is left free: no norm counts it.
+    - `norm`: a norm object: `L2Norm`, `WeightedL2Norm`, `L1Norm`, `LInfNorm`, `LpNorm`,
+      `FourierL1Norm`, and for matrices `L21Norm`, `NuclearNorm`, `SpectralNorm`. For `LpNorm` and
+      `FourierLpNorm` with p < 1 (not convex) the answer is a *stationary* point, reached from
+      `start` by iteratively reweighted l1.
     - `start`: coefficients that separate the data, by margins above 8 eps sqrt(D) |x_i| |start|;
       only for p < 1. A stationary point next to the start is kept; coordinates that are zero in
       it stay zero. Below 1e-12 of the largest one (in the coordinates of the norm) a coordinate
@@ -131,51 +136,46 @@ def max_margin(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -
     `MarginPrecisionError` (a ValueError) if the margin is below what float64 can resolve;
     ValueError for a start or a norm that does not fit.
     """
-    rows, shape, dtype = _signed_rows(problem, "max_margin")
-    gauge, form = coordinates_of(norm, shape, "max_margin")
-    quasi = gauge if isinstance(gauge, GroupGauge) and gauge.power < 1 else None
-    is_convex = quasi is None
-    if is_convex and start is not None:
+    data = SignedRows.of(problem, "max_margin")
+    gauge, form = gauge_of(norm, data.shape, "max_margin")
+    if gauge.is_convex and start is not None:
         raise ValueError(
             f"max_margin: start must be left out for the convex {type(norm).__name__}, got an "
             "array; its minimum does not depend on a start."
         )
-    unit_rows, targets, lengths = _normalised(form.measurements(rows), dtype)
+    measured = form.measurements(data.counted)
+    given, lengths = _normalised(measured, data)
     scale = lengths.min()
-    if quasi is None:
-        level, _ = optimum(gauge, unit_rows, targets, equality=False)
+    if gauge.is_convex:
+        level, _ = optimum(gauge, given)
     else:
-        level = _stationary_level(unit_rows, targets, quasi, form, start, shape)
-    _require_separating(unit_rows, level, level.multipliers * targets, rows, dtype)
-    point = level.point / level.level / scale
-    z = form.coefficients(point)
+        level = _stationary_level(given, gauge, form, start, data)
+    _require_separating(given, level, level.multipliers * given.targets, data)
+    z, c = form.coefficients(level.point / level.level / scale), level.free / level.level / scale
     multipliers = level.multipliers / level.level / lengths
     # Measured for the returned values, in user units up to a common factor against underflow.
     rho = gauge.cleaned(form.coordinates(z) * scale)
-    residual = kkt_residual(
-        gauge, form.measurements(rows) / scale, np.ones(len(rows)), rho, multipliers * scale, False
-    )
+    ones = np.ones(len(measured))
+    users = Constraints.of(measured / scale, ones, False, data.free / scale)
+    residual = kkt_residual(gauge, users, rho, multipliers * scale, c * scale)
     if residual > _HOPELESS:
         raise MarginPrecisionError(
             "max_margin: the margin must be resolvable in float64, got a KKT residual of "
             f"{residual:.1e} at margin {level.level:.1e} relative to the data's norm; remove the "
             "(nearly) contradictory samples or rescale the columns of X."
         )
-    margins = rows @ z
-    support = np.abs(margins - 1) <= max(1e-9, 100 * residual)
-    status = "optimal" if is_convex else "stationary"
-    unique = gauge.is_unique(
-        unit_rows, targets, level.point, level.level, level.multipliers, equality=False
-    )
+    support = np.abs(data.counted @ z + data.free @ c - 1) <= max(1e-9, 100 * residual)
+    status = "optimal" if gauge.is_convex else "stationary"
+    beta, dtype = data.coefficients(z, c), data.dtype
     return MaxMargin(
-        coefficients=jnp.asarray(z.reshape(shape), dtype),
-        direction=jnp.asarray(_unit(z).reshape(shape), dtype),
+        coefficients=jnp.asarray(beta, dtype),
+        direction=jnp.asarray(_unit(beta), dtype),
         margin=jnp.asarray(level.level * scale, dtype),
-        multipliers=jnp.asarray(multipliers, dtype),
-        support=jnp.asarray(support),
+        multipliers=jnp.asarray(multipliers.reshape(data.margins_shape), dtype),
+        support=jnp.asarray(support.reshape(data.margins_shape)),
         kkt_residual=jnp.asarray(residual, dtype),
         status=status if residual <= _OPTIMAL else "inaccurate",
-        unique=unique if residual <= _OPTIMAL else None,
+        unique=is_unique(gauge, given, level) if residual <= _OPTIMAL else None,
     )
 
 
@@ -183,7 +183,7 @@ def is_separable(problem) -> Separability:
     """Whether some w has y_i <x_i, w> > 0 for all i, with a certificate either way.
 
     By Gordan's theorem exactly one of two things exists: such a w, or weights p >= 0 with sum 1
-    and sum_i p_i y_i x_i = 0. (There is no bias term: append a constant feature for one.)
+    and sum_i p_i y_i x_i = 0. (Through the origin, unless the problem has `bias=True`.)
 
     **Arguments**
 
@@ -191,32 +191,34 @@ def is_separable(problem) -> Separability:
 
     **Raises** `MarginPrecisionError` (a ValueError) if float64 can decide neither.
     """
-    _, shape, dtype = _signed_rows(problem, "is_separable")
+    dtype = SignedRows.of(problem, "is_separable").dtype
     try:
         found = max_margin(problem, L2Norm())
     except NonSeparableError as error:
         zero, residual = jnp.zeros((), dtype), jnp.asarray(error.residual, dtype)
         return Separability(False, zero, error.certificate, residual)
-    return Separability(True, found.margin, found.direction.reshape(shape), found.kkt_residual)
+    return Separability(True, found.margin, found.direction, found.kkt_residual)
 
 
-def _stationary_level(rows, targets, gauge, form: GroupForm, start, shape):
+def _stationary_level(given: Constraints, gauge, form, start, data: SignedRows) -> Level:
     """A stationary level of a quasi-norm, from the start or from the l2 solution."""
     one_group = GroupGauge(np.zeros_like(gauge.labels))
-    euclidean, _ = optimum(one_group, rows, targets, equality=False)
-    if not _separates(rows, euclidean.point):
+    euclidean, _ = optimum(one_group, given)
+    if not _separates(given, euclidean.point, euclidean.free):
         return euclidean  # not separable: its multipliers are the certificate
-    begin = euclidean.point
+    begin, free = euclidean.point, euclidean.free
     if start is not None:
-        begin = gauge.cleaned(form.coordinates(_concrete_start(start, shape).ravel()))
-        if not _separates(rows, begin):
-            worst = np.min(rows @ begin) / max(np.linalg.norm(begin), np.finfo(float).tiny)
+        w, free = data.parts(_concrete_start(start, data.coefficient_shape))
+        begin = gauge.cleaned(form.coordinates(w))
+        if not _separates(given, begin, free):
+            length = np.hypot(np.linalg.norm(begin), np.linalg.norm(free))
+            worst = np.min(given.reached(begin, free)) / max(length, np.finfo(float).tiny)
             raise ValueError(
                 "max_margin: start must separate the data, got a smallest normalised margin of "
-                f"{worst:.3g} (limit {_doubt(rows):.1e}); pass e.g. "
+                f"{worst:.3g} (limit {_doubt(given):.1e}); pass e.g. "
                 "max_margin(problem, L2Norm()).coefficients."
             )
-    found = reweighted(gauge, rows, targets, begin, equality=False)
+    found = reweighted(gauge, given, begin, free)
     if found is None:
         raise MarginPrecisionError(
             "max_margin: the margin on the nonzero coordinates of start must be resolvable in "
@@ -225,14 +227,16 @@ def _stationary_level(rows, targets, gauge, form: GroupForm, start, shape):
     return found[0]
 
 
-def _doubt(unit_rows):
+def _doubt(given):
     """The largest computed value of a normalised margin that is exactly zero."""
-    return 8 * np.finfo(float).eps * np.sqrt(unit_rows.shape[1])
+    size = given.rows.shape[1] + given.free.shape[1]
+    return 8 * np.finfo(float).eps * np.sqrt(size)
 
 
-def _separates(unit_rows, point):
+def _separates(given, point, free):
     """Whether all margins are positive beyond what rounding explains."""
-    return np.min(unit_rows @ point) > _doubt(unit_rows) * np.linalg.norm(point)
+    length = np.hypot(np.linalg.norm(point), np.linalg.norm(free))
+    return np.min(given.reached(point, free)) > _doubt(given) * length
 
 
 def _concrete_start(start, shape):
@@ -245,70 +249,53 @@ def _concrete_start(start, shape):
     return array
 
 
-def _signed_rows(problem, owner):
-    """The rows y_i x_i in float64, shape (n, D), the coefficients' shape, and the data's dtype."""
-    signed = getattr(problem, "signed_data", None)
-    if signed is None:
-        raise ValueError(
-            f"{owner}: problem must be a Classification (have signed_data), got "
-            f"{type(problem).__name__}; for regression and matrix sensing use min_norm."
-        )
-    if isinstance(signed, Tracer):
-        raise ValueError(
-            f"{owner}: problem must hold concrete arrays, got traced ones; call it outside jit, "
-            "grad and vmap."
-        )
-    array = np.asarray(signed, np.float64)
-    if array.ndim not in (2, 3) or not np.isfinite(array).all():
-        raise ValueError(
-            f"{owner}: signed_data must be finite with 2 axes (vectors) or 3 (matrices), got shape "
-            f"{array.shape}; samples come first."
-        )
-    return array.reshape(array.shape[0], -1), array.shape[1:], signed.dtype
-
-
-def _normalised(rows, dtype):
-    """Unit rows a_i, targets b_i = min |z| / |z_i|, and the lengths |z_i|.
+def _normalised(rows, data: SignedRows) -> tuple[Constraints, np.ndarray]:
+    """Unit rows a_i with targets b_i = min |z| / |z_i|, and the lengths |z_i|.
 
     <z_i, w> >= 1 iff <a_i, min |z| w> >= b_i. Without this scaling the norms of samples would
     decide which numbers the solver treats as small.
     """
-    largest = np.max(np.abs(rows), axis=1)
+    full = np.hstack([rows, data.free])
+    largest = np.max(np.abs(full), axis=1)
     if (largest == 0).any():
         zero = int(np.argmin(largest))
+        sample = int(np.unravel_index(zero, data.margins_shape)[0])
         raise NonSeparableError(
-            f"max_margin: the data must be separable, but sample {zero} is zero, and no vector has "
-            "a positive margin on it; remove that sample.",
-            jnp.asarray(np.arange(len(rows)) == zero, dtype),
+            f"max_margin: the data must be separable, but sample {sample} is zero, and no vector "
+            "has a positive margin on it; remove that sample.",
+            jnp.asarray((np.arange(len(rows)) == zero).reshape(data.margins_shape), data.dtype),
             0.0,
         )
-    lengths = largest * np.linalg.norm(rows / largest[:, None], axis=1)
-    return rows / lengths[:, None], lengths.min() / lengths, lengths
+    lengths = largest * np.linalg.norm(full / largest[:, None], axis=1)
+    unit, free = rows / lengths[:, None], data.free / lengths[:, None]
+    return Constraints.of(unit, lengths.min() / lengths, False, free), lengths
 
 
-def _require_separating(unit_rows, level, weights, rows, dtype):
+def _require_separating(given: Constraints, level: Level, weights, data: SignedRows):
     """Raise unless the point has positive margins beyond what rounding explains.
 
     `weights`: multipliers of the rows (any scale), whose combination is zero if nothing separates.
     """
-    if level.level > 0 and _separates(unit_rows, level.point):
+    if level.level > 0 and _separates(given, level.point, level.free):
         return
-    unit, _, lengths = _normalised(rows, dtype)
+    same, lengths = _normalised(data.counted, data)
+    unit = np.hstack([same.rows, same.free])
     weights = _sharpened(unit, weights * lengths)
     residual = float(np.linalg.norm(weights @ unit))
     # For contradictory data the residual is rounding. A margin of 1e-13 is no contradiction.
-    if residual > 16 * np.finfo(float).eps * np.sqrt(len(rows)):
+    if residual > 16 * np.finfo(float).eps * np.sqrt(len(unit)):
         raise MarginPrecisionError(
             "max_margin: the margin must be resolvable in float64, but neither a separating vector "
             f"nor a certificate of non-separability was found (best combination: {residual:.1e} "
             "relative to the data); remove the (nearly) contradictory samples or rescale columns."
         )
     certificate = weights * (lengths.min() / lengths)
+    certificate = (certificate / certificate.sum()).reshape(data.margins_shape)
     raise NonSeparableError(
         "max_margin: the data must be linearly separable, but a convex combination of the "
         f"y_i x_i is zero up to {residual:.1e} relative to their norms (weights in .certificate); "
-        "remove contradictory samples, or append a constant feature if a bias is missing.",
-        jnp.asarray(certificate / certificate.sum(), dtype),
+        "remove contradictory samples, or pass bias=True to the problem if a bias is missing.",
+        jnp.asarray(certificate, data.dtype),
         residual,
     )
 

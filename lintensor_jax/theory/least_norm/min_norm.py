@@ -14,9 +14,10 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from ...messages import as_html, nonzero_entries, optimum_status, shown
-from .gauge_programs import coordinates_of, kkt_residual, optimum, reweighted
+from .conic import Constraints
+from .gauge_programs import is_unique, kkt_residual, optimum, reweighted
 from .gauges import GroupGauge
-from .norms import AbstractNorm, L2Norm, WeightedL2Norm
+from .norms import AbstractNorm, L2Norm, WeightedL2Norm, gauge_of
 
 _OPTIMAL = 1e-8
 _EPS = float(np.finfo(float).eps)
@@ -81,10 +82,11 @@ def min_norm(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -> 
 
     **Arguments**
 
-    - `problem`: a `Regression` (y of shape (n,) or (n, m)) or a `MatrixSensing` problem.
+    - `problem`: a `Regression` (y of shape (n,) or (n, m)) or a `MatrixSensing` problem. With
+      `bias=True` the last coefficient is left free: no norm counts it.
     - `norm`: a norm object. `L2Norm` and `WeightedL2Norm` are computed with JAX and may be traced
       (consistency is not checked then); all others are solved in float64 on the host.
-      For `LpNorm` and `FourierLpNorm` (p < 1, not convex) the answer is a *stationary* point,
+      For `LpNorm` and `FourierLpNorm` with p < 1 (not convex) the answer is a *stationary* point,
       reached from `start` by iteratively reweighted l1.
     - `start`: coefficients, only for p < 1. A stationary point next to the start is kept;
       coordinates that are zero in it stay zero. Below 1e-12 of the largest one (in the
@@ -96,6 +98,26 @@ def min_norm(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -> 
     a relative misfit of sqrt(eps) of the data's dtype.
     """
     sensors, y, shape = _equations(problem)
+    if getattr(problem, "has_bias", False):
+        return _with_free_bias(sensors, y, norm, start)
+    return _of_equations(sensors, y, shape, norm, start)
+
+
+def _with_free_bias(sensors, y, norm, start):
+    """The last coefficient is a bias that no norm counts: data and targets less their means."""
+    counted = sensors[:, :-1]
+    means = [jnp.mean(values, axis=0, keepdims=True) for values in (counted, y)]
+    shape = counted.shape[1:] + y.shape[1:]
+    if start is not None:
+        _require_start(start, (shape[0] + 1, *shape[1:]))
+        start = np.asarray(start)[:-1]
+    found = _of_equations(counted - means[0], y - means[1], shape, norm, start)
+    bias = means[1] - means[0] @ found.coefficients
+    beta = jnp.concatenate([found.coefficients, bias])
+    return dataclasses.replace(found, coefficients=beta)
+
+
+def _of_equations(sensors, y, shape, norm, start):
     if isinstance(norm, L2Norm | WeightedL2Norm):
         if start is not None:
             raise ValueError(_superfluous_start(norm))
@@ -126,7 +148,7 @@ def _least_squares(sensors, y, shape, norm):
     if isinstance(norm, WeightedL2Norm):
         form_shape = norm.weights.shape
         if form_shape != shape:
-            norm.group_form(shape)  # raises the error that names both shapes
+            norm.gauge(shape)  # raises the error that names both shapes
         weights = norm.weights.reshape(size, -1)
     else:
         weights = jnp.ones((size, 1), sensors.dtype)
@@ -167,8 +189,8 @@ def _least_squares(sensors, y, shape, norm):
 def _on_host(sensors, y, shape, norm, start):
     """All other norms: a conic program in coordinates in which the equations are orthonormal."""
     dtype = jnp.result_type(sensors, y)
-    gauge, form = coordinates_of(norm, shape, "min_norm")
-    is_convex = not (isinstance(gauge, GroupGauge) and gauge.power < 1)
+    gauge, form = gauge_of(norm, shape, "min_norm")
+    is_convex = gauge.is_convex
     if is_convex and start is not None:
         raise ValueError(_superfluous_start(norm))
     target = np.asarray(y, np.float64)
@@ -180,16 +202,10 @@ def _on_host(sensors, y, shape, norm, start):
         return _zero(shape, y.shape, dtype, is_convex)
     unique = None
     if is_convex:
-        level, _ = optimum(gauge, equations.right, equations.unit_target, equality=True)
+        given = Constraints.of(equations.right, equations.unit_target, equality=True)
+        level, _ = optimum(gauge, given)
         rho, multipliers = equations.solution(level)
-        unique = gauge.is_unique(
-            equations.right,
-            equations.unit_target,
-            level.point,
-            level.level,
-            level.multipliers,
-            equality=True,
-        )
+        unique = is_unique(gauge, given, level)
     else:
         begin = None if start is None else _start(start, shape, form)
         rho, multipliers = _stationary_point(gauge, equations, begin, y.dtype)
@@ -197,14 +213,10 @@ def _on_host(sensors, y, shape, norm, start):
     # Measured for the returned values, with the user's equations.
     rho = gauge.cleaned(form.coordinates(beta) / equations.size)
     scale = np.max(np.abs(equations.target))
-    residual = kkt_residual(
-        gauge,
-        equations.rows * (equations.size / scale),
-        equations.target / scale,
-        rho,
-        multipliers * (scale / equations.size),
-        True,
+    users = Constraints.of(
+        equations.rows * (equations.size / scale), equations.target / scale, equality=True
     )
+    residual = kkt_residual(gauge, users, rho, multipliers * (scale / equations.size), np.zeros(0))
     status = "optimal" if is_convex else "stationary"
     return MinNorm(
         coefficients=jnp.asarray(beta.reshape(shape), dtype),
@@ -274,7 +286,8 @@ def _stationary_point(gauge, equations, start, dtype):
     if start is not None:
         _require_solvable(equations, part, on, dtype)
     inner = GroupGauge(np.unique(gauge.labels[on], return_inverse=True)[1], gauge.power)
-    found = reweighted(inner, part.right, part.unit_target, begin[on], equality=True)
+    given = Constraints.of(part.right, part.unit_target, equality=True)
+    found = reweighted(inner, given, begin[on], np.zeros(0))
     if found is None:
         raise ValueError(
             "min_norm: the equations must be solvable in float64 on the nonzero coordinates of "
@@ -325,13 +338,17 @@ def _tolerance(dtype):
 
 
 def _start(start, shape, form):
+    return form.coordinates(_require_start(start, shape).ravel())
+
+
+def _require_start(start, shape):
     array = np.asarray(start, np.float64)
     if array.shape != shape or not np.isfinite(array).all() or not array.any():
         raise ValueError(
             f"min_norm: start must be finite, not zero, and of the coefficients' shape {shape}, "
             f"got shape {array.shape}; pass linear coefficients, not parameters."
         )
-    return form.coordinates(array.ravel())
+    return array
 
 
 def require_consistent(misfit, target, dtype, owner="min_norm"):

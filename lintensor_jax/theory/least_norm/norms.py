@@ -1,8 +1,7 @@
 """Norms and quasi-norms of linear coefficients: the limits of the flows minimise them.
 
-All but the nuclear norm are (sum_g |rho_g|_2^p)^(1/p) of disjoint groups of rho = scale * (Q beta)
-with Q orthogonal. `group_form` returns that form. The conic programs of `max_margin` and
-`min_norm` take it.
+A norm states its gauge: what the programs of `max_margin` and `min_norm` know about it, for
+coordinates rho = scale * (Q beta) with Q orthogonal (`gauges.py`, `matrix_gauges.py`).
 """
 
 import abc
@@ -14,19 +13,26 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from ...messages import in_words
+from .gauges import AbstractGauge, GroupGauge, MaxGauge, PowerGauge
+from .matrix_gauges import NuclearGauge, SpectralGauge
+
 
 @dataclasses.dataclass(frozen=True)
-class GroupForm:
-    """The norm (sum_g |rho_g|^power)^(1/power), with rho = scale * (basis @ vec(beta)).
+class Coordinates:
+    """rho = scale * (basis @ vec(beta)), in which a norm is a gauge.
 
     NumPy data for the host-side programs: `basis` (D, D) orthogonal or None for the identity,
-    `scale` (D,) positive, `labels` (D,) the group of each coordinate, numbered from 0.
+    `scale` (D,) positive.
     """
 
     basis: np.ndarray | None
     scale: np.ndarray
-    labels: np.ndarray
-    power: float = 1.0
+
+    @staticmethod
+    def plain(shape: tuple[int, ...]) -> "Coordinates":
+        """rho = vec(beta)."""
+        return Coordinates(None, np.ones(_size(shape)))
 
     def measurements(self, rows: np.ndarray) -> np.ndarray:
         """The rows, shape (n, D), as functions of rho instead of vec(beta)."""
@@ -50,16 +56,28 @@ class AbstractNorm(eqx.Module):
     def __call__(self, beta: Float[Array, "..."]) -> Float[Array, ""]:
         """The norm of beta."""
 
-
-class AbstractGroupNorm(AbstractNorm):
-    """A norm that has a `GroupForm`."""
-
     @abc.abstractmethod
-    def group_form(self, shape: tuple[int, ...]) -> GroupForm:
-        """The form for coefficients of that shape; ValueError where the norm is not defined."""
+    def gauge(self, shape: tuple[int, ...]) -> tuple[AbstractGauge, Coordinates]:
+        """The gauge for coefficients of that shape, and the coordinates in which it is one.
+
+        ValueError where the norm is not defined for the shape.
+        """
 
 
-class L2Norm(AbstractGroupNorm):
+def gauge_of(
+    norm: AbstractNorm, shape: tuple[int, ...], owner: str
+) -> tuple[AbstractGauge, Coordinates]:
+    """The norm's gauge; ValueError for what is no norm."""
+    if isinstance(norm, AbstractNorm):
+        return norm.gauge(shape)
+    raise ValueError(
+        f"{owner}: norm must be a norm object such as lintensor_jax.L1Norm(), got "
+        f"{in_words(norm)}; "
+        "the norms are in lintensor_jax.theory.least_norm.norms."
+    )
+
+
+class L2Norm(AbstractNorm):
     """sqrt(sum_j beta_j^2); the Frobenius norm of a matrix. Any shape.
 
     Limit of fully connected networks: Gunasekar et al. 2018, Theorem 1; Yun et al. 2021,
@@ -70,13 +88,12 @@ class L2Norm(AbstractGroupNorm):
         """The l2 norm of all entries of beta."""
         return jnp.linalg.norm(jnp.ravel(beta))
 
-    def group_form(self, shape: tuple[int, ...]) -> GroupForm:
+    def gauge(self, shape: tuple[int, ...]) -> tuple[AbstractGauge, Coordinates]:
         """One group of all coordinates."""
-        size = _size(shape)
-        return GroupForm(None, np.ones(size), np.zeros(size, int))
+        return _one_group(np.ones(_size(shape)))
 
 
-class WeightedL2Norm(AbstractGroupNorm):
+class WeightedL2Norm(AbstractNorm):
     """sqrt(sum_j (weights_j beta_j)^2): the weights multiply the entries, not their squares.
 
     Source: Yun et al. 2021, Remark 4 (large initial scale).
@@ -96,14 +113,13 @@ class WeightedL2Norm(AbstractGroupNorm):
         _require_shape(jnp.shape(beta), self.weights.shape, "WeightedL2Norm")
         return jnp.linalg.norm(jnp.ravel(self.weights * beta))
 
-    def group_form(self, shape: tuple[int, ...]) -> GroupForm:
+    def gauge(self, shape: tuple[int, ...]) -> tuple[AbstractGauge, Coordinates]:
         """One group of all coordinates, scaled by the weights."""
         _require_shape(shape, self.weights.shape, "WeightedL2Norm")
-        scale = np.asarray(self.weights, np.float64).ravel()
-        return GroupForm(None, scale, np.zeros(scale.size, int))
+        return _one_group(np.asarray(self.weights, np.float64).ravel())
 
 
-class L1Norm(AbstractGroupNorm):
+class L1Norm(AbstractNorm):
     """sum_j weights_j |beta_j|; the weights are 1 if not given. Any shape.
 
     Limit of two-layer diagonal networks: Gunasekar et al. 2018, Lemma 6 with Theorem 4; Yun et
@@ -126,17 +142,17 @@ class L1Norm(AbstractGroupNorm):
         _require_shape(jnp.shape(beta), self.weights.shape, "L1Norm")
         return jnp.sum(self.weights * jnp.abs(beta))
 
-    def group_form(self, shape: tuple[int, ...]) -> GroupForm:
+    def gauge(self, shape: tuple[int, ...]) -> tuple[AbstractGauge, Coordinates]:
         """Every coordinate is a group, scaled by its weight."""
         size = _size(shape)
         scale = np.ones(size)
         if self.weights is not None:
             _require_shape(shape, self.weights.shape, "L1Norm")
             scale = np.asarray(self.weights, np.float64).ravel()
-        return GroupForm(None, scale, np.arange(size))
+        return GroupGauge(np.arange(size)), Coordinates(None, scale)
 
 
-class FourierL1Norm(AbstractGroupNorm):
+class FourierL1Norm(AbstractNorm):
     """sum_k |(F beta)_k| with the *unitary* DFT F, for vectors.
 
     Limit of two-layer full-length convolutional networks: Gunasekar et al. 2018, Theorem 2 (whose
@@ -148,13 +164,13 @@ class FourierL1Norm(AbstractGroupNorm):
         _require_axes(jnp.shape(beta), 1, "FourierL1Norm")
         return jnp.sum(jnp.abs(jnp.fft.fft(beta, norm="ortho")))
 
-    def group_form(self, shape: tuple[int, ...]) -> GroupForm:
+    def gauge(self, shape: tuple[int, ...]) -> tuple[AbstractGauge, Coordinates]:
         """A group of two (cosine, sine) for each pair of conjugate frequencies."""
         _require_axes(shape, 1, "FourierL1Norm")
         return _fourier_form(shape[0], 1.0)
 
 
-class L21Norm(AbstractGroupNorm):
+class L21Norm(AbstractNorm):
     """sum_j |B_j|_2 over the rows of a matrix B, shape (d, m)."""
 
     def __call__(self, beta: Float[Array, "d m"]) -> Float[Array, ""]:
@@ -162,10 +178,10 @@ class L21Norm(AbstractGroupNorm):
         _require_axes(jnp.shape(beta), 2, "L21Norm")
         return jnp.sum(jnp.linalg.norm(beta, axis=1))
 
-    def group_form(self, shape: tuple[int, ...]) -> GroupForm:
+    def gauge(self, shape: tuple[int, ...]) -> tuple[AbstractGauge, Coordinates]:
         """Every row is a group."""
         _require_axes(shape, 2, "L21Norm")
-        return GroupForm(None, np.ones(_size(shape)), np.repeat(np.arange(shape[0]), shape[1]))
+        return GroupGauge(np.repeat(np.arange(shape[0]), shape[1])), Coordinates.plain(shape)
 
 
 class NuclearNorm(AbstractNorm):
@@ -179,34 +195,80 @@ class NuclearNorm(AbstractNorm):
         _require_axes(jnp.shape(beta), 2, "NuclearNorm")
         return jnp.sum(jnp.linalg.svd(beta, compute_uv=False))
 
+    def gauge(self, shape: tuple[int, ...]) -> tuple[AbstractGauge, Coordinates]:
+        """The sum of the singular values."""
+        return NuclearGauge(_matrix_shape(shape, "NuclearNorm")), Coordinates.plain(shape)
 
-class LpNorm(AbstractGroupNorm):
-    """The quasi-norm (sum_j |beta_j|^p)^(1/p), 0 < p < 1. Any shape. Not convex.
+
+class SpectralNorm(AbstractNorm):
+    """The largest singular value of a matrix, shape (d, m).
+
+    Limit direction of normalised spectral descent (Muon) on separable data: Fan et al. 2025.
+    """
+
+    def __call__(self, beta: Float[Array, "d m"]) -> Float[Array, ""]:
+        """The largest singular value."""
+        _require_axes(jnp.shape(beta), 2, "SpectralNorm")
+        return jnp.linalg.norm(beta, ord=2)
+
+    def gauge(self, shape: tuple[int, ...]) -> tuple[AbstractGauge, Coordinates]:
+        """The largest singular value."""
+        return SpectralGauge(_matrix_shape(shape, "SpectralNorm")), Coordinates.plain(shape)
+
+
+class LInfNorm(AbstractNorm):
+    """max_j |beta_j|. Any shape.
+
+    Limit direction of sign descent and of Adam without its stability constant on separable data:
+    Zhang et al. 2024.
+    """
+
+    def __call__(self, beta: Float[Array, "..."]) -> Float[Array, ""]:
+        """The largest modulus."""
+        return jnp.max(jnp.abs(beta))
+
+    def gauge(self, shape: tuple[int, ...]) -> tuple[AbstractGauge, Coordinates]:
+        """The largest modulus."""
+        return MaxGauge(), Coordinates.plain(shape)
+
+
+class LpNorm(AbstractNorm):
+    """(sum_j |beta_j|^p)^(1/p), p > 0. Any shape. Not convex for p < 1.
 
     Diagonal networks of depth L > 2 have p = 2/L: Gunasekar et al. 2018, Lemma 6; Yun et al.
-    2021, Corollary 2.
+    2021, Corollary 2. `LpNorm(1)`, `LpNorm(2)` and `LpNorm(inf)` are `L1Norm()`, `L2Norm()` and
+    `LInfNorm()`.
 
     **Arguments**
 
-    - `p`: a number strictly between 0 and 1, else ValueError (p = 1 is `L1Norm`).
+    - `p`: a positive number, or infinity; else ValueError.
     """
 
     p: float = eqx.field(static=True)
 
     def __init__(self, p: float):
-        self.p = _exponent(p, "LpNorm", "L1Norm")
+        self.p = float(p)
+        if not self.p > 0:
+            raise ValueError(
+                f"LpNorm: p must be positive, got {p}; p = 2/L is the quasi-norm of diagonal "
+                "networks of depth L."
+            )
 
     def __call__(self, beta: Float[Array, "..."]) -> Float[Array, ""]:
-        """The quasi-norm of all entries of beta."""
-        return _quasi_norm(jnp.abs(beta), self.p)
+        """The (quasi-)norm of all entries of beta."""
+        moduli = jnp.abs(beta)
+        return jnp.max(moduli) if self.p == np.inf else _quasi_norm(moduli, self.p)
 
-    def group_form(self, shape: tuple[int, ...]) -> GroupForm:
-        """Every coordinate is a group."""
-        size = _size(shape)
-        return GroupForm(None, np.ones(size), np.arange(size), self.p)
+    def gauge(self, shape: tuple[int, ...]) -> tuple[AbstractGauge, Coordinates]:
+        """Every coordinate is a group for p <= 1, all are one for p = 2."""
+        if self.p == 2:
+            return L2Norm().gauge(shape)
+        if self.p <= 1:
+            return GroupGauge(np.arange(_size(shape)), self.p), Coordinates.plain(shape)
+        return (MaxGauge() if self.p == np.inf else PowerGauge(self.p)), Coordinates.plain(shape)
 
 
-class FourierLpNorm(AbstractGroupNorm):
+class FourierLpNorm(AbstractNorm):
     """The quasi-norm (sum_k |(F beta)_k|^p)^(1/p), 0 < p < 1, F the unitary DFT. Not convex.
 
     Full-length convolutional networks of depth L > 2 have p = 2/L: Gunasekar et al. 2018, Theorem
@@ -220,20 +282,20 @@ class FourierLpNorm(AbstractGroupNorm):
     p: float = eqx.field(static=True)
 
     def __init__(self, p: float):
-        self.p = _exponent(p, "FourierLpNorm", "FourierL1Norm")
+        self.p = _exponent(p)
 
     def __call__(self, beta: Float[Array, " d"]) -> Float[Array, ""]:
         """The quasi-norm of the unitary DFT of beta."""
         _require_axes(jnp.shape(beta), 1, "FourierLpNorm")
         return _quasi_norm(jnp.abs(jnp.fft.fft(beta, norm="ortho")), self.p)
 
-    def group_form(self, shape: tuple[int, ...]) -> GroupForm:
+    def gauge(self, shape: tuple[int, ...]) -> tuple[AbstractGauge, Coordinates]:
         """A group of two (cosine, sine) for each pair of conjugate frequencies."""
         _require_axes(shape, 1, "FourierLpNorm")
         return _fourier_form(shape[0], self.p)
 
 
-def _fourier_form(size: int, power: float) -> GroupForm:
+def _fourier_form(size: int, power: float) -> tuple[AbstractGauge, Coordinates]:
     """The real orthonormal DFT basis, with each conjugate pair of frequencies as one group.
 
     The pair counts twice, at modulus |rho_g| / sqrt(2): 2 (|rho_g| / sqrt 2)^p is the p-th power
@@ -245,7 +307,12 @@ def _fourier_form(size: int, power: float) -> GroupForm:
     is_sine = paired & (np.arange(size) % 2 == 0)
     basis = np.where(is_sine[:, None], np.sin(angles), np.cos(angles))
     basis *= np.where(paired, np.sqrt(2 / size), np.sqrt(1 / size))[:, None]
-    return GroupForm(basis, np.where(paired, 2 ** (1 / power - 0.5), 1.0), labels, power)
+    scale = np.where(paired, 2 ** (1 / power - 0.5), 1.0)
+    return GroupGauge(labels, power), Coordinates(basis, scale)
+
+
+def _one_group(scale) -> tuple[AbstractGauge, Coordinates]:
+    return GroupGauge(np.zeros(scale.size, int)), Coordinates(None, scale)
 
 
 def _quasi_norm(moduli, p):
@@ -259,14 +326,19 @@ def _size(shape):
     return int(np.prod(shape, dtype=int))
 
 
-def _exponent(p, owner, convex):
+def _exponent(p):
     value = float(p)
     if not 0 < value < 1:
         raise ValueError(
-            f"{owner}: p must lie strictly between 0 and 1, got {p}; use {convex}() for p = 1 and "
-            "L2Norm() for p = 2."
+            f"FourierLpNorm: p must lie strictly between 0 and 1, got {p}; use FourierL1Norm() for "
+            "p = 1 and L2Norm() for p = 2."
         )
     return value
+
+
+def _matrix_shape(shape, owner) -> tuple[int, int]:
+    _require_axes(shape, 2, owner)
+    return shape[0], shape[1]
 
 
 def _positive_weights(weights, owner):

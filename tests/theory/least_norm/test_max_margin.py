@@ -367,7 +367,7 @@ def test_norms():
     assert FourierLpNorm(0.5)(jnp.zeros(4)) == 0
     for bad in (0.0, 1.0, 2.0):
         with pytest.raises(ValueError, match="strictly between 0 and 1"):
-            LpNorm(bad)
+            FourierLpNorm(bad)
     with pytest.raises(ValueError, match=r"positive and finite, got 0\.0 at index \[1\]"):
         WeightedL2Norm([1.0, 0.0])
 
