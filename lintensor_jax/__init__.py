@@ -8,6 +8,7 @@ from . import initialization as initialization
 from . import sweeps as sweeps
 from . import theory as theory
 from ._version import __version__ as __version__
+from .completion import MatrixCompletion as MatrixCompletion
 from .dynamics import XLA as XLA
 from .dynamics import AbstractClock as AbstractClock
 from .dynamics import AbstractStop as AbstractStop
@@ -60,10 +61,14 @@ from .networks import TensorNetwork as TensorNetwork
 from .networks import constant as constant
 from .networks import decompose_tensor as decompose_tensor
 from .networks import dense_tensor as dense_tensor
+from .networks import effective_rank as effective_rank
+from .networks import kernel_alignment as kernel_alignment
 from .networks import load as load
 from .networks import mirror_map as _mirror_map
+from .networks import num_nonzero as num_nonzero
 from .networks import save as save
 from .networks import sensing_decomposition as sensing_decomposition
+from .networks import tangent_kernel as tangent_kernel
 from .networks.conserved import conserved_quantities as conserved_quantities
 from .problems import AbstractProblem as AbstractProblem
 from .problems import AbstractRegressionProblem as AbstractRegressionProblem

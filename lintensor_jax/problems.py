@@ -117,6 +117,14 @@ class AbstractRegressionProblem(AbstractProblem):
         return self.residual_loss.is_squared
 
     @property
+    def samples_are_independent(self) -> bool:
+        """Whether every y is predicted by some beta, as is known without a computation.
+
+        False says that nothing is known: `prediction_range` computes it.
+        """
+        return False
+
+    @property
     def in_words(self) -> str:
         """The class, and the loss unless it is the squared one."""
         name = type(self).__name__

@@ -161,7 +161,7 @@ class Reducible(eqx.Module):
     vanishes; for a convex loss that is its minimum, an exact fit or not.
     """
 
-    basis: Float[Array, "n k"]
+    basis: Float[Array, "n k"] | None  # None: every vector of predictions is one of some beta
 
     @staticmethod
     def of(problem: AbstractProblem) -> "Reducible | None":
@@ -169,7 +169,8 @@ class Reducible(eqx.Module):
         if not problem.has_residuals:
             return None
         regression: Any = problem
-        return Reducible(prediction_range(regression))
+        independent = regression.samples_are_independent
+        return Reducible(None if independent else prediction_range(regression))
 
     def norm(self, residual: Array) -> Scalar:
         """|P r|: with data of full row rank |r|, and zero at any least-squares solution."""
@@ -178,4 +179,4 @@ class Reducible(eqx.Module):
     def coordinates(self, residual: Array) -> Array:
         """P r in the basis of that range, shape (k, outputs)."""
         flat = residual.reshape(residual.shape[0], -1)
-        return self.basis.T @ flat
+        return flat if self.basis is None else self.basis.T @ flat

@@ -22,5 +22,9 @@ from .factorization import sensing_decomposition as sensing_decomposition
 from .files import load as load
 from .files import save as save
 from .fully_connected import FullyConnectedNetwork as FullyConnectedNetwork
+from .measures import effective_rank as effective_rank
+from .measures import kernel_alignment as kernel_alignment
+from .measures import num_nonzero as num_nonzero
+from .measures import tangent_kernel as tangent_kernel
 from .orthogonal import OrthogonalNetwork as OrthogonalNetwork
 from .tensor import TensorNetwork as TensorNetwork

@@ -1,5 +1,6 @@
 """Deep matrix factorization, and the matrix sensing problems that reduce to diagonal networks."""
 
+import itertools
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
+from ..completion import MatrixCompletion
 from ..problems import MatrixSensing
 from . import contractions
 from .base import (
@@ -28,17 +30,19 @@ _DRAWS = 4
 
 
 class MatrixFactorizationNetwork(AbstractNetwork):
-    """f(A) = <A, W_1 W_2 ... W_L>: deep matrix factorization, to be used with `MatrixSensing`.
+    """f(A) = <A, W_1 W_2 ... W_L>: deep matrix factorization.
 
-    Source: Arora et al. 2019; Yun, Krishnan & Mobahi 2021, eq. (13). Linear coefficients: the
-    matrix W_1 ... W_L of shape (d, d).
+    For `MatrixCompletion`, and for `MatrixSensing`, which needs a square product. Source: Arora et
+    al. 2019; Yun, Krishnan & Mobahi 2021, eq. (13). Linear coefficients: the matrix W_1 ... W_L of
+    shape (d, m).
 
     **Arguments**
 
-    - `weights`: L >= 2 square matrices, all of shape (d, d).
+    - `weights`: L >= 2 matrices, W_1 of shape (d, d_2), W_l of shape (d_l, d_{l+1}), W_L of shape
+      (d_L, m). The smallest width bounds the rank of the product.
     """
 
-    weights: tuple[Float[Array, "d d"], ...]
+    weights: tuple[Float[Array, "rows columns"], ...]
 
     def __init__(self, weights):
         owner = "MatrixFactorizationNetwork"
@@ -46,29 +50,36 @@ class MatrixFactorizationNetwork(AbstractNetwork):
             as_parameter(w, f"weights[{layer}]", owner, ndim=2) for layer, w in enumerate(weights)
         ]
         require_depth(len(matrices), owner)
-        dimension = matrices[0].shape[0]
-        for layer, w in enumerate(matrices):
-            if w.shape != (dimension, dimension):
+        for layer, (before, after) in enumerate(itertools.pairwise(matrices)):
+            if before.shape[1] != after.shape[0]:
                 raise ValueError(
-                    f"{owner}: weights[{layer}] must have shape (d, d) with d = {dimension} (the "
-                    f"rows of weights[0]), got {w.shape}; for layers of other widths use "
-                    "FullyConnectedNetwork."
+                    f"{owner}: weights[{layer}] has {before.shape[1]} columns but "
+                    f"weights[{layer + 1}] has {after.shape[0]} rows; the widths of neighbouring "
+                    "layers must agree."
                 )
         dtype = jnp.result_type(*matrices)
         self.weights = tuple(w.astype(dtype) for w in matrices)
 
     @classmethod
-    def zeros(cls, depth: int, dimension: int) -> "MatrixFactorizationNetwork":
-        """The zero network of the given shape: a template for `lintensor_jax.initialization`."""
-        return cls((jnp.zeros((dimension, dimension)),) * depth)
+    def zeros(
+        cls, depth: int, dimension: int | tuple[int, int], width: int | None = None
+    ) -> "MatrixFactorizationNetwork":
+        """The zero network of the given shape: a template for `lintensor_jax.initialization`.
+
+        `dimension`: d for a product of shape (d, d), or its shape (d, m). `width`: of all hidden
+        layers; by default the larger one of d and m, so that no rank is excluded.
+        """
+        rows, columns = (dimension, dimension) if isinstance(dimension, int) else dimension
+        hidden = (max(rows, columns) if width is None else width,) * (depth - 1)
+        return cls(tuple(map(jnp.zeros, itertools.pairwise((rows, *hidden, columns)))))
 
     @property
     def depth(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Number of layers, which is the degree of homogeneity."""
         return len(self.weights)
 
-    def linear_coefficients(self) -> Float[Array, "d d"]:
-        """beta = W_1 ... W_L, shape (d, d)."""
+    def linear_coefficients(self) -> Float[Array, "d m"]:
+        """beta = W_1 ... W_L, shape (d, m)."""
         return contractions.matrix_chain(self.weights)[0]
 
     def coefficients_and_pullback(self):
@@ -77,9 +88,9 @@ class MatrixFactorizationNetwork(AbstractNetwork):
         return beta, lambda g: eqx.tree_at(lambda n: n.weights, self, leave_one_out(g))
 
     def __call__(
-        self, x: Float[Array, "d d"], activation: Activation | None = None
+        self, x: Float[Array, "d m"], activation: Activation | None = None
     ) -> Float[Array, ""]:
-        """<A, W_1 ... W_L> for one sensor A = x of shape (d, d).
+        """<A, W_1 ... W_L> for one sensor A = x of shape (d, m).
 
         With an activation: the trace of phi(... phi(A^T W_1) ... W_{L-1}) W_L, which is eq. (2).
         """
@@ -101,8 +112,8 @@ class MatrixFactorizationNetwork(AbstractNetwork):
         chain = FullyConnectedNetwork(self.weights).with_factors(factors)
         return MatrixFactorizationNetwork(chain.weights)
 
-    def data_tensor(self, x: Float[Array, "d d"]) -> Float[Array, "..."]:
-        """M(A) for a sensor A = x of shape (d, d), shape (d^2,) * L. For small cases.
+    def data_tensor(self, x: Float[Array, "d m"]) -> Float[Array, "..."]:
+        """M(A) for a sensor A = x of shape (d, m): an axis for each layer. For small cases.
 
         Column c of A is the input that the fully-connected network of d outputs must map to
         output c: M(A) is the sum over c of its data tensors.
@@ -111,15 +122,23 @@ class MatrixFactorizationNetwork(AbstractNetwork):
         return jnp.trace(jax.vmap(chain, 1, -1)(jnp.asarray(x)), axis1=-2, axis2=-1)
 
     def orthogonal_decomposition(self) -> OrthogonalDecomposition:
-        """AssumptionFails, unless d = 1: the singular vectors of M(A) depend on A.
+        """AssumptionFails, unless all widths are 1: the singular vectors of M(A) depend on A.
 
         What a *problem* with commuting sensors has is found by `sensing_decomposition`.
         """
-        dtype, dimension = self.weights[0].dtype, self.weights[0].shape[0]
-        if dimension == 1:
+        dtype, (rows, columns) = self.weights[0].dtype, _product_shape(self.weights)
+        if all(w.size == 1 for w in self.weights):
             one = jnp.ones((1, 1), dtype)
             return OrthogonalDecomposition(one, (one,) * self.depth)
-        pair = np.zeros((2, dimension, dimension))
+        if rows != columns or rows == 1:
+            raise AssumptionFails(
+                "singular vectors that do not depend on A",
+                math.sqrt(0.5),
+                "That is the relative asymmetry of A^T B, or of A B^T, for two of the possible "
+                "sensors that differ in one row or column. No theorem on commuting sensors is of "
+                "this shape; the flow itself is defined.",
+            )
+        pair = np.zeros((2, rows, rows))
         pair[0, 0, 0] = pair[1, 0, 1] = pair[1, 1, 0] = 1
         raise AssumptionFails(
             "singular vectors that do not depend on A",
@@ -134,28 +153,56 @@ class MatrixFactorizationNetwork(AbstractNetwork):
         return gaps_of_gram_matrices(self.weights)
 
     def identity_start(self) -> "MatrixFactorizationNetwork":
-        """Identity matrices, and zeros in the last layer (Yun et al. 2021, Corollary 7)."""
-        one = jnp.eye(self.weights[0].shape[0], dtype=self.weights[0].dtype)
-        return MatrixFactorizationNetwork((*(one,) * (self.depth - 1), jnp.zeros_like(one)))
+        """Identity matrices, and zeros in the last layer (Yun et al. 2021, Corollary 7).
 
-    def induced_regularizer(self, beta: Float[Array, "d d"]) -> Scalar:
+        The identity on the first d units of each hidden layer; ValueError for one narrower than d.
+        """
+        return self._of_chain(FullyConnectedNetwork(self.weights).identity_start())
+
+    def balanced_start(self, coefficients: Float[Array, "d m"]) -> "MatrixFactorizationNetwork":
+        """W_l^T W_l = W_{l+1} W_{l+1}^T, from the singular value decomposition of beta.
+
+        Source: Arora et al. 2018. ValueError for hidden layers narrower than the rank of beta.
+        """
+        return self._of_chain(FullyConnectedNetwork(self.weights).balanced_start(coefficients))
+
+    def matching_start(
+        self, coefficients: Float[Array, "d m"], gap: Scalar
+    ) -> "MatrixFactorizationNetwork | None":
+        """As of `FullyConnectedNetwork`; None with a hidden layer narrower than d."""
+        if min(w.shape[0] for w in self.weights) < self.weights[0].shape[0]:
+            return None
+        chain = FullyConnectedNetwork(self.weights)
+        return self._of_chain(chain.matching_start(coefficients, gap))
+
+    def _of_chain(self, chain: FullyConnectedNetwork) -> "MatrixFactorizationNetwork":
+        return eqx.tree_at(lambda n: n.weights, self, chain.weights)
+
+    def induced_regularizer(self, beta: Float[Array, "d m"]) -> Scalar:
         """L sum_k sigma_k^{2/L} of the singular values of beta."""
         return schatten_regularizer(beta, self.depth)
 
-    def minimal_network(self, beta: Float[Array, "d d"]) -> "MatrixFactorizationNetwork":
+    def minimal_network(self, beta: Float[Array, "d m"]) -> "MatrixFactorizationNetwork":
         """All layers have the singular values sigma_k^{1/L}, and are aligned."""
         return eqx.tree_at(lambda n: n.weights, self, minimal_chain(self.weights, beta))
 
     def largest_rank(self) -> int:
-        """d: beta is any matrix."""
-        return self.weights[0].shape[0]
+        """The smallest width, rows and columns of beta included."""
+        return min(min(w.shape) for w in self.weights)
 
     def mirror_coordinates(self, problem: Any) -> AbstractMirrorCoordinates:
         """For commuting sensors and layers diagonal in their common eigenbasis (Corollary 7)."""
-        if not isinstance(problem, MatrixSensing):
+        if not isinstance(problem, MatrixSensing | MatrixCompletion):
             raise ValueError(
-                "problem: a matrix factorization network needs MatrixSensing, got "
-                f"{type(problem).__name__}."
+                "problem: a matrix factorization network needs MatrixSensing or MatrixCompletion, "
+                f"got {type(problem).__name__}."
+            )
+        if any(w.shape != problem.coefficient_shape for w in self.weights):
+            raise AssumptionFails(
+                "square layers",
+                float(max(w.size for w in self.weights)),
+                "The largest number of entries of a layer; Corollary 7 is about layers of the "
+                "shape of beta. Use gradient_flow.",
             )
         basis = sensing_decomposition(problem).basis
         rotated = [basis.T @ w @ basis for w in self.weights]
@@ -206,7 +253,7 @@ class SensingDecomposition(eqx.Module):
 
 
 def sensing_decomposition(
-    problem: MatrixSensing, tolerance: float | None = None
+    problem: MatrixSensing | MatrixCompletion, tolerance: float | None = None
 ) -> SensingDecomposition:
     """Diagonalise commuting symmetric sensors jointly, or say by how much they fail to be so.
 
@@ -216,13 +263,16 @@ def sensing_decomposition(
 
     **Arguments**
 
-    - `problem`: `MatrixSensing` with concrete sensors; it runs on the host.
+    - `problem`: `MatrixSensing` with concrete sensors, or `MatrixCompletion`, whose sensors commute
+      where all entries lie on the diagonal. It runs on the host.
     - `tolerance`: what counts as zero relative to a sensor's norm; by default the square root of
       the dtype's precision (1.5e-8 in float64).
 
     **Raises** `AssumptionFails` with the relative asymmetry |A - A^T| / (2 |A|), or the relative
     commutator |A B - B A| / (2 |A| |B|) of the worst pair, both between 0 and 1.
     """
+    if isinstance(problem, MatrixCompletion):
+        return _decomposition_of_entries(problem)
     if isinstance(problem.A, Tracer):
         raise ValueError(
             "sensing_decomposition: problem must hold concrete sensors, got traced ones; call it "
@@ -260,12 +310,36 @@ def sensing_decomposition(
     )
 
 
+def _decomposition_of_entries(problem: MatrixCompletion) -> SensingDecomposition:
+    """Sensors E_ij: symmetric where i = j, and then diagonal as they are."""
+    rows, columns = problem.shape
+    off = np.flatnonzero(problem.rows != problem.columns)
+    if rows != columns or off.size:
+        where = "a rectangular shape"
+        if off.size:
+            where = f"row {problem.rows[off[0]]}, column {problem.columns[off[0]]}"
+        raise AssumptionFails(
+            "symmetric sensors",
+            math.sqrt(0.5),
+            f"That is |A - A^T| / (2 |A|) of an entry off the diagonal ({where}). Corollary 7 of "
+            "Yun et al. 2021 needs symmetric sensors: entries on the diagonal of a square matrix.",
+        )
+    dtype = problem.y.dtype
+    eigenvalues = np.zeros((problem.rows.size, rows))
+    eigenvalues[np.arange(problem.rows.size), problem.rows] = 1
+    return SensingDecomposition(jnp.asarray(eigenvalues, dtype), jnp.eye(rows, dtype=dtype), 0.0)
+
+
 def _joint_basis(units, weights):
     combination = np.tensordot(weights, units, 1)
     basis = np.linalg.eigh((combination + combination.T) / 2)[1]
     rotated = basis.T @ units @ basis
     off = rotated - np.einsum("naa->na", rotated)[:, :, None] * np.eye(len(basis))
     return float(np.linalg.norm(off, axis=(1, 2)).max()), basis
+
+
+def _product_shape(weights):
+    return weights[0].shape[0], weights[-1].shape[1]
 
 
 def _worst_commutator(sensors):

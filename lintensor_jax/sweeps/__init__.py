@@ -29,6 +29,10 @@ from .observables.catalogue import LogLoss as LogLoss
 from .observables.catalogue import Margins as Margins
 from .observables.catalogue import Measured as Measured
 from .observables.catalogue import Trajectory as Trajectory
+from .observables.measures import EffectiveRank as EffectiveRank
+from .observables.measures import KernelAlignment as KernelAlignment
+from .observables.measures import NonzeroCoefficients as NonzeroCoefficients
+from .observables.measures import TestLoss as TestLoss
 from .plan import METHODS as METHODS
 from .plan import STATUSES as STATUSES
 from .plan import Options as Options

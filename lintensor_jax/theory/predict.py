@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from ..completion import MatrixCompletion
 from ..networks import FullyConnectedNetwork, MatrixFactorizationNetwork
 from ..networks.pair import check_pair
 from ..problems import AbstractProblem, Classification, MatrixSensing, Regression
@@ -16,6 +17,7 @@ from .assumptions import Assumption
 from .classification.candidates import classification_candidates
 from .prediction import Candidate, Prediction, choose, nothing_to_conclude
 from .regression.candidates import regression_candidates, sensing_candidates
+from .regression.completion import completion_candidates
 
 Theorem = Callable[[Any, Any], Iterable[Candidate]]
 
@@ -34,7 +36,8 @@ def predict(
     - `Regression`: Yun et al. 2021, Theorem 6 (one sample, two layers), Theorem 5 with Corollaries
       5 and 6, Theorem 7; two layers from any unbalanced start and differential networks (Woodworth
       et al. 2020); Min et al. 2021, Proposition 10.
-    - `MatrixSensing`: Yun et al. 2021, Corollary 7.
+    - `MatrixSensing`: Yun et al. 2021, Corollary 7. `MatrixCompletion`: the same for entries on the
+      diagonal; any other completion is open.
     - `Classification`: Yun et al. 2021, Theorem 3 with Corollary 4, Theorem 2 with Corollaries 2
       and 3, Corollary 1, Theorem 1.
 
@@ -42,10 +45,10 @@ def predict(
 
     - `network`: any network of this package; one's own with `data_tensor`, `factors` and
       `with_factors` (and `depth`) is covered by the theorems on linear tensor networks.
-    - `problem`: `Regression`, `MatrixSensing` or `Classification`, with any loss. A theorem asks
-      the loss for the facts that it needs, such as an exponential tail; where the loss does not
-      state them, the theorem is not claimed. About another problem of your own nothing is
-      predicted.
+    - `problem`: `Regression`, `MatrixSensing`, `MatrixCompletion` or `Classification`, with any
+      loss. A theorem asks the loss for the facts that it needs, such as an exponential tail; where
+      the loss does not state them, the theorem is not claimed. About another problem of your own
+      nothing is predicted.
     - `theorems`: functions of network and problem, each yielding `theory.Candidate`s; they are
       tried before the theorems of this package, in the order given.
 
@@ -71,6 +74,8 @@ def _candidates(network: Any, problem: AbstractProblem) -> Iterator[Candidate]:
             return regression_candidates(network, problem)
         case Classification():  # with any loss of the margin
             return classification_candidates(network, problem)
+        case MatrixCompletion():
+            return completion_candidates(network, problem)
         case MatrixSensing() if isinstance(
             network, MatrixFactorizationNetwork | FullyConnectedNetwork
         ) and all(w.shape == problem.coefficient_shape for w in network.weights):
@@ -79,7 +84,7 @@ def _candidates(network: Any, problem: AbstractProblem) -> Iterator[Candidate]:
 
 
 def _unknown(network, problem):
-    if not isinstance(problem, Regression | Classification | MatrixSensing):
+    if not isinstance(problem, Regression | Classification | MatrixSensing | MatrixCompletion):
         data = Assumption(
             "a problem that some theorem here is about: a Regression, a MatrixSensing or a "
             "Classification",

@@ -322,9 +322,9 @@ BAD = {
         lambda: zero_last_layer(lt.DifferentialDiagonalNetwork(ONES, ONES, 2)),
         ("2 equal vectors", "differ by up to 1;", "tied", "DiagonalNetwork"),
     ),
-    "rectangular layer": (
-        lambda: lt.MatrixFactorizationNetwork((EYE, np.ones((2, 3)))),
-        ("weights[1]", "d = 2", "(2, 3)", "FullyConnectedNetwork"),
+    "layers that do not meet": (
+        lambda: lt.MatrixFactorizationNetwork((EYE, np.ones((3, 2)))),
+        ("weights[0] has 2 columns", "weights[1] has 3 rows", "neighbouring"),
     ),
     "single matrix": (
         lambda: lt.MatrixFactorizationNetwork((EYE,)),

@@ -16,18 +16,21 @@ from ...config import (
     Number,
     OneOf,
     OneOrMany,
-    Text,
     load,
     setting,
     table,
 )
 from ...dynamics.stopping import StopAtLoss, StopAtMargin, StopAtResidual
-from ...problems import Classification, Regression
 from ..grid import Axis, Grid, Zip
 from ..observables.catalogue import BY_NAME, Trajectory
 from ..plan import Options
-from .data_files import read_data
-from .recipes import ARCHITECTURES, INITIALIZATIONS, TASKS, RandomData, Start
+from .data import Data, problem_of
+from .recipes import (
+    ARCHITECTURES,
+    INITIALIZATIONS,
+    OF_MATRICES,
+    Start,
+)
 
 _POSITIVE = Number(above=0)
 
@@ -41,54 +44,6 @@ class Network(Config):
     )
     depth: int | tuple[int, ...] = setting(2, OneOrMany(Integer(2)))
     width: int | None = setting(None, Maybe(Integer(1)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Data(Config):
-    """Samples: from a file, written out, or random. Exactly one of the three is given."""
-
-    task: str = setting("regression", OneOf(TASKS))
-    path: str | None = setting(None, Maybe(Text()))
-    X: tuple | None = setting(None, Maybe(ListOf(ListOf(Number()))))
-    y: tuple | None = setting(None, Maybe(ListOf(Number())))
-    num_samples: int | tuple[int, ...] | None = setting(None, Maybe(OneOrMany(Integer(1))))
-    dimension: int | tuple[int, ...] | None = setting(None, Maybe(OneOrMany(Integer(1))))
-    seed: int | tuple[int, ...] | None = setting(None, Maybe(OneOrMany(Integer(0))))
-
-    def check(self) -> None:
-        """Raises a `ConfigError` unless there is one complete source of data."""
-        sizes = (self.num_samples, self.dimension, self.seed)
-        sources = {
-            "path": self.path is not None,
-            "X": self.X is not None or self.y is not None,
-            "num_samples": sizes != (None, None, None),
-        }
-        given = [key for key, there in sources.items() if there]
-        if len(given) != 1:
-            got = " and ".join(given) or "nothing"
-            raise ConfigError(
-                given[-1] if given else "path",
-                "must be the only source of data: give `path`, or `X` and `y`, or `num_samples` "
-                f"and `dimension`; got {got}.",
-            )
-        for key, partner in (
-            ("X", "y"),
-            ("y", "X"),
-            ("num_samples", "dimension"),
-            ("dimension", "num_samples"),
-        ):
-            if getattr(self, key) is not None and getattr(self, partner) is None:
-                raise ConfigError(
-                    partner, f"must be given together with {key}, got no {partner}; add it."
-                )
-        if self.X is not None:
-            lengths = [len(row) for row in self.X]
-            for i, length in enumerate(lengths):
-                if length != lengths[0]:
-                    raise ConfigError(
-                        f"X[{i}]",
-                        f"must have {lengths[0]} entries, as X[0], got {length}; samples are rows.",
-                    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +129,14 @@ class Sweep(Config):
             raise ConfigError(
                 "data", "must be given: a table [data] with a path, X and y, or sizes."
             )
+        names = self.network.architecture
+        for name in names if isinstance(names, tuple) else (names,):
+            if (name == OF_MATRICES) is not self.data.is_completion:
+                raise ConfigError(
+                    "network.architecture",
+                    f'must be "{OF_MATRICES}" for task = "completion", and for no other task, got '
+                    f'"{name}"; change the one or the other.',
+                )
 
 
 def read(path: Path) -> tuple[Sweep, Grid, Options]:
@@ -198,7 +161,7 @@ def _num_directions(begin):
 
 def _grid(config: Sweep, folder: Path) -> Grid:
     data, begin = config.data, config.start
-    problem, dimension = _problem(data, folder)
+    problem, dimension = problem_of(data, folder)
     axes: list[Any] = []
     for name, values, words in (
         ("architecture", config.network.architecture, "architecture"),
@@ -209,8 +172,10 @@ def _grid(config: Sweep, folder: Path) -> Grid:
         if isinstance(values, tuple):
             axes.append(Axis(name, _distinct(name, values), description=words, changes_shape=True))
     if isinstance(data.seed, tuple):
+        seeds = _distinct("data.seed", data.seed)
+        by_shape = data.is_completion  # the places of entries are constants of a program
         axes.append(
-            Axis("data_seed", _distinct("data.seed", data.seed), description="seed of the data")
+            Axis("data_seed", seeds, description="seed of the data", changes_shape=by_shape)
         )
     scales = _distinct("start.alphas", tuple(begin.scales.tolist()))
     alpha = Axis("alpha", scales, units="1", description="initial scale")
@@ -241,12 +206,18 @@ def _grid(config: Sweep, folder: Path) -> Grid:
     return Grid(tuple(axes), start, problem, seed=config.seed)
 
 
-def _direction(config: Sweep, dimension: int | None) -> Axis:
+def _direction(config: Sweep, dimension: int | tuple[int, int] | None) -> Axis:
     begin = config.start
     count = _num_directions(begin)
     if begin.initialization in ("gaussian", "identity"):
         return Axis("repeat", range(count), description="random numbers of its own at every point")
     words = "initial linear coefficients over alpha^L"
+    if isinstance(dimension, tuple):
+        if begin.directions is not None:
+            raise ConfigError(
+                "start.directions", "is not for completion; give num_directions random ones."
+            )
+        return Axis("direction", range(count), description=words)
     if begin.directions is not None:
         for i, row in enumerate(begin.directions):
             if len(row) != dimension:
@@ -269,29 +240,6 @@ def _distinct(key, values):
             key, f"must not repeat a value, got {list(values)}; remove the second one."
         )
     return values
-
-
-def _problem(data: Data, folder: Path):
-    """The problem, and its dimension; None if the dimension is an axis."""
-    if data.num_samples is not None:
-        sizes = {
-            "num_samples": data.num_samples,
-            "dimension": data.dimension,
-            "data_seed": 0 if data.seed is None else data.seed,
-        }
-        fixed: dict[str, Any] = {k: None if isinstance(v, tuple) else v for k, v in sizes.items()}
-        random = RandomData(data.task, **fixed)
-        return (random({}) if None not in fixed.values() else random), fixed["dimension"]
-    if data.path is not None:
-        X, y = read_data(folder / data.path)
-        key = "data.path"
-    else:
-        X, y, key = np.asarray(data.X), np.asarray(data.y), "data.X and data.y"
-    try:
-        problem = Regression(X, y) if data.task == "regression" else Classification(X, y)
-    except ValueError as error:
-        raise ConfigError(f"{key}:", " ".join(str(error).split())) from None
-    return problem, problem.X.shape[1]
 
 
 def _options(config: Sweep) -> Options:

@@ -5,18 +5,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ... import initialization
+from ...completion import MatrixCompletion
 from ...networks import (
     ConvolutionalNetwork,
     DiagonalNetwork,
     DifferentialDiagonalNetwork,
     FullyConnectedNetwork,
+    MatrixFactorizationNetwork,
 )
 from ...problems import Classification, Regression
 from ..grid import Point
 
-#: Zero networks by their names in configurations, from dimension d, depth L and hidden width.
+#: Zero networks by their names in configurations, from dimension d (of matrices: their shape),
+#: depth L and hidden width.
 ARCHITECTURES = {
     "diagonal": lambda d, L, width: DiagonalNetwork.zeros(L, d),
     "differential": lambda d, L, width: DifferentialDiagonalNetwork.zeros(L, d),
@@ -25,9 +29,14 @@ ARCHITECTURES = {
     "fully-connected": lambda d, L, width: FullyConnectedNetwork.zeros(
         (d,) + (width or d,) * (L - 1)
     ),
+    "matrix-factorization": lambda shape, L, width: MatrixFactorizationNetwork.zeros(
+        L, shape, width
+    ),
 }
 INITIALIZATIONS = ("matching", "balanced", "gaussian", "identity")
-TASKS = ("regression", "classification")
+TASKS = ("regression", "classification", "completion")
+#: The only architecture of matrices, for the task "completion".
+OF_MATRICES = "matrix-factorization"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +46,14 @@ class Start:
     - `initialization`: "matching" and "balanced" start at beta(0) = alpha^L z, z the direction;
       "gaussian" has normal entries of standard deviation alpha; "identity" is the
       zero-asymmetric one, times alpha.
+    - `dimension`: d, or the shape of a matrix.
     - `direction_seed`: the seed of random directions, if `direction` is their number.
     """
 
     initialization: str
     architecture: str | None
     depth: int | None
-    dimension: int | None
+    dimension: int | tuple[int, int] | None
     width: int | None
     gap: float
     direction_seed: int
@@ -62,7 +72,8 @@ class Start:
         z = point.direction
         if z.ndim == 0:
             key = jax.random.fold_in(jax.random.key(self.direction_seed), z)
-            z = jax.random.normal(key, (dimension,))
+            shape = dimension if isinstance(dimension, tuple) else (dimension,)
+            z = jax.random.normal(key, shape)
         if self.initialization == "balanced":
             return initialization.balanced(like, z).scaled(point.alpha)
         # The filters' directions do not depend on the data, and are the same at every point.
@@ -94,3 +105,34 @@ class RandomData:
         if self.task == "regression":
             return Regression(X, y)
         return Classification(X, jnp.where(y >= 0, 1.0, -1.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCompletion:
+    """Entries of a random matrix of low rank, at random places, each once.
+
+    The matrix is a product of two standard normal factors over the root of its rank, so that its
+    entries have variance 1. A field that is None is an axis of the grid, one that changes shapes:
+    the places of the entries are constants of compiled programs.
+    """
+
+    num_samples: int | None
+    shape: tuple[int, int]
+    rank: int
+    data_seed: int | None
+
+    def __call__(self, point: Any) -> MatrixCompletion:
+        """The problem at `point`."""
+        n, seed = (
+            point[name] if getattr(self, name) is None else getattr(self, name)
+            for name in ("num_samples", "data_seed")
+        )
+        rng = np.random.default_rng(seed)
+        matrix = self.matrix(rng)
+        rows, columns = np.divmod(rng.choice(matrix.size, n, replace=False), self.shape[1])
+        return MatrixCompletion(rows, columns, matrix[rows, columns], self.shape)
+
+    def matrix(self, rng: np.random.Generator) -> np.ndarray:
+        """The whole matrix, of shape `shape`; what `rng` draws first."""
+        left, right = (rng.standard_normal((size, self.rank)) for size in self.shape)
+        return left @ right.T / np.sqrt(self.rank)

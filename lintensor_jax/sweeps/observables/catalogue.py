@@ -17,6 +17,7 @@ from ...theory.classification.alignment import alignment
 from ...theory.predict import predict
 from ...theory.rates.imbalance import imbalance
 from .base import COEFFICIENT, AbstractObservable, Ending, Variable, refuse, unit
+from .measures import EffectiveRank, KernelAlignment, NonzeroCoefficients
 
 
 class Limit(AbstractObservable):
@@ -325,4 +326,7 @@ BY_NAME: dict[str, AbstractObservable] = {
     "imbalance": Imbalance(),
     "invariant_drift": Drift(),
     "distance_to_prediction": DistanceToPrediction(),
+    "effective_rank": EffectiveRank(),
+    "num_nonzero": NonzeroCoefficients(),
+    "kernel_alignment": KernelAlignment(),
 }

@@ -14,9 +14,10 @@ from typing import Any
 
 import diffrax
 
+from ...completion import Entries
 from ...dynamics.batch.programs import XLA, Native
 from ...networks.files import load, save
-from ..from_toml.recipes import RandomData, Start
+from ..from_toml.recipes import RandomCompletion, RandomData, Start
 from . import format1
 
 FORMAT = 2
@@ -33,6 +34,8 @@ _OF_FILES = {id(load), id(save)}
 _OTHERS = {
     f"{_PACKAGE}.sweeps:Start": Start,
     f"{_PACKAGE}.sweeps:RandomData": RandomData,
+    f"{_PACKAGE}.sweeps:RandomCompletion": RandomCompletion,
+    f"{_PACKAGE}:Entries": Entries,
     f"{_PACKAGE}:Native": Native,
     f"{_PACKAGE}:XLA": XLA,
 }

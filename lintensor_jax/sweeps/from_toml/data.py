@@ -1,0 +1,164 @@
+"""The table [data] of a configuration, and the problem that it states."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...completion import MatrixCompletion
+from ...config import (
+    Config,
+    ConfigError,
+    Integer,
+    ListOf,
+    Maybe,
+    Number,
+    OneOf,
+    OneOrMany,
+    Text,
+    setting,
+)
+from ...problems import Classification, Regression
+from .data_files import read_data
+from .recipes import TASKS, RandomCompletion, RandomData
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(Config):
+    """Samples: from a file, written out, or random. Exactly one of the three is given.
+
+    Of the task "completion" a sample is an entry of a matrix of `shape`: X has its row and column,
+    counted from 0, and y its value. Random entries are those of a matrix of `rank`.
+    """
+
+    task: str = setting("regression", OneOf(TASKS))
+    path: str | None = setting(None, Maybe(Text()))
+    X: tuple | None = setting(None, Maybe(ListOf(ListOf(Number()))))
+    y: tuple | None = setting(None, Maybe(ListOf(Number())))
+    num_samples: int | tuple[int, ...] | None = setting(None, Maybe(OneOrMany(Integer(1))))
+    dimension: int | tuple[int, ...] | None = setting(None, Maybe(OneOrMany(Integer(1))))
+    seed: int | tuple[int, ...] | None = setting(None, Maybe(OneOrMany(Integer(0))))
+    shape: tuple[int, ...] | None = setting(None, Maybe(ListOf(Integer(1), length=2)))
+    rank: int | None = setting(None, Maybe(Integer(1)))
+
+    def check(self) -> None:
+        """Raises a `ConfigError` unless there is one complete source of data."""
+        self._check_of_completion()
+        sizes = (self.num_samples, self.dimension, self.seed)
+        sources = {
+            "path": self.path is not None,
+            "X": self.X is not None or self.y is not None,
+            "num_samples": sizes != (None, None, None),
+        }
+        given = [key for key, there in sources.items() if there]
+        if len(given) != 1:
+            got = " and ".join(given) or "nothing"
+            raise ConfigError(
+                given[-1] if given else "path",
+                "must be the only source of data: give `path`, or `X` and `y`, or `num_samples` "
+                f"and `dimension`; got {got}.",
+            )
+        for key, partner in (
+            ("X", "y"),
+            ("y", "X"),
+            ("num_samples", "shape" if self.is_completion else "dimension"),
+            ("dimension", "num_samples"),
+        ):
+            if getattr(self, key) is not None and getattr(self, partner) is None:
+                raise ConfigError(
+                    partner, f"must be given together with {key}, got no {partner}; add it."
+                )
+        if self.X is not None:
+            lengths = [len(row) for row in self.X]
+            for i, length in enumerate(lengths):
+                if length != lengths[0]:
+                    raise ConfigError(
+                        f"X[{i}]",
+                        f"must have {lengths[0]} entries, as X[0], got {length}; samples are rows.",
+                    )
+
+    @property
+    def is_completion(self) -> bool:
+        """Whether samples are entries of a matrix."""
+        return self.task == "completion"
+
+    def _check_of_completion(self) -> None:
+        if not self.is_completion:
+            for key in ("shape", "rank"):
+                if getattr(self, key) is not None:
+                    raise ConfigError(key, 'is for task = "completion" only; remove it.')
+            return
+        if self.dimension is not None:
+            raise ConfigError("dimension", "is not for completion; give `shape` instead.")
+        if self.shape is None:
+            raise ConfigError(
+                "shape", "must be given for completion: rows and columns, such as [20, 30]."
+            )
+        if self.rank is not None and (self.num_samples is None or self.rank > min(self.shape)):
+            raise ConfigError(
+                "rank",
+                f"is of random entries, at most {min(self.shape)}, got {self.rank}; remove or "
+                "lower it.",
+            )
+        counts = self.num_samples if isinstance(self.num_samples, tuple) else (self.num_samples,)
+        for count in counts:
+            if count is not None and count > self.shape[0] * self.shape[1]:
+                raise ConfigError(
+                    "num_samples",
+                    f"must be at most {self.shape[0] * self.shape[1]}, the entries of the matrix, "
+                    f"got {count}; lower it.",
+                )
+
+
+def problem_of(data: Data, folder: Path) -> tuple[Any, int | tuple[int, int] | None]:
+    """The problem, and its dimension (a matrix's shape); None if the dimension is an axis."""
+    if data.is_completion:
+        return _completion(data, folder)
+    if data.num_samples is not None:
+        sizes = {
+            "num_samples": data.num_samples,
+            "dimension": data.dimension,
+            "data_seed": 0 if data.seed is None else data.seed,
+        }
+        fixed: dict[str, Any] = {k: None if isinstance(v, tuple) else v for k, v in sizes.items()}
+        random = RandomData(data.task, **fixed)
+        return (random({}) if None not in fixed.values() else random), fixed["dimension"]
+    if data.path is not None:
+        X, y = read_data(folder / data.path)
+        key = "data.path"
+    else:
+        X, y, key = np.asarray(data.X), np.asarray(data.y), "data.X and data.y"
+    try:
+        problem = Regression(X, y) if data.task == "regression" else Classification(X, y)
+    except ValueError as error:
+        raise ConfigError(f"{key}:", " ".join(str(error).split())) from None
+    return problem, problem.X.shape[1]
+
+
+def _completion(data: Data, folder: Path):
+    """The problem and the shape of its matrix."""
+    assert data.shape is not None
+    shape = (data.shape[0], data.shape[1])
+    if data.num_samples is not None:
+        fixed = [
+            None if isinstance(v, tuple) else v
+            for v in (data.num_samples, 0 if data.seed is None else data.seed)
+        ]
+        random = RandomCompletion(fixed[0], shape, data.rank or 1, fixed[1])
+        return (random({}) if None not in fixed else random), shape
+    if data.path is not None:
+        (X, y), key = read_data(folder / data.path), "data.path"
+    else:
+        X, y, key = np.asarray(data.X), np.asarray(data.y), "data.X and data.y"
+    if X.shape[1] != 2 or not np.array_equal(X, np.round(X)):
+        raise ConfigError(
+            f"{key}:",
+            "must have the row and the column of each entry, two whole numbers counted from 0, and "
+            f"its value, got {X.shape[1]} numbers besides the value; see `lintensor-jax init "
+            "--kind completion`.",
+        )
+    try:
+        return MatrixCompletion(*X.T.astype(np.int64), y, shape), shape
+    except ValueError as error:
+        raise ConfigError(f"{key}:", " ".join(str(error).split())) from None
