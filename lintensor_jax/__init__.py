@@ -22,6 +22,7 @@ from .dynamics import LogArcLength as LogArcLength
 from .dynamics import LossTime as LossTime
 from .dynamics import Native as Native
 from .dynamics import PhysicalTime as PhysicalTime
+from .dynamics import StopAtBalance as StopAtBalance
 from .dynamics import StopAtLoss as StopAtLoss
 from .dynamics import StopAtMargin as StopAtMargin
 from .dynamics import StopAtResidual as StopAtResidual
@@ -70,6 +71,7 @@ from .networks import save as save
 from .networks import sensing_decomposition as sensing_decomposition
 from .networks import tangent_kernel as tangent_kernel
 from .networks.conserved import conserved_quantities as conserved_quantities
+from .penalized import Penalized as Penalized
 from .problems import AbstractProblem as AbstractProblem
 from .problems import AbstractRegressionProblem as AbstractRegressionProblem
 from .problems import AbstractSquaredProblem as AbstractSquaredProblem

@@ -43,16 +43,20 @@ class Rejected(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """A finite number, optionally above a bound."""
+    """A finite number, optionally above a bound, or at least one."""
 
     above: float | None = None
+    at_least: float | None = None
 
     def read(self, value: Any) -> float | Rejected:
         """The number as a float."""
         rule = "a finite number" + ("" if self.above is None else f" > {self.above:g}")
+        rule += "" if self.at_least is None else f" >= {self.at_least:g}"
         if isinstance(value, bool) or not isinstance(value, int | float):
             return Rejected(rule, value, fix=_quotes_hint(value, float))
         if not math.isfinite(value) or (self.above is not None and value <= self.above):
+            return Rejected(rule, value)
+        if self.at_least is not None and value < self.at_least:
             return Rejected(rule, value)
         return float(value)
 

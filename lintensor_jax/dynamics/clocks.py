@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Scalar
 
+from ..penalized import decayed
 from .system import Reducible, System
 
 LOG_LOSS_OF_ASYMPTOTICS = 40.0
@@ -77,12 +78,14 @@ class PhysicalTime(AbstractClock):
         return ClockState(theta, jnp.zeros((), theta.dtype), jnp.zeros((), theta.dtype))
 
     def velocity(self, s: Scalar, state: ClockState, args: FlowArgs) -> ClockState:
-        """dTheta/dt = -grad L."""
+        """dTheta/dt = -grad L, with weight decay - lambda Theta."""
         zero = jnp.zeros_like(state.log_scale)
         if args.system.problem.has_margins:
             _, slope, gradient = args.system.margin_gradient(state.theta, state.log_scale)
-            return ClockState(jnp.exp(slope.top) * slope.total * gradient, zero, zero)
-        return ClockState(args.system.velocity(state.theta), zero, zero)
+            velocity = jnp.exp(slope.top) * slope.total * gradient
+        else:
+            velocity = args.system.velocity(state.theta)
+        return ClockState(decayed(args.system.problem, velocity, state.theta), zero, zero)
 
     def log_time(self, s: Scalar, state: ClockState, args: FlowArgs) -> Scalar:
         """log t = log s."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ..messages import as_html
 from .record import Record
 from .statuses import FAILURE_CODES, OWN_RULE, STATUS_NAMES, FlowStatus, status_of
 from .stopping import AbstractStop, coded
@@ -80,6 +81,10 @@ class AbstractEnd(eqx.Module):
         lanes = np.ndindex(codes.shape)
         reasons = [self._in_words(int(codes[lane]), self._rules_of(lane)) for lane in lanes]
         return np.asarray(reasons, object).reshape(codes.shape)
+
+    def _repr_html_(self) -> str:
+        """What `print` shows, for notebooks."""
+        return as_html(self)
 
     def counted(self) -> str:
         """How many flows ended with each status; own rules by their class."""

@@ -9,6 +9,7 @@ import equinox as eqx
 from jaxtyping import ArrayLike, Float, Scalar
 
 from ..networks.pair import check_pair, same_dtype
+from ..penalized import with_weight_decay
 from ..problems import AbstractProblem
 from .clocks import AbstractClock
 from .gauss_newton import GaussNewton
@@ -22,6 +23,7 @@ def gradient_flow(
     network: eqx.Module,
     problem: AbstractProblem,
     *,
+    weight_decay: float | Scalar = 0.0,
     solver: diffrax.AbstractSolver | None = None,
     clock: AbstractClock | None = None,
     stop: AbstractStop | None = None,
@@ -42,6 +44,11 @@ def gradient_flow(
     - `network`: any network of this package, or an `equinox.Module` with `linear_coefficients()`
       (and `depth`, for classification). Its parameters are Theta(0), the scale alpha included.
     - `problem`: `Regression`, `Classification`, ...
+    - `weight_decay`: lambda >= 0. The flow is that of L + lambda/2 |Theta|^2, in physical time. It
+      ends at a stationary point (`StopAtBalance`), the loss is reported without the penalty, and
+      `invariant_drift` compares with conserved quantities times exp(-2 lambda t). The limit of two
+      diagonal layers is the lasso, min L(beta) + lambda |beta|_1; of depth L a stationary point of
+      L(beta) + lambda/2 R(beta), R the `induced_regularizer`.
     - `solver`: any diffrax solver. Default: Dormand-Prince 8(7); a flow that turns out to be stiff
       goes on with Kvaerno 5(4) and full Newton steps.
     - `clock`: what is integrated in. Default: `PhysicalTime()` for squared losses,
@@ -49,7 +56,8 @@ def gradient_flow(
     - `stop`: stop rules, combined with ``|``. Default: `StopAtResidual(1e-9 max|y|)`, or
       `StopAtMargin(1e8)`. Classification flows also stop at the wall of floating point and at the
       minimum of the loss on data that are not separable; every flow stops where it stands still.
-    - `finish`: `GaussNewton()` (default for squared losses) or None.
+    - `finish`: `GaussNewton()` (default for losses of residuals, where the Jacobian has at most
+      2^25 entries and there is no weight decay) or None.
     - `rtol`: relative tolerance, default 1e-8 (float32: 1e-5).
     - `atol`: absolute tolerance; default rtol times the largest initial parameter (on the
       log-arc-length clock, whose state is a unit vector, at most rtol).
@@ -68,6 +76,7 @@ def gradient_flow(
     Source: Yun, Krishnan & Mobahi 2021, eq. (7).
     """
     check_pair(network, problem)
+    problem = with_weight_decay(problem, weight_decay)
     network, problem = same_dtype(network, problem)
     system = System.of(network, problem)
     options = fill_options(

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Scalar
 from ..losses import PolynomialTail
 from ..messages import in_words
 from ..networks import AbstractNetwork, scaled
+from ..penalized import weight_decay_of
 from .clocks import AbstractClock, LogArcLength, PhysicalTime
 from .gauss_newton import GaussNewton
 from .stopping import (
@@ -23,12 +24,17 @@ from .stopping import (
     NotSeparable,
     Observation,
     StandsStill,
+    StopAtBalance,
     StopAtMargin,
     StopAtResidual,
     members_of,
     status_of_rule,
 )
 from .system import System
+
+# The Gauss-Newton finish makes the Jacobian of the predictions. With more entries (256 MiB) it is
+# no longer the default: linear algebra would take longer than the flow.
+LARGEST_JACOBIAN = 2**25
 
 
 class FlowOptions(NamedTuple):
@@ -68,7 +74,7 @@ def fill_options(
     _instance(solver, diffrax.AbstractSolver, "solver", "diffrax.Tsit5()")
 
     stop = _stop(stop, problem, dtype)
-    finish = _finish(finish, problem, has_residuals)
+    finish = _finish(finish, system, has_residuals)
     relative, absolute = _tolerances(rtol, atol, theta, clock)
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(
@@ -87,9 +93,15 @@ def fill_options(
 
 
 def _clock(clock, system, has_residuals):
+    decays = weight_decay_of(system.problem) is not None
     clock = _instance(clock, AbstractClock, "clock", "lintensor_jax.PhysicalTime()") or (
-        PhysicalTime() if has_residuals else LogArcLength()
+        PhysicalTime() if has_residuals or decays else LogArcLength()
     )
+    if decays and not isinstance(clock, PhysicalTime):
+        raise ValueError(
+            f"clock: {type(clock).__name__} is for flows without weight decay, which go on for "
+            "ever; use PhysicalTime(): with weight decay a flow has a limit."
+        )
     if has_residuals and not isinstance(clock, PhysicalTime):
         kind = type(system.problem).__name__
         raise ValueError(
@@ -115,16 +127,25 @@ def _stop(stop, problem, dtype):
         _instance(stop, AbstractStop, "stop", "lintensor_jax.StopAtResidual(1e-9)")
         stop.check(problem, dtype)
         _check_own_rules(stop, dtype)
-    if not problem.has_residuals:
+    if not problem.has_residuals and weight_decay_of(problem) is None:
         stop = stop if _is_polynomial(problem) else stop | FloatWall.of(dtype)
         stop = stop | NotSeparable.of(dtype)
     return stop | StandsStill()
 
 
-def _finish(finish, problem, has_residuals):
+def _finish(finish, system, has_residuals):
+    problem = system.problem
+    decays = weight_decay_of(problem) is not None
     if isinstance(finish, EllipsisType):
-        finish = GaussNewton() if has_residuals else None
+        fits = has_residuals and not decays
+        fits = fits and problem.y.size * system.initial.size <= LARGEST_JACOBIAN
+        finish = GaussNewton() if fits else None
     _instance(finish, GaussNewton, "finish", "lintensor_jax.GaussNewton() or None")
+    if finish is not None and decays:
+        raise ValueError(
+            "finish: GaussNewton solves for a residual of 0, which flows with weight decay do not "
+            "have; pass finish=None."
+        )
     if finish is not None and not has_residuals:
         raise ValueError(
             f"finish: GaussNewton is for losses of residuals, got {type(problem).__name__}; pass "
@@ -173,15 +194,25 @@ def _is_polynomial(problem):
 
 def _default_stop(problem, dtype):
     eps = float(jnp.finfo(dtype).eps)
+    if weight_decay_of(problem) is not None:
+        balance = StopAtBalance(max(1e-10, 1e3 * eps))
+        if not problem.has_residuals:
+            return balance
+        # Where the weight decay is 0, one lane of many perhaps.
+        return balance | StopAtResidual(_smallest_residual(problem, eps))
     if problem.has_margins:
         return StopAtMargin(min(1e8, 1e-2 / eps))
     if problem.has_residuals:
-        scale = jnp.max(jnp.abs(problem.y))
-        # y = 0 is reached exactly or not at all: any positive number will do.
-        return StopAtResidual(max(1e-9, 64 * eps) * jnp.where(scale > 0, scale, 1.0))
+        return StopAtResidual(_smallest_residual(problem, eps))
     raise ValueError(
         f"stop: no default for {type(problem).__name__}; pass one, such as StopAtLoss(1e-10)."
     )
+
+
+def _smallest_residual(problem, eps):
+    scale = jnp.max(jnp.abs(problem.y))
+    # y = 0 is reached exactly or not at all: any positive number will do.
+    return max(1e-9, 64 * eps) * jnp.where(scale > 0, scale, 1.0)
 
 
 def _instance(value, kind, name, example):

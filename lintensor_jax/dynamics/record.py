@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Scalar
 
 from ..networks import scaled, split
 from ..networks.conserved import conserved_quantities
+from ..penalized import weight_decay_of
 from .clocks import ClockState, FlowArgs
 from .observations import log_or_minus_infinity, observe_state
 from .options import FlowOptions
@@ -55,13 +56,17 @@ def record_of(
         log_time=seen.log_time,
         log_norm=state.log_scale + _log_norm(system.network(state.theta)),
         log_margin=seen.log_margin if system.problem.has_margins else None,
-        invariant_drift=invariant_drift(system, state, initial),
+        invariant_drift=invariant_drift(system, state, initial, s),
         observed=None if observe is None else observe(system.network(with_scale)),
     )
 
 
-def invariant_drift(system: System, state: ClockState, initial: ClockState) -> Scalar:
-    """max |I(Theta) - I(Theta(0))| / max(|Theta|^2, |Theta(0)|^2), without overflow."""
+def invariant_drift(system: System, state: ClockState, initial: ClockState, time: Scalar) -> Scalar:
+    """max |I(Theta) - I(Theta(0))| / max(|Theta|^2, |Theta(0)|^2), without overflow.
+
+    With weight decay lambda the conserved quantities decay as exp(-2 lambda t), t the physical
+    `time`: I(Theta(0)) exp(-2 lambda t) takes the place of I(Theta(0)).
+    """
     networks = [system.network(end.theta) for end in (state, initial)]
     scales = [end.log_scale for end in (state, initial)]
     norms = [_log_norm(network) + scale for network, scale in zip(networks, scales, strict=True)]
@@ -73,7 +78,9 @@ def invariant_drift(system: System, state: ClockState, initial: ClockState) -> S
     )
     if now.size == 0:
         return jnp.full_like(state.log_scale, jnp.nan)
-    return jnp.max(jnp.abs(now - before))
+    decay = weight_decay_of(system.problem)
+    kept = 1.0 if decay is None else jnp.exp(-2 * decay * time)
+    return jnp.max(jnp.abs(now - kept * before))
 
 
 def _log_norm(network):

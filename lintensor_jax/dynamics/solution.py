@@ -9,8 +9,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
-from ..problems import AbstractProblem
+from ..problems import AbstractProblem, named
 from .clocks import AbstractClock, ClockState
+from .dataset import arrays_of, dataset_of
 from .ends import AbstractEnd
 from .gauss_newton import GaussNewton
 from .integrate import Origin, integrate, origin_of
@@ -122,6 +123,47 @@ class FlowSolution(AbstractEnd):
         filled = fill_options(system, **{**settings, **options})
         return run(system, filled, throw=throw, previous=self)
 
+    def to_xarray(self) -> Any:
+        """The saved times as an `xarray.Dataset`; it needs xarray.
+
+        Dimensions: `time`, with the clock's variable as coordinate, `coefficient` and for a matrix
+        `output`. Variables: `coefficients`, `direction`, `log_loss`, `log_time`, `log_norm`,
+        `invariant_drift`, with margins `log_margin` and `log_smoothed_margin`, and what `observe`
+        returned. Each has units and a description. Attributes: why the flow ended, what was
+        integrated, tolerances and numbers of steps. Many flows (under `jax.vmap`) have the
+        dimensions `lane_0`, ... before `time`.
+        """
+        lanes = tuple(f"lane_{axis}" for axis in range(self.log_loss.ndim - 1))
+        words = {"units": "", "description": f"variable of the clock {type(self.clock).__name__}"}
+        more: dict[str, Any] = {
+            "direction": self.direction,
+            "log_smoothed_margin": self.log_smoothed_margin,
+        }
+        attributes = {
+            "network": type(self.network).__name__,
+            "problem": named(self.problem),
+            "clock": type(self.clock).__name__,
+        }
+        if lanes:
+            more["reached"] = self.reached
+            coordinates = {"clock_time": ((*lanes, "time"), np.asarray(self.clock_time), words)}
+        else:
+            coordinates = {"time": ("time", np.asarray(self.clock_time), words)}
+            attributes |= {
+                "status": status_name(self.status),
+                "reason": self.reason,
+                "rtol": float(self.rtol),
+                "atol": float(self.atol),
+                **{name: np.asarray(value).item() for name, value in self.stats.items()},
+            }
+        return dataset_of(
+            arrays_of(self.record) | more,
+            self.record.observed,
+            (*lanes, "time"),
+            coordinates=coordinates,
+            attributes=attributes,
+        )
+
     def __str__(self) -> str:
         """In words: what was integrated, why it stopped, how far it got."""
         if self.log_loss.ndim != 1:
@@ -129,7 +171,7 @@ class FlowSolution(AbstractEnd):
         last = -1
         solver = type(self.solver).__name__ if self.solver else "automatic solver"
         lines = [
-            f"Gradient flow of {type(self.network).__name__} on {type(self.problem).__name__} "
+            f"Gradient flow of {type(self.network).__name__} on {named(self.problem)} "
             f"({type(self.clock).__name__} clock, {solver})",
             f"  stopped because  {self.reason} [{status_name(self.status)}]",
             f"  physical time    {_power_of_ten(self.log_time[last])}",

@@ -50,6 +50,11 @@ class FlowStatus(eqx.Enumeration):
         "(dead coordinates, a bottleneck that the targets do not fit through, or a saddle)",
         stored=7,
     )
+    balance = _Words(
+        "the gradients of the loss and of the weight decay cancel to the requested share, or all "
+        "parameters have decayed",
+        stored=13,
+    )
     max_steps = _Words(
         "the step budget was spent before any stop rule was met",
         stored=8,

@@ -17,7 +17,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Scalar
 
 from ..messages import in_words
-from ..problems import AbstractProblem
+from ..penalized import weight_decay_of
+from ..problems import AbstractProblem, named
 from .statuses import OWN_RULE, FlowStatus, code_of
 
 
@@ -31,6 +32,7 @@ class Observation(NamedTuple):
     gradient_step: Scalar  # |P r|^2/|grad L| over |theta|: the Gauss-Newton step, estimated
     largest_weight: Scalar  # of the softmax over samples
     coefficient_gradient: Scalar  # |sum_i p_i z_i| / max|z_i|, p that softmax; classification only
+    balance: Scalar  # |grad L + lambda Theta| over the sum of both sizes; weight decay only
     still: Bool[Array, ""]  # the gradient is zero to rounding
 
 
@@ -225,6 +227,38 @@ class StopAtMargin(AbstractStop):
                 f"stop: StopAtMargin value must be at most {ceiling:.1e} in {dtype} (beyond it a "
                 f"margin's rounding exceeds 1/10 and the loss is noise), got "
                 f"{float(self.value):.3g}; lower it, or ask limit_direction for the limit itself."
+            )
+
+
+class StopAtBalance(AbstractStop):
+    """Stop a flow with weight decay where its two gradients cancel: the default there.
+
+    Met once |grad L + lambda Theta| <= value (|grad L| + lambda |Theta|): a stationary point of
+    L + lambda/2 |Theta|^2. Where all parameters decay to zero, it is met once the penalty is at
+    most value^2 of the loss.
+
+    **Arguments**
+
+    - `value`: in (0, 1); 1e-10 by default in float64.
+    """
+
+    _status: ClassVar = FlowStatus.balance
+
+    value: Scalar | float
+
+    def __init__(self, value):
+        self.value = _positive(value, "StopAtBalance", "value")
+
+    def met(self, seen: Observation) -> Bool[Array, ""]:
+        """The sum of both gradients over the sum of their sizes is at most `value`."""
+        return seen.balance <= self.value
+
+    def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
+        """For problems with weight decay."""
+        if weight_decay_of(problem) is None:
+            raise ValueError(
+                f"stop: StopAtBalance is for flows with weight decay, got {named(problem)}; pass "
+                "weight_decay, or use another stop rule."
             )
 
 

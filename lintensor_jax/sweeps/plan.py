@@ -12,11 +12,12 @@ import numpy as np
 
 from ..dynamics.options import fill_options
 from ..dynamics.statuses import ADVICE, STORED
-from ..dynamics.stopping import StopAtResidual
+from ..dynamics.stopping import StopAtBalance, StopAtResidual
 from ..dynamics.system import System
 from ..messages import in_words
 from ..networks import split
 from ..networks.pair import check_pair, same_dtype
+from ..penalized import require_no_negative_decay, weight_decay_of
 from .grid import Cell, Grid, Zip
 from .observables.base import AbstractObservable, Ending, Variable
 from .observables.catalogue import DEFAULT
@@ -298,13 +299,19 @@ def _coordinates_of(observables) -> dict[str, np.ndarray]:
 def _stop(cell: Cell, options: Options) -> Any:
     """The rule given, or one for all lanes where each has its own data: never a neighbour's."""
     problems = cell.sample()[1]
+    if problems is not None:
+        require_no_negative_decay(problems)
     if options.stop is not None or problems is None or not problems.has_residuals:
         return options.stop
     y = np.asarray(problems.y)
     sizes = np.abs(y).reshape(y.shape[0], -1).max(axis=1)
     sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
     scale = float(sizes.min()) if sizes.size else 1.0
-    return StopAtResidual(max(1e-9, 64 * float(np.finfo(y.dtype).eps)) * scale)
+    eps = float(np.finfo(y.dtype).eps)
+    residual = StopAtResidual(max(1e-9, 64 * eps) * scale)
+    if weight_decay_of(problems) is None:
+        return residual
+    return StopAtBalance(max(1e-10, 1e3 * eps)) | residual
 
 
 def _box(grid: Grid, target: int) -> tuple[int, ...]:

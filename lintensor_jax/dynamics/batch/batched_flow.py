@@ -20,10 +20,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import ArrayLike
 
 from ...messages import in_words
 from ...networks import split
 from ...networks.pair import check_problem, same_dtype
+from ...penalized import Penalized, with_weight_decay
 from ...problems import AbstractProblem
 from ..clocks import PhysicalTime
 from ..options import fill_options
@@ -59,6 +61,7 @@ def batched_flow(
     problem: AbstractProblem,
     *,
     shared_problem: bool = True,
+    weight_decay: float | ArrayLike = 0.0,
     width: int | None = None,
     solver: diffrax.AbstractERK | None = None,
     compilation: AbstractCompilation | None = None,
@@ -72,6 +75,7 @@ def batched_flow(
     - `networks`: a network whose parameters have a leading axis of N lanes (constants have not).
     - `problem`: the data of all lanes; or, with `shared_problem=False`, one problem a lane, every
       array with a leading axis of N.
+    - `weight_decay`: as in `gradient_flow`; or one number a lane, an array of shape (N,).
     - `width`: lanes in flight on XLA, rounded up to a multiple of 8. Default: 128, or 32 where a
       lane has more than 32 numbers.
     - `solver`: an explicit diffrax method whose last stage is the first of the next step. Default:
@@ -90,9 +94,11 @@ def batched_flow(
     **Returns** a `BatchedFlow`. Nothing is raised for a lane that fails: see `status`.
     """
     _check(networks, problem, solver, compilation, width, devices, options)
-    networks, problem = same_dtype(networks, problem)
     parameters, rest = split(networks)
     count = _lanes("networks", parameters)
+    problem, shared_problem = _decaying(problem, shared_problem, weight_decay, count)
+    networks, problem = same_dtype(networks, problem)
+    parameters, rest = split(networks)
     if not shared_problem:
         _lanes("problem", problem, count)
     first, one = _first_lane(parameters, problem, shared_problem)
@@ -166,6 +172,22 @@ def _check(networks, problem, solver, compilation, width, devices, options) -> N
             f"batched_flow: no option {in_words(min(options.keys() - _OPTIONS))}; it has "
             f"{', '.join(sorted(_OPTIONS))}. gradient_flow has more."
         )
+
+
+def _decaying(problem, shared, weight_decay, count):
+    """The problem with weight decay, if there is one, and whether all lanes share it."""
+    if np.ndim(weight_decay) == 0:
+        if shared or weight_decay == 0:
+            return with_weight_decay(problem, weight_decay), shared
+        weight_decay = jnp.full(count, weight_decay)
+    if np.shape(weight_decay) != (count,):
+        raise ValueError(
+            f"weight_decay: must be one number, or one a lane, of shape ({count},), got shape "
+            f"{np.shape(weight_decay)}."
+        )
+    if shared:
+        problem = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), problem)
+    return Penalized(problem, weight_decay), False
 
 
 def _first_lane(parameters, problem, shared_problem):

@@ -13,9 +13,11 @@ from jaxtyping import Array, Bool, Float, Int
 from ...networks import split
 from ...networks.pair import check_pair
 from ..clocks import FlowArgs, PhysicalTime, log_time_unit, state_of
+from ..dataset import arrays_of, dataset_of
 from ..ends import AbstractEnd
 from ..finish import finish_flow
 from ..record import Record, record_of
+from ..statuses import OWN_RULE, STATUS_NAMES
 from ..stopping import AbstractStop
 from ..system import Reducible
 from .fourier_basis import Spectral
@@ -59,6 +61,39 @@ class BatchedFlow(AbstractEnd):
     def _rules_of(self, lane: tuple[int, ...]) -> AbstractStop:
         """One stop rule for all lanes."""
         return self.stop
+
+    def to_xarray(self) -> Any:
+        """The ends as an `xarray.Dataset`; it needs xarray.
+
+        Dimensions: `lane`, `coefficient` and for a matrix `output`. Variables: those of
+        `FlowSolution.to_xarray` at the end, `status` in words, and numbers of steps.
+        """
+        numbers = np.asarray(self.code)
+        statuses = np.asarray([STATUS_NAMES[min(int(n), int(OWN_RULE))] for n in numbers])
+        more = {
+            "status": statuses,
+            "num_steps": self.num_steps,
+            "num_rejected_steps": self.num_rejected_steps,
+            "finish_accepted": self.finish_accepted,
+        }
+        return dataset_of(
+            arrays_of(self.record) | more,
+            self.record.observed,
+            ("lane",),
+            coordinates={"lane": np.arange(len(statuses))},
+            attributes={"network": type(self.network).__name__, "compilation": self.compilation},
+        )
+
+    def __str__(self) -> str:
+        """In words: how many flows, why they ended, how many steps they took."""
+        steps = np.asarray(self.num_steps)
+        return (
+            f"Batch of {steps.size} gradient flows of {type(self.network).__name__}\n"
+            f"  stopped by       {self.counted()}\n"
+            f"  steps            {steps.min()} to {steps.max()}, median {int(np.median(steps))}\n"
+            f"  compilation      {self.compilation}"
+            + (f" ({self.fallback_reason})" if self.fallback_reason else "")
+        )
 
     @property
     def waste(self) -> Float[Array, ""]:

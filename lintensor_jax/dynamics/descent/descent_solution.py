@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Scalar
 
+from ...messages import as_html
 from ...networks import scaled, split
 from ...networks.conserved import conserved_quantities
 from ...networks.effective_start import EffectiveStart, TwoLayers
+from ..dataset import dataset_of
 from .step_sums import StepSums
 
 
@@ -77,6 +79,37 @@ class DescentSolution(eqx.Module):
         other networks. `lintensor_jax.effective_limit` turns it into the limit.
         """
         return None if self.start is None else self.sums.effective_start(self.start)
+
+    def to_xarray(self) -> Any:
+        """The saved steps as an `xarray.Dataset`; it needs xarray.
+
+        Dimensions: `step`, `coefficient` and for a matrix `output`. Variables: `coefficients`,
+        `direction`, `log_loss`, `log_margin`, `step_size`, `balance_drift`, `sharpness` where they
+        exist, and what `observe` returned. ValueError for many runs at once.
+        """
+        if self.log_loss.ndim != 1:
+            raise ValueError(
+                "to_xarray: a solution must be of one run, got one with leading axes "
+                f"{self.log_loss.shape[:-1]}; take one by jax.tree.map(lambda x: x[0], solution)."
+            )
+        names = ("coefficients", "direction", "log_loss", "log_margin", "step_size")
+        names = (*names, "balance_drift", "sharpness")
+        words = {"units": "steps", "description": "number of the step; 0 is the start"}
+        return dataset_of(
+            {name: getattr(self, name) for name in names},
+            self.observed,
+            ("step",),
+            coordinates={"step": ("step", np.asarray(self.step), words)},
+            attributes={
+                "network": type(self.network).__name__,
+                "problem": self.problem_in_words,
+                "divergence_step": int(self.divergence_step),
+            },
+        )
+
+    def _repr_html_(self) -> str:
+        """What `print` shows, for notebooks."""
+        return as_html(self)
 
     def __str__(self) -> str:
         """In words: what was run, how far it got, what it has lost."""

@@ -14,6 +14,7 @@ from ...messages import in_words
 from ...networks import coefficients_and_pullback, split
 from ...networks.effective_start import TwoLayers, two_layers_of
 from ...networks.pair import check_pair, same_dtype
+from ...penalized import require_no_decay
 from ...problems import AbstractProblem, named
 from ..observations import log_or_minus_infinity
 from .batches import Batches, Drawn
@@ -78,6 +79,7 @@ def gradient_descent(
     any size and mini-batches on two layers.
     """
     check_pair(network, problem)
+    require_no_decay(problem, "gradient_descent", "pass weight_decay= to it")
     optimizer = _optimizer(optimizer)
     save_every = _counts(num_steps, save_every)
     network, problem = same_dtype(network, problem)

@@ -14,6 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Scalar
 
 from ...networks.base import as_parameter
 from ...networks.pair import check_pair, same_dtype
+from ...penalized import require_no_decay
 from ...problems import AbstractProblem, AbstractRegressionProblem
 from ..integrate import explicit_solver
 from ..options import fill_options
@@ -152,6 +153,7 @@ def induced_flow(
 
     Source: Eftekhari 2020, eq. (16) and (17); Arora et al. 2018, Theorem 1.
     """
+    require_no_decay(problem, "induced_flow")
     if not problem.has_residuals:
         raise ValueError(
             f"problem: induced_flow needs a loss of residuals, got {type(problem).__name__}; use "

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Scalar
 
 from ...networks.mirror_coordinates import AbstractMirrorCoordinates
 from ...networks.pair import check_pair, same_dtype
+from ...penalized import require_no_decay
 from ...problems import AbstractProblem, AbstractRegressionProblem
 from ..gauss_newton import GaussNewton
 from ..options import fill_options
@@ -92,6 +93,7 @@ def mirror_flow(
     Woodworth et al. 2020.
     """
     check_pair(network, problem)
+    require_no_decay(problem, "mirror_flow")
     if not problem.has_residuals or problem.y.ndim != 1:  # pyright: ignore
         raise ValueError(
             "problem: mirror_flow needs a loss of residuals with one target per sample, got "

@@ -30,6 +30,7 @@ from .recipes import (
     INITIALIZATIONS,
     OF_MATRICES,
     Start,
+    WithDecay,
 )
 
 _POSITIVE = Number(above=0)
@@ -71,12 +72,13 @@ class Begin(Config):
 
 @dataclasses.dataclass(frozen=True)
 class Flow(Config):
-    """Tolerances, stop rule, and the most steps of the flows."""
+    """Tolerances, stop rule, weight decay (a list makes an axis), and the most steps."""
 
     rtol: float | None = setting(None, Maybe(_POSITIVE))
     residual: float | None = setting(None, Maybe(_POSITIVE))
     margin: float | None = setting(None, Maybe(_POSITIVE))
     log_inverse_loss: float | None = setting(None, Maybe(Number()))
+    weight_decay: float | tuple[float, ...] = setting(0.0, OneOrMany(Number(at_least=0)))
     max_steps: int = setting(4096, Integer(1))
     stiff_max_steps: int = setting(20_000, Integer(1))
 
@@ -203,6 +205,14 @@ def _grid(config: Sweep, folder: Path) -> Grid:
         gap=begin.gap,
         direction_seed=config.seed,
     )
+    decay = config.flow.weight_decay
+    if isinstance(decay, tuple):
+        values = _distinct("flow.weight_decay", decay)
+        axes.insert(0, Axis("weight_decay", values, description="weight decay lambda"))
+        problem = WithDecay(problem, None)
+    elif decay:
+        decaying = WithDecay(problem, decay)
+        problem = decaying if callable(problem) else decaying({})
     return Grid(tuple(axes), start, problem, seed=config.seed)
 
 

@@ -16,6 +16,7 @@ from ...networks import (
     FullyConnectedNetwork,
     MatrixFactorizationNetwork,
 )
+from ...penalized import Penalized
 from ...problems import Classification, Regression
 from ..grid import Point
 
@@ -136,3 +137,17 @@ class RandomCompletion:
         """The whole matrix, of shape `shape`; what `rng` draws first."""
         left, right = (rng.standard_normal((size, self.rank)) for size in self.shape)
         return left @ right.T / np.sqrt(self.rank)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithDecay:
+    """A problem, or a recipe for one, with weight decay; None for the axis `weight_decay`."""
+
+    problem: Any
+    weight_decay: float | None
+
+    def __call__(self, point: Any) -> Penalized:
+        """The problem with weight decay at `point`."""
+        problem = self.problem(point) if callable(self.problem) else self.problem
+        decay = point["weight_decay"] if self.weight_decay is None else self.weight_decay
+        return Penalized(problem, decay)

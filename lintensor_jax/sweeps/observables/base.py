@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Scalar
 
+from ...penalized import weight_decay_of
 from ...problems import AbstractProblem
 
 COEFFICIENT = ("coefficient", "output")
@@ -93,6 +94,9 @@ def has_bad_input(network: Any, problem: AbstractProblem) -> Bool[Array, ""]:
     bad = [~jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
     if problem.has_margins:
         bad.append(~jnp.all(jnp.abs(problem.y) == 1))  # pyright: ignore
+    decay = weight_decay_of(problem)
+    if decay is not None:
+        bad.append(jnp.any(decay < 0))
     return jnp.any(jnp.stack(bad))
 
 

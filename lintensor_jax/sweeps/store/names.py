@@ -17,7 +17,7 @@ import diffrax
 from ...completion import Entries
 from ...dynamics.batch.programs import XLA, Native
 from ...networks.files import load, save
-from ..from_toml.recipes import RandomCompletion, RandomData, Start
+from ..from_toml.recipes import RandomCompletion, RandomData, Start, WithDecay
 from . import format1
 
 FORMAT = 2
@@ -35,6 +35,7 @@ _OTHERS = {
     f"{_PACKAGE}.sweeps:Start": Start,
     f"{_PACKAGE}.sweeps:RandomData": RandomData,
     f"{_PACKAGE}.sweeps:RandomCompletion": RandomCompletion,
+    f"{_PACKAGE}.sweeps:WithDecay": WithDecay,
     f"{_PACKAGE}:Entries": Entries,
     f"{_PACKAGE}:Native": Native,
     f"{_PACKAGE}:XLA": XLA,

@@ -1,0 +1,138 @@
+"""Weight decay: a problem with a penalty on the squared norm of the parameters."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Scalar
+
+from .messages import in_words
+from .problems import AbstractProblem
+
+
+class Penalized(AbstractProblem):
+    """`problem` with weight decay: flows minimise its loss + weight_decay / 2 |Theta|^2.
+
+    `gradient_flow(..., weight_decay=...)` makes it of its problem. By itself it is for sweeps whose
+    axis is the weight decay: ``Grid(axes, start, lambda point: lt.Penalized(problem,
+    point.weight_decay))``. Losses, margins and residuals are those of `problem`, without the
+    penalty, and so are all its other attributes.
+
+    **Arguments**
+
+    - `problem`: any problem without weight decay.
+    - `weight_decay`: lambda >= 0; for many problems at once an array with their leading axes.
+    """
+
+    problem: AbstractProblem
+    weight_decay: Float[Array, "..."]
+
+    def __init__(self, problem: AbstractProblem, weight_decay: float | Scalar):
+        if not isinstance(problem, AbstractProblem) or isinstance(problem, Penalized):
+            raise ValueError(
+                "Penalized: problem must be a problem without weight decay, such as "
+                f"lintensor_jax.Regression(X, y), got {in_words(problem)}."
+            )
+        self.problem = problem
+        self.weight_decay = _decay(weight_decay, problem)
+
+    def __getattr__(self, name: str) -> Any:
+        """The attribute of `problem`."""
+        if name.startswith("__") or name in ("problem", "weight_decay"):
+            raise AttributeError(name)
+        return getattr(self.problem, name)
+
+    @property
+    def has_margins(self) -> bool:
+        """As `problem`."""
+        return self.problem.has_margins
+
+    @property
+    def has_residuals(self) -> bool:
+        """As `problem`."""
+        return self.problem.has_residuals
+
+    @property
+    def has_squared_loss(self) -> bool:
+        """As `problem`."""
+        return self.problem.has_squared_loss
+
+    @property
+    def in_words(self) -> str:
+        """The problem, with weight decay."""
+        return f"{self.problem.in_words} with weight decay"
+
+    @property
+    def coefficient_shape(self) -> tuple[int, ...]:
+        """As `problem`."""
+        return self.problem.coefficient_shape
+
+    def predictions(self, beta: Float[Array, "..."]) -> Float[Array, "..."]:
+        """As `problem`."""
+        return self.problem.predictions(beta)
+
+    def adjoint(self, values: Float[Array, "..."]) -> Float[Array, "..."]:
+        """As `problem`."""
+        return self.problem.adjoint(values)
+
+    def residual(self, beta: Float[Array, "..."]) -> Float[Array, "..."]:
+        """As `problem`."""
+        return self.problem.residual(beta)
+
+    def loss(self, beta: Float[Array, "..."]) -> Float[Array, ""]:
+        """As `problem`: without the penalty."""
+        return self.problem.loss(beta)
+
+    def log_loss(self, beta: Float[Array, "..."]) -> Float[Array, ""]:
+        """As `problem`: without the penalty."""
+        return self.problem.log_loss(beta)
+
+
+def with_weight_decay(problem: AbstractProblem, weight_decay: Any) -> AbstractProblem:
+    """`problem` itself for None or 0, else `Penalized(problem, weight_decay)`."""
+    is_zero = isinstance(weight_decay, int | float) and weight_decay == 0
+    return problem if weight_decay is None or is_zero else Penalized(problem, weight_decay)
+
+
+def weight_decay_of(problem: AbstractProblem) -> Scalar | None:
+    """The weight decay of a problem; None for a problem without."""
+    return problem.weight_decay if isinstance(problem, Penalized) else None
+
+
+def decayed(problem: AbstractProblem, velocity: Array, theta: Array) -> Array:
+    """dtheta/dt with the weight decay of the problem: velocity - lambda theta."""
+    decay = weight_decay_of(problem)
+    return velocity if decay is None else velocity - decay * theta
+
+
+def require_no_decay(
+    problem: AbstractProblem, owner: str, instead: str = "use gradient_flow"
+) -> None:
+    """Refuse a problem with weight decay where there is no flow with it."""
+    if isinstance(problem, Penalized):
+        raise ValueError(
+            f"problem: {owner} knows no problem with weight decay, got {problem.in_words}; "
+            f"{instead}."
+        )
+
+
+def require_no_negative_decay(problems: AbstractProblem) -> None:
+    """Refuse concrete weight decays that are negative, of one problem or of many."""
+    if isinstance(problems, Penalized):
+        _decay(np.asarray(problems.weight_decay), problems.problem)
+
+
+def _decay(value: Any, problem: Any) -> Any:
+    if isinstance(value, Tracer):
+        return value
+    dtype = getattr(getattr(problem, "y", None), "dtype", None)
+    try:
+        array = np.asarray(value, dtype if dtype is not None else float)
+    except (TypeError, ValueError):
+        array = np.asarray(np.nan)
+    if not (np.isfinite(array).all() and (array >= 0).all()):
+        raise ValueError(
+            f"weight_decay: must be finite and not negative, got {in_words(value)}; 0 is no decay."
+        )
+    return jnp.asarray(array)
