@@ -12,12 +12,15 @@ not claimed.
 
 import abc
 import math
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from .arguments import as_number
 
 
 class ExponentialTail(NamedTuple):
@@ -176,7 +179,9 @@ class PolynomialLoss(AbstractMarginLoss):
     - `power`: positive.
     """
 
-    power: float = eqx.field(static=True, converter=float)
+    power: float = eqx.field(
+        static=True, converter=partial(as_number, name="power", owner="PolynomialLoss")
+    )
 
     def __check_init__(self):
         _require_positive(self.power, "PolynomialLoss", "power", "2.0 is one that falls like m^-2")
@@ -290,7 +295,9 @@ class HuberLoss(AbstractResidualLoss):
     - `delta`: in units of the targets y; positive.
     """
 
-    delta: float = eqx.field(static=True, converter=float)
+    delta: float = eqx.field(
+        static=True, converter=partial(as_number, name="delta", owner="HuberLoss")
+    )
 
     def __check_init__(self):
         _require_positive(

@@ -7,6 +7,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from .arguments import as_numbers
+
 
 def with_ones(X: Float[Array, "n d"]) -> Float[Array, "n columns"]:
     """X with a last column of ones."""
@@ -15,7 +17,7 @@ def with_ones(X: Float[Array, "n d"]) -> Float[Array, "n columns"]:
 
 def as_data(value: Any, name: str, owner: str, ndims: tuple[int, ...]) -> Array:
     """`value` as finite real numbers with that many axes; ValueError that names the argument."""
-    array = jnp.asarray(value)
+    array = as_numbers(value, name, owner)
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         array = array.astype(float)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):

@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
+from ..arguments import as_number, as_numbers
 from ..losses import PolynomialTail
 from ..messages import in_words
 from ..networks import AbstractNetwork, scaled
@@ -224,7 +225,7 @@ def _instance(value, kind, name, example):
 def _tolerance(value, name, smallest, dtype) -> Any:
     if isinstance(value, Tracer):
         return value.astype(dtype)
-    number = float(value)
+    number = as_number(value, name, "options")
     if not 0 < number < 1:
         raise ValueError(f"{name}: must lie in (0, 1), got {number!r}; try 1e-8.")
     if number < smallest:
@@ -252,11 +253,13 @@ def _saving(saveat, dtype):
         if sub.steps == 1:
             return None, True
         saveat = sub.ts
-    times = jnp.asarray(saveat, dtype)
-    if times.ndim != 1 or times.shape[0] == 0:
+    times = as_numbers(saveat, "saveat", "options")
+    if times.ndim != 1 or times.shape[0] == 0 or jnp.iscomplexobj(times):
         raise ValueError(
-            f"saveat: must be a non-empty vector of clock times, got shape {times.shape}."
+            "saveat: must be a non-empty vector of clock times, got shape "
+            f"{times.shape} and dtype {times.dtype}."
         )
+    times = times.astype(dtype)
     if not isinstance(times, Tracer):
         concrete = np.asarray(times)
         if not (np.isfinite(concrete).all() and concrete[0] >= 0 and (np.diff(concrete) > 0).all()):

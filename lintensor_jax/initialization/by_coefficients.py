@@ -15,10 +15,12 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
-from ..networks.base import Network, as_parameter, split
+from ..arguments import as_number, require_key
+from ..networks.base import Network, as_parameter, require_network, split
 from ..networks.closed_forms import architectures_with, closed_form, described
 from ..networks.starts import size_of_first_layers
 
@@ -31,8 +33,14 @@ def gaussian(like: Network, key: PRNGKeyArray, scale: float | Scalar = 1.0) -> N
     - `like`: the template: any network, also an `equinox.Module` of one's own. Fields declared by
       `lintensor_jax.constant` are kept.
     - `key`: a PRNG key; leaf i of the parameters draws from `jax.random.fold_in(key, i)`.
-    - `scale`: one number.
+    - `scale`: one finite number.
+
+    **Raises** ValueError for a template, a key or a scale that is none.
     """
+    require_network(like, "like", "gaussian")
+    require_key(key, "key", "gaussian")
+    if not _traced(scale) and not np.isfinite(as_number(scale, "scale", "gaussian")):
+        raise ValueError(f"gaussian: scale must be finite, got {scale}; 1.0 is the default.")
     parameters, rest = split(like)
     leaves, structure = jax.tree.flatten(parameters)
     drawn = [
@@ -149,7 +157,8 @@ def matching(
     no last factor reaches the coefficients; the message has the size of the inconsistency.
     """
     beta = _coefficients("matching", like, coefficients)
-    if not _traced(gap) and not 0 < float(gap) < float("inf"):
+    gap = as_number(gap, "gap", "matching")
+    if not _traced(gap) and not 0 < gap < float("inf"):
         raise ValueError(
             f"matching: gap must be positive and finite, got {gap}; "
             "zero gaps are made by lintensor_jax.initialization.balanced."
@@ -190,6 +199,7 @@ def _first_directions(like, key) -> Sequence[Array]:
     if given is not None:
         return given
     if key is not None:
+        require_key(key, "key", "matching")
         first = [
             jax.random.normal(jax.random.fold_in(key, layer), v.shape, v.dtype)
             for layer, v in enumerate(first)
@@ -216,6 +226,7 @@ def _factors(caller, like):
 
 def _coefficients(caller, like, value):
     """`value` in the template's dtype, or a ValueError that says which shape it must have."""
+    require_network(like, "like", caller)
     parameters, _ = split(like)
     expected = eqx.filter_eval_shape(lambda n: n.linear_coefficients(), like).shape
     beta = as_parameter(value, "coefficients", caller, ndim=len(expected))

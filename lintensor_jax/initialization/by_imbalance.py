@@ -14,6 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import ArrayLike, Float, PRNGKeyArray, Scalar
 
+from ..arguments import as_number, as_numbers, require_key
 from ..networks.fully_connected import FullyConnectedNetwork
 from ..problems import Regression
 
@@ -40,6 +41,7 @@ def imbalanced(
     first, last = _layers("imbalanced", like)
     for name, scale in (("first_scale", first_scale), ("last_scale", last_scale)):
         _require_positive("imbalanced", name, scale)
+    require_key(key, "key", "imbalanced")
     return FullyConnectedNetwork(
         scale * jax.random.normal(jax.random.fold_in(key, index), w.shape, w.dtype)
         for index, (w, scale) in enumerate(((first, first_scale), (last, last_scale)))
@@ -140,6 +142,9 @@ def spectral(
             f"{owner}: the hidden layer must have a unit for each of the {count} modes of X^T Y, "
             f"got width {width}; widen it."
         )
+    first, last = as_numbers(first, "first", owner), as_numbers(last, "last", owner)
+    if any(jnp.iscomplexobj(a) or not np.isfinite(a).all() for a in (first, last)):
+        raise ValueError(f"{owner}: first and last must be real and finite, got {first}, {last}.")
     shapes = [jnp.shape(first), jnp.shape(last)]
     if any(shape not in ((), (count,)) for shape in shapes):
         raise ValueError(
@@ -214,6 +219,7 @@ def lambda_balanced(
     first, _ = _layers(owner, like)
     beta = _coefficients(owner, like, coefficients)
     width, (inputs, outputs) = first.shape[1], beta.shape
+    gap = as_number(gap, "gap", owner)
     if not np.isfinite(gap):
         raise ValueError(f"{owner}: gap must be finite, got {gap}; zero balances the layers.")
     side, most = ("m", outputs) if gap > 0 else ("d", inputs)
@@ -262,7 +268,8 @@ def _layers(owner, like):
 
 
 def _require_positive(owner, name, value):
-    if not isinstance(value, Tracer) and not 0 < float(value) < float("inf"):
+    value = as_number(value, name, owner)
+    if not isinstance(value, Tracer) and not 0 < value < float("inf"):
         raise ValueError(f"{owner}: {name} must be positive and finite, got {value}.")
 
 
@@ -287,7 +294,10 @@ def _span(owner, problem, first):
 
 
 def _coefficients(owner, like, value):
-    beta = jnp.asarray(value, like.weights[0].dtype)
+    beta = as_numbers(value, "coefficients", owner)
+    if jnp.iscomplexobj(beta):
+        raise ValueError(f"{owner}: coefficients must be real, got {beta.dtype}; pass its parts.")
+    beta = beta.astype(like.weights[0].dtype)
     expected = (like.weights[0].shape[0], *like.weights[1].shape[1:])
     if beta.shape != expected:
         raise ValueError(

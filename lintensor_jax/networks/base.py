@@ -29,6 +29,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from ..arguments import as_numbers
+from ..messages import in_words
+
 Network = TypeVar("Network", bound=eqx.Module)
 Activation = Callable[[Array], Array]
 
@@ -188,9 +191,18 @@ class AbstractNetwork(eqx.Module):
         return _pullback_by_vjp(self)
 
 
+def require_network(network: Any, name: str, owner: str) -> None:
+    """Refuse what is no `equinox.Module` with `linear_coefficients()`."""
+    if not isinstance(network, eqx.Module) or not hasattr(network, "linear_coefficients"):
+        raise ValueError(
+            f"{owner}: {name} must be a network, an equinox.Module with a method "
+            f"linear_coefficients(), got {in_words(network)}; see lintensor_jax.AbstractNetwork."
+        )
+
+
 def as_parameter(value: Any, name: str, owner: str, ndim: int) -> Array:
     """`value` as a floating array of `ndim` axes, or a ValueError that names the argument."""
-    array = jnp.asarray(value)
+    array = as_numbers(value, name, owner)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         if not jnp.issubdtype(array.dtype, jnp.integer):
             raise ValueError(

@@ -12,6 +12,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .base import require_network
 from .closed_forms import closed_form
 
 
@@ -33,6 +34,7 @@ def conserved_quantities(network: eqx.Module) -> Float[Array, " q"]:
 
     Traceable by `jax.jit` and `jax.vmap`.
     """
+    require_network(network, "network", "conserved_quantities")
     known = closed_form(network, "conserved_quantities")
     return jnp.zeros(0) if known is None else jnp.ravel(known)
 

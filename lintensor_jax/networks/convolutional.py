@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Scalar
 
+from ..arguments import as_sequence
 from . import contractions
 from .base import AbstractNetwork, Activation, as_parameter, require_depth
 from .conserved import gaps, gaps_of_squared_norms
@@ -36,7 +37,7 @@ class ConvolutionalNetwork(AbstractNetwork):
     def __init__(self, filters):
         filters = tuple(
             as_parameter(w, f"filters[{layer}]", "ConvolutionalNetwork", ndim=1)
-            for layer, w in enumerate(filters)
+            for layer, w in enumerate(as_sequence(filters, "filters", "ConvolutionalNetwork"))
         )
         require_depth(len(filters), "ConvolutionalNetwork")
         dimension = filters[-1].shape[0]

@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Inexact
 
+from ..arguments import as_numbers
 from .base import as_parameter
 
 _DRAWS = 4
@@ -129,7 +130,8 @@ def decompose_tensor(
             "decompose_tensor: tensor must be a concrete array, got a traced one; call it outside "
             "jit, grad and vmap."
         )
-    array = as_parameter(tensor, "tensor", "decompose_tensor", ndim=max(np.ndim(tensor), 3))
+    given = as_numbers(tensor, "tensor", "decompose_tensor")
+    array = as_parameter(given, "tensor", "decompose_tensor", ndim=max(given.ndim, 3))
     eps = float(jnp.finfo(array.dtype).eps)
     tolerance = math.sqrt(eps) if tolerance is None else tolerance
     if not 0 < tolerance < 1:

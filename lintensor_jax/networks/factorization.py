@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
+from ..arguments import as_sequence
 from ..completion import MatrixCompletion
 from ..problems import MatrixSensing
 from . import contractions
@@ -47,7 +48,8 @@ class MatrixFactorizationNetwork(AbstractNetwork):
     def __init__(self, weights):
         owner = "MatrixFactorizationNetwork"
         matrices = [
-            as_parameter(w, f"weights[{layer}]", owner, ndim=2) for layer, w in enumerate(weights)
+            as_parameter(w, f"weights[{layer}]", owner, ndim=2)
+            for layer, w in enumerate(as_sequence(weights, "weights", owner))
         ]
         require_depth(len(matrices), owner)
         for layer, (before, after) in enumerate(itertools.pairwise(matrices)):

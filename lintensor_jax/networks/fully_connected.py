@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
+from ..arguments import as_numbers, as_sequence
 from . import contractions
 from .base import (
     AbstractNetwork,
@@ -36,15 +36,16 @@ class FullyConnectedNetwork(AbstractNetwork):
     weights: tuple[Array, ...]
 
     def __init__(self, weights):
-        weights = tuple(weights)
+        weights = as_sequence(weights, "weights", "FullyConnectedNetwork")
         require_depth(len(weights), "FullyConnectedNetwork")
         hidden = [
             as_parameter(w, f"weights[{layer}]", "FullyConnectedNetwork", ndim=2)
             for layer, w in enumerate(weights[:-1])
         ]
-        last_ndim = 2 if np.ndim(weights[-1]) == 2 else 1
         name = f"weights[{len(weights) - 1}]"
-        hidden.append(as_parameter(weights[-1], name, "FullyConnectedNetwork", ndim=last_ndim))
+        last = as_numbers(weights[-1], name, "FullyConnectedNetwork")
+        last_ndim = 2 if last.ndim == 2 else 1
+        hidden.append(as_parameter(last, name, "FullyConnectedNetwork", ndim=last_ndim))
         for layer, (before, after) in enumerate(itertools.pairwise(hidden)):
             if before.shape[1] != after.shape[0]:
                 raise ValueError(

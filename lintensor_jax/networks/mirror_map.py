@@ -50,9 +50,11 @@ def _elementwise(slope: Callable | None = None) -> Callable[[Callable], Callable
             inner.defjvp(functools.partial(_apply_slope, inner, slope))
         compiled = jax.jit(inner, static_argnums=1)
 
+        name = function.__code__.co_varnames[0]
+
         @functools.wraps(function)
         def wrapper(argument, L):
-            return compiled(as_float(argument), checked_depth(L))
+            return compiled(as_float(argument, name), checked_depth(L))
 
         return wrapper
 
@@ -337,10 +339,13 @@ def _log_scale(value, name, positive, shape, dtype):
 
 
 def _prepare(rho, alpha, eta):
-    rho = as_float(rho)
+    rho = as_float(rho, "rho")
     if rho.ndim == 0:
         raise ValueError("rho must have shape (..., m), got a scalar: pass [rho].")
-    alpha, eta = (v if isinstance(v, int | float) else as_float(v) for v in (alpha, eta))
+    alpha, eta = (
+        v if isinstance(v, int | float) else as_float(v, name)
+        for v, name in ((alpha, "alpha"), (eta, "eta"))
+    )
     dtype = jnp.result_type(rho, alpha, eta)
     log_alpha = _log_scale(alpha, "alpha", True, rho.shape[:-1], dtype)
     log_eta = _log_scale(eta, "eta", False, rho.shape, dtype)

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
+from ..arguments import as_numbers
+
 
 def checked_depth(L: Any) -> int:
     """`L` as an int; ValueError unless it is a whole number >= 2."""
@@ -17,12 +19,13 @@ def checked_depth(L: Any) -> int:
     return int(L)
 
 
-def as_float(value: ArrayLike) -> Array:
-    """`value` as an array of its floating type; ValueError for complex numbers."""
-    value = jnp.asarray(value)
+def as_float(value: ArrayLike, name: str) -> Array:
+    """`value` as an array of its floating type; ValueError unless its numbers are real."""
+    value = as_numbers(value, name, "potential")
     if jnp.issubdtype(value.dtype, jnp.complexfloating):
         raise ValueError(
-            f"the mirror map takes real arrays (Theorem 5: real S and U_l), got {value.dtype}. "
+            f"{name}: the mirror map takes real arrays (Theorem 5: real S and U_l), got "
+            f"{value.dtype}. "
             "Pass `.real` if the imaginary part is rounding."
         )
     return value.astype(jnp.result_type(value.dtype, float))

@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Inexact
 
+from ..arguments import as_numbers, as_sequence
 from . import contractions
 from .base import AbstractNetwork, Activation, as_parameter, constant, require_depth
 from .conserved import gaps
@@ -46,6 +47,7 @@ class OrthogonalNetwork(AbstractNetwork):
 
     def __init__(self, S, bases, factors):
         S = _as_matrix(S, "S")
+        bases = as_sequence(bases, "bases", "OrthogonalNetwork")
         matrices = [_as_matrix(u, f"bases[{layer}]") for layer, u in enumerate(bases)]
         require_depth(len(matrices), "OrthogonalNetwork")
         vectors = _as_factors(factors, [u.shape[0] for u in matrices])
@@ -115,7 +117,7 @@ class OrthogonalNetwork(AbstractNetwork):
 
 
 def _as_matrix(value, name):
-    array = jnp.asarray(value)
+    array = as_numbers(value, name, "OrthogonalNetwork")
     if not jnp.iscomplexobj(array):
         return as_parameter(array, name, "OrthogonalNetwork", ndim=2)
     parts = (as_parameter(p, name, "OrthogonalNetwork", ndim=2) for p in (array.real, array.imag))
@@ -125,7 +127,7 @@ def _as_matrix(value, name):
 def _as_factors(factors, lengths: Sequence[int]):
     vectors = [
         as_parameter(v, f"factors[{layer}]", "OrthogonalNetwork", ndim=1)
-        for layer, v in enumerate(factors)
+        for layer, v in enumerate(as_sequence(factors, "factors", "OrthogonalNetwork"))
     ]
     if [len(v) for v in vectors] != list(lengths):
         raise ValueError(

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..arguments import as_sequence
 from . import contractions
 from .base import AbstractNetwork, Activation, as_parameter, constant, require_depth
 from .conserved import gaps_of_squared_norms
@@ -28,7 +29,7 @@ class TensorNetwork(AbstractNetwork):
     def __init__(self, tensor, factors):
         vectors = tuple(
             as_parameter(v, f"factors[{layer}]", "TensorNetwork", ndim=1)
-            for layer, v in enumerate(factors)
+            for layer, v in enumerate(as_sequence(factors, "factors", "TensorNetwork"))
         )
         require_depth(len(vectors), "TensorNetwork")
         self.tensor = as_parameter(tensor, "tensor", "TensorNetwork", ndim=len(vectors) + 1)

@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Scalar
 
+from ...arguments import as_numbers
 from ...networks.base import as_parameter
 from ...networks.pair import check_pair, same_dtype
 from ...penalized import require_no_decay
@@ -168,7 +169,8 @@ def induced_flow(
             f"finish: induced_flow has none, got {options['finish']!r}; leave it out, or use "
             "gradient_flow from balanced layers."
         )
-    beta = as_parameter(coefficients, "coefficients", "induced_flow", ndim=np.ndim(coefficients))
+    given = as_numbers(coefficients, "coefficients", "induced_flow")
+    beta = as_parameter(given, "coefficients", "induced_flow", ndim=given.ndim)
     matrix = EndToEndMatrix(beta, depth, _rank(beta, rank))
     check_pair(matrix, problem)
     matrix, problem = same_dtype(matrix, problem)

@@ -16,6 +16,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from ...arguments import as_number
 from ...losses import ExponentialTail
 from ...messages import as_html, in_words
 from ...networks import coefficients_and_pullback, split
@@ -296,7 +297,7 @@ def _signed_data(problem):
 
 
 def _require_tolerance(tolerance):
-    if not 0 < tolerance < 1:
+    if not 0 < as_number(tolerance, "tolerance", "certify") < 1:
         raise ValueError(
             f"certify: tolerance must lie strictly between 0 and 1, got {tolerance!r}; leave it "
             "out for 1e-8."

@@ -14,6 +14,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ...arguments import as_number
 from ...networks import split
 from ...networks.closed_forms import closed_form
 from ...networks.pair import check_pair
@@ -245,7 +246,7 @@ def _largest_rank(network, most):
 
 def _check(network, problem, tolerance, max_products):
     check_pair(network, problem)
-    if tolerance is not None and not 0 < tolerance < 1:
+    if tolerance is not None and not 0 < as_number(tolerance, "tolerance", "landscape_point") < 1:
         raise ValueError(
             f"tolerance: must lie in (0, 1), got {tolerance!r}; leave it out for sqrt(eps)."
         )

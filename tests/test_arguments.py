@@ -1,0 +1,117 @@
+"""Arguments that are no numbers, networks or keys are refused by name, in every function."""
+
+import jax
+import numpy as np
+import pytest
+
+import lintensor_jax as lt
+
+start = lt.initialization
+DIAGONAL, CHAIN = lt.DiagonalNetwork.zeros(2, 2), lt.FullyConnectedNetwork.zeros((2, 2))
+PROBLEM = lt.Regression(np.eye(2), np.ones(2))
+KEY = jax.random.key(0)
+NO_NUMBERS = {
+    "a text": "abc",
+    "None": None,
+    "an object": object(),
+    "a dict": {"a": 1.0},
+    "texts": np.array([["1.0", "2.0"]]),
+    "objects": np.ones((2, 2), object),
+    "dates": np.array(["2020-01-01"], "datetime64[D]"),
+    "a ragged list": [[1.0, 2.0], [3.0]],
+    "a number too large": [10**400],
+}
+TAKE_ARRAYS = {
+    "weights": lt.DiagonalNetwork,
+    "filters[0]": lambda a: lt.ConvolutionalNetwork((a, np.ones(2))),
+    "weights[1]": lambda a: lt.FullyConnectedNetwork((np.eye(2), a)),
+    "weights[0]": lambda a: lt.MatrixFactorizationNetwork((a, np.eye(2))),
+    "tensor": lambda a: lt.TensorNetwork(a, (np.ones(2),) * 2),
+    "S": lambda a: lt.OrthogonalNetwork(a, (np.eye(2),) * 2, (np.ones(2),) * 2),
+    "positive": lambda a: lt.DifferentialDiagonalNetwork(a, np.ones(2), 2),
+    "X": lambda a: lt.Regression(a, np.ones(2)),
+    "y": lambda a: lt.Classification(np.eye(2), a),
+    "A": lambda a: lt.MatrixSensing(a, np.ones(2)),
+    "t": lambda a: lt.potential.h(a, 3),
+    "rho": lambda a: lt.potential.Q(a, 3, 1.0, 1.0),
+    "tensor of decompose_tensor": lt.decompose_tensor,
+    "coefficients of induced_flow": lambda a: lt.induced_flow(a, PROBLEM, 2),
+    "coefficients": lambda a: start.balanced(DIAGONAL, a),
+}
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS)
+@pytest.mark.parametrize("name", TAKE_ARRAYS)
+def test_what_is_no_array_of_numbers_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match="must be an array of numbers, got") as caught:
+        TAKE_ARRAYS[name](NO_NUMBERS[value])
+    assert f": {name.split()[0]} must be" in str(caught.value)
+
+
+NO_NUMBER = ("abc", b"1", None, object(), {}, [1.0, 2.0], np.ones(3), 1j, 10**400)
+TAKE_NUMBERS = {
+    "power": lt.PolynomialLoss,
+    "delta": lt.HuberLoss,
+    "gap": lambda b: start.matching(DIAGONAL, np.ones(2), gap=b),
+    "scale": lambda b: start.gaussian(DIAGONAL, KEY, b),
+    "first_scale": lambda b: start.imbalanced(CHAIN, KEY, first_scale=b, last_scale=1.0),
+    "tolerance": lambda b: lt.certify(
+        DIAGONAL, lt.Classification(np.eye(2), np.ones(2)), tolerance=b
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAKE_NUMBERS)
+def test_what_is_no_number_is_refused_by_name(name):
+    for value in NO_NUMBER:
+        with pytest.raises(ValueError, match=f": {name} must be a real number, got"):
+            TAKE_NUMBERS[name](value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "call"),
+    [
+        ("like", lambda b: start.gaussian(b, KEY)),
+        ("like", lambda b: start.balanced(b, np.ones(2))),
+        ("network", lt.conserved_quantities),
+    ],
+)
+def test_what_is_no_network_is_refused_by_name(argument, call):
+    for value in ("abc", 3, {}, object(), np.ones(2), len, int):
+        with pytest.raises(ValueError, match=f": {argument} must be a network"):
+            call(value)
+
+
+def test_options_of_flows_that_are_no_numbers():
+    network = lt.DiagonalNetwork(np.ones((2, 2)))
+    for value in ("abc", [1e-8, 1e-8], 1j, object()):
+        for name in ("rtol", "atol"):
+            with pytest.raises(ValueError, match=f"{name} must be a real number"):
+                lt.gradient_flow(network, PROBLEM, **{name: value})  # pyright: ignore
+    for value in ("abc", [[1.0], [1.0, 2.0]], {}):
+        with pytest.raises(ValueError, match="saveat must be an array of numbers"):
+            lt.gradient_flow(network, PROBLEM, saveat=value)  # pyright: ignore
+    with pytest.raises(ValueError, match=r"saveat: must be a non-empty vector.*complex"):
+        lt.gradient_flow(network, PROBLEM, saveat=[1j])  # pyright: ignore
+
+
+def test_keys_sequences_and_numbers_that_are_not_finite():
+    for key in ("abc", None, 1.5, {}, np.ones(2)):
+        with pytest.raises(ValueError, match="key must be a PRNG key"):
+            start.gaussian(DIAGONAL, key)
+    start.gaussian(DIAGONAL, jax.random.PRNGKey(0))  # of the old kind
+    for network in (
+        lt.ConvolutionalNetwork,
+        lt.FullyConnectedNetwork,
+        lt.MatrixFactorizationNetwork,
+    ):
+        for layers in ("abc", 3, None):
+            with pytest.raises(ValueError, match="must be a sequence of arrays"):
+                network(layers)
+    with pytest.raises(ValueError, match="gaussian: scale must be finite, got nan"):
+        start.gaussian(DIAGONAL, KEY, np.nan)
+    for first in (np.nan, 1j):
+        with pytest.raises(ValueError, match="first and last must be real and finite"):
+            start.spectral(CHAIN, PROBLEM, first, 1.0)
+    with pytest.raises(ValueError, match="coefficients must be real"):
+        start.lambda_balanced(CHAIN, np.ones(2) + 1j, 0.0)
