@@ -314,6 +314,16 @@ class HuberLoss(AbstractResidualLoss):
         inside = self.slope(residual)
         return inside * (residual - 0.5 * inside)
 
+    def log_total(self, residual: Float[Array, "..."]) -> Float[Array, ""]:
+        """log sum_i l(r_i), without underflow of the squares; -inf at an exact fit."""
+        inside = self.slope(residual)
+        # The sum of inside (r - inside/2), whose first factor is at most delta.
+        largest = jnp.max(jnp.abs(residual))
+        safe = jnp.where((largest == 0) | (largest == jnp.inf), 1.0, largest)
+        slope = jnp.minimum(safe, self.delta)
+        total = jnp.sum(inside / slope * ((residual - 0.5 * inside) / safe))
+        return jnp.log(slope) + jnp.log(safe) + jnp.log(total)
+
     def slope(self, residual: Float[Array, "..."]) -> Float[Array, "..."]:
         """r, clipped to [-delta, delta]."""
         return jnp.minimum(jnp.maximum(residual, -self.delta), self.delta)
@@ -333,6 +343,14 @@ class LogCoshLoss(AbstractResidualLoss):
         small = jnp.log1p(2 * jnp.sinh(0.5 * jnp.minimum(size, 1.0)) ** 2)
         large = size + jnp.log1p(jnp.exp(-2 * size)) - math.log(2)
         return jnp.where(size < 1, small, large)
+
+    def log_total(self, residual: Float[Array, "..."]) -> Float[Array, ""]:
+        """log sum_i l(r_i), without underflow of the squares; -inf at an exact fit."""
+        # There r^2/2 is the value to rounding: the next term is r^4/12.
+        small = jnp.max(jnp.abs(residual)) < 1e-9
+        squared = SquaredLoss().log_total(residual)
+        total = self.total(jnp.where(small, 1.0, residual))
+        return jnp.where(small, squared, jnp.log(total))
 
     def slope(self, residual: Float[Array, "..."]) -> Float[Array, "..."]:
         """tanh(r)."""

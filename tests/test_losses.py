@@ -97,6 +97,9 @@ def test_slopes_and_curvatures_of_losses_of_residuals_are_derivatives(loss):
     # What is not finite is no fit: a comparison with NaN must not end in the branch of zero.
     assert jnp.isnan(loss.log_total(jnp.array([0.0, jnp.nan])))
     assert loss.log_total(jnp.array([1.0, -jnp.inf])) == jnp.inf
+    # The squares of 3e-200 and 4e-200 underflow; the logarithm of their sum does not.
+    tiny = math.log(12.5) - 400 * math.log(10)
+    assert float(loss.log_total(jnp.array([3e-200, -4e-200]))) == pytest.approx(tiny, rel=1e-14)
 
 
 def test_smoothness_bounds_the_derivatives():
