@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+import lintensor_jax as lt
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 # The sibling modules that have no command line.
 MODULES = ("contraction_costs", "measure", "peers", "plots")
@@ -183,3 +185,73 @@ def test_a_tiny_run(tmp_path, monkeypatch):
     assert [row["variant"] for row in rows][:3] == ["plain", "ours", "ours, one core"]
     assert rows[-1]["within_1e-8"] == "100%"
     assert all(np.isfinite(row["faster_by_wall"]) for row in rows[:3])
+
+
+HOSTILE = (
+    "networks",
+    "problems",
+    "potentials",
+    "initialization",
+    "alignment",
+    "max_margin",
+    "min_norm",
+    "certify",
+    "decompositions",
+    "TOML",
+    "CSV and NPZ",
+    "command line",
+)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("area", HOSTILE)
+def test_hostile_inputs_are_answered_rightly_or_refused(area):
+    """A few of the 10,000 cases of `benchmarks/hostile.py`."""
+    rows = list(module("hostile").cases_of(area, 0, range(8), 60.0))
+    assert not [row for row in rows if row["outcome"].isupper()]
+    assert [row for row in rows if row["outcome"] in ("right", "refused")]
+
+
+def test_hostile_faults_are_seen():
+    outcomes = module("hostile_cases.outcomes")
+
+    def outcome(call, judge=lambda found: outcomes.within(found, 1.0, 1e-8), must_answer=False):
+        return outcomes.run(outcomes.Case("", call, judge, must_answer)).outcome
+
+    def refused():
+        raise lt.FlowError("the flow did not end", None)
+
+    assert outcome(lambda: 1.0 + 1e-9) == "right"
+    assert outcome(lambda: 1.0 + 1e-7) == "WRONG"
+    assert outcome(lambda: np.nan) == "WRONG"
+    assert outcome(lambda: np.ones(2)) == "WRONG"
+    assert outcome(lambda: lt.Regression(np.ones((2, 2)), np.ones(3))) == "refused"
+    assert outcome(lambda: lt.Regression(np.ones((2, 2)), np.ones(3)), must_answer=True) == "WRONG"
+    assert outcome(lambda: np.ones(2) @ np.ones(3)) == "TRACEBACK"  # nobody names an argument
+    assert outcome(lambda: {}["a"]) == "TRACEBACK"
+    assert outcome(refused) == "failed"
+    assert outcome(refused, must_answer=True) == "WRONG"
+    assert outcome(lambda: "abc", outcomes.accepted) == "WRONG"
+
+
+def test_hostile_hangs_are_ended(monkeypatch):
+    hostile = module("hostile")
+    catalogue = module("hostile_cases.catalogue")
+    case = module("hostile_cases.outcomes").Case
+
+    def endless():
+        while True:
+            pass
+
+    monkeypatch.setitem(catalogue.AREAS, "networks", lambda rng: case("", endless, lambda _: None))
+    rows = list(hostile.cases_of("networks", 0, range(2), 0.05))
+    assert [row["outcome"] for row in rows] == ["HANG", "HANG"]
+    assert "| networks | 2 |" in hostile.table(rows)
+
+
+def test_hostile_cases_are_the_same_for_a_seed():
+    hostile = module("hostile")
+    first, second = (next(iter(hostile.cases_of("problems", 3, [5], 60.0))) for _ in range(2))
+    assert first["words"] == second["words"] != ""
+    shares = module("hostile_cases.catalogue").shares(["networks", "sweep"], 100)
+    assert sum(shares.values()) == 100
