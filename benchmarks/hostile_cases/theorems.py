@@ -15,10 +15,36 @@ from .least_norm import highest_l1_margin, highest_l2_margin
 from .outcomes import OPEN, RIGHT, Case, Verdict, accepted, all_of, holds, within
 
 
+def _start_of_a_theorem(rng: Random) -> tuple[Any, str]:
+    """Layers that theorems are about, or nearly so; some of them random."""
+    kind = pick(rng, ("zero last layer", "identity", "one neuron", "matching", "equal", "random"))
+    size = 10.0 ** float(pick(rng, (0, -1, -2)))
+    depth, z = int(pick(rng, (2, 3))), rng.choice([-1.0, 0.0, 0.5, 1.0], 2)
+    match kind:
+        case "zero last layer":
+            first = size * rng.choice([1.0, -1.0, 0.5, 2.0], 2)
+            return np.stack([first] * (depth - 1) + [0 * first]), kind
+        case "identity":
+            return (size * np.eye(2), size * z * pick(rng, (0.0, 0.5, 1.0))), kind
+        case "one neuron":
+            u = size * rng.choice([-1.0, 0.5, 1.0], 2)
+            a = np.linalg.norm(u) * pick(rng, (1.0, -1.0, 0.5, 0.0))
+            return (np.stack([u, 0 * u], 1), np.array([a, 0.0])), kind
+        case "matching":
+            like = lt.DiagonalNetwork.zeros(depth, 2)
+            return np.asarray(lt.initialization.matching(like, z).scaled(size).weights), kind
+        case "equal":  # w_1 = +-w_2
+            first = size * rng.choice([1.0, 0.5, 0.0], 2)
+            return np.stack([first, first * rng.choice([1.0, -1.0], 2)]), kind
+    return layers_of(rng, 2)
+
+
 def prediction(rng: Random) -> Case:
     """What is called exact is where SciPy's flow ends, if it has ended."""
     X, y, kind = data_of(rng, 2)
-    layers, what = layers_of(rng, 2)
+    if rng.random() < 0.3:  # the theorems on one sample
+        X, y, kind = X[:1], y[:1], "one sample"
+    layers, what = _start_of_a_theorem(rng)
 
     def call():
         return lt.predict(network_of(layers), lt.Regression(X, y))
