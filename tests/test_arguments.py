@@ -82,6 +82,18 @@ def test_what_is_no_network_is_refused_by_name(argument, call):
             call(value)
 
 
+def test_what_closed_forms_are_asked_about():
+    for ask in (lt.minimal_network, lt.induced_regularizer):
+        for value in NO_NUMBERS.values():
+            with pytest.raises(ValueError, match="beta must be an array of numbers"):
+                ask(DIAGONAL, value)
+        with pytest.raises(ValueError, match="beta must be real, got dtype complex128"):
+            ask(DIAGONAL, np.ones(2) + 1j)
+    for value in (len, 3, PROBLEM):
+        with pytest.raises(ValueError, match="problem must be a MatrixSensing"):
+            lt.sensing_decomposition(value)  # pyright: ignore
+
+
 def test_options_of_flows_that_are_no_numbers():
     network = lt.DiagonalNetwork(np.ones((2, 2)))
     for value in ("abc", [1e-8, 1e-8], 1j, object()):

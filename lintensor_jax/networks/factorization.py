@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Scalar
 
 from ..arguments import as_sequence
 from ..completion import MatrixCompletion
+from ..messages import in_words
 from ..problems import MatrixSensing
 from . import contractions
 from .base import (
@@ -275,6 +276,11 @@ def sensing_decomposition(
     """
     if isinstance(problem, MatrixCompletion):
         return _decomposition_of_entries(problem)
+    if not hasattr(problem, "A"):
+        raise ValueError(
+            "sensing_decomposition: problem must be a MatrixSensing, got "
+            f"{in_words(problem)}; other problems have no sensors."
+        )
     if isinstance(problem.A, Tracer):
         raise ValueError(
             "sensing_decomposition: problem must hold concrete sensors, got traced ones; call it "

@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
+from ...arguments import as_numbers
 from ...networks.base import Network
 from ...networks.closed_forms import architectures_with, closed_form, described
 
@@ -68,7 +69,9 @@ def _asked(like, owner, beta):
 
 
 def _coefficients(like, beta, owner):
-    array = jnp.asarray(beta)
+    array = as_numbers(beta, "beta", owner)
+    if jnp.iscomplexobj(array):
+        raise ValueError(f"{owner}: beta must be real, got dtype {array.dtype}; pass its parts.")
     array = array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
     shape = eqx.filter_eval_shape(type(like).linear_coefficients, like).shape
     if array.shape != shape:
