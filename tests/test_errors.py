@@ -47,6 +47,8 @@ COMMANDS = {
     "no config": ("predict", None, ["CONFIG"]),
     "unknown kind": ("init {f}/a.toml --kind regresion", None, ["--kind", "regresion", "regress"]),
     "wrong ending": ("init {f}/sweep.txt", None, ["must end in .toml", "sweep.txt", "sweep.toml"]),
+    "no name": ("init .", None, ["must end in .toml", "write sweep.toml"]),
+    "the root": ("init /", None, ["must end in .toml", "write /sweep.toml"]),
     "there already": ("init {f}/c.toml", SWEEP, ["c.toml: exists already", "--force"]),
     "no folder": ("init {f}/a/b.toml", None, ["a/b.toml: cannot be written", "another FILE"]),
     "no file": ("predict {f}/absent.toml", None, ["absent.toml: no such file", "check the path"]),

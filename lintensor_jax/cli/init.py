@@ -38,7 +38,8 @@ def init_command(arguments: Any) -> int:
     """`lintensor-jax init [FILE]`."""
     path = arguments.file
     if path.suffix.lower() != ".toml":
-        raise UsageError(f"FILE: must end in .toml, got {path}; write {path.with_suffix('.toml')}.")
+        example = path.with_suffix(".toml") if path.name else path / "sweep.toml"
+        raise UsageError(f"FILE: must end in .toml, got {path}; write {example}.")
     if path.exists() and not arguments.force:
         raise UsageError(
             f"{path}: exists already; pass --force to overwrite it, or name another FILE."
