@@ -106,9 +106,11 @@ from .theory import imbalance as imbalance
 from .theory import induced_regularizer as induced_regularizer
 from .theory import is_separable as is_separable
 from .theory import landscape_point as landscape_point
+from .theory import lazy_limit as lazy_limit
 from .theory import max_margin as max_margin
 from .theory import min_norm as min_norm
 from .theory import minimal_network as minimal_network
 from .theory import predict as predict
+from .theory import saddle_to_saddle as saddle_to_saddle
 
 potential = _mirror_map

@@ -16,11 +16,11 @@ CLI = importlib.import_module("lintensor_jax.cli.main")
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
-STATEMENTS = {"A": 11, "B": 6, "C": 4, "D": 5, "E": 4, "F": 7}
+STATEMENTS = {"A": 11, "B": 6, "C": 4, "D": 5, "E": 4, "F": 7, "G": 11}
 ROWS = [
     [cell.strip() for cell in line.strip("|\n").split("|")]
     for line in PAGES["theory.md"].splitlines()
-    if re.match(r"\| [A-F]\d", line)
+    if re.match(r"\| [A-G]\d", line)
 ]
 CODE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 

@@ -74,12 +74,17 @@ from .rates.stable_sets import stable_set as stable_set
 from .rates.wide_networks import lemma_11 as lemma_11
 from .rates.wide_networks import theorem_12 as theorem_12
 from .regression.effective_limit import effective_limit as effective_limit
+from .regression.lazy_regime import LinearizedFlow as LinearizedFlow
+from .regression.lazy_regime import lazy_limit as lazy_limit
+from .regression.lazy_regime import linearized_flow as linearized_flow
 from .regression.one_neuron import NeuronLimit as NeuronLimit
 from .regression.one_neuron import single_neuron_limit as single_neuron_limit
 from .regression.other_mirror_maps import bregman_projection as bregman_projection
 from .regression.other_mirror_maps import differential_limit as differential_limit
 from .regression.other_mirror_maps import two_layer_diagonal_limit as two_layer_diagonal_limit
 from .regression.other_mirror_maps import two_layer_limit as two_layer_limit
+from .regression.saddle_to_saddle import SaddleToSaddle as SaddleToSaddle
+from .regression.saddle_to_saddle import saddle_to_saddle as saddle_to_saddle
 from .regression.yun_theorem_5 import InterpolationLimit as InterpolationLimit
 from .regression.yun_theorem_5 import commuting_sensing_limit as commuting_sensing_limit
 from .regression.yun_theorem_5 import diagonal_limit as diagonal_limit

@@ -23,6 +23,8 @@ class Kind(enum.StrEnum):
     ALPHA_TO_ZERO = "alpha_to_zero"
     #: The limit is a stationary point of a known problem, which may have several.
     STATIONARY = "stationary"
+    #: The limit tends to it as the parameters have to move less beside their size.
+    LAZY = "lazy"
 
 
 class AbstractLossBound(eqx.Module):
@@ -134,7 +136,7 @@ class Prediction(eqx.Module):
     - `limit`: the linear coefficients at the limit, shape (d,), (d, m) or (d, d), in units of y/X;
       for classification their unit direction. None if it is not known.
     - `kind`: `Kind`, None if nothing applies. It compares equal to "exact", "alpha_to_zero",
-      "stationary".
+      "stationary", "lazy".
     - `assumptions`: all those of the theorem, each with its measured value. If nothing applies,
       those of the theorem which came closest (fewest violated, then most specific).
     - `rate`: a bound on the loss along the flow, or None.
@@ -190,6 +192,7 @@ class Prediction(eqx.Module):
         claim = {
             Kind.EXACT: "the limit below is exact",
             Kind.ALPHA_TO_ZERO: "the limit below is approached as the initial scale tends to 0",
+            Kind.LAZY: "the limit below is approached as the parameters have to move less",
             Kind.STATIONARY: "the limit meets the condition in the notes",
         }[self.kind or Kind.EXACT]
         given = ", given the open assumptions" if is_open else ""
