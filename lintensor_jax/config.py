@@ -22,6 +22,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+_LONGEST = 60  # characters of a value in a message
+
 
 class ConfigError(ValueError):
     """A mistake in a configuration: the dotted path of a key, and the problem with its value."""
@@ -54,26 +56,33 @@ class Number:
         rule += "" if self.at_least is None else f" >= {self.at_least:g}"
         if isinstance(value, bool) or not isinstance(value, int | float):
             return Rejected(rule, value, fix=_quotes_hint(value, float))
-        if not math.isfinite(value) or (self.above is not None and value <= self.above):
+        try:
+            number = float(value)
+        except OverflowError:  # a whole number above the largest float
+            number = math.inf
+        if not math.isfinite(number) or (self.above is not None and number <= self.above):
             return Rejected(rule, value)
-        if self.at_least is not None and value < self.at_least:
+        if self.at_least is not None and number < self.at_least:
             return Rejected(rule, value)
-        return float(value)
+        return number
 
 
 @dataclasses.dataclass(frozen=True)
 class Integer:
-    """A whole number, at least `at_least`."""
+    """A whole number, at least `at_least` and at most `at_most`."""
 
     at_least: int
+    at_most: int = 2**32 - 1
 
     def read(self, value: Any) -> int | Rejected:
         """The number as an int."""
         rule = f"a whole number >= {self.at_least}"
         if isinstance(value, bool) or not isinstance(value, int):
-            whole = isinstance(value, float) and value.is_integer()
+            whole = isinstance(value, float) and value.is_integer() and value <= self.at_most
             fix = f"write {int(value)}" if whole else _quotes_hint(value, int)
             return Rejected(rule, value, fix=fix)
+        if value > self.at_most:
+            return Rejected(f"{rule} and <= {self.at_most}", value)
         return value if value >= self.at_least else Rejected(rule, value)
 
 
@@ -180,7 +189,7 @@ class Config:
                 fix = value.fix or ("leave it out" if field.default is None else default)
                 raise ConfigError(
                     f"{field.name}{value.where}",
-                    f"must be {value.rule}, got {value.value!r}; {fix.rstrip('?')}"
+                    f"must be {value.rule}, got {_shown(value.value)}; {fix.rstrip('?')}"
                     + ("?" if fix.endswith("?") else "."),
                 )
             object.__setattr__(self, field.name, value)
@@ -206,6 +215,13 @@ def load(path: str | Path, kind: type[C]) -> C:
         raise ConfigError(f"{path}:", f"cannot be read as UTF-8 text ({error}).") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}:", f"is not valid TOML: {error}.") from None
+    except (RecursionError, ValueError, MemoryError) as error:
+        why = str(error).partition(";")[0] or "it is too large"
+        raise ConfigError(
+            f"{path}:",
+            f"is no configuration: its lists may be 6 deep and its numbers have 20 digits, and "
+            f"reading it ended with {type(error).__name__} ({why}); remove such a value.",
+        ) from None
     try:
         return _from_entries(entries, kind, "")
     except ConfigError as error:
@@ -226,7 +242,7 @@ def _from_entries(entries: dict[str, Any], kind: type[C], prefix: str) -> C:
             values[name] = _from_entries(value, nested, f"{key}.")
         else:
             raise ConfigError(
-                key, f"must be a table, got {value!r}; write [{key}] and its keys below."
+                key, f"must be a table, got {_shown(value)}; write [{key}] and its keys below."
             )
     try:
         return kind(**values)
@@ -247,6 +263,15 @@ def _quotes_hint(value, kind):
     except ValueError:
         return ""
     return "remove the quotes"
+
+
+def _shown(value: Any) -> str:
+    """A value of a file in at most 60 characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a list that deep
+        text = "a value that is too long to print"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text):,} characters)"
 
 
 def _toml(value):

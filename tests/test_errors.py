@@ -122,7 +122,7 @@ def test_a_mistake_at_the_command_line_is_one_line(case, tmp_path, capsys):
 DATA_FILES = [
     ("data.txt", "1,2\n", ["must end in .npz or .csv", "'data.txt'", "convert"]),
     ("data.csv", "", ["at least one number and a target", "got none"]),
-    ("data.csv", "1,2\n3,four\n", ["2 numbers in every row", "row 2", "correct or remove"]),
+    ("data.csv", "1,2\n3,four\n", ["a finite number in every cell", "row 2, column 2", "remove"]),
     ("data.npz", "no archive", ["cannot be read", "data.npz"]),
 ]
 

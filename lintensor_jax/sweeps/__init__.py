@@ -33,6 +33,8 @@ from .observables.measures import EffectiveRank as EffectiveRank
 from .observables.measures import KernelAlignment as KernelAlignment
 from .observables.measures import NonzeroCoefficients as NonzeroCoefficients
 from .observables.measures import TestLoss as TestLoss
+from .observables.reference_distances import DistanceToMaxMargin as DistanceToMaxMargin
+from .observables.reference_distances import DistanceToMinNorm as DistanceToMinNorm
 from .plan import METHODS as METHODS
 from .plan import STATUSES as STATUSES
 from .plan import Options as Options

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from ..messages import in_words
 from ..networks import split
 from ..problems import AbstractProblem
+from .identifiers import require_identifier
 
 _SAMPLE = 64  # sampled lanes, from which the options of a cell are chosen and checked
 _RESERVED = ("status", "num_steps", "method", "key", "index")
@@ -43,11 +43,7 @@ class Axis:
     changes_shape: bool = False
 
     def __post_init__(self):
-        if not re.fullmatch(r"[A-Za-z]\w*", self.name) or self.name in _RESERVED:
-            raise ValueError(
-                f"Axis: name must be an identifier and none of {', '.join(_RESERVED)}, got "
-                f"{self.name!r}; rename the axis."
-            )
+        require_identifier(self.name, "Axis: name", _RESERVED)
         values = np.asarray(self.values)
         if values.dtype.kind not in "biufU" or values.ndim == 0 or values.shape[0] == 0:
             raise ValueError(
@@ -61,7 +57,7 @@ class Axis:
                 f"Axis {self.name}: an axis that changes shapes needs one number or word a point, "
                 f"got shape {values.shape}; name the points, and look the arrays up in `start`."
             )
-        if values.ndim == 1 and len(set(values.tolist())) < len(values):
+        if values.ndim == 1 and np.unique(values).size < values.size:
             raise ValueError(
                 f"Axis {self.name}: values must differ, got {_first_repeated(values)!r} twice; "
                 "repeat a flow by an axis of seeds."
@@ -75,6 +71,8 @@ class Axis:
                 f"Axis {self.name}: dims must name the axes of one value, of shape {shape}, got "
                 f"{self.dims!r}."
             )
+        for dim in dims:
+            require_identifier(dim, f"Axis {self.name}: every name in dims")
         object.__setattr__(self, "dims", dims)
 
     def __len__(self) -> int:
@@ -89,6 +87,11 @@ class Zip:
     axes: tuple[Axis, ...]
 
     def __init__(self, name: str, *axes: Axis):
+        require_identifier(name, "Zip: name", _RESERVED)
+        if not axes or not all(isinstance(axis, Axis) for axis in axes):
+            raise ValueError(
+                f"Zip {name}: must have one Axis or more after the name, got {in_words(axes)}."
+            )
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "axes", axes)
         lengths = {axis.name: len(axis) for axis in axes}

@@ -19,6 +19,7 @@ from ..networks import split
 from ..networks.pair import check_pair, same_dtype
 from ..penalized import require_no_negative_decay, weight_decay_of
 from .grid import Cell, Grid, Zip
+from .identifiers import require_identifier
 from .observables.base import AbstractObservable, Ending, Variable
 from .observables.catalogue import DEFAULT
 
@@ -164,7 +165,12 @@ class Plan:
         return max(1, min(most, max(_FEWEST_LANES, -(-self.grid.size // _CHUNKS))))
 
     def _check_names(self):
-        names = [v.name for o in self.options.observables for v in o.variables]
+        variables = [v for o in self.options.observables for v in o.variables]
+        for variable in variables:
+            require_identifier(variable.name, "observables: the name of a variable")
+            for dim in variable.dims:
+                require_identifier(dim, f"observables: every dimension of {variable.name}")
+        names = [v.name for v in variables]
         taken = [*(v.name for v in LANE_VARIABLES), *(a.name for a in self.grid.leaf_axes)]
         taken += [axis.name for axis in self.grid.axes]
         for i, name in enumerate(names):

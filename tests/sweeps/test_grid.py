@@ -23,6 +23,7 @@ from lintensor_jax.sweeps import (
     Measured,
     Options,
     Plan,
+    Variable,
     Zip,
 )
 from lintensor_jax.sweeps.store.description import describe, differences, rebuild
@@ -220,8 +221,24 @@ def test_a_lane_over_every_budget_says_so():
     assert (results.num_steps == 5).all()
 
 
+class Slash(Limit):
+    """An observable of a user, with a name that is no name of a folder."""
+
+    @property
+    def variables(self):
+        return (Variable("a/b", (), "", ""),)
+
+
 REFUSED = {
     "Axis: name must be an identifier": lambda: Axis("a b", [1]),
+    "Axis: name must be an identifier and none of": lambda: Axis("../a", [1]),
+    "Axis a: every name in dims must be": lambda: Axis("a", np.eye(2), dims=("/x",)),
+    "Zip: name must be an identifier and none": lambda: Zip(".sweep", Axis("a", [1])),
+    "Zip: name must be an identifier and": lambda: Zip("/x", Axis("a", [1])),
+    "Zip a: must have one Axis or more": lambda: Zip("a"),
+    "Measured: name must be an identifier": lambda: Measured("a/b", lambda end: end.log_loss),
+    "Measured a: every name in dims must be": lambda: Measured("a", jnp.ravel, dims=("..",)),
+    "observables: the name of a variable must be": lambda: lt.sweep(GRID, observables=Slash()),
     "Axis a: values must be a non-empty": lambda: Axis("a", []),
     "Axis a: values must differ, got 1 twice": lambda: Axis("a", [1, 1]),
     "Axis a: dims must name": lambda: Axis("a", np.eye(2), dims=("x", "y")),

@@ -20,11 +20,11 @@ from ...config import (
     setting,
     table,
 )
-from ...dynamics.stopping import StopAtLoss, StopAtMargin, StopAtResidual
 from ..grid import Axis, Grid, Zip
 from ..observables.catalogue import BY_NAME, Trajectory
 from ..plan import Options
 from .data import Data, problem_of
+from .flow_table import Flow
 from .recipes import (
     ARCHITECTURES,
     INITIALIZATIONS,
@@ -32,6 +32,7 @@ from .recipes import (
     Start,
     WithDecay,
 )
+from .sizes import COUNT, SIZE, check_data, check_networks
 
 _POSITIVE = Number(above=0)
 
@@ -44,7 +45,7 @@ class Network(Config):
         "diagonal", OneOrMany(OneOf(tuple(ARCHITECTURES)))
     )
     depth: int | tuple[int, ...] = setting(2, OneOrMany(Integer(2)))
-    width: int | None = setting(None, Maybe(Integer(1)))
+    width: int | tuple[int, ...] | None = setting(None, Maybe(OneOrMany(SIZE)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +56,20 @@ class Begin(Config):
     alphas: tuple[float, ...] | None = setting(None, Maybe(ListOf(_POSITIVE)))
     alpha_from: float = setting(0.001, _POSITIVE)
     alpha_to: float = setting(1.0, _POSITIVE)
-    num_alphas: int = setting(10, Integer(1))
+    num_alphas: int = setting(10, COUNT)
     directions: tuple | None = setting(None, Maybe(ListOf(ListOf(Number()))))
-    num_directions: int = setting(10, Integer(1))
-    num_repeats: int = setting(1, Integer(1))
+    num_directions: int = setting(10, COUNT)
+    num_repeats: int = setting(1, COUNT)
     together: bool = setting(False, Flag())
     gap: float = setting(1.0, _POSITIVE)
+
+    def check(self) -> None:
+        """Raises a `ConfigError` if scales between two equal ends would repeat."""
+        if self.alphas is None and self.num_alphas > 1 and self.alpha_from == self.alpha_to:
+            raise ConfigError(
+                "alpha_to",
+                f"must differ from alpha_from, got {self.alpha_to:g}; or num_alphas = 1.",
+            )
 
     @property
     def scales(self) -> np.ndarray:
@@ -68,38 +77,6 @@ class Begin(Config):
         if self.alphas is not None:
             return np.asarray(self.alphas)
         return np.geomspace(self.alpha_from, self.alpha_to, self.num_alphas)
-
-
-@dataclasses.dataclass(frozen=True)
-class Flow(Config):
-    """Tolerances, stop rule, weight decay (a list makes an axis), and the most steps."""
-
-    rtol: float | None = setting(None, Maybe(_POSITIVE))
-    residual: float | None = setting(None, Maybe(_POSITIVE))
-    margin: float | None = setting(None, Maybe(_POSITIVE))
-    log_inverse_loss: float | None = setting(None, Maybe(Number()))
-    weight_decay: float | tuple[float, ...] = setting(0.0, OneOrMany(Number(at_least=0)))
-    max_steps: int = setting(4096, Integer(1))
-    stiff_max_steps: int = setting(20_000, Integer(1))
-
-    def check(self) -> None:
-        """Raises a `ConfigError` if there is more than one stop rule."""
-        given = [
-            k for k in ("residual", "margin", "log_inverse_loss") if getattr(self, k) is not None
-        ]
-        if len(given) > 1:
-            raise ConfigError(given[1], f"must be the only stop, got {given[0]} too; remove one.")
-
-    @property
-    def stop(self) -> Any:
-        """The stop rule, or None for the default."""
-        if self.residual is not None:
-            return StopAtResidual(self.residual)
-        if self.margin is not None:
-            return StopAtMargin(self.margin)
-        if self.log_inverse_loss is not None:
-            return StopAtLoss(log_value=-self.log_inverse_loss)
-        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,12 +139,15 @@ def _num_directions(begin):
 
 
 def _grid(config: Sweep, folder: Path) -> Grid:
-    data, begin = config.data, config.start
+    data, begin, network = config.data, config.start, config.network
+    check_data(data)
     problem, dimension = problem_of(data, folder)
+    check_networks(config, dimension)
     axes: list[Any] = []
     for name, values, words in (
-        ("architecture", config.network.architecture, "architecture"),
-        ("depth", config.network.depth, "number of layers L"),
+        ("architecture", network.architecture, "architecture"),
+        ("depth", network.depth, "number of layers L"),
+        ("width", network.width, "width of the hidden layers"),
         ("dimension", data.dimension, "dimension of the samples"),
         ("num_samples", data.num_samples, "number of samples"),
     ):
@@ -179,7 +159,7 @@ def _grid(config: Sweep, folder: Path) -> Grid:
         axes.append(
             Axis("data_seed", seeds, description="seed of the data", changes_shape=by_shape)
         )
-    scales = _distinct("start.alphas", tuple(begin.scales.tolist()))
+    scales = begin.scales if begin.alphas is None else _distinct("start.alphas", begin.alphas)
     alpha = Axis("alpha", scales, units="1", description="initial scale")
     direction = _direction(config, dimension)
     if begin.together:
@@ -192,18 +172,16 @@ def _grid(config: Sweep, folder: Path) -> Grid:
         axes.append(Zip("start", alpha, direction))
     else:
         axes += [alpha, direction]
-    network = config.network
     single = {
-        k: v for k in ("architecture", "depth") if not isinstance(v := getattr(network, k), tuple)
+        name: None if isinstance(value := getattr(network, name), tuple) else value
+        for name in ("architecture", "depth", "width")
     }
     start = Start(
         initialization=begin.initialization,
-        architecture=single.get("architecture"),
-        depth=single.get("depth"),
         dimension=dimension,
-        width=network.width,
         gap=begin.gap,
         direction_seed=config.seed,
+        **single,
     )
     decay = config.flow.weight_decay
     if isinstance(decay, tuple):
@@ -259,8 +237,9 @@ def _options(config: Sweep) -> Options:
         observables.append(Trajectory(record.trajectory_times))
     return Options(
         observables=tuple(observables),
-        stop=flow.stop,
+        **flow.objects,
         rtol=flow.rtol,
+        atol=flow.atol,
         max_steps=flow.max_steps,
         stiff_max_steps=flow.stiff_max_steps,
         width=record.lanes_in_flight,

@@ -19,9 +19,9 @@ from ...config import (
     Text,
     setting,
 )
-from ...problems import Classification, Regression
 from .data_files import read_data
-from .recipes import TASKS, RandomCompletion, RandomData
+from .recipes import LOSSES, PROBLEMS, TASKS, RandomCompletion, RandomData
+from .sizes import SIZE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +33,20 @@ class Data(Config):
     """
 
     task: str = setting("regression", OneOf(TASKS))
+    loss: str | None = setting(None, Maybe(OneOf(tuple(LOSSES))))
+    loss_parameter: float | None = setting(None, Maybe(Number(above=0)))
     path: str | None = setting(None, Maybe(Text()))
     X: tuple | None = setting(None, Maybe(ListOf(ListOf(Number()))))
     y: tuple | None = setting(None, Maybe(ListOf(Number())))
-    num_samples: int | tuple[int, ...] | None = setting(None, Maybe(OneOrMany(Integer(1))))
-    dimension: int | tuple[int, ...] | None = setting(None, Maybe(OneOrMany(Integer(1))))
+    num_samples: int | tuple[int, ...] | None = setting(None, Maybe(OneOrMany(SIZE)))
+    dimension: int | tuple[int, ...] | None = setting(None, Maybe(OneOrMany(SIZE)))
     seed: int | tuple[int, ...] | None = setting(None, Maybe(OneOrMany(Integer(0))))
-    shape: tuple[int, ...] | None = setting(None, Maybe(ListOf(Integer(1), length=2)))
+    shape: tuple[int, ...] | None = setting(None, Maybe(ListOf(SIZE, length=2)))
     rank: int | None = setting(None, Maybe(Integer(1)))
 
     def check(self) -> None:
-        """Raises a `ConfigError` unless there is one complete source of data."""
+        """Raises a `ConfigError` unless there is one complete source of data, and a loss for it."""
+        self._check_loss()
         self._check_of_completion()
         sizes = (self.num_samples, self.dimension, self.seed)
         sources = {
@@ -77,6 +80,34 @@ class Data(Config):
                         f"X[{i}]",
                         f"must have {lengths[0]} entries, as X[0], got {length}; samples are rows.",
                     )
+
+    def _check_loss(self) -> None:
+        """Raises a `ConfigError` for a loss of another task, or a parameter that it has not."""
+        if self.loss is None:
+            if self.loss_parameter is not None:
+                raise ConfigError("loss_parameter", "needs a loss, got none; add loss = ...")
+            return
+        task, parameter, _ = LOSSES[self.loss]
+        if task != self.task:
+            names = [name for name, about in LOSSES.items() if about[0] == self.task]
+            known = ", ".join(names) or "none"
+            raise ConfigError(
+                "loss",
+                f"must be one of {self.task}: {known}; got {self.loss!r}; write one of them.",
+            )
+        if (self.loss_parameter is None) != (parameter is None):
+            what = f"must be given, the {parameter}" if parameter else "must be left out"
+            raise ConfigError(
+                "loss_parameter", f"{what} of {self.loss}, got {self.loss_parameter}."
+            )
+
+    @property
+    def loss_object(self) -> Any:
+        """The loss; None for the default of the task."""
+        if self.loss is None:
+            return None
+        _, parameter, kind = LOSSES[self.loss]
+        return kind() if parameter is None else kind(self.loss_parameter)
 
     @property
     def is_completion(self) -> bool:
@@ -122,7 +153,7 @@ def problem_of(data: Data, folder: Path) -> tuple[Any, int | tuple[int, int] | N
             "data_seed": 0 if data.seed is None else data.seed,
         }
         fixed: dict[str, Any] = {k: None if isinstance(v, tuple) else v for k, v in sizes.items()}
-        random = RandomData(data.task, **fixed)
+        random = RandomData(data.task, **fixed, loss=data.loss_object)
         return (random({}) if None not in fixed.values() else random), fixed["dimension"]
     if data.path is not None:
         X, y = read_data(folder / data.path)
@@ -130,7 +161,7 @@ def problem_of(data: Data, folder: Path) -> tuple[Any, int | tuple[int, int] | N
     else:
         X, y, key = np.asarray(data.X), np.asarray(data.y), "data.X and data.y"
     try:
-        problem = Regression(X, y) if data.task == "regression" else Classification(X, y)
+        problem = PROBLEMS[data.task](X, y, loss=data.loss_object)
     except ValueError as error:
         raise ConfigError(f"{key}:", " ".join(str(error).split())) from None
     return problem, problem.X.shape[1]

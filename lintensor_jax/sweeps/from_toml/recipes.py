@@ -9,6 +9,14 @@ import numpy as np
 
 from ... import initialization
 from ...completion import MatrixCompletion
+from ...losses import (
+    ExponentialLoss,
+    HuberLoss,
+    LogCoshLoss,
+    LogisticLoss,
+    PolynomialLoss,
+    SquaredLoss,
+)
 from ...networks import (
     ConvolutionalNetwork,
     DiagonalNetwork,
@@ -36,13 +44,26 @@ ARCHITECTURES = {
 }
 INITIALIZATIONS = ("matching", "balanced", "gaussian", "identity")
 TASKS = ("regression", "classification", "completion")
+#: Problems of samples by their task.
+PROBLEMS: dict[str, Any] = {"regression": Regression, "classification": Classification}
+#: Losses by their names in configurations: task, the name of a parameter or None, class.
+LOSSES: dict[str, tuple[str, str | None, Any]] = {
+    "squared": ("regression", None, SquaredLoss),
+    "huber": ("regression", "delta", HuberLoss),
+    "log-cosh": ("regression", None, LogCoshLoss),
+    "exponential": ("classification", None, ExponentialLoss),
+    "logistic": ("classification", None, LogisticLoss),
+    "polynomial": ("classification", "power", PolynomialLoss),
+}
 #: The only architecture of matrices, for the task "completion".
 OF_MATRICES = "matrix-factorization"
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """The network at a point. A field that is None is an axis of the grid.
+    """The network at a point. A field that is None is an axis of the grid, if that has it.
+
+    A width that is neither given nor an axis is the dimension.
 
     - `initialization`: "matching" and "balanced" start at beta(0) = alpha^L z, z the direction;
       "gaussian" has normal entries of standard deviation alpha; "identity" is the
@@ -65,7 +86,8 @@ class Start:
             point[name] if getattr(self, name) is None else getattr(self, name)
             for name in ("architecture", "depth", "dimension")
         )
-        like = ARCHITECTURES[architecture](dimension, depth, self.width)
+        width = point.width if self.width is None and "width" in point else self.width
+        like = ARCHITECTURES[architecture](dimension, depth, width)
         if self.initialization == "gaussian":
             return initialization.gaussian(like, point.key, point.alpha)
         if self.initialization == "identity":
@@ -86,13 +108,14 @@ class Start:
 class RandomData:
     """Standard normal samples, with targets of a random predictor, or their signs.
 
-    A field that is None is an axis of the grid.
+    A field that is None is an axis of the grid; `loss` is None for the default of the task.
     """
 
     task: str
     num_samples: int | None
     dimension: int | None
     data_seed: int | None
+    loss: Any = None
 
     def __call__(self, point: Any) -> Any:
         """The problem at `point`."""
@@ -103,9 +126,9 @@ class RandomData:
         samples, predictor = jax.random.split(jax.random.key(seed))
         X = jax.random.normal(samples, (n, d))
         y = X @ jax.random.normal(predictor, (d,))
-        if self.task == "regression":
-            return Regression(X, y)
-        return Classification(X, jnp.where(y >= 0, 1.0, -1.0))
+        if self.task == "classification":
+            y = jnp.where(y >= 0, 1.0, -1.0)
+        return PROBLEMS[self.task](X, y, loss=self.loss)
 
 
 @dataclasses.dataclass(frozen=True)

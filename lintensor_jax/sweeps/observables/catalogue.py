@@ -14,10 +14,13 @@ from ...networks import FullyConnectedNetwork
 from ...networks.conserved import conserved_quantities
 from ...problems import AbstractProblem, Regression
 from ...theory.classification.alignment import alignment
+from ...theory.least_norm.norms import L1Norm, L2Norm
 from ...theory.predict import predict
 from ...theory.rates.imbalance import imbalance
+from ..identifiers import require_identifier
 from .base import COEFFICIENT, AbstractObservable, Ending, Variable, refuse, unit
 from .measures import EffectiveRank, KernelAlignment, NonzeroCoefficients
+from .reference_distances import DistanceToMaxMargin, DistanceToMinNorm
 
 
 class Limit(AbstractObservable):
@@ -285,7 +288,7 @@ class Measured(AbstractObservable):
 
     **Arguments**
 
-    - `name`: the name of the variable.
+    - `name`: the name of the variable: letters, digits and _.
     - `function`: a function of an `Ending`, such as ``lambda end: end.network.weights``. It must be
       traceable, unless `lane_by_lane`.
     - `dims`: one name for each axis of the function's value.
@@ -299,6 +302,11 @@ class Measured(AbstractObservable):
     units: str = eqx.field(static=True, default="")
     description: str = eqx.field(static=True, default="")
     lane_by_lane: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self):
+        require_identifier(self.name, "Measured: name")
+        for dim in self.dims:
+            require_identifier(dim, f"Measured {self.name}: every name in dims")
 
     @property
     def on_host(self) -> bool:
@@ -329,4 +337,8 @@ BY_NAME: dict[str, AbstractObservable] = {
     "effective_rank": EffectiveRank(),
     "num_nonzero": NonzeroCoefficients(),
     "kernel_alignment": KernelAlignment(),
+    "distance_to_min_norm_l1": DistanceToMinNorm(L1Norm()),
+    "distance_to_min_norm_l2": DistanceToMinNorm(L2Norm()),
+    "distance_to_max_margin_l1": DistanceToMaxMargin(L1Norm()),
+    "distance_to_max_margin_l2": DistanceToMaxMargin(L2Norm()),
 }

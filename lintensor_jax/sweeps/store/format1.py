@@ -133,6 +133,3 @@ PUBLIC = {
 }
 #: {public name: name in format 1}.
 FORMER = {public: former for former, public in PUBLIC.items()}
-
-#: Fields that classes got after format 1, each with a default that means what format 1 meant.
-LATER_FIELDS = {("Regression", "residual_loss")}

@@ -1,0 +1,28 @@
+"""Names of axes, dimensions and variables. Each is the name of a folder in the store as well."""
+
+import re
+from typing import Any
+
+from ..messages import in_words
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_LONGEST = 100
+
+
+def require_identifier(name: Any, where: str, reserved: tuple[str, ...] = ()) -> None:
+    """Raise a ValueError unless `name` is a word such as "alpha" that is not reserved.
+
+    `where` says in a few words what has the name.
+    """
+    if (
+        isinstance(name, str)
+        and len(name) <= _LONGEST
+        and _NAME.fullmatch(name)
+        and name not in reserved
+    ):
+        return
+    rest = f" and none of {', '.join(reserved)}" if reserved else ""
+    raise ValueError(
+        f"{where} must be an identifier{rest}, got {in_words(name)}; use letters, digits and _, a "
+        f"letter first and at most {_LONGEST} of them."
+    )
