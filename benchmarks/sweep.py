@@ -40,7 +40,7 @@ import jax.numpy as jnp  # noqa: E402
 import lintensor_jax as lt  # noqa: E402
 from lintensor_jax.initialization import matching  # noqa: E402
 from lintensor_jax.sweeps import STATUSES, Axis, Grid, Limit, Options, Plan, Zip  # noqa: E402
-from lintensor_jax.sweeps.execution.schedule import Run  # noqa: E402
+from lintensor_jax.sweeps.execution.worker import Worker  # noqa: E402
 from lintensor_jax.sweeps.store.status import status  # noqa: E402
 
 D, N = 8, 3
@@ -154,17 +154,17 @@ def nan_command(options: argparse.Namespace) -> bool:
 
 
 def child_command(options: argparse.Namespace) -> bool:
-    """The process that `kill` kills; it logs every job that it begins."""
+    """The process that `kill` kills; it logs every chunk that it begins."""
     jax.config.update("jax_compilation_cache_dir", str(Path(options.path).parent / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    compute = Run._compute
+    compute = Worker.chunk
 
-    def logged(self, job, device):
+    def logged(self, chunk, device):
         with open(f"{options.path}.jobs", "a") as file:
-            file.write(f"{job.chunk.number} {job.place}\n")
-        return compute(self, job, device)
+            file.write(f"{chunk.number}\n")
+        return compute(self, chunk, device)
 
-    Run._compute = logged
+    Worker.chunk = logged
     grid = grid_of(3000)
     # Lanes of small alpha go over this budget: the stiff path is interrupted as well.
     settings: dict[str, Any] = {"chunk_lanes": 100, "width": 8, "max_steps": 80}
@@ -188,7 +188,7 @@ def kill_command(options: argparse.Namespace) -> bool:
         assert seconds is not None
         assert contents(Path(folder, "again")) == expected
         print(
-            f"uninterrupted: {len(expected)} files, {len(jobs)} jobs, {seconds:.1f} s", flush=True
+            f"uninterrupted: {len(expected)} files, {len(jobs)} chunks, {seconds:.1f} s", flush=True
         )
         killed, sweeps, repeated, good = 0, 0, 0, True
         while killed < options.times:
@@ -201,11 +201,11 @@ def kill_command(options: argparse.Namespace) -> bool:
             same = contents(path) == expected
             extra = len(log) - len(set(log))
             state = status(path)
-            # One device: one job is computed while another is written.
+            # One device: one chunk is computed while another is written.
             good &= same and set(log) == set(jobs) and extra <= 2 * here and state.complete
             killed, sweeps, repeated = killed + here, sweeps + 1, repeated + extra
-            print(f"killed {here} times: same bytes {same}, {extra} jobs done twice", flush=True)
-    print(f"{killed} kills in {sweeps} sweeps, {repeated} jobs done twice (at most {2 * killed})")
+            print(f"killed {here} times: same bytes {same}, {extra} chunks done twice", flush=True)
+    print(f"{killed} kills in {sweeps} sweeps, {repeated} chunks done twice (at most {2 * killed})")
     return good
 
 

@@ -78,6 +78,7 @@ from .problems import AbstractSquaredProblem as AbstractSquaredProblem
 from .problems import Classification as Classification
 from .problems import MatrixSensing as MatrixSensing
 from .problems import Regression as Regression
+from .sweeps import extend as extend
 from .sweeps import resume as resume
 from .sweeps import sweep as sweep
 from .theory import Alignment as Alignment

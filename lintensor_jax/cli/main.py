@@ -1,7 +1,7 @@
 """The program `lintensor-jax`.
 
 Exit codes: 0 done, 1 a check failed its bound, 2 a mistake in the arguments, the configuration or
-the files, 130 interrupted, 141 the reader of the output has closed it.
+the files, 130 interrupted, 143 terminated, 141 the reader of the output has closed it.
 """
 
 import argparse
@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 from .._version import __version__
 from ..config import ConfigError, suggestion
-from . import completion, init, predict, reproduce, sweep
-from .terminal import UsageError
+from . import completion, init, predict, reproduce, sweep, sweep_results
+from .terminal import Terminated, UsageError, termination_as_interrupt
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,15 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv):
     try:
         arguments = _parser().parse_args(argv)
-        return arguments.command(arguments)
+        with termination_as_interrupt():
+            return arguments.command(arguments)
     except BrokenPipeError:
         raise
     except (UsageError, ConfigError, OSError) as error:
         print(_in_one_line(error), file=sys.stderr)
         return 2
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 128 + 15
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return 128 + 2
 
 
 def _in_one_line(error):
@@ -73,7 +77,7 @@ def _parser():
     )
     parser.add_argument("--version", action="version", version=f"lintensor-jax {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (init, predict, sweep, reproduce):
+    for module in (init, predict, sweep, sweep_results, reproduce):
         module.add_commands(commands)
     completion.add_commands(commands, parser)
     return parser

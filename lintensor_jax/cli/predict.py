@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..messages import without_rounding
-from .sweep import library_errors_as_usage_errors
+from .sweep_words import library_errors_as_usage_errors
 from .terminal import configure_jax
 
 _WIDTH = 80

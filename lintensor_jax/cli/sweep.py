@@ -1,36 +1,31 @@
-"""The commands about sweeps: `sweep`, `resume`, `status`, `plot`, `report`."""
+"""The commands that compute flows of a sweep: `sweep`, `resume`, `work`."""
 
 import contextlib
+import dataclasses
 import json
-import math
 import os
+import re
 import shutil
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .terminal import UsageError, configure_jax
-
-# Without a terminal, the least time between two lines of progress, in seconds.
-_SECONDS_BETWEEN_LINES = 10.0
-_FIGURES = (
-    "the first coefficients of the limits (limit) or limit directions (direction), the other "
-    "numbers that were recorded of each flow (observables) and the solver's steps (steps), where "
-    "the sweep has them: medians and 80% bands over the grid's longest axis"
+from .sweep_words import (
+    command,
+    folder_argument,
+    library_errors_as_usage_errors,
+    print_rows,
+    print_status,
+    watched,
 )
+from .terminal import UsageError, cache_settings, configure_jax
+
+_CHUNKS = re.compile(r"(\d{1,12})(?:-(\d{1,12}))?")
 
 
 def add_commands(commands: Any) -> None:
-    """Add the subparsers of the commands about sweeps."""
-    _add_running(commands)
-    _add_reading(commands)
-
-
-def _add_running(commands):
-    """`sweep` and `resume`, which compute."""
-    sweep = _command(
+    """Add the subparsers of the commands that compute."""
+    sweep = command(
         commands,
         "sweep",
         sweep_command,
@@ -47,8 +42,14 @@ def _add_running(commands):
         action="store_true",
         help="print how many lanes (single flows), compilations, memory, disk; run nothing",
     )
+    sweep.add_argument(
+        "--no-work",
+        action="store_true",
+        help="make the store and compute nothing: lintensor-jax work DIR computes its chunks",
+    )
     _devices(sweep)
-    resume = _command(
+    _cluster(sweep)
+    resume = command(
         commands,
         "resume",
         resume_command,
@@ -56,60 +57,25 @@ def _add_running(commands):
         "Check every finished chunk of a sweep (flows that were saved together), compute what is "
         "missing or damaged, and give the results that an uninterrupted run would have given.",
     )
-    _folder(resume)
+    folder_argument(resume)
     _devices(resume)
-
-
-def _add_reading(commands):
-    """`status`, `plot` and `report`, which read what is stored."""
-    status = _command(
+    _cluster(resume)
+    work = command(
         commands,
-        "status",
-        status_command,
-        "how far a sweep is",
-        "Print how many lanes of a sweep are done (a lane is one flow, from one point of the "
-        "grid), how they ended, how many chunks that is (some lanes that are computed and saved "
-        "together), and who is at work on it.",
+        "work",
+        work_command,
+        "compute chunks of a sweep, beside other processes",
+        "Compute the chunks of a sweep (flows that are saved together) that nobody has computed "
+        "yet. Any number of these commands may run at once, on any machines that see the folder: "
+        "they share the work, and if one dies the others compute its chunk.",
     )
-    _folder(status)
-    plot = _command(
-        commands,
-        "plot",
-        plot_command,
-        "draw a sweep's results",
-        f"Draw {_FIGURES}. Each figure is written as PNG and PDF.",
+    folder_argument(work)
+    work.add_argument(
+        "--chunks",
+        metavar="A-B",
+        help="only the chunks of these numbers, such as 0-99 or 7 or 0-9,20-29 (default: all)",
     )
-    _folder(plot)
-    plot.add_argument(
-        "--out", metavar="FOLDER", type=Path, help="where to write (default: DIR/figures)"
-    )
-    report = _command(
-        commands,
-        "report",
-        report_command,
-        "one HTML page about a sweep",
-        "Write one self-contained HTML page: the setup, the theorems that apply, how far limits "
-        "lie from predictions, the lanes (single flows) that failed, and the figures that plot "
-        f"draws: {_FIGURES}.",
-    )
-    _folder(report)
-    report.add_argument(
-        "--out",
-        metavar="FILE",
-        type=Path,
-        help="where to write (default: DIR/report/report.html)",
-    )
-
-
-def _command(commands, name, function, words, description):
-    parser = commands.add_parser(name, help=words, description=description)
-    parser.add_argument("--json", action="store_true", help="print only JSON")
-    parser.set_defaults(command=function)
-    return parser
-
-
-def _folder(parser):
-    parser.add_argument("folder", metavar="DIR", type=Path, help="a sweep's folder")
+    _devices(work)
 
 
 def _devices(parser):
@@ -119,6 +85,15 @@ def _devices(parser):
         type=int,
         help="CPU devices that compute side by side (default: 1, where small networks use every "
         "core all the same; more are for large networks and for implicit methods)",
+    )
+
+
+def _cluster(parser):
+    parser.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="compute in the workers of a Dask scheduler, such as tcp://host:8786, or in processes "
+        "of this machine: local or local:N (needs lintensor_jax[cluster])",
     )
 
 
@@ -132,21 +107,22 @@ def sweep_command(arguments: Any) -> int:
     )  # errors of the file are raised before JAX is started
     devices = _set_devices(arguments.devices)
     configure_jax()
-    import dataclasses
-
     from ..sweeps.plan import Plan
-    from ..sweeps.run import run
+    from ..sweeps.run import make, run
 
     config, grid, options = configuration.read(arguments.config)
     path = arguments.out or Path("results") / arguments.config.stem
     with library_errors_as_usage_errors(arguments.config):
         if arguments.dry_run:
             return _print_plan(Plan(grid, options).summary(devices), path, arguments.json)
-        with _watched(arguments.json) as watch:
-            source = arguments.config.read_text(encoding="utf-8")
-            asked = {"config": dataclasses.asdict(config), "source": source}
-            run(grid, options, path, watch=watch, **asked)
-    return _print_status(path, arguments.json, wrote=True)
+        source = arguments.config.read_text(encoding="utf-8")
+        asked = {"config": dataclasses.asdict(config), "source": source}
+        if arguments.no_work:
+            make(grid, options, path, **asked)
+        else:
+            with _client(arguments.cluster) as client, watched(arguments.json) as watch:
+                run(grid, options, path, client=client, watch=watch, **asked)
+    return print_status(path, arguments.json, wrote=True)
 
 
 def resume_command(arguments: Any) -> int:
@@ -159,34 +135,84 @@ def resume_command(arguments: Any) -> int:
         configure_jax()
         from ..sweeps.run import resume
 
-        with _watched(arguments.json) as watch:
-            resume(arguments.folder, watch=watch)
-    return _print_status(arguments.folder, arguments.json, wrote=True)
+        with _client(arguments.cluster) as client, watched(arguments.json) as watch:
+            resume(arguments.folder, client=client, watch=watch)
+    return print_status(arguments.folder, arguments.json, wrote=True)
 
 
-def status_command(arguments: Any) -> int:
-    """`lintensor-jax status DIR`."""
-    with library_errors_as_usage_errors(arguments.folder):
-        return _print_status(arguments.folder, arguments.json)
-
-
-def plot_command(arguments: Any) -> int:
-    """`lintensor-jax plot DIR`."""
-    from ..sweeps.report.figures import write_figures
+def work_command(arguments: Any) -> int:
+    """`lintensor-jax work DIR`."""
+    from ..sweeps.store.store import Store
 
     with library_errors_as_usage_errors(arguments.folder):
-        written = write_figures(arguments.folder, arguments.out)
-    return _print_written(written, arguments.json)
+        count = Store(arguments.folder).description["plan"]["chunks"]
+        chunks = None if arguments.chunks is None else _numbers(arguments.chunks, count)
+        _set_devices(arguments.devices)
+        configure_jax()
+        from ..sweeps.run import work
+
+        with watched(arguments.json) as watch:
+            work(arguments.folder, chunks, watch=watch)
+    return print_status(arguments.folder, arguments.json, wrote=True)
 
 
-def report_command(arguments: Any) -> int:
-    """`lintensor-jax report DIR`."""
-    configure_jax()
-    from ..sweeps.report.page import write_report
+def _numbers(text: str, count: int) -> list[int]:
+    """The numbers in "0-99" or "0-9,20-29". A last number beyond the sweep's is cut."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = _CHUNKS.fullmatch(part.strip())
+        first, last = (match[1], match[2] or match[1]) if match else ("1", "0")
+        if int(first) > int(last):
+            raise UsageError(
+                f"--chunks: must be numbers such as 0-99 or 7 or 0-9,20-29, got {text!r}."
+            )
+        if int(first) >= count:
+            raise UsageError(
+                f"--chunks: must start below {count}, the number of the sweep's chunks, got {part}."
+            )
+        found += range(int(first), min(int(last), count - 1) + 1)
+    return found
 
-    with library_errors_as_usage_errors(arguments.folder):
-        written = write_report(arguments.folder, arguments.out)
-    return _print_written([written], arguments.json)
+
+@contextlib.contextmanager
+def _client(address: str | None) -> Iterator[Any]:
+    """A client of a Dask cluster; None without an address."""
+    if address is None:
+        yield None
+        return
+    try:
+        import distributed
+    except ImportError:
+        raise UsageError(
+            "--cluster: needs dask.distributed: pip install 'lintensor_jax[cluster]'."
+        ) from None
+    local = re.fullmatch(r"local(?::(\d{1,4}))?", address)
+    if local is None and "://" not in address:
+        raise UsageError(
+            f"--cluster: must be local, local:N or the address of a scheduler such as "
+            f"tcp://host:8786, got {address!r}."
+        )
+    if local is None:
+        try:
+            client = distributed.Client(address, timeout="20s", set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"--cluster: no scheduler answers at {address} ({type(error).__name__}); check the "
+                "address, and that dask scheduler runs."
+            ) from None
+        with client:
+            yield client
+        return
+    if local[1] == "0":
+        raise UsageError("--cluster: local:N needs N >= 1, got local:0.")
+    os.environ.update(cache_settings())  # the workers inherit them
+    workers = int(local[1]) if local[1] else max(1, len(os.sched_getaffinity(0)))
+    settings: dict[str, Any] = {"dashboard_address": None, "memory_limit": 0}
+    with (
+        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, **settings) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
 
 
 def _set_devices(wanted: int | None) -> int:
@@ -206,90 +232,6 @@ def _set_devices(wanted: int | None) -> int:
     return len(jax.local_devices())
 
 
-@contextlib.contextmanager
-def library_errors_as_usage_errors(where: Path) -> Iterator[None]:
-    """Errors of the library as `UsageError`, whose message is one line; `where` is its prefix."""
-    from ..config import ConfigError
-    from ..sweeps.store.errors import SweepError
-
-    try:
-        yield
-    except (ConfigError, BrokenPipeError):
-        raise
-    except SweepError as error:
-        raise UsageError(str(error)) from None
-    except KeyboardInterrupt:
-        print("stopped: finished chunks are kept (see resume --help)", file=sys.stderr)
-        raise
-    except ValueError as error:
-        raise UsageError(f"{where}: {' '.join(str(error).split())}") from None
-
-
-@contextlib.contextmanager
-def _watched(quiet: bool) -> Iterator[Callable[[Any], None] | None]:
-    """A function that shows progress: as a bar on a terminal, else as lines."""
-    if quiet:
-        yield None
-        return
-    if not sys.stderr.isatty():
-        with _progress_lines() as lines:
-            yield lines
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    columns = (BarColumn(), TextColumn("{task.percentage:3.0f}%"), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("compiling", total=None)
-
-        def watch(progress: Any) -> None:
-            bar.update(
-                task,
-                total=progress.total,
-                completed=progress.lanes,
-                description=progress_in_words(progress),
-            )
-
-        yield watch
-
-
-@contextlib.contextmanager
-def _progress_lines() -> Iterator[Callable[[Any], None]]:
-    """A function that prints progress for a log: at most one line in 10 seconds, and the end."""
-    began = time.monotonic()
-    last_line, last = -math.inf, None
-
-    def watch(progress: Any) -> None:
-        nonlocal last_line, last
-        now, last = time.monotonic(), progress
-        if progress.lanes < progress.total and now - last_line >= _SECONDS_BETWEEN_LINES:
-            last_line = now
-            print(progress_in_words(progress), file=sys.stderr, flush=True)
-
-    yield watch
-    if last is not None:
-        took = _clock(time.monotonic() - began)
-        done = f"{last.lanes:,} of {last.total:,} lanes done in {took}, {last.failed} failed"
-        print(done, file=sys.stderr, flush=True)
-
-
-def _clock(seconds: float) -> str:
-    return time.strftime("%H:%M:%S", time.gmtime(seconds))
-
-
-def progress_in_words(progress: Any) -> str:
-    """A `Progress` as one line of text."""
-    parts = [f"{progress.lanes:,} of {progress.total:,} lanes"]
-    if progress.rate > 0:
-        parts.append(f"{progress.rate:,.0f}/s, {_clock(progress.seconds_left)} left")
-    elif not progress.waiting:
-        parts.append("compiling")
-    if progress.waiting:
-        parts.append(f"{progress.waiting} waiting for the stiff path")
-    parts.append(f"{progress.failed} failed")
-    return ", ".join(parts)
-
-
 def _print_plan(plan: dict[str, Any], path: Path, as_json: bool) -> int:
     from ..sweeps.store.status import in_bytes
 
@@ -302,13 +244,13 @@ def _print_plan(plan: dict[str, Any], path: Path, as_json: bool) -> int:
         print(json.dumps(plan))
         return 0
     dims = " x ".join(f"{name} {size:,}" for name, size in plan["dimensions"].items())
-    _print_rows(
+    print_rows(
         [
             ("lanes", f"{plan['lanes']:,} ({dims}), a flow each"),
             (
                 "chunks",
                 f"{plan['chunks']:,}, saved one by one, of up to {plan['lanes_per_chunk']:,} "
-                f"lanes, {plan['width']} in flight",
+                f"lanes, {plan['lanes_in_flight']} in flight",
             ),
             (
                 "compilations",
@@ -320,38 +262,10 @@ def _print_plan(plan: dict[str, Any], path: Path, as_json: bool) -> int:
             ),
             (
                 "disk",
-                f"arrays of at most {in_bytes(plan['disk_bytes'])} in {path}, besides labels "
-                f"and the report ({in_bytes(free)} are free)",
+                f"arrays of at most {in_bytes(plan['disk_bytes'])}, {plan['files']:,} files, "
+                f"in {path}, besides labels and the report ({in_bytes(free)} are free)",
             ),
             ("variables", ", ".join(plan["variables"])),
         ]
     )
     return 0
-
-
-def _print_status(path: Path, as_json: bool, wrote: bool = False) -> int:
-    from ..sweeps.store.status import status
-
-    state = status(path)
-    if as_json:
-        facts = {**state.as_json(), **({"wrote": [str(path)]} if wrote else {})}
-        print(json.dumps(facts, allow_nan=False))
-        return 0
-    print(state)
-    if wrote:
-        print(f"wrote {path}")
-    return 0
-
-
-def _print_written(written: list[Path], as_json: bool) -> int:
-    if as_json:
-        print(json.dumps({"wrote": [str(path) for path in written]}))
-    else:
-        for path in written:
-            print(f"wrote {path}")
-    return 0
-
-
-def _print_rows(rows: list[tuple[str, str]]) -> None:
-    for name, value in rows:
-        print(f"{name:14s}{value}")

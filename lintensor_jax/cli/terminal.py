@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +14,57 @@ class UsageError(Exception):
     """A mistake on the command line; the program prints it in one line and ends with code 2."""
 
 
+class Terminated(KeyboardInterrupt):
+    """The process got SIGTERM."""
+
+
+@contextlib.contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C, so that what is under way ends in order."""
+
+    def stop(*_: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# By default JAX keeps only programs that took a second to compile. Here many small programs
+# together take most of the time.
+_CACHE: dict[str, Any] = {
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+
+
 def configure_jax():
     """Use float64, and keep compiled programs in a cache on disk for the next run."""
     import jax
 
     jax.config.update("jax_enable_x64", True)
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "lintensor_jax" / "jax"))
-    # By default JAX keeps only programs that took a second to compile. Here many small programs
-    # together take most of the time.
-    for option, value in (
-        ("jax_persistent_cache_min_compile_time_secs", 0.0),
-        ("jax_persistent_cache_min_entry_size_bytes", -1),
-    ):
+        jax.config.update("jax_compilation_cache_dir", _cache_folder())
+    for option, value in _CACHE.items():
         if option.upper() not in os.environ:
             jax.config.update(option, value)
+
+
+def cache_settings() -> dict[str, str]:
+    """The same settings as environment variables, for processes that this one starts."""
+    settings = {"jax_compilation_cache_dir": _cache_folder(), **_CACHE, "jax_enable_x64": True}
+    names = {name.upper(): str(value) for name, value in settings.items()}
+    return {name: os.environ.get(name, value) for name, value in names.items()}
+
+
+def _cache_folder() -> str:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return str(cache / "lintensor_jax" / "jax")
 
 
 @contextlib.contextmanager

@@ -11,7 +11,10 @@ results = lt.sweep(grid, "results/alphas")     # an xarray.Dataset; the folder i
 results.limit.sel(alpha=0.01, method="nearest")
 """
 
-from .execution.schedule import Progress as Progress
+from .execution.chunks import compute_chunk as compute_chunk
+from .execution.chunks import pending as pending
+from .execution.drive import Progress as Progress
+from .extend import extend as extend
 from .grid import Axis as Axis
 from .grid import Grid as Grid
 from .grid import Point as Point
@@ -44,6 +47,9 @@ from .report.figures import write_figures as write_figures
 from .report.page import write_report as write_report
 from .run import resume as resume
 from .run import sweep as sweep
+from .run import work as work
 from .store.errors import SweepError as SweepError
 from .store.status import Status as Status
 from .store.status import status as status
+from .store.verify import Verification as Verification
+from .store.verify import verify as verify

@@ -38,7 +38,9 @@ LANE_VARIABLES = (
 # A chunk is what a kill can cost, and has one tail in which slots stand idle: about 8 of them, of
 # at most as many lanes as one program of the batched stepper has.
 _CHUNKS, _FEWEST_LANES = 8, 2048
-_OF_CPU, _OF_GPU = (2**14, 2**28), (2**17, 2**32)  # most lanes, and bytes, of a chunk
+# Larger sweeps have larger chunks, so that a billion lanes are thousands of files, not a million.
+_CHUNKS_OF_LARGE, _LANES = 32, 2**14
+_OF_CPU, _OF_GPU = (2**18, 2**29), (2**17, 2**32)  # most lanes, and bytes, of a chunk
 # Lanes of a chunk per lane in flight. If 1% of the lanes take 100 times as many steps as the rest,
 # a chunk of N lanes needs 2 N t steps, and the last such lane keeps W slots waiting for 100 t at
 # most: a waste of at most 1 + 50 W/N, besides what any refilling wastes. Above a width of 128
@@ -162,7 +164,9 @@ class Plan:
             return self.options.chunk_lanes
         most, room = _OF_CPU if on_cpu else _OF_GPU
         most = min(most, room // self.lane_bytes)
-        return max(1, min(most, max(_FEWEST_LANES, -(-self.grid.size // _CHUNKS))))
+        few = max(_FEWEST_LANES, -(-self.grid.size // _CHUNKS))
+        many = max(_LANES, -(-self.grid.size // _CHUNKS_OF_LARGE))
+        return max(1, min(most, few, many) if on_cpu else min(most, few))
 
     def _check_names(self):
         variables = [v for o in self.options.observables for v in o.variables]
@@ -281,7 +285,8 @@ class Plan:
             "variables": list(self.arrays),
             "chunks": self.num_chunks,
             "lanes_per_chunk": math.prod(self.box),
-            "width": self.width,
+            "lanes_in_flight": self.width,
+            "files": self.num_chunks * (len(self.arrays) + 1),
             "shapes": len(self.cells),
             "devices": num_devices,
             "compilations": len(self.cells) * num_devices,
@@ -346,5 +351,6 @@ class Outcome(NamedTuple):
     values: dict[str, np.ndarray]
     unfinished: tuple[int, ...] = ()
     executed_steps: int = 0
-    note: str = ""
+    needed_steps: int = 0
+    notes: dict[int, str] = {}  # noqa: RUF012 - messages of failed lanes, by place
     compilation: str = ""  # what ran the explicit flows: "native", "xla", or "xla: " and why

@@ -1,14 +1,11 @@
-"""`sweep` and `resume`: many flows, into a labelled store, on every device."""
+"""`sweep`, `resume` and `work`: many flows, into a labelled store, on every device and machine."""
 
-import contextlib
-import dataclasses
 import json
 import os
 import platform
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +17,23 @@ from ..dynamics.clocks import AbstractClock
 from ..dynamics.gauss_newton import GaussNewton
 from ..dynamics.stopping import AbstractStop
 from ..versions import library_versions
-from .execution import schedule
-from .execution.schedule import Progress, Run
+from .execution import drive
+from .execution.chunks import left
+from .execution.drive import Progress, Watched
+from .execution.reopen import grid_of, plan_facts, plan_of
+from .execution.worker import Worker
 from .grid import Grid
 from .observables.base import AbstractObservable
 from .observables.catalogue import DEFAULT
 from .plan import Options, Plan
-from .store import writer_lock
-from .store.description import (
-    NameNotInRegistry,
-    NotRebuildable,
-    describe,
-    differences,
-    digest,
-    rebuild,
-)
+from .store import atomic_files
+from .store.dataset import open_dataset
+from .store.description import describe, differences, digest
 from .store.errors import SweepError, UnknownName
 from .store.names import FORMAT
-from .store.store import Store, create, holds_sweep, open_dataset
+from .store.store import Store, create, holds_sweep
 
 Watch = Callable[[Progress], None]
-
-_LONGEST_NAME = 200  # characters of a store's name in a message
 
 
 def _no_progress(progress: Progress) -> None:
@@ -65,6 +57,7 @@ def sweep(
     chunk_lanes: int | None = None,
     compilation: AbstractCompilation | None = None,
     devices: Sequence[Any] | None = None,
+    client: Any = None,
     watch: Watch | None = None,
 ) -> Any:
     """Gradient flows at every point of a grid, as one labelled `xarray.Dataset`.
@@ -88,10 +81,11 @@ def sweep(
     - `width`, `chunk_lanes`: the number of lanes in flight, and of lanes in a chunk. Both are
       stored with the results. At a fixed width a lane's result does not depend on other lanes.
     - `compilation`: as in `lintensor_jax.dynamics.batch.batched_flow.batched_flow`.
-    - `devices`: default `jax.local_devices()`. A device computes whole chunks with its own
-      program. Of several processes (`jax.distributed`) each computes a share of the chunks. All
-      must see the same folder.
-    - `watch`: a function that is called with a `Progress` after every job.
+    - `devices`: default `jax.local_devices()`. A device computes whole chunks with its own program.
+    - `client`: a `dask.distributed.Client`, whose workers compute the chunks in place of this
+      process (`pip install lintensor_jax[cluster]`). All of them must see the folder `path`. A
+      worker that dies costs the chunks that it was computing.
+    - `watch`: a function that is called with a `Progress` after every chunk.
 
     **Returns** the results. If `path` is given, arrays are read from the store when they are used.
 
@@ -112,7 +106,7 @@ def sweep(
         chunk_lanes=chunk_lanes,
         compilation=compilation,
     )
-    return run(grid, options, path, devices=devices, watch=watch)
+    return run(grid, options, path, devices=devices, client=client, watch=watch)
 
 
 def run(
@@ -121,36 +115,36 @@ def run(
     path: str | os.PathLike | None,
     *,
     devices: Sequence[Any] | None = None,
+    client: Any = None,
     watch: Watch | None = None,
     config: dict[str, Any] | None = None,
     source: str | None = None,
 ) -> Any:
     """As `sweep`; the store also keeps `config`, the user's settings, and `source`, their text."""
     if path is None:
-        if jax.process_count() > 1:
-            raise ValueError("path: several processes need a folder that all of them see.")
+        if client is not None:
+            raise ValueError("path: a cluster needs a folder that all its workers see; name one.")
         with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
             return run(grid, options, Path(folder, "store"), devices=devices, watch=watch).load()
     path = Path(path)
-    plan = Plan(grid, options)
-    description, arrays = _described(grid, options, FORMAT)
-    whole = {
-        "sweep": description,
-        "digest": digest(description),
-        "config": _as_json_values(config),
-        "source": source,
-        "dtype": str(plan.dtype),
-        "plan": _plan_facts(plan),
-        "versions": library_versions(),
-    }
-    schedule.agree(
-        lambda: _require_no_other(path, grid, options, config), f"{path} holds another sweep"
-    )
-    schedule.agree(
-        lambda: create(path, plan, whole, arrays, _attributes(whole, grid)), f"{path} was not made"
-    )
-    _work(plan, path, devices, watch)
+    plan = make(grid, options, path, config, source)
+    finish(plan, path, devices, client, watch)
     return open_dataset(path)
+
+
+def make(
+    grid: Grid,
+    options: Options,
+    path: Path,
+    config: dict[str, Any] | None = None,
+    source: str | None = None,
+) -> Plan:
+    """A new store without any chunk; returns its plan. Arguments as in `run`."""
+    plan = Plan(grid, options)
+    whole, arrays = described_sweep(plan, config, source)
+    _require_no_other(path, grid, options, config)
+    create(path, plan, whole["about"], arrays, whole["attributes"])
+    return plan
 
 
 def resume(
@@ -159,12 +153,14 @@ def resume(
     *,
     observables: Sequence[AbstractObservable] | None = None,
     devices: Sequence[Any] | None = None,
+    client: Any = None,
     watch: Watch | None = None,
 ) -> Any:
     """Finish an interrupted sweep. A finished sweep is checked and returned.
 
-    Every finished chunk is compared with its checksum; a damaged one is computed again. On the
-    same machine the results are those of an uninterrupted run, bit by bit.
+    Labels, metadata and every finished chunk are compared with their checksums. What is damaged is
+    made or computed again. On the same machine the results are those of an uninterrupted run, bit
+    by bit. Other processes may compute chunks of the same store at the same time.
 
     **Arguments**
 
@@ -172,70 +168,100 @@ def resume(
     - `grid`: the grid given to `sweep`, code included. It is needed if it has a user's functions or
       classes, which a store cannot hold. Otherwise it is read from the store.
     - `observables`: as given to `sweep`; needed if some of their classes or functions are a user's.
-    - `devices`, `watch`: as in `sweep`.
+    - `devices`, `client`, `watch`: as in `sweep`.
 
-    **Raises** `SweepError`: no store, a store of a newer version, another grid, another writer.
+    **Raises** `SweepError`: no store, a store of a newer version, another grid.
     """
     path = Path(path)
-    store = Store(path)
-    grid, options = grid_of(store, grid, observables)
-    plan = Plan(grid, options)
-    _require_same(store, plan)
-    _work(plan, path, devices, watch)
+    plan = plan_of(Store(path), grid, observables)
+    finish(plan, path, devices, client, watch)
     return open_dataset(path)
 
 
-def grid_of(
-    store: Store, grid: Grid | None = None, observables: Sequence[AbstractObservable] | None = None
-) -> tuple[Grid, Options]:
-    """The grid and options of a store, or a `SweepError` that names a missing or different part."""
-    kept = store.description["sweep"]
-    fields = kept["options"]["fields"]
-    given = {"grid": grid, "observables": observables and tuple(observables)}
-    described = {"grid": kept["grid"], "observables": fields["observables"]}
-    for name, value in given.items():
-        if value is None:
-            advice = f"pass the {name} that it was made with: resume(path, {name}=...)."
-            given[name] = _rebuilt(store, described[name], advice)
-        elif (found := describe(value, store.format)[0]) != described[name]:
-            where = ", ".join(differences(described[name], found, name)[:4])
-            raise SweepError(
-                f"{store.path}: was made with another {name}, which differs in {where}; pass that "
-                "one, or start a new sweep in another folder. Nothing was changed."
-            )
-    rest = {name: item for name, item in fields.items() if name != "observables"}
-    options = _rebuilt(
-        store, {**kept["options"], "fields": rest}, "start a new sweep in another folder."
-    )
-    for value, kind in ((given["grid"], Grid), (options, Options)):
-        if not isinstance(value, kind):
-            raise SweepError(f"{store.path}: its description holds no {kind.__name__}.")
-    # `dataclasses.replace` runs the checks of the fields.
-    return dataclasses.replace(given["grid"]), dataclasses.replace(
-        options, observables=given["observables"]
-    )
+def work(
+    path: str | os.PathLike,
+    chunks: Iterable[int] | None = None,
+    grid: Grid | None = None,
+    *,
+    observables: Sequence[AbstractObservable] | None = None,
+    devices: Sequence[Any] | None = None,
+    watch: Watch | None = None,
+) -> None:
+    """Compute chunks of a store that exists. Any number of processes may do so at once.
+
+    They share the work without a scheduler: a chunk that another process computes now is left to
+    it. If that process dies, the chunk is computed here at the end.
+
+    **Arguments**
+
+    - `path`: the folder of a sweep, which all processes see.
+    - `chunks`: numbers of chunks, such as `range(100)`; those that are finished are left out.
+      Default: all of them.
+    - `grid`, `observables`, `devices`, `watch`: as in `resume`.
+
+    **Raises** `SweepError`, as `resume` does; ValueError if a number is that of no chunk.
+    """
+    store = Store(Path(path))
+    count = store.description["plan"]["chunks"]
+    wanted = None if chunks is None else {int(number) for number in chunks}
+    if wanted and not 0 <= min(wanted) <= max(wanted) < count:
+        raise ValueError(
+            f"chunks: must be numbers from 0 to {count - 1}, got {min(wanted)} to {max(wanted)}; "
+            "lintensor-jax status shows how many there are."
+        )
+    plan = plan_of(store, grid, observables)
+    numbers = [n for n in left(store) if wanted is None or n in wanted]
+    if numbers:
+        _compute(plan, store, numbers, devices, None, watch)
 
 
-def _rebuilt(store: Store, description: Any, advice: str) -> Any:
-    """The described value, or a `SweepError` for a part that cannot or must not be built."""
+def finish(plan: Plan, path: Path, devices, client: Any, watch: Watch | None) -> None:
+    """Repair labels, forget damaged chunks, and compute what is left."""
+    store = Store(path)
+    store.clear()
+    store.restore_skeleton()
+    for number in sorted(store.finished()):
+        if store.damage(number):
+            store.forget(number)
+    _compute(plan, store, left(store), devices, client, watch)
+
+
+def _compute(plan: Plan, store: Store, numbers: Iterable[int], devices, client, watch) -> None:
+    devices = list(jax.local_devices() if devices is None else devices)
+    if not devices:
+        raise ValueError("devices: must not be empty; leave it out for jax.local_devices().")
+    _note_run(store, devices if client is None else [str(client)])
+    watched = Watched(store, watch or _no_progress, len(devices))
+    if client is None:
+        drive.here(Worker(plan), store, numbers, devices, watched)
+    else:
+        drive.in_cluster(client, store, numbers, _for_workers(store, plan), watched)
+
+
+def _for_workers(store: Store, plan: Plan) -> tuple[Grid, Options] | None:
+    """The grid and options, if workers cannot build them from the store."""
     try:
-        return rebuild(description, store.arrays, store.format)
-    except NotRebuildable as missing:
-        raise SweepError(
-            f"{store.path}: its sweep uses {_printable(missing).replace(':', '.')}, which a store "
-            f"cannot hold; {advice}"
-        ) from None
-    except NameNotInRegistry as unknown:
-        by = store.description.get("versions", {}).get("lintensor_jax", "an unknown version")
-        raise UnknownName(
-            f"{store.path}: names {_printable(unknown)}, which is no class, function or field that "
-            f"a store may name. It was neither imported nor called. lintensor_jax {by} is said to "
-            "have written the store; open it with that version if you trust it."
-        ) from None
+        grid_of(store)
+    except UnknownName:
+        raise
+    except SweepError:
+        return plan.grid, plan.options
+    return None
 
 
-def _printable(error: Exception) -> str:
-    return "".join(c if c.isprintable() else "?" for c in str(error))[:_LONGEST_NAME]
+def described_sweep(plan: Plan, config: dict[str, Any] | None, source: str | None):
+    """What a store keeps of a sweep: entries of its description, attributes; and long arrays."""
+    description, arrays = _described(plan.grid, plan.options, FORMAT)
+    about = {
+        "sweep": description,
+        "digest": digest(description),
+        "config": _as_json_values(config),
+        "source": source,
+        "dtype": str(plan.dtype),
+        "plan": plan_facts(plan),
+        "versions": library_versions(),
+    }
+    return {"about": about, "attributes": _attributes(about, plan.grid)}, arrays
 
 
 def _described(grid: Grid, options: Options, store_format: int):
@@ -280,100 +306,16 @@ def _require_no_other(
     )
 
 
-def _work(plan: Plan, path: Path, devices, watch: Watch | None) -> None:
-    devices = list(jax.local_devices() if devices is None else devices)
-    if not devices:
-        raise ValueError("devices: must not be empty; leave it out for jax.local_devices().")
-    store = Store(path)
-    error = None
-    with _writer(store):
-        own_chunks = _pending(plan, store)
-        try:
-            _note_run(store, len(own_chunks), devices)
-            worker = Run(plan, store, devices, watch or _no_progress)
-            worker.resume_from(store.finished())
-            worker.work(own_chunks)
-        except Exception as caught:
-            error = caught
-        if schedule.any_process_failed(error is not None):
-            raise error or SweepError(f"{path}: another process failed; see its message.")
-
-
-def _pending(plan: Plan, store: Store) -> list[int]:
-    """This process's share of the chunks that are missing or damaged."""
-
-    def remove_damaged():
-        for number in store.finished():
-            if store.damage(number):
-                store.forget(number)
-        store.clear()
-
-    schedule.agree(remove_damaged, "its store could not be checked")
-    finished = store.finished()
-    schedule.any_process_failed(False)  # no process writes before all processes have read the list
-    left = [number for number in range(plan.num_chunks) if number not in finished]
-    return left[jax.process_index() :: jax.process_count()]
-
-
-@contextlib.contextmanager
-def _writer(store: Store) -> Iterator[None]:
-    """The lock; the first process holds it for all processes."""
-    with contextlib.ExitStack() as stack:
-        schedule.agree(
-            lambda: stack.enter_context(writer_lock.held(store.hidden, store.path)),
-            "it got no lock",
-        )
-        yield
-
-
-def _note_run(store: Store, chunks: int, devices) -> None:
+def _note_run(store: Store, devices) -> None:
     facts = {
         "began": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "chunks_to_do": chunks,
+        "chunks_to_do": store.description["plan"]["chunks"] - len(store.finished()),
         "host": platform.node(),
         "devices": [str(device) for device in devices],
         "versions": library_versions(),
     }
     existing = len(store.notes("runs"))
-    store.write_note(f"runs/{existing:04d}-{jax.process_index()}.json", facts)
-
-
-def _plan_facts(plan: Plan) -> dict[str, Any]:
-    return {
-        "box": list(plan.box),
-        "width": plan.width,
-        "padded": plan.padded,
-        "lanes": plan.grid.size,
-        "chunks": plan.num_chunks,
-    }
-
-
-def _require_same(store: Store, plan: Plan) -> None:
-    """Restore the stored plan; warn if bits of the results may differ."""
-    kept = store.description
-    then, now = kept["dtype"], str(plan.dtype)
-    if then != now:
-        setting = f'jax.config.update("jax_enable_x64", {then == "float64"})'
-        raise SweepError(
-            f"{store.path}: was made in {then}, and this process computes in {now}; call {setting} "
-            "before resuming. Nothing was changed."
-        )
-    wanted, found = kept["plan"], _plan_facts(plan)
-    if wanted != found:
-        # Defaults depend on the device. The stored plan is used.
-        plan.restore(tuple(wanted["box"]), wanted["width"], wanted["padded"])
-    then, now = kept["versions"], library_versions()
-    changed = [
-        f"{k} {then[k]} -> {now.get(k)}"
-        for k in ("lintensor_jax", "jax", "jaxlib", "device")
-        if then.get(k) != now.get(k)
-    ]
-    if changed:
-        warnings.warn(
-            f"{store.path}: was begun with other versions ({', '.join(changed)}); new chunks agree "
-            "with its finished ones to tolerance, not bit by bit.",
-            stacklevel=4,
-        )
+    store.write_note(f"runs/{existing:04d}-{atomic_files.unique('run').split('.')[1]}.json", facts)
 
 
 def _attributes(whole: dict[str, Any], grid: Grid) -> dict[str, Any]:
@@ -383,7 +325,7 @@ def _attributes(whole: dict[str, Any], grid: Grid) -> dict[str, Any]:
         "digest": whole["digest"],
         "seed": grid.seed,
         "dtype": whole["dtype"],
-        "width": whole["plan"]["width"],
+        "lanes_in_flight": whole["plan"]["width"],
         "versions": json.dumps(whole["versions"]),
         "device": whole["versions"]["device"],
         "format": FORMAT,

@@ -19,8 +19,8 @@ from sweep_cases import ALPHAS, DIRECTIONS, LANES, PROBLEM, X, Y, axes, contents
 
 import lintensor_jax as lt
 from lintensor_jax import cli
-from lintensor_jax.cli import sweep as sweep_commands
-from lintensor_jax.cli.sweep import progress_in_words
+from lintensor_jax.cli import sweep_words
+from lintensor_jax.cli.sweep_words import progress_in_words
 from lintensor_jax.sweeps import DistanceToPrediction, Grid, Limit, Progress, figures, write_report
 from lintensor_jax.sweeps.report import figures as drawing
 from lintensor_jax.sweeps.report import page as report
@@ -75,10 +75,10 @@ def test_sweep_status_and_resume_print_json(swept, capsys):
     out = printed(capsys, "status", swept)
     assert out["complete"] is True
     assert (out["finished_lanes"], out["statuses"]) == (60, {"residual": 60})
-    assert out["writer"] is None
+    assert out["writers"] == []
     assert out["waste"] >= 1
-    (swept / "limit" / "2.0.0").unlink()
-    assert printed(capsys, "status", swept)["damaged"] == {"2": "limit/2.0.0 (missing)"}
+    (swept / "limit" / "c" / "2" / "0" / "0").unlink()
+    assert printed(capsys, "status", swept)["damaged"] == {"2": "limit/c/2/0/0 (missing)"}
     assert cli.main(["status", str(swept)]) == 0
     out = capsys.readouterr().out
     assert "45 of 60 done (75%)" in out
@@ -183,8 +183,10 @@ def test_report_and_figures_lie_in_visible_folders_that_xarray_ignores(swept, mo
         assert set(xr.open_zarr(swept, consolidated=consolidated)) == listed
         group = zarr.open_group(swept, mode="r", use_consolidated=consolidated)
         arrays = {name for name, _ in group.arrays()}
-        assert arrays == {*listed, "alpha", "direction", "direction_value"}
+        assert arrays == {*listed, "alpha", "direction", "direction_value", "coefficient"}
     assert printed(capsys, "resume", swept)["complete"] is True
+    sound = printed(capsys, "verify", swept)
+    assert (sound["sound"], sound["unchecked"]) == (True, [])
     configured = (swept / "report" / "report.html").read_text().partition("Configuration")[2]
     assert f"<pre>{html.escape(CONFIG)}</pre>" in configured
     assert "<td>flow.max_steps</td><td>4096</td>" in configured
@@ -226,25 +228,25 @@ def test_another_config_in_the_same_folder_is_refused(swept, tmp_path, capsys):
 
 
 def test_progress_in_words():
-    progress = Progress(lanes=500, total=2000, failed=3, waiting=2, rate=100.0)
+    progress = Progress(lanes=500, total=2000, failed=3, rate=100.0, workers=2)
     assert progress_in_words(progress) == (
-        "500 of 2,000 lanes, 100/s, 00:00:15 left, 2 waiting for the stiff path, 3 failed"
+        "500 of 2,000 lanes, 100/s, 00:00:15 left, 2 workers, 3 failed"
     )
-    assert "compiling" in progress_in_words(Progress(0, 10, 0, 0, 0.0))
+    assert "compiling" in progress_in_words(Progress(0, 10, 0, 0.0))
 
 
 def test_a_log_has_a_line_now_and_then(monkeypatch, capsys):
     now = [0.0]
-    monkeypatch.setattr(sweep_commands.time, "monotonic", lambda: now[0])
-    with sweep_commands._watched(False) as watch:
+    monkeypatch.setattr(sweep_words.time, "monotonic", lambda: now[0])
+    with sweep_words.watched(False) as watch:
         assert watch is not None
         for now[0] in range(26):
-            watch(Progress(lanes=4 * now[0], total=100, failed=1, waiting=0, rate=4.0))
+            watch(Progress(lanes=4 * now[0], total=100, failed=1, rate=4.0))
     first, *others, last = capsys.readouterr().err.splitlines()
     assert first.startswith("0 of 100 lanes")
     assert [line.partition(",")[0] for line in others] == ["40 of 100 lanes", "80 of 100 lanes"]
     assert last == "100 of 100 lanes done in 00:00:25, 1 failed"
-    with sweep_commands._watched(True) as watch:
+    with sweep_words.watched(True) as watch:
         assert watch is None
 
 
@@ -256,7 +258,9 @@ def test_help_says_which_figures_are_drawn(command, capsys):
     assert [name for name in drawing.WORDS if f"({name})" not in words] == []
 
 
-@pytest.mark.parametrize("command", ["sweep", "resume", "status", "plot", "report"])
+@pytest.mark.parametrize(
+    "command", ["sweep", "resume", "work", "status", "verify", "plot", "report"]
+)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([command, "--help"])
@@ -284,6 +288,10 @@ def test_a_status_without_checking_files(swept):
     assert f"lintensor-jax resume {swept} computes it again" in str(broken)
     begun = dataclasses.replace(state, finished_chunks=3)
     assert f"lintensor-jax resume {swept} computes the rest" in str(begun)
-    busy = dataclasses.replace(begun, writer={"pid": 7, "host": "there"})
-    assert "being computed by process 7 on there" in str(busy)
+    claim = {"pid": 7, "host": "there", "chunk": 3}
+    busy = dataclasses.replace(begun, writers=[claim, {**claim, "pid": 8}])
+    assert "being computed by process 7 on there and 1 more" in str(busy)
+    torn = dataclasses.replace(state, damaged_labels=["alpha/c/0"])
+    assert not torn.complete
+    assert "alpha/c/0" in str(torn)
     assert "resume" not in str(busy)

@@ -237,7 +237,9 @@ REFUSED = {
     "Zip: name must be an identifier and": lambda: Zip("/x", Axis("a", [1])),
     "Zip a: must have one Axis or more": lambda: Zip("a"),
     "Measured: name must be an identifier": lambda: Measured("a/b", lambda end: end.log_loss),
-    "Measured a: every name in dims must be": lambda: Measured("a", jnp.ravel, dims=("..",)),
+    "Measured a: every name in dims must be": lambda: Measured(
+        "a", lambda end: end.coefficients, dims=("..",)
+    ),
     "observables: the name of a variable must be": lambda: lt.sweep(GRID, observables=Slash()),
     "Axis a: values must be a non-empty": lambda: Axis("a", []),
     "Axis a: values must differ, got 1 twice": lambda: Axis("a", [1, 1]),

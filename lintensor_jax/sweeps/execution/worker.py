@@ -1,4 +1,4 @@
-"""The computation of one job: a chunk of explicit flows, or one lane by the stiff path."""
+"""The computation of one chunk: explicit flows together, then its stiff lanes one by one."""
 
 from typing import Any
 
@@ -27,6 +27,20 @@ class Worker:
         self.plan = plan
         self._observe = {id(c): self._observer(c) for c in plan.cells.values()}
         self._codes = np.asarray([STORED[name] for name in STATUS_NAMES], np.int8)
+
+    def chunk(self, chunk: Chunk, device: Any) -> Outcome:
+        """A whole chunk; `unfinished` are the places of lanes that went on by the stiff path."""
+        found = self.explicit(chunk, device)
+        needed = int(found.values["num_steps"].sum())
+        values = {name: array.copy() for name, array in found.values.items()}
+        notes = {}
+        for place in found.unfinished:
+            lane = self.stiff(chunk, place, device)
+            notes |= lane.notes
+            for name, array in lane.values.items():
+                steps = values[name][place] if name == "num_steps" else 0
+                values[name][place] = array[0] + steps
+        return found._replace(values=values, needed_steps=needed, notes=notes)
 
     def explicit(self, chunk: Chunk, device: Any) -> Outcome:
         """The explicit flows of a chunk; `unfinished` lanes exceeded their explicit budget."""
@@ -84,7 +98,7 @@ class Worker:
             except (ValueError, ArithmeticError, jax.errors.JaxRuntimeError) as error:
                 method, note = "gradient_flow", f"{type(error).__name__}: {error}"
             if flow is None:
-                return Outcome(self._failed(method), note=note)
+                return Outcome(self._failed(method), notes={place: note})
             last: Any = jax.tree.map(
                 lambda leaf: leaf[-1],
                 (

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..store.dataset import open_dataset
 from ..store.errors import SweepError
-from ..store.store import Store, open_dataset
+from ..store.store import Store
 
 _MOST_LINES, _MOST_LABELS, _MOST_COEFFICIENTS = 400, 6, 4
 # Names of a sweep's figures in their order, with their captions in the report.
@@ -64,7 +65,9 @@ def write_figures(path: str | Path, folder: str | Path | None = None) -> list[Pa
     store, drawn = Store(path), figures(path)
     folder = store.folder_for_people("figures") if folder is None else Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    return [p for name, figure in drawn.items() for p in save(figure, folder / name)]
+    written = [p for name, figure in drawn.items() for p in save(figure, folder / name)]
+    store.note_files("figures", written)
+    return written
 
 
 def caption(path: str | Path, name: str) -> str:
@@ -106,8 +109,9 @@ class _Drawing(NamedTuple):
         done = results.status != 0
         if not bool(done.any()):
             raise SweepError(f"{path}: no chunk is finished yet; there is nothing to draw.")
-        network = json.loads(results.attrs["config"]).get("network", {})
-        only = network.get("architecture")
+        config = json.loads(results.attrs["config"])
+        network = config.get("network") if isinstance(config, dict) else None
+        only = network.get("architecture") if isinstance(network, dict) else None
         return _Drawing(results, *_axes(results), done, only if isinstance(only, str) else "")
 
     def panel(self, name: str, place: tuple[int, ...] = (), label: str = "") -> Any:

@@ -13,13 +13,15 @@ import numpy as np
 from ...figures.page import page, picture
 from ...figures.page import table as _table
 from ...theory.predict import predict
+from ..execution.reopen import grid_of
 from ..grid import Cell, Grid, lane_of
 from ..observables.base import unit
 from ..plan import FAILURES, STATUSES
-from ..run import grid_of
+from ..store import atomic_files
+from ..store.dataset import open_dataset
 from ..store.errors import SweepError, UnknownName
 from ..store.status import Status, in_bytes, status
-from ..store.store import Store, open_dataset
+from ..store.store import Store
 from .figures import caption, figures
 from .settings_in_words import settings
 
@@ -65,14 +67,16 @@ def write_report(
         _table(
             ("began", "host", "devices", "chunks to do"),
             [
-                (r["began"], r["host"], ", ".join(r["devices"]), r["chunks_to_do"])
+                tuple(_words(r.get(k)) for k in ("began", "host", "devices", "chunks_to_do"))
                 for r in state.runs
             ],
         ),
     ]
     target = store.folder_for_people("report") / "report.html" if target is None else Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page(results.attrs["title"], "\n".join(parts)), encoding="utf-8")
+    text = page(results.attrs["title"], "\n".join(parts))
+    atomic_files.write(target, text.encode(), target.parent)
+    store.note_files("report", [target])
     return target
 
 
@@ -148,7 +152,7 @@ def _recorded(results, sampled):
     if "distance_to_prediction" not in results:
         return None
     kinds = results.prediction_kind.attrs["flag_meanings"].split()
-    shaped = [d for d in results.status.dims if results[d].dtype.kind == "U"]
+    shaped = [d for d in results.status.dims if results[d].dtype.kind in "OTU"]
     rows = []
     for where, part in _parts(results, shaped):
         claims = {r[2].split(",")[0]: r[1:3] for r in sampled or [] if where in r[0] or not where}
@@ -241,6 +245,10 @@ def _configuration(store: Store) -> str:
         f"<pre>{html.escape(about['source'])}</pre><details><summary>All settings, with defaults "
         f"</summary>{table}</details>"
     )
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _versions(state: Status) -> str:

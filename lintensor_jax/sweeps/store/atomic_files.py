@@ -3,8 +3,14 @@
 import contextlib
 import hashlib
 import os
+import platform
+import time
+import uuid
 from os import replace
 from pathlib import Path
+
+_DAY = 86_400.0  # a file of another host that is older was left by a process that died
+_open: set[str] = set()  # names that this process is writing
 
 
 def sha256(data: bytes) -> str:
@@ -15,19 +21,65 @@ def sha256(data: bytes) -> str:
 def write(path: Path, data: bytes, scratch: Path) -> None:
     """Write a file by way of `scratch`, a folder on the same file system.
 
-    The data are flushed to the disk before the file gets its name. A named file is complete.
+    The data are flushed to the disk before the file gets its name. A named file is complete, also
+    if several processes on several hosts write it at once. Missing folders are made.
     """
-    temporary = scratch / f"{path.name}.{os.getpid()}"
+    name = unique(path.name)
+    temporary = scratch / name
+    _open.add(name)
     try:
-        with temporary.open("wb") as file:
+        try:
+            file = temporary.open("wb")
+        except FileNotFoundError:
+            scratch.mkdir(parents=True, exist_ok=True)
+            file = temporary.open("wb")
+        with file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        replace(temporary, path)
-    except OSError:
+        try:
+            replace(temporary, path)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace(temporary, path)
+    except (OSError, KeyboardInterrupt):
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+    finally:
+        _open.discard(name)
+
+
+def unique(name: str) -> str:
+    """A name that no other process on any host has: it holds the host and the process."""
+    host = "".join(c if c.isalnum() else "_" for c in platform.node())
+    return f"{name}.{uuid.uuid4().hex[:12]}.{host}.{os.getpid()}"
+
+
+def is_left_over(path: Path) -> bool:
+    """Whether the process that gave `path` its unique name is gone.
+
+    On this host it is asked for. On another host it is taken as gone after a day.
+    """
+    *_, host, pid = ["", "", *path.name.rsplit(".", 2)]
+    if unique("").rsplit(".", 2)[1] != host or not pid.isdigit():
+        with contextlib.suppress(OSError):
+            return time.time() - path.stat().st_mtime > _DAY
+        return False
+    return path.name not in _open if int(pid) == os.getpid() else not is_running(int(pid))
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this host has this number; True if that cannot be found out."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
 
 
 def flush_folder(path: Path) -> None:

@@ -20,8 +20,8 @@ from ...networks.files import load, save
 from ..from_toml.recipes import RandomCompletion, RandomData, Start, WithDecay
 from . import format1
 
-FORMAT = 2
-READABLE = (1, FORMAT)  # formats of stores
+FORMAT = 3
+READABLE = (1, 2, FORMAT)  # formats of stores
 
 _PACKAGE = __name__.partition(".")[0]
 # A value that several of them export is named after the first. `lintensor_jax` is the last one, so

@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from . import writer_lock
+from . import claims
 from .store import Store, size_on_disk
 
 
@@ -14,10 +14,11 @@ class Status:
     """The progress of a sweep; `print` shows it in words.
 
     - `lanes`, `finished_lanes`; `chunks`, `finished_chunks`, `damaged` (a file of each such chunk).
+    - `damaged_labels`: missing or changed files of labels and metadata.
     - `statuses`: numbers of finished lanes by the reason of their end; `failed`: of failed lanes.
     - `stiff_lanes`: lanes that exceeded the explicit budget.
     - `waste`: executed over needed explicit steps.
-    - `writer`: the process that writes to the store, or None.
+    - `writers`: the processes that compute chunks now, as {"pid", "host", "chunk"}.
     - `bytes`: size on disk; `notes`: messages of failed lanes, by lane.
     """
 
@@ -27,11 +28,12 @@ class Status:
     chunks: int
     finished_chunks: int
     damaged: dict[int, str]
+    damaged_labels: list[str]
     statuses: dict[str, int]
     failed: dict[str, int]
     stiff_lanes: int
     waste: float | None
-    writer: dict[str, Any] | None
+    writers: list[dict[str, Any]]
     bytes: int
     runs: list[dict[str, Any]]
     notes: dict[str, str]
@@ -40,7 +42,7 @@ class Status:
     @property
     def complete(self) -> bool:
         """Whether every chunk is finished and undamaged."""
-        return self.finished_chunks == self.chunks and not self.damaged
+        return self.finished_chunks == self.chunks and not (self.damaged or self.damaged_labels)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, without the sweep's description."""
@@ -70,19 +72,21 @@ class Status:
             rows.append(("step waste", f"{self.waste:.2f} steps executed for each one needed"))
         rows.append(("on disk", in_bytes(self.bytes)))
         again = f"lintensor-jax resume {self.path}"
-        if self.damaged:
-            rows.append(("damaged", f"{', '.join(self.damaged.values())}"))
+        if damaged := [*self.damaged_labels, *self.damaged.values()]:
+            rows.append(("damaged", ", ".join(damaged)))
             rows.append(("", f"{again} computes it again"))
-        elif self.writer is None and not self.complete:
+        elif not self.writers and not self.complete:
             rows.append(("unfinished", f"{again} computes the rest"))
         lines = [f"Sweep in {self.path}: {self._stage}"]
         return "\n".join([*lines, *(f"  {name:11s} {value}" for name, value in rows)])
 
     @property
     def _stage(self) -> str:
-        if self.writer is not None:
-            return f"being computed by process {self.writer['pid']} on {self.writer['host']}"
-        if self.damaged:
+        who = list(dict.fromkeys((w["pid"], w["host"]) for w in self.writers))
+        if who:
+            more = f" and {len(who) - 1:,} more" if len(who) > 1 else ""
+            return f"being computed by process {who[0][0]} on {who[0][1]}{more}"
+        if self.damaged or self.damaged_labels:
             return "damaged"
         return "finished" if self.complete else "unfinished"
 
@@ -95,7 +99,13 @@ def status(path: str | Path, verify: bool = True) -> Status:
     store = Store(Path(path))
     finished = sorted(store.finished())
     damaged = {n: why for n in finished if (why := store.damage(n))} if verify else {}
-    manifests = [store.manifest(n) for n in finished if n not in damaged]
+    manifests = []
+    for number in finished:
+        if number not in damaged:
+            try:
+                manifests.append(store.manifest(number))
+            except (OSError, ValueError):
+                damaged[number] = f".sweep/chunks/{number:08d}.json"
     statuses, failed = collections.Counter(), collections.Counter()
     notes: dict[str, str] = {}
     for manifest in manifests:
@@ -112,11 +122,12 @@ def status(path: str | Path, verify: bool = True) -> Status:
         chunks=plan["chunks"],
         finished_chunks=len(finished) - len(damaged),
         damaged=damaged,
+        damaged_labels=store.skeleton_damage() if verify else [],
         statuses=dict(statuses.most_common()),
         failed=dict(failed.most_common()),
         stiff_lanes=sum(manifest["stiff_lanes"] for manifest in manifests),
         waste=executed / needed if needed else None,
-        writer=writer_lock.owner(store.hidden),
+        writers=claims.live(store.hidden),
         bytes=size_on_disk(store.path),
         runs=store.notes("runs"),
         notes=notes,

@@ -1,42 +1,39 @@
 """The store: a Zarr group of labelled arrays, filled chunk by chunk.
 
-If its writer is killed, finished chunks stay valid. Programs that read Zarr can read the store;
+If a writer is killed, finished chunks stay valid. Programs that read Zarr can read the store;
 xarray finds names, coordinates and units. A hidden folder `.sweep` beside the arrays holds the data
 for a resume:
 
-- `sweep.json`, `arrays.npz`: the sweep itself and its plan;
+- `sweep.json`, `arrays.npz`: the sweep itself, its plan, and the checksums of the skeleton
+  (metadata and coordinates, which are made again from these two);
 - `chunks/N.json`: chunk N is finished, with the checksums of its files (written last);
-- `staged/N.npz`, `staged/N-K.npz`: a chunk's explicit part, and its lanes from the stiff path,
-  until the chunk is complete;
-- `runs/`: host, time, devices and versions of every run; `lock`; `scratch/`: files that are being
-  written.
+- `files/`: checksums of reports and figures; `runs/`: host, time, devices and versions of every
+  run; `claims/`: who computes which chunk now;
+  `scratch/`: files that are being written.
 
-The folders `report` and `figures` beside the arrays are not hidden: people open them.
+JSON files there end with the checksum of their own bytes. The folders `report` and `figures` beside
+the arrays are not hidden: people open them.
 """
 
-import hashlib
+import contextlib
 import io
 import json
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..grid import Axis, Zip
-from ..plan import Chunk, Outcome, Plan
-from . import atomic_files
+from ..plan import Chunk, Plan
+from . import atomic_files, sealed, skeleton
+from .description import describe, rebuild
 from .errors import SweepError
+from .manifests import is_manifest
 from .names import FORMAT, READABLE
 
 _HIDDEN = ".sweep"
-# With this file a folder is an empty Zarr group, and programs that list a store ignore it.
-_EMPTY_GROUP = '{"zarr_format": 2}'
-# Codecs that decode bytes only. Zarr has others, such as pickle, that run code from the file. This
-# package writes zstd.
-_CODECS = {"zstd", "blosc", "lz4", "zlib", "gzip", "bz2", "lzma", "shuffle", "vlen-utf8"}
+_SEALED_FROM = 3  # formats of stores whose JSON files hold their own checksums
 
 
 class Store:
@@ -44,109 +41,148 @@ class Store:
 
     def __init__(self, path: Path):
         self.path, self.hidden = path, path / _HIDDEN
+        where = f"{path}: {_HIDDEN}/sweep.json"
         try:
-            self.description = json.loads((self.hidden / "sweep.json").read_text())
-        except FileNotFoundError:
+            self.description = sealed.read(self.hidden / "sweep.json", must_be_sealed=False)
+        except (FileNotFoundError, NotADirectoryError):
             raise SweepError(
                 f"{path}: holds no sweep ({_HIDDEN}/sweep.json is missing); check the path."
             ) from None
-        except (OSError, ValueError) as error:
-            raise SweepError(f"{path}: {_HIDDEN}/sweep.json cannot be read ({error}).") from None
-        self.format = version = self.description.get("format")
-        if version not in READABLE:
-            by = self.description.get("versions", {}).get("lintensor_jax", "another version")
+        except (OSError, sealed.Damaged) as error:
+            raise SweepError(f"{where} cannot be read ({error}); copy the folder again.") from None
+        version: Any = self.description.get("format")
+        if type(version) is not int or version not in READABLE:
+            by = _written_by(self.description)
             raise SweepError(
-                f"{path}: was written in store format {version} (lintensor_jax {by}), and this "
-                f"version reads formats {' and '.join(map(str, READABLE))}; install a version that "
-                "reads it. Its arrays open with xarray.open_zarr all the same. Nothing was changed."
+                f"{path}: was written in store format {_short(version)} (lintensor_jax {by}), and "
+                f"this version reads formats {', '.join(map(str, READABLE))}; install a version "
+                "that reads it. Its arrays open with xarray.open_zarr all the same. Nothing was "
+                "changed."
+            )
+        self.format: int = version
+        self.is_sealed = version >= _SEALED_FROM
+        self.zarr_format = 3 if self.is_sealed else 2
+        if self.is_sealed:
+            try:
+                sealed.read(self.hidden / "sweep.json")
+            except (OSError, sealed.Damaged) as error:
+                raise SweepError(f"{where} is damaged ({error}); copy the folder again.") from None
+        if not _is_description(self.description, self.is_sealed):
+            raise SweepError(
+                f"{where} is no description of a sweep: entries are missing or of another kind; "
+                "copy the folder again."
             )
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """The long arrays of the sweep's description, by their hashes."""
-        with np.load(self.hidden / "arrays.npz") as file:
-            return dict(file)
+        try:
+            data = (self.hidden / "arrays.npz").read_bytes()
+            kept = self.description.get("arrays")
+            if self.is_sealed and atomic_files.sha256(data) != kept:
+                raise ValueError("its checksum does not fit")
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+                return dict(file)
+        except Exception as error:  # a file of any content, from anywhere
+            raise SweepError(
+                f"{self.path}: {_HIDDEN}/arrays.npz is damaged ({error}); copy the folder again."
+            ) from None
+
+    # The skeleton.
+
+    def skeleton_damage(self) -> list[str]:
+        """Names of missing or changed files of the skeleton; formats 1 and 2 have no checksums."""
+        return [
+            name
+            for name, checksum in self.description.get("skeleton", {}).items()
+            if self.damage_of(name, checksum) is not None
+        ]
+
+    def restore_skeleton(self) -> None:
+        """Write the skeleton again, from the description, if one of its files is damaged."""
+        if not self.skeleton_damage():
+            return
+        about, arrays = self.description, self.arrays
+        values = {c["name"]: rebuild(c["values"], arrays) for c in about["coordinates"]}
+        files = skeleton.build(about, values)
+        for name, data in files.items():
+            self._write(self.path / name, data)
+        checksums = {name: atomic_files.sha256(data) for name, data in files.items()}
+        if checksums != about["skeleton"]:  # another version of Zarr writes other bytes
+            self.rewrite({**about, "skeleton": checksums})
+
+    def rewrite(self, description: dict[str, Any]) -> None:
+        """Replace the description."""
+        self.description = description
+        self._write(self.hidden / "sweep.json", sealed.sealed(description))
+        atomic_files.flush_folder(self.hidden)
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Replace a file of the store."""
+        self._write(self.path / name, data)
 
     # Chunks.
 
     def finished(self) -> set[int]:
         """Numbers of the finished chunks; `damage` checks their files."""
-        return {int(p.stem) for p in (self.hidden / "chunks").glob("*.json") if p.stem.isdigit()}
+        most = self.description["plan"]["chunks"]
+        stems = (p.stem for p in (self.hidden / "chunks").glob("*.json"))
+        return {int(s) for s in stems if s.isdigit() and len(s) < 20 and int(s) < most}
 
     def manifest(self, number: int) -> dict[str, Any]:
-        """The manifest of a finished chunk."""
-        return json.loads(self._manifest(number).read_text())
+        """The manifest of a finished chunk. Raises OSError or `sealed.Damaged` (a ValueError)."""
+        manifest = sealed.read(self._manifest(number), must_be_sealed=self.is_sealed)
+        if not is_manifest(manifest, number, self.format):
+            raise sealed.Damaged("it is no manifest of this chunk")
+        return manifest
 
     def damage(self, number: int) -> str:
         """The name of a missing or changed file of a finished chunk; "" if there is none."""
         try:
             files = self.manifest(number)["files"]
-        except (OSError, ValueError, KeyError):
-            return self._manifest(number).name
+        except (OSError, ValueError):
+            return f"{_HIDDEN}/chunks/{self._manifest(number).name}"
         for name, checksum in files.items():
-            try:
-                data = (self.path / name).read_bytes()
-            except OSError:
-                return f"{name} (missing)"
-            if atomic_files.sha256(data) != checksum:
-                return name
+            if (why := self.damage_of(name, checksum)) is not None:
+                return f"{name}{why}"
         return ""
+
+    def damage_of(self, name: str, checksum: str) -> str | None:
+        """None for an undamaged file, else "" or what is wrong besides its content."""
+        path = self.path / name
+        try:
+            if path.resolve() != self.path.resolve() / name:
+                return " (a link)"
+            return None if atomic_files.sha256(path.read_bytes()) == checksum else ""
+        except OSError:
+            return " (missing)"
 
     def forget(self, number: int) -> None:
         """Remove a chunk's manifest, so that the chunk is computed again."""
         self._manifest(number).unlink(missing_ok=True)
         atomic_files.flush_folder(self.hidden / "chunks")
 
-    def commit(self, plan: Plan, chunk: Chunk, outcome: Outcome, facts: dict[str, Any]) -> None:
+    def commit(
+        self, plan: Plan, chunk: Chunk, values: dict[str, np.ndarray], facts: dict[str, Any]
+    ) -> dict[str, Any]:
         """Write a finished chunk: its files, then its manifest, which marks it as finished.
 
-        `facts`: entries of the manifest.
+        `facts`: entries of the manifest, which is returned.
         """
-        files = {}
+        files, folders = {}, set()
         for name, array in plan.arrays.items():
-            values = outcome.values[name]
-            shaped = values.reshape(*chunk.shape, *values.shape[1:])
-            key, data = _encoded(name, array, chunk, shaped)
+            shaped = values[name].reshape(*chunk.shape, *values[name].shape[1:])
+            key, data = skeleton.encoded(name, array, chunk, shaped, self.zarr_format)
             files[key] = atomic_files.sha256(data)
             self._write(self.path / key, data)
-        for name in plan.arrays:
-            atomic_files.flush_folder(self.path / name)
+            folders.add((self.path / key).parent)
+        for folder in folders:
+            atomic_files.flush_folder(folder)
         manifest = {"chunk": chunk.number, **facts, "files": files}
-        self._write(self._manifest(chunk.number), json.dumps(manifest).encode())
+        data = sealed.sealed(manifest) if self.is_sealed else json.dumps(manifest).encode()
+        self._write(self._manifest(chunk.number), data)
         atomic_files.flush_folder(self.hidden / "chunks")
-        for path in (self.hidden / "staged").glob(f"{chunk.number:08d}*"):
-            path.unlink()
-
-    # Parts of chunks: the explicit part, and single lanes.
-
-    def stage(self, chunk: Chunk, place: int | None, outcome: Outcome) -> None:
-        """Store the explicit part of a chunk, or its lane `place`, until the chunk is complete."""
-        about = {
-            "unfinished": outcome.unfinished,
-            "executed_steps": outcome.executed_steps,
-            "note": outcome.note,
-            "compilation": outcome.compilation,
-        }
-        buffer = io.BytesIO()
-        np.savez(buffer, **outcome.values, **{"about ": np.asarray(json.dumps(about))})  # pyright: ignore
-        data = buffer.getvalue()
-        self._write(self._staged(chunk, place), hashlib.sha256(data).digest() + data)
-        atomic_files.flush_folder(self.hidden / "staged")
-
-    def staged(self, chunk: Chunk, place: int | None) -> Outcome | None:
-        """The part that `stage` stored; None if it is missing or damaged."""
-        try:
-            data = self._staged(chunk, place).read_bytes()
-        except FileNotFoundError:
-            return None
-        checksum, data = data[:32], data[32:]
-        if hashlib.sha256(data).digest() != checksum:
-            return None
-        with np.load(io.BytesIO(data)) as file:
-            values = dict(file)
-        about = json.loads(str(values.pop("about ")))
-        about["unfinished"] = tuple(about["unfinished"])
-        return Outcome(values, **about)
+        return manifest
 
     # Other files.
 
@@ -154,27 +190,43 @@ class Store:
         """A folder in the store for other files, such as a report; made if it is missing."""
         folder = self.path / name
         folder.mkdir(exist_ok=True)
-        if not (folder / ".zarray").exists():  # an array of the same name
-            (folder / ".zgroup").write_text(_EMPTY_GROUP)
+        group, data = skeleton.empty_group(self.zarr_format)
+        if not any((folder / file).exists() for file in (group, ".zarray")):
+            (folder / group).write_bytes(data)
         return folder
 
-    def write_note(self, name: str, content: Any) -> None:
+    def note_files(self, folder: str, files: list[Path]) -> None:
+        """Keep the checksums of files for people, so that `verify` finds changes in them."""
+        group = self.path / folder / skeleton.empty_group(self.zarr_format)[0]
+        inside = [f for f in (*files, group) if f.is_file() and f.is_relative_to(self.path)]
+        if self.is_sealed and inside:
+            names = {f.relative_to(self.path).as_posix(): f.read_bytes() for f in inside}
+            checksums = {name: atomic_files.sha256(data) for name, data in names.items()}
+            self.write_note(f"files/{folder}.json", {"files": checksums})
+
+    def write_note(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file in the hidden folder."""
         path = self.hidden / name
-        self._write(path, json.dumps(content, indent=1).encode())
+        data = sealed.sealed(content) if self.is_sealed else json.dumps(content, indent=1).encode()
+        self._write(path, data)
         atomic_files.flush_folder(path.parent)
 
     def notes(self, folder: str) -> list[dict[str, Any]]:
-        """The contents of the JSON files of a folder in the hidden folder."""
-        return [json.loads(p.read_text()) for p in sorted((self.hidden / folder).glob("*.json"))]
+        """The contents of the JSON files of a folder in the hidden folder, without damaged ones."""
+        found = []
+        for path in sorted((self.hidden / folder).glob("*.json")):
+            with contextlib.suppress(OSError, ValueError):
+                found.append(sealed.read(path, must_be_sealed=self.is_sealed))
+        return found
 
     def clear(self) -> None:
-        """Remove the files of a killed writer: unfinished files, parts of finished chunks."""
-        finished = self.finished()
-        staged = (self.hidden / "staged").iterdir()
-        done = [p for p in staged if int(p.stem.partition("-")[0]) in finished]
-        for path in [*(self.hidden / "scratch").iterdir(), *done]:
-            path.unlink(missing_ok=True)
+        """Make missing folders; remove what killed writers left: unfinished files, old parts."""
+        for folder in ("chunks", "runs", "scratch", "claims"):
+            (self.hidden / folder).mkdir(exist_ok=True)
+        for path in (self.hidden / "scratch").iterdir():
+            if atomic_files.is_left_over(path):
+                path.unlink(missing_ok=True)
+        shutil.rmtree(self.hidden / "staged", ignore_errors=True)  # of versions before 3
 
     def _write(self, path: Path, data: bytes) -> None:
         try:
@@ -187,10 +239,6 @@ class Store:
 
     def _manifest(self, number: int) -> Path:
         return self.hidden / "chunks" / f"{number:08d}.json"
-
-    def _staged(self, chunk: Chunk, place: int | None) -> Path:
-        suffix = "" if place is None else f"-{place}"
-        return self.hidden / "staged" / f"{chunk.number:08d}{suffix}.npz"
 
 
 def create(
@@ -206,30 +254,23 @@ def create(
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise SweepError(f"{path}: is not an empty folder; choose another. Nothing was changed.")
-    building = path.with_name(f".{path.name}.building-{os.getpid()}")
+    target = Path(os.path.realpath(path))  # a link stays a link
+    building = target.with_name(atomic_files.unique(f".{target.name}.building"))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{path.name}.building-*"):
-            if not _is_running(left.name.rpartition("-")[2]):
-                shutil.rmtree(left)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(f".{target.name}.building*"):
+            if atomic_files.is_left_over(left):
+                shutil.rmtree(left, ignore_errors=True)
         building.mkdir()
-        _write_skeleton(building, plan, attributes)
-        hidden = building / _HIDDEN
-        for folder in ("chunks", "staged", "runs", "scratch"):
-            (hidden / folder).mkdir(parents=True)
-        (hidden / ".zgroup").write_text(_EMPTY_GROUP)
-        np.savez_compressed(hidden / "arrays.npz", **arrays)  # pyright: ignore
-        (hidden / "sweep.json").write_text(json.dumps({"format": FORMAT, **description}, indent=1))
-        for file in building.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-        if os.name != "posix" and path.exists():
-            path.rmdir()
-        os.rename(building, path)
-        atomic_files.flush_folder(path.parent)
-    except OSError as error:
+        _fill(building, plan, description, arrays, attributes)
+        if os.name != "posix" and target.exists():
+            target.rmdir()
+        os.rename(building, target)
+        atomic_files.flush_folder(target.parent)
+    except (OSError, KeyboardInterrupt) as error:
         shutil.rmtree(building, ignore_errors=True)
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise SweepError(
             f"{path}: cannot be made ({error.strerror or error}); choose a folder on a disk that "
             "has room and can be written to. Nothing was changed."
@@ -237,19 +278,45 @@ def create(
     return Store(path)
 
 
-def _is_running(pid: str) -> bool:
-    """Whether another process has this number; True if that cannot be found out."""
-    if not pid.isdigit() or int(pid) == os.getpid():
-        return not pid.isdigit()
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
+def _fill(building: Path, plan: Plan, description, arrays, attributes) -> None:
+    """Write all files of a store without chunks."""
+    whole, arrays, files = described(plan, description, arrays, attributes)
+    hidden = building / _HIDDEN
+    for folder in ("chunks", "runs", "scratch", "claims"):
+        (hidden / folder).mkdir(parents=True)
+    files = {**files, f"{_HIDDEN}/arrays.npz": arrays}
+    for name, data in {**files, f"{_HIDDEN}/sweep.json": sealed.sealed(whole)}.items():
+        file = building / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("wb") as opened:
+            opened.write(data)
+            opened.flush()
+            os.fsync(opened.fileno())
+
+
+def described(
+    plan: Plan,
+    description: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+    attributes: dict[str, Any],
+) -> tuple[dict[str, Any], bytes, dict[str, bytes]]:
+    """The whole description of a store, the bytes of `arrays.npz`, and the skeleton's files."""
+    found = skeleton.coordinates(plan)
+    values = {about["name"]: about["values"] for about in found}
+    texts, long = describe(values)
+    kept = [{**about, "values": texts["map"][about["name"]]} for about in found]
+    about = {
+        "attributes": attributes,
+        "coordinates": kept,
+        "variables": skeleton.variables(plan),
+    }
+    files = skeleton.build(about, values)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{**arrays, **long})  # pyright: ignore
+    data = buffer.getvalue()
+    checksums = {name: atomic_files.sha256(content) for name, content in files.items()}
+    whole = {"format": FORMAT, **description, **about, "skeleton": checksums}
+    return {**whole, "arrays": atomic_files.sha256(data)}, data, files
 
 
 def holds_sweep(path: Path) -> bool:
@@ -257,115 +324,52 @@ def holds_sweep(path: Path) -> bool:
     return (path / _HIDDEN / "sweep.json").exists()
 
 
-def open_dataset(path: Path | str) -> Any:
-    """The arrays of a store as an `xarray.Dataset` that reads them when they are used.
-
-    `SweepError` names a codec that could run code.
-    """
-    import xarray
-
-    for name, codec in _codecs(Path(path)):
-        if codec not in _CODECS:
-            raise SweepError(
-                f"{path}: {name} has the codec {codec!r}, and this package opens arrays of "
-                f"{', '.join(sorted(_CODECS))} only. Nothing of the array was read."
-            )
-    return xarray.open_zarr(path, chunks=None, consolidated=True, zarr_format=2)
+def _written_by(description: dict[str, Any]) -> str:
+    versions = description.get("versions")
+    by = versions.get("lintensor_jax") if isinstance(versions, dict) else None
+    return by if isinstance(by, str) else "of another version"
 
 
-def _codecs(path: Path) -> Iterable[tuple[str, Any]]:
-    """Pairs (array, codec) of all arrays in the store's list."""
-    try:
-        listed = json.loads((path / ".zmetadata").read_text())["metadata"]
-        for key, about in listed.items():
-            if key.endswith(".zarray"):
-                for codec in (about["compressor"], *(about["filters"] or ())):
-                    if codec is not None:
-                        yield key, codec["id"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SweepError(
-            f"{path}: .zmetadata cannot be read ({error!r}); copy the folder again."
-        ) from None
+def _short(value: Any) -> str:
+    return repr(value)[:40]
 
 
-def _write_skeleton(path: Path, plan: Plan, attributes: dict[str, Any]) -> None:
-    import zarr
-
-    group = zarr.open_group(path, mode="w", zarr_format=2)
-    names = []
-    for name, dims, values, words in _coordinates(plan):
-        words = {"_ARRAY_DIMENSIONS": dims, **words}
-        layout = _layout(values.shape, values.shape, values.dtype)
-        made = group.create_array(name, attributes=words, **layout)
-        made[...] = values
-        names.append((name, dims))
-    others = [name for name, dims in names if dims != [name]]
-    if others:
-        attributes = {**attributes, "coordinates": " ".join(others)}
-    group.attrs.update(attributes)
-    for name, array in plan.arrays.items():
-        variable = array.variable
-        words: dict[str, Any] = {"units": variable.units, "description": variable.description}
-        words = {key: value for key, value in words.items() if value}
-        if variable.flags:
-            words["flag_values"] = list(range(len(variable.flags)))
-            words["flag_meanings"] = " ".join(w.replace(" ", "_") for w in variable.flags)
-        words["_ARRAY_DIMENSIONS"] = list(array.dims)
-        group.create_array(name, attributes=words, **_layout(array.shape, array.box, array.dtype))
-    zarr.consolidate_metadata(path, zarr_format=2)
-
-
-def _layout(shape, box, dtype: np.dtype) -> dict[str, Any]:
-    import numcodecs
-
-    return {
-        "shape": shape,
-        "chunks": box,
-        "dtype": dtype,
-        # Without a fill value missing entries are read as 0, and xarray does not convert integers
-        # to floats to mask them.
-        "fill_value": np.nan if dtype.kind == "f" else None,
-        "compressors": numcodecs.Zstd(level=1),
-    }
-
-
-def _coordinates(plan: Plan) -> Iterable[tuple[str, list[str], np.ndarray, dict[str, str]]]:
-    for outer in plan.grid.axes:
-        axes = outer.axes if isinstance(outer, Zip) else (outer,)
-        if isinstance(outer, Zip) or outer.values.ndim > 1:
-            yield outer.name, [outer.name], np.arange(len(outer)), {}
-        for axis in axes:
-            yield _coordinate(axis, outer.name)
-    for name, values in plan.coordinates.items():
-        yield name, [name], values, {}
-
-
-def _coordinate(axis: Axis, dim: str):
-    words = {"units": axis.units, "description": axis.description}
-    words = {key: value for key, value in words.items() if value}
-    name = axis.name if axis.values.ndim == 1 else f"{axis.name}_value"
-    return name, [dim, *axis.dims], axis.values, words
-
-
-def _encoded(name: str, array: Any, chunk: Chunk, values: np.ndarray) -> tuple[str, bytes]:
-    """Name and bytes of the file of one variable of a chunk, as Zarr writes it."""
-    import zarr
-    from zarr.storage import MemoryStore
-
-    memory: dict[str, Any] = {}
-    target = zarr.create_array(
-        MemoryStore(memory),
-        name=name,
-        zarr_format=2,
-        config={"write_empty_chunks": True},
-        **_layout(array.shape, array.box, array.dtype),
+def _is_description(about: dict[str, Any], is_sealed: bool) -> bool:
+    """Whether entries that this package reads are there, and of their kinds."""
+    kinds = {"sweep": dict, "plan": dict, "versions": dict, "digest": str, "dtype": str}
+    if is_sealed:
+        kinds |= {"skeleton": dict, "arrays": str, "coordinates": list, "variables": list}
+    if not all(isinstance(about.get(key), kind) for key, kind in kinds.items()):
+        return False
+    sweep, plan = about["sweep"], about["plan"]
+    inner = sweep.get("options")
+    counts = [plan.get(key) for key in ("chunks", "lanes", "width", "padded")]
+    names = about.get("skeleton", {}).items()
+    return (
+        isinstance(inner, dict)
+        and isinstance(inner.get("fields"), dict)
+        and "observables" in inner["fields"]
+        and "grid" in sweep
+        and all(type(count) is int and 0 < count < 2**40 for count in counts)
+        and isinstance(plan.get("box"), list)
+        and all(type(size) is int and size > 0 for size in plan["box"])
+        and all(isinstance(text, str) and is_inside(name) for name, text in names)
+        and isinstance(about.get("config"), dict | None)
+        and isinstance(about.get("source"), str | None)
+        and all(isinstance(version, str) for version in about["versions"].values())
     )
-    extra = tuple(slice(None) for _ in array.shape[len(chunk.region) :])
-    target[(*chunk.region, *extra)] = values
-    (key,) = (k for k in memory if not k.rpartition("/")[2].startswith("."))
-    return key, memory[key].to_bytes()
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name of a file stays in the folder of the store."""
+    parts = name.split("/")
+    return all(part not in ("", ".", "..") and "\\" not in part for part in parts)
 
 
 def size_on_disk(path: Path) -> int:
     """The sum of the sizes of all files in a folder, in bytes."""
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    total = 0
+    for file in path.rglob("*"):
+        with contextlib.suppress(OSError):  # another process has removed it
+            total += file.stat().st_size if file.is_file() else 0
+    return total

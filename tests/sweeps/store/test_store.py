@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -15,36 +16,14 @@ from sweep_cases import ALPHAS, DIRECTIONS, GRID, LANES, PROBLEM, X, axes, conte
 
 import lintensor_jax as lt
 from lintensor_jax.sweeps import Grid, Limit, LogLoss, SweepError, Trajectory
-from lintensor_jax.sweeps.execution import schedule
-from lintensor_jax.sweeps.store import atomic_files, writer_lock
+from lintensor_jax.sweeps.store import atomic_files, sealed
 from lintensor_jax.sweeps.store import store as store_module
 
-OPTIONS: dict[str, Any] = {**LANES, "max_steps": 4096}
+OPTIONS = LANES
 
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """An uninterrupted run: its folder and its results."""
-    path = tmp_path_factory.mktemp("whole") / "store"
-    return path, lt.sweep(GRID, path, **OPTIONS)
-
-
-@pytest.fixture
-def computed(monkeypatch):
-    """The jobs that are computed, as (chunk, lane or None)."""
-    jobs = []
-    compute = schedule.Run._compute
-
-    def counted(self, job, device):
-        jobs.append((job.chunk.number, job.place))
-        return compute(self, job, device)
-
-    monkeypatch.setattr(schedule.Run, "_compute", counted)
-    return jobs
 
 
 def test_results_are_labelled(whole):
@@ -54,6 +33,10 @@ def test_results_are_labelled(whole):
     np.testing.assert_array_equal(results.direction_value, DIRECTIONS)
     assert "direction_value" in results.coords
     assert results.alpha.attrs == {"units": "1", "description": "initial scale"}
+    assert results.attrs["Conventions"].startswith("CF-")
+    assert "width" not in results.attrs
+    assert results.attrs["lanes_in_flight"] == 8
+    np.testing.assert_array_equal(results.coefficient, [0, 1])
     assert results.status.attrs["flag_meanings"].split()[1] == "residual"
     assert results.limit.attrs["description"].startswith("linear coefficients")
     assert (results.status == 1).all()
@@ -164,30 +147,32 @@ def test_killed_while_lanes_are_on_the_stiff_path(tmp_path, monkeypatch, compute
     results = lt.sweep(GRID, tmp_path / "whole", **options)
     assert (results.status == 1).all()
     assert set(np.unique(results.method)) == {1, 2}  # explicit, mirror flow
-    expected, jobs = contents(tmp_path / "whole"), len(computed)
-    for kill_at in range(1, jobs + 40, 5):
+    expected = contents(tmp_path / "whole")
+    for kill_at in range(1, 42, 5):
         path = tmp_path / f"{kill_at}"
         computed.clear()
         killed_and_resumed(path, options, kill_at, "within", monkeypatch)
         assert contents(path) == expected
-        assert not list((path / ".sweep" / "staged").iterdir())
-        assert len(computed) <= jobs + 2
-        assert len(set(computed)) == jobs
+        assert len(computed) <= len(set(computed)) + 2
+        assert len(set(computed)) == 4
 
 
 def test_a_damaged_chunk_is_found_and_computed_again(whole, tmp_path, computed):
     path = tmp_path / "store"
     lt.sweep(GRID, path, **OPTIONS)
     computed.clear()
-    file = path / "limit" / "1.0.0"
+    file = path / "limit" / "c" / "1" / "0" / "0"
     data = bytearray(file.read_bytes())
     data[20] ^= 1
     file.write_bytes(data)
-    (path / "status" / "3.0").unlink()
+    (path / "status" / "c" / "3" / "0").unlink()
     store = store_module.Store(path)
-    assert [store.damage(n) for n in range(4)] == ["", "limit/1.0.0", "", "status/3.0 (missing)"]
+    found = [store.damage(n) for n in range(4)]
+    assert found == ["", "limit/c/1/0/0", "", "status/c/3/0 (missing)"]
+    assert lt.sweeps.pending(path) == []
+    assert lt.sweeps.pending(path, verify=True) == [1, 3]
     lt.resume(path, GRID)
-    assert {chunk for chunk, _ in computed} == {1, 3}
+    assert set(computed) == {1, 3}
     assert contents(path) == contents(whole[0])
 
 
@@ -226,7 +211,7 @@ def test_a_full_disk_loses_nothing(whole, tmp_path, monkeypatch, computed):
     assert not list((path / ".sweep" / "scratch").iterdir())
     computed.clear()
     lt.resume(path, GRID)
-    assert (0, None) not in computed
+    assert 0 not in computed
     assert contents(path) == contents(whole[0])
 
 
@@ -241,40 +226,28 @@ def test_a_folder_that_cannot_be_written_to(whole, tmp_path, monkeypatch):
             lt.sweep(GRID, tmp_path / "new", **LANES)
     assert not list(tmp_path.iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr(writer_lock.os, "open", refused)
+        patch.setattr(atomic_files.os, "fsync", refused)
         with pytest.raises(SweepError, match=r"cannot be written to .Read-only file system"):
             lt.resume(whole[0], GRID)
 
 
-def test_a_second_writer_is_refused_and_a_dead_ones_lock_is_not(whole, tmp_path):
-    path = whole[0]
-    script = f"""
-        import pathlib, sys, time
-        from lintensor_jax.sweeps.store import writer_lock
-        path = pathlib.Path({str(path)!r})
-        with writer_lock.held(path / ".sweep", path):
-            print("held", flush=True)
-            time.sleep(60)
-    """
-    child = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True
-    )
-    assert child.stdout is not None
-    try:
-        assert child.stdout.readline() == "held\n"
-        with pytest.raises(SweepError, match=f"is being written by process {child.pid} on"):
-            lt.resume(path, GRID)
-    finally:
-        child.kill()
-        child.wait()
-        child.stdout.close()
-    assert json.loads((path / ".sweep" / "lock").read_text())["pid"] == child.pid
+def test_a_copy_without_empty_folders_is_resumed(whole, tmp_path, computed):
+    path = shutil.copytree(whole[0], tmp_path / "store")
+    for folder in ("claims", "scratch"):
+        shutil.rmtree(path / ".sweep" / folder)
+    shutil.rmtree(path / ".sweep" / "chunks")
+    shutil.rmtree(path / "limit" / "c")
     lt.resume(path, GRID)
-    assert (path / ".sweep" / "lock").read_text() == ""
-    (path / ".sweep" / "lock").write_text('{"pid": 1, "host": "another-machine"}')
-    with pytest.raises(SweepError, match=r"process 1 on another-machine; if .* delete .*lock"):
-        lt.resume(path, GRID)
-    (path / ".sweep" / "lock").write_text("")
+    assert sorted(computed) == [0, 1, 2, 3]
+    assert contents(path) == contents(whole[0])
+
+
+def test_an_empty_folder_behind_a_link_is_filled(whole, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    lt.sweep(GRID, tmp_path / "link", **OPTIONS)
+    assert (tmp_path / "link").is_symlink()
+    assert contents(tmp_path / "real") == contents(whole[0])
 
 
 def test_other_sweeps_and_newer_stores_are_refused(whole, tmp_path):
@@ -302,11 +275,12 @@ def test_other_sweeps_and_newer_stores_are_refused(whole, tmp_path):
         lt.resume(tmp_path)
     assert contents(path) == before
     description = path / ".sweep" / "sweep.json"
-    stored = json.loads(description.read_text())
-    description.write_text(json.dumps({**stored, "format": 3}))
-    with pytest.raises(SweepError, match=r"store format 3 .*reads formats 1 and 2; install"):
+    kept = description.read_bytes()
+    stored = sealed.read(description)
+    description.write_text(json.dumps({**stored, "format": 4}))
+    with pytest.raises(SweepError, match=r"store format 4 .*reads formats 1, 2, 3; install"):
         lt.resume(path, GRID)
-    description.write_text(json.dumps(stored))
+    description.write_bytes(kept)
 
 
 def test_neither_chunks_nor_devices_nor_neighbours_matter(whole):

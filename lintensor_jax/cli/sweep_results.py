@@ -1,0 +1,119 @@
+"""The commands that read a sweep: `status`, `verify`, `plot`, `report`."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .sweep_words import (
+    command,
+    folder_argument,
+    library_errors_as_usage_errors,
+    print_status,
+    print_written,
+)
+from .terminal import UsageError, configure_jax
+
+_FIGURES = (
+    "the first coefficients of the limits (limit) or limit directions (direction), the other "
+    "numbers that were recorded of each flow (observables) and the solver's steps (steps), where "
+    "the sweep has them: medians and 80% bands over the grid's longest axis"
+)
+
+
+def add_commands(commands: Any) -> None:
+    """Add the subparsers of the commands that read what is stored."""
+    status = command(
+        commands,
+        "status",
+        status_command,
+        "how far a sweep is",
+        "Print how many lanes of a sweep are done (a lane is one flow, from one point of the "
+        "grid), how they ended, how many chunks that is (some lanes that are computed and saved "
+        "together), and who is at work on it.",
+    )
+    folder_argument(status)
+    verify = command(
+        commands,
+        "verify",
+        verify_command,
+        "compare every file of a sweep with its checksum",
+        "Compare every file of a sweep (labels, metadata, chunks, notes) with its checksum. "
+        "Nothing is changed. The exit code is 0 if all files are sound, and 1 if one is not.",
+    )
+    folder_argument(verify)
+    plot = command(
+        commands,
+        "plot",
+        plot_command,
+        "draw a sweep's results",
+        f"Draw {_FIGURES}. Each figure is written as PNG and PDF.",
+    )
+    folder_argument(plot)
+    plot.add_argument(
+        "--out", metavar="FOLDER", type=Path, help="where to write (default: DIR/figures)"
+    )
+    report = command(
+        commands,
+        "report",
+        report_command,
+        "one HTML page about a sweep",
+        "Write one self-contained HTML page: the setup, the theorems that apply, how far limits "
+        "lie from predictions, the lanes (single flows) that failed, and the figures that plot "
+        f"draws: {_FIGURES}.",
+    )
+    folder_argument(report)
+    report.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        help="where to write (default: DIR/report/report.html)",
+    )
+
+
+def status_command(arguments: Any) -> int:
+    """`lintensor-jax status DIR`."""
+    with library_errors_as_usage_errors(arguments.folder):
+        return print_status(arguments.folder, arguments.json)
+
+
+def verify_command(arguments: Any) -> int:
+    """`lintensor-jax verify DIR`."""
+    from ..sweeps.store.verify import verify
+
+    with library_errors_as_usage_errors(arguments.folder):
+        found = verify(arguments.folder)
+    print(json.dumps(found.as_json()) if arguments.json else found)
+    return 0 if found.sound else 1
+
+
+@contextlib.contextmanager
+def _odd_stores(folder: Path) -> Iterator[None]:
+    """A store whose entries are of other kinds than this package writes is refused in one line."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise UsageError(
+            f"{folder}: is no store that this package wrote, or damaged ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:100]}); lintensor-jax verify says which file."
+        ) from error
+
+
+def plot_command(arguments: Any) -> int:
+    """`lintensor-jax plot DIR`."""
+    from ..sweeps.report.figures import write_figures
+
+    with library_errors_as_usage_errors(arguments.folder), _odd_stores(arguments.folder):
+        written = write_figures(arguments.folder, arguments.out)
+    return print_written(written, arguments.json)
+
+
+def report_command(arguments: Any) -> int:
+    """`lintensor-jax report DIR`."""
+    configure_jax()
+    from ..sweeps.report.page import write_report
+
+    with library_errors_as_usage_errors(arguments.folder), _odd_stores(arguments.folder):
+        written = write_report(arguments.folder, arguments.out)
+    return print_written([written], arguments.json)

@@ -1,0 +1,150 @@
+"""The unit of work: one chunk of a store, computed and written by one idempotent function."""
+
+import contextlib
+import functools
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..grid import Grid
+from ..observables.base import AbstractObservable
+from ..plan import FAILURES, STATUSES, Options, Plan
+from ..store.claims import Claims
+from ..store.store import Store
+from .reopen import plan_of, require_same
+from .worker import Worker
+
+_KEPT = 2  # stores whose compiled programs a process keeps
+# Programs on several CPU devices share one pool of threads. If there are no more threads than
+# devices, they can wait for each other for ever (jaxlib 0.10, 2 cores, 12,500 lanes).
+_one_cpu_program = threading.Lock()
+_opening = threading.Lock()
+
+
+def pending(path: str | os.PathLike, verify: bool = False) -> list[int]:
+    """Numbers of the chunks of a store that are still to be computed.
+
+    With `verify`, also of finished chunks of which a file is missing or changed.
+
+    Raises `SweepError` (a RuntimeError) if there is no store.
+    """
+    return list(left(Store(Path(path)), verify))
+
+
+def left(store: Store, verify: bool = False) -> Iterator[int]:
+    """As `pending`, one by one."""
+    finished = store.finished()
+    for number in range(store.description["plan"]["chunks"]):
+        if number not in finished or (verify and store.damage(number)):
+            yield number
+
+
+def compute_chunk(
+    path: str | os.PathLike,
+    number: int,
+    grid: Grid | None = None,
+    observables: Sequence[AbstractObservable] | None = None,
+) -> dict[str, Any]:
+    """Compute one chunk of a store and write it; returns what the store keeps of it.
+
+    The function is idempotent. It writes the same bytes whenever, wherever and however often it
+    runs, on machines of one kind. A chunk that is finished and undamaged is not computed again. So
+    any scheduler can run any number of these calls at once, on any number of hosts that see the
+    folder, and repeat those that were lost.
+
+    **Arguments**
+
+    - `path`: the folder of a sweep.
+    - `number`: of the chunk, as in `pending(path)`.
+    - `grid`, `observables`: as in `lintensor_jax.resume`.
+
+    **Returns** a dict with `chunk`, `lanes`, `statuses`, `failed`, `seconds` and more.
+
+    **Raises** `SweepError`: no store, another grid, no room; ValueError for a number of no chunk.
+    """
+    path = Path(path)
+    store = Store(path)
+    chunks = store.description["plan"]["chunks"]
+    if not isinstance(number, int | np.integer) or not 0 <= number < chunks:
+        raise ValueError(
+            f"number: must be that of a chunk, 0 to {chunks - 1}, got {number!r}; pending(path) "
+            "lists those that are left."
+        )
+    return _compute(path, store, int(number), _Given(grid, observables))
+
+
+def compute_in_cluster(path: str, number: int, sweep: tuple[Grid, Options] | None) -> dict:
+    """As `compute_chunk`, in a worker of a cluster; `sweep` where the store cannot hold it."""
+    store = Store(Path(path))
+    in_double = store.description["dtype"] == "float64"
+    if jax.config.jax_enable_x64 != in_double:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_enable_x64", in_double)  # the process belongs to the cluster
+    given = _Given() if sweep is None else _Given(*sweep, is_checked=True)
+    return _compute(Path(path), store, number, given)
+
+
+class _Given:
+    """What the caller gave besides the store; equal if it is the same objects."""
+
+    def __init__(self, grid: Any = None, others: Any = None, is_checked: bool = False):
+        self.grid, self.others, self.is_checked = grid, others, is_checked
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Given) and other.grid is self.grid and other.others is self.others
+
+    def __hash__(self) -> int:
+        return hash((id(self.grid), id(self.others)))
+
+    def plan(self, store: Store) -> Plan:
+        """The plan; `others` are the observables, or if `is_checked` the options."""
+        if not self.is_checked:
+            return plan_of(store, self.grid, self.others)
+        plan = Plan(self.grid, self.others)
+        require_same(store, plan)
+        return plan
+
+
+def _compute(path: Path, store: Store, number: int, given: _Given) -> dict[str, Any]:
+    if number in store.finished() and not store.damage(number):
+        return store.manifest(number)
+    with _opening, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # whoever drives has said that versions differ
+        worker = _worker(path.resolve(), store.description["digest"], given)
+    with Claims(store.hidden) as claims, claims.of(number):
+        return computed(worker, store, number, jax.local_devices()[0])
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _worker(path: Path, digest: str, given: _Given) -> Worker:
+    return Worker(given.plan(Store(path)))
+
+
+def computed(worker: Worker, store: Store, number: int, device: Any) -> dict[str, Any]:
+    """Compute a chunk on a device and commit it; returns its manifest."""
+    began = time.monotonic()
+    plan = worker.plan
+    chunk = plan.chunk(number)
+    with _one_cpu_program if device.platform == "cpu" else contextlib.nullcontext():
+        outcome = worker.chunk(chunk, device)
+    numbers, counts = np.unique(outcome.values["status"], return_counts=True)
+    statuses = {STATUSES[c]: int(n) for c, n in zip(numbers, counts, strict=True)}
+    facts = {
+        "lanes": int(chunk.lanes.size),
+        "statuses": statuses,
+        "failed": {name: n for name, n in statuses.items() if name in FAILURES},
+        "stiff_lanes": len(outcome.unfinished),
+        "executed_steps": outcome.executed_steps,
+        "compilation": outcome.compilation,
+        "needed_steps": outcome.needed_steps,
+        "notes": {str(int(chunk.lanes[k])): note for k, note in outcome.notes.items()},
+        "device": device.device_kind,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    return store.commit(plan, chunk, outcome.values, facts)
