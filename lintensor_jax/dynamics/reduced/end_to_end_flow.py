@@ -4,9 +4,11 @@ From W_l^T W_l = W_{l+1} W_{l+1}^T the layers drop out of the flow of beta = W_1
 an ordinary differential equation in beta alone (Arora et al. 2018; Eftekhari 2020, eq. 17).
 """
 
+import functools
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -40,17 +42,14 @@ class EndToEndMatrix(eqx.Module):
         """beta."""
         return self.coefficients
 
-    def thin_svd(self) -> tuple[Float[Array, "d r"], Float[Array, " r"], Float[Array, "m r"]]:
-        """U, s, V with beta = U diag(s) V^T, `rank` columns each."""
-        matrix = self.coefficients.reshape(self.coefficients.shape[0], -1)
-        left, sizes, right = jnp.linalg.svd(matrix, full_matrices=False)
-        return left[:, : self.rank], sizes[: self.rank], right[: self.rank].T
-
     def truncated(self) -> "EndToEndMatrix":
         """The nearest matrix of rank `rank`."""
-        left, sizes, right = self.thin_svd()
-        nearest = ((left * sizes[None, :]) @ right.T).reshape(self.coefficients.shape)
+        nearest = _nearest(self.rank, self._matrix).reshape(self.coefficients.shape)
         return EndToEndMatrix(nearest, self.layers, self.rank)
+
+    @property
+    def _matrix(self):
+        return self.coefficients.reshape(self.coefficients.shape[0], -1)
 
     def metric(self, gradient: Array) -> tuple[Array, Scalar]:
         """A(G) = sum_j (beta beta^T)^((j-1)/L) G (beta^T beta)^((L-j)/L), and sqrt(<G, A(G)>).
@@ -59,19 +58,89 @@ class EndToEndMatrix(eqx.Module):
         singular vectors. They come from the thin SVD of beta, cut off at its known rank: an
         eigendecomposition of beta beta^T would leave (rounding)^(1/L) on the kernel.
         """
-        left, sizes, right = self.thin_svd()
-        G = gradient.reshape(left.shape[0], right.shape[0])
-        # s^(j/L), so that the j-th term is S^(2(j-1)/L) (U^T G V) S^(2(L-j)/L).
-        powers = sizes[None, :] ** (jnp.arange(self.layers)[:, None] / self.layers)
-        top = powers[-1]
-        after, before = G @ right * top[None, :], (left * top[None, :]).T @ G
-        inner = left.T @ G @ right
-        middle = powers[1:-1, :, None] * powers[-2:0:-1, None, :] * inner[None]
-        squared = jnp.sum(after**2) + jnp.sum(before**2) + jnp.sum(middle**2)
-        weights = jnp.sum(powers[1:-1, :, None] ** 2 * powers[-2:0:-1, None, :] ** 2, axis=0)
-        moved = (after * top[None, :]) @ right.T + (left * top[None, :]) @ before
-        moved = moved + left @ (weights * inner) @ right.T
-        return moved.reshape(gradient.shape), jnp.sqrt(squared)
+        G = gradient.reshape(self._matrix.shape)
+        moved, norm = _metric(self.layers, self.rank, self._matrix, G)
+        return moved.reshape(gradient.shape), norm
+
+
+def _thin_svd(matrix, rank):
+    left, sizes, right = jnp.linalg.svd(matrix, full_matrices=False)
+    return left[:, :rank], sizes[:rank], right[:rank].T
+
+
+# The derivatives of singular vectors are infinite where singular values are equal. Those of the
+# matrices below are not: they are written out.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _nearest(rank, matrix):
+    left, sizes, right = _thin_svd(matrix, rank)
+    return (left * sizes[None, :]) @ right.T
+
+
+@_nearest.defjvp
+def _(rank, primals, tangents):
+    """At a matrix of that rank: the tangent without its part between the two kernels."""
+    (matrix,), (tangent,) = primals, tangents
+    left, _, right = _thin_svd(matrix, rank)
+    rest = tangent - left @ (left.T @ tangent)
+    return _nearest(rank, matrix), tangent - (rest - (rest @ right) @ right.T)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _metric(layers, rank, matrix, G):
+    left, sizes, right = _thin_svd(matrix, rank)
+    # s^(j/L), so that the j-th term is S^(2(j-1)/L) (U^T G V) S^(2(L-j)/L).
+    powers = sizes[None, :] ** (jnp.arange(layers)[:, None] / layers)
+    top = powers[-1]
+    after, before = G @ right * top[None, :], (left * top[None, :]).T @ G
+    inner = left.T @ G @ right
+    middle = powers[1:-1, :, None] * powers[-2:0:-1, None, :] * inner[None]
+    squared = jnp.sum(after**2) + jnp.sum(before**2) + jnp.sum(middle**2)
+    weights = jnp.sum(powers[1:-1, :, None] ** 2 * powers[-2:0:-1, None, :] ** 2, axis=0)
+    moved = (after * top[None, :]) @ right.T + (left * top[None, :]) @ before
+    return moved + left @ (weights * inner) @ right.T, jnp.sqrt(squared)
+
+
+@_metric.defjvp
+def _(layers, rank, primals, tangents):
+    """From d of P = (beta beta^T)^(1/L) and Q = (beta^T beta)^(1/L); A(G) = sum P^j G Q^(L-1-j)."""
+    (matrix, G), (tangent, dG) = primals, tangents
+    left, sizes, right = _thin_svd(matrix, rank)
+    roots = sizes ** (2 / layers)
+    P, dP = _root_and_tangent(layers, left, right, sizes, roots, tangent)
+    Q, dQ = _root_and_tangent(layers, right, left, sizes, roots, tangent.T)
+
+    def applied(P, Q, G):
+        term, total = G, G
+        for _ in range(layers - 1):  # P (...) + G Q^k, k = 1, 2, ...
+            term = term @ Q
+            total = P @ total + term
+        return total
+
+    _, turned = jax.jvp(applied, (P, Q, G), (dP, dQ, dG))
+    moved, norm = _metric(layers, rank, matrix, G)
+    slope = jnp.vdot(dG, moved) + jnp.vdot(G, turned)
+    return (moved, norm), (turned, jnp.where(norm > 0, slope / (2 * _positive(norm)), 0.0))
+
+
+def _positive(norm):
+    return jnp.where(norm > 0, norm, 1.0)
+
+
+def _root_and_tangent(layers, left, right, sizes, roots, tangent):
+    """(beta beta^T)^(1/L) and its derivative along matrices of the same rank (Daleckii & Krein).
+
+    The divided differences of x^(1/L) are 1 / sum_k p_i^k p_j^(L-1-k) at p = x^(1/L): without a
+    difference, so that equal singular values are no exception.
+    """
+    k = jnp.arange(layers)[:, None, None]
+    sums = jnp.sum(roots[None, :, None] ** k * roots[None, None, :] ** (layers - 1 - k), axis=0)
+    along = tangent @ right * sizes[None, :]
+    inner = left.T @ along
+    across = along - left @ inner
+    # Towards the kernel the divided difference is p / x = s^(2/L - 2).
+    mixed = (across * (roots / sizes**2)[None, :]) @ left.T
+    moved = left @ ((inner + inner.T) / sums) @ left.T + mixed + mixed.T
+    return (left * roots[None, :]) @ left.T, moved
 
 
 class InducedSystem(eqx.Module):

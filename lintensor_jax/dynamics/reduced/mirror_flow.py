@@ -21,44 +21,80 @@ from ...penalized import require_no_decay
 from ...problems import AbstractProblem, AbstractRegressionProblem
 from ..gauss_newton import GaussNewton
 from ..options import fill_options
-from ..solution import FlowSolution, run
+from ..solution import FlowError, FlowSolution, run
+from ..statuses import FlowStatus, code_of
 from .mirror_coordinates import coordinates_of
 
 
+def most_rounding(like: Array) -> float:
+    """The largest relative error of rho that is accepted: sqrt(eps)."""
+    return float(jnp.finfo(like.dtype).eps) ** 0.5
+
+
 class DualSystem(eqx.Module):
-    """A `System` whose parameter vector is nu: the same flow in n dimensions."""
+    """A `System` whose parameter vector is nu: the same flow in n dimensions, or in r.
+
+    With `basis` (n, r), orthonormal, nu = basis q: only the part of nu counts that S X^T sees. The
+    rest would grow like the time on data that no beta fits, and its rounding would cover what
+    counts.
+    """
 
     coordinates: AbstractMirrorCoordinates
     problem: AbstractRegressionProblem
     depth: int = eqx.field(static=True)
+    lengths: Float[Array, " m"]  # bounds |S X^T nu|_j by lengths_j |nu|
+    basis: Float[Array, "n r"] | None = None
 
     @property
-    def initial(self) -> Float[Array, " n"]:
+    def initial(self) -> Float[Array, " r"]:
         """nu = 0."""
-        return jnp.zeros_like(self.problem.y)
+        y = self.problem.y
+        return jnp.zeros_like(y) if self.basis is None else jnp.zeros_like(self.basis[0])
 
-    def _zeta(self, nu):
-        return self.coordinates.S @ jnp.ravel(self.problem.adjoint(nu))
+    def _nu(self, theta):
+        return theta if self.basis is None else self.basis @ theta
 
-    def network(self, theta: Float[Array, " n"]) -> Any:
+    def _zeta(self, theta):
+        return self.coordinates.S @ jnp.ravel(self.problem.adjoint(self._nu(theta)))
+
+    def network(self, theta: Float[Array, " r"]) -> Any:
         """The network at nu."""
         return self.coordinates.network(self._zeta(theta))
 
-    def coefficients(self, theta: Float[Array, " n"]) -> Array:
+    def coefficients(self, theta: Float[Array, " r"]) -> Array:
         """beta at nu."""
         rho = self.coordinates.rho(self._zeta(theta))
         return (self.coordinates.S.T @ rho).reshape(self.problem.coefficient_shape)
 
-    def velocity(self, theta: Float[Array, " n"]) -> Float[Array, " n"]:
-        """d nu/dt = -r; for another loss than the squared one -l'(r)."""
-        return -self.problem.residual(self.coefficients(theta))
+    def velocity(self, theta: Float[Array, " r"]) -> Float[Array, " r"]:
+        """d nu/dt = -r, for another loss than the squared one -l'(r); 0 where rounding hides nu.
 
-    def gradient_norm(self, theta: Float[Array, " n"]) -> tuple[Array, Scalar]:
+        Where a coordinate decays to 0 while the data still pull on it, nu grows like the time. From
+        some time on zeta is a difference of large numbers. By then the network stands still or
+        `mirror_flow` refuses (see `_require_rest`).
+        """
+        seen = self._seen(self.problem.residual(self.coefficients(theta)))
+        return jnp.where(self.rounding(theta) < most_rounding(theta), -seen, 0.0)
+
+    def _seen(self, residual):
+        return residual if self.basis is None else self.basis.T @ residual
+
+    def rounding(self, theta: Float[Array, " r"]) -> Scalar:
+        """The relative error of rho that the rounding of nu causes in the sums S X^T nu."""
+        zeta = self._zeta(theta)
+        # Each coordinate of rho depends on its own zeta only.
+        rho, slope = jax.jvp(self.coordinates.rho, (zeta,), (jnp.ones_like(zeta),))
+        error = jnp.finfo(theta.dtype).eps * self.lengths * jnp.linalg.norm(theta)
+        size = jnp.max(jnp.abs(rho))
+        worst = jnp.max(jnp.where(jnp.isfinite(slope), jnp.abs(slope), 0.0) * error)
+        return jnp.where(size > 0, worst / jnp.where(size > 0, size, 1.0), 0.0)
+
+    def gradient_norm(self, theta: Float[Array, " r"]) -> tuple[Array, Scalar]:
         """r, and sqrt(r^T K r) with K = d(predictions)/d(nu), the tangent kernel."""
         residual = self.problem.residual(self.coefficients(theta))
-        zeta, direction = jax.jvp(self._zeta, (theta,), (residual,))
+        zeta, direction = jax.jvp(self._zeta, (theta,), (self._seen(residual),))
         _, slope = jax.jvp(self.coordinates.rho, (zeta,), (direction,))
-        return residual, jnp.sqrt(jnp.vdot(direction, slope))
+        return residual, jnp.sqrt(jnp.maximum(jnp.vdot(direction, slope), 0.0))
 
     def finish_step(self, theta: Float[Array, " n"], size: Scalar, gradient: Scalar) -> Scalar:
         """Zero: Newton's method in nu stays on the flow's own manifold, so any step is exact."""
@@ -87,7 +123,9 @@ def mirror_flow(
     **Raises** `AssumptionFails` (a ValueError) with the property that fails and its measured value;
     ValueError where nu cannot hold the answer: for L >= 3 a relative error eps in nu becomes one of
     about eps / alpha^(L-2) in rho (initial scale alpha), and more than 1e-10 is refused, so that
-    rho keeps 1e-8: alpha >= 2e-6 for L = 3, 1.5e-3 for L = 4 in float64.
+    rho keeps 1e-8: alpha >= 2e-6 for L = 3, 1.5e-3 for L = 4 in float64. `FlowError` where a
+    coordinate decays to 0 while the data pull on it, nu has grown so far that its rounding changes
+    rho by sqrt(eps), and the network still moves.
 
     Source: Yun et al. 2021, Theorem 5 and its proof (appendix F); for the differential network
     Woodworth et al. 2020.
@@ -106,22 +144,77 @@ def mirror_flow(
             "loop over it, or use gradient_flow."
         )
     network, problem = same_dtype(network, problem)
-    coordinates = coordinates_of(network, problem)
-    depth = network.depth  # pyright: ignore[reportAttributeAccessIssue]
-    system: Any = DualSystem(coordinates, problem, depth)  # pyright: ignore[reportArgumentType]
+    system, sensors = _dual_system(network, problem)
     if finish is ...:
         finish = GaussNewton(max_relative_step=1e-2, max_iterations=12)
-    _set_tolerances(system, options)
+    _set_tolerances(system, sensors, options)
     throw = options.pop("throw", True)
-    return run(system, fill_options(system, finish=finish, **options), throw=throw)  # pyright: ignore
+    filled = fill_options(system, finish=finish, **options)  # pyright: ignore
+    return _with_rest_required(run(system, filled, throw=throw), sensors, throw)
 
 
-def _set_tolerances(system, options):
+def _dual_system(network, problem) -> tuple[Any, np.ndarray]:
+    """The system, and the rows (r, m) of S X^T that nu combines."""
+    coordinates = coordinates_of(network, problem)
+    depth: Any = network.depth
+    count, dtype = problem.y.shape[0], problem.y.dtype
+    rows = jax.vmap(lambda v: coordinates.S @ jnp.ravel(problem.adjoint(v)))
+    sensors = np.asarray(rows(jnp.eye(count, dtype=dtype)))
+    lengths = jnp.linalg.norm(sensors, axis=0)
+    left, sizes, right = np.linalg.svd(sensors, full_matrices=False)
+    kept = sizes > max(sensors.shape) * np.finfo(sizes.dtype).eps * sizes[0]
+    basis = None
+    if 0 < int(kept.sum()) < count:
+        basis = jnp.asarray(left[:, kept])
+        sensors = sizes[kept, None] * right[kept]
+    system: Any = DualSystem(coordinates, problem, depth, lengths, basis)
+    return system, sensors
+
+
+def _with_rest_required(solution, sensors, throw):
+    """The solution, if its end is that of the flow.
+
+    Where the rounding of nu hides the motion of zeta, nu is kept. That is right where the network
+    stands still: what is left of the motion of rho is no larger than that rounding, and no
+    coordinate that has decayed to 0 is on its way back. Elsewhere the flow is refused.
+    """
+    system: Any = solution.system
+    theta = solution.state.theta
+    limit = most_rounding(theta)
+    if not float(system.rounding(theta)) >= limit or _stands_still(system, theta, sensors, limit):
+        return solution
+    failed = eqx.tree_at(lambda s: s.code, solution, jnp.asarray(code_of(FlowStatus.non_finite)))
+    if not throw:
+        return failed
+    raise FlowError(
+        "the flow did not end: nu has grown so far that its rounding changes beta by more than "
+        f"{limit:.0e}, relatively, and beta still moves (its end is at a log time of about "
+        f"{float(solution.log_time[-1]):.6g}). Advice: integrate by gradient_flow.\n{solution}",
+        failed,
+    )
+
+
+def _stands_still(system, theta, sensors, limit):
+    zeta = system._zeta(theta)
+    rho, slope = jax.jvp(system.coordinates.rho, (zeta,), (jnp.ones_like(zeta),))
+    seen = np.asarray(system._seen(system.problem.residual(system.coefficients(theta))))
+    rho, slope, zeta = (np.asarray(part) for part in (rho, slope, zeta))
+    size = float(np.max(np.abs(rho)))
+    push = -sensors.T @ seen
+    kernel = (sensors * slope) @ sensors.T
+    step = -np.linalg.pinv(kernel, rcond=limit) @ seen  # to where the moving coordinates rest
+    moved = float(np.max(np.abs(slope * (sensors.T @ step))))
+    asleep = np.abs(slope) * np.linalg.norm(sensors, axis=0) * np.linalg.norm(seen) <= limit * size
+    back = asleep & (zeta * push < 0) & (np.abs(rho) < limit * size)
+    pushed = np.abs(push) > limit * np.linalg.norm(sensors, axis=0) * np.linalg.norm(seen)
+    return moved <= 10 * limit * size and not np.any(back & pushed)
+
+
+def _set_tolerances(system, sensors, options):
     """Tolerances for nu that keep rho to `rtol`, in `options`; or a refusal."""
     dtype = system.initial.dtype
     eps = float(jnp.finfo(dtype).eps)
     rtol = (1e-8 if eps < 1e-12 else 1e-5) if options.get("rtol") is None else options["rtol"]
-    sensors = np.asarray(jax.vmap(system._zeta)(jnp.eye(system.initial.size, dtype=dtype)))
     growth, angle = _sensitivity(system, sensors)
     if 100 * eps * growth > 1e-8:
         factor = (1e10 * eps * growth) ** (1 / (system.depth - 2))
@@ -143,5 +236,5 @@ def _sensitivity(system, sensors):
     if known is None:
         return 1.0, 1.0
     # rho is as large as the min-norm one.
-    rho = np.linalg.lstsq(sensors, np.asarray(system.problem.y))[0]
+    rho = np.linalg.lstsq(sensors, np.asarray(system._seen(system.problem.y)))[0]
     return known(np.max(np.abs(rho)))

@@ -169,3 +169,37 @@ def test_the_rank_must_be_given_where_it_cannot_be_seen():
     problem, beta = _case(4, 3, 2)
     with pytest.raises(ValueError, match=r"rank: must be given under jax\.jit"):
         jax.eval_shape(lambda b: lt.induced_flow(b, problem, 2).coefficients, jnp.asarray(beta))
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_derivatives_at_equal_singular_values(depth):
+    """Singular vectors have none there; the flow has."""
+    problem = lt.Regression(np.eye(2), [[1.0, 0.3], [-0.2, 0.7]])
+
+    def end(coefficients):
+        stop = lt.StopAtTime(0.5)
+        flow = lt.induced_flow(coefficients, problem, depth, rank=2, stop=stop, saveat=[0.5])
+        return flow.coefficients[0]
+
+    start, along = 0.5 * jnp.eye(2), jnp.array([[0.3, -0.2], [0.1, 0.4]])
+    _, slope = jax.jvp(end, (start,), (along,))
+    step = 1e-4
+    difference = (end(start + step * along) - end(start - step * along)) / (2 * step)
+    # Central differences: step^2, and the flow's 1e-10 over the step.
+    np.testing.assert_allclose(slope, difference, rtol=0, atol=1e-5)
+
+
+def test_derivatives_keep_the_rank():
+    problem = lt.Regression(np.eye(3), [[1.0, 0.3], [-0.2, 0.7], [0.5, 0.1]])
+    left, right = jnp.array([1.0, 0.4, -0.3]), jnp.array([0.6, -0.2])
+
+    def end(left):
+        stop = lt.StopAtTime(0.5)
+        beta = jnp.outer(left, right)
+        return lt.induced_flow(beta, problem, 3, rank=1, stop=stop, saveat=[0.5]).coefficients[0]
+
+    along = jnp.array([0.2, -0.5, 0.3])
+    _, slope = jax.jvp(end, (left,), (along,))
+    step = 1e-4
+    difference = (end(left + step * along) - end(left - step * along)) / (2 * step)
+    np.testing.assert_allclose(slope, difference, rtol=0, atol=1e-5)
