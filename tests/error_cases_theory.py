@@ -9,10 +9,10 @@ from error_cases import Cases, OwnNetwork, classification, diagonal, regression,
 
 import lintensor_jax as lt
 from lintensor_jax.networks import AssumptionFails
+from lintensor_jax.theory import yun_rate_bound
 from lintensor_jax.theory.least_norm.max_margin import NonSeparableError
 from lintensor_jax.theory.least_norm.min_norm import InconsistentEquationsError
 from lintensor_jax.theory.rates import stable_sets
-from lintensor_jax.theory.rates.bounds import yun_rate_bound
 from lintensor_jax.theory.rates.wide_networks import theorem_12
 from lintensor_jax.theory.regression.yun_theorem_5 import diagonal_limit
 from lintensor_jax.theory.regression.yun_theorem_6 import limit_point_two_layer

@@ -89,9 +89,10 @@ def balanced(like: Network, coefficients: Float[Array, "..."]) -> Network:
 
     * diagonal: |w_l| = |beta|^(1/L) in every coordinate; w_1 carries the signs;
     * convolution, all filters of full length: |DFT w_l| = |DFT beta|^(1/L); w_1 carries the phases;
-    * fully-connected: W_l^T W_l = W_{l+1} W_{l+1}^T (Ji & Telgarsky 2019; Arora et al. 2019), from
-      the singular value decomposition U S V^T of beta: W_1 = U S^(1/L) [I 0], ...,
-      W_L = [I 0]^T S^(1/L) V^T. Hidden layers must not be narrower than the rank of beta.
+    * fully-connected and matrix factorization: W_l^T W_l = W_{l+1} W_{l+1}^T (Ji & Telgarsky
+      2019; Arora et al. 2019), from the singular value decomposition U S V^T of beta:
+      W_1 = U S^(1/L) [I 0], ..., W_L = [I 0]^T S^(1/L) V^T. Hidden layers must not be narrower
+      than the rank of beta.
 
     **Arguments**
 
@@ -106,8 +107,9 @@ def balanced(like: Network, coefficients: Float[Array, "..."]) -> Network:
     if start is None:
         raise ValueError(
             "balanced: like must have balanced parameters, a method balanced_start(coefficients) "
-            f"({architectures_with('balanced_start')} have it), got {_name(like)}; use matching, "
-            "which needs no balanced parameters."
+            f"({architectures_with('balanced_start')} have it), got {_name(like)}, for which such "
+            "parameters need not exist; write balanced_start, or take matching, which has the same "
+            "coefficients and is not balanced."
         )
     return start
 

@@ -17,6 +17,8 @@ from .classification.finite_loss import FiniteLossDirection as FiniteLossDirecti
 from .classification.finite_loss import direction_at_loss as direction_at_loss
 from .classification.finite_loss import finite_loss_path as finite_loss_path
 from .classification.finite_loss import interpolated_max_margin as interpolated_max_margin
+from .classification.ji_telgarsky import lemma_2_10 as lemma_2_10
+from .classification.ji_telgarsky import lemma_2_11 as lemma_2_11
 from .classification.yun_theorem_1 import SingularVectors as SingularVectors
 from .classification.yun_theorem_1 import remaining_variation as remaining_variation
 from .classification.yun_theorem_1 import residual_direction as residual_direction
@@ -48,16 +50,17 @@ from .least_norm.norms import WeightedL2Norm as WeightedL2Norm
 from .predict import predict as predict
 from .prediction import Candidate as Candidate
 from .prediction import Conclusion as Conclusion
+from .prediction import Considered as Considered
 from .prediction import ExponentialDecay as ExponentialDecay
 from .prediction import HarmonicDecay as HarmonicDecay
 from .prediction import Kind as Kind
 from .prediction import Prediction as Prediction
+from .rate_of_prediction import yun_rate_bound as yun_rate_bound
 from .rates.bounds import Bound as Bound
 from .rates.bounds import deviation_bound as deviation_bound
 from .rates.bounds import distance_from_invariant_set as distance_from_invariant_set
 from .rates.bounds import rate_bounds as rate_bounds
 from .rates.bounds import resting_part as resting_part
-from .rates.bounds import yun_rate_bound as yun_rate_bound
 from .rates.imbalance import ConvergenceRateBound as ConvergenceRateBound
 from .rates.imbalance import Imbalance as Imbalance
 from .rates.imbalance import convergence_rate_bound as convergence_rate_bound

@@ -1,5 +1,8 @@
 """What can be decided, before a flow has run, about the claim that its loss tends to its least."""
 
+import functools
+import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import equinox as eqx
@@ -7,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..networks import coefficients_and_pullback
-from ..problems import Regression
+from ..networks import FullyConnectedNetwork, coefficients_and_pullback
 from .assumptions import Assumption, is_tensor_network, rounding
+from .critical_levels import critical_levels
+from .row_space import row_space
 
 _CLAIM = "the loss tends to its least value"
 # How far a sum of two layers may be from zero by the rounding of a singular value decomposition.
@@ -19,24 +23,28 @@ _ROUNDINGS = 16
 def refuted_convergence(network: Any, problem: Any) -> Assumption | None:
     """An assumption that fails and says why this flow's loss cannot tend to 0; None if open.
 
-    Three reasons are decided: the start is a critical point, where no flow moves; the targets have
-    a higher rank than the narrowest layer lets through; in two layers on one direction of data
+    Four reasons are decided: the start is a critical point, where no flow moves; the targets have
+    a higher rank than the narrowest layer lets through; balanced layers keep the rank and the sign
+    of the determinant of their product, and the targets have others (Eftekhari 2020, Lemma 11);
+    in two layers on one direction of data
     every growing component of the start is zero, so that the prediction keeps its sign (Yun et al.
-    2021, proof of Theorem 6; for one neuron Ji & Telgarsky 2019, Appendix A).
+    2021, proof of Theorem 6; for one neuron Ji & Telgarsky 2019, Appendix A). Directions of data
+    that the flow never takes do not count.
 
     **Arguments**
 
     - `network`: any network.
     - `problem`: `Regression` or `Classification` with concrete arrays.
     """
-    for decide in (_critical_start, _too_narrow, _keeps_its_sign):
+    for decide in (critical_start, _too_narrow, _keeps_its_sign, _keeps_rank_and_sign):
         found = decide(network, problem)
         if found is not None:
             return found
     return None
 
 
-def _critical_start(network, problem):
+def critical_start(network: Any, problem: Any) -> Assumption | None:
+    """An assumption that fails if no flow moves from this start, which is no global minimum."""
     beta, pull = coefficients_and_pullback(network)
     if problem.has_margins:
         # The softmax of the slopes: the gradient without its size, which may underflow.
@@ -44,8 +52,8 @@ def _critical_start(network, problem):
         gradient = problem.signed_data.T @ weights
     else:
         gradient = problem.adjoint(problem.residual(beta))
-        if not np.any(np.asarray(problem.residual(beta))):
-            return None
+        if not np.any(np.asarray(gradient)):
+            return None  # a global minimum
     leaves = [x for x in jax.tree.leaves(pull(gradient)) if eqx.is_inexact_array(x)]
     if any(np.any(np.asarray(leaf)) for leaf in leaves):
         return None
@@ -61,9 +69,7 @@ def _too_narrow(network, problem):
     if problem.has_margins or np.ndim(problem.y) != 2 or not hasattr(network, "weights"):
         return None
     widths = [w.shape[0] for w in network.weights[1:]]
-    sizes = np.linalg.svd(np.asarray(problem.y), compute_uv=False)
-    # 4 * 256 roundings: only singular values that no rounding has made count.
-    rank = int(np.sum(sizes > 4 * rounding(problem.y) * max(problem.y.shape) * sizes[0]))
+    rank = critical_levels(network.weights, row_space(problem.X, problem.y)).wanted
     if not widths or rank <= min(widths):
         return None
     return Assumption(
@@ -79,7 +85,7 @@ def _keeps_its_sign(network, problem):
     """Two layers, one direction of data: v_1 and v_2 turn hyperbolically, each (a, b) by itself."""
     if not is_tensor_network(network) or network.depth != 2 or np.ndim(problem.y) != 1:
         return None
-    direction = _only_direction(problem)
+    direction = _only_direction(problem) or _eigenvector(network, problem)
     if direction is None:
         return None
     x, sign = direction
@@ -114,15 +120,102 @@ def _only_direction(problem):
         signs = np.sign(y * along)
         return (right[0], signs[0]) if np.all(signs == signs[0]) and signs[0] else None
     wanted = float(along @ y) / float(along @ along)
-    if np.linalg.norm(along * wanted - y) > rounding(y) * np.linalg.norm(y):
-        return None  # the loss does not tend to 0 anyway: the data say so
+    off = np.linalg.norm(along * wanted - y) > rounding(y) * np.linalg.norm(y)
+    if off and not problem.has_squared_loss:
+        return None  # its least value need not be where that of the squared loss is
     return (right[0], np.sign(wanted)) if wanted else None
 
 
-def tends_to_zero(network: Any, problem: Regression, proved: bool, source: str) -> Assumption:
-    """The assumption "the loss tends to 0": proved, refuted, or open."""
-    if not proved:
-        refuted = refuted_convergence(network, problem)
-        if refuted is not None:
-            return refuted
-    return Assumption("the loss tends to 0", None, True if proved else None, source)
+def _keeps_rank_and_sign(network, problem):
+    """Balanced layers of any depth: the product keeps its rank, so its determinant has one sign.
+
+    In the row space of the data. With one number in each layer the two smallest suffice: if they
+    are equal, neither passes zero before the other, and there the flow would stand.
+    """
+    if not isinstance(network, FullyConnectedNetwork):
+        return None
+    first, *others = (np.asarray(w).reshape(w.shape[0], -1) for w in network.weights)
+    direction = _only_direction(problem) if np.ndim(problem.y) == 1 else None
+    direction = direction or _eigenvector(network, problem)
+    if direction is not None:
+        first, wanted = direction[0][None, :] @ first, np.array([[float(direction[1])]])
+    elif problem.has_margins:
+        return None
+    else:
+        data = row_space(problem.X, problem.y)
+        first, wanted = data.basis @ first, data.projected() / data.sizes[:, None]
+    layers = [first, *others]
+    size = max(np.linalg.norm(w, 2) for w in layers)
+    gaps = [np.linalg.norm(a.T @ a - b @ b.T, 2) for a, b in itertools.pairwise(layers)]
+    balanced = max(gaps) <= rounding(first) * size**2
+    if not balanced and all(w.size == 1 for w in layers):
+        sizes = np.sort(np.abs(np.concatenate([w.ravel() for w in layers])))
+        balanced = sizes[1] - sizes[0] <= rounding(first) * size
+    if not balanced or not size > 0:
+        return None
+    product = functools.reduce(np.matmul, layers)
+    ranks = [_rank(product), _rank(wanted)]
+    source = "Eftekhari 2020, Lemma 11"
+    if ranks[0] < ranks[1]:
+        return Assumption(
+            f"{_CLAIM} (it cannot: balanced layers keep the rank of their product, and the targets "
+            "have a higher one), the two ranks",
+            tuple(ranks),
+            False,
+            source,
+        )
+    if wanted.shape[0] != wanted.shape[1] or ranks != [len(wanted)] * 2:
+        return None
+    signs = tuple(int(np.linalg.slogdet(m)[0]) for m in (product, wanted))
+    if signs[0] == signs[1]:
+        return None
+    return Assumption(
+        f"{_CLAIM} (it cannot: balanced layers keep the rank of their product, so that its "
+        "determinant never has the sign of that of the targets), the two signs",
+        signs,
+        False,
+        source,
+    )
+
+
+def _rank(matrix):
+    sizes = np.linalg.svd(matrix, compute_uv=False)
+    return int(np.sum(sizes > rounding(sizes) * max(matrix.shape) * sizes[0]))
+
+
+def _eigenvector(network, problem):
+    """x and sign, where the flow of fully connected layers never leaves one direction.
+
+    It does not if b = X^+ y is an eigenvector of X^T X and the first layer has, in the row space of
+    X, columns along b only: then so has its velocity, -X^T r times a row.
+    """
+    is_covered = isinstance(network, FullyConnectedNetwork) and np.ndim(problem.y) == 1
+    if problem.has_margins or not is_covered:
+        return None
+    data = row_space(problem.X, problem.y)
+    b = data.basis @ np.asarray(data.least_squares())
+    if not np.linalg.norm(b) > 0:
+        return None
+    unit = b / np.linalg.norm(b)
+    zero = rounding(b)
+    turned = data.sizes**2 * unit
+    first = data.basis @ np.asarray(network.weights[0])
+    off = [turned - unit * (unit @ turned), first - np.outer(unit, unit @ first)]
+    scales = [data.sizes[0] ** 2, np.linalg.norm(network.weights[0])]
+    if any(np.linalg.norm(o) > zero * scale for o, scale in zip(off, scales, strict=True)):
+        return None
+    return data.basis.T @ unit, 1.0
+
+
+def convergence(network: Any, problem: Any, proofs: Iterable[Assumption | None], goal: str):
+    """The assumption `goal` ("the loss tends to 0"): proved, refuted, or open.
+
+    `proofs`: assumptions that imply it if they hold; None and what does not hold proves nothing.
+    """
+    refuted = refuted_convergence(network, problem)
+    if refuted is not None:
+        return refuted
+    for proof in proofs:
+        if proof is not None and proof.holds:
+            return proof
+    return Assumption(goal, None, None, "this package")

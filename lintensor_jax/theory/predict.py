@@ -27,19 +27,25 @@ def predict(
 ) -> Prediction:
     """Where gradient flow from `network`'s current parameters goes, according to theory.
 
-    The theorems about this architecture and problem are tried from the most specific on; every
-    assumption is measured on the current parameters (the initial scale alpha is part of them) and
-    on the data. ``print(lt.predict(network, problem))`` explains the outcome in words. If nothing
-    applies, `.theorem`, `.limit` and `.kind` are None and `.assumptions` has the violated one with
-    its value. No flow is integrated.
+    All theorems about this architecture and problem are measured, the most specific first: every
+    assumption on the current parameters (the initial scale alpha is part of them) and on the data.
+    An assumption about the flow's future, such as that its loss tends to 0, is proved, refuted or
+    open. The answer is the first theorem whose assumptions are all proved; if there is none, the
+    first that violates nothing, with what is open. `.considered` lists all of them.
+    ``print(lt.predict(network, problem))`` explains the outcome in words. If nothing applies,
+    `.theorem`, `.limit` and `.kind` are None and `.assumptions` has the violated one with its
+    value. No flow is integrated.
 
-    - `Regression`: Yun et al. 2021, Theorem 6 (one sample, two layers), Theorem 5 with Corollaries
-      5 and 6, Theorem 7; two layers from any unbalanced start and differential networks (Woodworth
-      et al. 2020); Min et al. 2021, Proposition 10.
+    - `Regression`: Yun et al. 2021, Theorem 6 (two layers, data of one direction), Theorem 5 with
+      Corollaries 5 and 6, Theorem 7; two layers from any unbalanced start and differential networks
+      (Woodworth et al. 2020); one hidden neuron (Azulay et al. 2021); Min et al. 2021, Proposition
+      10 and Theorem 3 with Proposition 9; Eftekhari 2020, Theorems 16 and 20. The data may be
+      dependent or more than d; for the squared loss they may also be contradictory.
     - `MatrixSensing`: Yun et al. 2021, Corollary 7. `MatrixCompletion`: the same for entries on the
       diagonal; any other completion is open.
     - `Classification`: Yun et al. 2021, Theorem 3 with Corollary 4, Theorem 2 with Corollaries 2
-      and 3, Corollary 1, Theorem 1.
+      and 3, Corollary 1, Theorem 1; Ji & Telgarsky 2019, Theorems 2.2 and 2.8; Gunasekar et al.
+      2018, Theorems 1, 2, 2a and 4.
 
     **Arguments**
 
@@ -64,8 +70,7 @@ def predict(
         f"and coefficients of shape {shape}"
     )
     given = itertools.chain.from_iterable(theorem(network, problem) for theorem in theorems)
-    candidates = itertools.chain(given, _candidates(network, problem))
-    return choose(subject, candidates, _unknown(network, problem))
+    return choose(subject, given, _candidates(network, problem), _unknown(network, problem))
 
 
 def _candidates(network: Any, problem: AbstractProblem) -> Iterator[Candidate]:
@@ -94,8 +99,8 @@ def _unknown(network, problem):
         )
         return Candidate("every theorem of this package", (data,), nothing_to_conclude)
     architecture = Assumption(
-        "an architecture that some theorem here is about; one of your own can be told as a "
-        "TensorNetwork or an OrthogonalNetwork, if it is one",
+        "an architecture that some theorem here is about (your own network is one if it has "
+        "`data_tensor`, `factors` and `with_factors`, or is written as a TensorNetwork)",
         type(network).__name__,
         False,
         "this package",

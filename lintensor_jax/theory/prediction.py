@@ -121,12 +121,37 @@ class Candidate(NamedTuple):
         """The assumptions that do not hold."""
         return tuple(a for a in self.assumptions if a.holds is False)
 
+    @property
+    def is_proved(self) -> bool:
+        """Whether every assumption holds, and none is open."""
+        return all(a.holds for a in self.assumptions)
 
-class Rejection(eqx.Module):
-    """A theorem that was considered first and does not apply, and why."""
+
+class Considered(eqx.Module):
+    """A theorem about this architecture and kind of problem, and what is known of its assumptions.
+
+    - `theorem`: its name. `assumptions`: all of them, measured.
+    """
 
     theorem: str = eqx.field(static=True)
-    violated: tuple[Assumption, ...]
+    assumptions: tuple[Assumption, ...]
+
+    @property
+    def violated(self) -> tuple[Assumption, ...]:
+        """The assumptions that do not hold."""
+        return tuple(a for a in self.assumptions if a.holds is False)
+
+    @property
+    def open(self) -> tuple[Assumption, ...]:
+        """The assumptions about the flow's future that are neither proved nor refuted."""
+        return tuple(a for a in self.assumptions if a.holds is None)
+
+    @property
+    def verdict(self) -> str:
+        """ "proved", "assumes what is open" or "does not apply"."""
+        if self.violated:
+            return "does not apply"
+        return "assumes what is open" if self.open else "proved"
 
 
 class Prediction(eqx.Module):
@@ -141,7 +166,9 @@ class Prediction(eqx.Module):
       those of the theorem which came closest (fewest violated, then most specific).
     - `rate`: a bound on the loss along the flow, or None.
     - `notes`: remarks in words.
-    - `rejected`: the more specific theorems that do not apply, each with what it violates.
+    - `considered`: every theorem about this architecture and kind of problem, of all papers, the
+      most specific first. Each has a `verdict`: all its assumptions are proved, or some are open
+      (as that the loss tends to 0), or one is violated.
     - `subject`: network and problem in words.
     """
 
@@ -151,8 +178,18 @@ class Prediction(eqx.Module):
     assumptions: tuple[Assumption, ...]
     rate: AbstractLossBound | None
     notes: tuple[str, ...] = eqx.field(static=True)
-    rejected: tuple[Rejection, ...]
+    considered: tuple[Considered, ...]
     subject: str = eqx.field(static=True)
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether a theorem applies and every assumption of it is proved, none open."""
+        return self.theorem is not None and all(a.holds for a in self.assumptions)
+
+    @property
+    def rejected(self) -> tuple[Considered, ...]:
+        """The theorems that violate something."""
+        return tuple(c for c in self.considered if c.violated)
 
     @property
     def violated(self) -> tuple[Assumption, ...]:
@@ -165,12 +202,13 @@ class Prediction(eqx.Module):
         lines += [f"  {a}" for a in self.assumptions]
         if self.rate is not None:
             lines.append(f"Loss bound: {self.rate}")
-        others = [r for r in self.rejected if self.theorem is not None or r is not self._closest]
+        this = self.theorem or self._closest.theorem
+        others = [c for c in self.considered if c.theorem != this]
         if others:
-            lines.append("Considered as well, and not applicable:")
-        for r in others:
-            lines.append(f"  {r.theorem}")
-            lines += [f"    {a}" for a in r.violated]
+            lines.append("Considered as well:")
+        for c in others:
+            lines.append(f"  {c.theorem}: {c.verdict}")
+            lines += [f"    {a}" for a in c.violated or c.open]
         if self.notes:
             lines.append("Notes:")
         lines += [f"  {note}" for note in self.notes]
@@ -188,14 +226,13 @@ class Prediction(eqx.Module):
             yield f"Closest: {self._closest.theorem}, with {count}:"
             yield from (f"  {a.statement}: {a.shown_value}" for a in broken)
             return
-        is_open = any(a.holds is None for a in self.assumptions)
         claim = {
             Kind.EXACT: "the limit below is exact",
             Kind.ALPHA_TO_ZERO: "the limit below is approached as the initial scale tends to 0",
             Kind.LAZY: "the limit below is approached as the parameters have to move less",
             Kind.STATIONARY: "the limit meets the condition in the notes",
         }[self.kind or Kind.EXACT]
-        given = ", given the open assumptions" if is_open else ""
+        given = ", given the open assumptions" if not self.is_proved else ""
         yield f"{self.theorem} applies: {claim}{given}."
         if self.limit is None:
             yield "Limit: one of the points that meet it; which one is not predicted."
@@ -204,40 +241,44 @@ class Prediction(eqx.Module):
 
     @property
     def _closest(self):
-        return _closest(self.rejected)
+        return _closest(self.considered)
 
 
-def choose(subject: str, candidates: Iterable[Candidate], unknown: Candidate) -> Prediction:
-    """The first candidate that violates nothing; else a refusal that names the closest.
+def choose(
+    subject: str, given: Iterable[Candidate], candidates: Iterable[Candidate], unknown: Candidate
+) -> Prediction:
+    """The first candidate that is proved, else the first that violates nothing, else a refusal.
 
-    `unknown` is what is refused if there are no candidates.
+    `given` come before `candidates`: the first of them that violates nothing is taken. A refusal
+    names the closest of all. `unknown` is what is refused if there are no candidates.
     """
-    considered = []
-    for candidate in candidates:
-        considered.append(candidate)
-        if candidate.violated:
-            continue
-        conclusion = candidate.conclude()
+    of_user, ours = tuple(given), tuple(candidates)
+    possible = [c for c in of_user if not c.violated]
+    if not possible:
+        possible = sorted((c for c in ours if not c.violated), key=lambda c: not c.is_proved)
+    every = (*of_user, *ours) or (unknown,)
+    considered = tuple(Considered(c.theorem, c.assumptions) for c in every)
+    if not possible:
         return Prediction(
-            theorem=candidate.theorem,
-            limit=conclusion.limit,
-            kind=conclusion.kind,
-            assumptions=candidate.assumptions,
-            rate=conclusion.rate,
-            notes=conclusion.notes,
-            rejected=_rejections(considered[:-1]),
+            theorem=None,
+            limit=None,
+            kind=None,
+            assumptions=_closest(considered).assumptions,
+            rate=None,
+            notes=tuple(dict.fromkeys(note for c in every for note in c.otherwise)),
+            considered=considered,
             subject=subject,
         )
-    considered = considered or [unknown]
-    closest = _closest(considered)
+    chosen = possible[0]
+    conclusion = chosen.conclude()
     return Prediction(
-        theorem=None,
-        limit=None,
-        kind=None,
-        assumptions=closest.assumptions,
-        rate=None,
-        notes=tuple(dict.fromkeys(note for c in considered for note in c.otherwise)),
-        rejected=_rejections(considered),
+        theorem=chosen.theorem,
+        limit=conclusion.limit,
+        kind=conclusion.kind,
+        assumptions=chosen.assumptions,
+        rate=conclusion.rate,
+        notes=conclusion.notes,
+        considered=considered,
         subject=subject,
     )
 
@@ -250,7 +291,3 @@ def _closest(considered):
 def nothing_to_conclude() -> Conclusion:
     """The `conclude` of a candidate that is known to violate something."""
     raise AssertionError("a theorem with a violated assumption concludes nothing")
-
-
-def _rejections(candidates):
-    return tuple(Rejection(c.theorem, c.violated) for c in candidates)

@@ -1,5 +1,7 @@
 """Initial parameters: prescribed coefficients, conserved gaps, the conditions of the theorems."""
 
+import itertools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -142,6 +144,16 @@ def test_balanced_and_matching_reach_the_coefficients(build, depth, beta):
     np.testing.assert_allclose(
         start.linear_coefficients(), beta, rtol=0, atol=ROUNDING * (size + 1)
     )
+
+
+def test_balanced_matrix_factorization():
+    """As three fully connected layers of the same shapes, with a rank below d."""
+    beta = jnp.array(np.outer([1.0, 2.0, -1.0], [0.3, -0.2, 0.5]))
+    start = balanced(lt.MatrixFactorizationNetwork.zeros(3, 3), beta)
+    assert isinstance(start, lt.MatrixFactorizationNetwork)
+    np.testing.assert_allclose(start.linear_coefficients(), beta, rtol=0, atol=1e-14)
+    for before, after in itertools.pairwise(start.weights):
+        np.testing.assert_allclose(before.T @ before, after @ after.T, rtol=0, atol=1e-14)
 
 
 def test_balanced_with_several_outputs():

@@ -202,7 +202,8 @@ def _stands_still(system, theta, sensors, limit):
     size = float(np.max(np.abs(rho)))
     push = -sensors.T @ seen
     kernel = (sensors * slope) @ sensors.T
-    step = -np.linalg.pinv(kernel, rcond=limit) @ seen  # to where the moving coordinates rest
+    # To where the moving coordinates rest; directions of slow motion count, too.
+    step = -np.linalg.pinv(kernel, rcond=512 * float(np.finfo(kernel.dtype).eps)) @ seen
     moved = float(np.max(np.abs(slope * (sensors.T @ step))))
     asleep = np.abs(slope) * np.linalg.norm(sensors, axis=0) * np.linalg.norm(seen) <= limit * size
     back = asleep & (zeta * push < 0) & (np.abs(rho) < limit * size)

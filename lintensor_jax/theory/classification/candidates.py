@@ -13,7 +13,6 @@ from ...networks import (
     AssumptionFails,
     ConvolutionalNetwork,
     DiagonalNetwork,
-    DifferentialDiagonalNetwork,
     FullyConnectedNetwork,
 )
 from ...problems import Classification, Regression
@@ -34,6 +33,11 @@ from ..prediction import Candidate, Conclusion, HarmonicDecay, Kind, nothing_to_
 from ..regression.yun_theorem_6 import limit_point_two_layer
 from ..regression.yun_theorem_7 import convergence_conditions
 from .alignment import learning_conditions
+from .gunasekar import gunasekar_candidates
+from .ji_telgarsky import ji_telgarsky_candidate
+
+# Singular values above this share of the largest leave it late.
+_CLOSE = 1 - 1e-3
 
 
 def classification_candidates(network: Any, problem: Classification) -> Iterator[Candidate]:
@@ -77,16 +81,30 @@ def _of_another_tail(candidate, loss):
 
 
 def _of_exponential_tail(network, problem):
-    if isinstance(network, DifferentialDiagonalNetwork) or not is_tensor_network(network):
-        return
     separable, margin = _separability(problem)
-    if problem.X.shape[0] == 1 and network.depth == 2:
-        yield from _one_sample(network, problem, separable)
+    is_tensor = is_tensor_network(network)
     if isinstance(network, FullyConnectedNetwork):
+        if problem.X.shape[0] == 1 and network.depth == 2:
+            yield from _one_sample(network, problem, separable)
         yield _fully_connected(network, problem, separable, margin)
-    else:
+        yield _with_tail(ji_telgarsky_candidate(network, problem, separable), problem)
+    elif is_tensor:
+        if problem.X.shape[0] == 1 and network.depth == 2:
+            yield from _one_sample(network, problem, separable)
         yield _orthogonal(network, problem, separable, margin)
         yield from _singular_vectors(network, problem, separable)
+    for candidate in gunasekar_candidates(network, problem, separable):
+        yield _with_tail(candidate, problem)
+
+
+def _with_tail(candidate, problem):
+    """With the remark on losses of which only the tail is exponential."""
+
+    def conclude():
+        found = candidate.conclude()
+        return found._replace(notes=(*found.notes, *_tail(problem)))
+
+    return candidate._replace(conclude=conclude)
 
 
 def _separability(problem):
@@ -133,7 +151,8 @@ def _one_sample(network, problem, separable):
     is_short = isinstance(network, ConvolutionalNetwork) and network.filters[0].shape[0] <= 2
 
     def conclude():
-        top = s >= s[0] * (1 - jnp.sqrt(jnp.finfo(s.dtype).eps))
+        # Equal to rounding only: the smaller of two different values drops out in the limit.
+        top = s >= s[0] * (1 - rounding(s))
         # a cosh + b sinh and a sinh + b cosh of the angle s nu, nu -> y infinity.
         grown = jnp.where(top, left.T @ first + y * (right @ second), 0)
         grown = grown / jnp.max(jnp.abs(grown))  # its square may underflow
@@ -144,6 +163,12 @@ def _one_sample(network, problem, separable):
             notes += (
                 f"The top singular value has multiplicity {int(top.sum())}: within its subspace "
                 "the direction is that of U_1^T v_1(0) + y U_2^T v_2(0).",
+            )
+        behind = float(jnp.max(jnp.where(top, 0.0, s))) / float(s[0])
+        if behind > _CLOSE:
+            notes += (
+                f"The next singular value is {1 - behind:.2g} below the largest, relatively: the "
+                "flow comes near this direction only once its log margin exceeds the inverse.",
             )
         rate = _decay(network, problem, gap * size**2, "alpha^2 lambda |s|^2", "Theorem 3")
         return Conclusion(Kind.EXACT, beta / jnp.linalg.norm(beta), rate, notes + _tail(problem))

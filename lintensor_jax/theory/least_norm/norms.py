@@ -350,8 +350,8 @@ def _positive_weights(weights, owner):
         if bad.any():
             raise ValueError(
                 f"{owner}: weights must be positive and finite, got {np.asarray(array)[bad][0]} at "
-                f"index {np.argwhere(bad)[0].tolist()}; remove coordinates "
-                "that must not count in the norm from the data."
+                f"index {np.argwhere(bad)[0].tolist()}; give a coordinate that must not count, "
+                "such as a bias, a small weight: 1e-6 of the others changes the optimum by 1e-12."
             )
     return array
 

@@ -1,4 +1,4 @@
-"""Each statement of Min et al. 2021 (and Yun's rates) as a bound with its assumptions.
+"""Each statement of Min et al. 2021 as a bound with its assumptions.
 
 The numbers are computed in `imbalance`. Here their assumptions are checked. Everything is evaluated
 on concrete arrays.
@@ -14,7 +14,6 @@ from jaxtyping import Array
 from ...networks import FullyConnectedNetwork
 from ...problems import Regression
 from ..assumptions import Assumption, rounding
-from ..predict import predict
 from ..prediction import AbstractLossBound, ExponentialDecay
 from .imbalance import MIN, ConvergenceRateBound, convergence_rate_bound
 
@@ -165,32 +164,6 @@ def resting_part(network: FullyConnectedNetwork, problem: Regression) -> Array:
 def growth(exponent: float) -> float:
     """exp(exponent); infinite where it overflows, so that the bound is trivial."""
     return math.exp(exponent) if exponent < 700 else math.inf
-
-
-def yun_rate_bound(network, problem) -> Bound:
-    """Theorems 2, 5, 6 and 7 of Yun et al. 2021 (and relatives) as one bound on the loss.
-
-    It is `predict(network, problem).rate` with the assumptions of the theorem that was found to
-    apply: exp(-c t) for regression; 1/(1 + c L(0) t) for classification, where Theorems 2 and 3
-    print 1/(1 + c t). The value is c.
-
-    **Raises** ValueError if no theorem with a rate applies; the message names what is violated.
-    """
-    found = predict(network, problem)
-    if found.rate is None:
-        broken = "; ".join(str(a) for a in found.violated) or "nothing, but it states no rate"
-        raise ValueError(
-            f"yun_rate_bound: a theorem of Yun et al. 2021 with a rate must apply, got violated: "
-            f"{broken}. Start where one applies (lintensor_jax.initialization.matching), or use "
-            "convergence_rate_bound for two-layer networks."
-        )
-    return Bound(
-        found.theorem or "",
-        f"{found.rate.formula}, c =",
-        float(found.rate.value),
-        found.assumptions,
-        found.rate,
-    )
 
 
 def _width(network, found: ConvergenceRateBound):

@@ -26,11 +26,12 @@ from ..assumptions import (
     log_loss,
     rounding,
     two_layer_gap,
-    underdetermined,
     violated,
 )
 from ..convergence import refuted_convergence
 from ..prediction import Candidate, Conclusion, ExponentialDecay, Kind, nothing_to_conclude
+from ..row_space import row_space
+from .fully_connected import fully_connected_candidates
 from .other_mirror_maps import differential_limit, two_layer_limit
 from .yun_theorem_5 import (
     InterpolationLimit,
@@ -39,9 +40,10 @@ from .yun_theorem_5 import (
     limit_point,
 )
 from .yun_theorem_6 import limit_point_two_layer
-from .yun_theorem_7 import fully_connected_candidates
 
 _TWO_LAYERS = "two-layer mirror flow (Woodworth et al. 2020, Azulay et al. 2021)"
+# Two limits that differ by less, relatively, are the same up to the error of the two programs.
+_SAME_LIMIT = 1e-9
 _NUCLEAR = (
     "Conjecture (Gunasekar et al. 2017), not a prediction: as alpha -> 0 the limit is near the "
     "minimum of the nuclear norm, lintensor_jax.min_norm(problem, lintensor_jax.NuclearNorm())."
@@ -54,11 +56,33 @@ def regression_candidates(network: Any, problem: Regression) -> Iterator[Candida
     For another loss than the squared one nu of d nu/dt = -l'(r) stays in the same span, so that a
     flow that fits the data ends at the same point; only its time differs.
     """
-    if problem.has_squared_loss:
-        yield from _of_squared_loss(network, problem)
-        return
-    for candidate in _of_squared_loss(network, Regression(problem.X, problem.y)):
-        yield _of_another_loss(candidate, problem.residual_loss)
+    if isinstance(network, MatrixFactorizationNetwork):
+        network = FullyConnectedNetwork(network.weights)
+    data = row_space(problem.X, problem.y)
+    for candidate in _candidates(network, problem, data):
+        if not problem.has_squared_loss:
+            candidate = _of_another_loss(candidate, problem.residual_loss)
+        yield _with_remarks(candidate, data)
+
+
+def _with_remarks(candidate, data):
+    """What the data are to the flow, and whether the limit is the one of least l2 norm."""
+
+    def conclude():
+        conclusion = candidate.conclude()
+        notes = (*conclusion.notes, *data.notes)
+        if conclusion.limit is not None and not any("least l2 norm" in n for n in notes):
+            least = np.asarray(data.least_squares())
+            off = float(np.linalg.norm(np.asarray(conclusion.limit) - least))
+            size = float(np.linalg.norm(least))
+            if off <= _SAME_LIMIT * size:
+                notes += (
+                    "The limit agrees with the solution of least l2 norm, relative distance "
+                    f"{off / size if size else 0.0:.1e}.",
+                )
+        return conclusion._replace(notes=notes)
+
+    return candidate._replace(conclude=conclude)
 
 
 def _of_another_loss(candidate, loss):
@@ -91,24 +115,25 @@ def _of_another_loss(candidate, loss):
     return candidate._replace(assumptions=assumptions, conclude=conclude, otherwise=otherwise)
 
 
-def _of_squared_loss(network, problem):
-    if isinstance(network, MatrixFactorizationNetwork):
-        network = FullyConnectedNetwork(network.weights)
+def _candidates(network, problem, data):
     if isinstance(network, DifferentialDiagonalNetwork):
-        yield from _differential(network, problem)
+        yield from _differential(network, problem, data)
         return
-    if is_tensor_network(network) and problem.X.shape[0] == 1 and network.depth == 2:
-        yield from _one_sample(network, problem)
+    one_direction = data.rank == 1 or problem.X.shape[0] == 1
+    if is_tensor_network(network) and one_direction and network.depth == 2:
+        yield from _one_sample(network, problem, data)
     if isinstance(network, FullyConnectedNetwork):
-        yield from fully_connected_candidates(network, problem)
+        yield from fully_connected_candidates(network, problem, data)
     elif is_tensor_network(network):
         yield from _orthogonal(network, problem)
 
 
-def _one_sample(network, problem):
+def _one_sample(network, problem, data):
+    """Theorem 6, for data of one direction: they act as one sample."""
     source = f"{YUN}, Theorem 6"
-    found = limit_point_two_layer(network, problem)
-    size = float(jnp.linalg.norm(network.data_tensor(problem.X[0])))
+    alone = Regression(data.rows, data.targets) if data.rank else problem
+    found = limit_point_two_layer(network, alone)
+    size = float(jnp.linalg.norm(network.data_tensor(alone.X[0])))
     gap, nu = float(found.gap), float(found.nu)
     zero = rounding(found.gap) * max(float(v @ v) for v in network.factors)
     reaches = Assumption("the data tensor M(x) is not zero, its norm", size, size > 0, source)
@@ -125,34 +150,34 @@ def _one_sample(network, problem):
     )
     rate = ExponentialDecay(
         2 * gap * size**2,
-        log_loss(network, problem),
+        log_loss(network, alone),
         "c = 2 alpha^2 lambda |s|^2; Yun et al. 2021, eq. 73",
     )
     exact = Conclusion(Kind.EXACT, found.coefficients)
-    yield Candidate("Theorem 6", (reaches, condition), lambda: exact._replace(rate=rate))
+    known = data.of(problem.has_squared_loss, source)[1:]
+    yield Candidate("Theorem 6", (reaches, *known, condition), lambda: exact._replace(rate=rate))
     extended = "g increases and d nu/dt = y - g(nu), so the flow converges wherever y is in reach."
     yield Candidate(
         "Theorem 6 (extended to any start from which y is in reach)",
-        (reaches, in_reach),
+        (reaches, *known, in_reach),
         lambda: exact._replace(notes=(extended,)),
     )
 
 
 def _orthogonal(network, problem):
-    data = underdetermined(problem.X, f"{YUN}, section 5")
     name = "Theorem 5"
     if isinstance(network, ConvolutionalNetwork) and network.is_full_length:
-        yield from _even_convolution(network, problem, data)
+        yield from _even_convolution(network, problem)
         return
     try:
         found = components_of(network)
     except AssumptionFails as error:
         broken = violated(error, f"{YUN}, Assumption 1")
-        yield Candidate(name, (broken, *data), nothing_to_conclude)
+        yield Candidate(name, (broken,), nothing_to_conclude)
         return
-    setting = (*found.assumptions, found.is_real, *data)
+    setting = (*found.assumptions, found.is_real)
     if isinstance(network, DiagonalNetwork):
-        name, setting = "Theorem 5 (Corollary 5)", data
+        name, setting = "Theorem 5 (Corollary 5)", ()
     S = found.S
     yield from _interpolation(
         name,
@@ -162,11 +187,10 @@ def _orthogonal(network, problem):
         problem,
         lambda rho: rho if S is None else S.T @ rho,
         found.tolerance,
-        log_loss(network, problem),
     )
 
 
-def _even_convolution(network, problem, data):
+def _even_convolution(network, problem):
     source = f"{YUN}, Corollary 6"
     start = even_convolution_condition(network, problem)
     evenness = tuple(
@@ -185,13 +209,12 @@ def _even_convolution(network, problem, data):
     S = pairs[0][0]
     yield from _interpolation(
         "Theorem 5 (Corollary 6)",
-        (*evenness, *data),
+        evenness,
         jnp.stack([values for _, values in pairs]),
         problem.X @ S.T,
         problem,
         lambda rho: S.T @ rho,
         start.tolerance,
-        log_loss(network, problem),
     )
 
 
@@ -202,9 +225,7 @@ def sensing_candidates(network: Any, problem: MatrixSensing) -> Iterator[Candida
     try:
         alone = sensing_decomposition(problem)
     except AssumptionFails as error:
-        rows = underdetermined(problem.A.reshape(count, -1), source)
-        broken = (violated(error, source), *rows)
-        yield Candidate(name, broken, nothing_to_conclude, (_NUCLEAR,))
+        yield Candidate(name, (violated(error, source),), nothing_to_conclude, (_NUCLEAR,))
         return
     commuting = Assumption(
         "symmetric sensors that commute, relative residual of the joint diagonalisation",
@@ -222,9 +243,8 @@ def sensing_candidates(network: Any, problem: MatrixSensing) -> Iterator[Candida
         found = sensing_decomposition(both)
     except AssumptionFails as error:
         statement = f"every layer is diagonal in the sensors' common eigenbasis ({error.violated})"
-        rows = underdetermined(alone.eigenvalues, source)
         broken = Assumption(statement, error.value, False, source)
-        yield Candidate(name, (commuting, *rows, broken), nothing_to_conclude, (_NUCLEAR,))
+        yield Candidate(name, (commuting, broken), nothing_to_conclude, (_NUCLEAR,))
         return
     eigenvalues, values = found.eigenvalues[:count], found.eigenvalues[count:]
     diagonal = Assumption(
@@ -235,13 +255,12 @@ def sensing_candidates(network: Any, problem: MatrixSensing) -> Iterator[Candida
     )
     for candidate in _interpolation(
         name,
-        (commuting, *underdetermined(eigenvalues, source), diagonal),
+        (commuting, diagonal),
         values,
         eigenvalues,
         problem,
         found.coefficients,
         max(rounding(layers), 16 * found.residual),
-        log_loss(network, problem),
     ):
         stable = network.depth == 2 or all(not (a - np.diag(np.diag(a))).any() for a in both.A)
         yield candidate if stable else _with_rounding(candidate, values)
@@ -282,10 +301,14 @@ def _interpolation(
     problem: AbstractRegressionProblem,
     lift: Callable[[Array], Array],
     tolerance: float,
-    initial: float,
 ) -> Iterator[Candidate]:
     """Theorem 5, then any two layers, for the diagonal network `values` on measurements `rows`."""
     depth = len(values)
+    data = row_space(rows, problem.y)
+    setting = (*setting, *data.of(problem.has_squared_loss, f"{YUN}, section 5"))
+    if data.rank == 0:
+        yield Candidate(name, setting, nothing_to_conclude)
+        return
     start = equal_first_layers(values, tolerance, f"{YUN}, Theorem 5")
 
     def limit_of(found: InterpolationLimit, signs, gap):
@@ -295,10 +318,10 @@ def _interpolation(
         return Conclusion(Kind.EXACT, lift(signs * found.rho), rate(gap))
 
     def rate(gap):
-        smallest = float(np.linalg.svd(np.asarray(rows), compute_uv=False)[-1])
+        excess = Regression(data.rows, data.targets)
         return ExponentialDecay(
-            2 * gap ** (depth - 1) * smallest**2,
-            initial,
+            2 * gap ** (depth - 1) * float(data.sizes[-1]) ** 2,
+            float(excess.log_loss(jnp.prod(values, axis=0))),
             "c = 2 (alpha^2 lambda)^(L-1) s_min(X S^T)^2; Yun et al. 2021, eq. 61-62",
         )
 
@@ -307,11 +330,11 @@ def _interpolation(
         signs = jnp.prod(jnp.sign(values[:-1]), axis=0)
         alpha = jnp.max(jnp.abs(values[0]))
         eta = jnp.abs(values[0]) / alpha
-        found = limit_point(None, rows * signs[None, :], problem.y, depth, alpha, eta)
+        found = limit_point(None, data.rows * signs[None, :], data.targets, depth, alpha, eta)
         return limit_of(found, signs, start[-1].value)
 
     def two_layers():
-        found = two_layer_limit(None, rows, problem.y, values[0], values[1])
+        found = two_layer_limit(None, data.rows, data.targets, values[0], values[1])
         return limit_of(found, 1.0, unbalanced.value)
 
     yield Candidate(name, (*setting, *start), theorem_5)
@@ -320,10 +343,14 @@ def _interpolation(
         yield Candidate(_TWO_LAYERS, (*setting, unbalanced), two_layers)
 
 
-def _differential(network, problem):
+def _differential(network, problem, data):
     source = "Woodworth et al. 2020, Theorems 1 and 3"
     depth, plus, minus = network.depth, network.positive, network.negative
-    data = underdetermined(problem.X, source)
+    known = data.of(problem.has_squared_loss, source)
+    if data.rank == 0:
+        yield Candidate(source, known, nothing_to_conclude)
+        return
+    alone = Regression(data.rows, data.targets)
     if depth % 2 == 0:
         plus, minus = jnp.abs(plus), jnp.abs(minus)
     largest = float(max(jnp.max(jnp.abs(plus)), jnp.max(jnp.abs(minus)))) or 1.0
@@ -339,12 +366,12 @@ def _differential(network, problem):
         ),
         Assumption("no weight is zero, smallest |w_+|", smallest, smallest > 0, source),
     )
-    smallest_x = float(np.linalg.svd(np.asarray(problem.X), compute_uv=False)[-1])
+    smallest_x = float(data.sizes[-1])
 
     def conclude(found, product):
         rate = ExponentialDecay(
             4 * depth**2 * product ** (depth - 1) * smallest_x**2,
-            log_loss(network, problem),
+            log_loss(network, alone),
             "c = 4 D^2 (alpha^2 lambda)^(D-1) s_min(X)^2: |grad L|^2 >= c L, as u_+^(2-D) + "
             "u_-^(2-D) (for D = 2: u_+ u_-) is conserved",
         )
@@ -352,18 +379,18 @@ def _differential(network, problem):
 
     def equal():
         alpha = jnp.max(jnp.abs(plus))
-        found = differential_limit(problem.X, problem.y, depth, alpha, jnp.abs(plus) / alpha)
+        found = differential_limit(alone.X, alone.y, depth, alpha, jnp.abs(plus) / alpha)
         return conclude(found, smallest**2)
 
-    yield Candidate("Theorems 1 and 3 of Woodworth et al. 2020", (*data, *start), equal)
+    yield Candidate("Theorems 1 and 3 of Woodworth et al. 2020", (*known, *start), equal)
     if depth == 2:
         # (u_+ + u_-) (u_+ - u_-) is a product of two layers, with the flow of time doubled.
         first, second = plus + minus, plus - minus
         unbalanced = two_layer_gap(first, second, zero)
         yield Candidate(
             _TWO_LAYERS,
-            (*data, unbalanced),
+            (*known, unbalanced),
             lambda: conclude(
-                two_layer_limit(None, problem.X, problem.y, first, second), unbalanced.value / 4
+                two_layer_limit(None, alone.X, alone.y, first, second), unbalanced.value / 4
             ),
         )

@@ -9,8 +9,12 @@ from jaxtyping import Array, Float, Scalar
 
 from ...networks import FullyConnectedNetwork
 from ...problems import Regression
+from ..assumptions import Assumption, rounding
 from ..least_norm.min_norm import require_consistent
+from ..prediction import AbstractLossBound, Candidate, Conclusion, Kind
+from ..row_space import RowSpace
 
+AZULAY = "Azulay et al. 2021"
 # Rounding of a start that was computed to be balanced, in units of the last place.
 _ROUNDINGS = 16
 
@@ -20,8 +24,8 @@ class NeuronLimit(eqx.Module):
 
     - `coefficients` (d,): beta at the limit, X^+ y + a u_perp.
     - `network`: the limit parameters.
-    - `imbalance`: a(0)^2 - |u(0)|^2, which the flow conserves. The limit is certain
-      for > 0, and for 0 if the data have one direction or u has a part in the kernel of X.
+    - `imbalance`: delta = a(0)^2 - |u(0)|^2, which the flow conserves. The limit is certain for
+      delta + |u_perp|^2 > 0; see `single_neuron_limit` for the other cases.
     """
 
     coefficients: Float[Array, " d"]
@@ -40,11 +44,12 @@ def single_neuron_limit(network: FullyConnectedNetwork, problem: Regression) -> 
 
     Source: Azulay et al. 2021 treat this setting by a warped mirror flow with the same conserved
     delta; its potential has gradient sign(a) u, and solving that statement gives the closed form.
-    For delta > 0, and for delta = 0 with u_perp != 0, a keeps away from 0 and the limit is unique.
-    For delta = u_perp = 0 the flow may end at a = u = 0. With data of one direction it does so
-    where a u points away from b: the limit is then 0. With more directions it does so from some
-    exceptional starts, and for delta < 0 the flow may pass a = 0 or end there: the branch given is
-    the one on which it does not.
+    For c > 0 a keeps away from 0 and the limit is unique. It is also unique where the loss is at
+    most that of beta = 0: it decreases, so that a does not come back to 0; if a(0) = 0, its first
+    move, u^T X^T y, decides its sign. For delta = u_perp = 0 the flow may end at a = u = 0. With
+    data of one direction it does so where a u points away from b: the limit is then 0. With more
+    directions it does so from some exceptional starts, and for c < 0 the flow may pass a = 0 or end
+    there: the branch given is the one on which it does not. `predict` says what is certain.
 
     **Arguments**
 
@@ -52,7 +57,7 @@ def single_neuron_limit(network: FullyConnectedNetwork, problem: Regression) -> 
     - `problem`: `Regression` with consistent equations, y of shape (n,).
 
     Traceable by `jax.jit` and `jax.vmap`; differentiable in parameters, X (of full row rank) and y.
-    ValueError for another architecture, or if a(0) = 0 with delta <= 0;
+    ValueError for another architecture, or if a(0) = 0 and u^T X^T y = 0, where no flow moves;
     `InconsistentEquationsError` (a ValueError) if no beta satisfies X beta = y. Traced values are
     not checked.
     """
@@ -66,10 +71,12 @@ def single_neuron_limit(network: FullyConnectedNetwork, problem: Regression) -> 
         )
     u, a = network.weights[0][:, 0], network.weights[1][0]
     imbalance = a**2 - u @ u
-    if not isinstance(imbalance, Tracer) and float(a) == 0 and float(imbalance) <= 0:
+    first_move = u @ (problem.X.T @ problem.y)
+    sign = jnp.sign(jnp.where(a == 0, first_move, a))
+    if not isinstance(sign, Tracer) and float(sign) == 0:
         raise ValueError(
-            "network: single_neuron_limit needs a nonzero output weight a(0), whose sign chooses "
-            "the limit, got 0; nudge it, or use gradient_flow."
+            "network: single_neuron_limit needs a nonzero output weight a(0), or one that moves, "
+            "got a(0) = 0 and u^T X^T y = 0, where no flow moves; start elsewhere."
         )
     pseudo_inverse = jnp.linalg.pinv(problem.X)
     b = pseudo_inverse @ problem.y
@@ -83,7 +90,7 @@ def single_neuron_limit(network: FullyConnectedNetwork, problem: Regression) -> 
     positive = 0.5 * (jnp.abs(c) + root)
     squared = jnp.where(c >= 0, positive, (b @ b) / jnp.where(positive > 0, positive, 1.0))
     ends_at_zero = _ends_at_zero(a, u, u_perp, b, imbalance, problem.X)
-    limit_a = jnp.where(ends_at_zero, 0.0, jnp.sign(a) * jnp.sqrt(squared))
+    limit_a = jnp.where(ends_at_zero, 0.0, sign * jnp.sqrt(squared))
     limit_u = jnp.where(ends_at_zero, 0.0, u_perp + b / jnp.where(ends_at_zero, 1.0, limit_a))
     b = jnp.where(ends_at_zero, 0.0, b)
     limit = eqx.tree_at(
@@ -100,3 +107,49 @@ def _ends_at_zero(a, u, u_perp, b, imbalance, X):
     sizes = jnp.linalg.svd(X, compute_uv=False)
     one_direction = jnp.sum(sizes > zero * max(X.shape) * sizes[0]) == 1
     return balanced & one_direction & (a * (u @ b) < 0)
+
+
+def one_neuron_candidate(
+    network: FullyConnectedNetwork,
+    problem: Regression,
+    data: RowSpace,
+    converges: Assumption,
+    rate: AbstractLossBound | None,
+) -> tuple[Candidate, bool]:
+    """The closed form as a theorem about this network, for any number of samples.
+
+    `data`: the problem's `row_space`. `converges`: what is decided of the loss. `rate`: its bound.
+    """
+    u, a = np.asarray(network.weights[0][:, 0]), float(network.weights[1][0])
+    inside = data.basis @ u
+    outside = u - data.basis.T @ inside
+    zero = rounding(u) * (a**2 + u @ u)
+    level = a**2 - float(inside @ inside)
+    pull = float(inside @ (data.basis @ np.asarray(data.rows.T @ data.targets)))
+    beta = network.linear_coefficients()
+    moves = a != 0 or (problem.has_squared_loss and pull != 0)
+    keeps = (
+        level > zero
+        or (abs(level) <= zero and a != 0)
+        or float(outside @ outside) <= zero
+        or (moves and float(problem.loss(beta)) <= float(problem.loss(0 * beta)))
+    )
+    sign = Assumption(
+        "the output weight a keeps its sign: a^2 - |u_1|^2, u_1 the part of u in the row space",
+        level,
+        True if keeps else None,
+        AZULAY,
+    )
+
+    def conclude():
+        if not keeps:
+            note = (
+                "The limit is X^+ y + a u_2 with u_2 the part of u outside the row space; a is one "
+                "of two numbers of opposite sign, and which one is not decided here."
+            )
+            return Conclusion(Kind.STATIONARY, None, rate, (note,))
+        found = single_neuron_limit(network, Regression(data.rows, data.targets))
+        return Conclusion(Kind.EXACT, found.coefficients, rate)
+
+    assumptions = (*data.of(problem.has_squared_loss, AZULAY), converges, sign)
+    return Candidate(f"One hidden neuron ({AZULAY})", assumptions, conclude), bool(keeps)

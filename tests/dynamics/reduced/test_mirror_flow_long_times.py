@@ -38,3 +38,15 @@ def test_dependent_and_repeated_samples_are_the_full_flow():
     full = lt.gradient_flow(network, problem, stop=stop, saveat=times, rtol=1e-10, finish=None)
     # rtol, and the interpolation between steps.
     np.testing.assert_allclose(dual.coefficients[:2], full.coefficients[:2], rtol=0, atol=1e-7)
+
+
+def test_a_flow_that_still_moves_where_rounding_hides_it_is_refused():
+    """The corner with its first coordinate doubled: the two move apart at a rate of 1e-10."""
+    slow = 1e-5
+    X = [[1.0, 2.0, 1.0], [1.0, -1.0, 1.0], [slow, 0.0, -slow]]
+    problem = lt.Regression(X, [1.0, 1.5, 0.5 * slow])
+    network = lt.DiagonalNetwork(0.1 * np.ones((2, 3)))
+    with pytest.raises(lt.FlowError, match="beta still moves"):
+        lt.mirror_flow(network, problem, stop=lt.StopAtTime(1e12), finish=None)
+    flow = lt.mirror_flow(network, problem, stop=lt.StopAtTime(1e12), finish=None, throw=False)
+    assert not bool(flow.succeeded)

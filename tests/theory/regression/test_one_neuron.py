@@ -50,7 +50,7 @@ def test_refusals():
     with pytest.raises(ValueError, match=r"shapes \(6, 1\) and \(1,\)"):
         single_neuron_limit(lt.FullyConnectedNetwork.zeros((6, 2)), PROBLEM)
     with pytest.raises(ValueError, match="nonzero output weight"):
-        single_neuron_limit(_network(jnp.ones(6), 0.0), PROBLEM)
+        single_neuron_limit(_network(jnp.zeros(6), 0.0), PROBLEM)
     # The same sample with two targets: the flow has a limit, but not this one.
     twice = lt.Regression(jnp.stack([PROBLEM.X[0], PROBLEM.X[0]]), np.array([1.0, 2.0]))
     with pytest.raises(InconsistentEquationsError, match="single_neuron_limit: y must lie in the"):
