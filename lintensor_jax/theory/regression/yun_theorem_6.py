@@ -9,7 +9,6 @@ import optimistix as optx
 from jaxtyping import Array, Float, Scalar
 
 from ...problems import Regression, named
-from ..assumptions import rounding
 
 _BISECTIONS = 128
 # Newton's method from 0 to a root tau leaves relative errors tau, tau^3, tau^7.
@@ -53,7 +52,7 @@ def limit_point_two_layer(network: Any, problem: Regression) -> TwoLayerLimit:
     The theorem assumes a_j^2 - b_j^2 >= lambda > 0. Where singular values coincide, that depends on
     the basis of their subspace; some basis gives every j the mean of a_j^2 - b_j^2 over the
     subspace, so the condition read for every basis at once is that this mean is positive. `gap` is
-    its smallest value, with singular values closer than 256 eps s_max taken as equal. It is
+    its smallest value, with singular values closer than sqrt(eps) s_max taken as equal. It is
     sufficient, not necessary: d nu/dt = y - g(nu) with an increasing g, so the flow converges to
     this limit whenever g reaches y. It does not reach y only if a + b = 0 (y >= 0) or a - b = 0
     (y <= 0) in all coordinates; then `nu` is infinite and the flow ends at g's infimum or supremum,
@@ -199,7 +198,7 @@ def _polished(tau, end1, end2, s, sigma, y, reached):
 def _gap(a, b, s):
     kept = s > 0
     step = jnp.abs(jnp.diff(s, prepend=s[:1]))
-    subspace = jnp.cumsum(step > rounding(s) * s[0])
+    subspace = jnp.cumsum(step > jnp.sqrt(jnp.finfo(s.dtype).eps) * s[0])
     # (a - b)(a + b), not a^2 - b^2: balanced layers have a relatively small gap.
     gaps = jnp.where(kept, (a - b) * (a + b), 0)
     sums, sizes = (

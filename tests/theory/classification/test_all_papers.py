@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from prediction_cases import limit_of
 from scipy.optimize import linprog
 
 import lintensor_jax as lt
-from lintensor_jax.theory import lemma_2_10, lemma_2_11
+from lintensor_jax.theory import lemma_2_10, lemma_2_11, smoothness
 
 # Three support vectors in the plane, so that they span it.
 PROBLEM = lt.Classification([[1.0, 0.0], [0.5, 1.0], [2.0, 1.0]], [1.0, 1.0, 1.0])
@@ -143,3 +144,13 @@ def test_corollary_2_9_the_margin_of_the_normalised_layers():
     assert margins.min() <= best * (1 + 1e-12)
     # The layers' difference is kept, so that they are rank one to 1 / margin.
     np.testing.assert_allclose(margins.min(), best, rtol=1e-4)
+
+
+def test_lemma_3_4_descent_leaves_every_ball():
+    """With the constant step 1 / beta(R), |W_k|_F <= R does not last. The risk is the mean loss."""
+    problem = lt.Classification([[1.0, 0.0], [0.5, 0.8]], [1.0, 1.0], lt.LogisticLoss())
+    radius = 1.6
+    step = 1 / float(smoothness(START, radius, problem.margin_loss)) / 2
+    found = lt.gradient_descent(START, problem, optax.sgd(step), 3000)
+    assert max(np.linalg.norm(w) for w in START.weights) < radius
+    assert max(np.linalg.norm(w) for w in found.network.weights) > radius
