@@ -71,10 +71,10 @@ def test_signs_that_stay_are_told_from_signs_that_separate():
     stuck = lt.predict(lt.DiagonalNetwork([[1.0, 1.0], [1.0, -1.0]]), problem)
     assert stuck.theorem is None
     assert any("keep their signs" in a.statement for a in stuck.violated)
-    flow = lt.gradient_flow(
-        lt.DiagonalNetwork([[1.0, 1.0], [1.0, -1.0]]), problem, stop=lt.StopAtTime(30.0)
-    )
-    assert float(flow.log_loss[-1]) > -1
+    # The least loss with beta_2 = 0 is 1.89: the flow does not go below.
+    start = lt.DiagonalNetwork([[1.0, 1.0], [1.0, -1.0]])
+    flow = lt.gradient_flow(start, problem, stop=lt.StopAtTime(5.0), throw=False)
+    assert float(flow.log_loss[-1]) > 0.6
     free = verdicts(lt.DiagonalNetwork([[1.0, 1.0], [1.0, 1.0]]), problem)
     assert free["Theorem 4 (Gunasekar et al. 2018)"] == "assumes what is open"
     deep = lt.DiagonalNetwork([[1.0, 2.0], [1.0, -0.5], [2.0, 0.5]])
