@@ -49,7 +49,7 @@ def predict(
 
     **Arguments**
 
-    - `network`: any network of this package; one's own with `data_tensor`, `factors` and
+    - `network`: any network of this package; your own with `data_tensor`, `factors` and
       `with_factors` (and `depth`) is covered by the theorems on linear tensor networks.
     - `problem`: `Regression`, `MatrixSensing`, `MatrixCompletion` or `Classification`, with any
       loss. A theorem asks the loss for the facts that it needs, such as an exponential tail; where

@@ -137,7 +137,7 @@ def certify(
 
     **Arguments**
 
-    - `network_or_coefficients`: a network (also a module of one's own with `linear_coefficients`
+    - `network_or_coefficients`: a network (also a module of your own with `linear_coefficients`
       and `depth`), or linear coefficients of shape (d,). Only the direction counts.
     - `problem`: a `Classification` whose samples all have positive margins.
     - `regularizer`: a norm object or a `Regularizer`. Default: the network's own. Fully connected:

@@ -27,7 +27,7 @@ _DIRECTIONS = 4
 
 
 class Regularizer(eqx.Module):
-    """A regulariser R(beta) of one's own, for `certify`: given as its gradient or as its prox.
+    """A regulariser R(beta) of your own, for `certify`: given as its gradient or as its prox.
 
     R must be positively homogeneous of some degree (as every min |Theta|^2 subject to
     beta(Theta) = beta is), so that stationarity is a property of the direction: both functions are
