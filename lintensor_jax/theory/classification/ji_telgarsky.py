@@ -9,6 +9,7 @@ import itertools
 import math
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from ...networks import FullyConnectedNetwork
@@ -21,6 +22,8 @@ from .alignment import JI_TELGARSKY, learning_conditions
 
 # Vertices of the polar polytope are tried one by one, up to this many.
 _MOST_VERTICES = 200_000
+# What is orthogonal to the direction of an optimum, relative to the samples, is zero below this.
+_FLAT = 1e-9
 # A multiplier of an optimum that is computed to 1e-13 is positive above this.
 _POSITIVE = 1e-8
 
@@ -84,7 +87,7 @@ def _across(problem, found: MaxMargin):
     sizes, right = np.linalg.svd(rest, full_matrices=False)[1:]
     scale = float(np.max(np.linalg.norm(rows, axis=1)))
     # u itself carries the error of the conic program.
-    basis = right[sizes > max(1e-9, rounding(rows)) * scale]
+    basis = right[sizes > max(_FLAT, rounding(rows)) * scale]
     return rest[np.asarray(found.support)] @ basis.T, len(basis)
 
 
@@ -106,7 +109,9 @@ def ji_telgarsky_candidate(
         return Candidate(name, (separable, *conditions), lambda: Conclusion(Kind.EXACT, None))
     found = max_margin(problem, L2Norm())
     across, dimension = _across(problem, found)
-    rank = int(np.linalg.matrix_rank(across)) if dimension else 0
+    # In the data's units: what is across a single support vector is all error of the program.
+    scale = float(jnp.max(jnp.linalg.norm(problem.X, axis=1)))
+    rank = int(np.linalg.matrix_rank(across, tol=_FLAT * scale)) if dimension else 0
     spans = Assumption(
         "the support vectors span the space of the data: their rank, that of the data",
         (rank + 1, dimension + 1),
