@@ -1,42 +1,32 @@
 """What can be decided, before a flow has run, about the claim that its loss tends to its least."""
 
-import functools
-import itertools
 from collections.abc import Iterable
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ..networks import FullyConnectedNetwork, coefficients_and_pullback
-from .assumptions import Assumption, is_tensor_network, rounding
+from ..networks import coefficients_and_pullback
+from .assumptions import Assumption
 from .critical_levels import critical_levels
+from .invariant_sets import CLAIM, excluded_by_an_invariant_set
 from .row_space import row_space
-
-_CLAIM = "the loss tends to its least value"
-# How far a sum of two layers may be from zero by the rounding of a singular value decomposition.
-_ROUNDINGS = 16
 
 
 def refuted_convergence(network: Any, problem: Any) -> Assumption | None:
     """An assumption that fails and says why this flow's loss cannot tend to 0; None if open.
 
-    Four reasons are decided: the start is a critical point, where no flow moves; the targets have
-    a higher rank than the narrowest layer lets through; balanced layers keep the rank and the sign
-    of the determinant of their product, and the targets have others (Eftekhari 2020, Lemma 11);
-    in two layers on one direction of data
-    every growing component of the start is zero, so that the prediction keeps its sign (Yun et al.
-    2021, proof of Theorem 6; for one neuron Ji & Telgarsky 2019, Appendix A). Directions of data
-    that the flow never takes do not count.
+    Three reasons are decided: the start is a critical point, where no flow moves; the targets have
+    a higher rank than the narrowest layer lets through; the start lies in an invariant set that
+    excludes the solution (`invariant_sets`).
 
     **Arguments**
 
     - `network`: any network.
     - `problem`: `Regression` or `Classification` with concrete arrays.
     """
-    for decide in (critical_start, _too_narrow, _keeps_its_sign, _keeps_rank_and_sign):
+    for decide in (critical_start, _too_narrow, excluded_by_an_invariant_set):
         found = decide(network, problem)
         if found is not None:
             return found
@@ -58,7 +48,7 @@ def critical_start(network: Any, problem: Any) -> Assumption | None:
     if any(np.any(np.asarray(leaf)) for leaf in leaves):
         return None
     return Assumption(
-        f"{_CLAIM} (it cannot: the start is a critical point, no flow moves), |gradient|",
+        f"{CLAIM} (it cannot: the start is a critical point, no flow moves), |gradient|",
         0.0,
         False,
         "this package",
@@ -73,138 +63,12 @@ def _too_narrow(network, problem):
     if not widths or rank <= min(widths):
         return None
     return Assumption(
-        f"{_CLAIM} (it cannot: the targets have rank {rank}, the narrowest layer has width "
+        f"{CLAIM} (it cannot: the targets have rank {rank}, the narrowest layer has width "
         f"{min(widths)}), width",
         min(widths),
         False,
         "this package",
     )
-
-
-def _keeps_its_sign(network, problem):
-    """Two layers, one direction of data: v_1 and v_2 turn hyperbolically, each (a, b) by itself."""
-    if not is_tensor_network(network) or network.depth != 2 or np.ndim(problem.y) != 1:
-        return None
-    direction = _only_direction(problem) or _eigenvector(network, problem)
-    if direction is None:
-        return None
-    x, sign = direction
-    first, second = (np.asarray(v) for v in network.factors)
-    left, s, right = np.linalg.svd(np.asarray(network.data_tensor(jnp.asarray(x))))
-    rank = int(np.sum(s > rounding(s) * s[0])) if s.size else 0
-    a, b = (left.T @ first)[:rank], (right @ second)[:rank]
-    growing = float(np.max(np.abs(a + sign * b), initial=0.0))
-    size = float(max(np.max(np.abs(a), initial=0.0), np.max(np.abs(b), initial=0.0)))
-    if growing > _ROUNDINGS * float(np.finfo(s.dtype).eps) * size:
-        return None
-    return Assumption(
-        f"{_CLAIM} (it cannot: U_1^T v_1 + sign(y) U_2^T v_2 = 0 is kept by the flow, and the "
-        "prediction never has the sign of y), its largest entry",
-        growing,
-        False,
-        "Yun et al. 2021, proof of Theorem 6; Ji & Telgarsky 2019, Appendix A",
-    )
-
-
-def _only_direction(problem):
-    """x and the sign of the predictions that are asked for, where all samples are multiples of x.
-
-    None where the samples span more than one direction, or no predictor has zero loss.
-    """
-    X, y = np.asarray(problem.X), np.asarray(problem.y)
-    left, sizes, right = np.linalg.svd(X, full_matrices=False)
-    if not sizes[0] > 0 or np.any(sizes[1:] > rounding(X) * sizes[0]):
-        return None
-    along = left[:, 0] * sizes[0]
-    if problem.has_margins:
-        signs = np.sign(y * along)
-        return (right[0], signs[0]) if np.all(signs == signs[0]) and signs[0] else None
-    wanted = float(along @ y) / float(along @ along)
-    off = np.linalg.norm(along * wanted - y) > rounding(y) * np.linalg.norm(y)
-    if off and not problem.has_squared_loss:
-        return None  # its least value need not be where that of the squared loss is
-    return (right[0], np.sign(wanted)) if wanted else None
-
-
-def _keeps_rank_and_sign(network, problem):
-    """Balanced layers of any depth: the product keeps its rank, so its determinant has one sign.
-
-    In the row space of the data. With one number in each layer the two smallest suffice: if they
-    are equal, neither passes zero before the other, and there the flow would stand.
-    """
-    if not isinstance(network, FullyConnectedNetwork):
-        return None
-    first, *others = (np.asarray(w).reshape(w.shape[0], -1) for w in network.weights)
-    direction = _only_direction(problem) if np.ndim(problem.y) == 1 else None
-    direction = direction or _eigenvector(network, problem)
-    if direction is not None:
-        first, wanted = direction[0][None, :] @ first, np.array([[float(direction[1])]])
-    elif problem.has_margins:
-        return None
-    else:
-        data = row_space(problem.X, problem.y)
-        first, wanted = data.basis @ first, data.projected() / data.sizes[:, None]
-    layers = [first, *others]
-    size = max(np.linalg.norm(w, 2) for w in layers)
-    gaps = [np.linalg.norm(a.T @ a - b @ b.T, 2) for a, b in itertools.pairwise(layers)]
-    balanced = max(gaps) <= rounding(first) * size**2
-    if not balanced and all(w.size == 1 for w in layers):
-        sizes = np.sort(np.abs(np.concatenate([w.ravel() for w in layers])))
-        balanced = sizes[1] - sizes[0] <= rounding(first) * size
-    if not balanced or not size > 0:
-        return None
-    product = functools.reduce(np.matmul, layers)
-    ranks = [_rank(product), _rank(wanted)]
-    source = "Eftekhari 2020, Lemma 11"
-    if ranks[0] < ranks[1]:
-        return Assumption(
-            f"{_CLAIM} (it cannot: balanced layers keep the rank of their product, and the targets "
-            "have a higher one), the two ranks",
-            tuple(ranks),
-            False,
-            source,
-        )
-    if wanted.shape[0] != wanted.shape[1] or ranks != [len(wanted)] * 2:
-        return None
-    signs = tuple(int(np.linalg.slogdet(m)[0]) for m in (product, wanted))
-    if signs[0] == signs[1]:
-        return None
-    return Assumption(
-        f"{_CLAIM} (it cannot: balanced layers keep the rank of their product, so that its "
-        "determinant never has the sign of that of the targets), the two signs",
-        signs,
-        False,
-        source,
-    )
-
-
-def _rank(matrix):
-    sizes = np.linalg.svd(matrix, compute_uv=False)
-    return int(np.sum(sizes > rounding(sizes) * max(matrix.shape) * sizes[0]))
-
-
-def _eigenvector(network, problem):
-    """x and sign, where the flow of fully connected layers never leaves one direction.
-
-    It does not if b = X^+ y is an eigenvector of X^T X and the first layer has, in the row space of
-    X, columns along b only: then so has its velocity, -X^T r times a row.
-    """
-    is_covered = isinstance(network, FullyConnectedNetwork) and np.ndim(problem.y) == 1
-    if problem.has_margins or not is_covered:
-        return None
-    data = row_space(problem.X, problem.y)
-    b = data.basis @ np.asarray(data.least_squares())
-    if not np.linalg.norm(b) > 0:
-        return None
-    unit = b / np.linalg.norm(b)
-    zero = rounding(b)
-    turned = data.sizes**2 * unit
-    first = data.basis @ np.asarray(network.weights[0])
-    off = [turned - unit * (unit @ turned), first - np.outer(unit, unit @ first)]
-    scales = [data.sizes[0] ** 2, np.linalg.norm(network.weights[0])]
-    if any(np.linalg.norm(o) > zero * scale for o, scale in zip(off, scales, strict=True)):
-        return None
-    return data.basis.T @ unit, 1.0
 
 
 def convergence(network: Any, problem: Any, proofs: Iterable[Assumption | None], goal: str):

@@ -190,6 +190,22 @@ REFUTED = {
 }
 
 
+REFUTED |= {
+    "opposite layers": (
+        fully_connected(np.eye(2), -np.eye(2)),
+        lt.Regression(np.eye(2), np.array([[1.0, 0.2], [0.2, 1.5]])),
+    ),
+    "one opposite mode": (
+        fully_connected(np.eye(2), np.diag([-1.0, 0.5])),
+        lt.Regression(np.diag([1.0, 2.0]), np.diag([1.0, 2.0])),
+    ),
+    "one dead mode": (
+        fully_connected(np.diag([1.0, 0.0]), np.diag([0.5, 0.0])),
+        lt.Regression(np.eye(2), np.diag([1.0, 2.0])),
+    ),
+}
+
+
 @pytest.mark.parametrize("name", REFUTED)
 def test_balanced_layers_that_cannot_reach_the_targets(name):
     network, problem = REFUTED[name]
