@@ -46,6 +46,8 @@ def classification_candidates(network: Any, problem: Classification) -> Iterator
     All of them are about losses with an exponential tail. A loss that states another tail, or none,
     violates that.
     """
+    if problem.has_bias:  # to the flow of such a network the ones are a column like the others
+        problem = Classification(problem.X, problem.y, problem.margin_loss)
     tail = problem.margin_loss.tail
     for candidate in _of_exponential_tail(network, problem):
         if isinstance(tail, ExponentialTail):

@@ -350,8 +350,9 @@ def _positive_weights(weights, owner):
         if bad.any():
             raise ValueError(
                 f"{owner}: weights must be positive and finite, got {np.asarray(array)[bad][0]} at "
-                f"index {np.argwhere(bad)[0].tolist()}; give a coordinate that must not count, "
-                "such as a bias, a small weight: 1e-6 of the others changes the optimum by 1e-12."
+                f"index {np.argwhere(bad)[0].tolist()}; for a bias that must not count "
+                "pass bias=True to the problem; give another such coordinate a small weight: 1e-6 "
+                "of the others changes the optimum by 1e-12."
             )
     return array
 

@@ -60,9 +60,9 @@ def effective_limit(solution: Any, problem: AbstractProblem) -> Prediction:
     if start is None or not residuals.holds:
         name = "Bregman projection of the effective start" if start is None else start.theorem
         unknown = Candidate(name, (two_layers, residuals), nothing_to_conclude)
-        return choose(subject, [], unknown)
+        return choose(subject, (), (), unknown)
     candidate = _candidate(network, problem, start, two_layers, residuals)
-    return choose(subject, [candidate], candidate)
+    return choose(subject, (), [candidate], candidate)
 
 
 def _candidate(network, problem: Any, start: EffectiveStart, *setting: Assumption) -> Candidate:

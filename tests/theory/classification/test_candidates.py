@@ -178,12 +178,13 @@ def test_directions_do_not_depend_on_the_scale_even_if_its_squares_underflow():
 
 def test_violations_in_classification():
     mixed = lt.predict(diagonal(ETA, ETA, 1.5 * ETA), BINARY)
-    # Only what assumes that the loss tends to 0 is left.
-    assert mixed.theorem == "Theorem 4 (Gunasekar et al. 2018)"
-    assert (mixed.kind, mixed.limit, mixed.is_proved) == ("stationary", None, False)
-    (broken,) = mixed.violated
+    # The two smallest layers are equal: the signs stay, and do not separate the data.
+    assert mixed.theorem is None
+    broken, signs = mixed.violated
     assert broken.value == pytest.approx(0)
     assert f"for the last layer {-1.25 * ETA.max() ** 2:.6g}" in str(mixed)
+    assert "keep their signs" in signs.statement
+    assert "Theorem 1" in mixed.notes[0]
 
     contradiction = lt.Classification(np.concatenate([X, X]), np.concatenate([LABELS, -LABELS]))
     for network in (diagonal(ETA, ZERO), COVERED["Theorem 6"][0], DIRECTIONS["Corollary 1"][0]):
