@@ -159,7 +159,7 @@ def lazy_limit(network: eqx.Module, problem: AbstractProblem) -> Prediction:
     theorem = f"Lazy regime ({_CHIZAT})"
     subject = f"{type(network).__name__}, on {problem.in_words}"
     candidate = Candidate(theorem, assumptions, lambda: Conclusion(Kind.LAZY, flow.limit))
-    return choose(subject, [candidate], candidate)
+    return choose(subject, (), [candidate], candidate)
 
 
 def _check(network, problem, any_loss=False):
