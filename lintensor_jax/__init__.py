@@ -47,6 +47,7 @@ from .losses import PolynomialLoss as PolynomialLoss
 from .losses import PolynomialTail as PolynomialTail
 from .losses import Smoothness as Smoothness
 from .losses import SquaredLoss as SquaredLoss
+from .multiclass import MulticlassClassification as MulticlassClassification
 from .networks import AbstractNetwork as AbstractNetwork
 from .networks import AssumptionFails as AssumptionFails
 from .networks import ConvolutionalNetwork as ConvolutionalNetwork
@@ -54,7 +55,9 @@ from .networks import DiagonalNetwork as DiagonalNetwork
 from .networks import DifferentialDiagonalNetwork as DifferentialDiagonalNetwork
 from .networks import EffectiveStart as EffectiveStart
 from .networks import FullyConnectedNetwork as FullyConnectedNetwork
+from .networks import LinearNetwork as LinearNetwork
 from .networks import MatrixFactorizationNetwork as MatrixFactorizationNetwork
+from .networks import NetworkWithBias as NetworkWithBias
 from .networks import OrthogonalDecomposition as OrthogonalDecomposition
 from .networks import OrthogonalNetwork as OrthogonalNetwork
 from .networks import SensingDecomposition as SensingDecomposition
@@ -70,6 +73,7 @@ from .networks import num_nonzero as num_nonzero
 from .networks import save as save
 from .networks import sensing_decomposition as sensing_decomposition
 from .networks import tangent_kernel as tangent_kernel
+from .networks import with_bias as with_bias
 from .networks.conserved import conserved_quantities as conserved_quantities
 from .penalized import Penalized as Penalized
 from .problems import AbstractProblem as AbstractProblem

@@ -1,5 +1,6 @@
 """Weight decay: a problem with a penalty on the squared norm of the parameters."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -59,6 +60,15 @@ class Penalized(AbstractProblem):
         return self.problem.has_squared_loss
 
     @property
+    def has_bias(self) -> bool:
+        """As `problem`."""
+        return self.problem.has_bias
+
+    def with_bias(self) -> "Penalized":
+        """`problem` with a bias, and the same weight decay."""
+        return Penalized(self.problem.with_bias(), self.weight_decay)
+
+    @property
     def in_words(self) -> str:
         """The problem, with weight decay."""
         return f"{self.problem.in_words} with weight decay"
@@ -100,10 +110,13 @@ def weight_decay_of(problem: AbstractProblem) -> Scalar | None:
     return problem.weight_decay if isinstance(problem, Penalized) else None
 
 
-def decayed(problem: AbstractProblem, velocity: Array, theta: Array) -> Array:
-    """dtheta/dt with the weight decay of the problem: velocity - lambda theta."""
+def decayed(problem: AbstractProblem, velocity: Array, counted: Callable[[], Array]) -> Array:
+    """dtheta/dt with the weight decay of the problem: velocity - lambda counted().
+
+    `counted` gives theta, with zeros for a bias, which no norm counts.
+    """
     decay = weight_decay_of(problem)
-    return velocity if decay is None else velocity - decay * theta
+    return velocity if decay is None else velocity - decay * counted()
 
 
 def require_no_decay(

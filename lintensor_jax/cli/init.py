@@ -8,7 +8,7 @@ from typing import Any
 from .terminal import UsageError
 
 #: Starters by kind, files in `starters`.
-KINDS = ("regression", "classification", "random-data", "completion")
+KINDS = ("regression", "classification", "random-data", "multiclass", "completion")
 
 
 def add_commands(commands: Any) -> None:

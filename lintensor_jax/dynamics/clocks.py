@@ -20,6 +20,7 @@ exact for exponential F).
 """
 
 import abc
+import functools
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -85,7 +86,8 @@ class PhysicalTime(AbstractClock):
             velocity = jnp.exp(slope.top) * slope.total * gradient
         else:
             velocity = args.system.velocity(state.theta)
-        return ClockState(decayed(args.system.problem, velocity, state.theta), zero, zero)
+        counted = functools.partial(args.system.counted, state.theta)
+        return ClockState(decayed(args.system.problem, velocity, counted), zero, zero)
 
     def log_time(self, s: Scalar, state: ClockState, args: FlowArgs) -> Scalar:
         """log t = log s."""

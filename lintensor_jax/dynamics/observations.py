@@ -1,5 +1,6 @@
 """What stop rules see of a flow at one time."""
 
+import functools
 from typing import Any, cast
 
 import jax
@@ -24,9 +25,9 @@ def observe_state(
         margins = problem.margins(beta)
         log_margin = system.depth * state.log_scale + log_or_minus_infinity(jnp.min(margins))
         margins = jnp.exp(system.depth * state.log_scale) * margins
-        log_loss = jax.nn.logsumexp(problem.margin_loss.log_value(margins))
-        weights = jax.nn.softmax(problem.margin_loss.log_slope(margins))
-        pull = jnp.linalg.norm(problem.adjoint(problem.y * weights))
+        log_loss = jax.nn.logsumexp(problem.log_losses(margins))
+        weights = jax.nn.softmax(problem.log_slopes(margins), axis=None)
+        pull = jnp.linalg.norm(problem.margins_adjoint(weights))
         pull = pull / jnp.sqrt(jnp.max(jnp.sum(problem.X**2, axis=1)))
         gradient = jnp.linalg.norm(system.margin_gradient(state.theta, state.log_scale)[2])
         size = jnp.linalg.norm(state.theta)
@@ -119,7 +120,8 @@ def _longest_decaying_step(theta, system, decay):
     The weight decay adds itself, and at most once more by the curvature of beta: at the limit
     J^T r = -decay Theta.
     """
-    velocity = decayed(system.problem, system.velocity(theta), theta)
+    counted = functools.partial(system.counted, theta)
+    velocity = decayed(system.problem, system.velocity(theta), counted)
     size = jnp.linalg.norm(velocity)
     along = velocity / jnp.where(size > 0, size, 1.0)
     _, change = jax.jvp(system.coefficients, (theta,), (along,))

@@ -17,7 +17,7 @@ from ..losses import PolynomialTail
 from ..messages import in_words
 from ..networks import AbstractNetwork, scaled
 from ..penalized import weight_decay_of
-from .clocks import AbstractClock, LogArcLength, PhysicalTime
+from .clocks import AbstractClock, LogArcLength, LossTime, PhysicalTime
 from .gauss_newton import GaussNewton
 from .stopping import (
     AbstractStop,
@@ -96,7 +96,7 @@ def fill_options(
 def _clock(clock, system, has_residuals):
     decays = weight_decay_of(system.problem) is not None
     clock = _instance(clock, AbstractClock, "clock", "lintensor_jax.PhysicalTime()") or (
-        PhysicalTime() if has_residuals or decays else LogArcLength()
+        PhysicalTime() if has_residuals or decays else _clock_of_margins(system)
     )
     if decays and not isinstance(clock, PhysicalTime):
         raise ValueError(
@@ -118,6 +118,11 @@ def _clock(clock, system, has_residuals):
             )
         _require_homogeneity(system)
     return clock
+
+
+def _clock_of_margins(system):
+    # A deep network with a bias is not homogeneous, as the log-arc-length clock needs.
+    return LossTime() if system.problem.has_bias and system.depth < 1 else LogArcLength()
 
 
 def _stop(stop, problem, dtype):

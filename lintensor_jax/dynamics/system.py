@@ -81,6 +81,13 @@ class System(eqx.Module):
         """The linear coefficients beta of the network with parameters `theta`."""
         return self.network(theta).linear_coefficients()  # pyright: ignore
 
+    def counted(self, theta: Float[Array, " p"]) -> Float[Array, " p"]:
+        """theta with zeros in place of a bias, which weight decay leaves alone."""
+        network: Any = self.network(theta)
+        if not getattr(network, "has_bias", False):
+            return theta
+        return ravel_pytree(split(network.without_bias())[0])[0]
+
     def pullback(self, theta: Float[Array, " p"]):
         """beta(theta), and the map g -> (d beta/d theta)^T g of shape (p,)."""
         beta, pull = coefficients_and_pullback(self.network(theta))
@@ -125,11 +132,11 @@ class System(eqx.Module):
         problem: Any = self.problem
         beta, pull = self.pullback(theta)
         margins = jnp.exp(self.depth * log_scale) * problem.margins(beta)
-        log_slopes = problem.margin_loss.log_slope(margins)
-        slope = LogSum.of(log_slopes)
+        log_slopes = problem.log_slopes(margins)
+        slope = LogSum.of(log_slopes.ravel())
         weights = jnp.exp(log_slopes - slope.top) * (1 / slope.total)
-        gradient = pull(problem.adjoint(problem.y * weights))
-        return LogSum.of(problem.margin_loss.log_value(margins)), slope, gradient
+        gradient = pull(problem.margins_adjoint(weights))
+        return LogSum.of(problem.log_losses(margins)), slope, gradient
 
 
 class LogSum(NamedTuple):

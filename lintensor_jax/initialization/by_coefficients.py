@@ -258,7 +258,10 @@ def _fix(like, expected, got):
 
 def _is_built_from_depth_and_dimension(like):
     zeros = getattr(type(like), "zeros", None)
-    return zeros is not None and list(inspect.signature(zeros).parameters) == ["depth", "dimension"]
+    return zeros is not None and list(inspect.signature(zeros).parameters)[:2] == [
+        "depth",
+        "dimension",
+    ]
 
 
 def _traced(value):

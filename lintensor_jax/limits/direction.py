@@ -18,8 +18,9 @@ from ..dynamics.statuses import status_name
 from ..dynamics.system import System
 from ..losses import ExponentialTail, PolynomialTail
 from ..messages import as_html, shown
+from ..multiclass import MulticlassClassification
 from ..networks import scaled
-from ..networks.pair import check_pair
+from ..networks.pair import check_pair, problem_of
 from ..problems import Classification, named
 from ..theory import NonSeparableError, certify, is_separable
 from .dual_flow import continue_direction
@@ -62,7 +63,7 @@ class LimitStatus(enum.StrEnum):
 class LimitDirection(eqx.Module):
     """Where a classification flow tends in direction; `print` it for the story in words.
 
-    - `direction` (d,): beta/|beta| at the limit.
+    - `direction` (d,) or (d, m): beta/|beta| at the limit.
     - `network`: the network at the KKT point, scaled to smallest margin 1; where none was
       reached, the flow's last one.
     - `certificate`: `certify(network, problem)`; for a loss with a polynomial tail a
@@ -72,7 +73,7 @@ class LimitDirection(eqx.Module):
     - `num_supports`: how many sets of support samples were tried.
     """
 
-    direction: Float[Array, " d"]
+    direction: Float[Array, "..."]
     network: Any  # of the type that was given
     certificate: Any
     status: LimitStatus = eqx.field(static=True)
@@ -104,7 +105,10 @@ class LimitDirection(eqx.Module):
 
 
 def limit_direction(
-    solution_or_network: Any, problem: Classification, *, tolerance: float = 1e-10
+    solution_or_network: Any,
+    problem: Classification | MulticlassClassification,
+    *,
+    tolerance: float = 1e-10,
 ) -> LimitDirection:
     """The limit of beta/|beta| of a classification flow, as a certified KKT point.
 
@@ -120,7 +124,7 @@ def limit_direction(
 
     - `solution_or_network`: the `FlowSolution` of a flow whose margins are positive (1e4 is
       enough), or a network, from which a flow is run first (to margin 1e5).
-    - `problem`: the `Classification` of that flow.
+    - `problem`: the `Classification` or `MulticlassClassification` of that flow.
     - `tolerance`: up to which the certificates' residuals count as zero.
 
     **Raises** `NonSeparableError` (a ValueError) with a certificate if the data are not separable;
@@ -141,8 +145,8 @@ def limit_direction(
         return _not_predicted(flow)
     system, theta, log_scale = flow.system, flow.state.theta, flow.state.log_scale
     limit = _judged(flow, theta, kkt_point(system, theta, _softmax_weights(flow, theta)), tolerance)
-    # The l1 and l2 problems have no stationary point but their optimum: nothing else to reach.
-    if limit.succeeded and system.depth == 2 and limit.certificate.predictor_residual is not None:
+    # The l1, l2 and nuclear problems have no stationary point but their optimum.
+    if limit.succeeded and system.depth <= 2 and limit.certificate.predictor_residual is not None:
         return limit
     for arc in _ARCS:
         end = direction_at_held_margin(
@@ -249,6 +253,7 @@ def _flow(solution_or_network, problem) -> FlowSolution:
             f"solution: must be of one flow, got a batch of shape {flow.log_loss.shape[:-1]}; take "
             "one by jax.tree.map(lambda leaf: leaf[k], solution)."
         )
+    problem = problem_of(flow.network, problem)
     if not flow.problem.has_margins or not eqx.tree_equal(flow.problem, problem):
         raise ValueError(
             "problem: must be the one of the flow, got another one; pass solution.problem."
@@ -285,7 +290,7 @@ def _softmax_weights(flow, theta):
     """-l'(m_i) over their sum, for unit parameters `theta` at the norm of the flow's end."""
     margins = flow.problem.margins(flow.system.coefficients(theta))
     scale = jnp.exp(flow.system.depth * flow.state.log_scale)
-    return jax.nn.softmax(flow.problem.margin_loss.log_slope(scale * margins))
+    return jax.nn.softmax(flow.problem.log_slopes(scale * margins), axis=None)
 
 
 def _judged(flow, theta, found: KKTPoint, tolerance) -> LimitDirection:

@@ -52,21 +52,22 @@ class KKTPoint(NamedTuple):
 def kkt_point(
     system: System,
     theta: Float[Array, " p"],
-    weights: Float[Array, " n"],
+    weights: Float[Array, "..."],
     *,
     max_supports: int = 40,
 ) -> KKTPoint:
     """The KKT point near `theta`. All margins of `theta` must be positive; its norm is not used.
 
-    `weights`: non-negative, shape (n,): the flow's softmax weights, which are proportional to the
-    multipliers in the limit.
+    `weights`: non-negative, of the margins' shape: the flow's softmax weights, which are
+    proportional to the multipliers in the limit.
     """
     problem: Any = system.problem
     theta = theta / jnp.linalg.norm(theta)
-    rows = np.asarray(problem.signed_data, np.float64)
+    beta = np.asarray(system.coefficients(theta)).ravel()
+    rows = np.asarray(problem.signed_data, np.float64).reshape(-1, beta.size)
     # In units of the smallest margin all numbers are of order one, for data of any scale.
-    rows = jnp.asarray(rows / np.min(rows @ np.asarray(system.coefficients(theta))))
-    start = np.asarray(weights, np.float64)
+    rows = jnp.asarray(rows / np.min(rows @ beta))
+    start = np.asarray(weights, np.float64).ravel()
     start = start / start.sum() / system.depth
     if theta.size + start.size > LARGEST_SYSTEM:
         reason = (
@@ -131,7 +132,7 @@ def _equations(x: Array, args: tuple[System, Array, Bool[Array, " n"]]) -> Array
     system, rows, active = args
     size = system.initial.size
     theta, multipliers = x[:size], x[size:]
-    margins, pull = jax.vjp(lambda theta: rows @ system.coefficients(theta), theta)
+    margins, pull = jax.vjp(lambda theta: rows @ system.coefficients(theta).ravel(), theta)
     force = pull(jnp.where(active, multipliers, 0.0))[0]
     return jnp.concatenate([theta - force, jnp.where(active, margins - 1, multipliers)])
 
@@ -148,4 +149,4 @@ def _solve(system: Any, rows, active, x):
         throw=False,
     )
     x = solution.value
-    return x, _equations(x, args), rows @ system.coefficients(x[: system.initial.size])
+    return x, _equations(x, args), rows @ system.coefficients(x[: system.initial.size]).ravel()

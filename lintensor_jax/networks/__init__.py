@@ -22,6 +22,9 @@ from .factorization import sensing_decomposition as sensing_decomposition
 from .files import load as load
 from .files import save as save
 from .fully_connected import FullyConnectedNetwork as FullyConnectedNetwork
+from .linear import LinearNetwork as LinearNetwork
+from .linear import NetworkWithBias as NetworkWithBias
+from .linear import with_bias as with_bias
 from .measures import effective_rank as effective_rank
 from .measures import kernel_alignment as kernel_alignment
 from .measures import num_nonzero as num_nonzero

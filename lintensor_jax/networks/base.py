@@ -151,6 +151,8 @@ class AbstractNetwork(eqx.Module):
       |beta|_p, 0 < p <= 2; for `certify`.
     - `two_layers()`: the network as a `TwoLayers`, for `effective_limit`; None where it is none.
       Without the method it is made from `orthogonal_decomposition()`, if that is real and depth 2.
+    - `induced_singular_norm_order()`: the same for a function of the singular values of a matrix
+      beta, the Schatten p (quasi-)norm.
     - `mirror_coordinates(problem)`: the flow in closed form as a function of zeta = S X^T nu, for
       `mirror_flow`: an `equinox.Module` with the array `S` (m, d), a method `rho(zeta)` with
       beta = S^T rho, and a method `network(zeta)`. It may have `sensitivity(largest)`: for a rho

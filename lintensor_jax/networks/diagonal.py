@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Scalar
 
 from . import contractions
@@ -13,7 +14,7 @@ from .base import (
     require_vanishing_activation,
 )
 from .conserved import gaps
-from .decomposition import OrthogonalDecomposition
+from .decomposition import AssumptionFails, OrthogonalDecomposition
 from .effective_start import TwoLayers
 from .starts import size_of_first_layers
 
@@ -25,27 +26,38 @@ class DiagonalNetwork(AbstractNetwork):
 
     **Arguments**
 
-    - `weights`: shape (L, d), L >= 2; row l is layer l.
+    - `weights`: shape (L, d), L >= 2; row l is layer l. For m outputs (L, d, m), a diagonal
+      network for each output.
     """
 
-    weights: Float[Array, "L d"]
+    weights: Float[Array, "L d *m"]
 
     def __init__(self, weights):
-        self.weights = as_parameter(weights, "weights", "DiagonalNetwork", ndim=2)
+        ndim = 3 if np.ndim(weights) == 3 else 2
+        self.weights = as_parameter(weights, "weights", "DiagonalNetwork", ndim=ndim)
         require_depth(self.weights.shape[0], "DiagonalNetwork")
 
     @classmethod
-    def zeros(cls, depth: int, dimension: int) -> "DiagonalNetwork":
-        """The zero network of the given shape: a template for `lintensor_jax.initialization`."""
-        return cls(jnp.zeros((depth, dimension)))
+    def zeros(cls, depth: int, dimension: int, outputs: int | None = None) -> "DiagonalNetwork":
+        """The zero network of the given shape: a template for `lintensor_jax.initialization`.
+
+        `outputs=None` is a scalar output, a number m a vector output of shape (m,).
+        """
+        shape = (depth, dimension) if outputs is None else (depth, dimension, outputs)
+        return cls(jnp.zeros(shape))
 
     @property
     def depth(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Number of layers, which is the degree of homogeneity."""
         return self.weights.shape[0]
 
-    def linear_coefficients(self) -> Float[Array, " d"]:
-        """beta = w_1 . ... . w_L, shape (d,)."""
+    @property
+    def has_scalar_output(self) -> bool:
+        """Whether beta is a vector."""
+        return self.weights.ndim == 2
+
+    def linear_coefficients(self) -> Float[Array, "d *m"]:
+        """beta = w_1 . ... . w_L, shape (d,), or (d, m) for m outputs."""
         return contractions.diagonal(self.weights)[0]
 
     def coefficients_and_pullback(self):
@@ -55,15 +67,15 @@ class DiagonalNetwork(AbstractNetwork):
 
     def __call__(
         self, x: Float[Array, " d"], activation: Activation | None = None
-    ) -> Float[Array, ""]:
-        """The output for one input of shape (d,); eq. (3)."""
+    ) -> Float[Array, "*m"]:
+        """The output for one input of shape (d,): a scalar, or (m,); eq. (3)."""
         if activation is None:
             return x @ self.linear_coefficients()
         require_vanishing_activation(activation, self.depth, "DiagonalNetwork")
-        hidden = x
+        hidden = x.reshape(-1, *(1,) * (self.weights.ndim - 2))
         for weight in self.weights[:-1]:
             hidden = activation(hidden * weight)
-        return hidden @ self.weights[-1]
+        return jnp.sum(hidden * self.weights[-1], axis=0)
 
     @property
     def factors(self) -> tuple[Float[Array, " d"], ...]:
@@ -79,17 +91,23 @@ class DiagonalNetwork(AbstractNetwork):
         return superdiagonal(jnp.asarray(x), self.depth)
 
     def orthogonal_decomposition(self) -> OrthogonalDecomposition:
-        """S = U_1 = ... = U_L = I (Yun et al. 2021, Appendix D.2)."""
+        """S = U_1 = ... = U_L = I (Yun et al. 2021, Appendix D.2); for a scalar output."""
+        if not self.has_scalar_output:
+            outputs = self.weights.shape[2]
+            raise AssumptionFails(
+                "a scalar output", outputs, "The data tensor of Assumption 1 has one output."
+            )
         eye = jnp.eye(self.weights.shape[1], dtype=self.weights.dtype)
         return OrthogonalDecomposition(eye, (eye,) * self.depth)
 
     def singular_components(self):
-        """(weights, None): S = U_l = I."""
-        return self.weights, None
+        """(weights, None): S = U_l = I; None for several outputs."""
+        return (self.weights, None) if self.has_scalar_output else None
 
     def two_layers(self) -> TwoLayers | None:
-        """The two layers themselves; None for another depth."""
-        return TwoLayers(None, *self.weights) if self.depth == 2 else None
+        """The two layers themselves; None for another depth, and for several outputs."""
+        known = self.depth == 2 and self.has_scalar_output
+        return TwoLayers(None, *self.weights) if known else None
 
     def conserved_quantities(self) -> Float[Array, " q"]:
         """w_l^2 - w_{l+1}^2 in every coordinate, (L-1) d numbers."""
@@ -112,19 +130,23 @@ class DiagonalNetwork(AbstractNetwork):
         return DiagonalNetwork(jnp.stack([size] * (self.depth - 1) + [last]))
 
     def induced_regularizer(self, beta: Float[Array, " d"]) -> Scalar:
-        """L sum_j |beta_j|^{2/L} (Gunasekar et al. 2018, Lemma 6)."""
+        """L sum_j |beta_j|^{2/L} over all entries (Gunasekar et al. 2018, Lemma 6)."""
         return self.depth * jnp.sum(jnp.abs(beta) ** (2 / self.depth))
+
+    def induced_norm_order(self) -> float | None:
+        """2/L for several outputs; None for one, whose `singular_components` say it."""
+        return None if self.has_scalar_output else 2.0 / self.depth
 
     def minimal_network(self, beta: Float[Array, " d"]) -> "DiagonalNetwork":
         """All layers of equal modulus; the last one carries the signs."""
         depth = self.depth
         size = jnp.abs(beta) ** (1 / depth)
-        weights = jnp.concatenate([jnp.tile(size, (depth - 1, 1)), (jnp.sign(beta) * size)[None]])
+        weights = jnp.stack([size] * (depth - 1) + [jnp.sign(beta) * size])
         return eqx.tree_at(lambda n: n.weights, self, weights)
 
     def largest_rank(self) -> int:
-        """1: beta is one column, and any."""
-        return 1
+        """min(d, m): beta is any matrix, or one column."""
+        return 1 if self.has_scalar_output else min(self.weights.shape[1:])
 
 
 def superdiagonal(entries: Float[Array, " k"], order: int) -> Float[Array, "..."]:

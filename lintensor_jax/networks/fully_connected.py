@@ -211,6 +211,15 @@ class FullyConnectedNetwork(AbstractNetwork):
         """2 for one output; None for several, whose regulariser is a function of sigma_k."""
         return 2.0 if self.has_scalar_output else None
 
+    def induced_singular_norm_order(self) -> float | None:
+        """2/L for several outputs and layers that let every rank through: Schatten 2/L."""
+        wide = not self.has_scalar_output and self.largest_rank() >= min(self._shape_of_beta)
+        return 2.0 / self.depth if wide else None
+
+    @property
+    def _shape_of_beta(self):
+        return self.weights[0].shape[0], self.weights[-1].shape[1]
+
     def minimal_network(self, beta: Float[Array, "..."]) -> "FullyConnectedNetwork":
         """All layers have the same nonzero singular values, and are aligned."""
         return eqx.tree_at(lambda n: n.weights, self, minimal_chain(self.weights, beta))

@@ -41,6 +41,7 @@ def check_pair(network: Any, problem: Any) -> tuple[int, ...]:
             f"{beta.dtype}; return their real part."
         )
     shape = beta.shape
+    problem = problem_of(network, problem)
     if shape != problem.coefficient_shape:
         raise ValueError(
             f"network: its linear coefficients have shape {shape}, but {type(problem).__name__} "
@@ -70,8 +71,19 @@ def _is_any_array(leaf):
     return isinstance(leaf, jax.Array | np.ndarray | np.generic)
 
 
+def problem_of(network: Any, problem: Any) -> Any:
+    """The problem, with a bias as its last coefficient if the network has one."""
+    if getattr(network, "has_bias", False) and not problem.has_bias:
+        return problem.with_bias()
+    return problem
+
+
 def same_dtype(network: Any, problem: Any) -> tuple[Any, Any]:
-    """Both, in the wider precision of the two; real arrays stay real beside complex constants."""
+    """Both, in the wider precision of the two, and with a bias in both or in none.
+
+    Real arrays stay real beside complex constants.
+    """
+    problem = problem_of(network, problem)
     leaves = [x for x in jax.tree.leaves((network, problem)) if eqx.is_inexact_array(x)]
     if len({leaf.dtype for leaf in leaves}) == 1:
         return network, problem

@@ -38,8 +38,8 @@ def critical_start(network: Any, problem: Any) -> Assumption | None:
     beta, pull = coefficients_and_pullback(network)
     if problem.has_margins:
         # The softmax of the slopes: the gradient without its size, which may underflow.
-        weights = jax.nn.softmax(problem.margin_loss.log_slope(problem.margins(beta)))
-        gradient = problem.signed_data.T @ weights
+        weights = jax.nn.softmax(problem.log_slopes(problem.margins(beta)), axis=None)
+        gradient = problem.margins_adjoint(weights)
     else:
         gradient = problem.adjoint(problem.residual(beta))
         if not np.any(np.asarray(gradient)):

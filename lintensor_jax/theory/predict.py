@@ -10,11 +10,14 @@ import numpy as np
 from jax.core import Tracer
 
 from ..completion import MatrixCompletion
-from ..networks import FullyConnectedNetwork, MatrixFactorizationNetwork
-from ..networks.pair import check_pair
+from ..multiclass import MulticlassClassification
+from ..networks import FullyConnectedNetwork, LinearNetwork, MatrixFactorizationNetwork
+from ..networks.pair import check_pair, problem_of
 from ..problems import AbstractProblem, Classification, MatrixSensing, Regression
 from .assumptions import Assumption
 from .classification.candidates import classification_candidates
+from .classification.multiclass import multiclass_candidates
+from .one_layer import one_layer_candidates
 from .prediction import Candidate, Prediction, choose, nothing_to_conclude
 from .regression.candidates import regression_candidates, sensing_candidates
 from .regression.completion import completion_candidates
@@ -46,15 +49,17 @@ def predict(
     - `Classification`: Yun et al. 2021, Theorem 3 with Corollary 4, Theorem 2 with Corollaries 2
       and 3, Corollary 1, Theorem 1; Ji & Telgarsky 2019, Theorems 2.2 and 2.8; Gunasekar et al.
       2018, Theorems 1, 2, 2a and 4.
+    - `MulticlassClassification`: Lyu & Li 2020: a KKT point; norms as candidates for which one.
+    - `LinearNetwork` on any of them: the projection of the start, or the maximum margin (Soudry et
+      al. 2018).
 
     **Arguments**
 
     - `network`: any network of this package; your own with `data_tensor`, `factors` and
       `with_factors` (and `depth`) is covered by the theorems on linear tensor networks.
-    - `problem`: `Regression`, `MatrixSensing`, `MatrixCompletion` or `Classification`, with any
-      loss. A theorem asks the loss for the facts that it needs, such as an exponential tail; where
-      the loss does not state them, the theorem is not claimed. About another problem of your own
-      nothing is predicted.
+    - `problem`: one of the above, with any loss. A theorem asks the loss for the facts that it
+      needs, such as an exponential tail; where the loss does not state them, the theorem is not
+      claimed. About another problem of your own nothing is predicted.
     - `theorems`: functions of network and problem, each yielding `theory.Candidate`s; they are
       tried before the theorems of this package, in the order given.
 
@@ -62,6 +67,7 @@ def predict(
     host.
     """
     shape = check_pair(network, problem)
+    problem = problem_of(network, problem)
     _require_concrete(network, problem)
     depth = f", L = {network.depth}" if hasattr(network, "depth") else ""  # pyright: ignore
     samples = np.shape(problem.y)[0] if hasattr(problem, "y") else "unknown"  # pyright: ignore
@@ -74,6 +80,8 @@ def predict(
 
 
 def _candidates(network: Any, problem: AbstractProblem) -> Iterator[Candidate]:
+    if isinstance(network, LinearNetwork):
+        return one_layer_candidates(network, problem)
     match problem:
         case Regression():
             return regression_candidates(network, problem)
@@ -81,6 +89,8 @@ def _candidates(network: Any, problem: AbstractProblem) -> Iterator[Candidate]:
             return classification_candidates(network, problem)
         case MatrixCompletion():
             return completion_candidates(network, problem)
+        case MulticlassClassification():
+            return multiclass_candidates(network, problem)
         case MatrixSensing() if isinstance(
             network, MatrixFactorizationNetwork | FullyConnectedNetwork
         ) and all(w.shape == problem.coefficient_shape for w in network.weights):

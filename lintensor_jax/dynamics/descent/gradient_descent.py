@@ -176,7 +176,8 @@ def _step(run, rest, carry):
         network = eqx.combine(parameters, rest)
         return weight * seen.loss(network.linear_coefficients()) + _penalty(run, parameters)
 
-    gradient = jax.tree.map(lambda g, w: g + run.weight_decay * w, of_data, carry.parameters)
+    counted = _counted(carry.parameters)
+    gradient = jax.tree.map(lambda g, w: g + run.weight_decay * w, of_data, counted)
     updates, state = run.optimizer.update(
         gradient,
         carry.state,
@@ -196,8 +197,13 @@ def _step(run, rest, carry):
     )
 
 
+def _counted(parameters):
+    """The parameters with zeros in place of a bias, which weight decay leaves alone."""
+    return parameters.without_bias() if getattr(parameters, "has_bias", False) else parameters
+
+
 def _penalty(run, parameters):
-    squares = [jnp.sum(leaf**2) for leaf in jax.tree.leaves(parameters)]
+    squares = [jnp.sum(leaf**2) for leaf in jax.tree.leaves(_counted(parameters))]
     return 0.5 * run.weight_decay * jnp.sum(jnp.stack(squares))
 
 

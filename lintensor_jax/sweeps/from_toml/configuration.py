@@ -28,6 +28,7 @@ from .flow_table import Flow
 from .recipes import (
     ARCHITECTURES,
     INITIALIZATIONS,
+    OF_CLASSES,
     OF_MATRICES,
     Start,
     WithDecay,
@@ -110,6 +111,12 @@ class Sweep(Config):
             )
         names = self.network.architecture
         for name in names if isinstance(names, tuple) else (names,):
+            if self.data.has_classes and name not in OF_CLASSES:
+                raise ConfigError(
+                    "network.architecture",
+                    f'must be one of {", ".join(OF_CLASSES)} for task = "multiclass", got '
+                    f'"{name}"; the others have one output.',
+                )
             if (name == OF_MATRICES) is not self.data.is_completion:
                 raise ConfigError(
                     "network.architecture",
@@ -203,7 +210,7 @@ def _direction(config: Sweep, dimension: int | tuple[int, int] | None) -> Axis:
     if isinstance(dimension, tuple):
         if begin.directions is not None:
             raise ConfigError(
-                "start.directions", "is not for completion; give num_directions random ones."
+                "start.directions", "is not for matrices beta; give num_directions random ones."
             )
         return Axis("direction", range(count), description=words)
     if begin.directions is not None:

@@ -19,8 +19,9 @@ from ...config import (
     Text,
     setting,
 )
+from ...multiclass import MulticlassClassification
 from .data_files import read_data
-from .recipes import LOSSES, PROBLEMS, TASKS, RandomCompletion, RandomData
+from .recipes import LOSSES, PROBLEMS, TASKS, RandomClasses, RandomCompletion, RandomData
 from .sizes import SIZE
 
 
@@ -29,7 +30,8 @@ class Data(Config):
     """Samples: from a file, written out, or random. Exactly one of the three is given.
 
     Of the task "completion" a sample is an entry of a matrix of `shape`: X has its row and column,
-    counted from 0, and y its value. Random entries are those of a matrix of `rank`.
+    counted from 0, and y its value. Random entries are those of a matrix of `rank`. Of the task
+    "multiclass" y has labels 0, ..., `num_classes` - 1.
     """
 
     task: str = setting("regression", OneOf(TASKS))
@@ -43,11 +45,13 @@ class Data(Config):
     seed: int | tuple[int, ...] | None = setting(None, Maybe(OneOrMany(Integer(0))))
     shape: tuple[int, ...] | None = setting(None, Maybe(ListOf(SIZE, length=2)))
     rank: int | None = setting(None, Maybe(Integer(1)))
+    num_classes: int | None = setting(None, Maybe(Integer(2)))
 
     def check(self) -> None:
         """Raises a `ConfigError` unless there is one complete source of data, and a loss for it."""
         self._check_loss()
         self._check_of_completion()
+        self._check_of_classes()
         sizes = (self.num_samples, self.dimension, self.seed)
         sources = {
             "path": self.path is not None,
@@ -114,6 +118,21 @@ class Data(Config):
         """Whether samples are entries of a matrix."""
         return self.task == "completion"
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether samples are of several classes."""
+        return self.task == "multiclass"
+
+    def _check_of_classes(self) -> None:
+        if not self.has_classes:
+            if self.num_classes is not None:
+                raise ConfigError("num_classes", 'is for task = "multiclass" only; remove it.')
+            return
+        if self.num_samples is not None and self.num_classes is None:
+            raise ConfigError("num_classes", "must be given for random samples, such as 3.")
+        if isinstance(self.dimension, tuple):
+            raise ConfigError("dimension", "must be one number for several classes; no list.")
+
     def _check_of_completion(self) -> None:
         if not self.is_completion:
             for key in ("shape", "rank"):
@@ -143,7 +162,10 @@ class Data(Config):
 
 
 def problem_of(data: Data, folder: Path) -> tuple[Any, int | tuple[int, int] | None]:
-    """The problem, and its dimension (a matrix's shape); None if the dimension is an axis."""
+    """The problem, and its dimension; None if the dimension is an axis.
+
+    Where beta is a matrix, the dimension is its shape.
+    """
     if data.is_completion:
         return _completion(data, folder)
     if data.num_samples is not None:
@@ -153,6 +175,11 @@ def problem_of(data: Data, folder: Path) -> tuple[Any, int | tuple[int, int] | N
             "data_seed": 0 if data.seed is None else data.seed,
         }
         fixed: dict[str, Any] = {k: None if isinstance(v, tuple) else v for k, v in sizes.items()}
+        if data.has_classes:
+            assert data.num_classes is not None
+            random = RandomClasses(num_classes=data.num_classes, **fixed)
+            problem = random({}) if None not in fixed.values() else random
+            return problem, (fixed["dimension"], data.num_classes)
         random = RandomData(data.task, **fixed, loss=data.loss_object)
         return (random({}) if None not in fixed.values() else random), fixed["dimension"]
     if data.path is not None:
@@ -161,6 +188,9 @@ def problem_of(data: Data, folder: Path) -> tuple[Any, int | tuple[int, int] | N
     else:
         X, y, key = np.asarray(data.X), np.asarray(data.y), "data.X and data.y"
     try:
+        if data.has_classes:
+            several = MulticlassClassification(X, y, data.num_classes)
+            return several, (several.X.shape[1], several.num_classes)
         problem = PROBLEMS[data.task](X, y, loss=data.loss_object)
     except ValueError as error:
         raise ConfigError(f"{key}:", " ".join(str(error).split())) from None

@@ -17,33 +17,47 @@ from ...losses import (
     PolynomialLoss,
     SquaredLoss,
 )
+from ...multiclass import MulticlassClassification
 from ...networks import (
     ConvolutionalNetwork,
     DiagonalNetwork,
     DifferentialDiagonalNetwork,
     FullyConnectedNetwork,
+    LinearNetwork,
     MatrixFactorizationNetwork,
 )
 from ...penalized import Penalized
 from ...problems import Classification, Regression
 from ..grid import Point
 
+
+def _shape(dimension: int | tuple[int, int]) -> tuple[int, ...]:
+    """The shape of beta: (d,), or a matrix's."""
+    return dimension if isinstance(dimension, tuple) else (dimension,)
+
+
+def _sizes(dimension: int | tuple[int, int]) -> tuple[int, int | None]:
+    """The dimension and the number of outputs, None for a scalar one."""
+    return dimension if isinstance(dimension, tuple) else (dimension, None)
+
+
 #: Zero networks by their names in configurations, from dimension d (of matrices: their shape),
 #: depth L and hidden width.
 ARCHITECTURES = {
-    "diagonal": lambda d, L, width: DiagonalNetwork.zeros(L, d),
+    "linear": lambda d, L, width: LinearNetwork.zeros(*_sizes(d)),
+    "diagonal": lambda d, L, width: DiagonalNetwork.zeros(L, *_sizes(d)),
     "differential": lambda d, L, width: DifferentialDiagonalNetwork.zeros(L, d),
     "convolutional": lambda d, L, width: ConvolutionalNetwork.zeros(d, (d,) * L),
     "short-filters": lambda d, L, width: ConvolutionalNetwork.zeros(d, (2,) * (L - 1) + (d,)),
     "fully-connected": lambda d, L, width: FullyConnectedNetwork.zeros(
-        (d,) + (width or d,) * (L - 1)
+        (_sizes(d)[0],) + (width or _sizes(d)[0],) * (L - 1), _sizes(d)[1]
     ),
     "matrix-factorization": lambda shape, L, width: MatrixFactorizationNetwork.zeros(
         L, shape, width
     ),
 }
 INITIALIZATIONS = ("matching", "balanced", "gaussian", "identity")
-TASKS = ("regression", "classification", "completion")
+TASKS = ("regression", "classification", "multiclass", "completion")
 #: Problems of samples by their task.
 PROBLEMS: dict[str, Any] = {"regression": Regression, "classification": Classification}
 #: Losses by their names in configurations: task, the name of a parameter or None, class.
@@ -57,6 +71,8 @@ LOSSES: dict[str, tuple[str, str | None, Any]] = {
 }
 #: The only architecture of matrices, for the task "completion".
 OF_MATRICES = "matrix-factorization"
+#: The architectures with several outputs, for the task "multiclass".
+OF_CLASSES = ("fully-connected", "diagonal", "linear")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +111,7 @@ class Start:
         z = point.direction
         if z.ndim == 0:
             key = jax.random.fold_in(jax.random.key(self.direction_seed), z)
-            shape = dimension if isinstance(dimension, tuple) else (dimension,)
-            z = jax.random.normal(key, shape)
+            z = jax.random.normal(key, _shape(dimension))
         if self.initialization == "balanced":
             return initialization.balanced(like, z).scaled(point.alpha)
         # The filters' directions do not depend on the data, and are the same at every point.
@@ -129,6 +144,30 @@ class RandomData:
         if self.task == "classification":
             y = jnp.where(y >= 0, 1.0, -1.0)
         return PROBLEMS[self.task](X, y, loss=self.loss)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomClasses:
+    """Standard normal samples of several classes: the largest of as many random predictors.
+
+    A field that is None is an axis of the grid.
+    """
+
+    num_samples: int | None
+    dimension: int
+    num_classes: int
+    data_seed: int | None
+
+    def __call__(self, point: Any) -> MulticlassClassification:
+        """The problem at `point`."""
+        n, seed = (
+            point[name] if getattr(self, name) is None else getattr(self, name)
+            for name in ("num_samples", "data_seed")
+        )
+        samples, predictors = jax.random.split(jax.random.key(seed))
+        X = jax.random.normal(samples, (n, self.dimension))
+        scores = X @ jax.random.normal(predictors, (self.dimension, self.num_classes))
+        return MulticlassClassification(X, jnp.argmax(scores, axis=1), self.num_classes)
 
 
 @dataclasses.dataclass(frozen=True)

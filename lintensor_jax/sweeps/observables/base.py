@@ -93,7 +93,7 @@ def has_bad_input(network: Any, problem: AbstractProblem) -> Bool[Array, ""]:
     leaves = [x for x in jax.tree.leaves((network, problem)) if eqx.is_inexact_array(x)]
     bad = [~jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
     if problem.has_margins:
-        bad.append(~jnp.all(jnp.abs(problem.y) == 1))  # pyright: ignore
+        bad.append(~problem.has_valid_targets)  # pyright: ignore
     decay = weight_decay_of(problem)
     if decay is not None:
         bad.append(jnp.any(decay < 0))

@@ -78,13 +78,14 @@ class Margins(AbstractObservable):
         each = "margin of each sample for the unit vector along the linear coefficients"
         return (
             Variable("log_margin", (), "1", smallest),
-            Variable("normalized_margin", ("sample",), "x", each),
+            Variable("normalized_margin", ("sample",), "x", each),  # of several classes the least
         )
 
     def measure(self, end: Ending) -> tuple[Array, ...]:
         """log min_i m_i, and m_i / |beta|."""
         assert end.log_margin is not None
-        return end.log_margin, end.problem.margins(unit(end.coefficients))  # pyright: ignore
+        margins = end.problem.margins(unit(end.coefficients))  # pyright: ignore
+        return end.log_margin, jnp.min(margins.reshape(len(margins), -1), axis=1)
 
     def check(self, network: Any, problem: AbstractProblem) -> None:
         """Raises a ValueError unless `problem` is a `Classification`."""

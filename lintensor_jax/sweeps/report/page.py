@@ -200,7 +200,7 @@ def _compared(cell: Cell, lanes: np.ndarray, results):
     networks, problems = cell.starts(lanes)
     is_direction = "direction_reached" in results
     name = "direction_reached" if is_direction else "limit"
-    classifies = type(cell.example()[1]).__name__ == "Classification"
+    classifies = cell.example()[1].has_margins
     found = []
     for place, lane in enumerate(lanes):
         own = problems and jax.tree.map(lambda leaf: leaf[place], problems)  # noqa: B023

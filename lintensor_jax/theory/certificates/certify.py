@@ -19,7 +19,9 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from ...arguments import as_number
 from ...losses import ExponentialTail
 from ...messages import as_html, in_words
+from ...multiclass import MulticlassClassification
 from ...networks import coefficients_and_pullback, split
+from ...networks.pair import problem_of
 from ...problems import Classification
 from ..least_norm.multipliers import approximate_multipliers
 from ..least_norm.norms import AbstractNorm
@@ -46,12 +48,12 @@ class Certificate(eqx.Module):
     #: diagonal network with that rho. A gradient: relative to its length; a prox: |beta - u|_2
     #: with u the proximal step of R and the constraints from |beta|_2 = 1.
     predictor_residual: float | None = eqx.field(static=True)
-    #: Samples whose margin is the smallest one up to the tolerance, shape (n,).
-    support: Bool[Array, " n"]
-    #: nu >= 0, shape (n,), of eq. 16 where the smallest margin is 1; if only coefficients were
-    #: given, those with sum_i nu_i y_i x_i in the subdifferential of R (for a norm at margin 1,
-    #: so that their sum is the norm; for a `Regularizer` at |beta|_2 = 1).
-    multipliers: Float[Array, " n"]
+    #: Margins that are the smallest one up to the tolerance, shape (n,); of m classes (n, m - 1).
+    support: Bool[Array, "..."]
+    #: nu >= 0, of the same shape, of eq. 16 where the smallest margin is 1; if only coefficients
+    #: were given, those with sum_i nu_i y_i x_i in the subdifferential of R (for a norm at
+    #: margin 1, so that their sum is the norm; for a `Regularizer` at |beta|_2 = 1).
+    multipliers: Float[Array, "..."]
     #: max |u_j| over the zero coordinates of rho, u = sum_i nu_i S^* y_i x_i, in units of the dual
     #: norm: at most 1 at a stationary point for L = 2, no condition for L > 2. Zero is what is
     #: below tolerance * max |rho|: it cannot move a residual by more than that. None without a
@@ -126,7 +128,7 @@ class Certificate(eqx.Module):
 
 def certify(
     network_or_coefficients: Any,
-    problem: Classification,
+    problem: Classification | MulticlassClassification,
     *,
     regularizer: AbstractNorm | Regularizer | None = None,
     tolerance: float = 1e-8,
@@ -138,10 +140,12 @@ def certify(
     **Arguments**
 
     - `network_or_coefficients`: a network (also a module of your own with `linear_coefficients`
-      and `depth`), or linear coefficients of shape (d,). Only the direction counts.
-    - `problem`: a `Classification` whose samples all have positive margins.
+      and `depth`), or linear coefficients of shape (d,), for m classes (d, m). Only the direction
+      counts.
+    - `problem`: a `Classification` or `MulticlassClassification`, all margins positive.
     - `regularizer`: a norm object or a `Regularizer`. Default: the network's own. Fully connected:
-      l2. `DiagonalNetwork`, `DifferentialDiagonalNetwork`: l_{2/L}. Full-length convolutions,
+      l2; two layers with several outputs, as wide as beta: the nuclear norm.
+      `DiagonalNetwork`, `DifferentialDiagonalNetwork`: l_{2/L}. Full-length convolutions,
       `OrthogonalNetwork`, and a `TensorNetwork` with an orthogonal decomposition: l_{2/L} of
       rho = prod_l U_l^T v_l, beta = S^T rho, real or complex. A user's own network says which
       by `induced_norm_order()`, or by `orthogonal_decomposition()` and `factors`; its
@@ -150,6 +154,7 @@ def certify(
 
     **Raises** ValueError for a sample that is misclassified, and for arguments that do not fit.
     """
+    problem = problem_of(network_or_coefficients, problem)
     signed, scale = _signed_data(problem)
     _require_tolerance(tolerance)
     is_network = hasattr(network_or_coefficients, "linear_coefficients")
@@ -162,10 +167,11 @@ def certify(
     if beta.shape != problem.coefficient_shape:
         raise ValueError(
             "certify: the linear coefficients must have the shape of a sample, "
-            f"{problem.coefficient_shape}, got {beta.shape}; certify one output at a time, on the "
-            "data it was trained on."
+            f"{problem.coefficient_shape}, got {beta.shape}; certify the network on the problem "
+            "that it was trained on."
         )
-    level, slack = _margins(signed, beta)
+    margins_shape = problem.signed_data.shape[: problem.signed_data.ndim - beta.ndim]
+    level, slack = _margins(signed.reshape(len(signed), -1), beta.ravel())
     found = in_predictor_space(network, beta, signed, slack, regularizer, tolerance)
     residual, multipliers, noise = None, np.zeros(0), 0.0 if found is None else found.resolution
     if network is not None and gradients is not None:
@@ -178,8 +184,8 @@ def certify(
     return Certificate(
         parameter_residual=residual,
         predictor_residual=None if found is None else found.residual,
-        support=jnp.asarray(slack <= tolerance),
-        multipliers=jnp.asarray(multipliers),
+        support=jnp.asarray(slack <= tolerance).reshape(margins_shape),
+        multipliers=jnp.asarray(multipliers).reshape(margins_shape),
         worst_off_support=None if found is None else found.worst_off_support,
         regularizer=None if found is None else found.name,
         resolution=noise,
@@ -218,7 +224,7 @@ def _margins(signed, beta):
 
 
 @eqx.filter_jit
-def _margin_gradients(network: Any, signed: Float[Array, "n d"]):
+def _margin_gradients(network: Any, signed: Float[Array, "n ..."]):
     beta, pullback = coefficients_and_pullback(network)
     if beta.shape != signed.shape[1:]:
         return beta, signed
@@ -290,8 +296,8 @@ def _signed_data(problem):
             "of regression flows are points, not directions: see predict and min_norm."
         )
     _require_concrete(problem, "problem")
-    X, y = (np.asarray(a, np.float64) for a in (problem.X, problem.y))
-    signed = y[:, None] * X
+    signed = np.asarray(problem.signed_data, np.float64)
+    signed = signed.reshape(-1, *problem.coefficient_shape)
     scale = np.max(np.abs(signed)) or 1.0
     return signed / scale, scale
 

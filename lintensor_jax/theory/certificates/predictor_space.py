@@ -20,7 +20,7 @@ from ..least_norm.conic import Constraints
 from ..least_norm.gauge_programs import optimum
 from ..least_norm.gauges import AbstractGauge, GroupGauge
 from ..least_norm.multipliers import approximate_multipliers, proximal_step, resolution
-from ..least_norm.norms import AbstractNorm, L1Norm, L2Norm, LpNorm, gauge_of
+from ..least_norm.norms import AbstractNorm, L1Norm, L2Norm, LpNorm, NuclearNorm, gauge_of
 
 # Random directions in which a regulariser is looked at.
 _DIRECTIONS = 4
@@ -68,8 +68,9 @@ class Stationarity:
 def in_predictor_space(network, beta, signed, slack, regularizer, tolerance) -> Stationarity | None:
     """The certificate's predictor-space part; None where no regulariser is given or known.
 
-    `network` is the one at |Theta| = 1 or None, `beta` (d,) its coefficients, `signed` (n, d) the
-    rows y_i x_i over their largest modulus, `slack` (n,) what margins exceed the smallest one by.
+    `network` is the one at |Theta| = 1 or None, `beta` (d,) or (d, m) its coefficients, `signed`
+    (n, d) or (N, d, m) the rows y_i x_i over their largest modulus, `slack` (N,) what margins
+    exceed the smallest one by.
     """
     if regularizer is None:
         if network is None:
@@ -86,17 +87,24 @@ def in_predictor_space(network, beta, signed, slack, regularizer, tolerance) -> 
             return None
     if isinstance(regularizer, AbstractNorm):
         gauge, form = gauge_of(regularizer, beta.shape, "certify")
-        rho = form.coordinates(beta)
+        rho = form.coordinates(beta.ravel())
         # A change of basis leaves dust, and a power below 1 would blow it up.
         rho = rho if form.basis is None else gauge.cleaned(rho)
         name = f"{type(regularizer).__name__}"
-        return _of_gauge(gauge, form.measurements(signed), rho, slack, tolerance, name)
+        rows = form.measurements(signed.reshape(len(signed), -1))
+        return _of_gauge(gauge, rows, rho, slack, tolerance, name)
     gradient, prox = (getattr(regularizer, name, None) for name in ("gradient", "prox"))
     direction = beta / np.linalg.norm(beta)
     if gradient is not None:
         return _of_gradient(gradient, direction, signed, slack)
     if prox is not None:
-        moved, multipliers = proximal_step(prox, direction, signed, np.min(signed @ direction))
+        shape, direction = direction.shape, direction.ravel()
+        signed = signed.reshape(len(signed), -1)
+
+        def flat(v):
+            return prox(v.reshape(shape)).ravel()
+
+        moved, multipliers = proximal_step(flat, direction, signed, np.min(signed @ direction))
         residual, noise = float(np.linalg.norm(moved - direction)), resolution(signed, multipliers)
         return Stationarity(residual, noise, multipliers, None, "R (its prox)")
     raise ValueError(
@@ -109,7 +117,8 @@ def _norm_of(network) -> AbstractNorm | None:
     """The norm of which the network says that its regulariser is an increasing function."""
     order = closed_form(network, "induced_norm_order")
     if order is None:
-        return None
+        of_singular_values = closed_form(network, "induced_singular_norm_order")
+        return NuclearNorm() if of_singular_values == 1 else None
     return {1: L1Norm(), 2: L2Norm()}.get(order) or LpNorm(order)
 
 
@@ -217,11 +226,14 @@ def _optimal_shares(gauge, rows, level):
 
 def _of_gradient(gradient, direction, signed, slack):
     slope = np.asarray(gradient(jnp.asarray(direction)), np.float64)
+    shape = direction.shape
     if slope.shape != direction.shape or not np.isfinite(slope).all():
         raise ValueError(
-            f"certify: regularizer.gradient must return finite values of shape {direction.shape}, "
+            f"certify: regularizer.gradient must return finite values of shape {shape}, "
             f"got shape {slope.shape}; return a subgradient where R has a kink."
         )
+    slope, direction = slope.ravel(), direction.ravel()
+    signed = signed.reshape(len(signed), -1)
     growth, length = slope @ direction, np.linalg.norm(slope)
     # Of an R of degree 0 the growth is zero, and rounding alone decides about its sign.
     if not growth > 16 * np.finfo(float).eps * (np.abs(slope) @ np.abs(direction)):

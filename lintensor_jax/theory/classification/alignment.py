@@ -211,10 +211,11 @@ def _excess_and_gradient(network, problem):
     beta, pull = coefficients_and_pullback(network)
     excess = problem.log_loss(beta) - problem.log_loss(jnp.zeros_like(beta))
     # The mean of the z_i under the softmax of the slopes: the gradient without its size.
-    weights = jax.nn.softmax(problem.margin_loss.log_slope(problem.margins(beta)))
-    gradient = _norm(pull(problem.signed_data.T @ weights))
-    lengths = jnp.linalg.norm(problem.X, axis=1)
-    allowed = _norm(jax.vmap(pull)(jnp.eye(beta.size, dtype=beta.dtype))) * (weights @ lengths)
+    weights = jax.nn.softmax(problem.log_slopes(problem.margins(beta)), axis=None)
+    gradient = _norm(pull(problem.margins_adjoint(weights)))
+    shares = jnp.sum(weights.reshape(len(problem.X), -1), axis=1)
+    units = jnp.eye(beta.size, dtype=beta.dtype).reshape(-1, *beta.shape)
+    allowed = _norm(jax.vmap(pull)(units)) * (shares @ jnp.linalg.norm(problem.X, axis=1))
     return excess, jnp.where(allowed > 0, gradient / _unless_zero(allowed), 0.0)
 
 

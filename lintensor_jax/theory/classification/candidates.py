@@ -27,11 +27,12 @@ from ..assumptions import (
     violated,
 )
 from ..convergence import refuted_convergence
-from ..least_norm.max_margin import MarginPrecisionError, is_separable, max_margin
+from ..least_norm.max_margin import is_separable, max_margin
 from ..least_norm.norms import FourierL1Norm, L1Norm, L2Norm, L21Norm
 from ..prediction import Candidate, Conclusion, HarmonicDecay, Kind, nothing_to_conclude
 from ..regression.yun_theorem_6 import limit_point_two_layer
 from ..regression.yun_theorem_7 import convergence_conditions
+from ..separability import separability
 from .alignment import learning_conditions
 from .gunasekar import gunasekar_candidates
 from .ji_telgarsky import ji_telgarsky_candidate
@@ -83,7 +84,7 @@ def _of_another_tail(candidate, loss):
 
 
 def _of_exponential_tail(network, problem):
-    separable, margin = _separability(problem)
+    separable, margin = separability(problem, f"{YUN}, section 4")
     is_tensor = is_tensor_network(network)
     if isinstance(network, FullyConnectedNetwork):
         if problem.X.shape[0] == 1 and network.depth == 2:
@@ -107,20 +108,6 @@ def _with_tail(candidate, problem):
         return found._replace(notes=(*found.notes, *_tail(problem)))
 
     return candidate._replace(conclude=conclude)
-
-
-def _separability(problem):
-    source = f"{YUN}, section 4"
-    claim, measure = "the data are linearly separable", "l2 margin max_w min_i y_i <x_i, w> / |w|"
-    try:
-        found = is_separable(problem)
-    except MarginPrecisionError:
-        statement = f"{claim} (float64 cannot tell), {measure}"
-        return Assumption(statement, None, False, source), 0.0
-    margin = float(found.margin)
-    if not found.separable:
-        claim += " (a convex combination of the y_i x_i vanishes: see is_separable)"
-    return Assumption(f"{claim}, {measure}", margin, found.separable, source), margin
 
 
 def _converges(problem, source):

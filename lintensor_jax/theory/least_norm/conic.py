@@ -80,7 +80,7 @@ def largest_level_of_groups(given: Constraints, labels: np.ndarray) -> ConicSolu
         block[np.arange(1, inside.size + 1), inside] = -1.0
         blocks.append(block)
         cones.append(("SecondOrderConeT", inside.size + 1))
-    ball = sp.vstack(blocks)
+    ball: Any = sp.vstack(blocks)
     data = sp.hstack([given.rows, sp.csr_matrix((len(given.rows), groups))])
     return _largest_level(given, data, ball, _unit(ball.shape[0], 0), cones, slice(0, size), 1.0)
 

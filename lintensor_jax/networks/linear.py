@@ -1,0 +1,161 @@
+"""One linear layer, the baseline, and a bias beside any other network."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Scalar
+
+from .base import AbstractNetwork, Activation, as_parameter, coefficients_and_pullback
+
+
+class LinearNetwork(AbstractNetwork):
+    """x^T w: the linear coefficients are the parameters. The baseline of every figure.
+
+    Source: Soudry et al. 2018, where gradient flow on separable data has w(t) = w_svm log t + O(1).
+
+    **Arguments**
+
+    - `weights`: shape (d,) for a scalar output, or (d, m) for m outputs.
+    - `bias`: adds a last coefficient (for m outputs m of them), which starts at 0. It belongs to a
+      problem with `bias=True`; a problem without one is given it. A flow moves the bias as it
+      moves every weight; no norm counts it (`max_margin`, `min_norm`).
+    """
+
+    weights: Float[Array, "..."]
+    has_bias: bool = eqx.field(static=True, default=False)
+
+    def __init__(self, weights, bias: bool = False):
+        ndim = 2 if np.ndim(weights) == 2 else 1
+        array = as_parameter(weights, "weights", "LinearNetwork", ndim=ndim)
+        zero = jnp.zeros((1, *array.shape[1:]), array.dtype)
+        self.weights = jnp.concatenate([array, zero]) if bias else array
+        self.has_bias = bool(bias)
+
+    @classmethod
+    def zeros(
+        cls, dimension: int, outputs: int | None = None, bias: bool = False
+    ) -> "LinearNetwork":
+        """The zero network of the given shape: a template for `lintensor_jax.initialization`."""
+        shape = (dimension,) if outputs is None else (dimension, outputs)
+        return cls(jnp.zeros(shape), bias)
+
+    @property
+    def depth(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """1: the degree of homogeneity."""
+        return 1
+
+    def linear_coefficients(self) -> Float[Array, "..."]:
+        """beta = w, shape (d,) or (d, m); with a bias one row more."""
+        return self.weights
+
+    def coefficients_and_pullback(self):
+        """beta, and g -> g as a LinearNetwork."""
+        return self.weights, self._of
+
+    def _of(self, weights):
+        return eqx.tree_at(lambda n: n.weights, self, weights)
+
+    def without_bias(self) -> "LinearNetwork":
+        """The same network with a bias of 0."""
+        return self._of(self.weights.at[-1].set(0.0)) if self.has_bias else self
+
+    def __call__(
+        self, x: Float[Array, " d"], activation: Activation | None = None
+    ) -> Float[Array, "..."]:
+        """The output for one input of shape (d,). There is no hidden layer for an activation."""
+        x = jnp.append(x, jnp.ones((), x.dtype)) if self.has_bias else x
+        return x @ self.weights
+
+    def identity_start(self) -> "LinearNetwork":
+        """Zeros: the only layer is the last one."""
+        return self._of(jnp.zeros_like(self.weights))
+
+    def balanced_start(self, coefficients: Float[Array, "..."]) -> "LinearNetwork":
+        """The coefficients themselves."""
+        return self._of(coefficients)
+
+    def matching_start(self, coefficients: Float[Array, "..."], gap: Scalar) -> "LinearNetwork":
+        """The coefficients themselves: there is no second layer for a gap."""
+        return self._of(coefficients)
+
+    def induced_regularizer(self, beta: Float[Array, "..."]) -> Scalar:
+        """|beta|^2, the bias included: flows count it."""
+        return jnp.sum(beta**2)
+
+    def induced_norm_order(self) -> float:
+        """2."""
+        return 2.0
+
+    def minimal_network(self, beta: Float[Array, "..."]) -> "LinearNetwork":
+        """The network with these coefficients, the only one."""
+        return self._of(beta)
+
+    def largest_rank(self) -> int:
+        """min(d, m): beta is any matrix."""
+        return min(self.weights.shape) if self.weights.ndim == 2 else 1
+
+
+class NetworkWithBias(AbstractNetwork):
+    """x^T beta(Theta) + b for any network, made by `with_bias(network)`.
+
+    The linear coefficients have the bias as last entry, or row. They belong to a problem with
+    `bias=True`; a problem without one is given it. The bias is of degree 1 in the parameters, beta
+    of degree L. So the whole is homogeneous for L = 1 only, and for L > 1 no theorem on limits of
+    classification flows is claimed. Such a flow runs on `LossTime()` by default.
+
+    - `network`: the network of beta.
+    - `bias`: shape (), or (m,) for m outputs.
+    """
+
+    network: Any  # of the type that was given
+    bias: Float[Array, "..."]
+
+    def __init__(self, network: Any, bias: Float[Array, "..."]):
+        self.network, self.bias = network, bias
+
+    @property
+    def has_bias(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def depth(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """1 for one layer, else 0: not homogeneous."""
+        return 1 if getattr(self.network, "depth", 0) == 1 else 0
+
+    def without_bias(self) -> "NetworkWithBias":
+        """The same network with a bias of 0."""
+        return eqx.tree_at(lambda n: n.bias, self, jnp.zeros_like(self.bias))
+
+    def linear_coefficients(self) -> Float[Array, "..."]:
+        """beta, and the bias as last entry (or row)."""
+        return jnp.concatenate([self.network.linear_coefficients(), self.bias[None]])
+
+    def coefficients_and_pullback(self):
+        """beta with the bias, and the pullback of both."""
+        beta, pull = coefficients_and_pullback(self.network)
+
+        def both(g):
+            return eqx.tree_at(lambda n: (n.network, n.bias), self, (pull(g[:-1]), g[-1]))
+
+        return jnp.concatenate([beta, self.bias[None]]), both
+
+    def __call__(
+        self, x: Float[Array, " d"], activation: Activation | None = None
+    ) -> Float[Array, "..."]:
+        """The network's output plus the bias."""
+        return self.network(x, activation) + self.bias
+
+    def conserved_quantities(self) -> Float[Array, " q"] | None:
+        """Those of the network: the bias is no part of any."""
+        method = getattr(self.network, "conserved_quantities", None)
+        return None if method is None else method()
+
+
+def with_bias(network: eqx.Module, bias: Any = 0.0) -> NetworkWithBias:
+    """The network, a user's own too, with a bias beside it, a number or (m,) for m outputs."""
+    beta: Any = eqx.filter_eval_shape(lambda n: n.linear_coefficients(), network)
+    value = jnp.broadcast_to(jnp.asarray(bias, beta.dtype), beta.shape[1:])
+    return NetworkWithBias(network, value)
