@@ -9,6 +9,7 @@ import lintensor_jax as lt
 start = lt.initialization
 DIAGONAL, CHAIN = lt.DiagonalNetwork.zeros(2, 2), lt.FullyConnectedNetwork.zeros((2, 2))
 PROBLEM = lt.Regression(np.eye(2), np.ones(2))
+SORT = lt.Classification(np.eye(2), np.ones(2))
 KEY = jax.random.key(0)
 NO_NUMBERS = {
     "a text": "abc",
@@ -36,13 +37,23 @@ TAKE_ARRAYS = {
     "rho": lambda a: lt.potential.Q(a, 3, 1.0, 1.0),
     "tensor of decompose_tensor": lt.decompose_tensor,
     "coefficients of induced_flow": lambda a: lt.induced_flow(a, PROBLEM, 2),
+    "weights of L1Norm": lt.L1Norm,
+    "weights of WeightedL2Norm": lt.WeightedL2Norm,
+    "start": lambda a: lt.min_norm(PROBLEM, lt.LpNorm(0.5), start=a),
+    "start of max_margin": lambda a: lt.max_margin(SORT, lt.LpNorm(0.5), start=a),
     "coefficients": lambda a: start.balanced(DIAGONAL, a),
 }
+
+
+# None is a value of its own there.
+TAKES_NONE = ("weights of L1Norm", "start", "start of max_margin")
 
 
 @pytest.mark.parametrize("value", NO_NUMBERS)
 @pytest.mark.parametrize("name", TAKE_ARRAYS)
 def test_what_is_no_array_of_numbers_is_refused_by_name(name, value):
+    if name in TAKES_NONE and NO_NUMBERS[value] is None:
+        return
     with pytest.raises(ValueError, match="must be an array of numbers, got") as caught:
         TAKE_ARRAYS[name](NO_NUMBERS[value])
     assert f": {name.split()[0]} must be" in str(caught.value)
@@ -50,21 +61,21 @@ def test_what_is_no_array_of_numbers_is_refused_by_name(name, value):
 
 NO_NUMBER = ("abc", b"1", None, object(), {}, [1.0, 2.0], np.ones(3), 1j, 10**400)
 TAKE_NUMBERS = {
+    "p": lt.LpNorm,
+    "p of FourierLpNorm": lt.FourierLpNorm,
     "power": lt.PolynomialLoss,
     "delta": lt.HuberLoss,
     "gap": lambda b: start.matching(DIAGONAL, np.ones(2), gap=b),
     "scale": lambda b: start.gaussian(DIAGONAL, KEY, b),
     "first_scale": lambda b: start.imbalanced(CHAIN, KEY, first_scale=b, last_scale=1.0),
-    "tolerance": lambda b: lt.certify(
-        DIAGONAL, lt.Classification(np.eye(2), np.ones(2)), tolerance=b
-    ),
+    "tolerance": lambda b: lt.certify(DIAGONAL, SORT, tolerance=b),
 }
 
 
 @pytest.mark.parametrize("name", TAKE_NUMBERS)
 def test_what_is_no_number_is_refused_by_name(name):
     for value in NO_NUMBER:
-        with pytest.raises(ValueError, match=f": {name} must be a real number, got"):
+        with pytest.raises(ValueError, match=f": {name.split()[0]} must be a real number, got"):
             TAKE_NUMBERS[name](value)
 
 
@@ -80,6 +91,17 @@ def test_what_is_no_network_is_refused_by_name(argument, call):
     for value in ("abc", 3, {}, object(), np.ones(2), len, int):
         with pytest.raises(ValueError, match=f": {argument} must be a network"):
             call(value)
+
+
+def test_complex_weights_and_starts_of_norms_are_refused():
+    for call in (
+        lt.L1Norm,
+        lt.WeightedL2Norm,
+        lambda a: lt.min_norm(PROBLEM, lt.LpNorm(0.5), start=a),
+        lambda a: lt.max_margin(SORT, lt.LpNorm(0.5), start=a),
+    ):
+        with pytest.raises(ValueError, match="must be real, got dtype complex128"):
+            call(np.ones(2) + 1j)
 
 
 def test_what_closed_forms_are_asked_about():

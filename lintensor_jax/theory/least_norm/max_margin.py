@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from ...arguments import as_numbers
 from ...messages import as_html, nonzero_entries, optimum_status, shown
 from .conic import Constraints
 from .gauge_programs import is_unique, kkt_residual, optimum, reweighted
@@ -240,6 +241,11 @@ def _separates(given, point, free):
 
 
 def _concrete_start(start, shape):
+    given = as_numbers(start, "start", "max_margin")
+    if jnp.iscomplexobj(given):
+        raise ValueError(
+            f"max_margin: start must be real, got dtype {given.dtype}; pass its parts."
+        )
     array = np.asarray(start, np.float64)
     if array.shape != shape or not np.isfinite(array).all():
         raise ValueError(

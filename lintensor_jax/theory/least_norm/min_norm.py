@@ -13,11 +13,12 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
+from ...arguments import as_numbers
 from ...messages import as_html, nonzero_entries, optimum_status, shown
 from .conic import Constraints
 from .gauge_programs import is_unique, kkt_residual, optimum, reweighted
 from .gauges import GroupGauge
-from .norms import AbstractNorm, L2Norm, WeightedL2Norm, gauge_of
+from .norms import AbstractNorm, L2Norm, WeightedL2Norm, euclidean, gauge_of
 
 _OPTIMAL = 1e-8
 _EPS = float(np.finfo(float).eps)
@@ -155,19 +156,24 @@ def _least_squares(sensors, y, shape, norm):
 
     def solve(target, weight):
         inverse = jnp.linalg.pinv(sensors / weight)
-        rho = inverse @ target
+        return inverse @ target, inverse
+
+    def multiply(inverse, unit):
         # In the row space rho = A^T nu: nu is the least-squares solution of that.
-        return rho, inverse.T @ rho
+        return inverse.T @ unit
 
     outputs = y.reshape(n, -1)
-    if weights.shape[1] == 1:
-        rho, multipliers = solve(outputs, weights.T)
+    one = weights.shape[1] == 1
+    if one:
+        rho, inverse = solve(outputs, weights.T)
     else:
-        rho, multipliers = jax.vmap(solve, in_axes=(1, 2), out_axes=1)(outputs, weights[None])
+        rho, inverse = jax.vmap(solve, (1, 2), (1, 0))(outputs, weights[None])
     beta = rho / weights
-    value = jnp.linalg.norm(rho)
+    value = euclidean(jnp.ravel(rho))
     safe = jnp.where(value > 0, value, 1.0)
-    multipliers = multipliers / safe
+    # Of rho of length 1: the product with rho itself may be no float.
+    multiply = multiply if one else jax.vmap(multiply, (0, 1), 1)
+    multipliers = multiply(inverse, rho / safe)
     misfit = jnp.max(jnp.abs(sensors @ beta - outputs))
     size_of_y = jnp.max(jnp.abs(outputs))
     off = jnp.linalg.norm(sensors.T @ multipliers / weights - rho / safe)
@@ -254,7 +260,8 @@ class _Equations:
     @property
     def size(self):
         """|reduced|_2, the l2 norm of the smallest solution."""
-        return np.linalg.norm(self.reduced)
+        largest = np.max(np.abs(self.reduced), initial=0.0)  # its square may be no float
+        return largest * np.linalg.norm(self.reduced / largest) if largest > 0 else 0.0
 
     @property
     def unit_target(self):
@@ -308,7 +315,8 @@ def _require_solvable(equations, part, on, dtype):
     """
     eps = float(jnp.finfo(dtype).eps)
     limit = np.sqrt(eps)
-    misfit = np.linalg.norm(part.misfit) / np.linalg.norm(part.target)
+    scale = np.max(np.abs(part.target))
+    misfit = np.linalg.norm(part.misfit / scale) / np.linalg.norm(part.target / scale)
     columns = equations.right[:, on]
     left, singular, _ = np.linalg.svd(columns, full_matrices=False)
     left, singular = (a[..., singular > _DEPENDENT * singular[0]] for a in (left, singular))
@@ -342,6 +350,9 @@ def _start(start, shape, form):
 
 
 def _require_start(start, shape):
+    given = as_numbers(start, "start", "min_norm")
+    if jnp.iscomplexobj(given):
+        raise ValueError(f"min_norm: start must be real, got dtype {given.dtype}; pass its parts.")
     array = np.asarray(start, np.float64)
     if array.shape != shape or not np.isfinite(array).all() or not array.any():
         raise ValueError(

@@ -8,11 +8,13 @@ import abc
 import dataclasses
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from ...arguments import as_number, as_numbers
 from ...messages import in_words
 from .gauges import AbstractGauge, GroupGauge, MaxGauge, PowerGauge
 from .matrix_gauges import NuclearGauge, SpectralGauge
@@ -86,7 +88,7 @@ class L2Norm(AbstractNorm):
 
     def __call__(self, beta: Float[Array, "..."]) -> Float[Array, ""]:
         """The l2 norm of all entries of beta."""
-        return jnp.linalg.norm(jnp.ravel(beta))
+        return euclidean(jnp.ravel(beta))
 
     def gauge(self, shape: tuple[int, ...]) -> tuple[AbstractGauge, Coordinates]:
         """One group of all coordinates."""
@@ -111,7 +113,7 @@ class WeightedL2Norm(AbstractNorm):
     def __call__(self, beta: Float[Array, "..."]) -> Float[Array, ""]:
         """The l2 norm of weights * beta."""
         _require_shape(jnp.shape(beta), self.weights.shape, "WeightedL2Norm")
-        return jnp.linalg.norm(jnp.ravel(self.weights * beta))
+        return euclidean(jnp.ravel(self.weights * beta))
 
     def gauge(self, shape: tuple[int, ...]) -> tuple[AbstractGauge, Coordinates]:
         """One group of all coordinates, scaled by the weights."""
@@ -176,7 +178,7 @@ class L21Norm(AbstractNorm):
     def __call__(self, beta: Float[Array, "d m"]) -> Float[Array, ""]:
         """The sum of the l2 norms of the rows."""
         _require_axes(jnp.shape(beta), 2, "L21Norm")
-        return jnp.sum(jnp.linalg.norm(beta, axis=1))
+        return jnp.sum(euclidean(beta))
 
     def gauge(self, shape: tuple[int, ...]) -> tuple[AbstractGauge, Coordinates]:
         """Every row is a group."""
@@ -247,7 +249,7 @@ class LpNorm(AbstractNorm):
     p: float = eqx.field(static=True)
 
     def __init__(self, p: float):
-        self.p = float(p)
+        self.p = as_number(p, "p", "LpNorm")
         if not self.p > 0:
             raise ValueError(
                 f"LpNorm: p must be positive, got {p}; p = 2/L is the quasi-norm of diagonal "
@@ -315,6 +317,14 @@ def _one_group(scale) -> tuple[AbstractGauge, Coordinates]:
     return GroupGauge(np.zeros(scale.size, int)), Coordinates(None, scale)
 
 
+def euclidean(values: Float[Array, "... k"]) -> Float[Array, "..."]:
+    """The l2 norm over the last axis, without overflow or underflow of the squares."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(values), axis=-1))
+    # Infinite and NaN entries are left as they are; so is a row of zeros.
+    safe = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0)
+    return safe * jnp.linalg.norm(values / safe[..., None], axis=-1)
+
+
 def _quasi_norm(moduli, p):
     # Divided by the largest entry: for small p the sum of p-th powers overflows after ^(1/p).
     largest = jnp.max(moduli)
@@ -327,7 +337,7 @@ def _size(shape):
 
 
 def _exponent(p):
-    value = float(p)
+    value = as_number(p, "p", "FourierLpNorm")
     if not 0 < value < 1:
         raise ValueError(
             f"FourierLpNorm: p must lie strictly between 0 and 1, got {p}; use FourierL1Norm() for "
@@ -342,7 +352,9 @@ def _matrix_shape(shape, owner) -> tuple[int, int]:
 
 
 def _positive_weights(weights, owner):
-    array = jnp.asarray(weights)
+    array = as_numbers(weights, "weights", owner)
+    if jnp.iscomplexobj(array):
+        raise ValueError(f"{owner}: weights must be real, got dtype {array.dtype}; pass moduli.")
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(float)
     if not isinstance(array, Tracer):
