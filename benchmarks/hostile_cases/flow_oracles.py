@@ -7,6 +7,8 @@ import numpy as np
 from scipy.integrate import solve_ivp
 from scipy.special import expit
 
+# A minute at most.
+_MOST_SLOPES = 300_000
 Slope = Callable[[np.ndarray], np.ndarray]  # beta -> gradient of the loss
 
 
@@ -41,7 +43,7 @@ def flow(
 ) -> tuple[np.ndarray, np.ndarray]:
     """beta at the times and the layers there, flat; `layers` is (L, d), or a matrix and a vector.
 
-    RuntimeError where SciPy gives up.
+    RuntimeError where SciPy gives up, or takes too many steps.
     """
     diagonal = isinstance(layers, np.ndarray)
     shapes = [layers.shape] if diagonal else [w.shape for w in layers]
@@ -58,18 +60,23 @@ def flow(
         pulled = pull(slope(beta))
         return -np.concatenate([np.ravel(g) for g in ([pulled] if diagonal else pulled)])
 
+    def budgeted(t, theta):
+        budget[0] -= 1
+        if budget[0] < 0:
+            raise RuntimeError("the budget is spent")
+        return velocity(t, theta)
+
+    budget = [_MOST_SLOPES]
     times = np.atleast_1d(np.asarray(times, float))
     atol = 1e-14 * np.max(np.abs(start), initial=1e-300)
-    # The size of the problem decides the first step: SciPy's guess is of size 1.
     found = solve_ivp(
-        velocity,
+        budgeted,
         (0.0, times[-1]),
         start,
         method="Radau" if implicit else "DOP853",
         t_eval=times,
         rtol=max(rtol, 1e-12),
         atol=atol,
-        max_step=np.inf,
     )
     if not found.success or found.y.shape[1] != len(times):
         raise RuntimeError(found.message)
