@@ -170,11 +170,11 @@ def main() -> None:
             if row["outcome"].isupper() and not arguments.quiet:
                 print(f"{row['outcome']} {area} {row['number']}: {row['words'][:600]}")
                 print(f"    {row['note'][:600]}", flush=True)
+        if arguments.out is not None:  # after every area: a run takes an hour
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            (arguments.out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+            (arguments.out / "table.md").write_text(table(rows))
     print(table(rows))
-    if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-        (arguments.out / "table.md").write_text(table(rows))
     if any(row["outcome"].isupper() for row in rows):
         sys.exit(1)
 
