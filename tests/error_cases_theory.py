@@ -100,7 +100,7 @@ THEORY: Cases = {
     "weights of a norm": (
         lambda: lt.WeightedL2Norm([1.0, 0.0]),
         ValueError,
-        ("weights must be positive and finite", "got 0.0 at index [1]", "remove coordinates"),
+        ("weights must be positive and finite", "got 0.0 at index [1]", "pass bias=True"),
     ),
     "certify without depth": (
         lambda: lt.certify(Bare(jnp.array([0.1, 1.0])), classification()),
