@@ -46,7 +46,7 @@ def resolve(name):
 
 
 def test_every_statement_has_a_row():
-    found = {row[0] for row in ROWS}
+    found = {row[0] for row in ROWS if row[0][0] in STATEMENTS}
     assert found == {f"{letter}{i + 1}" for letter, n in STATEMENTS.items() for i in range(n)}
     assert {len(row) for row in ROWS} == {5}
 

@@ -96,7 +96,8 @@ def run_finish(
     largest = jnp.max(jnp.abs(theta))
     scale = jnp.where(largest > 0, largest, 1.0)
     moved = jnp.linalg.norm((best - theta) / scale)
-    relative_step = jnp.where(moved > 0, moved / jnp.linalg.norm(theta / scale), 0.0)
+    # Not `moved > 0`, which is false for NaN as well.
+    relative_step = jnp.where(moved == 0, 0.0, moved / jnp.linalg.norm(theta / scale))
     accepted = (relative_step <= method.max_relative_step) & jnp.isfinite(best).all()
     return Finish(jnp.where(accepted, best, theta), relative_step, norm, accepted)
 

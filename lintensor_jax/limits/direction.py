@@ -20,7 +20,7 @@ from ..losses import ExponentialTail, PolynomialTail
 from ..messages import as_html, shown
 from ..multiclass import MulticlassClassification
 from ..networks import scaled
-from ..networks.pair import check_pair, problem_of
+from ..networks.pair import check_pair, problem_of, same_dtype
 from ..problems import Classification, named
 from ..theory import NonSeparableError, certify, is_separable
 from .dual_flow import continue_direction
@@ -33,6 +33,9 @@ from .polynomial_tail import certificate_at, stationary_point
 _MARGIN = 1e5
 _RTOL, _ATOL = 1e-6, 1e-12
 _LEAST_RTOL = 1e-12
+# In roundings of the dtype: the smallest tolerance of a flow, and what certificates reach.
+_SMALLEST_ULPS, _REACHED_ULPS = 64, 1024
+_TOLERANCE = 1e-10
 # Arcs for which the direction is followed at that margin, one after the other: a mode that a KKT
 # point damps or drives at rate 0.1 has settled, or left, after the last.
 _ARCS = (10.0, 30.0, 100.0, 300.0)
@@ -108,7 +111,7 @@ def limit_direction(
     solution_or_network: Any,
     problem: Classification | MulticlassClassification,
     *,
-    tolerance: float = 1e-10,
+    tolerance: float | None = None,
 ) -> LimitDirection:
     """The limit of beta/|beta| of a classification flow, as a certified KKT point.
 
@@ -125,7 +128,8 @@ def limit_direction(
     - `solution_or_network`: the `FlowSolution` of a flow whose margins are positive (1e4 is
       enough), or a network, from which a flow is run first (to margin 1e5).
     - `problem`: the `Classification` or `MulticlassClassification` of that flow.
-    - `tolerance`: up to which the certificates' residuals count as zero.
+    - `tolerance`: up to which the certificates' residuals count as zero. Default: 1e-10, and 1e-4
+      where the flow or JAX itself is in float32.
 
     **Raises** `NonSeparableError` (a ValueError) with a certificate if the data are not separable;
     ValueError for a flow that has not separated separable data, and for bad input.
@@ -138,6 +142,7 @@ def limit_direction(
     polynomial tails and one layer Ji et al. 2020.
     """
     flow = _flow(solution_or_network, problem)
+    tolerance = _tolerance(tolerance, flow.state.theta.dtype)
     tail = problem.margin_loss.tail
     if isinstance(tail, PolynomialTail):
         return _of_polynomial_tail(flow, tail.power, tolerance)
@@ -150,7 +155,7 @@ def limit_direction(
         return limit
     for arc in _ARCS:
         end = direction_at_held_margin(
-            system, theta, log_scale, jnp.asarray(arc), rtol=_RTOL, atol=_ATOL
+            system, theta, log_scale, jnp.asarray(arc), rtol=_rtol(theta.dtype), atol=_ATOL
         )
         theta = end.theta
         found = kkt_point(system, theta, _softmax_weights(flow, theta))
@@ -171,7 +176,7 @@ def _of_polynomial_tail(flow, power, tolerance):
             least = jnp.min(flow.problem.margins(system.coefficients(theta)))
             log_scale = (_LOG_MARGIN_OF_LIMIT - jnp.log(least)) / system.depth
             theta = direction_at_held_margin(
-                system, theta, log_scale, jnp.asarray(arc), rtol=_RTOL, atol=_ATOL
+                system, theta, log_scale, jnp.asarray(arc), rtol=_rtol(theta.dtype), atol=_ATOL
             ).theta
         found = stationary_point(system, theta, power)
         leap = float(jnp.linalg.norm(found - theta))
@@ -283,7 +288,33 @@ def _rtol_of(network, problem):
     """Tolerance for a start whose margins may be huge already: the softmax sees margin * rtol."""
     check_pair(network, problem)
     largest = float(jnp.max(jnp.abs(problem.margins(network.linear_coefficients()))))
-    return _RTOL if largest * _RTOL < 0.1 else max(0.1 / largest, _LEAST_RTOL)
+    dtype = same_dtype(network, problem)[1].X.dtype
+    wanted = _RTOL if largest * _RTOL < 0.1 else max(0.1 / largest, _LEAST_RTOL)
+    return max(wanted, _SMALLEST_ULPS * float(jnp.finfo(dtype).eps))
+
+
+def _rtol(dtype):
+    """The tolerance of steps in float64, or what the dtype keeps."""
+    return max(_RTOL, _SMALLEST_ULPS * float(jnp.finfo(dtype).eps))
+
+
+def _tolerance(tolerance, dtype) -> float:
+    """The tolerance of the certificates, by default one that the dtype can reach."""
+    eps = max(float(jnp.finfo(kind).eps) for kind in (dtype, jnp.result_type(float)))
+    if tolerance is None:
+        return max(_TOLERANCE, _REACHED_ULPS * eps)
+    if not 0 < tolerance < 1:
+        raise ValueError(
+            f"limit_direction: tolerance must lie strictly between 0 and 1, got {tolerance!r}; "
+            "leave it out for the default."
+        )
+    if tolerance < 16 * eps:
+        raise ValueError(
+            "limit_direction: tolerance must be at least 16 roundings of the flow's dtype, "
+            f"{16 * eps:.1e}, got {tolerance:.1e}; raise it, or work in float64: "
+            'jax.config.update("jax_enable_x64", True).'
+        )
+    return tolerance
 
 
 def _softmax_weights(flow, theta):

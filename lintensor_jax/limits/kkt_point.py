@@ -107,9 +107,9 @@ def kkt_point(
 def _violated_condition(residual, negative, short):
     if not residual <= _SOLVED:
         return f"the equations of the support were not solved (residual {residual:.1e})"
-    if negative > _SLACK:
+    if not negative <= _SLACK:
         return f"a multiplier is negative (-{negative:.1e} of their sum)"
-    if short > _SLACK:
+    if not short <= _SLACK:
         return f"a sample off the support has a margin too small by {short:.1e}"
     return None
 

@@ -221,3 +221,13 @@ def test_a_coordinate_that_the_solver_froze(size):
         assert limit.status == "continued"
         assert_certified(limit, data)
         np.testing.assert_allclose(limit.direction, best, rtol=0, atol=1e-12)
+
+
+def test_a_tolerance_below_the_precision_is_refused_by_its_own_name():
+    data = lt.Classification(np.eye(2, dtype=np.float32), np.ones(2, np.float32))
+    network = lt.DiagonalNetwork(np.ones((2, 2), np.float32))
+    with pytest.raises(ValueError, match="limit_direction: tolerance must be at least 16 rounding"):
+        lt.limit_direction(network, data, tolerance=1e-10)
+    for wrong in (0.0, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="limit_direction: tolerance must lie strictly"):
+            lt.limit_direction(network, data, tolerance=wrong)

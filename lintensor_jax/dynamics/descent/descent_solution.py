@@ -27,8 +27,9 @@ class DescentSolution(eqx.Module):
     - `step` (T,): the numbers of the saved steps; 0 is the start.
     - `coefficients` (T, d), `log_loss` (T,), `log_margin` (T,) (None for regression), `observed`;
       the loss is that of all samples, without weight decay.
-    - `step_size` (T,): the multiple of the gradient that the step to there has taken, by least
-      squares; NaN at the start. For plain gradient descent the learning rate.
+    - `step_size` (T,): the multiple of the gradient (of all samples) that the optimizer would take
+      next, by least squares: for plain gradient descent the learning rate. Where the gradient is
+      zero, the multiple of a gradient of ones.
     - `balance_drift` (T,): how far the quantities that gradient flow conserves have moved from the
       start, over the largest squared norm of the two; NaN where none are known.
     - `sharpness` (T,): the largest eigenvalue of the Hessian of the loss; None unless asked for.
@@ -48,7 +49,7 @@ class DescentSolution(eqx.Module):
     sharpness: Float[Array, " T"] | None
     divergence_step: Int[Array, ""]
     start: TwoLayers | None
-    sums: StepSums
+    sums: StepSums | None
     problem_in_words: str = eqx.field(static=True)
 
     @property
@@ -78,7 +79,9 @@ class DescentSolution(eqx.Module):
         For two layers with a real orthogonal decomposition, from the sums over all steps; None for
         other networks. `lintensor_jax.effective_limit` turns it into the limit.
         """
-        return None if self.start is None else self.sums.effective_start(self.start)
+        if self.start is None or self.sums is None:
+            return None
+        return self.sums.effective_start(self.start)
 
     def to_xarray(self) -> Any:
         """The saved steps as an `xarray.Dataset`; it needs xarray.
@@ -127,7 +130,7 @@ class DescentSolution(eqx.Module):
             positive = float(self.log_margin[-1]) > -np.inf
             margin = _power(self.log_margin[-1]) if positive else "not positive"
             lines.append(f"  smallest margin  {margin if not bool(self.diverged) else 'nan'}")
-        lines.append(f"  step size        {float(self.step_size[-1]):.6g} (last)")
+        lines.append(f"  step size        {float(self.step_size[-1]):.6g} (of the next step)")
         drift = float(self.balance_drift[-1])
         known = f"{drift:.1e}" if not np.isnan(drift) or bool(self.diverged) else "not known"
         lines.append(f"  balance lost     {known}")

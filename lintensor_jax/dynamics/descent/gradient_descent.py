@@ -14,13 +14,13 @@ from ...messages import in_words
 from ...networks import coefficients_and_pullback, split
 from ...networks.effective_start import TwoLayers, two_layers_of
 from ...networks.pair import check_pair, same_dtype
-from ...penalized import require_no_decay
+from ...penalized import require_no_decay, weight_decay_of, with_weight_decay
 from ...problems import AbstractProblem, named
 from ..observations import log_or_minus_infinity
 from .batches import Batches, Drawn
 from .descent_solution import DescentSolution, balance_drift
 from .sharpness import sharpness as largest_curvature
-from .step_sums import StepSums
+from .step_sums import StepSums, along_gradient
 
 
 def gradient_descent(
@@ -79,12 +79,14 @@ def gradient_descent(
     any size and mini-batches on two layers.
     """
     check_pair(network, problem)
+    penalized: Any = with_weight_decay(problem, weight_decay)
+    decay = weight_decay_of(penalized)
+    problem = problem if decay is None else penalized.problem
     require_no_decay(problem, "gradient_descent", "pass weight_decay= to it")
     optimizer = _optimizer(optimizer)
     save_every = _counts(num_steps, save_every)
     network, problem = same_dtype(network, problem)
     batches = _batches(problem, network, batch_size, replacement, label_noise, key)
-    _require_decay(weight_decay)
     parameters = split(network)[0]
     if optimizer_state is None:
         optimizer_state = optimizer.init(parameters)  # pyright: ignore[reportArgumentType]
@@ -95,7 +97,7 @@ def gradient_descent(
         optimizer,
         two_layers_of(network),
         batches,
-        jnp.asarray(weight_decay, problem.residual(network.linear_coefficients()).dtype),  # pyright: ignore
+        jnp.asarray(0.0 if decay is None else decay, jax.tree.leaves(parameters)[0].dtype),
         observe,
         sharpness,
     )
@@ -120,7 +122,7 @@ class _Carry(NamedTuple):
     parameters: Any
     state: Any
     drawn: Drawn | None
-    sums: StepSums
+    sums: StepSums | None
     finite_steps: Int[Array, ""]
     finite: Array
 
@@ -131,22 +133,23 @@ def _descend(run, network, state, key, num_steps, save_every):
 
     def block(carry, _):
         carry, _ = jax.lax.scan(lambda c, _: (_step(run, rest, c), None), carry, length=save_every)
-        carry = carry._replace(sums=carry.sums.folded())
-        return carry, _record(run, carry.parameters, rest, network, carry.sums.step_size)
+        if carry.sums is not None:
+            carry = carry._replace(sums=carry.sums.folded())
+        return carry, _record(run, carry, rest, network)
 
-    dtype = jax.tree.leaves(parameters)[0].dtype
     first = _Carry(
         parameters,
         state,
         run.batches.first(key, run.problem) if run.batches.is_random else None,
-        StepSums.zeros(run.layers, dtype),
+        None if run.layers is None else StepSums.zeros(run.layers),
         jnp.zeros((), int),
         jnp.ones((), bool),
     )
     end, saved = jax.lax.scan(block, first, length=num_steps // save_every)
-    at_start = _record(run, parameters, rest, network, first.sums.step_size)
     saved = jax.tree.map(
-        lambda first, later: jnp.concatenate([first[None], later]), at_start, saved
+        lambda first, later: jnp.concatenate([first[None], later]),
+        _record(run, first, rest, network),
+        saved,
     )
     finite = end.finite & jnp.all(jnp.isfinite(saved["coefficients"][-1]))
     return DescentSolution(
@@ -174,27 +177,39 @@ def _step(run, rest, carry):
 
     def loss(parameters):
         network = eqx.combine(parameters, rest)
-        return weight * seen.loss(network.linear_coefficients()) + _penalty(run, parameters)
+        return weight * seen.loss(network.linear_coefficients())
 
-    counted = _counted(carry.parameters)
-    gradient = jax.tree.map(lambda g, w: g + run.weight_decay * w, of_data, counted)
-    updates, state = run.optimizer.update(
-        gradient,
-        carry.state,
-        carry.parameters,
-        value=weight * seen.loss(beta) + _penalty(run, carry.parameters),
-        grad=gradient,
-        value_fn=loss,
-    )
+    gradient = _with_decay(run, of_data, carry.parameters)
+    updates, state = _updates(run, carry, gradient, weight * seen.loss(beta), loss)
+    sums = carry.sums
+    if sums is not None:
+        sums = sums.after(updates, of_data, run.layers, slope)
     finite = carry.finite & jnp.isfinite(jnp.sum(beta))
     return _Carry(
         optax.apply_updates(carry.parameters, updates),
         state,
         drawn,
-        carry.sums.after(updates, of_data, run.layers, slope),
+        sums,
         carry.finite_steps + finite,
         finite,
     )
+
+
+def _updates(run, carry, gradient, value, loss):
+    """The optimizer's step and next state; value and function are those of the data alone."""
+    parameters = carry.parameters
+    return run.optimizer.update(
+        gradient,
+        carry.state,
+        parameters,
+        value=value + _penalty(run, parameters),
+        grad=gradient,
+        value_fn=lambda parameters: loss(parameters) + _penalty(run, parameters),
+    )
+
+
+def _with_decay(run, gradient, parameters):
+    return jax.tree.map(lambda g, w: g + run.weight_decay * w, gradient, _counted(parameters))
 
 
 def _counted(parameters):
@@ -207,28 +222,35 @@ def _penalty(run, parameters):
     return 0.5 * run.weight_decay * jnp.sum(jnp.stack(squares))
 
 
-def _record(run, parameters, rest, start, step_size):
+def _record(run, carry, rest, start):
     """What is saved of one iterate."""
-    problem = run.problem
+    problem, parameters = run.problem, carry.parameters
     network = eqx.combine(parameters, rest)
-    beta = network.linear_coefficients()
+    beta, pull = coefficients_and_pullback(network)
     log_margin = None
     if problem.has_margins:
         smallest = jnp.min(problem.margins(beta))
         log_margin = jnp.where(jnp.isnan(smallest), jnp.nan, log_or_minus_infinity(smallest))
 
     def loss(parameters):
-        network = eqx.combine(parameters, rest)
-        return problem.loss(network.linear_coefficients()) + _penalty(run, parameters)
+        return problem.loss(eqx.combine(parameters, rest).linear_coefficients())
 
+    gradient = _with_decay(run, pull(problem.adjoint(problem.residual(beta))), parameters)
+    # At an exact fit: the step size for a gradient of ones.
+    is_zero = jnp.all(jnp.stack([jnp.all(g == 0) for g in jax.tree.leaves(gradient)]))
+    gradient = jax.tree.map(lambda g: jnp.where(is_zero, jnp.ones_like(g), g), gradient)
+    step, _ = _updates(run, carry, gradient, problem.loss(beta), loss)
+    curvature = None
+    if run.sharpness:
+        curvature = largest_curvature(lambda p: loss(p) + _penalty(run, p), parameters)
     return {
         "coefficients": beta,
         "log_loss": problem.log_loss(beta),
         "log_margin": log_margin,
         "observed": None if run.observe is None else run.observe(network),
-        "step_size": step_size,
+        "step_size": along_gradient(step, gradient),
         "balance_drift": balance_drift(network, start),
-        "sharpness": largest_curvature(loss, parameters) if run.sharpness else None,
+        "sharpness": curvature,
     }
 
 
@@ -294,16 +316,6 @@ def _is_key(key):
     return dtype is not None and (
         jnp.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == np.uint32 and key.shape == (2,))
     )
-
-
-def _require_decay(weight_decay):
-    if isinstance(weight_decay, Tracer):
-        return
-    if not 0 <= float(weight_decay) < np.inf:
-        raise ValueError(
-            f"weight_decay: must be finite and not negative, got {in_words(weight_decay)}; leave "
-            "it out for none."
-        )
 
 
 def _require_state(optimizer, parameters, state):

@@ -29,6 +29,8 @@ from .predictor_space import Regularizer, in_predictor_space
 
 # Computed margins are off by this many roundings of sum_j |x_ij beta_j|.
 _MARGIN_ULPS = 16
+# What residuals reach, in roundings of the dtype.
+_REACHED_ULPS = 1024
 
 
 class Certificate(eqx.Module):
@@ -131,7 +133,7 @@ def certify(
     problem: Classification | MulticlassClassification,
     *,
     regularizer: AbstractNorm | Regularizer | None = None,
-    tolerance: float = 1e-8,
+    tolerance: float | None = None,
 ) -> Certificate:
     """Whether a separator is stationary in parameter space and in predictor space.
 
@@ -151,11 +153,15 @@ def certify(
       by `induced_norm_order()`, or by `orthogonal_decomposition()` and `factors`; its
       `induced_regularizer(beta)` is used where it is smooth. None is known for others.
     - `tolerance`: residuals and relative differences of margins up to this one count as zero.
+      Default: 1e-8, and 1e-4 where JAX is in float32.
 
     **Raises** ValueError for a sample that is misclassified, and for arguments that do not fit.
     """
     problem = problem_of(network_or_coefficients, problem)
     signed, scale = _signed_data(problem)
+    if tolerance is None:
+        # In float32 a network is certified in float32, and 1e-8 is below its rounding.
+        tolerance = max(1e-8, _REACHED_ULPS * float(jnp.finfo(jnp.result_type(float)).eps))
     _require_tolerance(tolerance)
     is_network = hasattr(network_or_coefficients, "linear_coefficients")
     if is_network:

@@ -184,7 +184,8 @@ def _of_gauge(gauge: AbstractGauge, rows, rho, slack, tolerance, name) -> Statio
     level = np.min(rows @ w)
 
     def measured(p):
-        return max(gauge.stationarity(w, rows.T @ p / level), float(p @ slack))
+        # NumPy keeps a NaN, which max() may lose.
+        return float(np.maximum(gauge.stationarity(w, rows.T @ p / level), p @ slack))
 
     conditions = gauge.balanced(w, rows)
     if conditions is None:

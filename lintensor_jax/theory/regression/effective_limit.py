@@ -11,7 +11,7 @@ from jax.core import Tracer
 from ...networks.effective_start import EffectiveStart
 from ...networks.pair import check_problem
 from ...problems import AbstractProblem, named
-from ..assumptions import Assumption, underdetermined
+from ..assumptions import Assumption
 from ..prediction import Candidate, Conclusion, Kind, Prediction, choose, nothing_to_conclude
 from .other_mirror_maps import project
 
@@ -66,9 +66,7 @@ def effective_limit(solution: Any, problem: AbstractProblem) -> Prediction:
 
 
 def _candidate(network, problem: Any, start: EffectiveStart, *setting: Assumption) -> Candidate:
-    rows = jax.vmap(lambda e: jnp.ravel(problem.adjoint(e)))(
-        jnp.eye(problem.y.shape[0], dtype=problem.y.dtype)
-    )
+    rows, targets = _independent(problem)
     measured = [Assumption(m.statement, float(m.value), m.holds, m.source) for m in start.measured]
     smallest = float(jnp.min(start.log_scale))
     finite = bool(jnp.all(jnp.isfinite(start.log_scale) & jnp.isfinite(start.angle)))
@@ -80,7 +78,7 @@ def _candidate(network, problem: Any, start: EffectiveStart, *setting: Assumptio
     )
 
     def conclude():
-        found = project(start.S, rows, problem.y, start.log_scale, start.coefficients)
+        found = project(start.S, rows, targets, start.log_scale, start.coefficients)
         if not found.converged:
             note = f"The minimiser was not found: stationarity {float(found.stationarity):.3g}."
             return Conclusion(Kind.EXACT, None, None, (note,))
@@ -88,12 +86,23 @@ def _candidate(network, problem: Any, start: EffectiveStart, *setting: Assumptio
 
     assumptions = (
         *setting,
-        *underdetermined(rows, _PACKAGE),
         *measured,
         unbalanced,
         _interpolates(network, problem),
     )
     return Candidate(start.theorem, assumptions, conclude)
+
+
+def _independent(problem):
+    """Equations with the solutions of X beta = y, where it has any, and independent rows."""
+    eye = jnp.eye(problem.y.shape[0], dtype=problem.y.dtype)
+    rows = np.asarray(jax.vmap(lambda e: jnp.ravel(problem.adjoint(e)))(eye))
+    left, sizes, right = np.linalg.svd(rows, full_matrices=False)
+    kept = sizes > max(rows.shape) * np.finfo(rows.dtype).eps * sizes[0]
+    if kept.sum() == len(rows):
+        return jnp.asarray(rows), problem.y
+    targets = left.T[kept] @ np.asarray(problem.y)
+    return jnp.asarray(sizes[kept, None] * right[kept]), jnp.asarray(targets)
 
 
 def _interpolates(network, problem) -> Assumption:

@@ -52,13 +52,11 @@ def test_a_margin_of_a_diverged_run_is_not_a_number():
     assert np.isnan(solution.log_margin[-1])
 
 
-@pytest.mark.parametrize("size", [1e200, 1e-200, 1e-320])
+@pytest.mark.parametrize("size", [1e200, 1e-200])
 def test_directions_have_length_one_at_any_size(size):
     network = Linear(size * jnp.array([3.0, 4.0, 0.0]))
     solution = lt.gradient_descent(network, PROBLEM, optax.sgd(0.0), 1)
-    # 1e-320 is held to three digits.
-    tolerance = 1e-15 if size > 1e-300 else 1e-3
-    np.testing.assert_allclose(solution.direction, [[0.6, 0.8, 0.0]] * 2, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(solution.direction, [[0.6, 0.8, 0.0]] * 2, rtol=0, atol=1e-15)
     np.testing.assert_allclose(np.linalg.norm(solution.direction, axis=1), 1, rtol=1e-15)
 
 
@@ -78,7 +76,7 @@ def test_lost_balance_and_step_size():
             gap = np.abs(w[0] ** 2 - w[1] ** 2 - WEIGHTS[0] ** 2 + WEIGHTS[1] ** 2).max()
             lost.append(gap / max((w**2).sum(), (WEIGHTS**2).sum()))
     np.testing.assert_allclose(solution.balance_drift, lost, rtol=1e-10)
-    np.testing.assert_allclose(solution.step_size[1:], 0.05, rtol=1e-14)
+    np.testing.assert_allclose(solution.step_size, 0.05, rtol=1e-14)
     own = lt.gradient_descent(Linear(jnp.ones(3)), PROBLEM, optax.sgd(0.05), 1)
     assert np.isnan(own.balance_drift).all()
     assert "balance lost     not known" in str(own)
@@ -111,12 +109,21 @@ def test_sharpness_of_many_parameters():
     np.testing.assert_allclose(solution.sharpness, [largest] * 2, rtol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "optimizer", [optax.lbfgs(), optax.polyak_sgd()], ids=["lbfgs", "polyak_sgd"]
-)
-def test_optimizers_that_need_the_value_and_the_function(optimizer):
-    solution = lt.gradient_descent(NETWORK, PROBLEM, optimizer, 200)
+def test_an_optimizer_that_needs_the_function():
+    solution = lt.gradient_descent(NETWORK, PROBLEM, optax.lbfgs(), 100)
     assert solution.log_loss[-1] < np.log(1e-16)
+
+
+def test_an_optimizer_that_needs_the_value():
+    solution = lt.gradient_descent(NETWORK, PROBLEM, optax.polyak_sgd(), 20)
+    w = WEIGHTS.copy()
+    for _ in range(20):
+        residual = X @ (w[0] * w[1]) - Y
+        g = X.T @ residual
+        gradient = np.stack([w[1] * g, w[0] * g])
+        w = w - min(1.0, 0.5 * residual @ residual / (gradient**2).sum()) * gradient
+    # 20 steps that need not contract.
+    np.testing.assert_allclose(solution.network.weights, w, rtol=0, atol=1e-10)
 
 
 def test_a_line_search_continues_with_its_state():
@@ -150,6 +157,6 @@ def test_words():
     text = str(lt.gradient_descent(NETWORK, PROBLEM, optax.sgd(0.05), 30, save_every=10))
     assert "Descent of DiagonalNetwork on Regression" in text
     assert "30, saved at 4 of them" in text
-    assert "0.05 (last)" in text
+    assert "0.05 (of the next step)" in text
     margins = str(lt.gradient_descent(NETWORK, lt.Classification(X, [1.0, -1.0]), num_steps=3))
     assert "smallest margin" in margins

@@ -85,6 +85,10 @@ def test_weight_decay_is_part_of_the_loss_of_the_steps():
         g = X.T @ (X @ (w[0] * w[1]) - Y)
         w = w - STEP * (np.stack([w[1] * g, w[0] * g]) + 0.3 * w)
     np.testing.assert_allclose(solution.network.weights, w, rtol=0, atol=1e-13)
+    same = lt.gradient_descent(
+        lt.DiagonalNetwork(WEIGHTS), lt.Penalized(PROBLEM, 0.3), optax.sgd(STEP), 100
+    )
+    np.testing.assert_array_equal(same.network.weights, solution.network.weights)
 
 
 def test_one_program_for_many_step_sizes_and_keys():

@@ -160,6 +160,17 @@ def test_a_run_that_the_theorem_is_not_about_is_refused_with_the_reason(solve, s
     assert any(statement in a.statement for a in limit.violated)
 
 
+@pytest.mark.parametrize("samples", [4, 12])
+def test_dependent_data_that_agree_are_as_good_as_independent_ones(samples):
+    # More samples than directions, and more samples than coefficients.
+    mixing = RNG.normal(size=(samples, N)) / np.sqrt(samples)
+    problem = lt.Regression(mixing @ X, mixing @ Y)
+    solution = _solution(optax.sgd(0.1), 20_000, problem=problem)
+    limit = lt.effective_limit(solution, problem)
+    assert limit.limit is not None
+    np.testing.assert_allclose(limit.limit, solution.coefficients[-1], rtol=0, atol=1e-9)
+
+
 def test_a_run_that_has_not_ended_leaves_its_fit_open():
     solution = _solution(optax.sgd(0.01))
     limit = lt.effective_limit(solution, PROBLEM)
