@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -86,9 +87,9 @@ class MatrixCompletion(AbstractRegressionProblem):
 
     def __init__(
         self,
-        rows: Int[ArrayLike, " n"],
-        columns: Int[ArrayLike, " n"],
-        values: Float[ArrayLike, " n"],
+        rows: Sequence[int] | Int[ArrayLike, " n"],
+        columns: Sequence[int] | Int[ArrayLike, " n"],
+        values: Sequence[float] | Float[ArrayLike, " n"],
         shape: tuple[int, int],
         loss: AbstractResidualLoss | None = None,
     ):
