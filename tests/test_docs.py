@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -87,6 +88,19 @@ def test_names_of_the_package_exist():
         ]
         for name in named + re.findall(r"^::: lintensor_jax\.([\w.]+)", text, re.MULTILINE):
             assert resolve(name) is not None, page
+
+
+def test_the_reference_has_every_public_name_once():
+    pages = "\n".join(text for page, text in PAGES.items() if page.startswith("api/"))
+    named = re.findall(r"^::: lintensor_jax\.([\w.]+)", pages, re.MULTILINE)
+    package = importlib.import_module("lintensor_jax")
+    public = [
+        name
+        for name, value in vars(package).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    ]
+    assert sorted(set(public) - set(named)) == []
+    assert sorted({name for name in named if named.count(name) > 1}) == []
 
 
 def test_files_and_folders_named_by_the_architecture_exist():

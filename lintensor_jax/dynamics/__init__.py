@@ -20,8 +20,3 @@ from .solution import FlowError as FlowError
 from .solution import FlowSolution as FlowSolution
 from .statuses import FlowStatus as FlowStatus
 from .stopping import AbstractStop as AbstractStop
-from .stopping import StopAtBalance as StopAtBalance
-from .stopping import StopAtLoss as StopAtLoss
-from .stopping import StopAtMargin as StopAtMargin
-from .stopping import StopAtResidual as StopAtResidual
-from .stopping import StopAtTime as StopAtTime

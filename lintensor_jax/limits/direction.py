@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from ..dynamics import FlowSolution, StopAtMargin, gradient_flow
+from ..dynamics import FlowSolution, gradient_flow
 from ..dynamics.statuses import status_name
+from ..dynamics.stopping import StopAtMargin
 from ..dynamics.system import System
 from ..losses import ExponentialTail, PolynomialTail
 from ..messages import as_html, shown

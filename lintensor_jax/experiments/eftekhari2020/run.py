@@ -18,7 +18,8 @@ import diffrax
 import jax.numpy as jnp
 import numpy as np
 
-from ...dynamics import StopAtTime, gradient_flow, induced_flow
+from ...dynamics import gradient_flow, induced_flow
+from ...dynamics.stopping import StopAtTime
 from ...initialization import balanced
 from ...networks import FullyConnectedNetwork
 from ...theory.landscape.landscape_point import landscape_point

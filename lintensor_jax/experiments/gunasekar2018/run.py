@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ...dynamics import StopAtMargin, gradient_descent, gradient_flow
+from ...dynamics import gradient_descent, gradient_flow
+from ...dynamics.stopping import StopAtMargin
 from ...initialization import gaussian
 from ...limits import limit_direction
 from ...networks import split

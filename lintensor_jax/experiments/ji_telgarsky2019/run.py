@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ...dynamics import StopAtMargin, gradient_descent, gradient_flow, smoothness_steps
+from ...dynamics import gradient_descent, gradient_flow, smoothness_steps
 from ...dynamics.integrate import implicit_solver
 from ...dynamics.statuses import status_name
+from ...dynamics.stopping import StopAtMargin
 from ...networks import FullyConnectedNetwork
 from ...theory.classification.alignment import alignment_bounds, learning_conditions
 from ...theory.least_norm.max_margin import max_margin

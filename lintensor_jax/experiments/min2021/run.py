@@ -22,8 +22,9 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from ...dynamics import StopAtTime, gradient_flow
+from ...dynamics import gradient_flow
 from ...dynamics.statuses import status_name
+from ...dynamics.stopping import StopAtTime
 from ...initialization import balanced_on_data, imbalanced, width_scaled
 from ...networks import FullyConnectedNetwork
 from ...problems import Regression
