@@ -33,12 +33,13 @@ def check_data(data: Any) -> None:
 def check_networks(config: Any, dimension: int | tuple[int, int] | None) -> None:
     """Raises a `ConfigError` for networks or directions that are too large, before they exist."""
     network, begin = config.network, config.start
+    is_matrix = isinstance(dimension, tuple)
     rows, columns = dimension if isinstance(dimension, tuple) else (0, 0)
-    d = max(rows, columns) or dimension or _largest(config.data.dimension)
+    d = _largest(dimension) or _largest(config.data.dimension)
     depth, width = _largest(network.depth), _largest(network.width) or d
     kinds = network.architecture if isinstance(network.architecture, tuple) else ()
     parameters, key = depth * d, "network.depth"
-    if rows:
+    if is_matrix:
         width = _largest(network.width) or min(rows, columns)
         parameters = width * (rows + columns + (depth - 2) * width)
     elif "fully-connected" in (network.architecture, *kinds):
