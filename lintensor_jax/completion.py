@@ -168,25 +168,36 @@ class MatrixCompletion(AbstractRegressionProblem):
             values, mode="promise_in_bounds", indices_are_sorted=True, unique_indices=True
         ).reshape(self.shape)
 
-    def dense(self) -> MatrixSensing:
-        """The same problem with matrices as sensors, n d^2 numbers; for small square cases.
+    @property
+    def A(self) -> Float[Array, "n rows columns"]:
+        """The sensors as matrices, each with a single 1; for small cases, as `min_norm` needs them.
 
-        `min_norm` takes it. **Raises** ValueError for a shape that is not square, for another loss
-        than the squared one, and for more than 1 GiB.
+        They are made anew at every call. **Raises** ValueError where they are more than 1 GiB.
         """
-        rows, columns = self.shape
-        count = self.y.shape[0]
-        too_large = count * rows * columns > _LARGEST_DENSE
-        if rows != columns or too_large or not self.has_squared_loss:
+        count, (rows, columns) = self.y.shape[0], self.shape
+        if count * rows * columns > _LARGEST_DENSE:
             raise ValueError(
-                "MatrixCompletion.dense: must have a square shape, the squared loss and at most "
-                f"{_LARGEST_DENSE} numbers in its sensors, got shape {self.shape}, "
-                f"{type(self.residual_loss).__name__} and {count * rows * columns} numbers; flows "
-                "and sweeps need no dense sensors."
+                f"MatrixCompletion: as matrices the sensors must have at most {_LARGEST_DENSE} "
+                f"numbers, got {count * rows * columns} for {count} entries of shape {self.shape}; "
+                "flows, sweeps and predictions need no such matrices."
             )
         sensors = np.zeros((count, rows, columns))
         sensors[np.arange(count), self.rows, self.columns] = 1
-        return MatrixSensing(jnp.asarray(sensors, self.y.dtype), self.y)
+        return jnp.asarray(sensors, self.y.dtype)
+
+    def dense(self) -> MatrixSensing:
+        """The same problem with matrices as sensors, for small square cases.
+
+        **Raises** ValueError for a shape that is not square, for another loss than the squared one,
+        and for more than 1 GiB.
+        """
+        if self.shape[0] != self.shape[1] or not self.has_squared_loss:
+            raise ValueError(
+                "MatrixCompletion.dense: must have a square shape and the squared loss, as "
+                f"MatrixSensing has, got shape {self.shape} and "
+                f"{type(self.residual_loss).__name__}; flows and sweeps need no dense sensors."
+            )
+        return MatrixSensing(self.A, self.y)
 
 
 def _shape(shape: Any) -> tuple[int, int]:

@@ -214,8 +214,11 @@ def test_other_completions_are_open():
     assert "every layer" in narrow.violated[0].statement
     # What the note names: the least nuclear norm with three entries 1 is attained at rank one.
     three = lt.MatrixCompletion([0, 0, 1], [0, 1, 0], [1.0, 1.0, 1.0], (2, 2))
-    least = lt.min_norm(three.dense(), lt.NuclearNorm())
+    least = lt.min_norm(three, lt.NuclearNorm())
     np.testing.assert_allclose(least.coefficients, np.ones((2, 2)), atol=1e-6)
+    wide = lt.MatrixCompletion([0, 0, 0, 1], [0, 1, 2, 0], np.ones(4), (2, 3))
+    least = lt.min_norm(wide, lt.L2Norm())
+    np.testing.assert_allclose(least.coefficients, [[1, 1, 1], [1, 0, 0]], atol=1e-12)
 
 
 # Bad input, and stores.
@@ -252,6 +255,9 @@ def test_what_cannot_be_traced_or_made_dense_is_refused():
     rectangle = lt.MatrixCompletion([0], [0], [1.0], (2, 3))
     with pytest.raises(ValueError, match="square shape"):
         rectangle.dense()
+    large = lt.MatrixCompletion(np.arange(600), np.arange(600), np.ones(600), (600, 600))
+    with pytest.raises(ValueError, match="at most 134217728 numbers, got 216000000"):
+        large.dense()
     with pytest.raises(lt.AssumptionFails, match="symmetric sensors"):
         lt.sensing_decomposition(rectangle)
     with pytest.raises(lt.AssumptionFails, match="square layers"):

@@ -83,7 +83,8 @@ def min_norm(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -> 
 
     **Arguments**
 
-    - `problem`: a `Regression` (y of shape (n,) or (n, m)) or a `MatrixSensing` problem. With
+    - `problem`: a `Regression` (y of shape (n,) or (n, m)), a `MatrixSensing` or a small
+      `MatrixCompletion`. With
       `bias=True` the last coefficient is left free: no norm counts it.
     - `norm`: a norm object. `L2Norm` and `WeightedL2Norm` are computed with JAX and may be traced
       (consistency is not checked then); all others are solved in float64 on the host.
@@ -136,8 +137,8 @@ def _equations(problem):
     sensors = getattr(problem, "A", getattr(problem, "X", None))
     if sensors is None or hasattr(problem, "signed_data") or not hasattr(problem, "y"):
         raise ValueError(
-            "min_norm: problem must be a Regression (X, y) or a MatrixSensing (A, y), got "
-            f"{type(problem).__name__}; for classification use max_margin."
+            "min_norm: problem must be a Regression (X, y), a MatrixSensing (A, y) or a "
+            f"MatrixCompletion, got {type(problem).__name__}; for classification use max_margin."
         )
     shape = sensors.shape[1:] + problem.y.shape[1:]
     return sensors.reshape(sensors.shape[0], -1), problem.y, shape

@@ -17,8 +17,7 @@ from .candidates import sensing_candidates
 _OPEN = (
     "Where a flow of matrix completion ends is open. Conjecture for two layers (Gunasekar et al. "
     "2017), not a prediction: as alpha -> 0 the limit is near the completion of least nuclear "
-    "norm; for small square cases it is lintensor_jax.min_norm(problem.dense(), "
-    "lintensor_jax.NuclearNorm()).",
+    "norm, lintensor_jax.min_norm(problem, lintensor_jax.NuclearNorm()).",
     "Deeper networks prefer lower rank (Arora et al. 2019). No norm explains their limits: Razin "
     "& Cohen 2020 complete a 2 x 2 matrix whose every norm tends to infinity as the loss tends to "
     "0.",
