@@ -1,10 +1,13 @@
-"""Pages of the site that come from elsewhere: the command line, notebooks and the changelog.
+"""Pages of the site that come from elsewhere: references from the code, notebooks, changelog.
 
 MkDocs runs `on_files` before it builds the site (`hooks` in mkdocs.yml). The notebooks are shown
 with the outputs that are committed; nothing is run.
 """
 
 import argparse
+import dataclasses
+import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 # Code, which is left as it is, or a formula between one or two dollar signs.
 _CODE_OR_FORMULA = re.compile(r"```.*?```|`[^`\n]+`|(\$\$?)([^$]+)\1", re.DOTALL)
 #: The pages that are made here; a test compares them with the menu.
-PAGES = ("changelog.md", "reference/command-line.md")
+PAGES = ("changelog.md", "reference/command-line.md", "reference/sweep-file.md")
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -26,6 +29,7 @@ def on_files(files: Any, config: Any) -> Any:
 
     add("changelog.md", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
     add("reference/command-line.md", command_line())
+    add("reference/sweep-file.md", sweep_file())
     for notebook in notebooks():
         text, resources = MarkdownExporter().from_filename(str(notebook))
         for image, data in resources["outputs"].items():
@@ -85,6 +89,52 @@ def command_line() -> str:
         if command.epilog:
             lines += ["", f"{command.epilog[0].upper()}{command.epilog[1:]}."]
     return "\n".join(lines) + "\n"
+
+
+def sweep_file() -> str:
+    """The page about every key of a sweep's TOML file, from the rules that check the file."""
+    from lintensor_jax.sweeps.from_toml.configuration import Sweep
+
+    starter = ROOT / "lintensor_jax" / "cli" / "starters" / "regression.toml"
+    lines = [
+        "# The file of a sweep",
+        "",
+        "`lintensor-jax init` writes such a file, and `lintensor-jax sweep` runs it. A key that "
+        "is left out has its default. Where a list of values is allowed beside one value, the "
+        "list is an axis of the grid: every combination is run. A mistake is refused before "
+        "anything runs, with the key, the rule, the value and the fix.",
+        "",
+        *_keys(Sweep),
+    ]
+    for field in dataclasses.fields(Sweep):
+        kind = field.metadata.get("table")
+        if kind is not None:
+            about = " ".join(inspect.getdoc(kind).split())
+            lines += ["", f"## [{field.name}]", "", about, "", *_keys(kind)]
+    lines += ["", "## An example", "", "```toml", starter.read_text(encoding="utf-8"), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _keys(kind: Any) -> list[str]:
+    rows = ["| key | meaning | rule | default |", "|---|---|---|---|"]
+    for field in dataclasses.fields(kind):
+        if "rule" in field.metadata:
+            default = "" if field.default is None else f"`{json.dumps(field.default)}`"
+            rule = _rule(field.metadata["rule"])
+            rows.append(f"| `{field.name}` | {field.metadata['words']} | {rule} | {default} |")
+    return rows
+
+
+def _rule(rule: Any) -> str:
+    """A rule in words: those of its own message, and those of the rule for its entries."""
+    match type(rule).__name__:
+        case "Maybe":
+            return _rule(rule.rule)
+        case "OneOrMany":
+            return f"{_rule(rule.entry)}; or a list"
+        case "ListOf":
+            return f"{rule.read(None).rule}; each entry: {_rule(rule.entry)}"
+    return rule.read(None).rule
 
 
 def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

@@ -165,9 +165,9 @@ class OneOrMany:
         return ListOf(self.entry).read(value) if many else self.entry.read(value)
 
 
-def setting(default: Any, rule: Any) -> Any:
-    """A field of a `Config`: its default and its rule (`Number`, `Integer`, `ListOf`, ...)."""
-    return dataclasses.field(default=default, metadata={"rule": rule})
+def setting(default: Any, rule: Any, words: str = "") -> Any:
+    """A field of a `Config`: its default, its rule (`Number`, `Integer`, ...) and what it means."""
+    return dataclasses.field(default=default, metadata={"rule": rule, "words": words})
 
 
 def table(kind: type["Config"]) -> Any:

@@ -1,6 +1,7 @@
 """The documentation: every name, test, command and link in it exists, and its programs run."""
 
 import ast
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -12,6 +13,8 @@ import sys
 import types
 
 import pytest
+
+from lintensor_jax.sweeps.from_toml.configuration import Sweep
 
 CLI = importlib.import_module("lintensor_jax.cli.main")
 ROOT = pathlib.Path(__file__).parent.parent
@@ -165,6 +168,17 @@ def test_the_page_on_the_command_line_has_every_command_and_argument():
             assert action.help, (name, action.dest)
             for word in action.option_strings or [str(action.metavar)]:
                 assert f"`{word}" in section, (name, word)
+
+
+def test_the_page_on_the_file_of_a_sweep_has_a_sentence_for_every_key():
+    page = made_pages().sweep_file()
+    assert page.count("\n## [") == 5
+    tables = [field.metadata.get("table") for field in dataclasses.fields(Sweep)]
+    for kind in [Sweep, *filter(None, tables)]:
+        for field in dataclasses.fields(kind):
+            if "rule" in field.metadata:
+                assert re.fullmatch(r"[A-Z].+\.", field.metadata["words"]), field.name
+                assert f"| `{field.name}` | {field.metadata['words']} |" in page, field.name
 
 
 @pytest.mark.slow  # compilations of a dozen flows

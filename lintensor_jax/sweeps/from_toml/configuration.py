@@ -43,26 +43,59 @@ class Network(Config):
     """Architecture, depth and width. A list makes an axis of the grid."""
 
     architecture: str | tuple[str, ...] = setting(
-        "diagonal", OneOrMany(OneOf(tuple(ARCHITECTURES)))
+        "diagonal", OneOrMany(OneOf(tuple(ARCHITECTURES))), "The architecture of the networks."
     )
-    depth: int | tuple[int, ...] = setting(2, OneOrMany(Integer(2)))
-    width: int | tuple[int, ...] | None = setting(None, Maybe(OneOrMany(SIZE)))
+    depth: int | tuple[int, ...] = setting(2, OneOrMany(Integer(2)), "The number of layers L.")
+    width: int | tuple[int, ...] | None = setting(
+        None,
+        Maybe(OneOrMany(SIZE)),
+        "The width of the hidden layers of fully connected networks and factorizations; the "
+        "default is that of the input.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Begin(Config):
     """Initial scales and directions: all pairs, or if `together` the k-th with the k-th."""
 
-    initialization: str = setting("matching", OneOf(INITIALIZATIONS))
-    alphas: tuple[float, ...] | None = setting(None, Maybe(ListOf(_POSITIVE)))
-    alpha_from: float = setting(0.001, _POSITIVE)
-    alpha_to: float = setting(1.0, _POSITIVE)
-    num_alphas: int = setting(10, COUNT)
-    directions: tuple | None = setting(None, Maybe(ListOf(ListOf(Number()))))
-    num_directions: int = setting(10, COUNT)
-    num_repeats: int = setting(1, COUNT)
-    together: bool = setting(False, Flag())
-    gap: float = setting(1.0, _POSITIVE)
+    initialization: str = setting(
+        "matching",
+        OneOf(INITIALIZATIONS),
+        "How a start is made: `matching` has the same beta(0) for every architecture, with a gap "
+        "between its layers; `balanced` has no gap; `gaussian` has random layers; `identity` has "
+        "the identity as every layer.",
+    )
+    alphas: tuple[float, ...] | None = setting(
+        None, Maybe(ListOf(_POSITIVE)), "The initial scales, as a list."
+    )
+    alpha_from: float = setting(
+        0.001, _POSITIVE, "The smallest initial scale, where `alphas` is left out."
+    )
+    alpha_to: float = setting(
+        1.0, _POSITIVE, "The largest initial scale, where `alphas` is left out."
+    )
+    num_alphas: int = setting(
+        10, COUNT, "The number of initial scales, evenly spaced in their logarithms."
+    )
+    directions: tuple | None = setting(
+        None,
+        Maybe(ListOf(ListOf(Number()))),
+        "The directions z of the starts, as a list of vectors: beta(0) = alpha^L z.",
+    )
+    num_directions: int = setting(
+        10, COUNT, "The number of random directions, where `directions` is left out."
+    )
+    num_repeats: int = setting(1, COUNT, "The number of random starts of `gaussian`.")
+    together: bool = setting(
+        False,
+        Flag(),
+        "Whether the k-th scale goes with the k-th direction only, instead of all pairs.",
+    )
+    gap: float = setting(
+        1.0,
+        _POSITIVE,
+        "The difference of squares between the layers of a `matching` start, over alpha^2.",
+    )
 
     def check(self) -> None:
         """Raises a `ConfigError` if scales between two equal ends would repeat."""
@@ -85,18 +118,34 @@ class Record(Config):
     """The observables of every lane, and the numbers of lanes in flight and per chunk."""
 
     observables: tuple[str, ...] = setting(
-        ("limit", "log_loss", "invariant_drift"), ListOf(OneOf(tuple(BY_NAME)))
+        ("limit", "log_loss", "invariant_drift"),
+        ListOf(OneOf(tuple(BY_NAME))),
+        "What is stored of every flow.",
     )
-    trajectory_times: tuple[float, ...] | None = setting(None, Maybe(ListOf(Number())))
-    lanes_in_flight: int | None = setting(None, Maybe(Integer(1)))
-    lanes_per_chunk: int | None = setting(None, Maybe(Integer(1)))
+    trajectory_times: tuple[float, ...] | None = setting(
+        None,
+        Maybe(ListOf(Number())),
+        "Times of the flow's clock at which its coefficients are stored as well.",
+    )
+    lanes_in_flight: int | None = setting(
+        None,
+        Maybe(Integer(1)),
+        "The number of flows that run at the same time in one chunk; the default is chosen for "
+        "speed.",
+    )
+    lanes_per_chunk: int | None = setting(
+        None,
+        Maybe(Integer(1)),
+        "The number of flows that are computed and stored together; the default is chosen for "
+        "speed.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep(Config):
     """The whole file."""
 
-    seed: int = setting(0, Integer(0))
+    seed: int = setting(0, Integer(0), "The seed of the random directions and starts.")
     network: Network = table(Network)  # noqa: RUF009
     data: Data = dataclasses.field(default=None, metadata={"table": Data})  # pyright: ignore
     start: Begin = table(Begin)  # noqa: RUF009

@@ -34,18 +34,46 @@ class Data(Config):
     "multiclass" y has labels 0, ..., `num_classes` - 1.
     """
 
-    task: str = setting("regression", OneOf(TASKS))
-    loss: str | None = setting(None, Maybe(OneOf(tuple(LOSSES))))
-    loss_parameter: float | None = setting(None, Maybe(Number(above=0)))
-    path: str | None = setting(None, Maybe(Text()))
-    X: tuple | None = setting(None, Maybe(ListOf(ListOf(Number()))))
-    y: tuple | None = setting(None, Maybe(ListOf(Number())))
-    num_samples: int | tuple[int, ...] | None = setting(None, Maybe(OneOrMany(SIZE)))
-    dimension: int | tuple[int, ...] | None = setting(None, Maybe(OneOrMany(SIZE)))
-    seed: int | tuple[int, ...] | None = setting(None, Maybe(OneOrMany(Integer(0))))
-    shape: tuple[int, ...] | None = setting(None, Maybe(ListOf(SIZE, length=2)))
-    rank: int | None = setting(None, Maybe(Integer(1)))
-    num_classes: int | None = setting(None, Maybe(Integer(2)))
+    task: str = setting("regression", OneOf(TASKS), "The problem that the data state.")
+    loss: str | None = setting(
+        None,
+        Maybe(OneOf(tuple(LOSSES))),
+        "The loss, one of the task; the default is the squared loss or the exponential loss.",
+    )
+    loss_parameter: float | None = setting(
+        None,
+        Maybe(Number(above=0)),
+        "The number that the loss needs: delta of `huber`, the power of `polynomial`.",
+    )
+    path: str | None = setting(
+        None,
+        Maybe(Text()),
+        "A CSV or NPZ file with the samples, relative to the folder of this file.",
+    )
+    X: tuple | None = setting(None, Maybe(ListOf(ListOf(Number()))), "The samples, one row each.")
+    y: tuple | None = setting(
+        None, Maybe(ListOf(Number())), "The targets, or the labels, one for each sample."
+    )
+    num_samples: int | tuple[int, ...] | None = setting(
+        None, Maybe(OneOrMany(SIZE)), "The number of random samples."
+    )
+    dimension: int | tuple[int, ...] | None = setting(
+        None, Maybe(OneOrMany(SIZE)), "The dimension of random samples."
+    )
+    seed: int | tuple[int, ...] | None = setting(
+        None, Maybe(OneOrMany(Integer(0))), "The seed of the random samples."
+    )
+    shape: tuple[int, ...] | None = setting(
+        None,
+        Maybe(ListOf(SIZE, length=2)),
+        "The shape of the matrix whose entries are given, for `completion`.",
+    )
+    rank: int | None = setting(
+        None, Maybe(Integer(1)), "The rank of the matrix behind random entries, for `completion`."
+    )
+    num_classes: int | None = setting(
+        None, Maybe(Integer(2)), "The number of classes, for `multiclass`."
+    )
 
     def check(self) -> None:
         """Raises a `ConfigError` unless there is one complete source of data, and a loss for it."""

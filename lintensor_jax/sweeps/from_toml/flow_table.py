@@ -28,18 +28,47 @@ SOLVERS = {
 class Flow(Config):
     """Tolerances, stop rule, clock, solver, weight decay (a list makes an axis), most steps."""
 
-    rtol: float | None = setting(None, Maybe(_POSITIVE))
-    atol: float | None = setting(None, Maybe(_POSITIVE))
-    residual: float | None = setting(None, Maybe(_POSITIVE))
-    margin: float | None = setting(None, Maybe(_POSITIVE))
-    loss: float | None = setting(None, Maybe(_POSITIVE))
-    log_inverse_loss: float | None = setting(None, Maybe(Number()))
-    time: float | None = setting(None, Maybe(_POSITIVE))
-    weight_decay: float | tuple[float, ...] = setting(0.0, OneOrMany(Number(at_least=0)))
-    clock: str | None = setting(None, Maybe(OneOf(tuple(CLOCKS))))
-    solver: str | None = setting(None, Maybe(OneOf(tuple(SOLVERS))))
-    max_steps: int = setting(4096, Integer(1))
-    stiff_max_steps: int = setting(20_000, Integer(1))
+    rtol: float | None = setting(
+        None, Maybe(_POSITIVE), "The relative tolerance of a step; the default is 1e-8."
+    )
+    atol: float | None = setting(
+        None,
+        Maybe(_POSITIVE),
+        "The absolute tolerance of a step; the default is rtol times the largest initial "
+        "parameter.",
+    )
+    residual: float | None = setting(
+        None, Maybe(_POSITIVE), "Flows stop when the norm of the residual is below this."
+    )
+    margin: float | None = setting(
+        None, Maybe(_POSITIVE), "Flows stop when the smallest margin is above this."
+    )
+    loss: float | None = setting(None, Maybe(_POSITIVE), "Flows stop when the loss is below this.")
+    log_inverse_loss: float | None = setting(
+        None,
+        Maybe(Number()),
+        "Flows stop when log(1/loss) is above this, also where the loss is below every float.",
+    )
+    time: float | None = setting(
+        None, Maybe(_POSITIVE), "Flows stop at this physical time, also together with another rule."
+    )
+    weight_decay: float | tuple[float, ...] = setting(
+        0.0, OneOrMany(Number(at_least=0)), "lambda of the penalty (lambda/2) |Theta|^2."
+    )
+    clock: str | None = setting(
+        None,
+        Maybe(OneOf(tuple(CLOCKS))),
+        "The variable that flows are integrated in; the default is that of the problem.",
+    )
+    solver: str | None = setting(
+        None,
+        Maybe(OneOf(tuple(SOLVERS))),
+        "The method of the steps; the default is the fastest for the problem.",
+    )
+    max_steps: int = setting(4096, Integer(1), "The most steps of the explicit method.")
+    stiff_max_steps: int = setting(
+        20_000, Integer(1), "The most steps of a flow that goes on with an implicit method."
+    )
 
     def check(self) -> None:
         """Raises a `ConfigError` if there is more than one stop rule besides `time`."""

@@ -24,13 +24,11 @@ import optax
 from ....config import Config
 from ....dynamics import (
     PhysicalTime,
-    StopAtLoss,
-    StopAtMargin,
-    StopAtTime,
     gradient_descent,
     gradient_flow,
 )
 from ....dynamics.statuses import status_name
+from ....dynamics.stopping import StopAtLoss, StopAtMargin, StopAtTime
 from ....initialization import matching
 from ....limits import limit_direction
 from ....networks import ConvolutionalNetwork

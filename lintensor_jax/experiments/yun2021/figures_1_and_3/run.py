@@ -19,8 +19,9 @@ import numpy as np
 import optax
 
 from ....config import ConfigError
-from ....dynamics import StopAtMargin, StopAtResidual, gradient_descent, gradient_flow
+from ....dynamics import gradient_descent, gradient_flow
 from ....dynamics.statuses import status_name
+from ....dynamics.stopping import StopAtMargin, StopAtResidual
 from ....initialization import matching
 from ....problems import Classification, Regression
 from ....theory.least_norm.max_margin import MarginPrecisionError, NonSeparableError, max_margin
