@@ -53,7 +53,9 @@ class Flow(Config):
         None, Maybe(_POSITIVE), "Flows stop at this physical time, also together with another rule."
     )
     weight_decay: float | tuple[float, ...] = setting(
-        0.0, OneOrMany(Number(at_least=0)), "lambda of the penalty (lambda/2) |Theta|^2."
+        0.0,
+        OneOrMany(Number(at_least=0)),
+        "The number lambda of the penalty (lambda/2) times the squared norm of the parameters.",
     )
     clock: str | None = setting(
         None,
