@@ -231,3 +231,20 @@ def test_a_tolerance_below_the_precision_is_refused_by_its_own_name():
     for wrong in (0.0, 1.0, float("nan")):
         with pytest.raises(ValueError, match="limit_direction: tolerance must lie strictly"):
             lt.limit_direction(network, data, tolerance=wrong)
+
+
+@pytest.mark.parametrize("x64", [True, False], ids=["in float64's JAX", "in float32's JAX"])
+def test_single_precision_has_a_default_tolerance_that_it_can_reach(x64):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((4, 5)).astype(np.float32)
+    y = np.sign(X @ rng.standard_normal(5)).astype(np.float32)
+    weights = rng.standard_normal((2, 5)).astype(np.float32)
+    with jax.enable_x64(x64):
+        data = lt.Classification(X, y)
+        limit = lt.limit_direction(lt.DiagonalNetwork(weights), data)
+        assert limit.succeeded, str(limit)
+        found = np.asarray(limit.direction, float)
+    exact = lt.max_margin(lt.Classification(X.astype(float), y.astype(float)), lt.L1Norm())
+    expected = np.asarray(exact.coefficients) / np.linalg.norm(exact.coefficients)
+    # A thousand roundings of float32.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)

@@ -46,7 +46,8 @@ def gradient_descent(
     - `network`, `problem`: as in `gradient_flow`.
     - `optimizer`: any optax transformation, with schedules and learning rates by layer as optax has
       them. Those that need the value or the function (`optax.lbfgs()`, `optax.polyak_sgd()`) get
-      those of the step's own batch. Default: the papers' constant-step gradient descent,
+      those of the step's own batch. Labels of `optax.multi_transform` are a function of the
+      parameters, which are a network. Default: the papers' constant-step gradient descent,
       `optax.sgd(1e-3)`.
     - `num_steps`: the number of steps. The papers use 5e3 in regression, 2e6 in classification.
     - `batch_size`: b samples a step, 1 <= b <= n; default: all n. A step's gradient is n/b times

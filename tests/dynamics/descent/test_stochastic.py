@@ -110,15 +110,18 @@ def test_one_program_for_many_step_sizes_and_keys():
 
 def test_learning_rates_of_layers_and_schedules_are_those_of_optax():
     network = lt.FullyConnectedNetwork([np.eye(D)[:, :2], np.ones(2)])
-    labels = lt.FullyConnectedNetwork(network.weights)
-    labels = jax.tree.map(lambda w: "first" if w.ndim == 2 else "last", labels)
+
+    # A function of the parameters: a network of labels is callable, and optax would call it.
+    def labels(parameters):
+        return jax.tree.map(lambda w: "first" if w.ndim == 2 else "last", parameters)
+
     optimizer = optax.multi_transform(
-        {"first": optax.sgd(optax.linear_schedule(0.1, 0.0, 10)), "last": optax.sgd(0.0)}, labels
+        {"first": optax.sgd(lambda count: 0.1 / (1.0 + count)), "last": optax.sgd(0.0)}, labels
     )
-    solution = lt.gradient_descent(network, PROBLEM, optimizer, 12)
+    solution = lt.gradient_descent(network, PROBLEM, optimizer, 10)
     W, v = np.eye(D)[:, :2], np.ones(2)
     for k in range(10):
-        W = W - 0.1 * (1 - k / 10) * np.outer(X.T @ (X @ (W @ v) - Y), v)
+        W = W - 0.1 / (1 + k) * np.outer(X.T @ (X @ (W @ v) - Y), v)
     np.testing.assert_allclose(solution.network.weights[0], W, rtol=0, atol=1e-13)
     np.testing.assert_array_equal(solution.network.weights[1], v)
 
