@@ -25,14 +25,13 @@ AT_ONCE = 256
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(N, D)) / np.sqrt(D), RNG.normal(size=N)
 WEIGHTS = np.stack([np.ones(D), np.zeros(D)])
-PROBLEM = lt.Regression(X, Y)
 
 
 def ours(step_size, key, num_steps):
     """One lane: beta and its effective start."""
     solution = lt.gradient_descent(
         lt.DiagonalNetwork(WEIGHTS),
-        PROBLEM,
+        lt.Regression(X, Y),
         optax.sgd(step_size),
         num_steps,
         batch_size=1,
