@@ -133,7 +133,7 @@ def test_several_outputs_sensors_and_other_losses():
     network = lt.FullyConnectedNetwork([rng.normal(size=(4, 6)), rng.normal(size=(6, 2))])
     problem = lt.Regression(rng.normal(size=(2, 4)), rng.normal(size=(2, 2)))
     limit = lazy_limit(network, problem)
-    np.testing.assert_allclose(problem.predictions(limit), problem.y, atol=1e-10)
+    np.testing.assert_allclose(np.asarray(problem.X) @ limit, problem.y, atol=1e-10)
     factors = lt.MatrixFactorizationNetwork([rng.normal(size=(3, 3)) for _ in range(2)])
     sensing = lt.MatrixSensing(rng.normal(size=(4, 3, 3)), rng.normal(size=4))
     limit = linearized_flow(factors, sensing).limit
