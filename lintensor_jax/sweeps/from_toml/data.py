@@ -247,7 +247,8 @@ def _completion(data: Data, folder: Path):
             f"its value, got {X.shape[1]} numbers besides the value; see `lintensor-jax init "
             "--kind completion`.",
         )
+    rows, columns = X.T.astype(np.int64)
     try:
-        return MatrixCompletion(*X.T.astype(np.int64), y, shape), shape
+        return MatrixCompletion(rows, columns, y, shape), shape
     except ValueError as error:
         raise ConfigError(f"{key}:", " ".join(str(error).split())) from None

@@ -210,6 +210,6 @@ class WithDecay:
 
     def __call__(self, point: Any) -> Penalized:
         """The problem with weight decay at `point`."""
-        problem = self.problem(point) if callable(self.problem) else self.problem
+        problem: Any = self.problem(point) if callable(self.problem) else self.problem
         decay = point["weight_decay"] if self.weight_decay is None else self.weight_decay
         return Penalized(problem, decay)
