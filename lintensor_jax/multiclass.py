@@ -73,6 +73,12 @@ class MulticlassClassification(AbstractProblem):
         """Whether X has a last column of ones for the biases."""
         return self.bias
 
+    def counting_bias(self) -> "MulticlassClassification":
+        """The same data, the column of ones a feature as any other: what a flow sees."""
+        if not self.bias:
+            return self
+        return MulticlassClassification(self.X, self.labels, self.num_classes)
+
     def with_bias(self) -> "MulticlassClassification":
         """The same problem with biases as the last row of its coefficients."""
         return MulticlassClassification(self.X, self.labels, self.num_classes, bias=True)

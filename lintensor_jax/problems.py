@@ -58,6 +58,10 @@ class AbstractProblem(eqx.Module):
         """Whether the last coefficient is a bias: X has a last column of ones."""
         return False
 
+    def counting_bias(self) -> "AbstractProblem":
+        """The same data without a free bias: the column of ones is a feature as any other."""
+        return self
+
     def with_bias(self) -> "AbstractProblem":
         """The same problem with a bias as its last coefficient."""
         raise ValueError(
@@ -120,7 +124,7 @@ class AbstractRegressionProblem(AbstractProblem):
     def samples_are_independent(self) -> bool:
         """Whether every y is predicted by some beta, as is known without a computation.
 
-        False says that nothing is known: `prediction_range` computes it.
+        False says that nothing is known: a flow computes it.
         """
         return False
 
@@ -190,6 +194,10 @@ class Regression(AbstractRegressionProblem):
     def has_bias(self) -> bool:
         """Whether X has a last column of ones for a bias."""
         return self.bias
+
+    def counting_bias(self) -> "Regression":
+        """The same data, the column of ones a feature as any other: what a flow sees."""
+        return Regression(self.X, self.y, self.residual_loss) if self.bias else self
 
     def with_bias(self) -> "Regression":
         """The same problem with a bias as its last coefficient."""
@@ -302,6 +310,10 @@ class Classification(AbstractProblem):
         """Whether X has a last column of ones for a bias."""
         return self.bias
 
+    def counting_bias(self) -> "Classification":
+        """The same data, the column of ones a feature as any other: what a flow sees."""
+        return Classification(self.X, self.y, self.margin_loss) if self.bias else self
+
     def with_bias(self) -> "Classification":
         """The same problem with a bias as its last coefficient."""
         return Classification(self.X, self.y, self.margin_loss, bias=True)
@@ -372,26 +384,3 @@ def named(problem: Any) -> str:
     """What `problem` is called in messages: its own words, or the name of its class."""
     words = getattr(problem, "in_words", None)
     return words if isinstance(words, str) else type(problem).__name__
-
-
-def prediction_range(problem: AbstractRegressionProblem) -> Float[Array, "n k"]:
-    """Orthonormal columns that span the range of the sensors, padded with zero columns.
-
-    k = min(n, size of a sample) is static, so that problems of one shape share a compilation
-    whatever their rank.
-    """
-    rows = jax.vmap(lambda e: jnp.ravel(_one_output_adjoint(problem, e)))(
-        jnp.eye(problem.y.shape[0], dtype=problem.y.dtype)
-    )
-    if rows.shape[0] == 1:  # known without LAPACK, which takes as long as a small flow
-        return jnp.any(rows != 0).astype(rows.dtype)[None, None]
-    left, sizes, _ = jnp.linalg.svd(rows, full_matrices=False)
-    eps = jnp.finfo(rows.dtype).eps
-    kept = sizes > eps * max(rows.shape) * sizes[0]
-    return left * kept[None, :]
-
-
-def _one_output_adjoint(problem, values):
-    if problem.y.ndim == 1:
-        return problem.adjoint(values)
-    return problem.adjoint(values[:, None])

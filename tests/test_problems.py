@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import lintensor_jax as lt
-from lintensor_jax.problems import prediction_range
+from lintensor_jax.dynamics.system import prediction_range
 
 EPS = np.finfo(float).eps
 MARGINS = [0.0, 1e-300, -1e-300, 1e-8, 0.3, -0.3, 29.9, 30.1, -40.0, 700.0, 744.0, 746.0, 1e3, -1e3]

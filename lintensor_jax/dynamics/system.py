@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Scalar
 
 from ..networks import coefficients_and_pullback, split
-from ..problems import AbstractProblem, prediction_range
+from ..problems import AbstractProblem
 
 
 class _Parts(NamedTuple):
@@ -187,3 +187,26 @@ class Reducible(eqx.Module):
         """P r in the basis of that range, shape (k, outputs)."""
         flat = residual.reshape(residual.shape[0], -1)
         return flat if self.basis is None else self.basis.T @ flat
+
+
+def prediction_range(problem: Any) -> Float[Array, "n k"]:
+    """Orthonormal columns that span the range of the sensors, padded with zero columns.
+
+    k = min(n, size of a sample) is static, so that problems of one shape share a compilation
+    whatever their rank.
+    """
+    rows = jax.vmap(lambda e: jnp.ravel(_one_output_adjoint(problem, e)))(
+        jnp.eye(problem.y.shape[0], dtype=problem.y.dtype)
+    )
+    if rows.shape[0] == 1:  # known without LAPACK, which takes as long as a small flow
+        return jnp.any(rows != 0).astype(rows.dtype)[None, None]
+    left, sizes, _ = jnp.linalg.svd(rows, full_matrices=False)
+    eps = jnp.finfo(rows.dtype).eps
+    kept = sizes > eps * max(rows.shape) * sizes[0]
+    return left * kept[None, :]
+
+
+def _one_output_adjoint(problem, values):
+    if problem.y.ndim == 1:
+        return problem.adjoint(values)
+    return problem.adjoint(values[:, None])

@@ -13,20 +13,17 @@ from .least_norm.max_margin import max_margin
 from .least_norm.min_norm import InconsistentEquationsError, require_consistent
 from .least_norm.norms import L2Norm
 from .prediction import Candidate, Conclusion, ExponentialDecay, Kind
-from .separability import counting_the_bias, separability
+from .separability import separability
 
 SOUDRY = "Soudry et al. 2018"
 
 
 def one_layer_candidates(network: LinearNetwork, problem: Any) -> Iterator[Candidate]:
-    """The theorem about one layer on `problem`; none for a problem of the user's own kind."""
-    if problem.has_margins:
-        yield _max_margin(problem)
-    elif problem.has_residuals and hasattr(problem, "X"):
-        yield _projection(network, problem)
+    """The theorem about one layer on `problem`, which counts the bias if there is one."""
+    yield _max_margin(network, problem) if problem.has_margins else _projection(network, problem)
 
 
-def _max_margin(problem):
+def _max_margin(network, problem):
     loss = problem.margin_loss
     exponential = isinstance(loss.tail, ExponentialTail)
     tail = Assumption(
@@ -35,22 +32,21 @@ def _max_margin(problem):
         exponential,
         f"{SOUDRY}, Theorem 3",
     )
-    counted = counting_the_bias(problem)
-    separable, _ = separability(counted, f"{SOUDRY}, Theorem 3")
+    separable, _ = separability(problem, f"{SOUDRY}, Theorem 3")
     several = problem.margins(jnp.zeros(problem.coefficient_shape)).ndim > 1
     name = "the hard-margin Crammer-Singer SVM" if several else "the hard-margin SVM"
     notes = (
         f"w(t) = w_svm log t + O(1): the direction of {name}, from every start. The distance from "
         "it falls as 1 / log t.",
     )
-    if problem.has_bias:
+    if network.has_bias:
         notes += (
             "A flow counts the bias as it counts every weight; max_margin leaves it free, and is "
             "another separator.",
         )
 
     def conclude():
-        return Conclusion(Kind.EXACT, max_margin(counted, L2Norm()).direction, None, notes)
+        return Conclusion(Kind.EXACT, max_margin(problem, L2Norm()).direction, None, notes)
 
     where = "Theorem 7" if several else "Theorem 3"
     return Candidate(f"{where} of {SOUDRY}", (tail, separable), conclude)

@@ -67,8 +67,10 @@ def predict(
     host.
     """
     shape = check_pair(network, problem)
+    # Flows count a bias as any other coefficient; only norms leave it free.
     problem = problem_of(network, problem)
     _require_concrete(network, problem)
+    problem = problem.counting_bias()
     depth = f", L = {network.depth}" if hasattr(network, "depth") else ""  # pyright: ignore
     samples = np.shape(problem.y)[0] if hasattr(problem, "y") else "unknown"  # pyright: ignore
     subject = (
@@ -80,7 +82,8 @@ def predict(
 
 
 def _candidates(network: Any, problem: AbstractProblem) -> Iterator[Candidate]:
-    if isinstance(network, LinearNetwork):
+    about_one_layer = Regression | Classification | MulticlassClassification
+    if isinstance(network, LinearNetwork) and isinstance(problem, about_one_layer):
         return one_layer_candidates(network, problem)
     match problem:
         case Regression():
@@ -99,7 +102,8 @@ def _candidates(network: Any, problem: AbstractProblem) -> Iterator[Candidate]:
 
 
 def _unknown(network, problem):
-    if not isinstance(problem, Regression | Classification | MatrixSensing | MatrixCompletion):
+    known = Regression | Classification | MulticlassClassification | MatrixSensing
+    if not isinstance(problem, known | MatrixCompletion):
         data = Assumption(
             "a problem that some theorem here is about: a Regression, a MatrixSensing or a "
             "Classification",

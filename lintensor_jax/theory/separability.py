@@ -1,6 +1,5 @@
-"""That the data are separable, as an assumption; and problems whose bias is counted."""
+"""That the data are separable, as an assumption."""
 
-import types
 from typing import Any
 
 from .assumptions import Assumption
@@ -19,8 +18,3 @@ def separability(problem: Any, source: str) -> tuple[Assumption, float]:
     if not found.separable:
         claim += " (a convex combination of the y_i x_i vanishes: see is_separable)"
     return Assumption(f"{claim}, {measure}", margin, found.separable, source), margin
-
-
-def counting_the_bias(problem: Any) -> Any:
-    """The data of `problem` for `max_margin`, with every coefficient counted, the bias too."""
-    return types.SimpleNamespace(signed_data=problem.signed_data)

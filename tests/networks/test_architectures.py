@@ -10,10 +10,10 @@ import pytest
 from scipy.optimize import linprog
 
 import lintensor_jax as lt
+from lintensor_jax.dynamics.system import prediction_range
 from lintensor_jax.initialization import gaussian, zero_last_layer
 from lintensor_jax.networks import contractions, split
 from lintensor_jax.networks.conserved import conserved_quantities
-from lintensor_jax.problems import prediction_range
 
 D = 3
 # Sums of at most a few hundred products of numbers of order one.

@@ -164,6 +164,22 @@ def test_weight_decay_leaves_the_bias_alone(wrapped):
     np.testing.assert_allclose(flow.coefficients[-1], ridge, atol=1e-7)
 
 
+def test_predictions_count_the_bias_as_flows_do():
+    X, y = _separable(1, 0.3)
+    network = gaussian(lt.FullyConnectedNetwork.zeros((D + 1, D + 1)), jax.random.key(0), 0.3)
+    plain = lt.Classification(np.hstack([X, np.ones((9, 1))]), y)
+    free = lt.Classification(X, y, bias=True)
+    first, second = (lt.predict(network, problem).limit for problem in (plain, free))
+    np.testing.assert_allclose(np.asarray(first), np.asarray(second), atol=1e-12)
+    margins = [lt.max_margin(problem, lt.L2Norm()).margin for problem in (plain, free)]
+    assert margins[1] > margins[0] * (1 + 1e-6)
+
+
+def test_weight_decay_is_not_predicted():
+    problem = lt.Penalized(lt.Regression(np.ones((1, D)), np.ones(1)), 0.1)
+    assert lt.predict(lt.LinearNetwork.zeros(D), problem).theorem is None
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="bias: a problem of the class MatrixSensing has none"):
         lt.gradient_flow(
