@@ -69,6 +69,7 @@ class FlowArgs(NamedTuple):
     system: System
     reducible: Reducible | None  # None for classification
     log_time_unit: Scalar  # log T, T = |Theta| / |grad L| at the start; 0 for `PhysicalTime`
+    origin: Array | None = None  # Theta at the start (p,), by which corners are recognised
 
 
 class PhysicalTime(AbstractClock):
@@ -157,7 +158,9 @@ def log_time_unit(system: System, state: ClockState) -> Scalar:
     """log(|Theta| / |grad L|): the time scale at the start of the flow."""
     _, slope, gradient = system.margin_gradient(state.theta, state.log_scale)
     log_rate, factor = _time_per_arc(system, state, slope, jnp.linalg.norm(gradient))
-    return log_rate + jnp.log(factor)
+    size = jnp.linalg.norm(state.theta)
+    # From zero a network of depth 1 moves: its unit is the time in which |Theta| becomes 1.
+    return log_rate + jnp.log(factor * jnp.where(size > 0, size, 1.0))
 
 
 def _smoothed_norm(system, gradient):
@@ -169,7 +172,7 @@ def _smoothed_norm(system, gradient):
 def _time_per_arc(system, state, slope, gradient_norm):
     """dt/ds of the log-arc-length clock: the logarithm of one factor, and another factor."""
     safe = jnp.where(gradient_norm > 0, gradient_norm, 1.0)
-    factor = jnp.linalg.norm(state.theta) / (safe * slope.total)
+    factor = 1 / (safe * slope.total)
     return (2 - system.depth) * state.log_scale - slope.top, factor
 
 

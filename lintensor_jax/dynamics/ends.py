@@ -64,8 +64,8 @@ class AbstractEnd(eqx.Module):
         """Whether the flow came to an end of its own, so that nothing was raised.
 
         That is a stop rule, or where no flow goes further: `float_wall`, `not_separable` (the
-        minimum of the loss, which is positive) and `stationary`. Only `max_steps`, `non_finite` and
-        `solver_failed` are failures. Read `status` to know which end it was.
+        minimum of the loss, which is positive) and `stationary`. Only `max_steps`, `non_finite`,
+        `solver_failed` and `invariants_lost` are failures. Read `status` to know which end it was.
         """
         return ~jnp.isin(self.code, FAILURE_CODES)
 

@@ -1,5 +1,6 @@
 """The engine of `gradient_flow`: diffrax on the chosen clock, explicit first, implicit if stiff."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
+from ..penalized import weight_decay_of
 from .clocks import (
     AbstractClock,
     ClockState,
@@ -22,7 +24,7 @@ from .clocks import (
 from .finish import finish_flow, first_rule
 from .observations import observe_state
 from .options import FlowOptions
-from .record import Record, record_of
+from .record import Record, invariant_drift, record_of, smoothed_margin_drop
 from .runge_kutta import written_out
 from .stage_newton import StageNewton
 from .statuses import FlowStatus, code_of
@@ -62,6 +64,11 @@ def explicit_solver() -> diffrax.AbstractSolver:
 def implicit_solver(rtol: Scalar, atol: Scalar) -> diffrax.AbstractSolver:
     """Kvaerno's 5(4) method with full Newton: its default chord iteration stalls near a limit."""
     return diffrax.Kvaerno5(root_finder=StageNewton(0.1 * rtol, 0.1 * atol), root_find_max_steps=20)
+
+
+def _decays(system: System) -> bool:
+    """Whether the flow has weight decay."""
+    return weight_decay_of(system.problem) is not None
 
 
 def _kind(system):
@@ -110,7 +117,7 @@ def solve_segment(
         vector_of(start, clock),
         args,
         saveat=_save_at(args, s0, s1, initial, options, from_start=before is None),
-        stepsize_controller=_control(args, options, done, implicit, may_switch),
+        stepsize_controller=_control(args, initial, options, done, implicit, may_switch),
         adjoint=diffrax.ForwardMode(),
         max_steps=max_steps,
         throw=False,
@@ -135,7 +142,7 @@ def solve_segment(
     )
 
 
-def _control(args, options, done, implicit, may_switch) -> Any:
+def _control(args, initial, options, done, implicit, may_switch) -> Any:
     """How long steps are, and at which of them the segment ends."""
     clock = options.clock
 
@@ -149,7 +156,14 @@ def _control(args, options, done, implicit, may_switch) -> Any:
     clips = args.system.problem.has_residuals and isinstance(clock, PhysicalTime) and not implicit
     pcoeff, icoeff = (0.5, 0.5) if clips else (0.3, 0.4)
     pid = diffrax.PIDController(rtol=options.rtol, atol=options.atol, pcoeff=pcoeff, icoeff=icoeff)
-    return FlowControl(pid, rule, clips, done)  # pyright: ignore[reportCallIssue]
+
+    def keeps_invariants(y):
+        drift = invariant_drift(args.system, state_of(y, clock), initial, jnp.zeros(()))
+        return ~(drift > jnp.minimum(1e5 * options.rtol, 1e-2))  # NaN: none is known
+
+    guarded = implicit and options.solver is None and not _decays(args.system)
+    guard = keeps_invariants if guarded else None
+    return FlowControl(pid, rule, clips, done, guard)  # pyright: ignore[reportCallIssue]
 
 
 def _save_at(args, s0, s1, initial, options, from_start) -> diffrax.SaveAt:
@@ -234,7 +248,9 @@ def integrate(system: System, options: FlowOptions, origin: Origin | None = None
     reducible = _reducible(system.problem)
     if origin is None:
         origin = origin_of(system, options.clock)
-    args = FlowArgs(system, reducible, origin.log_time_unit)
+    # Weight decay pulls on all parameters alike, and conserves nothing.
+    corners = None if _decays(system) else system.initial
+    args = FlowArgs(system, reducible, origin.log_time_unit, corners)
     budget = EXPLICIT_STEPS[_kind(system)]
     may_switch = (
         options.solver is None
@@ -313,6 +329,10 @@ def _joined(args, initial, options, segments) -> Trajectory:
 
         record = jax.tree.map(gather, record, *(segment.saved for segment in segments))
         reached = jnp.concatenate([valid, reached])
+        if options.save_at is not None:
+            clock_time, record, reached = _resting(
+                args, options, last, options.save_at, clock_time, record, reached
+            )
     num_steps = [segment.num_steps for segment in segments]
     stats = {
         "num_steps": sum(num_steps),
@@ -328,12 +348,31 @@ def _joined(args, initial, options, segments) -> Trajectory:
         unfinished_network=finished.unfinished_network,
         clock_time=clock_time,
         record=record,
-        smoothed_margin_drop=_smoothed_margin_drop(args, initial, options, record),
+        smoothed_margin_drop=smoothed_margin_drop(args, initial, options, record),
         reached=reached,
         code=last.code,
         stats=stats,
         state=last.state,
     )
+
+
+def _resting(args, options, last, save_at, clock_time, record, reached):
+    """The arrays with the resting state at all times after the end, if the flow stands still.
+
+    The end itself is then recorded at the last of these times.
+    """
+    rests = last.code == code_of(FlowStatus.stationary)
+    times = jnp.append(save_at, save_at[-1])
+    later = rests & (times > last.s)
+    velocity = options.clock.velocity(last.s, last.state, args)
+    # dt/ds is a constant of the resting state. For w = log(1 + t/T) it is T e^w dw/ds.
+    log_rate = args.log_time_unit + last.state.elapsed + jnp.log(velocity.elapsed)
+    if isinstance(options.clock, PhysicalTime):
+        log_rate = jnp.zeros_like(log_rate)
+    waited = jnp.log(jnp.where(later, times - last.s, 1.0))
+    log_time = jnp.where(later, jnp.logaddexp(record.log_time, log_rate + waited), record.log_time)
+    record = dataclasses.replace(record, log_time=log_time)
+    return jnp.where(later, times, clock_time), record, reached | later
 
 
 def _order_along(segments: list[Segment], options: FlowOptions) -> tuple[Array, Array]:
@@ -353,14 +392,3 @@ def _order_along(segments: list[Segment], options: FlowOptions) -> tuple[Array, 
     count = options.save_at.shape[0] if options.save_at is not None else order.shape[0]
     order = order[:count]
     return order, valid[order]
-
-
-def _smoothed_margin_drop(args, initial, options, record) -> Scalar | None:
-    """The most that the smoothed margin falls between neighbours, the start included."""
-    system = args.system
-    if not system.problem.has_margins or system.depth < 1:
-        return None
-    start = record_of(jnp.zeros_like(initial.elapsed), initial, args, options, initial)
-    values = jnp.append(start.log_smoothed_margin(system), record.log_smoothed_margin(system))
-    counts = values[:-1] > -jnp.inf
-    return jnp.max(jnp.where(counts, values[:-1] - values[1:], 0.0), initial=0.0)

@@ -1,11 +1,11 @@
 """What stop rules see of a flow at one time."""
 
 import functools
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Scalar
+from jaxtyping import Array, Bool, Float, Scalar
 
 from ..penalized import decayed, weight_decay_of
 from .clocks import AbstractClock, ClockState, FlowArgs
@@ -16,34 +16,9 @@ def observe_state(
     s: Scalar, state: ClockState, args: FlowArgs, clock: AbstractClock
 ) -> Observation:
     """What the stop rules look at."""
+    if args.system.problem.has_margins:
+        return _observe_margins(s, state, args, clock)
     system, problem = args.system, cast(Any, args.system.problem)
-    log_time = clock.log_time(s, state, args)
-    infinite = jnp.full_like(state.log_scale, jnp.inf)
-    balance = _balance(s, state, args, clock)
-    if problem.has_margins:
-        beta = system.coefficients(state.theta)
-        margins = problem.margins(beta)
-        log_margin = system.depth * state.log_scale + log_or_minus_infinity(jnp.min(margins))
-        margins = jnp.exp(system.depth * state.log_scale) * margins
-        log_loss = jax.nn.logsumexp(problem.log_losses(margins))
-        weights = jax.nn.softmax(problem.log_slopes(margins), axis=None)
-        pull = jnp.linalg.norm(problem.margins_adjoint(weights))
-        pull = pull / jnp.sqrt(jnp.max(jnp.sum(problem.X**2, axis=1)))
-        gradient = jnp.linalg.norm(system.margin_gradient(state.theta, state.log_scale)[2])
-        size = jnp.linalg.norm(state.theta)
-        still = gradient * size <= _noise(system) * jnp.max(jnp.abs(margins))
-        still = still & (log_margin == -jnp.inf) & _is_settled(s, state, args, clock)
-        return Observation(
-            log_loss,
-            infinite,
-            log_margin,
-            log_time,
-            -infinite,
-            jnp.max(weights),
-            pull,
-            balance,
-            still,
-        )
     residual, gradient = system.gradient_norm(state.theta)
     assert args.reducible is not None
     size = args.reducible.norm(residual)
@@ -55,10 +30,56 @@ def observe_state(
     else:
         predictions = problem.predictions(system.coefficients(state.theta))
     predicted = args.reducible.norm(predictions)
+    rest = _Rest.of(s, state, args, clock)
+    gradient = gradient * rest.share
     still = gradient * jnp.linalg.norm(state.theta) <= _noise(system) * predicted * size
-    still = still & _is_settled(s, state, args, clock)
+    infinite = jnp.full_like(state.log_scale, jnp.inf)
     return Observation(
-        log_loss, size, -infinite, log_time, gradient_step, 0 * size, infinite, balance, still
+        log_loss=log_loss,
+        residual=size,
+        log_margin=-infinite,
+        log_time=clock.log_time(s, state, args),
+        gradient_step=gradient_step,
+        largest_weight=0 * size,
+        coefficient_gradient=infinite,
+        relative_speed=infinite,
+        balance=_balance(s, state, args, clock),
+        still=still & rest.is_settled(1 / _root_eps(state)),
+    )
+
+
+def _observe_margins(s, state, args, clock) -> Observation:
+    system, problem = args.system, cast(Any, args.system.problem)
+    beta = system.coefficients(state.theta)
+    on_sphere = problem.margins(beta)
+    log_margin = system.depth * state.log_scale + log_or_minus_infinity(jnp.min(on_sphere))
+    margins = jnp.exp(system.depth * state.log_scale) * on_sphere
+    log_loss = jax.nn.logsumexp(problem.log_losses(margins))
+    weights = jax.nn.softmax(problem.log_slopes(margins), axis=None)
+    # Measured against the sum of what cancels: the largest sample may have no weight at all.
+    pull = jnp.linalg.norm(problem.margins_adjoint(weights))
+    of_samples = jnp.sum(weights.reshape(weights.shape[0], -1), axis=1)
+    pull = pull / jnp.sum(of_samples * jnp.linalg.norm(problem.X, axis=1))
+    gradient = jnp.linalg.norm(system.margin_gradient(state.theta, state.log_scale)[2])
+    rest = _Rest.of(s, state, args, clock)
+    gradient = gradient * rest.share * jnp.linalg.norm(state.theta)
+    terms = jnp.sum(weights * jnp.abs(on_sphere))
+    still = (gradient <= _noise(system) * terms) & rest.is_settled(1 / _root_eps(state))
+    # Implicit steps leave errors of their tolerances in the gradient. At a corner, which no other
+    # rule recognises, a gradient of that size is enough, if time alone does not explain it.
+    corner = (gradient <= 4 * _root_eps(state) * terms) & rest.is_settled(_SLOW) & rest.is_corner
+    infinite = jnp.full_like(state.log_scale, jnp.inf)
+    return Observation(
+        log_loss=log_loss,
+        residual=infinite,
+        log_margin=log_margin,
+        log_time=clock.log_time(s, state, args),
+        gradient_step=-infinite,
+        largest_weight=jnp.max(weights),
+        coefficient_gradient=pull,
+        relative_speed=rest.relative_speed,
+        balance=_balance(s, state, args, clock),
+        still=(still | corner) & (log_margin == -jnp.inf),
     )
 
 
@@ -86,15 +107,62 @@ def _noise(system):
     return 100 * max(system.depth, 1) * jnp.finfo(system.problem.y.dtype).eps
 
 
-def _is_settled(s, state, args, clock):
-    """Whether no parameter would notice as much time again as has passed.
+def _root_eps(state):
+    return float(jnp.finfo(state.theta.dtype).eps) ** 0.5
 
-    Relative to each parameter: a gradient of 1e-50 still revives a parameter of 1e-50, and the flow
-    then leaves a saddle.
+
+# The elapsed time, times this number: a parameter that grows like log t moves by more until
+# log t = 500, and one that has converged by less.
+_SLOW = 1e3
+
+
+class _Rest(NamedTuple):
+    """How parameters move, to tell rest from slow motion.
+
+    A flow can end at a corner, a saddle to which some parameters decay while the data still pull on
+    them: u = v -> 0 in beta = u v, say. Their relative speed never falls. They are at rest once
+    they are below eps times their start and still decay: a difference of u and v that a float can
+    hold would have turned them around before.
     """
-    velocity = clock.velocity(s, state, args).theta
-    large = s / float(jnp.finfo(state.theta.dtype).eps) ** 0.5
-    return (s > 0) & jnp.all(jnp.abs(velocity) * large <= jnp.abs(state.theta))
+
+    s: Scalar
+    theta: Float[Array, " p"]
+    velocity: Float[Array, " p"]
+    at_corner: Bool[Array, " p"]
+    share: Scalar  # of the gradient's norm, without the parameters at a corner
+    relative_speed: Scalar  # |dtheta/ds| s / |theta|
+
+    @staticmethod
+    def of(s, state, args, clock) -> "_Rest":
+        velocity = clock.velocity(s, state, args)
+        theta, moved, one = state.theta, velocity.theta, jnp.ones_like(s)
+        size = jnp.linalg.norm(theta)
+        turn = jnp.linalg.norm(moved) / jnp.where(size > 0, size, 1.0)
+        speed = s * (turn + jnp.abs(velocity.log_scale))
+        if args.origin is None:
+            return _Rest(s, theta, moved, jnp.zeros_like(theta, bool), one, speed)
+        eps = jnp.finfo(theta.dtype).eps
+        motion = moved + velocity.log_scale * theta  # of Theta, over exp(log_scale)
+        small = jnp.abs(theta) * jnp.exp(state.log_scale) <= eps * jnp.abs(args.origin)
+        at_corner = small & (motion * jnp.sign(theta) < 0)
+        whole = jnp.linalg.norm(motion)
+        left = jnp.linalg.norm(jnp.where(at_corner, 0.0, motion))
+        share = jnp.where(whole > 0, left / jnp.where(whole > 0, whole, 1.0), one)
+        return _Rest(s, theta, moved, at_corner, share, speed)
+
+    def is_settled(self, times: float) -> Bool[Array, ""]:
+        """Whether no parameter would notice `times` as much time again as has passed.
+
+        Relative to each parameter: a gradient of 1e-50 still revives a parameter of 1e-50, and the
+        flow then leaves a saddle.
+        """
+        settled = jnp.abs(self.velocity) * (self.s * times) <= jnp.abs(self.theta)
+        return (self.s > 0) & jnp.all(settled | self.at_corner)
+
+    @property
+    def is_corner(self) -> Bool[Array, ""]:
+        """Whether some parameter is at a corner."""
+        return jnp.any(self.at_corner)
 
 
 def log_or_minus_infinity(value: Array) -> Array:

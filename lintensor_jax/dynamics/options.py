@@ -76,7 +76,7 @@ def fill_options(
 
     stop = _stop(stop, problem, dtype)
     finish = _finish(finish, system, has_residuals)
-    relative, absolute = _tolerances(rtol, atol, theta, clock)
+    relative, absolute = _tolerances(rtol, atol, system, clock)
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(
             f"max_steps: must be a positive int, got {max_steps!r}; leave it out for the default."
@@ -127,6 +127,7 @@ def _clock_of_margins(system):
 
 def _stop(stop, problem, dtype):
     """The rule given or the default one, and the rules that are part of every flow."""
+    given = stop
     if stop is None:
         stop = _default_stop(problem, dtype)
     else:
@@ -135,7 +136,7 @@ def _stop(stop, problem, dtype):
         _check_own_rules(stop, dtype)
     if not problem.has_residuals and weight_decay_of(problem) is None:
         stop = stop if _is_polynomial(problem) else stop | FloatWall.of(dtype)
-        stop = stop | NotSeparable.of(dtype)
+        stop = stop | NotSeparable.of(dtype, given)
     return stop | StandsStill()
 
 
@@ -160,15 +161,28 @@ def _finish(finish, system, has_residuals):
     return finish
 
 
-def _tolerances(rtol, atol, theta, clock):
+def size_of_start(theta: Any, problem: Any, depth: int) -> Any:
+    """The largest parameter. From zero, where one layer moves, that which the loss is felt at."""
+    largest = jnp.max(jnp.abs(theta))
+    if not isinstance(largest, Tracer) and largest > 0:
+        return largest
+    beta = jnp.zeros(problem.coefficient_shape, theta.dtype)
+    slope = jnp.max(jnp.abs(problem.adjoint(problem.residual(beta))))
+    felt = problem.loss(beta) / jnp.where(slope > 0, slope, 1.0)
+    felt = jnp.where((slope > 0) & (felt > 0), felt, 1.0) ** (1 / max(depth, 1))
+    return jnp.where(largest > 0, largest, felt)
+
+
+def _tolerances(rtol, atol, system, clock):
     """rtol and atol, with their defaults."""
+    theta = system.initial
     dtype, eps = theta.dtype, float(jnp.finfo(theta.dtype).eps)
     default_rtol = 1e-8 if eps < 1e-12 else 1e-5
     relative = _tolerance(default_rtol if rtol is None else rtol, "rtol", 32 * eps, dtype)
     if atol is None:
         # Saddles amplify absolute errors: with parameters of size alpha, atol is rtol * alpha. On a
         # unit sphere too: parameters that stay behind at alpha must not be lost below atol.
-        absolute = relative * jnp.max(jnp.abs(theta))
+        absolute = relative * size_of_start(theta, system.problem, system.depth)
         if isinstance(clock, LogArcLength):
             absolute = jnp.minimum(absolute, relative)
     else:

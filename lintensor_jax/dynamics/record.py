@@ -61,6 +61,19 @@ def record_of(
     )
 
 
+def smoothed_margin_drop(
+    args: FlowArgs, initial: ClockState, options: FlowOptions, record: Record
+) -> Scalar | None:
+    """The most that the smoothed margin falls between neighbours, the start included."""
+    system = args.system
+    if not system.problem.has_margins or system.depth < 1:
+        return None
+    start = record_of(jnp.zeros_like(initial.elapsed), initial, args, options, initial)
+    values = jnp.append(start.log_smoothed_margin(system), record.log_smoothed_margin(system))
+    counts = values[:-1] > -jnp.inf
+    return jnp.max(jnp.where(counts, values[:-1] - values[1:], 0.0), initial=0.0)
+
+
 def invariant_drift(system: System, state: ClockState, initial: ClockState, time: Scalar) -> Scalar:
     """max |I(Theta) - I(Theta(0))| / max(|Theta|^2, |Theta(0)|^2), without overflow.
 

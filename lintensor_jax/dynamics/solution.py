@@ -14,10 +14,10 @@ from .clocks import AbstractClock, ClockState
 from .dataset import arrays_of, dataset_of
 from .ends import AbstractEnd
 from .gauss_newton import GaussNewton
-from .integrate import Origin, integrate, origin_of
+from .integrate import LARGEST_IMPLICIT_SIZE, Origin, integrate, origin_of
 from .options import FlowOptions, fill_options
 from .record import Record
-from .statuses import ADVICE, status_name
+from .statuses import ADVICE, FlowStatus, status_name
 from .stopping import AbstractStop
 from .system import System
 
@@ -274,10 +274,30 @@ def run(
     if throw and not bool(solution.succeeded):
         raise FlowError(
             f"the flow did not end: {solution.reason} ({name}). Advice: "
-            f"{ADVICE[name]}; throw=False returns what there is.\n{solution}",
+            f"{_advice(solution, name)}; throw=False returns what there is.\n{solution}",
             solution,
         )
     return solution
+
+
+def _advice(solution: FlowSolution, name: str) -> str:
+    """What to try after a failure; after `max_steps`, which is seldom a matter of steps, more."""
+    if name != status_name(FlowStatus.max_steps):
+        return ADVICE[name]
+    advice = ADVICE[name]
+    size = solution.state.theta.size
+    if solution.solver is None and size > LARGEST_IMPLICIT_SIZE:
+        advice = (
+            "this is a stiff flow if its steps stay short, and more steps hardly help then: with "
+            f"{size} parameters it has no implicit steps (at most {LARGEST_IMPLICIT_SIZE}). If it "
+            f"is not stiff, {advice}"
+        )
+    if solution.problem.has_margins:
+        return f"{advice}. limit_direction may have the limit without more steps"
+    return (
+        f"{advice}. A theorem may give the limit without a flow: see predict(network, problem). "
+        "mirror_flow, where it exists, integrates one equation for each sample"
+    )
 
 
 def _without_unreached(solution):

@@ -70,6 +70,12 @@ class FlowStatus(eqx.Enumeration):
         stored=10,
         advice="loosen rtol, or pass another solver",
     )
+    invariants_lost = _Words(
+        "implicit steps no longer keep what the flow conserves; the end is the last state that did",
+        stored=14,
+        advice="the flow hardly moves there: stop it earlier, by StopAtTime or StopAtLoss, or "
+        "lower rtol",
+    )
     # The last one: a flow that ends by the k-th rule of the user's has the code of this status + k.
     own_rule = _Words("a stop rule of the user's was met", stored=12)
 

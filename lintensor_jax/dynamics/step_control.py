@@ -22,6 +22,10 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
     in every step. Here XLA shares the velocity that the method has evaluated at the step's end
     (explicit methods written out, see `runge_kutta`).
 
+    An implicit step near a limit can be so long that it leaves the orbit of the flow along the
+    other limits, though its estimated error is small. Such a step shows in what the flow conserves.
+    It is not taken, and the flow ends before it.
+
     With `clips` every step is at most 2/lambda, lambda = |grad L|^2 / |P r|^2 being the Rayleigh
     quotient of the flow's kernel at its own residual. Without this limit an explicit method
     stays at its stability limit, and the residual does not fall below about the tolerances. With it
@@ -33,6 +37,8 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
     rule: Callable[[Any, Any, FlowArgs], tuple[Int[Array, ""], Bool[Array, ""]]]
     clips: bool
     done: Bool[Array, ""]  # the flow is over before its first step, which may never be accepted
+    # Whether a state keeps what the flow conserves; None where that is not asked.
+    keeps_invariants: Callable[[Any], Bool[Array, ""]] | None = None
 
     @property
     def rtol(self):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -72,6 +78,12 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
             next_t1 = jnp.minimum(next_t1, next_t0 + longest_step(y1_candidate, args))
         code, ends = self.rule(t1, y1_candidate, args)
         ends = (keep & ends) | self.done
+        if self.keeps_invariants is not None:
+            lost = keep & ~self.keeps_invariants(y1_candidate)
+            keep, ends = keep & ~lost, ends | lost
+            next_t0 = jnp.where(lost, t0, next_t0)
         result = diffrax.RESULTS.where(ends, diffrax.RESULTS.event_occurred, result)
         code = jnp.where(keep, code, controller_state[1])
+        if self.keeps_invariants is not None:
+            code = jnp.where(lost, code_of(FlowStatus.invariants_lost), code)
         return keep, next_t0, next_t1, made_jump, (state, code), result

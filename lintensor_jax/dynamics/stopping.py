@@ -31,7 +31,8 @@ class Observation(NamedTuple):
     log_time: Scalar
     gradient_step: Scalar  # |P r|^2/|grad L| over |theta|: the Gauss-Newton step, estimated
     largest_weight: Scalar  # of the softmax over samples
-    coefficient_gradient: Scalar  # |sum_i p_i z_i| / max|z_i|, p that softmax; classification only
+    coefficient_gradient: Scalar  # |sum p_i z_i| / sum p_i |z_i|, p that softmax; classification
+    relative_speed: Scalar  # of Theta: its relative change in as much time again; classification
     balance: Scalar  # |grad L + lambda Theta| over the sum of both sizes; weight decay only
     still: Bool[Array, ""]  # the gradient is zero to rounding
 
@@ -319,18 +320,24 @@ class NotSeparable(AbstractStop):
     _status: ClassVar = FlowStatus.not_separable
 
     value: Scalar | float
+    speed: Scalar | float
 
     @staticmethod
-    def of(dtype: np.dtype) -> "NotSeparable":
-        """4 sqrt(eps): a gradient that every flow in this precision reaches.
+    def of(dtype: np.dtype, stop: AbstractStop | None) -> "NotSeparable":
+        """4 sqrt(eps): a gradient that every flow in this precision reaches; `stop` is the user's.
 
-        Separable data with a smaller margin, relative to the largest sample, look no different.
+        Separable data with a smaller margin, relative to the samples that still count, look no
+        different. A rule of the user's on anything but the margin can be met later, along samples
+        that are separable: until then the flow goes on while |Theta| changes. |Theta|^L grows like
+        log t there, which is more than 1e-3 / L of it until log t = 1000.
         """
-        return NotSeparable(4 * float(np.finfo(dtype).eps) ** 0.5)
+        on_margin = stop is None or all(isinstance(r, StopAtMargin) for r in members_of(stop))
+        return NotSeparable(4 * float(np.finfo(dtype).eps) ** 0.5, np.inf if on_margin else 1e-3)
 
     def met(self, seen: Observation) -> Bool[Array, ""]:
-        """Some margin is not positive, and the gradient is gone."""
-        return (seen.log_margin == -jnp.inf) & (seen.coefficient_gradient <= self.value)
+        """Some margin is not positive, the gradient is gone, and the flow has come to rest."""
+        small = (seen.coefficient_gradient <= self.value) & (seen.relative_speed <= self.speed)
+        return (seen.log_margin == -jnp.inf) & small
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
         """Internal: always applies to classification."""

@@ -34,7 +34,8 @@ def test_sweeps_have_every_status_under_its_stored_number():
     for name, number in STORED.items():
         assert lt.sweeps.STATUSES[number] == name
     assert len(lt.sweeps.STATUSES) == len(STORED) + 2
-    assert FAILURES == ("max_steps", "non_finite", "solver_failed", "bad_input")
+    failures = ("max_steps", "non_finite", "solver_failed", "invariants_lost", "bad_input")
+    assert failures == FAILURES
 
 
 @pytest.mark.parametrize("name", STATUS_NAMES)

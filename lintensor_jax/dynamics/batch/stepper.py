@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from ..clocks import FlowArgs, PhysicalTime, log_time_unit, state_of, vector_of
 from ..finish import first_rule
 from ..observations import observe_state
+from ..options import size_of_start
 from ..statuses import FlowStatus, code_of
 from ..step_control import longest_step
 from ..stopping import AnyOf, StandsStill
@@ -143,7 +144,11 @@ class Stepper(NamedTuple):
         each = None if self.shared else 0
         y, unit = jax.vmap(start, (0, each), (-1, 0))(thetas, problem)
         if self.scales_atol:
-            largest = jnp.max(jnp.abs(thetas), axis=1)
+
+            def size(theta, problem):
+                return size_of_start(theta, problem, self.system.depth)
+
+            largest = jax.vmap(size, (0, each))(thetas, problem)
             atol = jnp.minimum(rtol * largest, rtol * (largest if physical else 1.0))
         else:
             atol = jnp.full(unit.shape, self.options.atol)

@@ -186,7 +186,10 @@ def _flow_of(network, problem, stop, options):
     settings |= {"stop": stop, "max_steps": options.stiff_max_steps, "throw": False}
     if problem.has_residuals and options.finish is ...:
         try:
-            return "mirror_flow", mirror_flow(network, problem, **settings)
+            flow = mirror_flow(network, problem, **settings)
+            # Where nu grows without end (a corner, inconsistent data) it has lost its digits.
+            if bool(flow.succeeded):
+                return "mirror_flow", flow
         except ValueError:
             pass  # it does not exist for this network, or not in this precision
     return "gradient_flow", gradient_flow(network, problem, finish=options.finish, **settings)
