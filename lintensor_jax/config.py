@@ -26,12 +26,20 @@ _LONGEST = 60  # characters of a value in a message
 
 
 class ConfigError(ValueError):
-    """A mistake in a configuration: the dotted path of a key, and the problem with its value."""
+    """A mistake in a configuration: the dotted path of a key, and the problem with its value.
 
-    def __init__(self, key: str, problem: str):
-        super().__init__(f"{key} {problem}".strip())
-        self.key = key
-        self.problem = problem
+    `also` are further mistakes in the same configuration.
+    """
+
+    def __init__(self, key: str, problem: str, also: "tuple[ConfigError, ...]" = ()):
+        others = "".join(f" Also: {other.key} {other.problem}" for other in also)
+        super().__init__(f"{key} {problem}{others}".strip())
+        self.key, self.problem, self.also = key, problem, also
+
+    def below(self, prefix: str) -> "ConfigError":
+        """The same mistakes, of a table inside of another one."""
+        also = tuple(other.below(prefix) for other in self.also)
+        return ConfigError(f"{prefix}{self.key}", self.problem, also)
 
 
 class Rejected(NamedTuple):
@@ -180,19 +188,11 @@ class Config:
     """Base of all configurations: every field is checked against its rule."""
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if "rule" not in field.metadata:
-                continue
-            value = field.metadata["rule"].read(getattr(self, field.name))
-            if isinstance(value, Rejected):
-                default = f"the default is {_toml(field.default)}"
-                fix = value.fix or ("leave it out" if field.default is None else default)
-                raise ConfigError(
-                    f"{field.name}{value.where}",
-                    f"must be {value.rule}, got {_shown(value.value)}; {fix.rstrip('?')}"
-                    + ("?" if fix.endswith("?") else "."),
-                )
-            object.__setattr__(self, field.name, value)
+        fields = [field for field in dataclasses.fields(self) if "rule" in field.metadata]
+        read = {field.name: _read(field, getattr(self, field.name)) for field in fields}
+        _raise_all([value for value in read.values() if isinstance(value, ConfigError)])
+        for name, value in read.items():
+            object.__setattr__(self, name, value)
         self.check()
 
     def check(self) -> None:
@@ -225,29 +225,53 @@ def load(path: str | Path, kind: type[C]) -> C:
     try:
         return _from_entries(entries, kind, "")
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error.key}", error.problem) from None
+        raise ConfigError(f"{path}: {error.key}", error.problem, error.also) from None
 
 
 def _from_entries(entries: dict[str, Any], kind: type[C], prefix: str) -> C:
+    """The configuration; or one error that names every key that is unknown or breaks its rule."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     values = {}
     for name, value in entries.items():
         key = f"{prefix}{name}"
+        nested = fields[name].metadata.get("table") if name in fields else None
         if name not in fields:
-            raise ConfigError(key, f"is not a known key; {suggestion(name, fields)}")
-        nested = fields[name].metadata.get("table")
-        if nested is None:
-            values[name] = value
+            values[name] = ConfigError(key, f"is not a known key; {suggestion(name, fields)}")
+        elif nested is None:
+            read = _read(fields[name], value)
+            values[name] = read.below(prefix) if isinstance(read, ConfigError) else read
         elif isinstance(value, dict):
-            values[name] = _from_entries(value, nested, f"{key}.")
+            try:
+                values[name] = _from_entries(value, nested, f"{key}.")
+            except ConfigError as error:
+                values[name] = error
         else:
-            raise ConfigError(
-                key, f"must be a table, got {_shown(value)}; write [{key}] and its keys below."
-            )
+            words = f"must be a table, got {_shown(value)}; write [{key}] and its keys below."
+            values[name] = ConfigError(key, words)
+    _raise_all([value for value in values.values() if isinstance(value, ConfigError)])
     try:
         return kind(**values)
     except ConfigError as error:
-        raise ConfigError(f"{prefix}{error.key}", error.problem) from None
+        raise error.below(prefix) from None
+
+
+def _read(field: dataclasses.Field, value: Any) -> Any:
+    """The value as the field's rule reads it; or a ConfigError with rule, value and fix."""
+    read = field.metadata["rule"].read(value)
+    if not isinstance(read, Rejected):
+        return read
+    default = f"the default is {_toml(field.default)}"
+    fix = read.fix or ("leave it out" if field.default is None else default)
+    problem = f"must be {read.rule}, got {_shown(read.value)}; {fix.rstrip('?')}"
+    return ConfigError(f"{field.name}{read.where}", problem + ("?" if fix.endswith("?") else "."))
+
+
+def _raise_all(broken: list[ConfigError]) -> None:
+    """Raise the first of these mistakes, which names all others; nothing if there is none."""
+    flat = [mistake for error in broken for mistake in (error, *error.also)]
+    if flat:
+        also = tuple(ConfigError(error.key, error.problem) for error in flat[1:])
+        raise ConfigError(flat[0].key, flat[0].problem, also)
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ import pytest
 
 from lintensor_jax.config import Config, ConfigError, load
 from lintensor_jax.experiments import EXPERIMENTS, find
+from lintensor_jax.sweeps.from_toml.configuration import Sweep
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 Yun2021 = find("yun2021").Configuration
@@ -100,3 +101,13 @@ def test_the_rules_hold_in_python_too():
         dataclasses.replace(Yun2021().regression, rtol=0.0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         Yun2021().seed = 1
+
+
+def test_all_mistakes_of_a_file_are_named_at_once(tmp_path):
+    file = tmp_path / "flow.toml"
+    file.write_text('seed = -1\nnetwrk = 2\n[data]\ntask = "regresion"\nX = [[1.0, "2"]]\n')
+    with pytest.raises(ConfigError) as caught:
+        load(file, Sweep)
+    for words in ("seed must be", "netwrk is not", "data.task must be", "data.X[0][1] must be"):
+        assert words in str(caught.value)
+    assert str(caught.value).count("Also:") == 3

@@ -183,7 +183,7 @@ def read(path: Path) -> tuple[Sweep, Grid, Options]:
     try:
         return config, _grid(config, path.parent), _options(config)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error.key}", error.problem) from None
+        raise ConfigError(f"{path}: {error.key}", error.problem, error.also) from None
     except ValueError as error:
         raise ConfigError(f"{path}:", " ".join(str(error).split())) from None
 
