@@ -27,7 +27,7 @@ def gunasekar_candidates(
 ) -> Iterator[Candidate]:
     """Those about this architecture, and Theorem 4 about every homogeneous network."""
     depth = getattr(network, "depth", None)
-    if depth is None:
+    if not depth:  # not homogeneous, as with a bias beside the network
         return
     to_zero = _loss_tends_to_zero(network, problem)
     moves = _later("the parameters converge in direction")
