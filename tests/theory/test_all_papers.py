@@ -88,6 +88,13 @@ def test_one_hidden_neuron_with_several_samples(name):
     assert_flow_ends_at(network, problem, found)
 
 
+def test_a_neuron_at_rest_where_the_targets_are_zero():
+    network = fully_connected(np.array([[0.5], [0.3], [-0.4]]), np.array([0.0]))
+    found = lt.predict(network, lt.Regression(X, [0.0, 0.0]))
+    assert (found.kind, found.is_proved) == ("exact", True)
+    np.testing.assert_array_equal(limit_of(network, lt.Regression(X, [0.0, 0.0])), np.zeros(3))
+
+
 def test_an_output_weight_that_may_change_its_sign_leaves_the_limit_open():
     away = -np.linalg.pinv(X) @ np.array([1.0, -0.5])
     network = fully_connected((2 * away + [0.3, 0.1, 0.2])[:, None], np.array([0.2]))

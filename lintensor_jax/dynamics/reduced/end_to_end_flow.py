@@ -168,6 +168,10 @@ class InducedSystem(eqx.Module):
         """beta at `theta`."""
         return self.network(theta).coefficients
 
+    def counted(self, theta: Float[Array, " p"]) -> Float[Array, " p"]:
+        """theta: there is no bias here, and no weight decay."""
+        return theta
+
     def _move(self, theta):
         matrix = self.network(theta)
         residual = self.problem.residual(matrix.coefficients)

@@ -66,6 +66,10 @@ class DualSystem(eqx.Module):
         rho = self.coordinates.rho(self._zeta(theta))
         return (self.coordinates.S.T @ rho).reshape(self.problem.coefficient_shape)
 
+    def counted(self, theta: Float[Array, " r"]) -> Float[Array, " r"]:
+        """theta: there is no bias here, and no weight decay."""
+        return theta
+
     def velocity(self, theta: Float[Array, " r"]) -> Float[Array, " r"]:
         """d nu/dt = -r, for another loss than the squared one -l'(r); 0 where rounding hides nu.
 

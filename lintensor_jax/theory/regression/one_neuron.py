@@ -148,6 +148,8 @@ def one_neuron_candidate(
                 "of two numbers of opposite sign, and which one is not decided here."
             )
             return Conclusion(Kind.STATIONARY, None, rate, (note,))
+        if a == 0 and pull == 0:  # no flow moves: this is a global minimum, or it is refuted
+            return Conclusion(Kind.EXACT, beta, rate)
         found = single_neuron_limit(network, Regression(data.rows, data.targets))
         return Conclusion(Kind.EXACT, found.coefficients, rate)
 
