@@ -130,6 +130,7 @@ def one_neuron_candidate(
     moves = a != 0 or (problem.has_squared_loss and pull != 0)
     keeps = (
         level > zero
+        or (a == 0 and pull == 0)  # nothing moves
         or (abs(level) <= zero and a != 0)
         or float(outside @ outside) <= zero
         or (moves and float(problem.loss(beta)) <= float(problem.loss(0 * beta)))
