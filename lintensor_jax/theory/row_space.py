@@ -71,6 +71,10 @@ class RowSpace(NamedTuple):
         elsewhere.
         """
         some = Assumption("X is not zero, its rank", self.rank, self.rank > 0, source)
+        if self.rank == self.shape[0]:
+            statement = "X has full row rank: its smallest over its largest singular value"
+            ratio = float(self.sizes[-1] / self.sizes[0])
+            return (some, Assumption(statement, ratio, True, source))
         if self.is_solvable or not squared_loss:
             solvable = Assumption(_CAN_BE_SOLVED, self.misfit, self.is_solvable, source)
             return (some, solvable)
