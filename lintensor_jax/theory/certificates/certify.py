@@ -302,7 +302,8 @@ def _signed_data(problem):
             "of regression flows are points, not directions: see predict and min_norm."
         )
     _require_concrete(problem, "problem")
-    signed = np.asarray(problem.signed_data, np.float64)
+    with jax.ensure_compile_time_eval():  # under jax.jit the network is refused, in words
+        signed = np.asarray(problem.signed_data, np.float64)
     signed = signed.reshape(-1, *problem.coefficient_shape)
     scale = np.max(np.abs(signed)) or 1.0
     return signed / scale, scale
