@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from .arguments import as_numbers
 from .losses import AbstractResidualLoss, SquaredLoss
 from .messages import in_words
 from .problems import AbstractRegressionProblem, MatrixSensing
@@ -222,6 +223,7 @@ def _indices(given: Any, name: str, count: int) -> np.ndarray:
             "constants of compiled programs. In a sweep make their axis one of "
             "changes_shape=True."
         )
+    as_numbers(given, name, "MatrixCompletion")
     index = np.asarray(given)
     if index.ndim != 1 or index.size == 0 or index.dtype.kind not in "iu":
         raise ValueError(

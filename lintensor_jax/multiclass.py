@@ -9,7 +9,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from .arguments import as_numbers
 from .losses import AbstractMarginLoss, LogisticLoss
+from .messages import in_words
 from .problems import AbstractProblem
 from .samples import as_data, require_one_target_per_sample, with_ones
 
@@ -176,8 +178,14 @@ def _to_all_others(margins):
     return -(top[:, 0] + jnp.log(jnp.sum(jnp.exp(-margins - top), axis=1)))
 
 
+def _is_count(value):
+    is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return is_int and value >= 2
+
+
 def _checked(labels, num_classes, owner):
     """The labels as integers, and the number of classes."""
+    as_numbers(labels, "labels", owner)
     array = np.asarray(labels)
     whole = np.issubdtype(array.dtype, np.integer) or (
         np.issubdtype(array.dtype, np.floating) and (array == np.floor(array)).all()
@@ -187,12 +195,25 @@ def _checked(labels, num_classes, owner):
             f"{owner}: labels must be integers 0, ..., m - 1, shape (n,), got shape {array.shape} "
             f"of {array.dtype}; numpy.unique(labels, return_inverse=True)[1] numbers any labels."
         )
+    if num_classes is not None and not _is_count(num_classes):
+        raise ValueError(
+            f"{owner}: num_classes must be an int >= 2, got {in_words(num_classes)}; leave it out "
+            "for the largest label + 1."
+        )
+    if not (np.abs(array) < 2**31).all():
+        raise ValueError(
+            f"{owner}: labels must be below 2^31, got {array[np.abs(array) >= 2**31][0]}; "
+            "numpy.unique(labels, return_inverse=True)[1] numbers any labels."
+        )
     numbers = array.astype(int)
     count = max(int(numbers.max()) + 1, 2) if num_classes is None else num_classes
-    missing = np.setdiff1d(np.arange(count), numbers) if num_classes is None else np.zeros(0)
+    # Of n labels one of the numbers 0, ..., n is missing at least.
+    first = np.arange(min(count, array.size + 1) if num_classes is None else 0)
+    missing = np.setdiff1d(first, numbers)
     wrong = numbers[(numbers < 0) | (numbers >= count)]
     if wrong.size or missing.size:
-        got = f"{np.unique(wrong)[:5].tolist()}" if wrong.size else f"none of {missing.tolist()}"
+        none = f"none of {missing[:5].tolist()}"
+        got = f"{np.unique(wrong)[:5].tolist()}" if wrong.size else none
         raise ValueError(
             f"{owner}: labels must be 0, ..., {count - 1}, got {got}; "
             "numpy.unique(labels, return_inverse=True)[1] numbers any labels, and num_classes "

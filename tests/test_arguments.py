@@ -37,6 +37,11 @@ TAKE_ARRAYS = {
     "rho": lambda a: lt.potential.Q(a, 3, 1.0, 1.0),
     "tensor of decompose_tensor": lt.decompose_tensor,
     "coefficients of induced_flow": lambda a: lt.induced_flow(a, PROBLEM, 2),
+    "weights of LinearNetwork": lt.LinearNetwork,
+    "labels": lambda a: lt.MulticlassClassification(np.eye(2), a),
+    "rows": lambda a: lt.MatrixCompletion(a, [0, 1], np.ones(2), (2, 2)),
+    "columns": lambda a: lt.MatrixCompletion([0, 1], a, np.ones(2), (2, 2)),
+    "values": lambda a: lt.MatrixCompletion([0, 1], [0, 1], a, (2, 2)),
     "weights of L1Norm": lt.L1Norm,
     "weights of WeightedL2Norm": lt.WeightedL2Norm,
     "start": lambda a: lt.min_norm(PROBLEM, lt.LpNorm(0.5), start=a),
@@ -91,6 +96,18 @@ def test_what_is_no_network_is_refused_by_name(argument, call):
     for value in ("abc", 3, {}, object(), np.ones(2), len, int):
         with pytest.raises(ValueError, match=f": {argument} must be a network"):
             call(value)
+
+
+def test_numbers_of_classes_and_labels_beyond_reason():
+    for count in ("abc", 1, -3, 2.0, [2], True):
+        with pytest.raises(ValueError, match="num_classes must be an int >= 2"):
+            lt.MulticlassClassification(np.eye(2), [0, 1], count)  # pyright: ignore
+    # A table of a billion classes would fill the memory before the message.
+    with pytest.raises(ValueError, match=r"got none of \[1, 2\]"):
+        lt.MulticlassClassification(np.eye(2), [0, 10**9])
+    for label in (2**40, -(2**40), np.inf):
+        with pytest.raises(ValueError, match="labels must be below 2\\^31"):
+            lt.MulticlassClassification(np.eye(2), [0, label])
 
 
 def test_complex_weights_and_starts_of_norms_are_refused():

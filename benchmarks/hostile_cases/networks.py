@@ -182,6 +182,7 @@ def conserved(rng: Random) -> Case:
 
 
 _TEMPLATES = {
+    "LinearNetwork": (lt.LinearNetwork, {"weights": (3,)}),
     "DiagonalNetwork": (lt.DiagonalNetwork, {"weights": (2, 3)}),
     "ConvolutionalNetwork": (lambda a: lt.ConvolutionalNetwork((np.ones(3), a)), {"filters": (3,)}),
     "FullyConnectedNetwork": (

@@ -5,7 +5,17 @@ import numpy as np
 
 import lintensor_jax as lt
 
-from .draws import BAD_NUMBERS, BAD_OBJECTS, WILD, Random, array, bad_arrays, pick, shown
+from .draws import (
+    BAD_COUNTS,
+    BAD_NUMBERS,
+    BAD_OBJECTS,
+    WILD,
+    Random,
+    array,
+    bad_arrays,
+    pick,
+    shown,
+)
 from .exact import DIGITS, floats, rational
 from .outcomes import Case, accepted, all_of, within
 
@@ -215,6 +225,42 @@ def _integral(function, end):
     return end * mpmath.quad(lambda u: function(end * u), [*points, mpmath.mpf(1)])
 
 
+def _bad_indices(good):
+    """Of problems with classes or places."""
+    return (
+        (
+            "MulticlassClassification(X=",
+            lambda b: lt.MulticlassClassification(b, [0, 1]),
+            bad_arrays((2, 2)),
+        ),
+        (
+            "MulticlassClassification(labels=",
+            lambda b: lt.MulticlassClassification(good, b),
+            [*bad_arrays((2,)), [0, 2], [0, -1], [0.5, 1], [0, 10**9], [0, 10**12]],
+        ),
+        (
+            "MulticlassClassification(num_classes=",
+            lambda b: lt.MulticlassClassification(good, [0, 1], b),
+            [*BAD_COUNTS, 1],
+        ),
+        (
+            "MatrixCompletion(rows=",
+            lambda b: lt.MatrixCompletion(b, [0, 1], np.ones(2), (2, 2)),
+            [*bad_arrays((2,)), [0, 2], [-1, 0], [0.5, 1.0], [0], [0, 10**12]],
+        ),
+        (
+            "MatrixCompletion(values=",
+            lambda b: lt.MatrixCompletion([0, 1], [0, 1], b, (2, 2)),
+            bad_arrays((2,)),
+        ),
+        (
+            "MatrixCompletion(shape=",
+            lambda b: lt.MatrixCompletion([0, 1], [0, 1], np.ones(2), b),
+            [*BAD_OBJECTS, (2,), (2, 2, 2), (0, 2), (2, 1), (2.5, 2), None],
+        ),
+    )
+
+
 def bad_data(rng: Random) -> Case:
     """Data, labels and losses that are none."""
     good = np.ones((2, 2))
@@ -242,6 +288,7 @@ def bad_data(rng: Random) -> Case:
                 lambda b: lt.MatrixSensing(np.ones((2, 2, 2)), b),
                 bad_arrays((2,)),
             ),
+            *_bad_indices(good),
             ("HuberLoss(delta=", lt.HuberLoss, [*BAD_NUMBERS, 0.0]),
             ("PolynomialLoss(power=", lt.PolynomialLoss, [*BAD_NUMBERS, 0.0]),
             ("h(L=", lambda b: lt.potential.h(0.1, b), ["abc", None, 1, 2.5, -1, np.nan, True]),

@@ -4,9 +4,9 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Scalar
 
+from ..arguments import as_numbers
 from .base import AbstractNetwork, Activation, as_parameter, coefficients_and_pullback
 
 
@@ -27,8 +27,9 @@ class LinearNetwork(AbstractNetwork):
     has_bias: bool = eqx.field(static=True, default=False)
 
     def __init__(self, weights, bias: bool = False):
-        ndim = 2 if np.ndim(weights) == 2 else 1
-        array = as_parameter(weights, "weights", "LinearNetwork", ndim=ndim)
+        given = as_numbers(weights, "weights", "LinearNetwork")
+        ndim = 2 if given.ndim == 2 else 1
+        array = as_parameter(given, "weights", "LinearNetwork", ndim=ndim)
         zero = jnp.zeros((1, *array.shape[1:]), array.dtype)
         self.weights = jnp.concatenate([array, zero]) if bias else array
         self.has_bias = bool(bias)
