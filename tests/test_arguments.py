@@ -80,6 +80,8 @@ TAKE_NUMBERS = {
 @pytest.mark.parametrize("name", TAKE_NUMBERS)
 def test_what_is_no_number_is_refused_by_name(name):
     for value in NO_NUMBER:
+        if name == "tolerance" and value is None:
+            continue  # chosen by the precision
         with pytest.raises(ValueError, match=f": {name.split()[0]} must be a real number, got"):
             TAKE_NUMBERS[name](value)
 

@@ -246,7 +246,7 @@ def bad_theory(rng: Random) -> Case:
         ),
         "limit_direction(tolerance=": (
             lambda b: lt.limit_direction(network, sort, tolerance=b),
-            ["abc", None, np.nan, -1.0, 2.0, [1.0], 1j],
+            ["abc", np.nan, -1.0, 2.0, [1.0], 1j],
         ),
         "gradient_descent(network=": (lambda b: lt.gradient_descent(b, fit), BAD_OBJECTS),
         "gradient_descent(problem=": (lambda b: lt.gradient_descent(network, b), BAD_OBJECTS),
