@@ -9,8 +9,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Scalar
 
 from ...problems import AbstractProblem
 
-# Numbers that are drawn at once: a draw costs more than a small step.
-_AT_ONCE = 4096
+# Numbers that are drawn at once: a draw costs more than a small step, and so does a long array of
+# them, which every step of the loop copies.
+_AT_ONCE = 64
 
 
 class Drawn(eqx.Module):
