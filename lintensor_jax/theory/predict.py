@@ -85,6 +85,8 @@ def _candidates(network: Any, problem: AbstractProblem) -> Iterator[Candidate]:
     about_one_layer = Regression | Classification | MulticlassClassification
     if isinstance(network, LinearNetwork) and isinstance(problem, about_one_layer):
         return one_layer_candidates(network, problem)
+    if getattr(network, "has_bias", False):
+        return iter(())  # not homogeneous, and no theorem here is about it
     match problem:
         case Regression():
             return regression_candidates(network, problem)

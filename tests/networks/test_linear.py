@@ -1,5 +1,7 @@
 """One layer against its closed forms, and networks with a bias."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,8 +156,9 @@ def test_a_diagonal_network_for_each_output():
 def test_weight_decay_leaves_the_bias_alone(wrapped):
     rng = np.random.default_rng(5)
     X, y, decay = rng.normal(size=(8, D)), rng.normal(size=8) + 3.0, 0.7
-    start = lt.with_bias(lt.LinearNetwork(np.zeros(D))) if wrapped else None
-    start = start or lt.LinearNetwork(np.zeros(D), bias=True)
+    begin = 0.1 * rng.normal(size=D)
+    start: Any = lt.with_bias(lt.LinearNetwork(begin)) if wrapped else None
+    start = start or lt.LinearNetwork(begin, bias=True)
     flow = lt.gradient_flow(start, lt.Regression(X, y), weight_decay=decay)
     # Ridge regression with a free intercept, in closed form.
     columns = np.hstack([X, np.ones((8, 1))])
