@@ -185,8 +185,10 @@ def _is_count(value):
 
 def _checked(labels, num_classes, owner):
     """The labels as integers, and the number of classes."""
-    as_numbers(labels, "labels", owner)
-    array = np.asarray(labels)
+    try:
+        array = np.asarray(labels)
+    except ValueError:  # a ragged list: refused by name
+        array = np.asarray(as_numbers(labels, "labels", owner))
     whole = np.issubdtype(array.dtype, np.integer) or (
         np.issubdtype(array.dtype, np.floating) and (array == np.floor(array)).all()
     )

@@ -38,7 +38,6 @@ TAKE_ARRAYS = {
     "tensor of decompose_tensor": lt.decompose_tensor,
     "coefficients of induced_flow": lambda a: lt.induced_flow(a, PROBLEM, 2),
     "weights of LinearNetwork": lt.LinearNetwork,
-    "labels": lambda a: lt.MulticlassClassification(np.eye(2), a),
     "rows": lambda a: lt.MatrixCompletion(a, [0, 1], np.ones(2), (2, 2)),
     "columns": lambda a: lt.MatrixCompletion([0, 1], a, np.ones(2), (2, 2)),
     "values": lambda a: lt.MatrixCompletion([0, 1], [0, 1], a, (2, 2)),
@@ -101,6 +100,9 @@ def test_what_is_no_network_is_refused_by_name(argument, call):
 
 
 def test_numbers_of_classes_and_labels_beyond_reason():
+    for value in NO_NUMBERS.values():
+        with pytest.raises(ValueError, match=r"labels must be (integers|an array of numbers)"):
+            lt.MulticlassClassification(np.eye(2), value)
     for count in ("abc", 1, -3, 2.0, [2], True):
         with pytest.raises(ValueError, match="num_classes must be an int >= 2"):
             lt.MulticlassClassification(np.eye(2), [0, 1], count)  # pyright: ignore
