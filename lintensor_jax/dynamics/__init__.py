@@ -13,6 +13,10 @@ from .descent.gradient_descent import gradient_descent as gradient_descent
 from .descent.smoothness_steps import smoothness_steps as smoothness_steps
 from .flow import gradient_flow as gradient_flow
 from .gauss_newton import GaussNewton as GaussNewton
+from .noise_and_mass.heavy_ball_flow import HeavyBallSolution as HeavyBallSolution
+from .noise_and_mass.heavy_ball_flow import heavy_ball_flow as heavy_ball_flow
+from .noise_and_mass.stochastic_flow import StochasticFlowSolution as StochasticFlowSolution
+from .noise_and_mass.stochastic_flow import stochastic_flow as stochastic_flow
 from .reduced.end_to_end_flow import EndToEndMatrix as EndToEndMatrix
 from .reduced.end_to_end_flow import induced_flow as induced_flow
 from .reduced.mirror_flow import mirror_flow as mirror_flow

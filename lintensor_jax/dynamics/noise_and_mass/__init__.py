@@ -1,0 +1,1 @@
+"""Flows with noise or with inertia: stochastic gradient flow and heavy-ball flow."""
