@@ -11,13 +11,14 @@ from ...messages import in_words
 from ...networks import split
 from ...networks.decomposition import AssumptionFails
 from ...networks.mirror_coordinates import TwoLayerCoordinates
-from ...problems import AbstractProblem, named, prediction_range
+from ...problems import AbstractProblem, named
 from ..descent.descent_solution import balance_drift
 from ..record import Record
 from ..reduced.mirror_coordinates import coordinates_of
 from ..solution import FlowError
 from ..statuses import ADVICE, FlowStatus, code_of, status_name
 from ..stopping import AbstractStop, Observation, StopAtResidual, coded
+from ..system import prediction_range
 
 
 class Looks(NamedTuple):
@@ -42,6 +43,8 @@ class Looks(NamedTuple):
             gradient_step=zero,
             largest_weight=zero,
             coefficient_gradient=zero,
+            relative_speed=jnp.full_like(zero, jnp.inf),
+            balance=jnp.full_like(zero, jnp.inf),
             still=jnp.zeros((), bool),
         )
 
