@@ -69,7 +69,7 @@ TAKE_NUMBERS = {
     "p of FourierLpNorm": lt.FourierLpNorm,
     "power": lt.PolynomialLoss,
     "delta": lt.HuberLoss,
-    "gap": lambda b: start.matching(DIAGONAL, np.ones(2), gap=b),
+    "gap": lambda b: start.matching(DIAGONAL, np.ones(2), gap=b),  # pyright: ignore[reportArgumentType]
     "scale": lambda b: start.gaussian(DIAGONAL, KEY, b),
     "first_scale": lambda b: start.imbalanced(CHAIN, KEY, first_scale=b, last_scale=1.0),
     "tolerance": lambda b: lt.certify(DIAGONAL, SORT, tolerance=b),
@@ -89,7 +89,7 @@ def test_what_is_no_number_is_refused_by_name(name):
     ("argument", "call"),
     [
         ("like", lambda b: start.gaussian(b, KEY)),
-        ("like", lambda b: start.balanced(b, np.ones(2))),
+        ("like", lambda b: start.balanced(b, np.ones(2))),  # pyright: ignore[reportArgumentType]
         ("network", lt.conserved_quantities),
     ],
 )
@@ -153,7 +153,7 @@ def test_options_of_flows_that_are_no_numbers():
 def test_keys_sequences_and_numbers_that_are_not_finite():
     for key in ("abc", None, 1.5, {}, np.ones(2)):
         with pytest.raises(ValueError, match="key must be a PRNG key"):
-            start.gaussian(DIAGONAL, key)
+            start.gaussian(DIAGONAL, key)  # pyright: ignore[reportArgumentType]
     start.gaussian(DIAGONAL, jax.random.PRNGKey(0))  # of the old kind
     for network in (
         lt.ConvolutionalNetwork,

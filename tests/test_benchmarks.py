@@ -219,7 +219,7 @@ def test_hostile_faults_are_seen():
         return outcomes.run(outcomes.Case("", call, judge, must_answer)).outcome
 
     def refused():
-        raise lt.FlowError("the flow did not end", None)
+        raise lt.FlowError("the flow did not end", None)  # pyright: ignore[reportArgumentType]
 
     assert outcome(lambda: 1.0 + 1e-9) == "right"
     assert outcome(lambda: 1.0 + 1e-7) == "WRONG"

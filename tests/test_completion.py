@@ -37,7 +37,7 @@ def test_entries_and_gradient_equal_dense_sensors(shape):
     sensors[np.arange(12), problem.rows, problem.columns] = 1
     r = np.tensordot(sensors, beta, 2) - np.asarray(problem.values)
     np.testing.assert_array_equal(problem.residual(jnp.asarray(beta)), r)
-    np.testing.assert_array_equal(problem.adjoint(r), np.tensordot(r, sensors, 1))
+    np.testing.assert_array_equal(problem.adjoint(r), np.tensordot(r, sensors, 1))  # pyright: ignore[reportArgumentType]
     np.testing.assert_allclose(problem.loss(jnp.asarray(beta)), r @ r / 2, rtol=1e-14)
     gradient = jax.grad(problem.loss)(jnp.asarray(beta))
     np.testing.assert_allclose(gradient, np.tensordot(r, sensors, 1), rtol=1e-13)
@@ -85,8 +85,8 @@ def test_the_gradient_costs_what_indexing_costs():
     memory = compiled.memory_analysis()
     matrix = 8 * shape[0] * shape[1]
     # beta and the gradient are matrices; temporary arrays are at most one more and some of n.
-    assert memory.temp_size_in_bytes <= matrix + 64 * count
-    assert memory.output_size_in_bytes <= matrix + 64
+    assert memory.temp_size_in_bytes <= matrix + 64 * count  # pyright: ignore[reportOptionalMemberAccess]
+    assert memory.output_size_in_bytes <= matrix + 64  # pyright: ignore[reportOptionalMemberAccess]
 
     def fastest(function):
         times = []
@@ -144,7 +144,7 @@ def test_completions_of_the_identity_have_known_limits(depth):
     wanted = conserved(*start)
     s = brentq(lambda s: conserved(s, 2 - s) - wanted, 1.0, 2 - 1e-9, xtol=1e-14)
     mixed = lt.gradient_flow(rank_one_and_rest(depth, *start), problem, rtol=1e-10)
-    expected = s / 2 * np.ones((2, 2)) + (2 - s) / 2 * np.array([[1.0, -1.0], [-1.0, 1.0]])
+    expected = s / 2 * np.ones((2, 2)) + (2 - s) / 2 * np.array([[1.0, -1.0], [-1.0, 1.0]])  # pyright: ignore[reportOperatorIssue]
     np.testing.assert_allclose(mixed.coefficients[-1], expected, atol=1e-7)
 
 
@@ -159,7 +159,7 @@ def test_rectangular_layers_balanced_and_batched():
     np.testing.assert_allclose(network.linear_coefficients(), starts[0], atol=1e-15)
     assert float(jnp.max(jnp.abs(network.conserved_quantities()))) < 1e-14
     with pytest.raises(ValueError, match="as wide as the rank 3"):
-        initialization.balanced(like, rng.standard_normal((3, 4)))
+        initialization.balanced(like, rng.standard_normal((3, 4)))  # pyright: ignore[reportArgumentType]
     networks = jax.vmap(lambda b: initialization.balanced(like, b))(jnp.asarray(starts))
     flows = lt.batched_flow(networks, problem, rtol=1e-9)
     assert flows.succeeded.all()
@@ -170,8 +170,8 @@ def test_rectangular_layers_balanced_and_batched():
         np.testing.assert_allclose(flows.coefficients[lane], alone.coefficients[-1], atol=1e-7)
         assert float(alone.invariant_drift[-1]) < 1e-11
     other = lt.MatrixFactorizationNetwork((np.ones((3, 2)), np.ones((2, 4))))
-    assert other(np.ones((3, 4))) == 24.0
-    assert other.data_tensor(np.ones((3, 4))).shape == (6, 8)
+    assert other(np.ones((3, 4))) == 24.0  # pyright: ignore[reportArgumentType]
+    assert other.data_tensor(np.ones((3, 4))).shape == (6, 8)  # pyright: ignore[reportArgumentType]
 
 
 def test_other_losses_end_at_an_exact_fit():
@@ -194,9 +194,9 @@ def test_predictions_of_entries_on_the_diagonal(depth):
     assert prediction.kind == "exact"
     assert prediction.theorem == "Theorem 5 (Corollary 7)"
     flow = lt.gradient_flow(network, problem, rtol=1e-10)
-    np.testing.assert_allclose(flow.coefficients[-1], prediction.limit, atol=1e-8)
+    np.testing.assert_allclose(flow.coefficients[-1], prediction.limit, atol=1e-8)  # pyright: ignore[reportArgumentType, reportCallIssue]
     mirror = lt.mirror_flow(network, problem)
-    np.testing.assert_allclose(mirror.coefficients[-1], prediction.limit, atol=1e-8)
+    np.testing.assert_allclose(mirror.coefficients[-1], prediction.limit, atol=1e-8)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def test_other_completions_are_open():

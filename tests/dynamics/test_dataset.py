@@ -53,7 +53,7 @@ def test_a_classification_flow_and_a_matrix():
 
 def test_many_flows():
     problem = lt.Regression(X[:1], np.ones(1))
-    networks = jax.vmap(NETWORK.scaled)(np.array([0.5, 1.0, 1.5]))
+    networks = jax.vmap(NETWORK.scaled)(np.array([0.5, 1.0, 1.5]))  # pyright: ignore[reportArgumentType]
     flows = lt.batched_flow(networks, problem)
     data = flows.to_xarray()
     assert data.coefficients.dims == ("lane", "coefficient")
@@ -80,7 +80,7 @@ def test_a_descent():
     assert "sharpness" not in data
     assert "Descent of DiagonalNetwork" in run._repr_html_()
     both = jax.vmap(lambda n: lt.gradient_descent(n, problem, num_steps=2))(
-        jax.vmap(NETWORK.scaled)(np.ones(2))
+        jax.vmap(NETWORK.scaled)(np.ones(2))  # pyright: ignore[reportArgumentType]
     )
     with pytest.raises(ValueError, match="of one run"):
         both.to_xarray()

@@ -54,7 +54,7 @@ def penalties(X, y, rng):
 def test_two_diagonal_layers_end_at_the_lasso():
     """50 problems as one batch, each lane with its own data, weight decay and start."""
     lanes = [data(seed) for seed in range(50)]
-    X, y = (np.stack([lane[i] for lane in lanes]) for i in (0, 1))
+    X, y = (np.stack([lane[i] for lane in lanes]) for i in (0, 1))  # pyright: ignore[reportArgumentType, reportCallIssue]
     decay = np.array([penalties(*lane) for lane in lanes])
     starts = np.stack([0.5 * lane[2].standard_normal((2, D)) for lane in lanes])
     problems = jax.vmap(lambda X, y: lt.Regression(X, y))(X, y)
@@ -131,7 +131,7 @@ def test_deeper_layers_end_at_stationary_points_and_zero_is_one(depth):
     problem = lt.Regression(X, y)
     # Two coordinates start where the decay is stronger than any pull of the data, and stay at 0.
     begin = np.where(np.arange(D) < 2, 1e-6, np.linalg.pinv(X) @ y)
-    away = lt.gradient_flow(balanced(like, begin), problem, weight_decay=penalty)
+    away = lt.gradient_flow(balanced(like, begin), problem, weight_decay=penalty)  # pyright: ignore[reportArgumentType]
     beta = np.asarray(away.coefficients[-1])
     kept = np.abs(beta) > 1e-6
     assert 0 < kept.sum() < D
@@ -139,7 +139,7 @@ def test_deeper_layers_end_at_stationary_points_and_zero_is_one(depth):
     slope = X.T @ (X @ beta - y) + penalty * np.sign(beta) * np.abs(beta) ** (2 / depth - 1)
     assert np.abs(slope[kept]).max() < 1e-7
     assert np.abs(beta[~kept]).max() < 1e-12
-    small = balanced(like, 1e-4 * np.ones(D))
+    small = balanced(like, 1e-4 * np.ones(D))  # pyright: ignore[reportArgumentType]
     zero = lt.gradient_flow(small, problem, weight_decay=penalty)
     assert zero.status == lt.FlowStatus.balance
     assert float(jnp.abs(zero.coefficients[-1]).max()) < 1e-12

@@ -45,6 +45,6 @@ def test_tangent_kernel_of_two_layers():
     assert lt.tangent_kernel(outputs, lt.Regression(X, np.ones((3, 2)))).shape == (6, 6)
     y = RNG.standard_normal(3)
     cosine = y @ expected @ y / (np.linalg.norm(expected) * (y @ y))
-    assert float(lt.kernel_alignment(kernel, np.outer(y, y))) == pytest.approx(cosine, rel=1e-12)
+    assert float(lt.kernel_alignment(kernel, np.outer(y, y))) == pytest.approx(cosine, rel=1e-12)  # pyright: ignore[reportArgumentType]
     assert float(lt.kernel_alignment(1e-200 * kernel, kernel)) == pytest.approx(1, rel=1e-12)
     assert float(lt.kernel_alignment(0 * kernel, kernel)) == 0.0

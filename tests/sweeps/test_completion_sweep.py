@@ -34,7 +34,7 @@ def read(folder: Path, text: str):
 def test_a_sweep_from_entries_equals_single_flows(tmp_path):
     _, grid, _ = read(tmp_path, ENTRIES)
     problem = lt.MatrixCompletion([0, 1, 1], [0, 2, 0], [1.0, 2.0, 0.5], (2, 3))
-    assert grid.problem.entries == problem.entries
+    assert grid.problem.entries == problem.entries  # pyright: ignore[reportAttributeAccessIssue]
     held_out = lt.MatrixCompletion([0], [2], [0.5], (2, 3))
     chosen = (
         lt.sweeps.Limit(),
@@ -51,7 +51,7 @@ def test_a_sweep_from_entries_equals_single_flows(tmp_path):
     for index in ((0, 0), (1, 2)):
         row = results.isel(alpha=index[0], repeat=index[1])
         beta = np.asarray(row.limit)
-        np.testing.assert_allclose(problem.predictions(beta), problem.values, atol=1e-8)
+        np.testing.assert_allclose(problem.predictions(beta), problem.values, atol=1e-8)  # pyright: ignore[reportArgumentType]
         sizes = np.linalg.svd(beta, compute_uv=False)
         p = sizes / sizes.sum()
         np.testing.assert_allclose(row.effective_rank, np.exp(-np.sum(p * np.log(p))), rtol=1e-9)
@@ -71,12 +71,12 @@ def test_random_entries_are_of_a_matrix_of_low_rank(tmp_path):
     recipe = grid.problem
     assert recipe == RandomCompletion(20, (6, 7), 2, None)
     assert grid.axes[0].name == "data_seed"
-    assert grid.axes[0].changes_shape
-    problem = recipe({"data_seed": 3})
-    truth = recipe.matrix(np.random.default_rng(3))
+    assert grid.axes[0].changes_shape  # pyright: ignore[reportAttributeAccessIssue]
+    problem = recipe({"data_seed": 3})  # pyright: ignore[reportArgumentType, reportCallIssue]
+    truth = recipe.matrix(np.random.default_rng(3))  # pyright: ignore[reportAttributeAccessIssue]
     assert np.linalg.matrix_rank(truth) == 2
-    assert problem.values.shape == (20,)
-    np.testing.assert_array_equal(problem.predictions(truth), problem.values)
+    assert problem.values.shape == (20,)  # pyright: ignore[reportAttributeAccessIssue]
+    np.testing.assert_array_equal(problem.predictions(truth), problem.values)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 MISTAKES = [

@@ -55,9 +55,9 @@ def test_random_classes(tmp_path):
     _, grid, _ = read(tmp_path, RANDOM)
     recipe = grid.problem
     assert recipe == RandomClasses(6, 3, 4, None)
-    problem = recipe({"data_seed": 3})
+    problem = recipe({"data_seed": 3})  # pyright: ignore[reportArgumentType, reportCallIssue]
     assert problem.coefficient_shape == (3, 4)
-    assert problem.margins(np.zeros((3, 4))).shape == (6, 3)
+    assert problem.margins(np.zeros((3, 4))).shape == (6, 3)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 MISTAKES = [

@@ -55,7 +55,7 @@ def test_a_negative_value_of_an_axis_is_refused_before_any_flow():
 def test_one_number_and_mistakes(tmp_path):
     _, grid, _ = read(tmp_path, TEXT.replace("[0.1, 0.4]", "0.1"))
     assert grid.dims == ("alpha", "repeat")
-    assert float(grid.problem.weight_decay) == 0.1
+    assert float(grid.problem.weight_decay) == 0.1  # pyright: ignore[reportAttributeAccessIssue]
     _, grid, _ = read(tmp_path, TEXT.replace("[0.1, 0.4]", "0.0"))
     assert isinstance(grid.problem, lt.Regression)
     with pytest.raises(

@@ -163,7 +163,7 @@ def heavy_ball_flow(
         found, final = _integrate(direct, network, looks, times, numbers, max_steps)
     start = None if form is None else form.effective_start(final[0], change)
     assert found is not None
-    solution = HeavyBallSolution(
+    solution = HeavyBallSolution(  # pyright: ignore[reportCallIssue]
         *found,
         mass=numbers[0],
         stop=looks.stop,
@@ -352,25 +352,25 @@ def _integrate(form, network, looks, times, numbers, max_steps):
         None,
         form.initial,
         saveat=diffrax.SaveAt(subs=subs),
-        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, step_ts=times),
+        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, step_ts=times),  # pyright: ignore[reportCallIssue]
         max_steps=max_steps,
         event=diffrax.Event(ends),
         throw=False,
     )
-    time = solution.ts[0][-1]
-    state = jax.tree.map(lambda leaf: leaf[-1], solution.ys[0])
+    time = solution.ts[0][-1]  # pyright: ignore[reportOptionalSubscript]
+    state = jax.tree.map(lambda leaf: leaf[-1], solution.ys[0])  # pyright: ignore[reportOptionalSubscript]
     finite = jnp.all(jnp.isfinite(ravel_pytree(state)[0]))
     code = looks.code(seen(time, state), finite, code_of(FlowStatus.max_steps))
     values, reached = kept(time, state), jnp.ones((), bool)
     if times is None:
         values, reached = jax.tree.map(lambda leaf: leaf[None], (values, reached))
     else:
-        there = jnp.isfinite(solution.ts[1])
+        there = jnp.isfinite(solution.ts[1])  # pyright: ignore[reportOptionalSubscript]
 
         def known(along, last):
             return jnp.where(there.reshape(-1, *(1,) * last.ndim), along, last)
 
-        states = jax.tree.map(known, solution.ys[1], state)
+        states = jax.tree.map(known, solution.ys[1], state)  # pyright: ignore[reportOptionalSubscript]
         values = with_end(jax.vmap(kept)(times, states), values, there)
         reached = jnp.append(there, reached)
     end_network = form.network(state)

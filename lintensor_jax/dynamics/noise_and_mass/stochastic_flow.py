@@ -243,7 +243,7 @@ def stochastic_flow(
     def spread(leaf):
         return jnp.broadcast_to(leaf, lanes + jnp.shape(leaf))
 
-    solution = StochasticFlowSolution(
+    solution = StochasticFlowSolution(  # pyright: ignore[reportCallIssue]
         *found,
         step=spread(arrays["step"]),
         noise=spread(arrays["noise"]),
@@ -309,7 +309,7 @@ def _path(form, network, looks: Looks, numbers, key, times, solver, max_steps, l
         event=diffrax.Event(ends),
         throw=False,
     )
-    time, state = solution.ts[0][-1], solution.ys[0][-1]
+    time, state = solution.ts[0][-1], solution.ys[0][-1]  # pyright: ignore[reportOptionalSubscript]
     spent_budget = solution.result == diffrax.RESULTS.max_steps_reached
     otherwise = jnp.where(spent_budget, code_of(FlowStatus.max_steps), last)
     finite = jnp.all(jnp.isfinite(state))

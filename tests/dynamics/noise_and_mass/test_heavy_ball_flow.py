@@ -32,7 +32,7 @@ def reference_layers(weights, mass, times):
 
     start = np.concatenate([weights.ravel(), np.zeros(depth * d)])
     options = {"rtol": 1e-11, "atol": 1e-13}
-    found = solve_ivp(velocity, (0, times[-1]), start, "DOP853", times, **options)
+    found = solve_ivp(velocity, (0, times[-1]), start, "DOP853", times, **options)  # pyright: ignore[reportArgumentType]
     return found.y[: depth * d].reshape(depth, d, -1)
 
 

@@ -19,12 +19,12 @@ def test_norms_do_not_square_what_squares_cannot_hold(scale):
     assert float(WeightedL2Norm(np.array([4.0, 3.0]))(beta)) == pytest.approx(
         12 * scale * np.sqrt(2), rel=1e-15
     )
-    assert float(L21Norm()(np.diag(beta))) == pytest.approx(7 * scale, rel=1e-15)
+    assert float(L21Norm()(np.diag(beta))) == pytest.approx(7 * scale, rel=1e-15)  # pyright: ignore[reportArgumentType]
     # Of a function that is homogeneous of degree 1 the gradient has no scale.
     np.testing.assert_allclose(jax.grad(L2Norm())(jnp.asarray(beta)), [0.6, -0.8], rtol=1e-15)
-    assert float(L2Norm()(np.zeros(2))) == 0
-    assert np.isnan(L2Norm()(np.array([np.nan, 1.0])))
-    assert float(L2Norm()(np.array([-np.inf, 1.0]))) == np.inf
+    assert float(L2Norm()(np.zeros(2))) == 0  # pyright: ignore[reportArgumentType]
+    assert np.isnan(L2Norm()(np.array([np.nan, 1.0])))  # pyright: ignore[reportArgumentType]
+    assert float(L2Norm()(np.array([-np.inf, 1.0]))) == np.inf  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("norm", [L2Norm(), WeightedL2Norm(np.array([1.0, 2.0])), L1Norm()])
