@@ -49,4 +49,4 @@ def test_a_status_has_a_name_words_and_a_number(name):
 
 
 def test_failures_have_advice():
-    assert set(ADVICE) == {"max_steps", "non_finite", "solver_failed"}
+    assert set(ADVICE) == {"max_steps", "non_finite", "solver_failed", "invariants_lost"}
