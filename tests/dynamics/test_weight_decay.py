@@ -181,8 +181,6 @@ def test_mistakes_are_refused_before_any_compile():
         lt.Penalized(decaying, 0.1)
     with pytest.raises(ValueError, match="mirror_flow knows no problem with weight decay"):
         lt.mirror_flow(network, decaying)
-    with pytest.raises(ValueError, match="pass weight_decay= to it"):
-        lt.gradient_descent(network, decaying)
     with pytest.raises(ValueError, match="GaussNewton solves for a residual of 0"):
         lt.gradient_flow(network, decaying, finish=lt.GaussNewton())
     with pytest.raises(ValueError, match="StopAtBalance is for flows with weight decay"):
