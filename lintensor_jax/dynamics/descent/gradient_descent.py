@@ -14,7 +14,7 @@ from ...messages import in_words
 from ...networks import coefficients_and_pullback, split
 from ...networks.effective_start import TwoLayers, two_layers_of
 from ...networks.pair import check_pair, same_dtype
-from ...penalized import require_no_decay, weight_decay_of, with_weight_decay
+from ...penalized import weight_decay_of, with_weight_decay
 from ...problems import AbstractProblem, named
 from ..observations import log_or_minus_infinity
 from .batches import Batches, Drawn
@@ -83,7 +83,6 @@ def gradient_descent(
     penalized: Any = with_weight_decay(problem, weight_decay)
     decay = weight_decay_of(penalized)
     problem = problem if decay is None else penalized.problem
-    require_no_decay(problem, "gradient_descent", "pass weight_decay= to it")
     optimizer = _optimizer(optimizer)
     save_every = _counts(num_steps, save_every)
     network, problem = same_dtype(network, problem)
