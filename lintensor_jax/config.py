@@ -17,7 +17,6 @@ import dataclasses
 import difflib
 import json
 import math
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -207,6 +206,8 @@ def load(path: str | Path, kind: type[C]) -> C:
 
     Raises ConfigError for an unreadable file, wrong TOML, an unknown key or a broken rule.
     """
+    import tomllib  # `import lintensor_jax` reads no file
+
     try:
         entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

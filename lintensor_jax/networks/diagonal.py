@@ -2,9 +2,9 @@
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Scalar
 
+from ..arguments import as_numbers
 from . import contractions
 from .base import (
     AbstractNetwork,
@@ -33,7 +33,8 @@ class DiagonalNetwork(AbstractNetwork):
     weights: Float[Array, "L d *m"]
 
     def __init__(self, weights):
-        ndim = 3 if np.ndim(weights) == 3 else 2
+        weights = as_numbers(weights, "weights", "DiagonalNetwork")
+        ndim = 3 if weights.ndim == 3 else 2
         self.weights = as_parameter(weights, "weights", "DiagonalNetwork", ndim=ndim)
         require_depth(self.weights.shape[0], "DiagonalNetwork")
 

@@ -238,4 +238,7 @@ def test_a_method_that_returns_none_is_as_none(own):
 
 def test_messages_name_the_networks_of_the_package_only():
     words = architectures_with("balanced_start")
-    assert words == "ConvolutionalNetwork, DiagonalNetwork, FullyConnectedNetwork"
+    assert words == (
+        "ConvolutionalNetwork, DiagonalNetwork, FullyConnectedNetwork, LinearNetwork, "
+        "MatrixFactorizationNetwork"
+    )

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.sparse.linalg import lobpcg_standard
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Scalar
 
@@ -36,4 +35,7 @@ def sharpness(loss: Any, parameters: Any) -> Scalar:
 
     # Two vectors: one alone is slow where the largest eigenvalue is nearly double.
     guess = jax.random.normal(jax.random.key(0), (theta.size, 2), theta.dtype)
+    # It imports SciPy, which `import lintensor_jax` does not load.
+    from jax.experimental.sparse.linalg import lobpcg_standard
+
     return lobpcg_standard(products, guess, m=_ITERATIONS)[0][0]

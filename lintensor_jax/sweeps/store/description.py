@@ -31,6 +31,7 @@ _CONTAINERS = {
 }  # keys that are left out of the paths of differences
 #: The first format of stores that has a field, if that came after format 1 with a default.
 _FIRST_FORMAT = {("Regression", "residual_loss"): 2, ("RandomData", "loss"): 3}
+_FIRST_FORMAT |= {("Regression", "bias"): 3, ("Classification", "bias"): 3}
 _INLINE = 64  # longest array that is written out; longer ones are described by their hash
 
 

@@ -81,8 +81,12 @@ def test_an_unfinished_store_of_format_1_is_resumed(store):
     # versions of JAX round their steps otherwise, which makes 1e-5 of a loss's logarithm.
     with np.load(FORMAT_1 / "unfinished-whole.npz") as whole:
         assert set(whole) == set(resumed)
+        # A flow ends with the step that passes the margin. How far that step goes depends on the
+        # sequence of steps, which has changed since.
+        at_the_end = {"log_loss", "log_time", "log_norm", "margins"} & set(whole)
         for name in set(whole) - {"num_steps"}:
-            np.testing.assert_allclose(resumed[name], whole[name], rtol=1e-5, err_msg=name)
+            rtol = 0.05 if name in at_the_end else 1e-5
+            np.testing.assert_allclose(resumed[name], whole[name], rtol=rtol, err_msg=name)
 
 
 @pytest.mark.filterwarnings(OTHER_VERSIONS)
