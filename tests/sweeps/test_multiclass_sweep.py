@@ -44,11 +44,13 @@ def test_a_sweep_of_one_layer_comes_near_the_svm(tmp_path):
     assert (results.log_margin >= np.log(100.0)).all()
     svm = lt.max_margin(grid.problem, lt.L2Norm()).direction
     # At margin 100 one layer is O(1/100) from its limit.
-    distance = np.linalg.norm(np.asarray(results.direction_reached) - np.asarray(svm), axis=(-2, -1))
+    distance = np.linalg.norm(
+        np.asarray(results.direction_reached) - np.asarray(svm), axis=(-2, -1)
+    )
     assert distance.max() < 0.05
     np.testing.assert_allclose(results.distance_to_prediction, distance, atol=1e-12)
     again = lt.resume(tmp_path / "s")
-    np.testing.assert_array_equal(again.direction, results.direction_reached)
+    np.testing.assert_array_equal(again.direction_reached, results.direction_reached)
 
 
 def test_random_classes(tmp_path):

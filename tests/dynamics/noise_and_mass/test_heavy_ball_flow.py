@@ -9,6 +9,8 @@ from scipy.integrate import solve_ivp
 
 import lintensor_jax as lt
 
+pytestmark = pytest.mark.slow  # ten to sixty seconds for each of most tests
+
 N, D = 3, 6
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(N, D)) / np.sqrt(D), RNG.normal(size=N)

@@ -83,9 +83,9 @@ def test_an_unfinished_store_of_format_1_is_resumed(store):
         assert set(whole) == set(resumed)
         # A flow ends with the step that passes the margin. How far that step goes depends on the
         # sequence of steps, which has changed since.
-        at_the_end = {"log_loss", "log_time", "log_norm", "margins"} & set(whole)
+        at_the_end = {"log_loss", "log_margin", "log_time", "log_norm", "margins"} & set(whole)
         for name in set(whole) - {"num_steps"}:
-            rtol = 0.05 if name in at_the_end else 1e-5
+            rtol = 0.05 if name in at_the_end else 1e-3
             np.testing.assert_allclose(resumed[name], whole[name], rtol=rtol, err_msg=name)
 
 
