@@ -126,7 +126,7 @@ def decompose_tensor(
     Runs on the host, in float64: it cannot be traced.
     """
     if isinstance(tensor, Tracer):
-        raise AssumptionFails(
+        raise ValueError(
             "decompose_tensor: tensor must be a concrete array, got a traced one; call it outside "
             "jit, grad and vmap."
         )

@@ -16,8 +16,10 @@ import math
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
 from .closed_forms import closed_form
@@ -72,6 +74,11 @@ def two_layers_of(network: Any) -> TwoLayers | None:
         found = network.orthogonal_decomposition()
     except AssumptionFails:
         return None
+    except ValueError:
+        # A decomposition that is found numerically is not found of traced factors.
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(network)):
+            return None
+        raise
     if not found.is_real:
         return None
     first, second = (v @ u for u, v in zip(found.bases, network.factors, strict=True))
