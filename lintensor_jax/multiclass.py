@@ -87,8 +87,8 @@ class MulticlassClassification(AbstractProblem):
 
     def subset(self, indices: Int[Array, " b"]) -> "MulticlassClassification":
         """The samples of these indices."""
-        where = lambda p: (p.X, p.targets, p.before)  # noqa: E731
-        return eqx.tree_at(where, self, tuple(array[indices] for array in where(self)))
+        of_samples = (self.X[indices], self.targets[indices], self.before[indices])
+        return eqx.tree_at(lambda p: (p.X, p.targets, p.before), self, of_samples)
 
     @property
     def num_classes(self) -> int:

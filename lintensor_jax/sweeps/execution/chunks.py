@@ -115,7 +115,7 @@ def _compute(path: Path, store: Store, number: int, given: _Given) -> dict[str, 
     if number in store.finished() and not store.damage(number):
         return store.manifest(number)
     with _opening, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # whoever drives has said that versions differ
+        warnings.simplefilter("ignore")  # of other versions: `sweep` or `resume` has warned
         worker = _worker(path.resolve(), store.description["digest"], given)
     with Claims(store.hidden) as claims, claims.of(number):
         return computed(worker, store, number, jax.local_devices()[0])

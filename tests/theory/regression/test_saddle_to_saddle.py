@@ -197,6 +197,7 @@ def test_a_start_of_its_own_for_each_coordinate():
     assert np.all(np.isfinite(path.upper))
     np.testing.assert_allclose(path.limit, least_gauge(X, y, path.lower, path.upper), atol=1e-10)
     times, end = three_layer_flow(problem, path, 1e-3, start)
+    # Three layers from the scale 1e-3 are O(1e-3) from their limit of vanishing scale.
     np.testing.assert_allclose(times, path.times, rtol=0.02)
     np.testing.assert_allclose(end, path.limit, atol=0.01)
 
