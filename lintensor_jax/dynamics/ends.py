@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..messages import as_html
 from .record import Record
-from .statuses import FAILURE_CODES, OWN_RULE, STATUS_NAMES, FlowStatus, status_of
+from .statuses import OWN_RULE, STATUS_NAMES, FlowStatus, failed, status_of
 from .stopping import AbstractStop, coded
 
 
@@ -67,7 +67,7 @@ class AbstractEnd(eqx.Module):
         minimum of the loss, which is positive) and `stationary`. Only `max_steps`, `non_finite`,
         `solver_failed` and `invariants_lost` are failures. Read `status` to know which end it was.
         """
-        return ~jnp.isin(self.code, FAILURE_CODES)
+        return jnp.asarray(~failed(self.code))
 
     @property
     def reason(self) -> Any:

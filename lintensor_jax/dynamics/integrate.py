@@ -71,6 +71,14 @@ def _decays(system: System) -> bool:
     return weight_decay_of(system.problem) is not None
 
 
+def _with_origin(args: FlowArgs) -> FlowArgs:
+    """With the parameters at the start, inside of a compiled program: outside it costs dispatches.
+
+    Weight decay pulls on all parameters alike, and conserves nothing: such a flow has no corners.
+    """
+    return args if _decays(args.system) else args._replace(origin=args.system.initial)
+
+
 def _kind(system):
     return "classification" if system.problem.has_margins else "regression"
 
@@ -92,11 +100,10 @@ def solve_segment(
 
     `before` is the segment that ended there.
     """
+    args = _with_origin(args)
     code = _code_of_start(args, start, s0, options) if before is None else before.code
     done = code != _GOES_ON if before is None else before.over
-    clock = options.clock
-    dtype = start.theta.dtype
-    solver = options.solver
+    clock, solver, dtype = options.clock, options.solver, start.theta.dtype
     if solver is None:
         solver = implicit_solver(options.rtol, options.atol) if implicit else explicit_solver()
 
@@ -248,9 +255,7 @@ def integrate(system: System, options: FlowOptions, origin: Origin | None = None
     reducible = _reducible(system.problem)
     if origin is None:
         origin = origin_of(system, options.clock)
-    # Weight decay pulls on all parameters alike, and conserves nothing.
-    corners = None if _decays(system) else system.initial
-    args = FlowArgs(system, reducible, origin.log_time_unit, corners)
+    args = FlowArgs(system, reducible, origin.log_time_unit)
     budget = EXPLICIT_STEPS[_kind(system)]
     may_switch = (
         options.solver is None
@@ -312,7 +317,7 @@ def _joined(args, initial, options, segments) -> Trajectory:
 
     One program: every other one would cost a flow its dispatch and its compilation.
     """
-    last = segments[-1]
+    last, args = segments[-1], _with_origin(args)
     end = record_of(last.s, last.state, args, options, initial)
     finished = finish_flow(last.state, last.code, end, args, options)
     clock_time, reached = last.s[None], jnp.ones((1,), bool)

@@ -76,7 +76,7 @@ def fill_options(
 
     stop = _stop(stop, problem, dtype)
     finish = _finish(finish, system, has_residuals)
-    relative, absolute = _tolerances(rtol, atol, system, clock)
+    relative, absolute = _tolerances(rtol, atol, system, theta, clock)
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(
             f"max_steps: must be a positive int, got {max_steps!r}; leave it out for the default."
@@ -145,7 +145,7 @@ def _finish(finish, system, has_residuals):
     decays = weight_decay_of(problem) is not None
     if isinstance(finish, EllipsisType):
         fits = has_residuals and not decays
-        fits = fits and problem.y.size * system.initial.size <= LARGEST_JACOBIAN
+        fits = fits and problem.y.size * system.num_parameters <= LARGEST_JACOBIAN
         finish = GaussNewton() if fits else None
     _instance(finish, GaussNewton, "finish", "lintensor_jax.GaussNewton() or None")
     if finish is not None and decays:
@@ -163,9 +163,11 @@ def _finish(finish, system, has_residuals):
 
 def size_of_start(theta: Any, problem: Any, depth: int) -> Any:
     """The largest parameter. From zero, where one layer moves, that which the loss is felt at."""
+    if not isinstance(theta, Tracer):  # NumPy has the answer in microseconds
+        largest = np.max(np.abs(theta))
+        if largest > 0:
+            return largest
     largest = jnp.max(jnp.abs(theta))
-    if not isinstance(largest, Tracer) and largest > 0:
-        return largest
     beta = jnp.zeros(problem.coefficient_shape, theta.dtype)
     slope = jnp.max(jnp.abs(problem.adjoint(problem.residual(beta))))
     felt = problem.loss(beta) / jnp.where(slope > 0, slope, 1.0)
@@ -173,9 +175,8 @@ def size_of_start(theta: Any, problem: Any, depth: int) -> Any:
     return jnp.where(largest > 0, largest, felt)
 
 
-def _tolerances(rtol, atol, system, clock):
+def _tolerances(rtol, atol, system, theta, clock):
     """rtol and atol, with their defaults."""
-    theta = system.initial
     dtype, eps = theta.dtype, float(jnp.finfo(theta.dtype).eps)
     default_rtol = 1e-8 if eps < 1e-12 else 1e-5
     relative = _tolerance(default_rtol if rtol is None else rtol, "rtol", 32 * eps, dtype)
@@ -184,7 +185,7 @@ def _tolerances(rtol, atol, system, clock):
         # unit sphere too: parameters that stay behind at alpha must not be lost below atol.
         absolute = relative * size_of_start(theta, system.problem, system.depth)
         if isinstance(clock, LogArcLength):
-            absolute = jnp.minimum(absolute, relative)
+            absolute = (jnp if isinstance(absolute, Tracer) else np).minimum(absolute, relative)
     else:
         absolute = _tolerance(atol, "atol", 0.0, dtype)
     return relative, absolute

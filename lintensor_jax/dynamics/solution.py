@@ -17,7 +17,7 @@ from .gauss_newton import GaussNewton
 from .integrate import LARGEST_IMPLICIT_SIZE, Origin, integrate, origin_of
 from .options import FlowOptions, fill_options
 from .record import Record
-from .statuses import ADVICE, FlowStatus, status_name
+from .statuses import ADVICE, FlowStatus, failed, status_name
 from .stopping import AbstractStop
 from .system import System
 
@@ -271,7 +271,7 @@ def run(
         return solution
     solution = _without_unreached(solution)
     name = status_name(solution.status)
-    if throw and not bool(solution.succeeded):
+    if throw and failed(solution.code):
         raise FlowError(
             f"the flow did not end: {solution.reason} ({name}). Advice: "
             f"{_advice(solution, name)}; throw=False returns what there is.\n{solution}",

@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Int
 
 
@@ -110,4 +111,11 @@ def status_of(code: Int[Array, "..."]) -> FlowStatus:
     return dataclasses.replace(FlowStatus.max_steps, _value=jnp.minimum(code, OWN_RULE))
 
 
-FAILURE_CODES = np.asarray([STATUS_NAMES.index(name) for name in ADVICE], np.int32)
+_FAILURE_CODES = np.asarray([STATUS_NAMES.index(name) for name in ADVICE], np.int32)
+
+
+def failed(code: Int[Array, "..."]) -> Any:
+    """Whether each code is that of a failure; NumPy, which is faster, compares known codes."""
+    if isinstance(code, Tracer):
+        return jnp.isin(code, _FAILURE_CODES)
+    return np.isin(np.asarray(code), _FAILURE_CODES)

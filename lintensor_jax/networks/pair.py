@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..problems import AbstractProblem
-from .base import split
+from .base import parameter_spec
 
 
 def check_problem(problem: Any) -> None:
@@ -29,7 +29,7 @@ def check_pair(network: Any, problem: Any) -> tuple[int, ...]:
             "network: must be an equinox.Module with a method linear_coefficients(), got "
             f"{type(network).__name__}; see lintensor_jax.AbstractNetwork."
         )
-    if not jax.tree.leaves(split(network)[0]):
+    if not any(jax.tree.leaves(parameter_spec(network))):
         raise ValueError(
             f"network: {type(network).__name__} must have parameters, got none: no array of "
             "floating-point numbers outside lintensor_jax.constant(); pass its layers as arrays."
