@@ -16,7 +16,6 @@ from lintensor_jax import problems
 from lintensor_jax.limits.dual_flow import continue_direction
 from lintensor_jax.networks import AssumptionFails
 from lintensor_jax.sweeps import Axis, Grid, Limit, Measured, Options, Plan, Trajectory
-from lintensor_jax.sweeps.grid import Cell
 
 X, Y = np.array([[1.0, 2.0], [0.5, -1.0]]), np.array([1.0, -1.0])
 _SENSORS = np.array([[[1.0, 2.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 2.0]]])
@@ -86,15 +85,6 @@ def _sensing(A=_SYMMETRIC):
 def _grid(**changes):
     given = {"axes": (Axis("alpha", [0.1]),), "start": lambda p: diagonal(), "problem": None}
     return Grid(**{**given, "problem": regression(), **changes})
-
-
-def _constants():
-    """A grid whose tensors, which are no parameters, are not the same at its points."""
-
-    def start(point):
-        return lt.TensorNetwork(point.alpha * jnp.ones((2, 2, 2)), [jnp.ones(2)] * 2)
-
-    return _grid(axes=(Axis("alpha", [1.0, 2.0]),), start=start)
 
 
 def _plan(*observables):
@@ -234,11 +224,6 @@ CASES: Cases = {
         ("problem: the data must not be zero", "X = 0"),
     ),
     # Sweeps.
-    "constants that differ": (
-        lambda: Cell(_constants(), 0).starts(np.arange(2)),
-        ValueError,
-        ("Grid: start makes networks whose constants", "changes_shape=True"),
-    ),
     "axis of arrays that changes shapes": (
         lambda: Axis("width", [[1, 2]], changes_shape=True),
         ValueError,

@@ -20,6 +20,18 @@ class _Parts(NamedTuple):
     imag: Array
 
 
+def real_parts(rest: Any) -> Any:
+    """What is no parameter of a network, with complex arrays as two real ones: see `System`."""
+    return jax.tree.map(
+        lambda leaf: (
+            _Parts(leaf.real, leaf.imag)
+            if eqx.is_inexact_array(leaf) and jnp.iscomplexobj(leaf)
+            else leaf
+        ),
+        rest,
+    )
+
+
 class System(eqx.Module):
     """A network and a problem, seen as functions of the flat parameter vector theta (p,).
 
@@ -40,15 +52,7 @@ class System(eqx.Module):
     @staticmethod
     def of_parts(network: Any, parameters: Any, rest: Any, problem: AbstractProblem) -> "System":
         """The system of a network that has been split already into `parameters` and `rest`."""
-        constants = jax.tree.map(
-            lambda leaf: (
-                _Parts(leaf.real, leaf.imag)
-                if eqx.is_inexact_array(leaf) and jnp.iscomplexobj(leaf)
-                else leaf
-            ),
-            rest,
-        )
-        return System(parameters, constants, problem, int(getattr(network, "depth", 0)))
+        return System(parameters, real_parts(rest), problem, int(getattr(network, "depth", 0)))
 
     @property
     def rest(self) -> Any:

@@ -7,8 +7,8 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Var
 
 from ..messages import in_words
 from ..networks import split
@@ -265,13 +265,14 @@ class Cell:
             self.shared: AbstractProblem | None = grid.problem
         else:
             self.shared = self._problem_if_shared()
-        self._starts = jax.jit(jax.vmap(self._parameters, (0, 0, None)))
+        self._starts = jax.jit(jax.vmap(self._split_one))
         one = self._arguments(np.asarray([lane]), one=True)
         (_, constants), _ = eqx.filter_eval_shape(self._split_one, *one)
-        if jax.tree.leaves(constants):
+        #: Whether the networks' constants (masks, data tensors) depend on axes of the cell.
+        self.own_constants = bool(jax.tree.leaves(constants)) and self._has_own_constants(one)
+        if jax.tree.leaves(constants) and not self.own_constants:
             (_, constants), _ = jax.jit(self._split_one)(*one)
-        #: The networks without their parameters; arrays in it are the same for all lanes.
-        self.rest = eqx.combine(constants, self._static)
+        self._shared_constants = constants
 
     def _point(self, numbers, index) -> Point:
         key = jax.random.fold_in(jax.random.key(self.grid.seed), index)
@@ -323,26 +324,36 @@ class Cell:
         constants, self._static = eqx.partition(rest, eqx.is_array)
         return (parameters, constants), problem
 
-    def _parameters(self, numbers, index, constants):
-        (parameters, own), problem = self._split_one(numbers, index)
-        pairs = zip(jax.tree.leaves(own), jax.tree.leaves(constants), strict=True)
-        same = [jnp.array_equal(a, b, equal_nan=True) for a, b in pairs]
-        return parameters, problem, jnp.all(jnp.stack(same)) if same else jnp.array(True)
+    def _has_own_constants(self, one) -> bool:
+        """Whether constants depend on what lanes have: found in the program that makes them."""
+        program = jax.make_jaxpr(lambda *point: self._split_one(*point)[0][1])(*one).jaxpr
+        of_lanes = set(program.invars)
+        for equation in program.eqns:
+            if not of_lanes.isdisjoint(v for v in equation.invars if isinstance(v, Var)):
+                of_lanes.update(equation.outvars)
+        return not of_lanes.isdisjoint(v for v in program.outvars if isinstance(v, Var))
 
     def problem_of(self, own: Any) -> Any:
         """`own`, the problem of a lane or of lanes; if it is None, the shared problem."""
         return self.shared if own is None else own
 
     def starts(self, lanes: np.ndarray) -> tuple[Any, Any]:
-        """Networks whose parameters have lanes on their first axis, and problems (or None)."""
-        constants = eqx.filter(self.rest, eqx.is_array)
-        parameters, problems, same = self._starts(*self._arguments(lanes), constants)
-        if not np.all(same):
-            raise ValueError(
-                "Grid: start makes networks whose constants (lintensor_jax.constant) differ from "
-                "lane to lane; make them differ along an axis with changes_shape=True only."
-            )
-        return eqx.combine(parameters, self.rest), problems
+        """Networks whose parameters have lanes on their first axis, and problems (or None).
+
+        Constants of the networks have lanes if `own_constants`.
+        """
+        (parameters, own), problems = self._starts(*self._arguments(lanes))
+        constants = own if self.own_constants else self._shared_constants
+        return eqx.combine(parameters, constants, self._static), problems
+
+    def parted(self, networks: Any) -> tuple[Any, Any]:
+        """Two copies of networks: what has lanes, or would have them; and what has none."""
+        return eqx.partition(networks, eqx.is_array) if self.own_constants else split(networks)
+
+    def lane(self, networks: Any, place: int) -> Any:
+        """The network of one lane of `starts`."""
+        arrays, rest = self.parted(networks)
+        return eqx.combine(jax.tree.map(lambda leaf: leaf[place], arrays), rest)
 
     def sample(self) -> tuple[Any, Any]:
         """Networks and problems of up to 65 lanes spread over the grid, with the first lane."""
@@ -357,14 +368,8 @@ class Cell:
         networks, problems = self.sample()
         leaves = [
             np.isfinite(np.asarray(leaf)).reshape(leaf.shape[0], -1).all(axis=1)
-            for leaf in jax.tree.leaves((split(networks)[0], problems))
+            for leaf in jax.tree.leaves((self.parted(networks)[0], problems))
         ]
         place = int(np.argmax(np.logical_and.reduce(leaves)))
         own = problems and jax.tree.map(lambda leaf: leaf[place], problems)
-        return lane_of(networks, place), self.problem_of(own)
-
-
-def lane_of(networks: Any, place: int) -> Any:
-    """The network of one lane; constants have no axis of lanes."""
-    parameters, rest = split(networks)
-    return eqx.combine(jax.tree.map(lambda leaf: leaf[place], parameters), rest)
+        return self.lane(networks, place), self.problem_of(own)

@@ -215,8 +215,10 @@ class Plan:
                 shapes[variable.name] = tuple(value.shape), np.dtype(value.dtype)
         state = sum(x.nbytes for x in jax.tree.leaves(split(network)[0]))
         own = 0
+        if cell.own_constants:
+            own += sum(x.nbytes for x in jax.tree.leaves(split(network)[1]) if eqx.is_array(x))
         if cell.shared is None:
-            own = sum(x.nbytes for x in jax.tree.leaves(problem) if eqx.is_array(x))
+            own += sum(x.nbytes for x in jax.tree.leaves(problem) if eqx.is_array(x))
         recorded = sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
         lane_bytes = state + own + recorded + 8 * beta.dtype.itemsize
         return state // beta.dtype.itemsize, lane_bytes, beta.dtype, shapes

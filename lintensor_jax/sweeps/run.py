@@ -30,6 +30,7 @@ from .store import atomic_files
 from .store.dataset import open_dataset
 from .store.description import describe, differences, digest
 from .store.errors import SweepError, UnknownName
+from .store.links import refuse_links
 from .store.names import FORMAT
 from .store.store import Store, create, holds_sweep
 
@@ -218,6 +219,7 @@ def work(
 def finish(plan: Plan, path: Path, devices, client: Any, watch: Watch | None) -> None:
     """Repair labels, forget damaged chunks, and compute what is left."""
     store = Store(path)
+    refuse_links(path, path, deep=True)
     store.clear()
     store.restore_skeleton()
     for number in sorted(store.finished()):

@@ -32,6 +32,7 @@ from ..options import fill_options
 from ..runge_kutta import has_shared_slopes
 from ..system import System
 from .fourier_basis import Spectral
+from .lane_data import LaneData, lanes_of_constants
 from .program_chunk import BatchedFlow, Chunk, integrate_chunk
 from .programs import XLA, AbstractCompilation, Native
 from .stepper import Stepper
@@ -61,6 +62,7 @@ def batched_flow(
     problem: AbstractProblem,
     *,
     shared_problem: bool = True,
+    shared_constants: bool | None = None,
     weight_decay: float | ArrayLike = 0.0,
     width: int | None = None,
     solver: diffrax.AbstractERK | None = None,
@@ -72,9 +74,12 @@ def batched_flow(
 
     **Arguments**
 
-    - `networks`: a network whose parameters have a leading axis of N lanes (constants have not).
+    - `networks`: a network whose parameters have a leading axis of N lanes. Its constants (masks,
+      data tensors) all have that axis, or none of them has: then all lanes share them.
     - `problem`: the data of all lanes; or, with `shared_problem=False`, one problem a lane, every
       array with a leading axis of N.
+    - `shared_constants`: whether all lanes share the constants. If None, their shapes decide; a
+      ValueError if both fit.
     - `weight_decay`: as in `gradient_flow`; or one number a lane, an array of shape (N,).
     - `width`: lanes in flight on XLA, rounded up to a multiple of 8. Default: 128, or 32 where a
       lane has more than 32 numbers.
@@ -102,8 +107,9 @@ def batched_flow(
     if not shared_problem:
         _lanes("problem", problem, count)
     first, one = _first_lane(parameters, problem, shared_problem)
-    network = eqx.combine(first, rest)
-    system = System.of_parts(network, first, rest, one)
+    rest_of_one, constants = lanes_of_constants(first, rest, one, count, shared_constants)
+    network = eqx.combine(first, rest_of_one)
+    system = System.of_parts(network, first, rest_of_one, one)
     options.setdefault("max_steps", 4096)
     filled = fill_options(system, **options)
     # `ravel_pytree` of every lane, without the milliseconds of a trace.
@@ -117,8 +123,7 @@ def batched_flow(
         solver = diffrax.Dopri8() if mild else diffrax.Tsit5()
         if mild and options.get("rtol") is None and thetas.dtype == np.float64:
             filled = filled._replace(rtol=_RTOL_OF_HIGH_ORDER)
-    shares = 1 if devices is None else len(devices)
-    width, chunk, enough = _sizes(width, size, count, shares)
+    width, chunk, enough = _sizes(width, size, count, 1 if devices is None else len(devices))
     stepper = Stepper(
         system=system,
         options=filled,
@@ -128,13 +133,16 @@ def batched_flow(
         exchanges=max(1, min(chunk, _LOG_SIZE // (width * (size + 5)))),
         enough=enough,
         scales_atol=options.get("atol") is None,
+        own_constants=constants is not None,
     )
+    data = LaneData(problem, constants)
     chunks = [
-        Chunk.cut(at, chunk, count, thetas, problem, shared_problem)
-        for at in range(0, count, chunk)
+        Chunk.cut(at, chunk, count, thetas, data, shared_problem) for at in range(0, count, chunk)
     ]
     flows = _on_devices(stepper, compilation, chunks, Spectral.of(network, one), devices)
-    flow = flows[0] if len(flows) == 1 else _joined(flows, rest)
+    flow = flows[0] if len(flows) == 1 else _joined(flows)
+    if len(flows) > 1 or rest is not rest_of_one:
+        flow = _with_constants(flow, rest)
     _warn_of_fallback(type(network), flow)
     return flow
 
@@ -248,8 +256,8 @@ def _warn_of_fallback(kind: type, flow: BatchedFlow) -> None:
     )
 
 
-def _joined(flows: list[BatchedFlow], rest: Any) -> BatchedFlow:
-    """The lanes of all chunks; what is no parameter (`rest`) has none."""
+def _joined(flows: list[BatchedFlow]) -> BatchedFlow:
+    """The lanes of all chunks, of networks without what is no parameter."""
     # Another chunk can be of another kind: of integers that a float does not have, say.
     fallen = next((flow for flow in flows if flow.compilation == "xla"), flows[0])
     same = {
@@ -270,10 +278,15 @@ def _joined(flows: list[BatchedFlow], rest: Any) -> BatchedFlow:
     return dataclasses.replace(
         flow,
         stop=flows[0].stop,
-        network=eqx.combine(flow.network, rest),
-        unfinished_network=eqx.combine(flow.unfinished_network, rest),
         executed_steps=jnp.sum(flow.executed_steps),
     )
+
+
+def _with_constants(flow: BatchedFlow, rest: Any) -> BatchedFlow:
+    """The flow with `rest`, what is no parameter, in its networks."""
+    networks = flow.network, flow.unfinished_network
+    whole, unfinished = (eqx.combine(split(network)[0], rest) for network in networks)
+    return dataclasses.replace(flow, network=whole, unfinished_network=unfinished)
 
 
 def _lanes(name: str, tree: Any, expected: int | None = None) -> int:

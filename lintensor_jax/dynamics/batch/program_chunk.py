@@ -21,9 +21,10 @@ from ..statuses import OWN_RULE, STATUS_NAMES
 from ..stopping import AbstractStop
 from ..system import Reducible
 from .fourier_basis import Spectral
+from .lane_data import LaneData, piece_of, with_data
 from .native.table import counts_of, step_row, table_of
 from .programs import XLA, AbstractCompilation, Arguments, Native, Refusal, compiled
-from .stepper import InFlight, Queue, Stepper, with_problem
+from .stepper import InFlight, Queue, Stepper
 
 # One lane in 8, those with the smallest starts, goes first: see `_order`.
 _FIRST = 8
@@ -106,21 +107,13 @@ class Chunk(NamedTuple):
 
     count: Int[np.ndarray, ""]
     thetas: Float[Array, "N p"]
-    problem: Any
+    data: LaneData
 
     @staticmethod
-    def cut(at: int, size: int, count: int, thetas: Array, problem: Any, shared: bool) -> "Chunk":
+    def cut(at: int, size: int, count: int, thetas: Array, data: LaneData, shared: bool) -> "Chunk":
         """Lanes at, ..., at + size - 1 of `count`; beyond `count` the last lane is repeated."""
-
-        def of(leaf):
-            if leaf.shape[0] == size:
-                return leaf
-            piece = leaf[at : at + size]
-            missing = size - piece.shape[0]
-            return jnp.concatenate([piece, jnp.repeat(leaf[-1:], missing, 0)]) if missing else piece
-
-        own = problem if shared else jax.tree.map(of, problem)
-        return Chunk(np.asarray(min(size, count - at), np.int32), of(thetas), own)
+        own = data.cut(at, size, shared)
+        return Chunk(np.asarray(min(size, count - at), np.int32), piece_of(thetas, at, size), own)
 
 
 class _Ends(NamedTuple):
@@ -142,12 +135,12 @@ def integrate_chunk(
     stepper_used, chunk_used = stepper, chunk  # in the Fourier basis, if there is one
     own = given = Arguments(stepper.of_any_width()), Arguments(chunk)
     if spectral is not None:
-        problem = spectral.problem(chunk.problem)
-        one = problem if stepper.shared else jax.tree.map(lambda leaf: leaf[0], problem)
+        data = LaneData(spectral.problem(chunk.data.problem))
+        one = data.lane(0, stepper.shared).problem
         arrays, rest = eqx.partition(spectral.system(one), eqx.is_array)
         system: Any = eqx.combine(jax.device_put(arrays, chunk.thetas.device), rest)
         stepper_used = stepper._replace(system=system)
-        chunk_used = chunk._replace(thetas=spectral.into(chunk.thetas), problem=problem)
+        chunk_used = chunk._replace(thetas=spectral.into(chunk.thetas), data=data)
         given = Arguments(stepper_used.of_any_width()), Arguments(chunk_used)
     like = _ends_like(size, stepper.state_size, chunk.thetas.dtype)
     # All programs are traced one after the other and compiled side by side.
@@ -197,10 +190,8 @@ def _ends_like(size: int, state_size: int, dtype: Any) -> _Ends:
 
 
 def _queue(stepper: Stepper, chunk: Chunk, order) -> tuple[InFlight, Queue]:
-    problem = chunk.problem
-    if not stepper.shared:
-        problem = jax.tree.map(lambda leaf: leaf[order], problem)
-    queue = stepper.queue(chunk.count, chunk.thetas[order], problem)
+    data = chunk.data.ordered(order, stepper.shared)
+    queue = stepper.queue(chunk.count, chunk.thetas[order], data)
     return stepper.start(queue), queue
 
 
@@ -261,7 +252,10 @@ def _ends_by_machine_code(
     table = np.array(filled)
     arrays = [np.asarray(leaf) for leaf in (*stepper.arrays, *leaves)]
     numbers = [array.astype(table.dtype).reshape(-1) for array in arrays]
-    if not all(map(_is_exact, arrays, numbers)):
+    of_lanes = [np.asarray(leaf) for leaf in jax.tree.leaves(chunk.values[0].data)]
+    of_lanes = [array for array in of_lanes if array.dtype.kind in "iu"]
+    in_rows = [array.astype(table.dtype).reshape(-1) for array in of_lanes]
+    if not all(map(_is_exact, [*arrays, *of_lanes], [*numbers, *in_rows])):
         return Refusal(f"an integer of the problem has more digits than {table.dtype} has")
     shared = np.concatenate(numbers)
     executed = int(integrate_rows(table, order, shared))
@@ -279,8 +273,8 @@ def _is_exact(array: np.ndarray, numbers: np.ndarray) -> bool:
 
 
 def _table(stepper: Stepper, chunk: Chunk) -> tuple[Array, list[Array]]:
-    starts = stepper.starts(chunk.thetas, chunk.problem)
-    return table_of(starts, stepper.shared), starts.leaves if stepper.shared else []
+    starts, kinds = stepper.starts(chunk.thetas, chunk.data), stepper.leaves_of_lanes
+    return table_of(starts, kinds), kinds.shared(starts.leaves)
 
 
 def _write_ends(log: Array, count: int, order: Int[np.ndarray, " N"], ends: _Ends) -> None:
@@ -299,9 +293,9 @@ def _finish_and_record(stepper: Stepper, chunk: Chunk, ends: _Ends):
     system, options, shared = stepper.system, stepper.options, stepper.shared
 
     def of_lane(lane):
-        (y, s, code), theta, problem = lane
-        problem = chunk.problem if shared else problem
-        system_of_lane = with_problem(system, problem)
+        (y, s, code), theta, data = lane
+        problem = chunk.data.problem if shared else data.problem
+        system_of_lane = with_data(system, data._replace(problem=problem))
         check_pair(system_of_lane.network(theta), problem)  # once, when this is traced
         reducible: Any = Reducible.of(problem)
         initial = options.clock.start(system_of_lane, theta)
@@ -316,6 +310,6 @@ def _finish_and_record(stepper: Stepper, chunk: Chunk, ends: _Ends):
             return unfinished, None, None, found.record
         return unfinished, split(found.network)[0], found.finish.accepted, found.record
 
-    own = None if shared else chunk.problem
+    own = chunk.data._replace(problem=None) if shared else chunk.data
     found = jax.lax.map(of_lane, (ends[:3], chunk.thetas, own), batch_size=256)
     return found, (ends.code, ends.num_steps, ends.num_rejected)

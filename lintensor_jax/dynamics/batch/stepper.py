@@ -4,7 +4,6 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -17,6 +16,7 @@ from ..statuses import FlowStatus, code_of
 from ..step_control import longest_step
 from ..stopping import AnyOf, StandsStill
 from ..system import Reducible, System
+from .lane_data import LaneData, LeavesOfLanes, with_data
 from .step import RUNNING, Functions, Lanes, attempt_step, inverse_root, mean_square, scale_of
 from .vectorization.one_lane_to_many import lanewise
 
@@ -30,7 +30,7 @@ class Starts(NamedTuple):
     y: Float[Array, "q N"]
     unit: Float[Array, " N"]
     atol: Float[Array, " N"]
-    leaves: list[Array]  # of the problem and its `Reducible`; without a lane axis if shared
+    leaves: list[Array]  # see `LeavesOfLanes`; without a lane axis if shared
 
 
 class Queue(NamedTuple):
@@ -40,7 +40,7 @@ class Queue(NamedTuple):
     fresh: Lanes
     unit: Float[Array, " N"]
     atol: Float[Array, " N"]
-    leaves: list[Array]  # of the problem and its `Reducible`; without a lane axis if shared
+    leaves: list[Array]  # see `LeavesOfLanes`; without a lane axis if shared
 
 
 class InFlight(NamedTuple):
@@ -50,7 +50,7 @@ class InFlight(NamedTuple):
     job: Int[Array, " W"]
     unit: Float[Array, " W"]
     atol: Float[Array, " W"]
-    own: list[Array]  # of the problems' leaves, lanes last; empty if shared
+    own: list[Array]  # the leaves that are not shared, lanes last
     following: Int[Array, ""]
     rounds: Int[Array, ""]  # number of steps of the W lanes, idle ones included
 
@@ -66,6 +66,7 @@ class Stepper(NamedTuple):
     exchanges: int
     enough: int  # number of ended lanes at which lanes are exchanged
     scales_atol: bool  # whether atol scales with each lane's parameters, as in `fill_options`
+    own_constants: bool = False  # whether constants of the network differ from lane to lane
 
     def of_any_width(self) -> "Stepper":
         """This stepper without its width, for programs that do not depend on it."""
@@ -77,21 +78,25 @@ class Stepper(NamedTuple):
         physical = isinstance(self.options.clock, PhysicalTime)
         return self.system.num_parameters + (0 if physical else 2)
 
+    @property
+    def leaves_of_lanes(self) -> LeavesOfLanes:
+        """Which arrays lanes have besides their parameters."""
+        return LeavesOfLanes.of(self.system, self.shared, self.own_constants)
+
     def functions(self, unit: Float[Array, " N"], leaves: list[Array]) -> Functions:
         """The functions of all lanes that a step calls."""
         system, options, clock = self.system, self.options, self.options.clock
-        structure = jax.tree.structure(
-            (system.problem, jax.eval_shape(Reducible.of, system.problem))
-        )
+        structure, _, have_lanes = kinds = self.leaves_of_lanes
         # One lane's data: arrays that are not shared lose their last axis.
         examples = [
-            jax.ShapeDtypeStruct(x.shape if self.shared else x.shape[:-1], x.dtype) for x in leaves
+            jax.ShapeDtypeStruct(x.shape[:-1] if own else x.shape, x.dtype)
+            for x, own in zip(leaves, have_lanes, strict=True)
         ]
         clips = isinstance(clock, PhysicalTime) and system.problem.has_residuals
 
         def of_lane(y, s, unit, leaves):
-            problem, reducible = jax.tree.unflatten(structure, leaves)
-            args = FlowArgs(with_problem(system, problem), reducible, unit)
+            data, reducible = jax.tree.unflatten(structure, leaves)
+            args = FlowArgs(with_data(system, data), reducible, unit)
             state = state_of(y, clock)
             return args, state, vector_of(clock.velocity(s, state, args), clock)
 
@@ -121,46 +126,48 @@ class Stepper(NamedTuple):
 
         y = jax.ShapeDtypeStruct((self.state_size,), unit.dtype)
         number = jax.ShapeDtypeStruct((), unit.dtype)
-        batched = [True, True, True, *[not self.shared] * len(examples)]
+        batched = [True, True, True, *have_lanes]
         examples = [y, number, number, *examples]
         found = (lanewise(f, examples, batched) for f in (slope, slope_and_status, status_at_rest))
-        return Functions(*(f.prepared(*leaves) if self.shared else f for f in found))
+        shared = kinds.shared(leaves)
+        return Functions(*(f.prepared(*shared) if shared else f for f in found))
 
-    def starts(self, thetas: Float[Array, "N p"], problem: Any) -> Starts:
-        """States and data of lanes before their first step.
-
-        `thetas`: initial parameters. `problem` has lanes on the first axis of every array, unless
-        it is shared.
-        """
+    def starts(self, thetas: Float[Array, "N p"], data: LaneData) -> Starts:
+        """States and data of lanes before their first step; `thetas`: initial parameters."""
         clock, rtol = self.options.clock, self.options.rtol
         physical = isinstance(clock, PhysicalTime)
 
-        def start(theta, problem):
-            here = with_problem(self.system, problem)
+        def start(theta, data):
+            here = with_data(self.system, data)
             state = clock.start(here, theta)
             unit = jnp.zeros_like(theta[0]) if physical else log_time_unit(here, state)
             return vector_of(state, clock), unit
 
         each = None if self.shared else 0
-        y, unit = jax.vmap(start, (0, each), (-1, 0))(thetas, problem)
+        y, unit = jax.vmap(start, (0, LaneData(each, 0)), (-1, 0))(thetas, data)
         if self.scales_atol:
 
             def size(theta, problem):
                 return size_of_start(theta, problem, self.system.depth)
 
-            largest = jax.vmap(size, (0, each))(thetas, problem)
+            largest = jax.vmap(size, (0, each))(thetas, data.problem)
             atol = jnp.minimum(rtol * largest, rtol * (largest if physical else 1.0))
         else:
             atol = jnp.full(unit.shape, self.options.atol)
         reduce = Reducible.of if self.shared else jax.vmap(lambda p: Reducible.of(p))
-        leaves = jax.tree.leaves((problem, reduce(problem)))
-        if not self.shared:
-            leaves = [jnp.moveaxis(leaf, 0, -1) for leaf in leaves]
+        leaves = jax.tree.leaves((data, reduce(data.problem)))
+        have_lanes = self.leaves_of_lanes.have_lanes
+        leaves = [
+            jnp.moveaxis(leaf, 0, -1) if own else leaf
+            for leaf, own in zip(leaves, have_lanes, strict=True)
+        ]
         return Starts(y, unit, atol, leaves)
 
-    def queue(self, count, thetas: Float[Array, "N p"], problem: Any) -> Queue:
+    def queue(self, count, thetas: Float[Array, "N p"], data: LaneData) -> Queue:
         """Lanes with their first step sizes; N is a multiple of the width."""
-        starts, unit, atol, leaves = self.starts(thetas, problem)
+        starts, unit, atol, leaves = self.starts(thetas, data)
+        kinds = self.leaves_of_lanes
+        shared = kinds.shared(leaves)
         functions = self.functions(unit, leaves)
 
         size = self.width * math.gcd(unit.size // self.width, _WIDTHS)
@@ -170,10 +177,10 @@ class Stepper(NamedTuple):
 
         def fresh(block):
             y, unit, atol, own = block
-            data = unit, *(leaves if self.shared else own)
+            data = unit, *kinds.merged(shared, own)
             return self.fresh(functions, y, jnp.zeros_like(atol), data, atol)
 
-        own = [] if self.shared else leaves
+        own = kinds.own(leaves)
         # In blocks: the last bit of a lane's result depends on its place in vectors of 8.
         found = jax.lax.map(fresh, jax.tree.map(blocks, (starts, unit, atol, own)))
         merged = jax.tree.map(
@@ -216,7 +223,7 @@ class Stepper(NamedTuple):
     def _taken(self, queue: Queue, job):
         # A lane without a job computes with the last one's data, and empty_log looks.
         place = jnp.minimum(job, queue.count - 1)
-        own = [] if self.shared else queue.leaves
+        own = self.leaves_of_lanes.own(queue.leaves)
         lanes, unit, atol, own = jax.tree.map(
             lambda array: array[..., place], (queue.fresh, queue.unit, queue.atol, own)
         )
@@ -231,14 +238,14 @@ class Stepper(NamedTuple):
         """
         count = queue.count
         size = self.state_size
-        functions = self.functions(queue.unit, queue.leaves)
+        functions, kinds = self.functions(queue.unit, queue.leaves), self.leaves_of_lanes
 
         def done(lanes, job):
             return (lanes.code != RUNNING) & (job < count)
 
         def step_until_done(in_flight: InFlight) -> InFlight:
             """Steps until enough lanes are done for an exchange (all, if the queue is empty)."""
-            data = in_flight.unit, *(queue.leaves if self.shared else in_flight.own)
+            data = in_flight.unit, *kinds.merged(kinds.shared(queue.leaves), in_flight.own)
             step = functools.partial(attempt_step, functions, self.solver, self.options)
             busy = jnp.sum(in_flight.job < count, dtype=jnp.int32)
             enough = jnp.where(in_flight.following < count, self.enough, busy)
@@ -302,8 +309,3 @@ def _running_count(flags):
         counts = counts + jnp.concatenate([jnp.zeros(shift, jnp.int32), counts[:-shift]])
         shift *= 2
     return counts
-
-
-def with_problem(system: System, problem: Any) -> System:
-    """The system with the data of `problem`."""
-    return eqx.tree_at(lambda s: s.problem, system, problem)

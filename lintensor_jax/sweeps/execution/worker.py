@@ -11,8 +11,7 @@ from ...dynamics.batch.batched_flow import batched_flow
 from ...dynamics.flow import gradient_flow
 from ...dynamics.reduced.mirror_flow import mirror_flow
 from ...dynamics.statuses import STATUS_NAMES, STORED
-from ...networks import split
-from ..grid import Cell, lane_of
+from ..grid import Cell
 from ..observables.base import Ending, has_bad_input
 from ..plan import METHODS, STATUSES, Chunk, Outcome, Plan
 
@@ -51,6 +50,7 @@ class Worker:
                 networks,
                 cell.problem_of(problems),
                 shared_problem=problems is None,
+                shared_constants=not cell.own_constants,
                 width=self.plan.width,
                 stop=self.plan.stops[id(cell)],
                 solver=options.solver,
@@ -89,7 +89,7 @@ class Worker:
         options, cell = self.plan.options, chunk.cell
         with jax.default_device(device):
             networks, problems = self._starts(chunk)
-            network = lane_of(networks, place)
+            network = cell.lane(networks, place)
             own: Any = problems and jax.tree.map(lambda leaf: leaf[place], problems)
             problem = cell.problem_of(own)
             note, flow = "", None
@@ -111,7 +111,7 @@ class Worker:
                 ),
             )
             end = Ending(network, flow.network, flow.unfinished_network, own, *last)
-            values, _ = self._measured(cell, _as_lanes(end), 1)
+            values, _ = self._measured(cell, _as_lanes(cell, end), 1)
         values["status"] = self._codes[np.asarray(flow.status._value)][None]
         values["num_steps"] = np.asarray(flow.stats["num_steps"], np.int32)[None]
         values["method"] = np.asarray([METHODS.index(method)], np.int8)
@@ -152,17 +152,14 @@ class Worker:
             )
             return jax.lax.map(lambda end: of_lane(_whole(end, rest)), arrays, batch_size=batch)
 
-        return lambda end: observe(*_lanes_and_rest(end))
+        return lambda end: observe(*_lanes_and_rest(cell, end))
 
     def _measured(self, cell: Cell, end: Ending, count: int):
         found, bad = self._observe[id(cell)](end)
         found = [tuple(np.asarray(v)[:count] for v in values) for values in found]
         values, at = {}, iter(found)
         for observable in self.plan.options.observables:
-            if observable.on_host:
-                measured = _one_by_one(observable, end, cell.shared, count)
-            else:
-                measured = next(at)
+            measured = _one_by_one(observable, cell, end, count) if observable.on_host else next(at)
             for variable, value in zip(observable.variables, measured, strict=True):
                 values[variable.name] = self._filled(variable.name, value)
         return values, np.asarray(bad)[:count]
@@ -195,10 +192,10 @@ def _flow_of(network, problem, stop, options):
     return "gradient_flow", gradient_flow(network, problem, finish=options.finish, **settings)
 
 
-def _lanes_and_rest(end: Ending) -> tuple[Ending, tuple]:
-    """Arrays with lanes on their first axis; and the networks' constants, without lanes."""
-    parameters, rest = zip(*(split(network) for network in end[:_NETWORKS]), strict=True)
-    return Ending._make((*parameters, *end[_NETWORKS:])), rest
+def _lanes_and_rest(cell: Cell, end: Ending) -> tuple[Ending, tuple]:
+    """Arrays with lanes on their first axis; and what is without lanes of the networks."""
+    arrays, rest = zip(*(cell.parted(network) for network in end[:_NETWORKS]), strict=True)
+    return Ending._make((*arrays, *end[_NETWORKS:])), rest
 
 
 def _whole(arrays: Ending, rest: tuple) -> Ending:
@@ -207,14 +204,15 @@ def _whole(arrays: Ending, rest: tuple) -> Ending:
     return Ending._make((*networks, *arrays[_NETWORKS:]))
 
 
-def _as_lanes(end: Ending) -> Ending:
-    """One lane with a lane axis of length 1; of networks, the parameters only."""
-    arrays, rest = _lanes_and_rest(end)
+def _as_lanes(cell: Cell, end: Ending) -> Ending:
+    """One lane with a lane axis of length 1; of networks, only what has lanes."""
+    arrays, rest = _lanes_and_rest(cell, end)
     return _whole(jax.tree.map(lambda leaf: leaf[None], arrays), rest)
 
 
-def _one_by_one(observable, end: Ending, shared, count):
-    arrays, rest = _lanes_and_rest(end)
+def _one_by_one(observable, cell: Cell, end: Ending, count):
+    arrays, rest = _lanes_and_rest(cell, end)
+    shared = cell.shared
     arrays = jax.tree.map(np.asarray, arrays)
     rows = []
     for k in range(count):

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...theory.predict import predict
 from ...theory.prediction import Prediction
-from ..grid import Axis, Cell, Grid, Zip, lane_of
+from ..grid import Axis, Cell, Grid, Zip
 
 #: Axes of starts. The other axes of a configuration's grid belong to networks or data.
 OF_STARTS = ("alpha", "direction", "repeat")
@@ -62,7 +62,7 @@ def combinations(grid: Grid, most_scales: int = 5) -> Iterator[Combination]:
                 for i in range(len(lanes))
             ),
             predictions=tuple(
-                predict(lane_of(networks, i), cell.problem_of(_one_of(problems, i)))
+                predict(cell.lane(networks, i), cell.problem_of(_one_of(problems, i)))
                 for i in range(len(lanes))
             ),
             num_starts=int(

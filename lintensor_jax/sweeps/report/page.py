@@ -14,7 +14,7 @@ from ...figures.page import page, picture
 from ...figures.page import table as _table
 from ...theory.predict import predict
 from ..execution.reopen import grid_of
-from ..grid import Cell, Grid, lane_of
+from ..grid import Cell, Grid
 from ..observables.base import unit
 from ..plan import FAILURES, STATUSES
 from ..store import atomic_files
@@ -204,7 +204,7 @@ def _compared(cell: Cell, lanes: np.ndarray, results):
     found = []
     for place, lane in enumerate(lanes):
         own = problems and jax.tree.map(lambda leaf: leaf[place], problems)  # noqa: B023
-        prediction = predict(lane_of(networks, place), cell.problem_of(own))
+        prediction = predict(cell.lane(networks, place), cell.problem_of(own))
         distance = math.nan
         if prediction.limit is not None and name in results and is_direction in (False, classifies):
             index = dict(zip(cell.grid.dims, np.unravel_index(lane, cell.grid.shape), strict=True))

@@ -1,11 +1,11 @@
 """The arrays of a store as a dataset, after everything that opens files has been looked at."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from . import skeleton
 from .errors import SweepError
+from .links import refuse_links
 from .store import Store
 
 # Codecs that decode bytes only. Zarr has others, such as pickle, that run code from the file. This
@@ -28,7 +28,7 @@ def open_dataset(path: Path | str) -> Any:
             f"{path}: {', '.join(damaged[:3])} (labels or metadata) changed after it was written; "
             f"lintensor-jax resume {path} makes it again from the description of the sweep."
         )
-    _refuse_links(path)
+    refuse_links(path, path, deep=True)
     try:
         codecs = skeleton.codecs_of(path, store.zarr_format)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -43,15 +43,3 @@ def open_dataset(path: Path | str) -> Any:
                 f"{', '.join(sorted(_CODECS))} only. Nothing of the array was read."
             )
     return xarray.open_zarr(path, chunks=None, consolidated=True, zarr_format=store.zarr_format)  # pyright: ignore
-
-
-def _refuse_links(path: Path) -> None:
-    """Raise a `SweepError` for a link in a store: it could lead out of it."""
-    for folder, inner, files in os.walk(path):
-        for name in (*inner, *files):
-            if os.path.islink(os.path.join(folder, name)):
-                where = os.path.relpath(os.path.join(folder, name), path)
-                raise SweepError(
-                    f"{path}: {where} is a link, which could lead out of the store; copy the "
-                    "folder with its files in place of links. Nothing of it was read."
-                )

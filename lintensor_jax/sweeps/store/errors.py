@@ -7,3 +7,7 @@ class SweepError(RuntimeError):
 
 class UnknownName(SweepError):
     """A store names a class, function or field that stores must not name."""
+
+
+class LinkInStore(SweepError):
+    """A link in a store could lead out of its folder; it is not followed."""

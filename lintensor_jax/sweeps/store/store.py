@@ -29,6 +29,7 @@ from ..plan import Chunk, Plan
 from . import atomic_files, sealed, skeleton
 from .description import describe, rebuild
 from .errors import SweepError
+from .links import refuse_links, refused
 from .manifests import is_manifest
 from .names import FORMAT, READABLE
 
@@ -42,6 +43,8 @@ class Store:
     def __init__(self, path: Path):
         self.path, self.hidden = path, path / _HIDDEN
         where = f"{path}: {_HIDDEN}/sweep.json"
+        refuse_links(path, path)
+        refuse_links(path, self.hidden)
         try:
             self.description = sealed.read(self.hidden / "sweep.json", must_be_sealed=False)
         except (FileNotFoundError, NotADirectoryError):
@@ -229,6 +232,9 @@ class Store:
         shutil.rmtree(self.hidden / "staged", ignore_errors=True)  # of versions before 3
 
     def _write(self, path: Path, data: bytes) -> None:
+        folder = path.parent
+        if folder.resolve() != self.path.resolve() / folder.relative_to(self.path):
+            raise refused(self.path, folder)
         try:
             atomic_files.write(path, data, self.hidden / "scratch")
         except OSError as error:

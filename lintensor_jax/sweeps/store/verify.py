@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import sealed
-from .errors import SweepError
+from .errors import LinkInStore, SweepError
 from .store import Store, is_inside
 
 _TRANSIENT = ("scratch", "claims")
@@ -65,6 +65,8 @@ def verify(path: str | os.PathLike) -> Verification:
     damaged: dict[str, str] = {}
     try:
         store = Store(path)
+    except LinkInStore:
+        raise
     except SweepError as error:
         if not (path / ".sweep" / "sweep.json").is_file() or "store format" in str(error):
             raise

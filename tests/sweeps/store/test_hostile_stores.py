@@ -5,12 +5,14 @@ import importlib
 import json
 import os
 import re
+import shutil
 import sys
 from typing import Any
 
 import equinox as eqx
 import numpy as np
 import pytest
+from sweep_cases import GRID
 
 import lintensor_jax as lt
 from lintensor_jax.sweeps import SweepError, write_report
@@ -192,3 +194,22 @@ def test_a_codec_that_could_run_code_is_refused(store):
     listing.write_text("[]")
     with pytest.raises(SweepError, match=r"\.zmetadata cannot be read"):
         write_report(store)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["limit", "limit/c", ".sweep/chunks", ".sweep/scratch", ".sweep/claims", ".sweep/sweep.json"],
+)
+def test_links_are_not_followed(whole, tmp_path, name):
+    path, outside = shutil.copytree(whole[0], tmp_path / "store"), tmp_path / "outside"
+    shutil.move(path / name, outside)
+    (path / name).symlink_to(outside)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("outside/**/*") if file.is_file()}
+    calls: list[Any] = [lambda p: lt.resume(p, GRID), write_report]
+    if name != "limit/c":  # there status and verify name each file
+        calls += [lt.sweeps.verify, lt.sweeps.status, lambda p: lt.sweeps.compute_chunk(p, 0, GRID)]
+    for call in calls:
+        with pytest.raises(SweepError, match=rf"{name}\S* is a link, which could lead out"):
+            call(path)
+    after = {file: file.read_bytes() for file in tmp_path.rglob("outside/**/*") if file.is_file()}
+    assert after == before

@@ -2,8 +2,8 @@
 
 A row begins with the numbers that a step changes: status code, time, steps, rejected steps, the
 state (q), the slope (q), step size and the controller's memory. Then follow its unit of time, its
-tolerance, and the arrays of its problem, if the problem is not shared. All are floats. In single
-precision, which counts to 2^24 only, the numbers of steps are the bits of integers.
+tolerance, and the arrays of its problem and its network that are not shared. All are floats. In
+single precision, which counts to 2^24 only, the numbers of steps are the bits of integers.
 """
 
 from typing import Any, NamedTuple
@@ -14,18 +14,18 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Float, Int
 
-from ...system import Reducible
+from ..lane_data import LeavesOfLanes
 from ..step import Functions, Lanes, attempt_step
 from ..stepper import Starts, Stepper
 from ..vectorization.one_lane_to_many import Lanewise
 
 
-def table_of(starts: Starts, shared: bool) -> Float[Array, "N M"]:
-    """The rows of lanes before they start; without the problem's arrays if it is shared."""
+def table_of(starts: Starts, kinds: LeavesOfLanes) -> Float[Array, "N M"]:
+    """The rows of lanes before they start, without arrays that are shared."""
     y, unit, atol, leaves = starts
     number = jnp.zeros_like(unit)
     columns = [number, number, number, number, y, jnp.zeros_like(y), number, number, unit, atol]
-    columns += [] if shared else leaves
+    columns += kinds.own(leaves)
     return jnp.concatenate([c.astype(y.dtype).reshape(-1, unit.size) for c in columns]).T
 
 
@@ -34,7 +34,7 @@ def step_row(
 ) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
     """The first numbers of a row before its first step, and after an attempted step.
 
-    `leaves`: the arrays of the problem that all rows share; else empty.
+    `leaves`: the arrays that all rows share.
     """
     lanes, functions, data, atol = _read(row, stepper, leaves)
     fresh = stepper.fresh(functions, lanes.y, lanes.s, data, atol)
@@ -75,8 +75,8 @@ def _read(row, stepper, leaves):
     size = stepper.state_size
     y, slope, numbers, own = jnp.split(rest, [size, 2 * size, 2 * size + 4])
     h, memory, unit, atol = numbers[:, None]
-    if not stepper.shared:
-        leaves = _own_leaves(stepper, own)
+    kinds = stepper.leaves_of_lanes
+    leaves = kinds.merged(leaves, _own_leaves(kinds, own))
     code, num_steps, num_rejected = code.astype(jnp.int32), _count(num_steps), _count(num_rejected)
     lanes = Lanes(y[:, None], slope[:, None], s, h, memory, code, num_steps, num_rejected)
     found: Any = stepper.functions(unit, leaves)
@@ -90,11 +90,9 @@ def _written(lanes, dtype):
     return jnp.concatenate([number.astype(dtype).reshape(-1) for number in changed])
 
 
-def _own_leaves(stepper, own):
-    problem = stepper.system.problem
-    examples = jax.tree.leaves((problem, jax.eval_shape(Reducible.of, problem)))
+def _own_leaves(kinds, own):
     leaves = []
-    for example in examples:
+    for example in kinds.own(kinds.examples):
         piece, own = own[: example.size], own[example.size :]
         leaves.append(piece.reshape(*example.shape, 1).astype(example.dtype))
     return leaves

@@ -1,0 +1,161 @@
+"""What the lanes of a batch have besides their parameters: problems, and constants of networks."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ...networks.pair import same_dtype
+from ..system import Reducible, System, real_parts
+
+
+class LaneData(NamedTuple):
+    """The data of one lane, or of lanes.
+
+    - `problem`: an array has lanes on its first axis, unless all lanes share the problem.
+    - `constants`: arrays of `System.constants` with lanes on their first axis; None if all lanes
+      have the constants of the system.
+    """
+
+    problem: Any
+    constants: Any = None
+
+    def lane(self, place: int, shared: bool) -> "LaneData":
+        """The data of one lane."""
+        return self._of_lanes(lambda leaf: leaf[place], shared)
+
+    def _of_lanes(self, function: Any, shared: bool) -> "LaneData":
+        """The data with `function` of every array that has lanes."""
+        problem = self.problem if shared else jax.tree.map(function, self.problem)
+        return LaneData(problem, jax.tree.map(function, self.constants))
+
+    def cut(self, at: int, size: int, shared: bool) -> "LaneData":
+        """The data of lanes at, ..., at + size - 1; beyond the last lane it is repeated."""
+        return self._of_lanes(lambda leaf: piece_of(leaf, at, size), shared)
+
+    def ordered(self, order: Any, shared: bool) -> "LaneData":
+        """The data of the lanes in another order."""
+        return self._of_lanes(lambda leaf: leaf[order], shared)
+
+
+class LeavesOfLanes(NamedTuple):
+    """The arrays of a `LaneData` and of the problem's `Reducible`, as one list.
+
+    - `structure`: of (data, reducible).
+    - `examples`: the arrays of one lane, or their shapes.
+    - `have_lanes`: which of them differ from lane to lane.
+    """
+
+    structure: Any
+    examples: list[Any]
+    have_lanes: list[bool]
+
+    @staticmethod
+    def of(system: System, shared: bool, own_constants: bool) -> "LeavesOfLanes":
+        """For a `system` of one lane; `shared`: one problem for all lanes."""
+        constants = arrays_in(system.constants) if own_constants else None
+        parts = (system.problem, constants, jax.eval_shape(Reducible.of, system.problem))
+        problem, own, reducible = (len(jax.tree.leaves(part)) for part in parts)
+        data = LaneData(*parts[:2])
+        flags = [not shared] * problem + [True] * own + [not shared] * reducible
+        return LeavesOfLanes(
+            jax.tree.structure((data, parts[2])), jax.tree.leaves((data, parts[2])), flags
+        )
+
+    def own(self, leaves: list[Any]) -> list[Any]:
+        """The arrays that differ from lane to lane."""
+        return [leaf for leaf, own in zip(leaves, self.have_lanes, strict=True) if own]
+
+    def shared(self, leaves: list[Any]) -> list[Any]:
+        """The arrays that all lanes share."""
+        return [leaf for leaf, own in zip(leaves, self.have_lanes, strict=True) if not own]
+
+    def merged(self, shared: list[Any], own: list[Any]) -> list[Any]:
+        """All arrays in their order: the inverse of `shared` and `own`."""
+        one, other = iter(shared), iter(own)
+        return [next(other) if is_own else next(one) for is_own in self.have_lanes]
+
+
+def with_data(system: System, data: LaneData) -> System:
+    """The system with the data of a lane."""
+    system = eqx.tree_at(lambda s: s.problem, system, data.problem)
+    if data.constants is None:
+        return system
+    constants = eqx.combine(data.constants, system.constants)
+    return eqx.tree_at(lambda s: s.constants, system, constants, is_leaf=lambda x: x is None)
+
+
+def piece_of(leaf: Array, at: int, size: int) -> Array:
+    """Entries at, ..., at + size - 1 of the first axis; beyond its end the last one is repeated."""
+    if leaf.shape[0] == size:
+        return leaf
+    piece = leaf[at : at + size]
+    missing = size - piece.shape[0]
+    return jnp.concatenate([piece, jnp.repeat(leaf[-1:], missing, 0)]) if missing else piece
+
+
+def arrays_in(tree: Any) -> Any:
+    """The tree with None in place of what is no array."""
+    return eqx.filter(tree, _is_array)
+
+
+def lanes_of_constants(
+    first: Any, rest: Any, problem: Any, count: int, shared: bool | None
+) -> tuple[Any, Any]:
+    """What is no parameter of the first lane's network; and `LaneData.constants` of all lanes.
+
+    `first`: the parameters of the first lane; `rest`: what is no parameter of the networks;
+    `problem`: of the first lane. If `shared` is None, the shapes decide.
+    """
+    arrays = list(_named(arrays_in(rest)))
+    lengths = [leaf.shape[:1] == (count,) for _, leaf in arrays]
+    if not arrays or shared or (shared is None and not any(lengths)):
+        return rest, None
+    if shared is None and _fits(first, rest, problem):
+        if all(lengths) and _fits(first, _first_of(rest), problem):
+            raise ValueError(
+                f"networks: the shapes of the constants ({_in_words(arrays)}) fit {count} lanes "
+                "with constants of their own and lanes that share them; pass "
+                "shared_constants=False or shared_constants=True."
+            )
+        return rest, None
+    if not all(lengths):
+        raise ValueError(
+            f"networks: constants must all have a first axis of {count} lanes, or none of them, "
+            f"got {_in_words(arrays)}; jax.vmap of what makes one network gives all of them lanes."
+        )
+    one = _first_of(rest)
+    if all(bool(np.all(np.asarray(leaf == leaf[:1]))) for _, leaf in arrays):
+        return one, None  # of equal constants one copy is faster
+    return one, arrays_in(real_parts(rest))
+
+
+def _fits(first: Any, rest: Any, problem: Any) -> bool:
+    """Whether a network with such constants has coefficients of the problem's shape."""
+    network, problem = same_dtype(eqx.combine(first, rest), problem)
+    try:
+        beta = eqx.filter_eval_shape(lambda n: n.linear_coefficients(), network)
+    except Exception:  # of a user's code, with arrays of another shape than it expects
+        return False
+    return beta.shape == problem.coefficient_shape
+
+
+def _first_of(rest: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0] if _is_array(leaf) else leaf, rest)
+
+
+def _named(tree: Any) -> Iterator[tuple[str, Any]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield jax.tree_util.keystr(path).lstrip("."), leaf
+
+
+def _in_words(arrays: list[tuple[str, Any]]) -> str:
+    return ", ".join(f"{name} {leaf.shape}" for name, leaf in arrays)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray)
