@@ -33,13 +33,37 @@ def as_number(value: Any, name: str, owner: str) -> Any:
     if isinstance(value, Tracer):
         return value
     try:
-        if isinstance(value, str | bytes) or np.ndim(value) != 0:
+        # float(True) is 1, and that of a complex number of NumPy is its real part.
+        kind = np.asarray(value).dtype.kind
+        if isinstance(value, str | bytes) or np.ndim(value) != 0 or kind in "bc":
             raise TypeError
         return float(value)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(
             f"{owner}: {name} must be a real number, got {in_words(value)}; pass a float."
         ) from None
+
+
+def as_threshold(value: Any, name: str, owner: str, advice: str, *, positive: bool = True) -> Any:
+    """One finite real number, positive where that is asked for; else ValueError with `advice`.
+
+    A scalar of JAX stays one, so that another value needs no new compilation. What is traced is
+    checked for its shape and dtype only.
+    """
+    number = value
+    if isinstance(value, jax.Array):
+        if value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.number):
+            number = 1.0 if isinstance(value, Tracer) else value
+        else:
+            number = None
+    rule = "a positive finite number" if positive else "a finite number"
+    try:
+        number = as_number(number, name, owner)
+    except ValueError:
+        number = np.nan
+    if np.isfinite(number) and (number > 0 or not positive):
+        return value if isinstance(value, jax.Array) else number
+    raise ValueError(f"{owner}: {name} must be {rule}, got {in_words(value)}; {advice}")
 
 
 def require_key(value: Any, name: str, owner: str) -> None:

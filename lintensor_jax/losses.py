@@ -18,6 +18,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from .arguments import as_number
@@ -358,5 +359,10 @@ class LogCoshLoss(AbstractResidualLoss):
 
 
 def _require_positive(value, owner, name, example):
+    if isinstance(value, Tracer):
+        raise ValueError(
+            f"{owner}: {name} must be a concrete number, got a traced one; {example}. Make the "
+            "loss outside jit, grad and vmap."
+        )
     if not 0 < value < math.inf:
         raise ValueError(f"{owner}: {name} must be positive and finite, got {value}; {example}.")

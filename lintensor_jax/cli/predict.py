@@ -117,6 +117,8 @@ def _print_scales(combination):
     print(f"  {'alpha':10s}{'claim':15s}{'moved (l2)':12s}limit")
     for row in rows:
         print(f"  {row[0]:10s}{row[1]:15s}{row[2]:12s}{row[3]}".rstrip())
+    if any(p.kind == "open" for p in predictions):
+        _print_wrapped('  "open": the limit is exact if the assumptions that are open hold.')
     if len({p.theorem for p in predictions}) > 1:
         for alpha, p in zip(alphas, predictions, strict=True):
             _print_wrapped(f"  at {alpha:.4g}: {p.theorem or 'no theorem applies'}")
@@ -134,6 +136,7 @@ def _print_json(found, path, size):
                     **start,
                     "theorem": p.theorem,
                     "kind": p.kind,
+                    "is_proved": p.is_proved,
                     "limit": None if p.limit is None else p.limit.tolist(),
                     "distance_to_first": distance,
                 }
@@ -157,6 +160,8 @@ def _as_json(p):
         "subject": p.subject,
         "theorem": p.theorem,
         "kind": p.kind,
+        "is_proved": p.is_proved,
+        "open": [a.statement for a in p.open],
         "limit": None if p.limit is None else p.limit.tolist(),
         "assumptions": _listed(p.assumptions),
         "rate": rate,

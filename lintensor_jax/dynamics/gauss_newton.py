@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
+from ..arguments import as_threshold
+from ..messages import in_words
 from .system import Reducible, System
 
 # Steps with one Jacobian. From a step of 1e-6, the largest that is accepted, each gains six digits.
@@ -32,10 +34,14 @@ class GaussNewton(eqx.Module):
     max_iterations: int = eqx.field(static=True, default=6)
 
     def __check_init__(self):
-        if not isinstance(self.max_relative_step, jax.Array) and not self.max_relative_step > 0:
+        as_threshold(
+            self.max_relative_step, "max_relative_step", "GaussNewton", "the default is 1e-6."
+        )
+        count = self.max_iterations
+        if type(count) is not int or count < 1:
             raise ValueError(
-                "GaussNewton: max_relative_step must be positive, got "
-                f"{self.max_relative_step!r}; the default is 1e-6."
+                f"GaussNewton: max_iterations must be a positive int, got {in_words(count)}; the "
+                "default is 6."
             )
 
 

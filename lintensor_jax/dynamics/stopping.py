@@ -16,6 +16,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Scalar
 
+from ..arguments import as_threshold
 from ..messages import in_words
 from ..penalized import weight_decay_of
 from ..problems import AbstractProblem, named
@@ -363,18 +364,13 @@ def _log_threshold(value, log_value, owner):
             f"log_value={log_value!r}."
         )
     if log_value is not None:
-        return log_value if isinstance(log_value, jax.Array) else float(log_value)
+        return as_threshold(
+            log_value, "log_value", owner, "pass the natural logarithm, e.g. -1e4.", positive=False
+        )
     value = _positive(value, owner, "value")
     return jnp.log(value) if isinstance(value, jax.Array) else float(np.log(value))
 
 
 def _positive(value, owner, name):
-    if isinstance(value, jax.Array):
-        if isinstance(value, Tracer) or bool((value > 0).all()):
-            return value
-    elif isinstance(value, int | float | np.number) and 0 < float(value) < np.inf:
-        return float(value)
-    raise ValueError(
-        f"{owner}: {name} must be a positive finite number, got {in_words(value)}; "
-        "pass e.g. 1e8 for a margin, 1e-8 for a residual or a loss."
-    )
+    advice = "pass e.g. 1e8 for a margin or a time, 1e-8 for a residual or a loss."
+    return as_threshold(value, name, owner, advice)

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from ..arguments import as_sequence
 from ..completion import MatrixCompletion
+from ..messages import in_words
 from ..multiclass import MulticlassClassification
 from ..networks import FullyConnectedNetwork, LinearNetwork, MatrixFactorizationNetwork
 from ..networks.pair import check_pair, problem_of
@@ -34,7 +36,8 @@ def predict(
     assumption on the current parameters (the initial scale alpha is part of them) and on the data.
     An assumption about the flow's future, such as that its loss tends to 0, is proved, refuted or
     open. The answer is the first theorem whose assumptions are all proved; if there is none, the
-    first that violates nothing, with what is open. `.considered` lists all of them.
+    first that violates nothing, with what is open: its kind is "open", never "exact".
+    `.considered` lists all of them.
     ``print(lt.predict(network, problem))`` explains the outcome in words. If nothing applies,
     `.theorem`, `.limit` and `.kind` are None and `.assumptions` has the violated one with its
     value. No flow is integrated.
@@ -64,8 +67,15 @@ def predict(
       tried before the theorems of this package, in the order given.
 
     **Raises** ValueError if the two do not fit each other, or for traced arrays: it runs on the
-    host.
+    host; TypeError if `theorems` is no sequence of functions.
     """
+    theorems = as_sequence(theorems, "theorems", "predict")
+    for theorem in theorems:
+        if not callable(theorem):
+            raise TypeError(
+                "predict: theorems must be functions of network and problem that yield "
+                f"theory.Candidate, got {in_words(theorem)}; pass the functions themselves."
+            )
     shape = check_pair(network, problem)
     # Flows count a bias as any other coefficient; only norms leave it free.
     problem = problem_of(network, problem)

@@ -17,8 +17,10 @@ from .assumptions import Assumption
 class Kind(enum.StrEnum):
     """What a prediction claims; equal to its own text, as in ``prediction.kind == "exact"``."""
 
-    #: The flow from these very parameters ends there.
+    #: The flow from these very parameters ends there: every assumption is proved.
     EXACT = "exact"
+    #: The same is claimed, but it is proved only if what is open holds; `Prediction.open` lists it.
+    OPEN = "open"
     #: The limit tends to it as the initial scale alpha tends to 0.
     ALPHA_TO_ZERO = "alpha_to_zero"
     #: The limit is a stationary point of a known problem, which may have several.
@@ -109,6 +111,7 @@ class Candidate(NamedTuple):
     """A theorem about this architecture and this kind of problem, with its assumptions measured.
 
     `conclude` is called only if none of them is violated, `otherwise` are remarks for that case.
+    What it calls exact is called open where an assumption is.
     """
 
     theorem: str
@@ -160,8 +163,9 @@ class Prediction(eqx.Module):
     - `theorem`: for example "Theorem 5 (Corollary 5)"; None if nothing applies.
     - `limit`: the linear coefficients at the limit, shape (d,), (d, m) or (d, d), in units of y/X;
       for classification their unit direction. None if it is not known.
-    - `kind`: `Kind`, None if nothing applies. It compares equal to "exact", "alpha_to_zero",
-      "stationary", "lazy".
+    - `kind`: `Kind`, None if nothing applies. It compares equal to "exact" (all assumptions are
+      proved: the flow ends at `limit`), "open" (it does so if the assumptions in `open` hold),
+      "alpha_to_zero", "stationary", "lazy". Of the last three see `is_proved`.
     - `assumptions`: all those of the theorem, each with its measured value. If nothing applies,
       those of the theorem which came closest (fewest violated, then most specific).
     - `rate`: a bound on the loss along the flow, or None.
@@ -184,7 +188,13 @@ class Prediction(eqx.Module):
     @property
     def is_proved(self) -> bool:
         """Whether a theorem applies and every assumption of it is proved, none open."""
-        return self.theorem is not None and all(a.holds for a in self.assumptions)
+        proved = all(a.holds for a in self.assumptions)
+        return self.theorem is not None and self.kind is not Kind.OPEN and proved
+
+    @property
+    def open(self) -> tuple[Assumption, ...]:
+        """The assumptions of the theorem that are neither proved nor refuted."""
+        return tuple(a for a in self.assumptions if a.holds is None)
 
     @property
     def rejected(self) -> tuple[Considered, ...]:
@@ -228,16 +238,20 @@ class Prediction(eqx.Module):
             return
         claim = {
             Kind.EXACT: "the limit below is exact",
+            Kind.OPEN: "the limit below is exact",
             Kind.ALPHA_TO_ZERO: "the limit below is approached as the initial scale tends to 0",
             Kind.LAZY: "the limit below is approached as the parameters have to move less",
             Kind.STATIONARY: "the limit meets the condition in the notes",
         }[self.kind or Kind.EXACT]
-        given = ", given the open assumptions" if not self.is_proved else ""
-        yield f"{self.theorem} applies: {claim}{given}."
+        given, verb = "", "applies"
+        if not self.is_proved:
+            statements = [a.statement for a in self.open] or ["what the notes call open holds"]
+            given, verb = f", if this holds, which is open: {'; '.join(statements)}", "may apply"
+        yield f"{self.theorem} {verb}: {claim}{given}."
         if self.limit is None:
             yield "Limit: one of the points that meet it; which one is not predicted."
         else:
-            yield f"Limit: {shown(self.limit)}"
+            yield f"Limit{'' if self.is_proved else ', if so'}: {shown(self.limit)}"
 
     @property
     def _closest(self):
@@ -271,10 +285,11 @@ def choose(
         )
     chosen = possible[0]
     conclusion = chosen.conclude()
+    is_open = conclusion.kind is Kind.EXACT and not chosen.is_proved
     return Prediction(
         theorem=chosen.theorem,
         limit=conclusion.limit,
-        kind=conclusion.kind,
+        kind=Kind.OPEN if is_open else conclusion.kind,
         assumptions=chosen.assumptions,
         rate=conclusion.rate,
         notes=conclusion.notes,

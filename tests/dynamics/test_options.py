@@ -126,12 +126,39 @@ def test_bad_networks_and_problems():
         (lt.StopAtMargin, (np.inf,), "StopAtMargin: value must be a positive finite number, got i"),
         (lt.StopAtLoss, (), "StopAtLoss: give exactly one of value and log_value"),
         (lt.StopAtTime, (-1.0,), "StopAtTime: value must be a positive finite number, got -1"),
-        (lt.GaussNewton, (0.0,), "GaussNewton: max_relative_step must be positive, got 0"),
+        (lt.StopAtResidual, (True,), "StopAtResidual: value must be a positive finite .*got True"),
+        (lt.StopAtMargin, (jnp.ones(2),), "StopAtMargin: value must be a positive finite number"),
+        (lt.StopAtMargin, (jnp.asarray(np.inf),), "StopAtMargin: value must be a positive finite"),
+        (lt.StopAtLoss, (None, np.nan), "StopAtLoss: log_value must be a finite number, got nan"),
+        (lt.StopAtTime, (None, "abc"), "StopAtTime: log_value must be a finite number, got 'abc'"),
+        (lt.GaussNewton, (0.0,), "GaussNewton: max_relative_step must be a positive finite .*0"),
+        (lt.GaussNewton, ("abc",), "GaussNewton: max_relative_step must be a positive finite nu"),
+        (lt.GaussNewton, (1e-6, 1.5), "GaussNewton: max_iterations must be a positive int, got 1"),
+        (lt.HuberLoss, (True,), "HuberLoss: delta must be a real number, got True"),
+        (lt.LpNorm, (True,), "LpNorm: p must be a real number, got True"),
     ],
 )
 def test_bad_rules(rule, arguments, message):
+    if len(arguments) == 2 and arguments[0] is None:
+        arguments, options = (), {"log_value": arguments[1]}
+    else:
+        options = {}
     with pytest.raises(ValueError, match=message):
-        rule(*arguments)
+        rule(*arguments, **options)
+
+
+def test_thresholds_may_be_traced_but_not_what_is_static():
+    made = jax.vmap(lambda v: lt.StopAtTime(v) | lt.StopAtLoss(log_value=-v))(jnp.array([0.5, 2.0]))
+    np.testing.assert_allclose(made.members[0].log_value, np.log([0.5, 2.0]))
+    kept = lt.StopAtResidual(jnp.asarray(0.5)).value
+    assert isinstance(kept, jax.Array)
+    assert kept == 0.5
+    with pytest.raises(ValueError, match="StopAtMargin: value must be a positive finite number"):
+        jax.jit(lambda v: lt.StopAtMargin(v))(jnp.ones(2))
+    with pytest.raises(ValueError, match="PolynomialLoss: power must be a concrete number"):
+        jax.jit(lambda v: lt.PolynomialLoss(v))(2.0)
+    with pytest.raises(ValueError, match="LpNorm: p must be a concrete number"):
+        jax.jit(lambda v: lt.LpNorm(v))(2.0)
 
 
 def test_stop_rules_combine_with_stop_rules_only():

@@ -267,7 +267,7 @@ def _optimizer(optimizer) -> optax.GradientTransformationExtraArgs:
 def _counts(num_steps, save_every) -> int:
     save_every = num_steps if save_every is None else save_every
     for name, value in (("num_steps", num_steps), ("save_every", save_every)):
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}: must be a positive int, got {value!r}; pass e.g. 1000.")
     if num_steps % save_every:
         raise ValueError(

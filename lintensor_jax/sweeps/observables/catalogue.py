@@ -186,7 +186,7 @@ class DistanceToPrediction(AbstractObservable):
     def variables(self) -> tuple[Variable, ...]:
         """The variables `distance_to_prediction`, `predicted` and `prediction_kind`."""
         distance = "distance between the limit and its prediction (directions: unit vectors)"
-        kinds = ("not predicted", "exact", "alpha_to_zero", "stationary")
+        kinds = ("not predicted", "exact", "alpha_to_zero", "stationary", "open")
         return (
             Variable("distance_to_prediction", (), "y/x", distance),
             Variable("predicted", COEFFICIENT, "y/x", "limit predicted by theory"),

@@ -143,8 +143,10 @@ def _agreement(store: Store, results, grid: Grid | None):
 
 def _claim(prediction) -> str:
     """The kind of claim, and whether it depends on an assumption that is not decided."""
-    is_open = any(assumption.holds is None for assumption in prediction.assumptions)
-    return f"{prediction.kind or '-'}{', if the open assumptions hold' if is_open else ''}"
+    if prediction.kind is None:
+        return "-"
+    claim = ", exact" if prediction.kind == "open" else ","
+    return f"{prediction.kind}{'' if prediction.is_proved else claim + ' if what is open holds'}"
 
 
 def _recorded(results, sampled):

@@ -230,7 +230,16 @@ def _orthogonal(network, problem, separable, margin):
     corollary = "2" if isinstance(network, DiagonalNetwork) else "3" if is_convolution else None
     name = "Theorem 2" + (f" (Corollary {corollary})" if corollary else "")
     start = smallest_layer(found.values, found.tolerance, source)
-    assumptions = (separable, *found.assumptions, start, _converges(problem, source))
+    # Theorem 2 assumes more than two layers in real coordinates need: they are a mirror flow.
+    moves = _converges(problem, source)
+    if network.depth == 2 and _is_mirror_flow(found):
+        moves = Assumption(
+            "the coefficients converge in direction (two real layers are a mirror flow)",
+            None,
+            True,
+            "Pesme et al. 2024, Theorem 2",
+        )
+    assumptions = (separable, *found.assumptions, start, moves)
 
     def conclude():
         S = found.S
@@ -252,6 +261,18 @@ def _orthogonal(network, problem, separable, margin):
         return Conclusion(Kind.STATIONARY, limit, rate, notes + _tail(problem))
 
     return Candidate(name, assumptions, conclude, otherwise)
+
+
+def _is_mirror_flow(components):
+    """Whether the flow of two layers is one in rho whose optimum of least l1 norm can be unique.
+
+    rho_j = a_j b_j with a_j^2 - b_j^2 conserved has a hyperbolic entropy as potential, whose
+    horizon is the l1 norm. Complex coordinates have no potential. Equal rows of S leave rho open.
+    """
+    S = components.S
+    if not components.is_real.holds:
+        return False
+    return S is None or len(_distinct_rows(S, components.tolerance)) == len(S)
 
 
 def _sparsest(network, components, problem):
@@ -279,7 +300,8 @@ def _sparsest(network, components, problem):
         note = "The max-margin problem has several optima; the limit is one of them."
         return Conclusion(Kind.STATIONARY, None, None, (note, *notes))
     if found.unique is None:
-        notes += ("It was not certified that the max-margin problem has a single optimum.",)
+        note = "It is open whether the max-margin problem has a single optimum: not certified."
+        return Conclusion(Kind.OPEN, beta, None, (note, *notes))
     return Conclusion(Kind.EXACT, beta, None, notes)
 
 

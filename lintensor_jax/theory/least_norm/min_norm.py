@@ -16,12 +16,12 @@ from jaxtyping import Array, ArrayLike, Float
 from ...arguments import as_numbers
 from ...messages import as_html, nonzero_entries, optimum_status, shown
 from .conic import Constraints
+from .equations import EPS, in_units, of_order_one, orthonormal
 from .gauge_programs import is_unique, kkt_residual, optimum, reweighted
 from .gauges import GroupGauge
 from .norms import AbstractNorm, L2Norm, WeightedL2Norm, euclidean, gauge_of
 
 _OPTIMAL = 1e-8
-_EPS = float(np.finfo(float).eps)
 # Relative singular values below this count as zero: columns on the support are dependent.
 _DEPENDENT = 1e-12
 # Rounding errors of data and sums, in units in the last place.
@@ -123,7 +123,11 @@ def _of_equations(sensors, y, shape, norm, start):
     if isinstance(norm, L2Norm | WeightedL2Norm):
         if start is not None:
             raise ValueError(_superfluous_start(norm))
-        return _least_squares(sensors, y, shape, norm)
+        if isinstance(sensors, Tracer) or isinstance(y, Tracer):
+            return _least_squares(sensors, y, shape, norm)
+        (rows, by_x), (target, by_y) = of_order_one(sensors), of_order_one(y)
+        rows, target = (jnp.asarray(a, jnp.result_type(sensors, y)) for a in (rows, target))
+        return _scaled(_least_squares(rows, target, shape, norm), by_x, by_y)
     if isinstance(sensors, Tracer) or isinstance(y, Tracer):
         raise ValueError(
             f"min_norm: problem must hold concrete arrays for {type(norm).__name__}, got traced "
@@ -200,10 +204,11 @@ def _on_host(sensors, y, shape, norm, start):
     is_convex = gauge.is_convex
     if is_convex and start is not None:
         raise ValueError(_superfluous_start(norm))
-    target = np.asarray(y, np.float64)
-    one_output = np.asarray(sensors, np.float64)
+    # Data and targets of order one: their ratio may be near the ends of the floats.
+    target, by_y = of_order_one(y)
+    one_output, by_x = of_order_one(sensors)
     rows = np.kron(one_output, np.eye(target[0].size)) if target.ndim == 2 else one_output
-    equations = _orthonormal(form.measurements(rows), target.ravel())
+    equations = orthonormal(form.measurements(rows), target.ravel())
     require_consistent(equations.misfit, equations.target, y.dtype)
     if equations.size == 0:
         return _zero(shape, y.shape, dtype, is_convex)
@@ -225,60 +230,26 @@ def _on_host(sensors, y, shape, norm, start):
     )
     residual = kkt_residual(gauge, users, rho, multipliers * (scale / equations.size), np.zeros(0))
     status = "optimal" if is_convex else "stationary"
-    return MinNorm(
-        coefficients=jnp.asarray(beta.reshape(shape), dtype),
-        value=jnp.asarray(gauge.value(rho) * equations.size, dtype),
-        multipliers=jnp.asarray(multipliers.reshape(y.shape), dtype),
+    found = MinNorm(
+        coefficients=beta.reshape(shape),
+        value=np.asarray(gauge.value(rho) * equations.size),
+        multipliers=multipliers.reshape(y.shape),
         kkt_residual=jnp.asarray(residual, dtype),
         status=status if residual <= _tolerance(y.dtype) else "inaccurate",
         unique=unique if residual <= _OPTIMAL else None,
     )
+    return _scaled(found, by_x, by_y)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Equations:
-    """rows @ rho = target, and the orthonormal equations right @ rho = (left^T target) / singular.
-
-    In the orthonormal equations redundant or badly scaled samples do not reduce the accuracy.
-    """
-
-    rows: np.ndarray
-    target: np.ndarray
-    left: np.ndarray
-    singular: np.ndarray
-    right: np.ndarray
-
-    @property
-    def misfit(self):
-        """The part of the target outside the range of the rows."""
-        return self.target - self.left @ (self.left.T @ self.target)
-
-    @property
-    def reduced(self):
-        """The targets of the orthonormal equations."""
-        return (self.left.T @ self.target) / self.singular
-
-    @property
-    def size(self):
-        """|reduced|_2, the l2 norm of the smallest solution."""
-        largest = np.max(np.abs(self.reduced), initial=0.0)  # its square may be no float
-        return largest * np.linalg.norm(self.reduced / largest) if largest > 0 else 0.0
-
-    @property
-    def unit_target(self):
-        """The targets of the orthonormal equations, of length 1."""
-        return self.reduced / self.size
-
-    def solution(self, level):
-        """rho and the multipliers of the rows, from a level of the orthonormal equations."""
-        multipliers = self.left @ (level.multipliers / level.level / self.singular)
-        return level.point * (self.size / level.level), multipliers
-
-
-def _orthonormal(rows, target):
-    left, singular, right = np.linalg.svd(rows, full_matrices=False)
-    kept = singular > max(rows.shape) * _EPS * singular[0]
-    return _Equations(rows, target, left[:, kept], singular[kept], right[kept])
+def _scaled(found, by_x, by_y):
+    """The answer for data and targets that were divided by 2^by_x and 2^by_y."""
+    dtype = found.kkt_residual.dtype
+    return dataclasses.replace(
+        found,
+        coefficients=in_units(found.coefficients, by_y - by_x, dtype),
+        value=in_units(found.value, by_y - by_x, dtype),
+        multipliers=in_units(found.multipliers, -by_x, dtype),
+    )
 
 
 def _stationary_point(gauge, equations, start, dtype):
@@ -290,7 +261,7 @@ def _stationary_point(gauge, equations, start, dtype):
     begin = equations.right.T @ equations.unit_target if start is None else start
     begin = gauge.cleaned(begin)
     on = (gauge.group_norms(begin) > 0)[gauge.labels]
-    part = _orthonormal(equations.rows[:, on], equations.target)
+    part = orthonormal(equations.rows[:, on], equations.target)
     if start is not None:
         _require_solvable(equations, part, on, dtype)
     inner = GroupGauge(np.unique(gauge.labels[on], return_inverse=True)[1], gauge.power)
@@ -325,7 +296,7 @@ def _require_solvable(equations, part, on, dtype):
     outside = np.linalg.norm(equations.unit_target - left @ explained)
     cancelling = np.linalg.norm(explained / singular)
     condition = equations.singular[0] / equations.singular[-1]
-    rounding = _ROUNDINGS * (_EPS * cancelling + eps * condition)
+    rounding = _ROUNDINGS * (EPS * cancelling + eps * condition)
     if misfit > limit or outside > limit + rounding:
         raise ValueError(
             "min_norm: the equations must be solvable on the nonzero coordinates of start, got a "
@@ -347,7 +318,8 @@ def _tolerance(dtype):
 
 
 def _start(start, shape, form):
-    return form.coordinates(_require_start(start, shape).ravel())
+    array, _ = of_order_one(_require_start(start, shape).ravel())  # only its direction counts
+    return form.coordinates(array)
 
 
 def _require_start(start, shape):

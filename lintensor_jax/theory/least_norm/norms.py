@@ -249,7 +249,7 @@ class LpNorm(AbstractNorm):
     p: float = eqx.field(static=True)
 
     def __init__(self, p: float):
-        self.p = as_number(p, "p", "LpNorm")
+        self.p = _concrete(p, "LpNorm")
         if not self.p > 0:
             raise ValueError(
                 f"LpNorm: p must be positive, got {p}; p = 2/L is the quasi-norm of diagonal "
@@ -336,8 +336,17 @@ def _size(shape):
     return int(np.prod(shape, dtype=int))
 
 
+def _concrete(p, owner):
+    if isinstance(p, Tracer):  # the programs are chosen by it
+        raise ValueError(
+            f"{owner}: p must be a concrete number, got a traced one; make the norm outside jit, "
+            "grad and vmap."
+        )
+    return as_number(p, "p", owner)
+
+
 def _exponent(p):
-    value = as_number(p, "p", "FourierLpNorm")
+    value = _concrete(p, "FourierLpNorm")
     if not 0 < value < 1:
         raise ValueError(
             f"FourierLpNorm: p must lie strictly between 0 and 1, got {p}; use FourierL1Norm() for "
@@ -353,8 +362,8 @@ def _matrix_shape(shape, owner) -> tuple[int, int]:
 
 def _positive_weights(weights, owner):
     array = as_numbers(weights, "weights", owner)
-    if jnp.iscomplexobj(array):
-        raise ValueError(f"{owner}: weights must be real, got dtype {array.dtype}; pass moduli.")
+    if jnp.iscomplexobj(array) or array.dtype == bool:
+        raise ValueError(f"{owner}: weights must be real, got dtype {array.dtype}; pass floats.")
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(float)
     if not isinstance(array, Tracer):

@@ -314,7 +314,7 @@ def _interpolation(
     def limit_of(found: InterpolationLimit, signs, gap):
         if not found.converged:
             note = f"The minimiser was not found: stationarity {float(found.stationarity):.3g}."
-            return Conclusion(Kind.EXACT, None, rate(gap), (note,))
+            return Conclusion(Kind.STATIONARY, None, rate(gap), (note,))
         return Conclusion(Kind.EXACT, lift(signs * found.rho), rate(gap))
 
     def rate(gap):

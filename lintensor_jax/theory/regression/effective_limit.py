@@ -81,7 +81,7 @@ def _candidate(network, problem: Any, start: EffectiveStart, *setting: Assumptio
         found = project(start.S, rows, targets, start.log_scale, start.coefficients)
         if not found.converged:
             note = f"The minimiser was not found: stationarity {float(found.stationarity):.3g}."
-            return Conclusion(Kind.EXACT, None, None, (note,))
+            return Conclusion(Kind.STATIONARY, None, None, (note,))
         return Conclusion(Kind.EXACT, found.coefficients.reshape(problem.coefficient_shape))
 
     assumptions = (

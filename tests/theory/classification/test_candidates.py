@@ -70,7 +70,10 @@ DIRECTIONS = {
 def test_limit_directions_agree_with_the_flow(theorem):
     network, problem = DIRECTIONS[theorem]
     prediction = lt.predict(network, problem)
-    assert (prediction.theorem, prediction.kind) == (theorem, "exact")
+    # Complex coordinates are no mirror flow: that X^T r converges in direction stays open.
+    kind = "open" if theorem == "Theorem 2 (Corollary 3)" else "exact"
+    assert (prediction.theorem, prediction.kind) == (theorem, kind)
+    assert prediction.is_proved == (kind == "exact")
     assert not any(a.holds is False for a in prediction.assumptions)
     assert prediction.limit is not None
     # Directions converge as 1 / margin at best, or as a power of it near the border of a support.
@@ -111,18 +114,31 @@ def test_the_smallest_layer_need_not_be_the_last():
 
 
 def test_logistic_loss_and_open_assumptions():
-    network = diagonal(ETA, ZERO)
+    network = FULL
     problem = lt.Classification(X, LABELS, lt.LogisticLoss())
     prediction = lt.predict(network, problem)
     limit = limit_of(network, BINARY)
     np.testing.assert_allclose(limit_of(network, problem), limit, rtol=1e-12)
-    assert [a.statement for a in prediction.assumptions if a.holds is None] == [
-        "X^T r converges in direction"
-    ]
+    assert [a.statement for a in prediction.open] == ["X^T r converges in direction"]
     text = str(prediction)
-    assert "exact, given the open assumptions" in text
+    assert (
+        "Theorem 2 (Corollary 3) may apply: the limit below is exact, if this holds, which is "
+        "open: X^T r converges in direction.\nLimit, if so: " in text
+    )
     assert "[open ] X^T r converges in direction: not measurable before the flow" in text
     assert "logistic" in text
+
+
+def test_two_real_layers_are_a_mirror_flow_and_nothing_stays_open():
+    """Also with the logistic loss; but not where the optimum is not known to be the only one."""
+    for loss in (lt.ExponentialLoss(), lt.LogisticLoss()):
+        proved = lt.predict(diagonal(ETA, ZERO), lt.Classification(X, LABELS, loss))
+        assert (proved.kind, proved.open) == ("exact", ())
+        assert any("Pesme" in a.source for a in proved.assumptions)
+    # Equal columns: every split between them is an optimum.
+    twins = lt.Classification([[2.0, 2.0, 0.1, 0.0], [2.0, 2.0, 0.0, 0.1]], [1.0, 1.0])
+    several = lt.predict(diagonal(ETA, ZERO), twins)
+    assert (several.kind, several.limit) == ("stationary", None)
 
 
 def test_deep_networks_have_stationary_directions():
@@ -165,7 +181,7 @@ def test_equal_top_singular_values_follow_the_start():
 def test_a_complex_decomposition_predicts_as_the_convolution_it_is():
     fourier = np.fft.fft(EYE, norm="ortho")
     network = lt.OrthogonalNetwork(2 * fourier, (fourier.conj(),) * 2, FULL.factors)
-    assert lt.predict(network, BINARY).kind == "exact"
+    assert lt.predict(network, BINARY).kind == "open"
     # Two conic programs, each to its own tolerance.
     np.testing.assert_allclose(limit_of(network, BINARY), limit_of(FULL, BINARY), rtol=0, atol=1e-8)
 

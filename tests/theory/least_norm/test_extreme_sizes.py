@@ -7,7 +7,14 @@ import pytest
 
 from lintensor_jax import Regression
 from lintensor_jax.theory.least_norm.min_norm import min_norm
-from lintensor_jax.theory.least_norm.norms import L1Norm, L2Norm, L21Norm, WeightedL2Norm
+from lintensor_jax.theory.least_norm.norms import (
+    L1Norm,
+    L2Norm,
+    L21Norm,
+    LInfNorm,
+    LpNorm,
+    WeightedL2Norm,
+)
 
 jax.config.update("jax_enable_x64", True)
 
@@ -39,3 +46,16 @@ def test_solutions_of_sizes_whose_squares_are_no_floats(norm):
         np.testing.assert_allclose(found.coefficients / factor, mild.coefficients, rtol=1e-12)
         assert float(found.value / factor) == pytest.approx(float(mild.value), rel=1e-12)
         np.testing.assert_allclose(found.multipliers * small, mild.multipliers, rtol=1e-12)
+
+
+@pytest.mark.parametrize("norm", [L1Norm(), L2Norm(), LInfNorm(), LpNorm(0.5)])
+def test_several_equations_at_the_ends_of_the_floats(norm):
+    X, y = np.array([[2.0, 1.0, 0.5], [-1.0, 0.3, 2.0]]), np.array([3.0, -1.0])
+    mild = min_norm(Regression(X, y), norm)
+    for small, large in ((2.0**-500, 2.0**330), (2.0**500, 2.0**-330), (2.0**-1000, 2.0**-700)):
+        found = min_norm(Regression(X * small, y * large), norm)
+        assert found.status == mild.status
+        np.testing.assert_allclose(found.coefficients / (large / small), mild.coefficients, 1e-12)
+        np.testing.assert_allclose(found.multipliers * small, mild.multipliers, rtol=1e-9)
+    with pytest.raises(ValueError, match=r"problem: .*must be numbers of float64, got one of abou"):
+        min_norm(Regression(X * 1e-250, y * 1e100), norm)
