@@ -44,6 +44,16 @@ def as_number(value: Any, name: str, owner: str) -> Any:
         ) from None
 
 
+def as_concrete_number(value: Any, name: str, owner: str) -> float:
+    """As `as_number`, of a field that programs are chosen by: a traced number is refused."""
+    if isinstance(value, Tracer):
+        raise ValueError(
+            f"{owner}: {name} must be a concrete number, got a traced one; make the {owner} "
+            "outside jit, grad and vmap."
+        )
+    return as_number(value, name, owner)
+
+
 def as_threshold(value: Any, name: str, owner: str, advice: str, *, positive: bool = True) -> Any:
     """One finite real number, positive where that is asked for; else ValueError with `advice`.
 

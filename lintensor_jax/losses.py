@@ -18,10 +18,9 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from .arguments import as_number
+from .arguments import as_concrete_number
 
 
 class ExponentialTail(NamedTuple):
@@ -181,7 +180,7 @@ class PolynomialLoss(AbstractMarginLoss):
     """
 
     power: float = eqx.field(
-        static=True, converter=partial(as_number, name="power", owner="PolynomialLoss")
+        static=True, converter=partial(as_concrete_number, name="power", owner="PolynomialLoss")
     )
 
     def __check_init__(self):
@@ -297,7 +296,7 @@ class HuberLoss(AbstractResidualLoss):
     """
 
     delta: float = eqx.field(
-        static=True, converter=partial(as_number, name="delta", owner="HuberLoss")
+        static=True, converter=partial(as_concrete_number, name="delta", owner="HuberLoss")
     )
 
     def __check_init__(self):
@@ -359,10 +358,5 @@ class LogCoshLoss(AbstractResidualLoss):
 
 
 def _require_positive(value, owner, name, example):
-    if isinstance(value, Tracer):
-        raise ValueError(
-            f"{owner}: {name} must be a concrete number, got a traced one; {example}. Make the "
-            "loss outside jit, grad and vmap."
-        )
     if not 0 < value < math.inf:
         raise ValueError(f"{owner}: {name} must be positive and finite, got {value}; {example}.")

@@ -181,7 +181,7 @@ def sweep(rng: Random) -> Case:
             found = _run("sweep", str(config), "--out", str(out), "--json")
             dataset = None
             if found[0] == 0:
-                dataset = xarray.open_zarr(out, consolidated=True, zarr_format=2).load()
+                dataset = xarray.open_zarr(out, consolidated=True).load()
             return found, dataset
 
     def judge(pair):

@@ -231,9 +231,9 @@ def _on_host(sensors, y, shape, norm, start):
     residual = kkt_residual(gauge, users, rho, multipliers * (scale / equations.size), np.zeros(0))
     status = "optimal" if is_convex else "stationary"
     found = MinNorm(
-        coefficients=beta.reshape(shape),
-        value=np.asarray(gauge.value(rho) * equations.size),
-        multipliers=multipliers.reshape(y.shape),
+        coefficients=jnp.asarray(beta.reshape(shape)),
+        value=jnp.asarray(gauge.value(rho) * equations.size),
+        multipliers=jnp.asarray(multipliers.reshape(y.shape)),
         kkt_residual=jnp.asarray(residual, dtype),
         status=status if residual <= _tolerance(y.dtype) else "inaccurate",
         unique=unique if residual <= _OPTIMAL else None,

@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from ...arguments import as_number, as_numbers
+from ...arguments import as_concrete_number, as_numbers
 from ...messages import in_words
 from .gauges import AbstractGauge, GroupGauge, MaxGauge, PowerGauge
 from .matrix_gauges import NuclearGauge, SpectralGauge
@@ -249,7 +249,7 @@ class LpNorm(AbstractNorm):
     p: float = eqx.field(static=True)
 
     def __init__(self, p: float):
-        self.p = _concrete(p, "LpNorm")
+        self.p = as_concrete_number(p, "p", "LpNorm")
         if not self.p > 0:
             raise ValueError(
                 f"LpNorm: p must be positive, got {p}; p = 2/L is the quasi-norm of diagonal "
@@ -336,17 +336,8 @@ def _size(shape):
     return int(np.prod(shape, dtype=int))
 
 
-def _concrete(p, owner):
-    if isinstance(p, Tracer):  # the programs are chosen by it
-        raise ValueError(
-            f"{owner}: p must be a concrete number, got a traced one; make the norm outside jit, "
-            "grad and vmap."
-        )
-    return as_number(p, "p", owner)
-
-
 def _exponent(p):
-    value = _concrete(p, "FourierLpNorm")
+    value = as_concrete_number(p, "p", "FourierLpNorm")
     if not 0 < value < 1:
         raise ValueError(
             f"FourierLpNorm: p must lie strictly between 0 and 1, got {p}; use FourierL1Norm() for "

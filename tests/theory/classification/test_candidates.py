@@ -147,7 +147,7 @@ def test_deep_networks_have_stationary_directions():
     assert prediction.kind == "stationary"
     assert prediction.limit is None
     assert "|z|_{2/3}" in str(prediction)
-    assert "applies: the limit meets the condition in the notes" in str(prediction)
+    assert "may apply: the limit meets the condition in the notes, if this" in str(prediction)
     assert "which one is not predicted" in str(prediction)
     condition = next(a for a in prediction.assumptions if "lambda" in a.statement)
     gap = np.minimum(ETA, ETA[::-1]) ** 2 - (0.1 * ETA) ** 2
