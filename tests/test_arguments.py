@@ -114,6 +114,13 @@ def test_numbers_of_classes_and_labels_beyond_reason():
             lt.MulticlassClassification(np.eye(2), [0, label])
 
 
+@pytest.mark.parametrize("weights", [np.zeros(0), np.ones(2, bool), True])
+def test_weights_that_are_no_numbers_are_refused(weights):
+    for norm in (lt.L1Norm, lt.WeightedL2Norm):
+        with pytest.raises(ValueError, match=f"{norm.__name__}: weights must be real numbers"):
+            norm(weights)
+
+
 def test_complex_weights_and_starts_of_norms_are_refused():
     for call in (
         lt.L1Norm,

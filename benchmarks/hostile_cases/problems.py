@@ -85,7 +85,9 @@ def margin_losses(rng: Random) -> Case:
             ]
             # The margin back from log l: as far as the derivative of the inverse lets it.
             log_value = float(found[0])
-            if np.isfinite(log_value) and float(value(big)) != 0.0 and abs(m) < 1e15:
+            # A subnormal log l has no digits to say which margin it was.
+            has_digits = abs(float(value(big))) >= np.finfo(float).tiny
+            if np.isfinite(log_value) and has_digits and abs(m) < 1e15:
                 step = mpmath.exp(slope(big) - value(big))  # |d log l / dm|
                 allowed = (
                     1e-13 * (abs(m) + abs(log_value) / float(step) if step else np.inf) + 1e-15

@@ -353,8 +353,11 @@ def _matrix_shape(shape, owner) -> tuple[int, int]:
 
 def _positive_weights(weights, owner):
     array = as_numbers(weights, "weights", owner)
-    if jnp.iscomplexobj(array) or array.dtype == bool:
-        raise ValueError(f"{owner}: weights must be real, got dtype {array.dtype}; pass floats.")
+    if jnp.iscomplexobj(array) or array.dtype == bool or array.size == 0:
+        raise ValueError(
+            f"{owner}: weights must be real numbers, got shape {array.shape} and dtype "
+            f"{array.dtype}; pass one float per coefficient."
+        )
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(float)
     if not isinstance(array, Tracer):
