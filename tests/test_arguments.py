@@ -117,8 +117,23 @@ def test_numbers_of_classes_and_labels_beyond_reason():
 @pytest.mark.parametrize("weights", [np.zeros(0), np.ones(2, bool), True])
 def test_weights_that_are_no_numbers_are_refused(weights):
     for norm in (lt.L1Norm, lt.WeightedL2Norm):
-        with pytest.raises(ValueError, match=f"{norm.__name__}: weights must be real numbers"):
+        with pytest.raises(ValueError, match=f"{norm.__name__}: weights must be real, got dtype"):
             norm(weights)
+
+
+@pytest.mark.parametrize("tolerance", ["abc", [1.0], 1j, True, np.nan])
+def test_the_tolerance_of_limit_directions_is_a_number(tolerance):
+    with pytest.raises(ValueError, match="limit_direction: tolerance must"):
+        lt.limit_direction(DIAGONAL, SORT, tolerance=tolerance)
+
+
+def test_true_is_no_count():
+    with pytest.raises(ValueError, match="max_steps: must be a positive int, got True"):
+        lt.gradient_flow(DIAGONAL, PROBLEM, max_steps=True)
+    with pytest.raises(ValueError, match="num_steps: must be a positive int, got True"):
+        lt.gradient_descent(DIAGONAL, PROBLEM, None, True)
+    with pytest.raises(ValueError, match="batch_size: must be an int from 1 to n"):
+        lt.gradient_descent(DIAGONAL, PROBLEM, None, 5, batch_size=True)
 
 
 def test_complex_weights_and_starts_of_norms_are_refused():

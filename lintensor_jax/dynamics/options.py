@@ -77,7 +77,7 @@ def fill_options(
     stop = _stop(stop, problem, dtype)
     finish = _finish(finish, system, has_residuals)
     relative, absolute = _tolerances(rtol, atol, system, theta, clock)
-    if not isinstance(max_steps, int) or max_steps < 1:
+    if type(max_steps) is not int or max_steps < 1:
         raise ValueError(
             f"max_steps: must be a positive int, got {max_steps!r}; leave it out for the default."
         )

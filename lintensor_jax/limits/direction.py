@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from ..arguments import as_number
 from ..dynamics import FlowSolution, gradient_flow
 from ..dynamics.statuses import status_name
 from ..dynamics.stopping import StopAtMargin
@@ -142,6 +143,7 @@ def limit_direction(
     Source: Gunasekar et al. 2018, Theorem 4; Yun et al. 2021, Theorem 2; Lyu & Li 2020; for
     polynomial tails and one layer Ji et al. 2020.
     """
+    _require_tolerance(tolerance)
     flow = _flow(solution_or_network, problem)
     tolerance = _tolerance(tolerance, flow.state.theta.dtype)
     tail = problem.margin_loss.tail
@@ -299,16 +301,19 @@ def _rtol(dtype):
     return max(_RTOL, _SMALLEST_ULPS * float(jnp.finfo(dtype).eps))
 
 
+def _require_tolerance(tolerance):
+    if tolerance is not None and not 0 < as_number(tolerance, "tolerance", "limit_direction") < 1:
+        raise ValueError(
+            f"limit_direction: tolerance must lie strictly between 0 and 1, got {tolerance!r}; "
+            "leave it out for the default."
+        )
+
+
 def _tolerance(tolerance, dtype) -> float:
     """The tolerance of the certificates, by default one that the dtype can reach."""
     eps = max(float(jnp.finfo(kind).eps) for kind in (dtype, jnp.result_type(float)))
     if tolerance is None:
         return max(_TOLERANCE, _REACHED_ULPS * eps)
-    if not 0 < tolerance < 1:
-        raise ValueError(
-            f"limit_direction: tolerance must lie strictly between 0 and 1, got {tolerance!r}; "
-            "leave it out for the default."
-        )
     if tolerance < 16 * eps:
         raise ValueError(
             "limit_direction: tolerance must be at least 16 roundings of the flow's dtype, "

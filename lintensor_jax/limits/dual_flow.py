@@ -344,7 +344,7 @@ def _check(network, problem, tolerance, max_log_margin, first_step, growth, max_
                 f"{name}: must be finite and above {least}, got {value!r}; leave it out for the "
                 "default."
             )
-    if not isinstance(max_steps, int) or max_steps < 1:
+    if type(max_steps) is not int or max_steps < 1:
         raise ValueError(
             f"max_steps: must be a positive int, got {max_steps!r}; the default is 200."
         )

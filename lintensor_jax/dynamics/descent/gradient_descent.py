@@ -267,7 +267,7 @@ def _optimizer(optimizer) -> optax.GradientTransformationExtraArgs:
 def _counts(num_steps, save_every) -> int:
     save_every = num_steps if save_every is None else save_every
     for name, value in (("num_steps", num_steps), ("save_every", save_every)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if type(value) is not int or value < 1:
             raise ValueError(f"{name}: must be a positive int, got {value!r}; pass e.g. 1000.")
     if num_steps % save_every:
         raise ValueError(
@@ -280,7 +280,7 @@ def _counts(num_steps, save_every) -> int:
 def _batches(problem, network, size, replacement, label_noise, key) -> Batches:
     samples = jax.eval_shape(problem.residual, network.linear_coefficients()).shape[0]
     if size is not None:
-        if not isinstance(size, int) or not 1 <= size <= samples:
+        if type(size) is not int or not 1 <= size <= samples:
             raise ValueError(
                 f"batch_size: must be an int from 1 to n = {samples}, got {in_words(size)}; leave "
                 "it out for all samples."

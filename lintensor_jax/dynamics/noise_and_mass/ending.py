@@ -114,7 +114,7 @@ def two_layer_coordinates(network: Any, problem: Any) -> TwoLayerCoordinates | N
 
 def positive_int(value: Any, name: str) -> int:
     """A budget of steps; ValueError if it is none."""
-    if not isinstance(value, int) or value < 1:
+    if type(value) is not int or value < 1:
         raise ValueError(f"{name}: must be a positive int, got {value!r}; pass e.g. 1000.")
     return value
 

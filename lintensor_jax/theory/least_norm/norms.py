@@ -355,8 +355,8 @@ def _positive_weights(weights, owner):
     array = as_numbers(weights, "weights", owner)
     if jnp.iscomplexobj(array) or array.dtype == bool or array.size == 0:
         raise ValueError(
-            f"{owner}: weights must be real numbers, got shape {array.shape} and dtype "
-            f"{array.dtype}; pass one float per coefficient."
+            f"{owner}: weights must be real, got dtype {array.dtype} and shape {array.shape}; "
+            "pass one positive float for each coefficient."
         )
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(float)
