@@ -16,7 +16,7 @@ from typing import Any
 from .. import experiments
 from ..config import suggestion
 from ..experiments.framework import ExperimentRun, run_experiment, run_or_keep_error
-from .terminal import UsageError, configure_jax, progress
+from .terminal import UsageError, configure_jax, progress, quiet_argument
 
 _PIPE_WIDTH = 10_000
 # The most experiments at once: each needs 2 GB of memory.
@@ -47,6 +47,7 @@ def add_commands(commands: Any) -> None:
         help='with "all": experiments at once (default: one for each core, at most 4)',
     )
     reproduce.add_argument("--json", action="store_true", help="print only JSON")
+    quiet_argument(reproduce)
     reproduce.add_argument(
         "--config", metavar="FILE", type=Path, help="a TOML file instead of the paper's setup"
     )
@@ -63,7 +64,7 @@ def _reproduce(arguments) -> int:
     if arguments.name == "all":
         return _reproduce_all(names, arguments)
     folder = _output_folder(arguments.out, arguments.name, alone=True)
-    with progress() as track:
+    with progress(arguments.json or arguments.quiet) as track:
         done = run_experiment(
             arguments.name,
             folder,
@@ -72,7 +73,7 @@ def _reproduce(arguments) -> int:
             config_file=arguments.config,
             track=track,
         )
-    _print_run(done, arguments.json)
+    _print_run(done, arguments.json or arguments.quiet)
     if arguments.json:
         print(json.dumps(done.printed, allow_nan=False))
     return 0 if done.passed else 1
@@ -85,9 +86,13 @@ def _reproduce_all(names, arguments) -> int:
     folder = Path("results") if arguments.out is None else arguments.out
     folders = {name: _output_folder(arguments.out, name, alone=False) for name in names}
     finished, jobs, start = [], min(_jobs(arguments.jobs), len(names)), time.perf_counter()
+    silent = arguments.json or arguments.quiet
     for done in _run_all(folders, arguments, jobs):
-        _print_run(done, arguments.json)
+        _print_run(done, silent)
         finished.append(done)
+        if not silent:
+            words = f"{len(finished)} of {len(names)}: {done.name} took {done.seconds:.0f} s"
+            print(words, file=sys.stderr, flush=True)
     page = folder / "index.html"
     seconds = time.perf_counter() - start
     text = gallery(finished, _command("all", arguments), folder, seconds, jobs)
@@ -97,7 +102,7 @@ def _reproduce_all(names, arguments) -> int:
         of_each = [done.printed for done in finished]
         printed = {"passed": passed, "page": str(page), "experiments": of_each}
         print(json.dumps(printed, allow_nan=False))
-    else:
+    elif not arguments.quiet:
         print(f"wrote {page}")
     return 0 if passed else 1
 
@@ -146,12 +151,12 @@ def _command(name, arguments):
     return f"lintensor-jax reproduce {name}{' --quick' if arguments.quick else ''}"
 
 
-def _print_run(done: ExperimentRun, as_json: bool):
-    """The report on stdout; an error and the checks that failed on stderr."""
+def _print_run(done: ExperimentRun, silent: bool):
+    """The report on stdout, unless `silent`; an error and the checks that failed on stderr."""
     if done.report is None:
         print(f"{done.name}: {done.failure.splitlines()[-1]}", file=sys.stderr)
         return
-    if not as_json:
+    if not silent:
         _print_report(done.report, done.printed["wrote"])
     for check in done.report.checks:
         if not check.passed:

@@ -18,7 +18,7 @@ from .sweep_words import (
     print_status,
     watched,
 )
-from .terminal import UsageError, cache_settings, configure_jax
+from .terminal import UsageError, cache_settings, configure_jax, quiet_argument
 
 _CHUNKS = re.compile(r"(\d{1,12})(?:-(\d{1,12}))?")
 
@@ -47,6 +47,7 @@ def add_commands(commands: Any) -> None:
         action="store_true",
         help="make the store and compute nothing: lintensor-jax work DIR computes its chunks",
     )
+    quiet_argument(sweep)
     _devices(sweep)
     _cluster(sweep)
     resume = command(
@@ -58,6 +59,7 @@ def add_commands(commands: Any) -> None:
         "missing or damaged, and give the results that an uninterrupted run would have given.",
     )
     folder_argument(resume)
+    quiet_argument(resume)
     _devices(resume)
     _cluster(resume)
     work = command(
@@ -75,6 +77,7 @@ def add_commands(commands: Any) -> None:
         metavar="A-B",
         help="only the chunks of these numbers, such as 0-99 or 7 or 0-9,20-29 (default: all)",
     )
+    quiet_argument(work)
     _devices(work)
 
 
@@ -120,9 +123,12 @@ def sweep_command(arguments: Any) -> int:
         if arguments.no_work:
             make(grid, options, path, **asked)
         else:
-            with _client(arguments.cluster) as client, watched(arguments.json) as watch:
+            with (
+                _client(arguments.cluster) as client,
+                watched(arguments.json or arguments.quiet) as watch,
+            ):
                 run(grid, options, path, client=client, watch=watch, **asked)
-    return print_status(path, arguments.json, wrote=True)
+    return print_status(path, arguments.json, wrote=True, quiet=arguments.quiet)
 
 
 def resume_command(arguments: Any) -> int:
@@ -135,9 +141,12 @@ def resume_command(arguments: Any) -> int:
         configure_jax()
         from ..sweeps.run import resume
 
-        with _client(arguments.cluster) as client, watched(arguments.json) as watch:
+        with (
+            _client(arguments.cluster) as client,
+            watched(arguments.json or arguments.quiet) as watch,
+        ):
             resume(arguments.folder, client=client, watch=watch)
-    return print_status(arguments.folder, arguments.json, wrote=True)
+    return print_status(arguments.folder, arguments.json, wrote=True, quiet=arguments.quiet)
 
 
 def work_command(arguments: Any) -> int:
@@ -151,9 +160,9 @@ def work_command(arguments: Any) -> int:
         configure_jax()
         from ..sweeps.run import work
 
-        with watched(arguments.json) as watch:
+        with watched(arguments.json or arguments.quiet) as watch:
             work(arguments.folder, chunks, watch=watch)
-    return print_status(arguments.folder, arguments.json, wrote=True)
+    return print_status(arguments.folder, arguments.json, wrote=True, quiet=arguments.quiet)
 
 
 def _numbers(text: str, count: int) -> list[int]:

@@ -13,7 +13,7 @@ from .sweep_words import (
     print_status,
     print_written,
 )
-from .terminal import UsageError, configure_jax
+from .terminal import UsageError, configure_jax, quiet_argument
 
 _FIGURES = (
     "the first coefficients of the limits (limit) or limit directions (direction), the other "
@@ -28,7 +28,7 @@ def add_commands(commands: Any) -> None:
         commands,
         "status",
         status_command,
-        "how far a sweep is",
+        "how many flows of a sweep are done",
         "Print how many lanes of a sweep are done (a lane is one flow, from one point of the "
         "grid), how they ended, how many chunks that is (some lanes that are computed and saved "
         "together), and who is at work on it.",
@@ -51,6 +51,7 @@ def add_commands(commands: Any) -> None:
         f"Draw {_FIGURES}. Each figure is written as PNG and PDF.",
     )
     folder_argument(plot)
+    quiet_argument(plot)
     plot.add_argument(
         "--out", metavar="FOLDER", type=Path, help="where to write (default: DIR/figures)"
     )
@@ -59,11 +60,12 @@ def add_commands(commands: Any) -> None:
         "report",
         report_command,
         "one HTML page about a sweep",
-        "Write one self-contained HTML page: the setup, the theorems that apply, how far limits "
-        "lie from predictions, the lanes (single flows) that failed, and the figures that plot "
+        "Write one self-contained HTML page: how far limits lie from predictions, the theorems "
+        "that apply, the lanes (single flows) that failed, the setup, and the figures that plot "
         f"draws: {_FIGURES}.",
     )
     folder_argument(report)
+    quiet_argument(report)
     report.add_argument(
         "--out",
         metavar="FILE",
@@ -106,7 +108,7 @@ def plot_command(arguments: Any) -> int:
 
     with library_errors_as_usage_errors(arguments.folder), _odd_stores(arguments.folder):
         written = write_figures(arguments.folder, arguments.out)
-    return print_written(written, arguments.json)
+    return print_written(written, arguments.json, arguments.quiet)
 
 
 def report_command(arguments: Any) -> int:
@@ -116,4 +118,4 @@ def report_command(arguments: Any) -> int:
 
     with library_errors_as_usage_errors(arguments.folder), _odd_stores(arguments.folder):
         written = write_report(arguments.folder, arguments.out)
-    return print_written([written], arguments.json)
+    return print_written([written], arguments.json, arguments.quiet)

@@ -9,10 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .terminal import UsageError
-
-# Without a terminal, the least time between two lines of progress, in seconds.
-_SECONDS_BETWEEN_LINES = 10.0
+from .terminal import SECONDS_BETWEEN_LINES, UsageError
 
 
 def command(commands: Any, name: str, function: Any, words: str, description: str) -> Any:
@@ -84,7 +81,7 @@ def _progress_lines() -> Iterator[Callable[[Any], None]]:
     def watch(progress: Any) -> None:
         nonlocal last_line, last
         now, last = time.monotonic(), progress
-        if progress.lanes < progress.total and now - last_line >= _SECONDS_BETWEEN_LINES:
+        if progress.lanes < progress.total and now - last_line >= SECONDS_BETWEEN_LINES:
             last_line = now
             print(progress_in_words(progress), file=sys.stderr, flush=True)
 
@@ -112,8 +109,10 @@ def progress_in_words(progress: Any) -> str:
     return ", ".join(parts)
 
 
-def print_status(path: Path, as_json: bool, wrote: bool = False) -> int:
-    """Print how far a sweep is; returns the exit code."""
+def print_status(path: Path, as_json: bool, wrote: bool = False, quiet: bool = False) -> int:
+    """Print how many lanes are done; returns the exit code."""
+    if quiet and not as_json:
+        return 0
     from ..sweeps.store.status import status
 
     state = status(path)
@@ -127,11 +126,11 @@ def print_status(path: Path, as_json: bool, wrote: bool = False) -> int:
     return 0
 
 
-def print_written(written: list[Path], as_json: bool) -> int:
+def print_written(written: list[Path], as_json: bool, quiet: bool = False) -> int:
     """Print which files were written; returns the exit code."""
     if as_json:
         print(json.dumps({"wrote": [str(path) for path in written]}))
-    else:
+    elif not quiet:
         for path in written:
             print(f"wrote {path}")
     return 0

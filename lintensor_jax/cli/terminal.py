@@ -5,9 +5,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+#: Without a terminal, the least time between two lines of progress, in seconds.
+SECONDS_BETWEEN_LINES = 10.0
 
 
 class UsageError(Exception):
@@ -67,9 +71,22 @@ def _cache_folder() -> str:
     return str(cache / "lintensor_jax" / "jax")
 
 
+def quiet_argument(parser: Any) -> None:
+    """The option --quiet."""
+    parser.add_argument(
+        "--quiet", action="store_true", help="print nothing but errors and checks that fail"
+    )
+
+
 @contextlib.contextmanager
-def progress():
-    """A function that iterates over jobs behind a progress bar; silent if stderr is a file."""
+def progress(quiet: bool):
+    """A function that iterates over jobs: behind a bar on a terminal, else with lines for a log."""
+    if quiet:
+        yield iter
+        return
+    if not sys.stderr.isatty():
+        yield _with_lines
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -80,7 +97,7 @@ def progress():
         TimeElapsedColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
+    with Progress(*columns, console=console) as bar:
 
         def track(jobs: Sequence[Any]):
             task = bar.add_task("", total=len(jobs))
@@ -90,3 +107,14 @@ def progress():
                 bar.advance(task)
 
         yield track
+
+
+def _with_lines(jobs: Sequence[Any]) -> Iterator[Any]:
+    """Print which job begins, at most once in 10 seconds."""
+    last_line = time.monotonic()
+    for number, job in enumerate(jobs, start=1):
+        now = time.monotonic()
+        if now - last_line >= SECONDS_BETWEEN_LINES:
+            last_line = now
+            print(f"{number} of {len(jobs)}: {job}", file=sys.stderr, flush=True)
+        yield job

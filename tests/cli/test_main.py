@@ -16,7 +16,7 @@ from PIL import Image
 
 import lintensor_jax as lt
 from lintensor_jax import cli, experiments
-from lintensor_jax.cli import reproduce
+from lintensor_jax.cli import reproduce, terminal
 from lintensor_jax.experiments import EXPERIMENTS, framework
 from lintensor_jax.experiments.formats import vector
 from lintensor_jax.experiments.report import Check, Column, Report, Table, worst_of
@@ -281,6 +281,23 @@ def test_a_failed_check_is_exit_code_1(monkeypatch, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "FAILED: distance, worst 1 is not <= 0.5 (diagonal, alpha = 1)" in captured.err
     assert f"wrote {tmp_path / 'results.json'}" in captured.out
+    assert cli.main([*arguments, "--quiet"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        "yun2021: FAILED: distance, worst 1 is not <= 0.5 (diagonal, alpha = 1)\n"
+    )
+
+
+def test_a_log_has_a_line_of_progress_now_and_then(monkeypatch, capsys):
+    now = iter([0.0, 0.0, 4.0, 11.0, 12.0, 21.5])
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(now))
+    with terminal.progress(quiet=False) as track:
+        assert list(track("abcde")) == list("abcde")
+    assert capsys.readouterr().err == "3 of 5: c\n5 of 5: e\n"
+    with terminal.progress(quiet=True) as track:
+        assert list(track("abcde")) == list("abcde")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("width", [None, "100"])
