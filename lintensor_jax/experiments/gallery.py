@@ -1,5 +1,6 @@
 """One page for all experiments: figures, ours beside the papers', checks, times and versions."""
 
+import datetime
 import html
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,13 +46,19 @@ def _overview(sections, command, seconds, jobs):
     total = sum(section.seconds for section in sections)
     at_once = f", {jobs} side by side ({total:.0f} s of experiments together)" if jobs > 1 else ""
     return (
-        f'<p id="overview">{verdict.html()} Made by <code>{html.escape(command)}</code>; '
-        f"it took {seconds:.0f} s{at_once}, compilation included.</p>"
+        f'<p id="overview">{verdict.html()} Made on {_today()} by '
+        f"<code>{html.escape(command)}</code>; it took {seconds:.0f} s{at_once}, compilation "
+        "included.</p>"
         + table(headings, rows, "overview")
         + "<details><summary>Versions and device</summary>"
         + table((), list(versions.items()))
         + "</details>"
     )
+
+
+def _today() -> str:
+    today = datetime.date.today()
+    return f"{today.day} {today:%B %Y}"
 
 
 def _verdict(section: ExperimentRun) -> Verdict:

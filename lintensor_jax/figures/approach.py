@@ -16,6 +16,8 @@ _WIDTH, _HEIGHT = 4.9, 3.5  # legible at a page's width and, at two thirds, in a
 _LOG_SMALLEST_FLOAT = 745.13  # -log(2^-1074)
 _LEAST_LOG_INVERSE_LOSS = 0.5
 _PATH = {"lw": 1.2, "alpha": 0.85, "zorder": 3, "solid_capstyle": "butt"}
+# A kind of line for each start; of five starts and more some have the same.
+_DASHES = ("-", (0, (5, 1.6)), (0, (1, 1.2)), (0, (5, 1.4, 1, 1.4)))
 _REACHED = "0.91"
 _STOP = {"ls": "none", "mec": "black", "mew": 0.8, "zorder": 5}
 
@@ -25,7 +27,8 @@ class Approach:
     """Flows of one architecture, and the ends of an algorithm that stops at larger losses.
 
     - `log_inverse_loss`, `angle`: for each flow arrays (T,): log(1/loss), and the angle between
-      direction and limit in degrees. Values that are not positive are left out.
+      direction and limit in degrees. Values that are not positive are left out. Flows of one
+      number belong to one start, and have the same kind of line in all architectures.
     - `stop_log_inverse_loss`, `stop_angle`: (k,), the ends of the algorithm.
     """
 
@@ -56,9 +59,11 @@ def approach_figure(approaches: Sequence[Approach], words: str, title: str = "")
 
 def _draw(axes: Axes, approach: Approach) -> None:
     colour = style.COLOURS[approach.architecture]
-    for x, y in zip(approach.log_inverse_loss, approach.angle, strict=True):
+    flows = zip(approach.log_inverse_loss, approach.angle, strict=True)
+    for start, (x, y) in enumerate(flows):
         kept = (x > 0) & (y > 0)
-        axes.plot(x[kept], y[kept], color=colour, **_PATH)
+        dashes = _DASHES[start % len(_DASHES)]
+        axes.plot(x[kept], y[kept], color=colour, ls=dashes, **_PATH)
     axes.plot(approach.stop_log_inverse_loss, approach.stop_angle, **_stop(approach.architecture))
 
 
@@ -102,10 +107,16 @@ def _legend(axes, approaches):
         Line2D([], [], color=style.COLOURS[name], lw=1.6, label=name, **_legend_marker(name))
         for name in (approach.architecture for approach in approaches)
     ]
+    starts = max(len(approach.angle) for approach in approaches)
+    if 1 < starts <= len(_DASHES):
+        handles += [
+            Line2D([], [], color=style.NEUTRAL, lw=1.2, ls=_DASHES[k], label=f"start {k + 1}")
+            for k in range(starts)
+        ]
     handles.append(Patch(color=_REACHED, label="losses that descent reaches"))
     # The upper right corner is empty: at small losses no angle is large.
     place = {"loc": "upper right", "bbox_to_anchor": (1.0, 0.8)}
-    axes.legend(handles=handles, **place, frameon=False, handlelength=2.2)
+    axes.legend(handles=handles, **place, frameon=False, handlelength=2.6)
 
 
 def _legend_marker(name):

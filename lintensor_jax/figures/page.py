@@ -39,12 +39,22 @@ def _cell(value):
     return f"<td>{html.escape(str(value))}</td>"
 
 
-def picture(name: str, png: bytes, caption: str = "") -> str:
-    """A PNG inside the page; `caption` is HTML."""
-    data = base64.b64encode(png).decode()
+def picture(name: str, png: bytes, caption: str = "", narrow: bytes | None = None) -> str:
+    """A PNG inside the page; `caption` is HTML.
+
+    `narrow`: the same in another layout, shown where the window is narrow. Without it, the picture
+    is scrolled there, so that its text stays readable.
+    """
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
-    source = f"data:image/png;base64,{data}"
-    return f'<figure><img alt="{html.escape(name)}" src="{source}">{below}</figure>'
+    image = f'<img alt="{html.escape(name)}" src="{_as_source(png)}">'
+    if narrow is not None:
+        source = f'<source media="(max-width: 40rem)" srcset="{_as_source(narrow)}">'
+        image = f"<picture>{source}{image}</picture>"
+    return f"<figure>{image}{below}</figure>"
+
+
+def _as_source(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def page(title: str, body: str, navigation: Sequence[tuple[str, str]] = ()) -> str:
@@ -60,6 +70,7 @@ def page(title: str, body: str, navigation: Sequence[tuple[str, str]] = ()) -> s
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 2rem auto; padding: 0 1rem;
        max-width: 58rem; background: #fff; }}
@@ -87,6 +98,16 @@ nav a {{ text-decoration: none; }} nav a:hover {{ text-decoration: underline; }}
   body:has(nav) {{ padding-left: 16rem; max-width: 60rem; }}
   nav {{ position: fixed; top: 2rem; width: 13rem; margin-left: -15rem; }}
   nav ul {{ display: block; }} nav li {{ padding: .25rem 0; }}
+}}
+@media (max-width: 40rem) {{
+  figure {{ overflow-x: auto; }} figure > img {{ max-width: none; width: 40rem; }}
+}}
+@media (prefers-color-scheme: dark) {{
+  body {{ color: #ddd; background: #16181c; }} h2 {{ border-top-color: #4a9bd1; }}
+  a {{ color: #7cc4f0; }} .good {{ color: #5fd3a8; }} .bad {{ color: #ff8a80; }}
+  .quiet, figcaption {{ color: #aaa; }} td, th {{ border-bottom-color: #3a3d42; }}
+  pre, code {{ background: #24272c; }}
+  img {{ background: #fff; border-radius: 4px; filter: brightness(.9); }}
 }}
 @media print {{ nav {{ display: none; }} figure {{ break-inside: avoid; }} }}
 </style></head><body>

@@ -70,6 +70,36 @@ def draw(axes: Axes, panel: PlanePanel) -> None:
     axes.locator_params(nbins=5)
     axes.grid(color="0.92", lw=0.6)
     axes.set_axisbelow(True)
+    if _coincide(panel.starts, right - left):
+        _magnify(axes, panel)
+
+
+def _coincide(points: np.ndarray, width: float) -> bool:
+    """Whether several points would be drawn as one, in a panel of that width."""
+    extent = float(np.max(np.ptp(points, axis=0)))
+    return len(points) > 1 and 0 < extent < 0.02 * width
+
+
+def _magnify(axes: Axes, panel: PlanePanel) -> None:
+    """An inset that shows the starts and the first part of each path."""
+    inset = axes.inset_axes(_INSET)
+    half = 1.6 * float(np.max(np.abs(panel.starts)))
+    for vector in panel.starts:
+        inset.plot(*np.outer([0, 4], vector).T, color=style.START, **_RAY)
+    for name, trajectories in panel.flows.items():
+        for points in trajectories:
+            inset.plot(*points.T, color=style.COLOURS[name], **_FLOW)
+    inset.plot(*panel.starts.T, **_START)
+    inset.set(xlim=(-half, half), ylim=(-half, half), xticks=[], yticks=[], aspect="equal")
+    inset.set_title(f"the starts, {_factor(axes, half)} times as large", fontsize=7, pad=2)
+    for spine in inset.spines.values():
+        spine.set(visible=True, color="0.6")
+
+
+def _factor(axes: Axes, half: float) -> str:
+    """The magnification of an inset whose window has this half width, with one digit."""
+    left, right = axes.get_xlim()
+    return f"{float(f'{(right - left) / (2 * half) * _INSET[2]:.1g}'):,.0f}"
 
 
 def plane_figure(panels: Sequence[PlanePanel], mark_label: str = "", columns: int = 2) -> Figure:
@@ -94,6 +124,8 @@ def plane_figure(panels: Sequence[PlanePanel], mark_label: str = "", columns: in
         return figure
 
 
+# The lower right part of a panel, where no path ends: left, bottom, width, height.
+_INSET = (0.66, 0.06, 0.3, 0.3)
 _RAY = {"lw": 0.7, "alpha": 0.45, "zorder": 1}
 _MINIMA = {"lw": 2.4, "zorder": 1}
 _PREDICTED_RAY = {"lw": 5.5, "alpha": 0.25, "zorder": 1.5, "solid_capstyle": "butt"}

@@ -87,6 +87,9 @@ def test_sweep_status_and_resume_print_json(swept, capsys):
     out = printed(capsys, "resume", swept)
     assert out["complete"] is True
     assert out["wrote"] == [str(swept)]
+    assert cli.main(["resume", str(swept), "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
     results = xr.open_zarr(swept, chunks=None)
     assert json.loads(results.attrs["config"])["start"]["alphas"] == ALPHAS.tolist()
     np.testing.assert_allclose(
@@ -139,9 +142,10 @@ def test_the_report_is_one_file_with_all_in_it(swept, tmp_path, capsys):
     page = (tmp_path / "new" / "a.html").read_text()
     assert path == str(tmp_path / "new" / "a.html")
     assert "Theorem 6" in page
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 6  # three figures, wide and narrow
+    assert page.index("<h2>Figures") < page.index("<h2>Theorems") < page.index("<h2>Size")
     assert "<h1>Gradient flows of linear tensor networks, swept over alpha, direction</h1>" in page
-    assert "The coefficients of the limits over alpha." in page
+    assert "The coefficients of the limits over α." in page
     assert not re.search(r'(src|href)="(?!data:)', page)
     row = re.search(
         r"<td>Theorem 6</td><td>exact</td><td>24</td><td>(\S+)</td><td>(\S+)</td>", page

@@ -35,8 +35,20 @@ _LABELS = {
 }
 
 
-def figures(path: str | Path) -> dict[str, Any]:
+# Names of axes that are written as Greek letters.
+_GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "eta": "η", "theta": "θ"}
+_GREEK |= {"lambda": "λ", "mu": "μ", "nu": "ν", "rho": "ρ", "sigma": "σ", "tau": "τ"}
+
+
+def in_words(name: str) -> str:
+    """The name of an axis as people write it: α for alpha, spaces for underscores."""
+    return " ".join(_GREEK.get(word, word) for word in name.split("_"))
+
+
+def figures(path: str | Path, columns: int = 2) -> dict[str, Any]:
     """Matplotlib figures by name, from a store: numbers of every lane, over one axis.
+
+    `columns`: the most panels side by side.
 
     "limit", "direction": the first coefficients, if they were recorded. "observables": every other
     number. "steps": the solver's steps. Each figure shows medians and bands over the longest axis
@@ -53,7 +65,9 @@ def figures(path: str | Path) -> dict[str, Any]:
     kept = {name: [p for p in drawn if p is not None] for name, drawn in panels.items()}
     notes = {"observables": drawing.omitted}
     return {
-        name: band_figure(drawn, note=notes.get(name, "")) for name, drawn in kept.items() if drawn
+        name: band_figure(drawn, columns, note=notes.get(name, ""))
+        for name, drawn in kept.items()
+        if drawn
     }
 
 
@@ -73,7 +87,7 @@ def write_figures(path: str | Path, folder: str | Path | None = None) -> list[Pa
 def caption(path: str | Path, name: str) -> str:
     """The caption of a figure: a few sentences."""
     drawing = _Drawing.of(path)
-    sentence = f"{WORDS[name]} over {drawing.along.replace('_', ' ')}"
+    sentence = f"{WORDS[name]} over {in_words(drawing.along)}"
     if name in _COEFFICIENTS:
         size = math.prod(_extents(drawing.results, _COEFFICIENTS[name][0]))
         some = f"the first {_MOST_COEFFICIENTS} of {size}" if size > _MOST_COEFFICIENTS else "the"
@@ -132,7 +146,7 @@ class _Drawing(NamedTuple):
         if not any(np.isfinite(band.values).any() for band in bands):
             return None
         title = f"{missing:,} of {total:,} values, not finite, are left out" if missing else ""
-        words = self.along.replace("_", " "), label or self._label(name)
+        words = in_words(self.along), label or self._label(name)
         return BandPanel(title, *words, bands, signed=bool(label))
 
     @property
@@ -194,7 +208,7 @@ class _Drawing(NamedTuple):
             yield self.label, array
             return
         values = self.results[self.colour].values
-        prefix = "" if values.dtype.kind == "U" else f"{self.colour.replace('_', ' ')} = "
+        prefix = "" if values.dtype.kind == "U" else f"{in_words(self.colour)} = "
         for index, value in enumerate(values):
             yield f"{prefix}{value}", array.isel({self.colour: index})
 

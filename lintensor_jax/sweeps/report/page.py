@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..store.dataset import open_dataset
 from ..store.errors import SweepError, UnknownName
 from ..store.status import Status, in_bytes, status
 from ..store.store import Store
-from .figures import caption, figures
+from .figures import caption, figures, in_words
 from .settings_in_words import settings
 
 _AGREEMENT_LANES = 24  # per shape, where the sweep recorded no predictions
@@ -34,8 +34,8 @@ def write_report(
 ) -> Path:
     """Write one HTML page that needs no other file; returns its path.
 
-    The page shows the theorem that applies to each shape, the distances of limits from predictions,
-    figures, the failed lanes, and the settings.
+    The page shows figures, the distances of limits from predictions, the theorem that applies to
+    each shape and the failed lanes; then the settings, the sizes and the versions.
 
     **Arguments**
 
@@ -48,20 +48,22 @@ def write_report(
     results = open_dataset(path)
     theorems, table, remark = _agreement(store, results, grid)
     parts = [
-        _overview(state, results),
-        "<h2>Theorems</h2>",
-        f"<p>{html.escape(remark)}</p>" if remark else "",
-        *theorems,
+        _summary(state),
+        "<h2>Figures</h2>",
+        *_pictures(path),
         "<h2>Agreement with predictions</h2>",
         _table(*table) if table else "<p>No prediction to compare with.</p>",
         "<p>Distances are those of the flows' ends from the predicted limits: a flow that is "
         "stopped before its limit, as classification flows are, has a distance left.</p>",
-        "<h2>Figures</h2>",
-        *(_embedded(path, name, figure) for name, figure in figures(path).items()),
+        "<h2>Theorems</h2>",
+        f"<p>{html.escape(remark)}</p>" if remark else "",
+        *theorems,
         "<h2>Failed lanes</h2>",
         _failures(state, results),
         "<h2>Configuration</h2>",
         _configuration(store),
+        "<h2>Size and device</h2>",
+        _overview(state, results),
         "<h2>Versions and runs</h2>",
         f"<p>{html.escape(_versions(state))}</p>",
         _table(
@@ -80,13 +82,25 @@ def write_report(
     return target
 
 
+def _summary(state: Status) -> str:
+    """When and by what the results were made, and how the flows ended."""
+    began = str(state.runs[0].get("began", ""))[:10] if state.runs else ""
+    made = f"Computed {html.escape(began)}. " if began else ""
+    ended = ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in state.statuses.items())
+    failed = sum(state.failed.values())
+    return (
+        f"<p>{made}Made by <code>lintensor-jax report {html.escape(str(state.path))}</code>.</p>"
+        f"<p>{state.finished_lanes:,} of {state.lanes:,} flows are done. They ended by: "
+        f"{html.escape(ended) or '-'}. "
+        f"{'None' if failed == 0 else f'{failed:,}'} of them failed.</p>"
+    )
+
+
 def _overview(state: Status, results) -> str:
     rows = [
         ("folder", str(state.path)),
         ("lanes (single flows)", f"{state.finished_lanes:,} of {state.lanes:,}"),
         ("dimensions", ", ".join(f"{d} {n}" for d, n in results.sizes.items())),
-        ("ended by", ", ".join(f"{k} {v:,}" for k, v in state.statuses.items()) or "-"),
-        ("failed", f"{sum(state.failed.values()):,}"),
         ("lanes over the budget of explicit steps", f"{state.stiff_lanes:,}"),
         ("executed / needed steps", "-" if state.waste is None else f"{state.waste:.2f}"),
         ("lanes in flight", str(state.description["plan"]["width"])),
@@ -230,7 +244,7 @@ def _failures(state: Status, results) -> str:
     for place in places[:_SHOWN_FAILURES]:
         index = dict(zip(results.status.dims, place, strict=True))
         lane = int(np.ravel_multi_index(tuple(place), codes.shape))
-        where = ", ".join(f"{d} = {results[d].values[i]}" for d, i in index.items())
+        where = ", ".join(f"{in_words(d)} = {results[d].values[i]}" for d, i in index.items())
         rows.append((where, STATUSES[codes[tuple(place)]], state.notes.get(str(lane), "")))
     more = len(places) - len(rows)
     tail = f"<p>And {more:,} more.</p>" if more > 0 else ""
@@ -257,7 +271,10 @@ def _versions(state: Status) -> str:
     return ", ".join(f"{name} {version}" for name, version in state.description["versions"].items())
 
 
-def _embedded(path: Path, name: str, figure: Any) -> str:
+def _pictures(path: Path) -> Iterator[str]:
+    """The figures; where the window is narrow, with one panel in a row."""
     from ...figures.style import png
 
-    return picture(name, png(figure), html.escape(caption(path, name)))
+    wide, narrow = figures(path), figures(path, columns=1)
+    for name, figure in wide.items():
+        yield picture(name, png(figure), html.escape(caption(path, name)), png(narrow[name]))

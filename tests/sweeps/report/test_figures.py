@@ -52,7 +52,7 @@ def test_limits_of_one_architecture_have_its_colour(drawn):
         assert line.get_color() == style.COLOURS["diagonal"]
     assert figure.legends[0].get_texts()[0].get_text() == "diagonal"
     assert drawing.caption("made-up", "limit").startswith(
-        "The first 4 of 6 coefficients of the limits over alpha."
+        "The first 4 of 6 coefficients of the limits over α."
     )
 
 

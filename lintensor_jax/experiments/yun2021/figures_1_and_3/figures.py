@@ -14,7 +14,7 @@ def figures(result: Result) -> dict[str, Figure]:
     - "figure1": regression at the smallest and the largest scale.
     - "figure3": regression at the scales between them, classification at all scales.
     - "directions": the angle to the limit, from the largest scale. From there the directions depend
-      on the start for longest.
+      on the start for longest. Each start has its own kind of line.
     """
     alphas = range(len(result.config.alphas))
     by_size = sorted(alphas, key=lambda a: result.config.alphas[a])
@@ -38,7 +38,7 @@ def _directions(result, a):
             name,
             *zip(*(_approach(r, (a, d)) for d in range(len(result.starts[a]))), strict=True),
             stop_log_inverse_loss=-r.descent_log_loss[a],
-            stop_angle=_angle(r.descent_reached[a], r.predicted),
+            stop_angle=_angle(r.descent_path[a][:, -1], r.predicted),
         )
         for name, r in runs.items()
     ]
@@ -93,6 +93,7 @@ def _classification_panel(result, a):
         window=_window([result.starts[a], *marks.values(), np.zeros((1, 2))]),
         starts=result.starts[a],
         flows={name: r.path[a] for name, r in runs.items()},
+        descents={name: r.descent_path[a] for name, r in runs.items()},
         predicted_directions={name: r.predicted for name, r in runs.items()},
         marks=marks,
     )

@@ -35,7 +35,7 @@ class ClassificationRuns:
     num_steps: np.ndarray  # (A, D)
     log_margin: np.ndarray  # (A, D)
     invariant_drift: np.ndarray  # (A, D)
-    descent_reached: np.ndarray  # (A, D, 2), coefficients
+    descent_path: np.ndarray  # (A, D, S, 2)
     descent_log_loss: np.ndarray  # (A, D)
     step_log_loss: np.ndarray  # (A, D, K), at the steps of the solver, up to the flow's end
     step_direction: np.ndarray  # (A, D, K, 2), unit vectors

@@ -119,7 +119,7 @@ def _regression(result) -> Iterator[dict[str, Any]]:
 def _classification(result) -> Iterator[dict[str, Any]]:
     for row, runs, lane in _lanes(result, result.classification, "classification"):
         at_paper_loss = _unit(runs.at_paper_loss[lane])
-        descent_reached = _unit(runs.descent_reached[lane])
+        descent_reached = _unit(runs.descent_path[lane][-1])
         yield {
             **row,
             "predicted": runs.predicted,
