@@ -24,8 +24,9 @@ def as_data(value: Any, name: str, owner: str, ndims: tuple[int, ...]) -> Array:
         raise ValueError(f"{owner}: {name} must be real, got dtype {array.dtype}; pass its parts.")
     if array.ndim not in ndims:
         axes = " or ".join(str(n) for n in ndims)
+        noun = "axis" if ndims == (1,) else "axes"
         raise ValueError(
-            f"{owner}: {name} must have {axes} axes, got shape {array.shape}; "
+            f"{owner}: {name} must have {axes} {noun}, got shape {array.shape}; "
             "samples are rows, see the class's docstring."
         )
     if 0 in array.shape:

@@ -66,8 +66,8 @@ def gradient_flow(
     - `observe`: a function of the network, whose value is saved at the same times (`.observed`).
     - `max_steps`: budget of solver steps, explicit and implicit together.
     - `throw`: raise `FlowError` for a failure, which is an end that is not `succeeded`: the step
-      budget, numbers that are not finite, a solver that gave up. Data that are not separable are
-      none: read `.status`. Nothing is raised under `jax.vmap` or `jax.jit`.
+      budget, numbers that are not finite, a solver that gave up. A flow on data that are not
+      separable is no failure: `.status` says it. Nothing is raised under `jax.vmap` or `jax.jit`.
 
     **Returns** a `FlowSolution`.
 

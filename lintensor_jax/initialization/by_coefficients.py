@@ -30,7 +30,7 @@ def gaussian(like: Network, key: PRNGKeyArray, scale: float | Scalar = 1.0) -> N
 
     **Arguments**
 
-    - `like`: the template: any network, also an `equinox.Module` of one's own. Fields declared by
+    - `like`: the template: any network, also your own `equinox.Module`. Fields declared by
       `lintensor_jax.constant` are kept.
     - `key`: a PRNG key; leaf i of the parameters draws from `jax.random.fold_in(key, i)`.
     - `scale`: one finite number.

@@ -1,6 +1,6 @@
 """What every network is: a pytree of layer parameters with linear coefficients.
 
-An architecture of one's own is one Equinox module with two members::
+Your own architecture is one Equinox module with two members::
 
     class MyNetwork(eqx.Module):
         u: Array
@@ -213,8 +213,9 @@ def as_parameter(value: Any, name: str, owner: str, ndim: int) -> Array:
             )
         array = array.astype(float)
     if array.ndim != ndim:
+        noun = "axis" if ndim == 1 else "axes"
         raise ValueError(
-            f"{owner}: {name} must have {ndim} axis/axes, got shape {array.shape}; "
+            f"{owner}: {name} must have {ndim} {noun}, got shape {array.shape}; "
             "see the class's docstring for the layout."
         )
     if 0 in array.shape:

@@ -74,7 +74,7 @@ class Options:
             if not isinstance(item, AbstractObservable):
                 raise ValueError(
                     "observables: must be objects such as lintensor_jax.sweeps.Limit(), got "
-                    f"{in_words(item)}; a function of one's own goes into "
+                    f"{in_words(item)}; your own function goes into "
                     "sweeps.Measured(name, function)."
                 )
         object.__setattr__(self, "observables", given)

@@ -117,16 +117,16 @@ def _unknown(network, problem):
     known = Regression | Classification | MulticlassClassification | MatrixSensing
     if not isinstance(problem, known | MatrixCompletion):
         data = Assumption(
-            "a problem that some theorem here is about: a Regression, a MatrixSensing or a "
-            "Classification",
+            "the problem is one of those that the package has theorems for: Regression, "
+            "MatrixSensing, MatrixCompletion, Classification or MulticlassClassification",
             type(problem).__name__,
             False,
             "this package",
         )
         return Candidate("every theorem of this package", (data,), nothing_to_conclude)
     architecture = Assumption(
-        "an architecture that some theorem here is about (your own network is one if it has "
-        "`data_tensor`, `factors` and `with_factors`, or is written as a TensorNetwork)",
+        "the architecture is one that the package has theorems for (also a network of yours with "
+        "the methods `data_tensor`, `factors` and `with_factors`, or written as a TensorNetwork)",
         type(network).__name__,
         False,
         "this package",

@@ -69,7 +69,7 @@ class Status:
             ("stiff path", f"{self.stiff_lanes:,} lanes over the budget of explicit steps"),
         ]
         if self.waste is not None:
-            rows.append(("step waste", f"{self.waste:.2f} steps executed for each one needed"))
+            rows.append(("steps", f"{self.waste:.2f} times the needed steps were executed"))
         rows.append(("on disk", in_bytes(self.bytes)))
         again = f"lintensor-jax resume {self.path}"
         if damaged := [*self.damaged_labels, *self.damaged.values()]:
