@@ -173,8 +173,11 @@ def test_a_report_of_ones_own_functions_and_of_lanes_that_failed(tmp_path):
 
 
 def test_report_and_figures_lie_in_visible_folders_that_xarray_ignores(swept, monkeypatch, capsys):
-    for module in (drawing, report):  # the others are drawn by slow tests
-        monkeypatch.setattr(module, "figures", lambda path: {"steps": figures(path)["steps"]})
+    def steps(path, columns=2):  # the others are drawn by slow tests
+        return {"steps": figures(path, columns)["steps"]}
+
+    for module in (drawing, report):
+        monkeypatch.setattr(module, "figures", steps)
     before, listed = contents(swept), set(xr.open_zarr(swept, consolidated=False))
     written = printed(capsys, "plot", swept)["wrote"]
     written += printed(capsys, "report", swept)["wrote"]
