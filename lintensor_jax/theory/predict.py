@@ -23,6 +23,7 @@ from .one_layer import one_layer_candidates
 from .prediction import Candidate, Prediction, choose, nothing_to_conclude
 from .regression.candidates import regression_candidates, sensing_candidates
 from .regression.completion import completion_candidates
+from .regression.effective_limit import effective_limit
 
 Theorem = Callable[[Any, Any], Iterable[Candidate]]
 
@@ -31,6 +32,8 @@ def predict(
     network: eqx.Module, problem: AbstractProblem, *, theorems: Sequence[Theorem] = ()
 ) -> Prediction:
     """Where gradient flow from `network`'s current parameters goes, according to theory.
+
+    Given the solution of another training in place of the network, where that training goes.
 
     All theorems about this architecture and problem are measured, the most specific first: every
     assumption on the current parameters (the initial scale alpha is part of them) and on the data.
@@ -59,15 +62,18 @@ def predict(
     **Arguments**
 
     - `network`: any network of this package; your own with `data_tensor`, `factors` and
-      `with_factors` (and `depth`) is covered by the theorems on linear tensor networks.
+      `with_factors` (and `depth`) is covered by the theorems on linear tensor networks. Or the
+      solution of `gradient_descent`, `stochastic_flow` or `heavy_ball_flow`, which knows what
+      trained it: then this is `effective_limit(solution, problem)`.
     - `problem`: one of the above, with any loss. A theorem asks the loss for the facts that it
       needs, such as an exponential tail; where the loss does not state them, the theorem is not
       claimed. About another problem of your own nothing is predicted.
     - `theorems`: functions of network and problem, each yielding `theory.Candidate`s; they are
-      tried before the theorems of this package, in the order given.
+      tried before the theorems of this package, in the order given. For networks only.
 
-    **Raises** ValueError if the two do not fit each other, or for traced arrays: it runs on the
-    host; TypeError if `theorems` is no sequence of functions.
+    **Raises** ValueError if the two do not fit each other, for the solution of a gradient flow (it
+    does not keep its start), or for traced arrays: it runs on the host; TypeError if `theorems` is
+    no sequence of functions.
     """
     theorems = as_sequence(theorems, "theorems", "predict")
     for theorem in theorems:
@@ -76,6 +82,8 @@ def predict(
                 "predict: theorems must be functions of network and problem that yield "
                 f"theory.Candidate, got {in_words(theorem)}; pass the functions themselves."
             )
+    if hasattr(network, "effective_start") or hasattr(network, "network"):
+        return _of_training(network, problem, theorems)
     shape = check_pair(network, problem)
     # Flows count a bias as any other coefficient; only norms leave it free.
     problem = problem_of(network, problem)
@@ -89,6 +97,20 @@ def predict(
     )
     given = itertools.chain.from_iterable(theorem(network, problem) for theorem in theorems)
     return choose(subject, given, _candidates(network, problem), _unknown(network, problem))
+
+
+def _of_training(solution, problem, theorems) -> Prediction:
+    if theorems:
+        raise ValueError(
+            "predict: theorems are about networks, got some with a "
+            f"{type(solution).__name__}; leave them out, or pass the network."
+        )
+    if not hasattr(solution, "effective_start"):
+        raise ValueError(
+            f"predict: the {type(solution).__name__} of a gradient flow holds its end, not its "
+            "start; pass the network that the flow started from."
+        )
+    return effective_limit(solution, problem)
 
 
 def _candidates(network: Any, problem: AbstractProblem) -> Iterator[Candidate]:

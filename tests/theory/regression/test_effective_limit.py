@@ -4,6 +4,7 @@ The runs are plain loops of steps (`gradient_descent`, checked against NumPy in 
 projection is a convex program, which knows nothing of them but the sums.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 import equinox as eqx
@@ -76,6 +77,21 @@ def test_large_steps_end_where_the_effective_start_says(name):
     assert start is not None
     flow = lt.theory.two_layer_limit(start.S, X, Y, start.first, start.second)
     assert np.abs(flow.coefficients - limit.limit).max() > 1e-3
+
+
+def test_predict_takes_the_solution_of_a_training():
+    network = NETWORKS["diagonal"]()
+    solution = lt.gradient_descent(network, PROBLEM, optax.sgd(0.15), 3_000, batch_size=1, key=KEY)
+    found, expected = lt.predict(solution, PROBLEM), lt.effective_limit(solution, PROBLEM)
+    assert found.limit is not None
+    assert found.theorem == expected.theorem
+    np.testing.assert_array_equal(found.limit, expected.limit)
+    assert "DescentSolution" in str(found)
+    with pytest.raises(ValueError, match="theorems are about networks, got some with a DescentSol"):
+        lt.predict(solution, PROBLEM, theorems=[lambda network, problem: ()])
+    # The solution of a gradient flow has a network, and no effective start.
+    with pytest.raises(ValueError, match="of a gradient flow holds its end"):
+        lt.predict(SimpleNamespace(network=network), PROBLEM)  # pyright: ignore
 
 
 def _random_runs(count, seed):
