@@ -179,17 +179,35 @@ class Instructions:
         if new.kind == "f":
             return (builder.sitofp if old.kind == "i" else builder.uitofp)(value, kind)
         if old.kind == "f":
-            # The nearest number that the integer type has, and zero for NaN, as in XLA.
-            operation = "fptosi" if new.kind == "i" else "fptoui"
-            letters = f"v{self.width}i{8 * new.itemsize}.v{self.width}f{8 * old.itemsize}"
-            function = self._declared(f"llvm.{operation}.sat.{letters}", kind, [value.type])
-            return builder.call(function, [value])
+            return self._to_integer(value, old, new)
         if old.kind == "b":
             return builder.zext(value, kind)
         if new.itemsize == old.itemsize:
             return value
         widened = builder.sext if old.kind == "i" else builder.zext
         return (widened if new.itemsize > old.itemsize else builder.trunc)(value, kind)
+
+    def _to_integer(self, value, old, new):
+        """The nearest number that the integer type has, and zero for NaN, as in XLA.
+
+        LLVM writes its own operation for this, `fptosi.sat`, lane by lane. Here the number is
+        clamped first, and the plain operation, which has a vector instruction, is defined.
+        """
+        builder, kind = self.builder, vector(new, self.width)
+        limits = np.iinfo(new)
+        largest = old.type(limits.max)  # rounded, perhaps to a number beyond the limit
+        exact = int(largest) == limits.max
+        largest = largest if exact else np.nextafter(largest, old.type(0))
+        least, most = self.constant(limits.min, old), self.constant(largest, old)
+        # The comparisons with NaN give a limit.
+        inside = builder.select(builder.fcmp_ordered(">", value, least), value, least)
+        inside = builder.select(builder.fcmp_ordered("<", inside, most), inside, most)
+        whole = (builder.fptosi if new.kind == "i" else builder.fptoui)(inside, kind)
+        if not exact:
+            beyond = builder.fcmp_ordered(">", value, most)
+            whole = builder.select(beyond, self.constant(limits.max, new), whole)
+        unknown = builder.fcmp_unordered("uno", value, value)
+        return builder.select(unknown, self.constant(0, new), whole)
 
     def _intrinsic(self, name, *values):
         kind = values[0].type

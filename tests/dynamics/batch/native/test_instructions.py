@@ -165,6 +165,24 @@ CLOSE: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_integers_of_numbers_beyond_their_limits(dtype):
+    edges = [2.0**k for k in (31, 32, 63, 64)]
+    edges = [
+        sign * np.nextafter(dtype(e), dtype(to))
+        for e in edges
+        for to in (0, e, np.inf)
+        for sign in (1, -1)
+    ]
+    rows = np.asarray([*edges, 0.7, -0.7, *SPECIAL, 2**31 - 1, -(2**31)], dtype)[:, None]
+
+    def bytes_of(x):
+        whole = [x.astype(kind) for kind in (jnp.int32, jnp.int64, jnp.uint32, jnp.uint64)]
+        return jnp.concatenate([k >> s & 255 for k in whole for s in range(0, k.itemsize * 8, 8)])
+
+    np.testing.assert_array_equal(by_kernel(bytes_of, rows), jax.vmap(bytes_of)(rows))
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_instructions(name):
     rows = rows_of(2)
