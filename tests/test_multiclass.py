@@ -160,7 +160,9 @@ def test_several_biases_are_left_free():
 @pytest.mark.parametrize(
     ("like", "norm"),
     [
-        (lt.FullyConnectedNetwork.zeros((D, D), M), lt.NuclearNorm()),
+        pytest.param(
+            lt.FullyConnectedNetwork.zeros((D, D), M), lt.NuclearNorm(), marks=pytest.mark.slow
+        ),
         (lt.DiagonalNetwork.zeros(2, D, M), lt.L1Norm()),
     ],
 )
@@ -196,6 +198,7 @@ def test_deep_flows_end_at_certified_kkt_points(like, norm):
         assert lt.certify(limit.direction, problem, regularizer=norm).is_stationary
 
 
+@pytest.mark.slow
 def test_batches_are_single_flows():
     problem = _problem(2)
     like = lt.FullyConnectedNetwork.zeros((D, D), M)

@@ -47,7 +47,7 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory):
+def result(tmp_path_factory):
     """(exit code, standard output, standard error, folder) of one quick run."""
     folder = tmp_path_factory.mktemp("yun2021")
     out, err = io.StringIO(), io.StringIO()
@@ -58,8 +58,8 @@ def quick(tmp_path_factory):
     return code, out.getvalue(), err.getvalue(), folder
 
 
-def test_a_quick_run_passes_and_prints_only_json(quick):
-    code, out, err, folder = quick
+def test_a_quick_run_passes_and_prints_only_json(result):
+    code, out, err, folder = result
     assert code == 0, err
     assert err == ""
     printed = json.loads(out)
@@ -84,22 +84,22 @@ def test_a_quick_run_passes_and_prints_only_json(quick):
     assert stored["versions"]["jax"] == jax.__version__
 
 
-def test_a_second_run_finds_the_flows_compiled(quick, cache):
+def test_a_second_run_finds_the_flows_compiled(result, cache):
     # A program with a callback in it (a run-time check, a progress meter) would not be kept.
-    assert quick[0] == 0
+    assert result[0] == 0
     flows = {path.name for path in cache.rglob("jit_lane-*-cache")}
     assert len(flows) == 6
 
 
-def _runs(quick, task):
-    rows = json.loads((quick[3] / "results.json").read_text())["tables"][task]
+def _runs(result, task):
+    rows = json.loads((result[3] / "results.json").read_text())["tables"][task]
     assert len(rows) == 36
     assert {row["alpha"] for row in rows} == {0.01, 0.5, 1.0}
     return rows
 
 
-def test_all_regression_limits_agree_with_theorem_6(quick):
-    for row in _runs(quick, "regression"):
+def test_all_regression_limits_agree_with_theorem_6(result):
+    for row in _runs(result, "regression"):
         assert math.dist(row["reached"], row["predicted"]) <= 1e-8
         # Recomputed here: the limit interpolates the sample, 1 beta_1 + 2 beta_2 = 1.
         assert abs(row["reached"][0] + 2 * row["reached"][1] - 1) < 1e-9
@@ -110,10 +110,10 @@ def test_all_regression_limits_agree_with_theorem_6(quick):
         assert row["descent_distance"] < 5e-3
 
 
-def test_all_classification_directions_agree_with_the_maximum_margin(quick):
+def test_all_classification_directions_agree_with_the_maximum_margin(result):
     # Yun et al. 2021, section 6: the directions of [0.2, 0.4], [0, 0.5] and [1/3, 1/3].
     expected = {"fully-connected": (1, 2), "diagonal": (0, 1), "convolutional": (1, 1)}
-    for row in _runs(quick, "classification"):
+    for row in _runs(result, "classification"):
         vector = expected[row["architecture"]]
         unit = [entry / math.hypot(*vector) for entry in vector]
         assert math.dist(row["predicted"], unit) < 1e-6
@@ -123,8 +123,8 @@ def test_all_classification_directions_agree_with_the_maximum_margin(quick):
         assert row["log10_margin"] >= 8
 
 
-def test_at_the_papers_loss_the_directions_still_depend_on_the_start(quick):
-    rows = [row for row in _runs(quick, "classification") if row["alpha"] == 1.0]
+def test_at_the_papers_loss_the_directions_still_depend_on_the_start(result):
+    rows = [row for row in _runs(result, "classification") if row["alpha"] == 1.0]
     for architecture in ("fully-connected", "diagonal", "convolutional"):
         distances = [r["paper_loss_distance"] for r in rows if r["architecture"] == architecture]
         assert max(distances) > 0.05
@@ -151,24 +151,24 @@ def test_directions_are_spread_and_belong_to_their_seed():
     assert not np.array_equal(z, initial_directions(8, seed=2))
 
 
-def test_all_architectures_start_at_the_same_coefficients(quick):
+def test_all_architectures_start_at_the_same_coefficients(result):
     for task in ("regression", "classification"):
         starts = {}
-        for row in _runs(quick, task):
+        for row in _runs(result, task):
             starts.setdefault((row["alpha"], row["direction"]), set()).add(tuple(row["start"]))
         assert len(starts) == 12
         assert all(len(values) == 1 for values in starts.values())
 
 
-def test_the_markdown_holds_every_run(quick):
-    text = (quick[3] / "table.md").read_text()
+def test_the_markdown_holds_every_run(result):
+    text = (result[3] / "table.md").read_text()
     assert text.count("| convolutional |") == 1 + 1 + 24
     assert "Reduced run: " in text
     assert text.count("- passed: ") == 5
 
 
-def test_the_figures_are_pictures(quick):
-    folder = quick[3]
+def test_the_figures_are_pictures(result):
+    folder = result[3]
     for name in ("figure1", "figure3"):
         with Image.open(folder / f"{name}.png") as picture:
             assert min(picture.size) > 700

@@ -59,6 +59,7 @@ def test_under_vmap_every_lane_takes_its_own_steps():
         np.testing.assert_allclose(together.ys[lane], alone.ys, rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_derivatives_are_diffrax_s():
     start = jnp.asarray([0.3, -0.2, 1.1])
 

@@ -139,6 +139,13 @@ def test_saved_times_after_the_standstill_have_the_resting_state():
     np.testing.assert_allclose(flow.log_time[1:], np.log([*times[1:], times[-1]]), atol=1e-12)
     np.testing.assert_allclose(flow.coefficients[2:], [[1.25, 0]] * 4, atol=1e-9)
     assert flow.reached.all()
+
+
+@pytest.mark.slow
+def test_saved_times_after_the_standstill_under_vmap():
+    problem = lt.Regression([[1.0, 2.0], [1.0, -1.0]], [1.0, 1.5])
+    times = np.asarray([0.0, 1.0, 1e3, 1e6, 1e9])
+    flow = lt.gradient_flow(_ones(0.1), problem, saveat=times)
     batch = jax.vmap(lambda a: lt.gradient_flow(_ones(a), problem, saveat=times).log_time)(
         jnp.asarray([0.1])
     )

@@ -190,6 +190,7 @@ def test_activations_without_zero(activation):
             net(sample(net), activation)
 
 
+@pytest.mark.slow
 def test_wanted_sparsity_by_design():
     """Remark 3: with spikes and steps as rows of S the flow finds a beta of few spikes and steps.
 
@@ -242,6 +243,7 @@ def test_matrix_sensing_is_the_regression_of_vectorised_matrices():
     )
 
 
+@pytest.mark.slow
 def test_flow_with_commuting_sensors_is_that_of_a_diagonal_network():
     """Corollary 7: both flows by the same integrator, in d^2 L and in d L unknowns."""
     basis = orthonormal(D, D, 3)

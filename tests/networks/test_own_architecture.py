@@ -92,7 +92,13 @@ def test_mirror_flow(own, basis):
     np.testing.assert_allclose(mine.coefficients @ basis.T, diagonal.coefficients, atol=1e-7)
     np.testing.assert_allclose(mine.log_time[:-1], diagonal.log_time[:-1], rtol=0, atol=1e-12)
     assert mine.invariant_drift[-1] < 1e-12
-    # Without coordinates of its own the decomposition gives them.
+
+
+@pytest.mark.slow
+def test_mirror_flow_without_coordinates_of_the_networks(own, basis):
+    """The decomposition gives them."""
+    start, times = initialization.matching(own, BETA), jnp.array([0.02, 0.2])
+    mine = lt.mirror_flow(start, REGRESSION, saveat=times)
     default = lt.mirror_flow(Decomposed(start.u, start.v, basis), REGRESSION, saveat=times)
     np.testing.assert_allclose(mine.coefficients, default.coefficients, atol=1e-7)
 

@@ -33,6 +33,7 @@ def _difference(d, m, rank, depth):
     return float(jnp.max(jnp.abs(induced.coefficients - layered.coefficients)[: len(TIMES)]))
 
 
+@pytest.mark.slow
 # Both flows at rtol 1e-11 over two units of time: 1e-8 is the acceptance bound.
 @pytest.mark.parametrize(("d", "m", "rank", "depth"), [(4, 3, 2, 3)])
 def test_it_is_the_flow_of_balanced_layers(d, m, rank, depth):
@@ -171,7 +172,7 @@ def test_the_rank_must_be_given_where_it_cannot_be_seen():
         jax.eval_shape(lambda b: lt.induced_flow(b, problem, 2).coefficients, jnp.asarray(beta))
 
 
-@pytest.mark.parametrize("depth", [2, 3])
+@pytest.mark.parametrize("depth", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_derivatives_at_equal_singular_values(depth):
     """Singular vectors have none there; the flow has."""
     problem = lt.Regression(np.eye(2), [[1.0, 0.3], [-0.2, 0.7]])
@@ -189,6 +190,7 @@ def test_derivatives_at_equal_singular_values(depth):
     np.testing.assert_allclose(slope, difference, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_derivatives_keep_the_rank():
     problem = lt.Regression(np.eye(3), [[1.0, 0.3], [-0.2, 0.7], [0.5, 0.1]])
     left, right = jnp.array([1.0, 0.4, -0.3]), jnp.array([0.6, -0.2])

@@ -77,6 +77,8 @@ CASES = {
 
 
 SLOW = (
+    "orthogonal network",
+    "differential, D = 2",
     "diagonal, L = 3, both signs",
     "diagonal, any start",
     "commuting sensors",

@@ -26,6 +26,7 @@ def test_a_coordinate_that_decays_does_not_spoil_the_others(time):
     np.testing.assert_allclose(flow.coefficients[-1], [1.25, 0.0], rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_dependent_and_repeated_samples_are_the_full_flow():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(2, 4))

@@ -238,6 +238,7 @@ def test_stop_clock_solver_loss_width_and_references_by_name(tmp_path):
     assert results.status.sizes == {"width": 2, "alpha": 1, "direction": 1}
 
 
+@pytest.mark.slow
 def test_regression_with_a_loss_and_the_least_norm(tmp_path):
     names = ["distance_to_min_norm_l2", "distance_to_min_norm_l1"]
     _, grid, options = read(

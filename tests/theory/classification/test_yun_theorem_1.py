@@ -108,6 +108,7 @@ def separable(n, seed):
     return lt.Classification(X, np.sign(X @ rng.standard_normal(D)))
 
 
+@pytest.mark.slow
 def test_layers_become_singular_vectors():
     like, tensor = NETWORKS["tensor"]
     problem = separable(3, 1)

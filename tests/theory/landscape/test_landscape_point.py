@@ -242,6 +242,7 @@ def _far_flow(problem, U, V, depth=3):
     return times, np.asarray(flow.coefficients)[: len(times)]
 
 
+@pytest.mark.slow
 def test_theorem_20_and_its_misprint():
     problem, U, V = _spiked(0.1, 1e-4)
     times, beta = _far_flow(problem, U, V)
