@@ -6,10 +6,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .cluster import client_of
 from .sweep_words import (
     command,
     folder_argument,
@@ -18,7 +18,7 @@ from .sweep_words import (
     print_status,
     watched,
 )
-from .terminal import UsageError, cache_settings, configure_jax, quiet_argument
+from .terminal import UsageError, configure_jax, quiet_argument
 
 _CHUNKS = re.compile(r"(\d{1,12})(?:-(\d{1,12}))?")
 
@@ -124,7 +124,7 @@ def sweep_command(arguments: Any) -> int:
             make(grid, options, path, **asked)
         else:
             with (
-                _client(arguments.cluster) as client,
+                client_of(arguments.cluster) as client,
                 watched(arguments.json or arguments.quiet) as watch,
             ):
                 run(grid, options, path, client=client, watch=watch, **asked)
@@ -142,7 +142,7 @@ def resume_command(arguments: Any) -> int:
         from ..sweeps.run import resume
 
         with (
-            _client(arguments.cluster) as client,
+            client_of(arguments.cluster) as client,
             watched(arguments.json or arguments.quiet) as watch,
         ):
             resume(arguments.folder, client=client, watch=watch)
@@ -181,47 +181,6 @@ def _numbers(text: str, count: int) -> list[int]:
             )
         found += range(int(first), min(int(last), count - 1) + 1)
     return found
-
-
-@contextlib.contextmanager
-def _client(address: str | None) -> Iterator[Any]:
-    """A client of a Dask cluster; None without an address."""
-    if address is None:
-        yield None
-        return
-    try:
-        import distributed
-    except ImportError:
-        raise UsageError(
-            "--cluster: needs dask.distributed: pip install 'lintensor_jax[cluster]'."
-        ) from None
-    local = re.fullmatch(r"local(?::(\d{1,4}))?", address)
-    if local is None and "://" not in address:
-        raise UsageError(
-            f"--cluster: must be local, local:N or the address of a scheduler such as "
-            f"tcp://host:8786, got {address!r}."
-        )
-    if local is None:
-        try:
-            client = distributed.Client(address, timeout="20s", set_as_default=False)
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"--cluster: no scheduler answers at {address} ({type(error).__name__}); check the "
-                "address, and that dask scheduler runs."
-            ) from None
-        with client:
-            yield client
-        return
-    if local[1] == "0":
-        raise UsageError("--cluster: local:N needs N >= 1, got local:0.")
-    os.environ.update(cache_settings())  # the workers inherit them
-    workers = int(local[1]) if local[1] else max(1, len(os.sched_getaffinity(0)))
-    settings: dict[str, Any] = {"dashboard_address": None, "memory_limit": 0}
-    with (
-        distributed.LocalCluster(n_workers=workers, threads_per_worker=1, **settings) as cluster,
-        distributed.Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
 
 
 def _set_devices(wanted: int | None) -> int:

@@ -1,0 +1,98 @@
+"""`--cluster`: the workers of a Dask scheduler, or processes of this machine."""
+
+import contextlib
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from .terminal import UsageError, cache_settings
+
+_LOOK = 5.0  # seconds between two looks at the workers of this machine
+_PATIENCE = 45.0  # seconds that a worker may be missing: starting takes some of them
+
+
+@contextlib.contextmanager
+def client_of(address: str | None) -> Iterator[Any]:
+    """A client of a Dask cluster; None without an address."""
+    if address is None:
+        yield None
+        return
+    try:
+        import distributed
+    except ImportError:
+        raise UsageError(
+            "--cluster: needs dask.distributed: pip install 'lintensor_jax[cluster]'."
+        ) from None
+    local = re.fullmatch(r"local(?::(\d{1,4}))?", address)
+    if local is None and "://" not in address:
+        raise UsageError(
+            f"--cluster: must be local, local:N or the address of a scheduler such as "
+            f"tcp://host:8786, got {address!r}."
+        )
+    if local is not None:
+        if local[1] == "0":
+            raise UsageError("--cluster: local:N needs N >= 1, got local:0.")
+        with _of_this_machine(int(local[1]) if local[1] else _cores()) as client:
+            yield client
+        return
+    try:
+        client = distributed.Client(address, timeout="20s", set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--cluster: no scheduler answers at {address} ({type(error).__name__}); check the "
+            "address, and that dask scheduler runs."
+        ) from None
+    with client:
+        yield client
+
+
+def _cores() -> int:
+    return max(1, len(os.sched_getaffinity(0)))
+
+
+@contextlib.contextmanager
+def _of_this_machine(workers: int) -> Iterator[Any]:
+    import distributed
+
+    os.environ.update(cache_settings())  # the workers inherit them
+    settings: dict[str, Any] = {"dashboard_address": None, "memory_limit": 0}
+    with (
+        distributed.LocalCluster(n_workers=0, threads_per_worker=1, **settings) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+        _kept_at(cluster, workers),
+    ):
+        with contextlib.suppress(TimeoutError):
+            client.wait_for_workers(workers, timeout=_PATIENCE)
+        yield client
+
+
+@contextlib.contextmanager
+def _kept_at(cluster: Any, workers: int) -> Iterator[None]:
+    """Start workers, and others in place of those that Dask has given up.
+
+    Dask starts a worker again that dies, but not one that dies while it starts.
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        complete = time.monotonic()
+        while not ended.wait(_LOOK):
+            there = len(cluster.scheduler_info["workers"])
+            if there >= workers:
+                complete = time.monotonic()
+            elif time.monotonic() - complete > _PATIENCE:
+                cluster.scale(there)  # forgets those that are missing
+                cluster.scale(workers)
+                complete = time.monotonic()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    cluster.scale(workers)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
