@@ -11,7 +11,7 @@ from typing import Any
 from .terminal import UsageError, cache_settings
 
 _LOOK = 5.0  # seconds between two looks at the workers of this machine
-_PATIENCE = 45.0  # seconds that a worker may be missing: starting takes some of them
+_PATIENCE = 60.0  # seconds without a change while a worker is missing: starting takes some of them
 
 
 @contextlib.contextmanager
@@ -78,15 +78,15 @@ def _kept_at(cluster: Any, workers: int) -> Iterator[None]:
     ended = threading.Event()
 
     def watch() -> None:
-        complete = time.monotonic()
+        seen, changed = set(), time.monotonic()
         while not ended.wait(_LOOK):
-            there = len(cluster.scheduler_info["workers"])
-            if there >= workers:
-                complete = time.monotonic()
-            elif time.monotonic() - complete > _PATIENCE:
-                cluster.scale(there)  # forgets those that are missing
+            there = set(cluster.scheduler_info["workers"])
+            if len(there) >= workers or there != seen:
+                seen, changed = there, time.monotonic()
+            elif time.monotonic() - changed > _PATIENCE:
+                cluster.scale(len(there))  # forgets those that are missing
                 cluster.scale(workers)
-                complete = time.monotonic()
+                changed = time.monotonic()
 
     thread = threading.Thread(target=watch, daemon=True)
     cluster.scale(workers)

@@ -190,14 +190,15 @@ def in_cluster(
         add(number)
     for future in done:
         number = waiting.pop(future.key)
-        if future.status == "finished":
-            manifest = future.result()
+        # A finished task is "lost" if its worker dies, and Dask runs it again. Its result is not
+        # fetched: it is on the disk.
+        error = None if future.status == "finished" else future.exception()
+        if error is None:
             watched.workers = max(1, len(client.scheduler_info()["workers"]))
-            watched.finished(number, manifest)
+            watched.finished(number)
             for following in _first(left, 1):
                 add(following)
             continue
-        error = future.exception()
         deaths[number] += 1
         if type(error).__name__ == "KilledWorker" and deaths[number] < _DEATHS:
             add(number)
