@@ -2,7 +2,7 @@
 
 Run from the repository root:
 
-    python benchmarks/theorem5.py [--flow-alpha 0.01]
+    python benchmarks/theorem5.py [--flow-alpha 0.01] [--out theorem5.json]
 
 The first table is a claim: at most 60 factorisations, all continuation steps counted, for L = 2, 3,
 4 and alpha = 1e-8..1e8. The second times `limit_point` against `gradient_flow` on the same problem
@@ -13,7 +13,9 @@ not arrived within its steps makes the ratio a lower bound, and is marked so.
 """
 
 import argparse
+import json
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -37,21 +39,22 @@ def problem(d: int, n: int):
     return X, y, rng.uniform(0.5, 1.5, d) * rng.choice([-1, 1], d)
 
 
-def iterations(depth: int, X, y, eta) -> int:
-    """Prints one line per alpha; returns the largest number of iterations."""
-    counts = []
+def iterations(depth: int, X, y, eta) -> list[dict]:
+    """Prints one line per alpha, and returns it as a row."""
+    rows = []
     for alpha in SCALES:
         limit = limit_point(None, X, y, depth, alpha, eta)
-        counts.append(int(limit.num_iterations))
+        count = int(limit.num_iterations)
+        rows.append({"depth": depth, "alpha": alpha, "iterations": count})
         residual = float(jnp.max(jnp.abs(limit.residual)) / np.max(np.abs(y)))
         print(
-            f"  L = {depth}  alpha = {alpha:7.0e}  iterations {counts[-1]:3d}  "
+            f"  L = {depth}  alpha = {alpha:7.0e}  iterations {count:3d}  "
             f"converged {bool(limit.converged)}  residual {residual:.1e}  "
             f"stationarity {float(limit.stationarity):.1e}  "
             f"1 - |t|/c {float(limit.boundary_distance):.1e}"
         )
         assert bool(limit.converged)
-    return max(counts)
+    return rows
 
 
 def seconds(function, repeats: int):
@@ -92,10 +95,14 @@ def main():
     parser.add_argument("--depth", type=int, nargs="*", default=[2, 3, 4])
     parser.add_argument("-d", type=int, default=1000)
     parser.add_argument("-n", type=int, default=50)
+    parser.add_argument("--out", type=Path, help="a JSON file for the numbers of iterations")
     options = parser.parse_args()
     X, y, eta = problem(options.d, options.n)
     print(f"Newton iterations, d = {options.d}, n = {options.n}")
-    most = max(iterations(depth, X, y, eta) for depth in options.depth)
+    rows = [row for depth in options.depth for row in iterations(depth, X, y, eta)]
+    if options.out is not None:
+        options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    most = max(row["iterations"] for row in rows)
     print(f"  largest: {most} (claim: at most {MOST_ITERATIONS})")
     ratios = []
     if options.flow_alpha is not None:

@@ -81,6 +81,13 @@ def command_line() -> str:
         "",
         "Exit codes: 0 done, 1 a check failed its bound, 2 a mistake in the arguments, the "
         "configuration or the files, 130 interrupted.",
+        "",
+        "Results go to standard output, progress and errors to standard error. On a terminal "
+        "progress is a bar. Elsewhere it is a line, at most every ten seconds. `--quiet` prints "
+        "neither results nor progress. `NO_COLOR=1` turns colours off.",
+        "",
+        "Compiled programs are kept on disk, so that a second run starts at once: see "
+        "[Sharp bits](../sharp-bits.md).",
     ]
     for name, command in _commands(parser).items():
         lines += ["", f"## {name}", "", command.description or "", ""]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import types
 
+import matplotlib.pyplot as plt
 import pytest
 
 from lintensor_jax.sweeps.from_toml.configuration import Sweep
@@ -138,9 +139,11 @@ def test_commands_parse(line):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_relative_links_resolve(page):
+    made = made_pages().PAGES
     for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
         if not re.match(r"https?:|#", target):
-            assert ((DOCS / page).parent / target.split("#")[0]).exists(), target
+            path = ((DOCS / page).parent / target.split("#")[0]).resolve()
+            assert path.exists() or path.relative_to(DOCS).as_posix() in made, target
 
 
 @functools.cache
@@ -183,13 +186,21 @@ def test_the_page_on_the_file_of_a_sweep_has_a_sentence_for_every_key():
 
 @pytest.mark.slow  # compilations of a dozen flows
 @pytest.mark.parametrize("page", [p for p, text in PAGES.items() if "```python" in text])
-def test_programs_run(page):
-    """A page's programs go on from each other, but for the errata, each of which stands alone."""
+def test_programs_run(page, tmp_path, monkeypatch):
+    """A page's programs go on from each other, but for the errata, each of which stands alone.
+
+    A guide draws the figure that its page shows.
+    """
+    monkeypatch.chdir(tmp_path)
     scope = {}
     for language, block in CODE.findall(PAGES[page]):
         if language == "python":
             scope = {} if page == "errata.md" else scope
             exec(compile(block, page, "exec"), scope)
+    plt.close("all")
+    shown = re.findall(r"figures/guides/(\w+\.png)", PAGES[page])
+    if page.startswith("guides/"):
+        assert sorted(path.name for path in tmp_path.glob("*.png")) == shown
 
 
 @pytest.mark.slow

@@ -53,6 +53,7 @@ def approach_figure(approaches: Sequence[Approach], words: str, title: str = "")
         last_stop = max(float(a.stop_log_inverse_loss.max()) for a in approaches)
         end = max(float(x[-1]) for a in approaches for x in a.log_inverse_loss)
         _describe(axes, last_stop, end, words)
+        _legend_of_starts(axes, approaches)
         _legend(axes, approaches)
         return figure
 
@@ -102,17 +103,23 @@ def _loss(exponent):
     return rf"$e^{{{powers.get(int(exponent), f'-10^{{{exponent:.0f}}}')}}}$"
 
 
+def _legend_of_starts(axes, approaches):
+    """In the lower left corner, which is empty: at large losses no angle is small."""
+    starts = max(len(approach.angle) for approach in approaches)
+    if 1 < starts <= len(_DASHES):
+        look = {"color": style.NEUTRAL, "lw": 1.2}
+        handles = [
+            Line2D([], [], **look, ls=_DASHES[k], label=f"start {k + 1}") for k in range(starts)
+        ]
+        legend = axes.legend(handles=handles, loc="lower left", frameon=False, handlelength=2.6)
+        axes.add_artist(legend)  # a second legend would replace it
+
+
 def _legend(axes, approaches):
     handles: list[Artist] = [
         Line2D([], [], color=style.COLOURS[name], lw=1.6, label=name, **_legend_marker(name))
         for name in (approach.architecture for approach in approaches)
     ]
-    starts = max(len(approach.angle) for approach in approaches)
-    if 1 < starts <= len(_DASHES):
-        handles += [
-            Line2D([], [], color=style.NEUTRAL, lw=1.2, ls=_DASHES[k], label=f"start {k + 1}")
-            for k in range(starts)
-        ]
     handles.append(Patch(color=_REACHED, label="losses that descent reaches"))
     # The upper right corner is empty: at small losses no angle is large.
     place = {"loc": "upper right", "bbox_to_anchor": (1.0, 0.8)}

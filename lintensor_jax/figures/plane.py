@@ -91,7 +91,7 @@ def _magnify(axes: Axes, panel: PlanePanel) -> None:
             inset.plot(*points.T, color=style.COLOURS[name], **_FLOW)
     inset.plot(*panel.starts.T, **_START)
     inset.set(xlim=(-half, half), ylim=(-half, half), xticks=[], yticks=[], aspect="equal")
-    inset.set_title(f"the starts, {_factor(axes, half)} times as large", fontsize=7, pad=2)
+    inset.set_title(f"starts × {_factor(axes, half)}", fontsize=7, pad=2)
     for spine in inset.spines.values():
         spine.set(visible=True, color="0.6")
 

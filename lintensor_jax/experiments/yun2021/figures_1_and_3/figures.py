@@ -93,10 +93,19 @@ def _classification_panel(result, a):
         window=_window([result.starts[a], *marks.values(), np.zeros((1, 2))]),
         starts=result.starts[a],
         flows={name: r.path[a] for name, r in runs.items()},
-        descents={name: r.descent_path[a] for name, r in runs.items()},
+        descents={name: _thinned(r.descent_path[a]) for name, r in runs.items()},
         predicted_directions={name: r.predicted for name, r in runs.items()},
         marks=marks,
     )
+
+
+def _thinned(paths):
+    """Every step at the beginning, where paths bend, and fewer and fewer later."""
+    first, last = 200, paths.shape[1] - 1
+    if last <= 2 * first:
+        return paths
+    later = np.geomspace(first, last, first).round().astype(int)
+    return paths[:, np.unique([*range(first), *later])]
 
 
 def _window(points):
