@@ -104,14 +104,15 @@ def _loss(exponent):
 
 
 def _legend_of_starts(axes, approaches):
-    """In the lower left corner, which is empty: at large losses no angle is small."""
+    """Below the lines, where no line is: angles are small at the smallest losses only."""
     starts = max(len(approach.angle) for approach in approaches)
     if 1 < starts <= len(_DASHES):
         look = {"color": style.NEUTRAL, "lw": 1.2}
         handles = [
             Line2D([], [], **look, ls=_DASHES[k], label=f"start {k + 1}") for k in range(starts)
         ]
-        legend = axes.legend(handles=handles, loc="lower left", frameon=False, handlelength=2.6)
+        place = {"loc": "lower left", "bbox_to_anchor": (0.35, 0.0)}
+        legend = axes.legend(handles=handles, **place, frameon=False, handlelength=2.6)
         axes.add_artist(legend)  # a second legend would replace it
 
 

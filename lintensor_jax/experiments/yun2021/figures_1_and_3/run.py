@@ -33,7 +33,7 @@ from .setup import ARCHITECTURES, initial_directions
 
 _PATH_POINTS = 601
 # The paper's steps on classification cover a time of 1,000, and most of a path is its beginning.
-_DESCENT_POINTS = {RegressionTask: 250, ClassificationTask: 10_000}
+_DESCENT_POINTS = {RegressionTask: 250, ClassificationTask: 100_000}
 _EXPLICIT_STEPS = 400
 
 
