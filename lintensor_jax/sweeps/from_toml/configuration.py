@@ -200,15 +200,16 @@ def _grid(config: Sweep, folder: Path) -> Grid:
     problem, dimension = problem_of(data, folder)
     check_networks(config, dimension)
     axes: list[Any] = []
-    for name, values, words in (
-        ("architecture", network.architecture, "architecture"),
-        ("depth", network.depth, "number of layers L"),
-        ("width", network.width, "width of the hidden layers"),
-        ("dimension", data.dimension, "dimension of the samples"),
-        ("num_samples", data.num_samples, "number of samples"),
+    for key, values, words in (
+        ("network.architecture", network.architecture, "architecture"),
+        ("network.depth", network.depth, "number of layers L"),
+        ("network.width", network.width, "width of the hidden layers"),
+        ("data.dimension", data.dimension, "dimension of the samples"),
+        ("data.num_samples", data.num_samples, "number of samples"),
     ):
         if isinstance(values, tuple):
-            axes.append(Axis(name, _distinct(name, values), description=words, changes_shape=True))
+            name = key.rpartition(".")[2]
+            axes.append(Axis(name, _distinct(key, values), description=words, changes_shape=True))
     if isinstance(data.seed, tuple):
         seeds = _distinct("data.seed", data.seed)
         by_shape = data.is_completion  # the places of entries are constants of a program
