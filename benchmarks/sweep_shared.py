@@ -5,14 +5,15 @@ Run from the repository root:
     python benchmarks/sweep_shared.py cluster [--workers 20 --drivers 5]  # SIGKILL with Dask
     python benchmarks/sweep_shared.py work [--times 10]                   # SIGKILL of shells
     python benchmarks/sweep_shared.py flips [--times 300]                 # single bits of a store
-    python benchmarks/sweep_shared.py large [--lanes 1000000]             # costs beside bare flows
+    python benchmarks/sweep_shared.py large [--lanes 1000000 --times 3]   # costs beside bare flows
     python benchmarks/sweep_shared.py plan [--lanes 10000000]             # a dry run's memory
 
 `cluster` and `work` compute a sweep with stiff lanes, kill random processes until the sweep is
 done, and compare every array with one uninterrupted process. `flips` changes one bit of a random
 file, asks `verify`, and changes it back. `large` prints CPU seconds, the ratio to
-`lt.batched_flow` of the same lanes, files, bytes, and the time to open the store. Every command
-ends with exit code 1 if its bound is broken.
+`lt.batched_flow` of the same lanes (medians of turns), files, bytes, and the time to open the
+store. Every command ends with exit code 1 if its bound is broken, and puts its numbers into
+`docs/measured/sweeps.json` if `--record` is given.
 """
 
 import argparse
@@ -20,16 +21,37 @@ import json
 import os
 import random
 import resource
+import shlex
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import measure
+
+Numbers = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
+RECORDED = ROOT / "docs" / "measured" / "sweeps.json"
 OVERHEAD = 1.15
+# Python imports a module of this name in every process that it starts.
+COUNTER = """
+import os
+from lintensor_jax.sweeps.execution import worker
+
+compute = worker.Worker.chunk
+
+def counted(self, chunk, device):
+    with open(os.environ["BEGUN_CHUNKS"], "a") as file:
+        file.write(f"{chunk.number}\\n")
+    return compute(self, chunk, device)
+
+worker.Worker.chunk = counted
+"""
 STIFF = """
 [network]
 depth = 3
@@ -49,13 +71,18 @@ lanes_in_flight = 16
 """
 
 
-def shell(*arguments: object) -> subprocess.Popen:
-    """A process of the command line in a group of its own."""
+def shell(*arguments: object, counted: Path | None = None) -> subprocess.Popen:
+    """A process of the command line in a group of its own; its chunks are counted in a folder."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if counted is not None:
+        (counted / "sitecustomize.py").write_text(COUNTER)
+        environment["PYTHONPATH"] = f"{counted}{os.pathsep}{ROOT}"
+        environment["BEGUN_CHUNKS"] = str(counted / "begun")
     command = [sys.executable, "-m", "lintensor_jax", *map(str, arguments)]
     null = subprocess.DEVNULL
+    words = null if counted is None else (counted / "words").open("ab")
     return subprocess.Popen(
-        command, env=environment, start_new_session=True, stdout=null, stderr=null
+        command, env=environment, start_new_session=True, stdout=null, stderr=words
     )
 
 
@@ -71,6 +98,21 @@ def contents(path: Path) -> dict[str, bytes]:
 def finished(path: Path) -> int:
     """The number of finished chunks."""
     return len(list((path / ".sweep" / "chunks").glob("*.json")))
+
+
+def repeated(folder: Path, chunks: int) -> int:
+    """The number of chunks that were begun again; every chunk was begun once at least."""
+    begun = (folder / "begun").read_text().split()
+    if len(set(begun)) != chunks:
+        words = (folder / "words").read_text(errors="replace")[-4000:]
+        raise RuntimeError(f"{words}\n{len(set(begun))} of {chunks} chunks were begun")
+    return len(begun) - chunks
+
+
+def stiff_lanes(path: Path) -> int:
+    """The number of lanes of a finished sweep that went over the explicit budget."""
+    files = (path / ".sweep" / "chunks").glob("*.json")
+    return sum(json.loads(file.read_text())["stiff_lanes"] for file in files)
 
 
 def uninterrupted(folder: Path) -> Path:
@@ -97,62 +139,98 @@ def workers_of(driver: subprocess.Popen) -> list[int]:
     return found
 
 
-def cluster_command(options: argparse.Namespace) -> bool:
+def cluster_command(options: argparse.Namespace) -> tuple[bool, Numbers]:
     """Kills workers and drivers of a local cluster."""
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         whole, path = uninterrupted(folder), folder / "out"
-        chunks = finished(whole)
+        chunks, stiff = finished(whole), stiff_lanes(whole)
+        kinds = ["worker"] * options.workers + ["driver"] * options.drivers
+        rng.shuffle(kinds)
+        # Each kill waits for so many finished chunks, so that the sweep goes on between them.
+        places = sorted(rng.randrange(1, chunks - 3) for _ in kinds)
+        left = list(zip(kinds, places, strict=True))
         workers = drivers = 0
+        began = time.monotonic()
         begun = ["sweep", folder / "c.toml", "--out", path, "--cluster", "local:2"]
-        driver = shell(*begun)
+        driver = shell(*begun, counted=folder)
         while driver.poll() is None:
-            time.sleep(rng.uniform(0.5, 2.0))
+            time.sleep(rng.uniform(0.0, 0.5))
             done = finished(path) if path.exists() else 0
-            if done == 0 or done == chunks:
+            if not left or done < left[0][1] or not (alive := workers_of(driver)):
                 continue
-            if drivers < options.drivers and done > chunks * (drivers + 1) / (options.drivers + 2):
+            kind, _ = left.pop(0)
+            if kind == "driver":
                 os.killpg(driver.pid, signal.SIGKILL)
                 driver.wait()
                 drivers += 1
-                driver = shell("resume", path, "--cluster", "local:2")
-            elif workers < options.workers and (alive := workers_of(driver)):
+                driver = shell("resume", path, "--cluster", "local:2", counted=folder)
+            else:
                 os.kill(rng.choice(alive), signal.SIGKILL)
                 workers += 1
         same = contents(path) == contents(whole)
+        again = repeated(folder, chunks)
+        seconds = time.monotonic() - began
+    most = workers + 2 * drivers  # a worker has one chunk in flight, and a driver two workers
     print(
-        f"killed {workers} workers and {drivers} drivers during {chunks} chunks; exit code "
-        f"{driver.returncode}; every array the same: {same}"
+        f"killed {workers} workers and {drivers} drivers during {chunks} chunks ({stiff} stiff "
+        f"lanes) in {seconds:.0f} s; exit code {driver.returncode}; every array the same: {same}; "
+        f"{again} chunks begun again, at most {most} were in flight"
     )
-    return same and driver.returncode == 0
+    numbers = {
+        "killed_workers": workers,
+        "killed_drivers": drivers,
+        "chunks": chunks,
+        "stiff_lanes": stiff,
+        "chunks_begun_again": again,
+        "most_in_flight_at_kills": most,
+        "same_bytes": same,
+    }
+    return same and driver.returncode == 0 and not left and again <= most, numbers
 
 
-def work_command(options: argparse.Namespace) -> bool:
+def work_command(options: argparse.Namespace) -> tuple[bool, Numbers]:
     """Two shells; one of them is killed and started again."""
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         whole, path = uninterrupted(folder), folder / "out"
+        chunks = finished(whole)
         if shell("sweep", folder / "c.toml", "--out", path, "--no-work").wait() != 0:
             raise RuntimeError("the store was not made")
-        shells = [shell("work", path), shell("work", path)]
+        shells = [shell("work", path, counted=folder) for _ in range(2)]
+        left = sorted(rng.randrange(1, chunks - 3) for _ in range(options.times))
         killed = 0
         while any(each.poll() is None for each in shells):
-            time.sleep(rng.uniform(1.0, 4.0))
+            time.sleep(rng.uniform(0.0, 0.5))
             alive = [i for i, each in enumerate(shells) if each.poll() is None]
-            if alive and killed < options.times and finished(path) > 0:
+            if alive and left and finished(path) >= left[0]:
+                left.pop(0)
                 place = rng.choice(alive)
                 os.killpg(shells[place].pid, signal.SIGKILL)
                 shells[place].wait()
                 killed += 1
-                shells[place] = shell("work", path)
+                shells[place] = shell("work", path, counted=folder)
         same = contents(path) == contents(whole)
-    print(f"killed {killed} of two shells in turn; every array the same: {same}")
-    return same and all(each.returncode == 0 for each in shells)
+        again = repeated(folder, chunks)
+    most = 2 * killed  # a shell computes one chunk while it writes another
+    print(
+        f"killed {killed} of two shells in turn during {chunks} chunks; every array the same: "
+        f"{same}; {again} chunks begun again, at most {most} were in flight"
+    )
+    numbers = {
+        "killed_shells": killed,
+        "chunks": chunks,
+        "chunks_begun_again": again,
+        "most_in_flight_at_kills": most,
+        "same_bytes": same,
+    }
+    ended = all(each.returncode == 0 for each in shells)
+    return same and ended and not left and again <= most, numbers
 
 
-def flips_command(options: argparse.Namespace) -> bool:
+def flips_command(options: argparse.Namespace) -> tuple[bool, Numbers]:
     """Single bits of random files, weighted by size and by number."""
     from lintensor_jax.sweeps import verify
 
@@ -175,11 +253,12 @@ def flips_command(options: argparse.Namespace) -> bool:
             file.write_bytes(kept)
         sound = verify(path).sound
     print(f"{found} of {options.times} single-bit flips found in {len(files)} files; then {sound}")
-    return found == options.times and sound
+    numbers = {"flips": options.times, "found": found, "files": len(files)}
+    return found == options.times and sound, numbers
 
 
-def large_command(options: argparse.Namespace) -> bool:
-    """A large sweep beside the bare flows of the same lanes."""
+def large_command(options: argparse.Namespace) -> tuple[bool, Numbers]:
+    """A large sweep beside the bare flows of the same lanes, in turn."""
     import jax
     import numpy as np
 
@@ -198,18 +277,21 @@ def large_command(options: argparse.Namespace) -> bool:
         began = time.process_time()
         for chunk in plan.chunks():
             networks, _ = chunk.cell.starts(chunk.lanes)
-            flow = lt.batched_flow(networks, grid.problem, width=plan.width)
+            problem = chunk.cell.problem_of(None)
+            flow = lt.batched_flow(networks, problem, width=plan.width)
             jax.block_until_ready(flow.coefficients)
         return time.process_time() - began
 
+    swept, alone = [], []
     with tempfile.TemporaryDirectory() as name:
         small = grid_of(plan.padded)
         lt.sweep(small, chunk_lanes=plan.padded, width=plan.width)  # compiles what both need
-        path = Path(name, "store")
-        began = time.process_time()
-        results = lt.sweep(grid, path)
-        swept = time.process_time() - began
-        alone = bare()
+        for turn in range(options.times):
+            path = Path(name, f"store{turn}")
+            began = time.process_time()
+            results = lt.sweep(grid, path)
+            swept.append(time.process_time() - began)
+            alone.append(bare())
         began = time.perf_counter()
         opened = xarray.open_zarr(path, chunks=None)
         np.asarray(opened.limit[0, 0])
@@ -218,16 +300,29 @@ def large_command(options: argparse.Namespace) -> bool:
         size = size_on_disk(path)
         good = bool((results.status == 1).all())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    ratios = [a / b for a, b in zip(swept, alone, strict=True)]
+    ratio, seconds = statistics.median(ratios), statistics.median(swept)
     print(
-        f"{grid.size:,} lanes: {swept:.0f} CPU seconds, {swept / alone:.2f} times the bare flows, "
-        f"{files} files, {size / 2**20:.0f} MiB, opened in {opening:.2f} s, peak {peak:.2f} GiB"
+        f"{grid.size:,} lanes: {seconds:.0f} CPU seconds, {ratio:.2f} times the bare flows "
+        f"({', '.join(f'{each:.3f}' for each in ratios)}), {files} files, {size / 2**20:.0f} MiB, "
+        f"opened in {opening:.2f} s, peak {peak:.2f} GiB"
     )
-    return good and swept / alone < OVERHEAD
+    numbers = {
+        "lanes": grid.size,
+        "cpu_seconds": round(seconds, 1),
+        "times_bare_flows": round(ratio, 3),
+        "turns": [round(each, 3) for each in ratios],
+        "files": files,
+        "mebibytes": round(size / 2**20, 1),
+        "opening_seconds": round(opening, 3),
+        "peak_gibibytes": round(peak, 2),
+    }
+    return good and ratio <= OVERHEAD, numbers
 
 
-def plan_command(options: argparse.Namespace) -> bool:
+def plan_command(options: argparse.Namespace) -> tuple[bool, Numbers]:
     """Peak memory of dry runs of growing sweeps, each in a process of its own."""
-    peaks = []
+    peaks = {}
     with tempfile.TemporaryDirectory() as name:
         for lanes in (options.lanes // 1000, options.lanes):
             config = Path(name, f"{lanes}.toml")
@@ -235,17 +330,32 @@ def plan_command(options: argparse.Namespace) -> bool:
             data = "[data]\nX = [[1, 2]]\ny = [1]\n"
             starts = f"[start]\nnum_alphas = {count}\nnum_directions = {count}\n"
             config.write_text(data + starts)
-            before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-            if shell("sweep", config, "--dry-run").wait() != 0:
-                raise RuntimeError("a dry run failed")
-            peaks.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10)
-            print(f"{count**2:,} lanes: peak {peaks[-1]:.0f} MiB (before {before / 2**10:.0f})")
-    return peaks[1] < 1.05 * peaks[0]
+            peaks[count**2] = _peak_of(shell("sweep", config, "--dry-run"))
+            print(f"{count**2:,} lanes: peak {peaks[count**2]:.0f} MiB")
+    few, many = peaks.values()
+    return many < 1.05 * few, {"peak_mebibytes": {str(n): round(p) for n, p in peaks.items()}}
+
+
+def _peak_of(process: subprocess.Popen) -> float:
+    """Peak memory in MiB of a process, which has to succeed."""
+    _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
+        raise RuntimeError("a dry run failed")
+    return usage.ru_maxrss / 2**10
+
+
+def record(command: str, numbers: Numbers, script: str = "sweep_shared.py") -> None:
+    """Put the numbers of a command into the recorded file."""
+    kept = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
+    program = f"python benchmarks/{script} {shlex.join(sys.argv[1:])}"
+    kept[command] = {"command": program, **numbers, "machine": measure.machine()}
+    RECORDED.parent.mkdir(exist_ok=True)
+    RECORDED.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def main() -> int:
     """Run one of the commands; returns the exit code."""
-    commands: dict[str, Callable[[argparse.Namespace], bool]] = {
+    commands: dict[str, Callable[[argparse.Namespace], tuple[bool, Numbers]]] = {
         "cluster": cluster_command,
         "work": work_command,
         "flips": flips_command,
@@ -261,13 +371,16 @@ def main() -> int:
     parser.add_argument("--times", type=int)
     parser.add_argument("--lanes", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", action="store_true", help="keep the numbers in a file")
     options = parser.parse_args()
     if options.times is None:
-        options.times = 300 if options.command == "flips" else 10
+        options.times = {"flips": 300, "large": 3}.get(options.command, 10)
     if options.lanes is None:
         options.lanes = 10_000_000 if options.command == "plan" else 1_000_000
-    good = commands[options.command](options)
-    print(json.dumps({"command": options.command, "passed": good}))
+    good, numbers = commands[options.command](options)
+    print(json.dumps({"command": options.command, "passed": good, **numbers}))
+    if options.record:
+        record(options.command, {"passed": good, **numbers})
     return 0 if good else 1
 
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "theorem5.json": "python benchmarks/theorem5.py --out theorem5.json",
     "summaries.json": "the commands that stand in it",
     "yun2021.json": "lintensor-jax reproduce yun2021",
+    "sweeps.json": "the commands that stand in it; each writes its numbers there",
 }
 
 
@@ -268,18 +269,25 @@ THEORY: dict[str, Callable[[], str]] = {
 
 NUMBERS = SPEED | THEORY
 #: Tables that stand between marks as well: the name, and what makes the Markdown.
-TABLES: dict[str, Callable[[], str]] = {"speed tables": lambda: f"\n\n{_speed_tables()}\n"}
+TABLES: dict[str, Callable[[], str]] = {
+    "speed tables": lambda: f"\n\n{_speed_tables()}\n",
+    "sweeps table": lambda: f"\n\n{_benchmark('sweep_table').table(results('sweeps.json'))}\n",
+}
 
 
 def _speed_tables() -> str:
     """The tables as `benchmarks/hot_path.py` writes them."""
-    path = ROOT / "benchmarks" / "measure.py"
-    spec = importlib.util.spec_from_file_location("measure", path)
+    return _benchmark("measure").markdown(results("hot_path.json")["rows"])
+
+
+def _benchmark(name: str) -> Any:
+    """The module of a file in benchmarks/."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.markdown(results("hot_path.json")["rows"])
+    return module
 
 
 def pages() -> list[Path]:

@@ -1,0 +1,13 @@
+"""The recorded benchmarks of sweeps have kept their bounds."""
+
+import json
+from pathlib import Path
+
+
+def test_the_recorded_benchmarks_have_passed():
+    kept = json.loads((Path(__file__).parents[1] / "docs" / "measured" / "sweeps.json").read_text())
+    assert [name for name, about in kept.items() if not about["passed"]] == []
+    assert kept["cluster"]["chunks_begun_again"] <= kept["cluster"]["most_in_flight_at_kills"]
+    assert kept["flips"]["found"] == kept["flips"]["flips"] >= 300
+    assert kept["hostile"]["held"] == kept["hostile"]["cases"] >= 20
+    assert kept["large"]["times_bare_flows"] <= 1.15
