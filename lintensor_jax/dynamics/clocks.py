@@ -69,7 +69,10 @@ class FlowArgs(NamedTuple):
     system: System
     reducible: Reducible | None  # None for classification
     log_time_unit: Scalar  # log T, T = |Theta| / |grad L| at the start; 0 for `PhysicalTime`
-    origin: Array | None = None  # Theta at the start (p,), by which corners are recognised
+    # Theta at the start (p,), by which corners are recognised; None with weight decay, which pulls
+    # on all parameters alike.
+    origin: Array | None = None
+    followed: float = 0.0  # the share of its start down to which steps follow a parameter
 
 
 class PhysicalTime(AbstractClock):
@@ -144,6 +147,11 @@ class LogArcLength(AbstractClock):
         norm = _smoothed_norm(args.system, gradient)
         unit = gradient * (1 / jnp.where(norm > 0, norm, 1.0))
         radial = jnp.vdot(state.theta, unit)
+        # Any multiple of theta is taken from dtheta and put into du without a change of Theta. With
+        # this one |theta| returns to 1 also where |Theta| shrinks: its error would grow like
+        # 1/|Theta|^2 by <theta, g> alone.
+        length = jnp.vdot(state.theta, state.theta)
+        radial = jnp.where(radial < 0, radial * (3 - 2 * length), radial)
         rate = _time_per_arc(args.system, state, slope, norm)
         return ClockState(
             unit - radial * state.theta, radial, _elapsed_velocity(loss, *rate, state, args)

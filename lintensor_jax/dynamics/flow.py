@@ -60,7 +60,8 @@ def gradient_flow(
       2^25 entries and there is no weight decay) or None.
     - `rtol`: relative tolerance, default 1e-8 (float32: 1e-5).
     - `atol`: absolute tolerance; default rtol times the largest initial parameter (on the
-      log-arc-length clock, whose state is a unit vector, at most rtol).
+      log-arc-length clock, whose state is a unit vector, at most rtol). The default is smaller for
+      parameters that, with those that they are multiplied with, are 10 times smaller or more.
     - `saveat`: times of the clock at which to save, increasing, or `diffrax.SaveAt(steps=True)`.
       The end is always saved.
     - `observe`: a function of the network, whose value is saved at the same times (`.observed`).

@@ -1,6 +1,5 @@
 """The engine of `gradient_flow`: diffrax on the chosen clock, explicit first, implicit if stiff."""
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -22,10 +21,13 @@ from .clocks import (
     vector_of,
 )
 from .finish import finish_flow, first_rule
-from .observations import observe_state
+from .observations import decays_to_corner, followed_by_implicit_steps, observe_state
+from .on_invariants import on_invariants
 from .options import FlowOptions
 from .record import Record, invariant_drift, record_of, smoothed_margin_drop
 from .runge_kutta import written_out
+from .saved_times import order_along, resting
+from .sizes import tolerances_of
 from .stage_newton import StageNewton
 from .statuses import FlowStatus, code_of
 from .step_control import FlowControl
@@ -35,6 +37,9 @@ from .system import Reducible, System
 # by stability, and an implicit one takes over. Flows that are not stiff need 90 to 140 steps on the
 # log-arc-length clock (to margin 1e8) and 30 to 350 in physical time.
 EXPLICIT_STEPS = {"classification": 160, "regression": 512}
+# While a regression flow decays to a corner it goes on with as many more, where it can: explicit
+# steps keep u = v to the bit, and implicit ones leave the corner through a rounding of u - v.
+_AT_CORNER_STEPS = 3584
 # With several support vectors the log-arc-length flow's stiffness is about its margin: on random
 # separable data an explicit method is limited by stability from margins of 3 to 10 on.
 STIFF_LOG_MARGIN = 1.0
@@ -54,6 +59,8 @@ class Segment(NamedTuple):
     num_rejected: Int[Array, ""]
     code: Int[Array, ""]  # of the status: `max_steps` while no rule is met
     over: Bool[Array, ""]  # no other solver goes on from here
+    corner: Bool[Array, ""]  # some parameters decay to a corner
+    num_implicit: Int[Array, ""]
 
 
 def explicit_solver() -> diffrax.AbstractSolver:
@@ -71,12 +78,12 @@ def _decays(system: System) -> bool:
     return weight_decay_of(system.problem) is not None
 
 
-def _with_origin(args: FlowArgs) -> FlowArgs:
-    """With the parameters at the start, inside of a compiled program: outside it costs dispatches.
-
-    Weight decay pulls on all parameters alike, and conserves nothing: such a flow has no corners.
-    """
-    return args if _decays(args.system) else args._replace(origin=args.system.initial)
+def _prepared(args, options, implicit=False) -> tuple[FlowArgs, FlowOptions]:
+    """With start and tolerances, inside of a compiled program: outside it costs dispatches."""
+    options = options._replace(atol=tolerances_of(args.system, args.system.initial, options))
+    origin = None if _decays(args.system) else args.system.initial
+    followed = followed_by_implicit_steps(args.system.initial.dtype) if implicit else 0.0
+    return args._replace(origin=origin, followed=followed), options
 
 
 def _kind(system):
@@ -100,12 +107,10 @@ def solve_segment(
 
     `before` is the segment that ended there.
     """
-    args = _with_origin(args)
+    args, options = _prepared(args, options, implicit)
     code = _code_of_start(args, start, s0, options) if before is None else before.code
     done = code != _GOES_ON if before is None else before.over
-    clock, solver, dtype = options.clock, options.solver, start.theta.dtype
-    if solver is None:
-        solver = implicit_solver(options.rtol, options.atol) if implicit else explicit_solver()
+    clock, dtype = options.clock, start.theta.dtype
 
     # One vector: XLA:CPU spends as long on a number of its own as on all parameters.
     def velocity(s, y, args):
@@ -117,7 +122,7 @@ def solve_segment(
     s1 = jnp.where(done, s0, s1) if implicit else s1
     solution: Any = diffrax.diffeqsolve(
         diffrax.ODETerm(velocity),
-        written_out(solver),
+        _solver(args, options, initial, implicit),
         s0,
         s1,
         None,
@@ -137,16 +142,27 @@ def solve_segment(
     s = unless_done(solution.ts["end"][-1], s0)
     state = jax.tree.map(unless_done, state_of(solution.ys["end"][-1], clock), start)
     ended, over = _end_of(solution, state)
+    num_steps = unless_done(solution.stats["num_steps"], 0)
     return Segment(
         s=s,
         state=state,
         saved=along,
         saved_s=along_s,
-        num_steps=unless_done(solution.stats["num_steps"], 0),
+        num_steps=num_steps,
         num_rejected=unless_done(solution.stats["num_rejected_steps"], 0),
         code=unless_done(ended, code),
         over=done | over,
+        corner=decays_to_corner(s, state, args, clock),
+        num_implicit=num_steps if implicit else jnp.zeros_like(num_steps),
     )
+
+
+def _solver(args, options, initial, implicit) -> Any:
+    """The solver given or chosen, with its stages written out."""
+    if options.solver is not None or not implicit:
+        return written_out(options.solver or explicit_solver())
+    solver = implicit_solver(options.rtol, options.atol)
+    return on_invariants(solver, args.system, options.clock, initial)
 
 
 def _control(args, initial, options, done, implicit, may_switch) -> Any:
@@ -169,8 +185,7 @@ def _control(args, initial, options, done, implicit, may_switch) -> Any:
         return ~(drift > jnp.minimum(1e5 * options.rtol, 1e-2))  # NaN: none is known
 
     guarded = implicit and options.solver is None and not _decays(args.system)
-    guard = keeps_invariants if guarded else None
-    return FlowControl(pid, rule, clips, done, guard)  # pyright: ignore[reportCallIssue]
+    return FlowControl(pid, rule, clips, done, keeps_invariants if guarded else None)  # pyright: ignore[reportCallIssue]
 
 
 def _save_at(args, s0, s1, initial, options, from_start) -> diffrax.SaveAt:
@@ -274,11 +289,19 @@ def integrate(system: System, options: FlowOptions, origin: Origin | None = None
             may_switch=may_switch,
         )
     ]
-    if may_switch and (traced or not bool(segments[0].over)):
-        left, (first,) = options.max_steps - first_budget, segments
-        segments.append(
-            segment(first.state, first.s, first, max_steps=left, implicit=True, may_switch=False)
-        )
+    left = options.max_steps - first_budget
+    for implicit in (False, True):
+        last = segments[-1]
+        if not may_switch or not (traced or not bool(last.over)):
+            break
+        steps = left if implicit else min(_AT_CORNER_STEPS, left // 2)
+        if implicit or (_kind(system) == "regression" and not traced and bool(last.corner)):
+            left -= steps
+            segments.append(
+                segment(
+                    last.state, last.s, last, max_steps=steps, implicit=implicit, may_switch=False
+                )
+            )
     return _joined(args, origin.initial, options, segments)
 
 
@@ -317,13 +340,13 @@ def _joined(args, initial, options, segments) -> Trajectory:
 
     One program: every other one would cost a flow its dispatch and its compilation.
     """
-    last, args = segments[-1], _with_origin(args)
+    last, args = segments[-1], _prepared(args, options)[0]
     end = record_of(last.s, last.state, args, options, initial)
     finished = finish_flow(last.state, last.code, end, args, options)
     clock_time, reached = last.s[None], jnp.ones((1,), bool)
     record = jax.tree.map(lambda leaf: leaf[None], finished.record)
     if segments[0].saved is not None:
-        order, valid = _order_along(segments, options)
+        order, valid = order_along(segments, options)
         along_s = jnp.concatenate([segment.saved_s for segment in segments])[order]
         clock_time = jnp.concatenate([jnp.where(valid, along_s, last.s), clock_time])
 
@@ -335,14 +358,14 @@ def _joined(args, initial, options, segments) -> Trajectory:
         record = jax.tree.map(gather, record, *(segment.saved for segment in segments))
         reached = jnp.concatenate([valid, reached])
         if options.save_at is not None:
-            clock_time, record, reached = _resting(
+            clock_time, record, reached = resting(
                 args, options, last, options.save_at, clock_time, record, reached
             )
     num_steps = [segment.num_steps for segment in segments]
-    stats = {
+    stats: dict[str, Any] = {
         "num_steps": sum(num_steps),
         "num_rejected_steps": sum(segment.num_rejected for segment in segments),
-        "num_implicit_steps": num_steps[1] if len(segments) > 1 else jnp.zeros_like(num_steps[0]),
+        "num_implicit_steps": sum(segment.num_implicit for segment in segments),
     }
     if finished.finish is not None:
         stats["finish_step"] = finished.finish.relative_step
@@ -359,41 +382,3 @@ def _joined(args, initial, options, segments) -> Trajectory:
         stats=stats,
         state=last.state,
     )
-
-
-def _resting(args, options, last, save_at, clock_time, record, reached):
-    """The arrays with the resting state at all times after the end, if the flow stands still.
-
-    The end itself is then recorded at the last of these times.
-    """
-    rests = last.code == code_of(FlowStatus.stationary)
-    times = jnp.append(save_at, save_at[-1])
-    later = rests & (times > last.s)
-    velocity = options.clock.velocity(last.s, last.state, args)
-    # dt/ds is a constant of the resting state. For w = log(1 + t/T) it is T e^w dw/ds.
-    log_rate = args.log_time_unit + last.state.elapsed + jnp.log(velocity.elapsed)
-    if isinstance(options.clock, PhysicalTime):
-        log_rate = jnp.zeros_like(log_rate)
-    waited = jnp.log(jnp.where(later, times - last.s, 1.0))
-    log_time = jnp.where(later, jnp.logaddexp(record.log_time, log_rate + waited), record.log_time)
-    record = dataclasses.replace(record, log_time=log_time)
-    return jnp.where(later, times, clock_time), record, reached | later
-
-
-def _order_along(segments: list[Segment], options: FlowOptions) -> tuple[Array, Array]:
-    """The places of what the segments have saved, reached times first, and which are reached."""
-    # The implicit part repeats its own start for times that the explicit part has saved.
-    floors = [jnp.asarray(-jnp.inf), *(segment.s for segment in segments[:-1])]
-    valid = jnp.concatenate(
-        [
-            (segment.saved_s < jnp.inf) & (segment.saved_s > floor)
-            for segment, floor in zip(segments, floors, strict=True)
-        ]
-    )
-    if options.save_steps and options.finish is None:  # else: before and after the finish
-        saved_s = jnp.concatenate([segment.saved_s for segment in segments])
-        valid = valid & (saved_s < segments[-1].s)
-    order = jnp.argsort(~valid, stable=True)
-    count = options.save_at.shape[0] if options.save_at is not None else order.shape[0]
-    order = order[:count]
-    return order, valid[order]

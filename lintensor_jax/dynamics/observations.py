@@ -31,8 +31,10 @@ def observe_state(
         predictions = problem.predictions(system.coefficients(state.theta))
     predicted = args.reducible.norm(predictions)
     rest = _Rest.of(s, state, args, clock)
-    gradient = gradient * rest.share
-    still = gradient * jnp.linalg.norm(state.theta) <= _noise(system) * predicted * size
+    gradient = gradient * rest.share * jnp.linalg.norm(state.theta)
+    still = gradient <= _noise(system) * predicted * size
+    # At a corner steps are as long as errors allow, which leaves errors of that size.
+    corner = (gradient <= 4 * _root_eps(state) * predicted * size) & rest.is_corner
     infinite = jnp.full_like(state.log_scale, jnp.inf)
     return Observation(
         log_loss=log_loss,
@@ -44,7 +46,7 @@ def observe_state(
         coefficient_gradient=infinite,
         relative_speed=infinite,
         balance=_balance(s, state, args, clock),
-        still=still & rest.is_settled(1 / _root_eps(state)),
+        still=(still & rest.is_settled(1 / _root_eps(state))) | (corner & rest.is_settled(_LONG)),
     )
 
 
@@ -114,6 +116,38 @@ def _root_eps(state):
 # The elapsed time, times this number: a parameter that grows like log t moves by more until
 # log t = 500, and one that has converged by less.
 _SLOW = 1e3
+# At a corner of a regression flow: a parameter that grows from almost zero, exponentially, shows.
+_LONG = 1e6
+
+
+def corners_of(args: FlowArgs) -> Float[Array, " p"]:
+    """The sizes below which parameters that decay are at a corner: eps times their start.
+
+    Of two parameters with u^2 - v^2 > 0 at the start, which is conserved, u stays above sqrt(eps)
+    times its start. With u = v both decay together, and explicit steps keep them equal to the bit.
+    Implicit steps do not: they stop at sqrt(eps), before their rounding decides.
+    """
+    assert args.origin is not None
+    eps = float(jnp.finfo(args.origin.dtype).eps)
+    return jnp.maximum(eps, args.followed) * jnp.abs(args.origin)
+
+
+def followed_by_implicit_steps(dtype: Any) -> float:
+    """sqrt(eps): see `corners_of`."""
+    return float(jnp.finfo(dtype).eps) ** 0.5
+
+
+def decays_to_corner(
+    s: Scalar, state: ClockState, args: FlowArgs, clock: AbstractClock
+) -> Bool[Array, ""]:
+    """Whether some parameter decays, and is smaller than implicit steps can follow it."""
+    if args.origin is None:
+        return jnp.zeros((), bool)
+    return _Rest.of(s, state, _followed(args), clock).is_corner
+
+
+def _followed(args):
+    return args._replace(followed=followed_by_implicit_steps(args.origin.dtype))
 
 
 class _Rest(NamedTuple):
@@ -141,9 +175,8 @@ class _Rest(NamedTuple):
         speed = s * (turn + jnp.abs(velocity.log_scale))
         if args.origin is None:
             return _Rest(s, theta, moved, jnp.zeros_like(theta, bool), one, speed)
-        eps = jnp.finfo(theta.dtype).eps
         motion = moved + velocity.log_scale * theta  # of Theta, over exp(log_scale)
-        small = jnp.abs(theta) * jnp.exp(state.log_scale) <= eps * jnp.abs(args.origin)
+        small = jnp.abs(theta) * jnp.exp(state.log_scale) <= corners_of(args)
         at_corner = small & (motion * jnp.sign(theta) < 0)
         whole = jnp.linalg.norm(motion)
         left = jnp.linalg.norm(jnp.where(at_corner, 0.0, motion))
@@ -179,7 +212,19 @@ def longest_step(theta: Float[Array, " p"], args: FlowArgs):
     assert args.reducible is not None
     # Divided before squaring: gradients at alpha = 1e-100 have no square.
     ratio = args.reducible.norm(residual) / gradient
-    return jnp.where(jnp.isfinite(ratio), 2 * ratio**2, _unbounded(ratio))
+    longest = jnp.where(jnp.isfinite(ratio), 2 * ratio**2, _unbounded(ratio))
+    return longest if args.origin is None else jnp.minimum(longest, _step_at_corner(theta, args))
+
+
+def _step_at_corner(theta, args):
+    """2/rate of the parameters that decay to a corner, where the quotient above tends to zero.
+
+    At their stability limit they would stay at about the tolerance, with either sign.
+    """
+    velocity = args.system.velocity(theta)
+    decays = (jnp.abs(theta) <= corners_of(_followed(args))) & (velocity * theta < 0)
+    rate = jnp.max(jnp.abs(jnp.where(decays, velocity / jnp.where(decays, theta, 1.0), 0.0)))
+    return jnp.where(rate > 0, 2 / jnp.where(rate > 0, rate, 1.0), _unbounded(rate))
 
 
 def _longest_decaying_step(theta, system, decay):

@@ -19,6 +19,7 @@ from ..networks import AbstractNetwork, scaled
 from ..penalized import weight_decay_of
 from .clocks import AbstractClock, LogArcLength, LossTime, PhysicalTime
 from .gauss_newton import GaussNewton
+from .sizes import size_of_start
 from .stopping import (
     AbstractStop,
     FloatWall,
@@ -51,6 +52,8 @@ class FlowOptions(NamedTuple):
     save_steps: bool
     observe: Callable[[Any], Any] | None
     max_steps: int
+    # Whether atol is the default: then it follows the sizes of single parameters, too.
+    scales_atol: bool
 
 
 def fill_options(
@@ -90,6 +93,7 @@ def fill_options(
     # are made in a tenth of the time.
     numbers: Any = jax.tree.map(as_array, (stop, finish, relative, absolute))
     filled: Any = (clock, *numbers[:2], solver, *numbers[2:], *saving, observe, max_steps)
+    filled = (*filled, atol is None)
     return FlowOptions(*filled)
 
 
@@ -159,20 +163,6 @@ def _finish(finish, system, has_residuals):
             "finish=None, and limit_direction for the limit of a classification flow."
         )
     return finish
-
-
-def size_of_start(theta: Any, problem: Any, depth: int) -> Any:
-    """The largest parameter. From zero, where one layer moves, that which the loss is felt at."""
-    if not isinstance(theta, Tracer):  # NumPy has the answer in microseconds
-        largest = np.max(np.abs(theta))
-        if largest > 0:
-            return largest
-    largest = jnp.max(jnp.abs(theta))
-    beta = jnp.zeros(problem.coefficient_shape, theta.dtype)
-    slope = jnp.max(jnp.abs(problem.adjoint(problem.residual(beta))))
-    felt = problem.loss(beta) / jnp.where(slope > 0, slope, 1.0)
-    felt = jnp.where((slope > 0) & (felt > 0), felt, 1.0) ** (1 / max(depth, 1))
-    return jnp.where(largest > 0, largest, felt)
 
 
 def _tolerances(rtol, atol, system, theta, clock):

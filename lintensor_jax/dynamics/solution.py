@@ -67,6 +67,7 @@ class FlowSolution(AbstractEnd):
     solver: Any
     finish: GaussNewton | None
     max_steps: int = eqx.field(static=True)
+    scales_atol: bool = eqx.field(static=True)  # atol was left to the package
 
     @property
     def observed(self) -> Any:
@@ -115,7 +116,7 @@ class FlowSolution(AbstractEnd):
             "clock": self.clock,
             "finish": self.finish,
             "rtol": self.rtol,
-            "atol": self.atol,
+            "atol": None if self.scales_atol else self.atol,
             "max_steps": self.max_steps,
         }
         system = self.system
@@ -266,6 +267,7 @@ def run(
         solver=options.solver,
         finish=options.finish,
         max_steps=options.max_steps,
+        scales_atol=options.scales_atol,
     )
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((system, options, origin))):
         return solution

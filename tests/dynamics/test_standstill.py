@@ -37,7 +37,8 @@ def test_classification_ends_at_a_saddle_that_the_data_pull_on():
     assert flow.invariant_drift[-1] < 1e-6
 
 
-@pytest.mark.parametrize("seed", range(3))
+# From 3 and 5 all parameters decay to 0: by implicit steps, and on a shrinking sphere.
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 5])
 def test_random_classification_over_nonnegative_coefficients(seed):
     rng = np.random.default_rng(seed)
     data = rng.normal(size=(3, 2))

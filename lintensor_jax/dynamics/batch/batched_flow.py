@@ -132,7 +132,6 @@ def batched_flow(
         width=width,
         exchanges=max(1, min(chunk, _LOG_SIZE // (width * (size + 5)))),
         enough=enough,
-        scales_atol=options.get("atol") is None,
         own_constants=constants is not None,
     )
     data = LaneData(problem, constants)

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ...penalized import weight_decay_of
 from ..clocks import FlowArgs, PhysicalTime, log_time_unit, state_of, vector_of
 from ..finish import first_rule
 from ..observations import observe_state
-from ..options import size_of_start
+from ..sizes import size_of_start, tolerances_of
 from ..statuses import FlowStatus, code_of
 from ..step_control import longest_step
 from ..stopping import AnyOf, StandsStill
@@ -29,7 +30,8 @@ class Starts(NamedTuple):
 
     y: Float[Array, "q N"]
     unit: Float[Array, " N"]
-    atol: Float[Array, " N"]
+    origin: Float[Array, "p N"]  # Theta
+    atol: Float[Array, "q N"]
     leaves: list[Array]  # see `LeavesOfLanes`; without a lane axis if shared
 
 
@@ -39,7 +41,8 @@ class Queue(NamedTuple):
     count: Int[Array, ""]
     fresh: Lanes
     unit: Float[Array, " N"]
-    atol: Float[Array, " N"]
+    origin: Float[Array, "p N"]  # Theta
+    atol: Float[Array, "q N"]
     leaves: list[Array]  # see `LeavesOfLanes`; without a lane axis if shared
 
 
@@ -49,7 +52,8 @@ class InFlight(NamedTuple):
     lanes: Lanes
     job: Int[Array, " W"]
     unit: Float[Array, " W"]
-    atol: Float[Array, " W"]
+    origin: Float[Array, "p W"]
+    atol: Float[Array, "q W"]
     own: list[Array]  # the leaves that are not shared, lanes last
     following: Int[Array, ""]
     rounds: Int[Array, ""]  # number of steps of the W lanes, idle ones included
@@ -65,7 +69,6 @@ class Stepper(NamedTuple):
     width: int
     exchanges: int
     enough: int  # number of ended lanes at which lanes are exchanged
-    scales_atol: bool  # whether atol scales with each lane's parameters, as in `fill_options`
     own_constants: bool = False  # whether constants of the network differ from lane to lane
 
     def of_any_width(self) -> "Stepper":
@@ -94,27 +97,31 @@ class Stepper(NamedTuple):
         ]
         clips = isinstance(clock, PhysicalTime) and system.problem.has_residuals
 
-        def of_lane(y, s, unit, leaves):
+        decays = weight_decay_of(system.problem) is not None
+
+        def of_lane(y, s, unit, origin, leaves):
             data, reducible = jax.tree.unflatten(structure, leaves)
-            args = FlowArgs(with_data(system, data), reducible, unit)
+            # Weight decay pulls on all parameters alike: no corner is a saddle.
+            start = None if decays else origin
+            args = FlowArgs(with_data(system, data), reducible, unit, start)
             state = state_of(y, clock)
             return args, state, vector_of(clock.velocity(s, state, args), clock)
 
-        def slope(y, s, unit, *leaves):
-            return (of_lane(y, s, unit, leaves)[2],)
+        def slope(y, s, unit, origin, *leaves):
+            return (of_lane(y, s, unit, origin, leaves)[2],)
 
         def code_by(rules, s, state, args):
             chosen = options._replace(stop=AnyOf(tuple(rules)))
             code = first_rule(observe_state(s, state, args, clock), chosen)
             return jnp.where(code == code_of(FlowStatus.max_steps), RUNNING, code)
 
-        def slope_and_status(y, s, unit, *leaves):
-            args, state, velocity = of_lane(y, s, unit, leaves)
+        def slope_and_status(y, s, unit, origin, *leaves):
+            args, state, velocity = of_lane(y, s, unit, origin, leaves)
             longest = longest_step(state.theta, args) if clips else jnp.full_like(s, jnp.inf)
             return velocity, code_by(urgent, s, state, args), longest
 
-        def status_at_rest(y, s, unit, *leaves):
-            args, state, _ = of_lane(y, s, unit, leaves)
+        def status_at_rest(y, s, unit, origin, *leaves):
+            args, state, _ = of_lane(y, s, unit, origin, leaves)
             return (code_by(others, s, state, args),)
 
         # The rule `StandsStill` takes as long as two stages of a step. A flow with clipped steps
@@ -126,34 +133,31 @@ class Stepper(NamedTuple):
 
         y = jax.ShapeDtypeStruct((self.state_size,), unit.dtype)
         number = jax.ShapeDtypeStruct((), unit.dtype)
-        batched = [True, True, True, *have_lanes]
-        examples = [y, number, number, *examples]
+        origin = jax.ShapeDtypeStruct((system.num_parameters,), unit.dtype)
+        batched = [True, True, True, True, *have_lanes]
+        examples = [y, number, number, origin, *examples]
         found = (lanewise(f, examples, batched) for f in (slope, slope_and_status, status_at_rest))
         shared = kinds.shared(leaves)
         return Functions(*(f.prepared(*shared) if shared else f for f in found))
 
     def starts(self, thetas: Float[Array, "N p"], data: LaneData) -> Starts:
         """States and data of lanes before their first step; `thetas`: initial parameters."""
-        clock, rtol = self.options.clock, self.options.rtol
+        clock, options = self.options.clock, self.options
         physical = isinstance(clock, PhysicalTime)
 
         def start(theta, data):
             here = with_data(self.system, data)
             state = clock.start(here, theta)
             unit = jnp.zeros_like(theta[0]) if physical else log_time_unit(here, state)
-            return vector_of(state, clock), unit
+            if not options.scales_atol:
+                return vector_of(state, clock), unit, jnp.full((self.state_size,), options.atol)
+            largest = size_of_start(theta, data.problem, self.system.depth)
+            atol = options.rtol * (largest if physical else jnp.minimum(largest, 1.0))
+            atol = tolerances_of(here, theta, options._replace(atol=atol))
+            return vector_of(state, clock), unit, atol
 
         each = None if self.shared else 0
-        y, unit = jax.vmap(start, (0, LaneData(each, 0)), (-1, 0))(thetas, data)
-        if self.scales_atol:
-
-            def size(theta, problem):
-                return size_of_start(theta, problem, self.system.depth)
-
-            largest = jax.vmap(size, (0, each))(thetas, data.problem)
-            atol = jnp.minimum(rtol * largest, rtol * (largest if physical else 1.0))
-        else:
-            atol = jnp.full(unit.shape, self.options.atol)
+        y, unit, atol = jax.vmap(start, (0, LaneData(each, 0)), (-1, 0, -1))(thetas, data)
         reduce = Reducible.of if self.shared else jax.vmap(lambda p: Reducible.of(p))
         leaves = jax.tree.leaves((data, reduce(data.problem)))
         have_lanes = self.leaves_of_lanes.have_lanes
@@ -161,11 +165,11 @@ class Stepper(NamedTuple):
             jnp.moveaxis(leaf, 0, -1) if own else leaf
             for leaf, own in zip(leaves, have_lanes, strict=True)
         ]
-        return Starts(y, unit, atol, leaves)
+        return Starts(y, unit, thetas.T, atol, leaves)
 
     def queue(self, count, thetas: Float[Array, "N p"], data: LaneData) -> Queue:
         """Lanes with their first step sizes; N is a multiple of the width."""
-        starts, unit, atol, leaves = self.starts(thetas, data)
+        starts, unit, origin, atol, leaves = self.starts(thetas, data)
         kinds = self.leaves_of_lanes
         shared = kinds.shared(leaves)
         functions = self.functions(unit, leaves)
@@ -176,17 +180,17 @@ class Stepper(NamedTuple):
             return jnp.moveaxis(array.reshape(*array.shape[:-1], -1, size), -2, 0)
 
         def fresh(block):
-            y, unit, atol, own = block
-            data = unit, *kinds.merged(shared, own)
-            return self.fresh(functions, y, jnp.zeros_like(atol), data, atol)
+            y, unit, origin, atol, own = block
+            data = unit, origin, *kinds.merged(shared, own)
+            return self.fresh(functions, y, jnp.zeros_like(unit), data, atol)
 
         own = kinds.own(leaves)
         # In blocks: the last bit of a lane's result depends on its place in vectors of 8.
-        found = jax.lax.map(fresh, jax.tree.map(blocks, (starts, unit, atol, own)))
+        found = jax.lax.map(fresh, jax.tree.map(blocks, (starts, unit, origin, atol, own)))
         merged = jax.tree.map(
             lambda a: jnp.moveaxis(a, 0, -2).reshape(*a.shape[1:-1], unit.size), found
         )
-        return Queue(count, merged, unit, atol, leaves)
+        return Queue(count, merged, unit, origin, atol, leaves)
 
     def fresh(self, functions: Functions, y: Float[Array, "q W"], s, data, atol) -> Lanes:
         """Lanes before their first step, whose size is that of Hairer, Norsett & Wanner II.4.
@@ -218,16 +222,18 @@ class Stepper(NamedTuple):
         job = jnp.minimum(jnp.arange(self.width, dtype=jnp.int32), queue.count)
         none = jnp.zeros((), jnp.int32)
         following = jnp.minimum(self.width, queue.count)
-        return InFlight(*self._taken(queue, job), following=following, rounds=none)
+        taken: Any = self._taken(queue, job)
+        return InFlight(*taken, following=following, rounds=none)
 
     def _taken(self, queue: Queue, job):
         # A lane without a job computes with the last one's data, and empty_log looks.
         place = jnp.minimum(job, queue.count - 1)
         own = self.leaves_of_lanes.own(queue.leaves)
-        lanes, unit, atol, own = jax.tree.map(
-            lambda array: array[..., place], (queue.fresh, queue.unit, queue.atol, own)
+        lanes, *constants, own = jax.tree.map(
+            lambda array: array[..., place],
+            (queue.fresh, queue.unit, queue.origin, queue.atol, own),
         )
-        return (lanes, job, unit, atol, own)
+        return (lanes, job, *constants, own)
 
     def advance(self, in_flight: InFlight, queue: Queue) -> tuple[InFlight, Array]:
         """Steps and exchanges until the log is full or nothing is in flight.
@@ -236,8 +242,7 @@ class Stepper(NamedTuple):
         states, then time, status code, steps, rejected steps and places in the queue. The place is
         `queue.count` for a lane that was not done.
         """
-        count = queue.count
-        size = self.state_size
+        count, size = queue.count, self.state_size
         functions, kinds = self.functions(queue.unit, queue.leaves), self.leaves_of_lanes
 
         def done(lanes, job):
@@ -245,7 +250,8 @@ class Stepper(NamedTuple):
 
         def step_until_done(in_flight: InFlight) -> InFlight:
             """Steps until enough lanes are done for an exchange (all, if the queue is empty)."""
-            data = in_flight.unit, *kinds.merged(kinds.shared(queue.leaves), in_flight.own)
+            leaves = kinds.merged(kinds.shared(queue.leaves), in_flight.own)
+            data = in_flight.unit, in_flight.origin, *leaves
             step = functools.partial(attempt_step, functions, self.solver, self.options)
             busy = jnp.sum(in_flight.job < count, dtype=jnp.int32)
             enough = jnp.where(in_flight.following < count, self.enough, busy)
@@ -278,7 +284,7 @@ class Stepper(NamedTuple):
             job = jnp.where(leaving, jnp.minimum(place, count), in_flight.job).astype(jnp.int32)
             following = jnp.minimum(place[-1] + 1, count)
             taken = self._taken(queue, job)
-            kept = lanes, job, in_flight.unit, in_flight.atol, in_flight.own
+            kept = (lanes, *in_flight[1:-2])
             mixed = jax.tree.map(functools.partial(_where_lane, leaving), taken, kept)
             return InFlight(*mixed, following=following, rounds=in_flight.rounds), log
 

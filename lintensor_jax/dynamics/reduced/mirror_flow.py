@@ -236,10 +236,20 @@ def _set_tolerances(system, sensors, options):
 
 
 def _sensitivity(system, sensors):
-    """(relative change of rho) / (relative change of nu) near the limit, and the size of zeta."""
-    known = getattr(system.coordinates, "sensitivity", None)
-    if known is None:
-        return 1.0, 1.0
+    """(relative change of rho) / (relative change of nu) near the limit, and the size of zeta.
+
+    zeta counts as of size 1, in which rho of two layers grows by a factor; or of the size, if that
+    is smaller, at which rho has its own: from a large start, zeta stays small.
+    """
     # rho is as large as the min-norm one.
-    rho = np.linalg.lstsq(sensors, np.asarray(system._seen(system.problem.y)))[0]
-    return known(np.max(np.abs(rho)))
+    least = np.linalg.lstsq(sensors, np.asarray(system._seen(system.problem.y)))[0]
+    largest = float(np.max(np.abs(least)))
+    known = getattr(system.coordinates, "sensitivity", None)
+    growth, angle = (1.0, 1.0) if known is None else known(largest)
+    zero = jnp.zeros(sensors.shape[1], system.initial.dtype)
+    start, slope = jax.jvp(system.coordinates.rho, (zero,), (jnp.ones_like(zero),))
+    steepest = float(jnp.max(jnp.where(jnp.isfinite(slope), jnp.abs(slope), 0.0)))
+    largest = max(largest, float(jnp.max(jnp.abs(start))))
+    if steepest > 0 and largest > 0:
+        angle = min(angle, largest / steepest)
+    return growth, angle if angle > 0 else 1.0

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.integrate
 
 import lintensor_jax as lt
 
@@ -51,3 +52,27 @@ def test_a_flow_that_still_moves_where_rounding_hides_it_is_refused():
         lt.mirror_flow(network, problem, stop=lt.StopAtTime(1e12), finish=None)
     flow = lt.mirror_flow(network, problem, stop=lt.StopAtTime(1e12), finish=None, throw=False)
     assert not bool(flow.succeeded)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3])
+@pytest.mark.parametrize("time", [2e-5, 2.22e-4])
+def test_large_starts_leave_nu_small(size, time):
+    """The targets are reached by a nu of 1e-2 / size^2, to which the tolerance belongs."""
+    data = np.asarray([[9.22, -77.07], [-64.56, -43.73]])
+    targets = np.asarray([1.19, -0.953])
+    layers = size * np.asarray([[1.0, 0.5], [0.0, 0.0]])
+    stop = lt.StopAtTime(time / size**2)
+    problem = lt.Regression(data, targets)
+    flow = lt.mirror_flow(lt.DiagonalNetwork(layers), problem, stop=stop, finish=None)
+
+    def velocity(_, flat):
+        first, second = flat.reshape(2, 2)
+        pull = data.T @ (targets - data @ (first * second))
+        return np.concatenate([pull * second, pull * first])
+
+    found = scipy.integrate.solve_ivp(
+        velocity, (0, float(np.exp(flow.log_time[-1]))), layers.ravel(), method="DOP853",
+        rtol=1e-12, atol=1e-15 * size,
+    )  # fmt: skip
+    expected = np.prod(found.y[:, -1].reshape(2, 2), axis=0)
+    np.testing.assert_allclose(flow.coefficients[-1], expected, rtol=0, atol=3e-8 * 0.03)

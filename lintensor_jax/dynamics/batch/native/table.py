@@ -2,8 +2,9 @@
 
 A row begins with the numbers that a step changes: status code, time, steps, rejected steps, the
 state (q), the slope (q), step size and the controller's memory. Then follow its unit of time, its
-tolerance, and the arrays of its problem and its network that are not shared. All are floats. In
-single precision, which counts to 2^24 only, the numbers of steps are the bits of integers.
+first parameters (p), its tolerances (q), and the arrays of its problem and its network that are not
+shared. All are floats. In single precision, which counts to 2^24 only, the numbers of steps are the
+bits of integers.
 """
 
 from typing import Any, NamedTuple
@@ -22,9 +23,10 @@ from ..vectorization.one_lane_to_many import Lanewise
 
 def table_of(starts: Starts, kinds: LeavesOfLanes) -> Float[Array, "N M"]:
     """The rows of lanes before they start, without arrays that are shared."""
-    y, unit, atol, leaves = starts
+    y, unit, origin, atol, leaves = starts
     number = jnp.zeros_like(unit)
-    columns = [number, number, number, number, y, jnp.zeros_like(y), number, number, unit, atol]
+    counts = [number, number, number, number]
+    columns = [*counts, y, jnp.zeros_like(y), number, number, unit, origin, atol]
     columns += kinds.own(leaves)
     return jnp.concatenate([c.astype(y.dtype).reshape(-1, unit.size) for c in columns]).T
 
@@ -72,16 +74,18 @@ class _Row(NamedTuple):
 
 def _read(row, stepper, leaves):
     code, s, num_steps, num_rejected, rest = *row[:4, None], row[4:]
-    size = stepper.state_size
-    y, slope, numbers, own = jnp.split(rest, [size, 2 * size, 2 * size + 4])
-    h, memory, unit, atol = numbers[:, None]
+    lengths = stepper.state_size, stepper.state_size, 3, stepper.system.num_parameters
+    lengths = np.cumsum([*lengths, stepper.state_size])
+    y, slope, numbers, origin, atol, own = jnp.split(rest, lengths)
+    h, memory, unit = numbers[:, None]
     kinds = stepper.leaves_of_lanes
     leaves = kinds.merged(leaves, _own_leaves(kinds, own))
     code, num_steps, num_rejected = code.astype(jnp.int32), _count(num_steps), _count(num_rejected)
     lanes = Lanes(y[:, None], slope[:, None], s, h, memory, code, num_steps, num_rejected)
     found: Any = stepper.functions(unit, leaves)
     functions = Functions(*map(_of_one_lane, found))
-    return _Row(lanes, functions, (unit, *leaves), atol)
+    data = unit, origin[:, None], *leaves
+    return _Row(lanes, functions, data, atol[:, None])
 
 
 def _written(lanes, dtype):

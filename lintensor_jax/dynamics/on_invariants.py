@@ -1,0 +1,111 @@
+"""Implicit steps that end on what the flow conserves."""
+
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..networks.conserved import conserved_quantities
+from .clocks import AbstractClock, ClockState, FlowArgs, LogArcLength, state_of, vector_of
+
+
+class OnInvariants(diffrax.AbstractAdaptiveSolver):
+    """The steps of `solver`; where |Theta| shrinks, each ends on what the flow conserves.
+
+    From u = v, which data pull to beta = u v < 0, a flow ends at the saddle 0. The relative
+    difference of u and v grows like 1/u^2 there. Explicit steps keep u = v to the bit, but linear
+    algebra does not, and the flow would leave the saddle through a difference that is all rounding.
+    u^2 - v^2 is conserved, and each step is corrected relative to u and v. What a step makes wrong
+    is added to its estimated error.
+
+    Where |Theta| grows nothing is corrected: at a large margin the slope at a corrected state,
+    which is its rounding times the stiffness, is worse than the wrong state.
+    """
+
+    solver: Any  # a diffrax.AbstractImplicitSolver with one estimate of its error
+    clock: AbstractClock
+    initial: ClockState  # of the flow, whose quantities are conserved
+
+    term_structure = diffrax.AbstractTerm
+
+    @property
+    def interpolation_cls(self):  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The interpolation of `solver`."""
+        return self.solver.interpolation_cls
+
+    def order(self, terms):
+        """The order of `solver`."""
+        return self.solver.order(terms)
+
+    def error_order(self, terms):
+        """The order of the error estimate of `solver`."""
+        return self.solver.error_order(terms)
+
+    def func(self, terms, t0, y0, args):
+        """The velocity at time `t0` and state `y0`."""
+        return self.solver.func(terms, t0, y0, args)
+
+    def init(self, terms, t0, t1, y0, args):
+        """The first state of `solver`."""
+        return self.solver.init(terms, t0, t1, y0, args)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        """One step of `solver`, and the correction."""
+        shrinks = state_of(y0, self.clock).log_scale < self.initial.log_scale
+        # The correction is a jump: the last slope is not that of this state.
+        y1, error, dense_info, state, result = self.solver.step(
+            terms, t0, t1, y0, args, solver_state, made_jump | shrinks
+        )
+        correction = jnp.where(shrinks, self._correction(y1, args), 0.0)
+        # Explicit steps before the first implicit one have left something to correct.
+        made = jnp.where(shrinks, correction - self._correction(y0, args), 0.0)
+        y1 = y1 + correction
+        return y1, jnp.abs(error) + jnp.abs(made), dense_info | {"y1": y1}, state, result
+
+    def _correction(self, y, args):
+        state = state_of(y, self.clock)
+        correction = correction_of(args, state, self.initial)
+        return vector_of(ClockState(correction, *map(jnp.zeros_like, state[1:])), self.clock)
+
+
+def correction_of(args: FlowArgs, state: ClockState, initial: ClockState) -> Float[Array, " p"]:
+    """The shortest change of theta after which its quantities are the initial ones, to first order.
+
+    Every quantity counts relative to the length of its gradient, so that coordinates of size 1e-9
+    beside others of size 1 are corrected to their own digits.
+    """
+    system = args.system
+
+    def quantities(theta):
+        return conserved_quantities(system.network(theta))
+
+    now, theta = quantities(state.theta), state.theta
+    # The network's quantities are of degree 2. Not 0 * inf where |Theta| is tiny.
+    before = quantities(initial.theta)
+    growth = jnp.exp(2 * (initial.log_scale - state.log_scale))
+    wrong = now - jnp.where(before == 0, 0.0, before * growth)
+    rows = jax.jacfwd(quantities)(theta)
+    lengths = jnp.linalg.norm(rows, axis=1)
+    counts = (lengths > 0) & jnp.isfinite(lengths) & jnp.isfinite(wrong)
+    safe = jnp.where(counts, lengths, 1.0)
+    rows = jnp.where(counts[:, None], rows / safe[:, None], 0.0)
+    wrong = jnp.where(counts, wrong / safe, 0.0)
+    # Rows have length 1. What is below the ridge is no quantity of its own: Gram matrices have each
+    # entry twice.
+    ridge = float(jnp.finfo(theta.dtype).eps) ** (2 / 3)
+    gram = rows @ rows.T + ridge * jnp.eye(now.size, dtype=theta.dtype)
+    correction = -rows.T @ jax.scipy.linalg.solve(gram, wrong, assume_a="pos")
+    return jnp.where(jnp.isfinite(correction).all(), correction, 0.0)
+
+
+def on_invariants(solver: Any, system: Any, clock: AbstractClock, initial: ClockState) -> Any:
+    """The solver with its steps corrected, or itself where nothing is known to be conserved.
+
+    Only the log-arc-length clock has a state in which Theta can shrink to any size.
+    """
+    if not isinstance(clock, LogArcLength):
+        return solver
+    known = jax.eval_shape(lambda: conserved_quantities(system.network(system.initial)))
+    return OnInvariants(solver, clock, initial) if known.size > 0 else solver

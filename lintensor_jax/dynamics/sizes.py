@@ -1,0 +1,74 @@
+"""Sizes of parameters, by which absolute tolerances are measured."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Scalar
+
+from .clocks import PhysicalTime
+from .system import System
+
+# A parameter that is smaller than the largest one by no more than this is measured by the largest.
+_RESERVE = 10.0
+
+
+def size_of_start(theta: Any, problem: Any, depth: int) -> Any:
+    """The largest parameter. From zero, where one layer moves, that which the loss is felt at."""
+    if not isinstance(theta, Tracer):  # NumPy has the answer in microseconds
+        largest = np.max(np.abs(theta))
+        if largest > 0:
+            return largest
+    largest = jnp.max(jnp.abs(theta))
+    felt = _felt(theta, problem) ** (1 / max(depth, 1))
+    return jnp.where(largest > 0, largest, felt)
+
+
+def tolerances_of(system: Any, theta: Float[Array, " p"], options: Any) -> Array:
+    """The absolute tolerance; of each number of a state if it follows the parameters' sizes."""
+    if not options.scales_atol or not isinstance(system, System):
+        return options.atol
+    shares = shares_of_size(system, theta)
+    if not isinstance(options.clock, PhysicalTime):
+        shares = jnp.concatenate([shares, jnp.ones(2, shares.dtype)])
+    return options.atol * shares
+
+
+def _felt(theta, problem) -> Scalar:
+    """The size of coefficients that the loss is felt at; 1 where there is none."""
+    beta = jnp.zeros(problem.coefficient_shape, theta.dtype)
+    slope = jnp.max(jnp.abs(problem.adjoint(problem.residual(beta))))
+    felt = problem.loss(beta) / jnp.where(slope > 0, slope, 1.0)
+    return jnp.where((slope > 0) & (felt > 0), felt, 1.0)
+
+
+def shares_of_size(system: System, theta: Float[Array, " p"]) -> Float[Array, " p"]:
+    """The sizes of single parameters, over the largest parameter: at most 1.
+
+    An error of rtol times the largest parameter is too much for a parameter
+
+    * that is small, and so are those that it is multiplied with: a weight of 1e7 to which no data
+      belong says nothing about weights of 1e-3 beside it;
+    * that is zero and is multiplied with large ones: from layers (0, 1e4) the flow moves the first
+      one by 1e-4 only.
+
+    The slope d beta/d theta_j is the product of what theta_j is multiplied with, or a sum of such
+    products with fixed signs.
+    """
+    if system.depth < 2:
+        return jnp.ones_like(theta)
+    problem: Any = system.problem
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], problem.coefficient_shape)
+    slope = jnp.abs(system.pullback(theta)[1](jnp.asarray(signs, theta.dtype)))
+    own = jnp.abs(theta)
+    of_neighbours = slope ** (1 / (system.depth - 1))
+    moves = _felt(theta, problem) / jnp.where(slope > 0, slope, 1.0)
+    moves = jnp.where(slope > 0, moves, jnp.inf)
+    size = jnp.minimum(jnp.maximum(own, of_neighbours), jnp.maximum(own, moves))
+    largest = jnp.max(own)
+    share = _RESERVE * size / jnp.where(largest > 0, largest, 1.0)
+    # Zero layers that are multiplied with zeros say nothing.
+    share = jnp.where((size > 0) & (largest > 0) & jnp.isfinite(share), share, 1.0)
+    return jax.lax.stop_gradient(jnp.clip(share, jnp.finfo(theta.dtype).eps, 1.0))

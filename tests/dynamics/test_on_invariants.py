@@ -1,0 +1,45 @@
+"""The correction of implicit steps, and the unit sphere of the log-arc-length clock."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lintensor_jax as lt
+from lintensor_jax.dynamics.clocks import FlowArgs, LogArcLength, PhysicalTime
+from lintensor_jax.dynamics.on_invariants import correction_of
+from lintensor_jax.dynamics.system import System
+from lintensor_jax.networks.conserved import conserved_quantities
+
+
+def _networks():
+    rng = np.random.default_rng(0)
+    shapes = [(3, 4), (4, 2), (2,)]
+    weights = rng.normal(size=(2, 3))
+    weights[:, 1] *= 1e-9  # its quantity counts relative to itself
+    return [
+        lt.DiagonalNetwork(weights),
+        lt.FullyConnectedNetwork([rng.normal(size=shape) for shape in shapes]),
+    ]
+
+
+@pytest.mark.parametrize("network", _networks(), ids=["diagonal", "fully connected"])
+@pytest.mark.parametrize("clock", [PhysicalTime(), LogArcLength()], ids=["time", "arc"])
+def test_the_correction_restores_what_is_conserved(network, clock):
+    problem = lt.Classification(np.eye(3), np.ones(3))
+    system = System.of(network, problem)
+    initial = clock.start(system, system.initial)
+    noise = jnp.asarray(np.random.default_rng(1).normal(size=system.initial.size))
+    # Theta is 1e-5 off, in other units.
+    moved = initial._replace(
+        theta=np.exp(-0.5) * initial.theta * (1 + 1e-5 * noise), log_scale=initial.log_scale + 0.5
+    )
+    correction = correction_of(FlowArgs(system, None, jnp.zeros(())), moved, initial)
+    wanted = np.exp(-1.0) * conserved_quantities(system.network(initial.theta))
+    wrong, left = (
+        np.abs(conserved_quantities(system.network(theta)) - wanted)
+        for theta in (moved.theta, moved.theta + correction)
+    )
+    # To first order: what is left is of the size of 1e-5 squared, also in the small coordinate.
+    relative = wrong if isinstance(network, lt.DiagonalNetwork) else np.max(wrong)
+    assert np.max(left / relative) < 1e-3
+    assert np.max(np.abs(correction)) < 1e-3 * np.max(np.abs(moved.theta))
