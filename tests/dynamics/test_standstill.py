@@ -9,6 +9,7 @@ import scipy.optimize
 from jax import Array
 
 import lintensor_jax as lt
+from lintensor_jax.dynamics.statuses import code_of
 
 PULLED = lt.Classification([[-1.0, 1.0], [-1.0, -0.4], [-1.0, 0.3]], np.ones(3), lt.LogisticLoss())
 
@@ -157,3 +158,33 @@ def test_the_error_of_a_spent_budget_names_what_has_the_limit():
     problem = lt.Regression(np.eye(1, 700), np.ones(1))
     with pytest.raises(lt.FlowError, match=r"1400 parameters.* see predict\(network, problem\)"):
         lt.gradient_flow(_ones(0.1, size=700), problem, max_steps=2)
+
+
+def test_lanes_of_a_batch_end_at_corners():
+    rng = np.random.default_rng(5)
+    data = [(rng.normal(size=(3, 2)), rng.normal(size=3)) for _ in range(12)]
+    problems = jax.vmap(lt.Regression)(*(np.stack(part) for part in zip(*data, strict=True)))
+    lanes = jax.vmap(_ones)(np.full(12, 0.1))
+    flow = lt.batched_flow(lanes, problems, shared_problem=False)
+    assert flow.succeeded.all()
+    assert jnp.sum(flow.code == code_of(lt.FlowStatus.stationary)) == 9
+    expected = [scipy.optimize.nnls(*pair)[0] for pair in data]
+    np.testing.assert_allclose(flow.coefficients, expected, atol=1e-7)
+    single = lt.gradient_flow(_ones(0.1), lt.Regression(*data[3]))
+    np.testing.assert_allclose(single.coefficients[-1], expected[3], atol=1e-7)
+    assert single.status == lt.FlowStatus.stationary
+
+
+def test_lanes_of_classification_end_at_corners():
+    seeds = [0, 1, 5, 8]  # three of them end at zero
+    data = []
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        data.append(np.concatenate([rng.normal(size=(3, 2)), -np.abs(rng.normal(size=(1, 2)))]))
+    problems = jax.vmap(lambda x: lt.Classification(x, np.ones(4), lt.LogisticLoss()))(
+        np.stack(data)
+    )
+    flow = lt.batched_flow(jax.vmap(_ones)(np.full(4, 0.1)), problems, shared_problem=False)
+    assert (flow.code == code_of(lt.FlowStatus.stationary)).all()
+    expected = [_least_loss(x, "logistic") for x in data]
+    np.testing.assert_allclose(flow.coefficients, expected, atol=1e-5)
