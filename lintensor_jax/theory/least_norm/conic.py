@@ -222,7 +222,40 @@ def _solve(matrix, right, cones):
             last_resort = x, z, status
     if last_resort is not None:
         return last_resort
+    found = _by_highs(matrix, cost, right, cones)
+    if found is not None:
+        return found
     raise ArithmeticError(
         f"Clarabel found no solution (status {status}); the data's scales differ too widely: "
         "rescale the columns of the data."
     )
+
+
+def _by_highs(matrix, cost, right, cones):
+    """The same for a linear program, by the simplex method of HiGHS; None where that fails too.
+
+    Inner-point methods can break down at an optimum with many tight constraints, which is where the
+    simplex method ends. SciPy, which comes with JAX, has HiGHS.
+    """
+    from scipy.optimize import linprog
+
+    if not all(name in ("ZeroConeT", "NonnegativeConeT") for name, _ in cones):
+        return None
+    equal = np.concatenate([np.full(size, name == "ZeroConeT") for name, size in cones])
+    rows = matrix.tocsr()
+    found = linprog(
+        cost,
+        A_ub=rows[~equal],
+        b_ub=right[~equal],
+        A_eq=rows[equal] if equal.any() else None,
+        b_eq=right[equal] if equal.any() else None,
+        bounds=(None, None),
+        method="highs-ds",
+        options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
+    )
+    if found.status != 0:
+        return None
+    multipliers = np.zeros(right.size)
+    multipliers[~equal] = -found.ineqlin.marginals
+    multipliers[equal] = -found.eqlin.marginals
+    return np.asarray(found.x), multipliers, "Solved"
