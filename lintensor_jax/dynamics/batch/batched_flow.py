@@ -4,7 +4,8 @@
 step size, status and clock, and a lane that is done makes room for the next of the queue. The
 method and its step-size rules are diffrax's (the tableau, the first step of Hairer, Norsett &
 Wanner, PI control), and a flow takes the steps that `diffrax.diffeqsolve` takes; what is left out
-is everything that a flow does not need. Stiff flows are not for it: they end with `max_steps`.
+is everything that a flow does not need. Stiff lanes end with `max_steps`, or go on together by an
+implicit method.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ from ...networks.pair import check_problem, same_dtype
 from ...penalized import Penalized, with_weight_decay
 from ...problems import AbstractProblem
 from ..clocks import PhysicalTime
+from ..integrate import LARGEST_IMPLICIT_SIZE
 from ..options import fill_options
 from ..runge_kutta import has_shared_slopes
 from ..system import System
@@ -68,6 +70,7 @@ def batched_flow(
     solver: diffrax.AbstractERK | None = None,
     compilation: AbstractCompilation | None = None,
     devices: Sequence[Any] | None = None,
+    stiff_max_steps: int | None = None,
     **options: Any,
 ) -> BatchedFlow:
     """Gradient flows of many networks, to their ends.
@@ -92,6 +95,10 @@ def batched_flow(
     - `devices`: where lanes fly, such as `jax.local_devices()`; default: where the networks are.
       XLA runs one program at a time on a device: for two cores of a CPU, set
       `jax.config.update("jax_num_cpu_devices", 2)` before the first computation.
+    - `stiff_max_steps`: a lane that has taken `max_steps` explicit steps is stiff, and goes on with
+      at most so many steps of an implicit method (Rodas5P), together with the other stiff lanes.
+      None, or more than 600 parameters: it ends with status `max_steps`. With several support
+      vectors, `max_steps=512, stiff_max_steps=20_000` is a good choice.
     - `clock`, `stop`, `finish`, `rtol`, `atol`, `max_steps`: as in `gradient_flow`; default for
       max_steps 4096, for rtol 1e-9 if the method is Dopri8 by default. A default stop is one for
       all lanes, by the size of the first one's data.
@@ -99,6 +106,7 @@ def batched_flow(
     **Returns** a `BatchedFlow`. Nothing is raised for a lane that fails: see `status`.
     """
     _check(networks, problem, solver, compilation, width, devices, options)
+    _check_steps(stiff_max_steps)
     parameters, rest = split(networks)
     count = _lanes("networks", parameters)
     problem, shared_problem = _decaying(problem, shared_problem, weight_decay, count)
@@ -119,10 +127,7 @@ def batched_flow(
         compilation = _NATIVE if jax.default_backend() == "cpu" else XLA()
     size = system.num_parameters + (0 if isinstance(filled.clock, PhysicalTime) else 2)
     if solver is None:
-        mild = isinstance(filled.clock, PhysicalTime) and size <= _LARGEST_OF_HIGH_ORDER
-        solver = diffrax.Dopri8() if mild else diffrax.Tsit5()
-        if mild and options.get("rtol") is None and thetas.dtype == np.float64:
-            filled = filled._replace(rtol=_RTOL_OF_HIGH_ORDER)
+        solver, filled = _by_default(filled, size, options.get("rtol"))
     width, chunk, enough = _sizes(width, size, count, 1 if devices is None else len(devices))
     stepper = Stepper(
         system=system,
@@ -133,6 +138,7 @@ def batched_flow(
         exchanges=max(1, min(chunk, _LOG_SIZE // (width * (size + 5)))),
         enough=enough,
         own_constants=constants is not None,
+        stiff_max_steps=stiff_max_steps if thetas.shape[1] <= LARGEST_IMPLICIT_SIZE else None,
     )
     data = LaneData(problem, constants)
     chunks = [
@@ -181,6 +187,14 @@ def _check(networks, problem, solver, compilation, width, devices, options) -> N
         )
 
 
+def _check_steps(stiff_max_steps) -> None:
+    if stiff_max_steps is not None and (type(stiff_max_steps) is not int or stiff_max_steps < 1):
+        raise ValueError(
+            f"stiff_max_steps: must be a positive int or None, got {in_words(stiff_max_steps)}; "
+            "20_000 is the budget of one gradient_flow."
+        )
+
+
 def _decaying(problem, shared, weight_decay, count):
     """The problem with weight decay, if there is one, and whether all lanes share it."""
     if np.ndim(weight_decay) == 0:
@@ -204,6 +218,18 @@ def _first_lane(parameters, problem, shared_problem):
     first = jax.tree.map(lambda leaf: (np.asarray(leaf) if on_cpu else leaf)[0], parameters)
     one = problem if shared_problem else jax.tree.map(lambda leaf: leaf[0], problem)
     return first, one
+
+
+def _by_default(options, size: int, rtol) -> tuple[diffrax.AbstractERK, Any]:
+    """The method of lanes with `size` numbers, and the options with its tolerance.
+
+    `rtol`: what the user gave; None: nothing.
+    """
+    if not isinstance(options.clock, PhysicalTime) or size > _LARGEST_OF_HIGH_ORDER:
+        return diffrax.Tsit5(), options
+    if rtol is None and options.rtol.dtype == np.float64:
+        options = options._replace(rtol=_RTOL_OF_HIGH_ORDER)
+    return diffrax.Dopri8(), options
 
 
 def _sizes(width: int | None, size: int, count: int, shares: int) -> tuple[int, int, int]:

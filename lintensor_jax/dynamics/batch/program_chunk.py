@@ -17,10 +17,11 @@ from ..dataset import arrays_of, dataset_of
 from ..ends import AbstractEnd
 from ..finish import finish_flow
 from ..record import Record, record_of
-from ..statuses import OWN_RULE, STATUS_NAMES
+from ..statuses import OWN_RULE, STATUS_NAMES, FlowStatus, code_of
 from ..stopping import AbstractStop
 from ..system import Reducible
 from .fourier_basis import Spectral
+from .implicit_lanes import integrate_stiff
 from .lane_data import LaneData, piece_of, with_data
 from .native.table import counts_of, step_row, table_of
 from .programs import XLA, AbstractCompilation, Arguments, Native, Refusal, compiled
@@ -38,7 +39,8 @@ class BatchedFlow(AbstractEnd):
     `network`, `coefficients`, `log_loss`, `log_time`, `log_norm`, `log_margin` (None for
     regression), `invariant_drift`, `status`, `reason` as in `FlowSolution`, at the end.
     `finish_accepted` is None without a finish. `num_steps` counts attempted steps,
-    `num_rejected_steps` the rejected ones. `executed_steps` counts the steps that the machine made,
+    `num_rejected_steps` the rejected ones, `num_implicit_steps` those of the implicit method.
+    `executed_steps` counts the steps that the machine made,
     idle lanes included.
 
     - `compilation`: which code ran, "native" or "xla".
@@ -54,6 +56,7 @@ class BatchedFlow(AbstractEnd):
     finish_accepted: Bool[Array, " N"] | None
     num_steps: Int[Array, " N"]
     num_rejected_steps: Int[Array, " N"]
+    num_implicit_steps: Int[Array, " N"]
     executed_steps: Int[Array, ""]
     compilation: str = eqx.field(static=True)
     fallback_reason: str = eqx.field(static=True, default="")
@@ -75,6 +78,7 @@ class BatchedFlow(AbstractEnd):
             "status": statuses,
             "num_steps": self.num_steps,
             "num_rejected_steps": self.num_rejected_steps,
+            "num_implicit_steps": self.num_implicit_steps,
             "finish_accepted": self.finish_accepted,
         }
         return dataset_of(
@@ -151,6 +155,7 @@ def integrate_chunk(
     ends = _ends_by_machine_code(*given, compilation, order[:count]) if native else refusal
     if isinstance(ends, Refusal):
         ran, refusal, ends = "xla", ends, _ends_by_xla(stepper_used, chunk_used, order)
+    ends, implicit = _with_stiff_lanes(stepper_used, chunk_used, ends)
     if spectral is not None:
         parameters = chunk.thetas.shape[1]
         ends.y[:, :parameters] = spectral.back(ends.y[:, :parameters])
@@ -174,6 +179,7 @@ def integrate_chunk(
         finish_accepted=accepted,
         num_steps=num_steps,
         num_rejected_steps=num_rejected,
+        num_implicit_steps=jnp.asarray(implicit[:count]),
         executed_steps=jnp.asarray(executed),
         compilation=ran,
         fallback_reason=refusal.reason,
@@ -187,6 +193,24 @@ def _ends_like(size: int, state_size: int, dtype: Any) -> _Ends:
     shapes = (size, state_size), (size,), (size,), (size,), (size,)
     dtypes: Any = dtype, dtype, np.int32, np.int32, np.int32
     return _Ends(*map(jax.ShapeDtypeStruct, shapes, dtypes))  # pyright: ignore
+
+
+def _with_stiff_lanes(stepper: Stepper, chunk: Chunk, ends: _Ends) -> tuple[_Ends, np.ndarray]:
+    """The ends where lanes over their explicit budget went on, and their implicit steps."""
+    implicit = np.zeros(ends.code.shape, np.int32)
+    spent = ends.code[: int(chunk.count)] == code_of(FlowStatus.max_steps)
+    lanes = np.flatnonzero(spent & np.isfinite(ends.y[: spent.size]).all(axis=1))
+    if stepper.stiff_max_steps is None or not lanes.size:
+        return ends, implicit
+    data = chunk.data.ordered(lanes, stepper.shared)
+    start = chunk.thetas[lanes], data, ends.y[lanes], ends.s[lanes]
+    with _one_xla_program:
+        found, executed = integrate_stiff(stepper, *start, stepper.stiff_max_steps)
+    ends.y[lanes], ends.s[lanes], ends.code[lanes] = found.y, found.s, found.code
+    ends.num_steps[lanes] += found.num_steps
+    ends.num_rejected[lanes] += found.num_rejected
+    implicit[lanes] = found.num_steps
+    return ends._replace(executed=ends.executed + executed), implicit
 
 
 def _queue(stepper: Stepper, chunk: Chunk, order) -> tuple[InFlight, Queue]:

@@ -70,10 +70,11 @@ class Stepper(NamedTuple):
     exchanges: int
     enough: int  # number of ended lanes at which lanes are exchanged
     own_constants: bool = False  # whether constants of the network differ from lane to lane
+    stiff_max_steps: int | None = None  # most implicit steps of a lane; None: there are none
 
     def of_any_width(self) -> "Stepper":
         """This stepper without its width, for programs that do not depend on it."""
-        return self._replace(width=0, exchanges=0, enough=0)
+        return self._replace(width=0, exchanges=0, enough=0, stiff_max_steps=None)
 
     @property
     def state_size(self) -> int:

@@ -1,0 +1,238 @@
+"""Stiff lanes of a batch, integrated together by an implicit stepper.
+
+Every lane has its own step size, error and status. A lane that has ended makes room for the next
+one, as in the explicit stepper. Lanes are the first axis: a step is mostly linear algebra.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from ...penalized import weight_decay_of
+from ..clocks import ClockState, FlowArgs, PhysicalTime, log_time_unit, state_of, vector_of
+from ..finish import first_rule
+from ..observations import observe_state
+from ..options import size_of_start
+from ..record import invariant_drift
+from ..rosenbrock import ORDER, rosenbrock_step
+from ..statuses import FlowStatus, code_of
+from ..system import Reducible
+from .lane_data import LaneData, with_data
+from .programs import XLA, Arguments, compiled
+from .step import RUNNING
+from .stepper import Stepper
+
+# Lanes in flight on a CPU: their Jacobians fit the second cache. On a GPU all lanes fly.
+_WIDTH = 64
+# One lane in 8 is done before the queue is looked at.
+_SHARE = 8
+# The step-size control of single implicit flows (diffrax's defaults, with these coefficients).
+_PROPORTIONAL, _INTEGRAL = 0.3, 0.4
+_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
+_XLA = XLA()
+_SPENT = code_of(FlowStatus.max_steps)
+
+
+class ImplicitLanes(NamedTuple):
+    """Lanes in flight. Lanes are the first axis of every array; without it, one lane."""
+
+    y: Float[Array, "W q"]
+    s: Float[Array, " W"]
+    h: Float[Array, " W"]
+    error: Float[Array, " W"]  # of the last accepted step, in units of the tolerance
+    code: Int[Array, " W"]
+    num_steps: Int[Array, " W"]
+    num_rejected: Int[Array, " W"]
+
+
+class _Lane(NamedTuple):
+    """What a lane keeps from its start to its end."""
+
+    args: FlowArgs
+    initial: ClockState
+    atol: Array
+
+
+class _Known(NamedTuple):
+    """Numbers of a lane that are computed once."""
+
+    reducible: Any
+    unit: Array
+    initial: ClockState
+    atol: Array
+
+
+def _known(stepper: Stepper, theta: Float[Array, " p"], data: LaneData) -> _Known:
+    """The numbers of one lane with these initial parameters."""
+    options, system = stepper.options, with_data(stepper.system, data)
+    physical = isinstance(options.clock, PhysicalTime)
+    initial = options.clock.start(system, theta)
+    unit = jnp.zeros_like(initial.log_scale) if physical else log_time_unit(system, initial)
+    atol = jnp.asarray(options.atol)
+    if stepper.scales_atol:
+        largest = size_of_start(theta, system.problem, system.depth)
+        atol = options.rtol * (largest if physical else jnp.minimum(largest, 1.0))
+    return _Known(Reducible.of(system.problem), unit, initial, atol)
+
+
+def _lane(stepper: Stepper, known: _Known, theta, data) -> _Lane:
+    system = with_data(stepper.system, data)
+    corners = None if weight_decay_of(system.problem) is not None else theta
+    args = FlowArgs(system, known.reducible, known.unit, corners)
+    return _Lane(args, known.initial, known.atol)
+
+
+def _slope(stepper: Stepper, lane: _Lane, y):
+    clock = stepper.options.clock
+    return vector_of(clock.velocity(jnp.zeros_like(y[0]), state_of(y, clock), lane.args), clock)
+
+
+def _size(value, scale):
+    return jnp.sqrt(jnp.mean((value / scale) ** 2))
+
+
+def _first_step(stepper: Stepper, lane: _Lane, y):
+    """The first step size of Hairer, Norsett & Wanner II.4."""
+    scale = lane.atol + stepper.options.rtol * jnp.abs(y)
+    slope = _slope(stepper, lane, y)
+    size, speed = _size(y, scale), _size(slope, scale)
+    small = (size < 1e-5) | (speed < 1e-5)
+    h0 = jnp.where(small, 1e-6, 0.01 * size / jnp.where(small, 1.0, speed))
+    bend = _size(_slope(stepper, lane, y + h0 * slope) - slope, scale) / h0
+    largest = jnp.maximum(speed, bend)
+    flat = ~(largest > 1e-15)  # NaN: a guess that the control corrects
+    h1 = (0.01 / jnp.where(flat, 1.0, largest)) ** (1 / ORDER)
+    return jnp.minimum(100 * h0, jnp.where(flat, jnp.maximum(1e-6, h0 * 1e-3), h1))
+
+
+def _status(stepper: Stepper, lane: _Lane, s, y) -> tuple[Int[Array, ""], Bool[Array, ""]]:
+    """The code of a state, and whether it has lost what the flow conserves; see `FlowControl`."""
+    options, args = stepper.options, lane.args
+    state = state_of(y, options.clock)
+    code = first_rule(observe_state(s, state, args, options.clock), options)
+    code = jnp.where(code == _SPENT, RUNNING, code)
+    if weight_decay_of(args.system.problem) is not None:
+        return code, jnp.zeros((), bool)
+    drift = invariant_drift(args.system, state, lane.initial, jnp.zeros_like(s))
+    return code, drift > jnp.minimum(1e5 * options.rtol, 1e-2)  # NaN: none is known
+
+
+def _attempt(stepper: Stepper, most, lane: _Lane, now: ImplicitLanes) -> ImplicitLanes:
+    """One attempted step of one lane."""
+    rtol = stepper.options.rtol
+    y, difference = rosenbrock_step(functools.partial(_slope, stepper, lane), now.y, now.h)
+    error = _size(difference, lane.atol + rtol * jnp.maximum(jnp.abs(now.y), jnp.abs(y)))
+    error = jnp.where(jnp.isfinite(error), jnp.maximum(error, 1e-10), 1e10)
+    running = now.code == RUNNING
+    kept, s = (error < 1) & running, now.s + now.h
+    code, lost = _status(stepper, lane, s, y)
+    lost = lost & kept
+    code = jnp.where(kept, jnp.where(lost, code_of(FlowStatus.invariants_lost), code), now.code)
+    factor = error ** (-(_PROPORTIONAL + _INTEGRAL) / ORDER)
+    factor = _SAFETY * factor * now.error ** (_PROPORTIONAL / ORDER)
+    least, most_ = jnp.where(kept, 1.0, _SHRINK), jnp.where(kept, _GROW, _SAFETY)
+    h = now.h * jnp.clip(factor, least, most_)
+    num_steps = now.num_steps + running
+    # A step that no longer changes the time goes nowhere.
+    stuck = (code == RUNNING) & (now.s + h <= now.s)
+    code = jnp.where(stuck, code_of(FlowStatus.solver_failed), code)
+    code = jnp.where((code == RUNNING) & (num_steps >= most), _SPENT, code)
+    taken = kept & ~lost
+    return ImplicitLanes(
+        y=jnp.where(taken, y, now.y),
+        s=jnp.where(taken, s, now.s),
+        h=jnp.where(running, h, now.h),
+        error=jnp.where(kept, error, now.error),
+        code=code,
+        num_steps=num_steps,
+        num_rejected=now.num_rejected + (running & ~kept),
+    )
+
+
+def _each(stepper: Stepper) -> LaneData:
+    return LaneData(None if stepper.shared else 0, 0)
+
+
+def _fresh(stepper: Stepper, thetas, data: LaneData, y, s) -> ImplicitLanes:
+    """Lanes before their first implicit step."""
+
+    def of_lane(theta, data, y):
+        lane = _lane(stepper, _known(stepper, theta, data), theta, data)
+        return _first_step(stepper, lane, y)
+
+    h = jax.vmap(of_lane, (0, _each(stepper), 0))(thetas, data, y)
+    none = jnp.zeros(s.shape, jnp.int32)
+    return ImplicitLanes(y, s, h, jnp.ones_like(s), none + np.int32(RUNNING), none, none)
+
+
+def _advance(
+    stepper: Stepper, lanes: ImplicitLanes, thetas, data: LaneData, y, s, enough, most
+) -> tuple[ImplicitLanes, Int[Array, ""]]:
+    """Steps until `enough` lanes have ended; and their number. `y`, `s`: where the lanes began."""
+    each = _each(stepper)
+    known = jax.vmap(functools.partial(_known, stepper), (0, each))(thetas, data)
+
+    def of_lane(now, known, theta, data):
+        return _attempt(stepper, most, _lane(stepper, known, theta, data), now)
+
+    step = jax.vmap(of_lane, (0, 0, 0, each))
+
+    def goes_on(carry):
+        return jnp.sum(carry[0].code != RUNNING, dtype=jnp.int32) < enough
+
+    def once(carry):
+        return step(carry[0], known, thetas, data), carry[1] + 1
+
+    return jax.lax.while_loop(goes_on, once, (lanes, jnp.zeros((), jnp.int32)))
+
+
+def integrate_stiff(
+    stepper: Stepper, thetas: Any, data: LaneData, y: Any, s: Any, most: int
+) -> tuple[ImplicitLanes, int]:
+    """The ends of stiff lanes with at most `most` steps each, and all steps that were made.
+
+    `thetas` (N, p): parameters at the starts of the flows. `y`, `s`: where the lanes go on.
+    """
+    count = len(s)
+    on_cpu = jax.default_backend() == "cpu"
+    width = 8 * 2 ** int(np.ceil(np.log2(-(-count // 8))))
+    width = min(width, _WIDTH) if on_cpu else width
+    given = Arguments(stepper.of_any_width())
+
+    def chosen(job):
+        """The parameters, data, states and times of the lanes in these places of the queue."""
+        place = np.minimum(job, count - 1)
+        own = data.ordered(place, stepper.shared)
+        return Arguments(thetas[place], own, y[place], s[place])
+
+    numbers: Any = [np.zeros_like(s) for _ in range(3)]
+    counts: Any = [np.zeros(count, np.int32) for _ in range(3)]
+    ends = ImplicitLanes(np.zeros_like(y), *numbers, *counts)
+    job = np.minimum(np.arange(width), count)
+    following, executed = min(width, count), 0
+    here = chosen(job)
+    fresh = compiled(_fresh, _XLA, given, here)
+    lanes = jax.tree.map(np.array, fresh(given, here))
+    lanes.code[job == count] = _SPENT
+    while np.any(job < count):
+        busy = int(np.sum(job < count))
+        enough = min(max(1, width // _SHARE), busy) if following < count else busy
+        limits = Arguments(np.int32(enough + width - busy), np.int32(most))
+        current = Arguments(lanes), here, limits
+        found, rounds = compiled(_advance, _XLA, given, *current)(given, *current)
+        executed += int(rounds) * width
+        lanes = jax.tree.map(np.array, found)
+        done = (lanes.code != RUNNING) & (job < count)
+        for end, now in zip(ends, lanes, strict=True):
+            end[job[done]] = now[done]
+        job[done] = np.minimum(following + np.arange(done.sum()), count)
+        following = min(following + int(done.sum()), count)
+        here = chosen(job)
+        new = done & (job < count)
+        for now, begun in zip(lanes, jax.tree.map(np.asarray, fresh(given, here)), strict=True):
+            now[new] = begun[new]
+    return ends, executed

@@ -1,0 +1,92 @@
+"""One step of Rodas5P, a method for stiff flows: one Jacobian, and the same work in every step.
+
+An implicit Runge-Kutta method solves its stages by Newton's method, and in a batch all lanes wait
+for the slowest one. A Rosenbrock method solves one linear system for each stage, all of them with
+one matrix. Source: Steinebach, "Construction of Rosenbrock-Wanner method Rodas5P and numerical
+benchmarks within the Julia Differential Equations package", BIT 63 (2023), article 27: order 5,
+stiffly accurate, the embedded method of order 4. Form: Hairer & Wanner II, IV.7, (7.25).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Scalar
+
+from .runge_kutta import weighted_sum
+
+ORDER = 5
+_GAMMA = 0.21193756319429014
+_OF_SIXTH = (
+    -7.502846399306121,
+    2.561846144803919,
+    -11.627539656261098,
+    -0.18268767659942256,
+    0.030198172008377946,
+)
+# Of the increments, in the state where the slope of a stage is evaluated.
+_STATES: Any = (
+    (),
+    (3.0,),
+    (2.849394379747939, 0.45842242204463923),
+    (-6.954028509809101, 2.489845061869568, -10.358996098473584),
+    (2.8029986275628964, 0.5072464736228206, -0.3988312541770524, -0.04721187230404641),
+    _OF_SIXTH,
+    (*_OF_SIXTH, 1.0),
+    (*_OF_SIXTH, 1.0, 1.0),
+)
+# Of the increments, on the right-hand side of a stage.
+_SIDES: Any = (
+    (),
+    (-14.155112264123755,),
+    (-17.97296035885952, -2.859693295451294),
+    (147.12150275711716, -1.41221402718213, 71.68940251302358),
+    (165.43517024871676, -0.4592823456491126, 42.90938336958603, -5.961986721573306),
+    (
+        24.854864614690072,
+        -3.0009227002832186,
+        47.4931110020768,
+        5.5814197821558125,
+        -0.6610691825249471,
+    ),
+    (
+        30.91273214028599,
+        -3.1208243349937974,
+        77.79954646070892,
+        34.28646028294783,
+        -19.097331116725623,
+        -28.087943162872662,
+    ),
+    (
+        37.80277123390563,
+        -3.2571969029072276,
+        112.26918849496327,
+        66.9347231244047,
+        -40.06618937091002,
+        -54.66780262877968,
+        -9.48861652309627,
+    ),
+)
+
+
+def rosenbrock_step(
+    slope: Callable[[Array], Array], y: Float[Array, " q"], h: Scalar
+) -> tuple[Float[Array, " q"], Float[Array, " q"]]:
+    """The state after a step of size h, and the estimate of its error.
+
+    (I/(gamma h) - J) U_i = slope(y + sum_j a_ij U_j) + sum_j c_ij U_j / h for i = 1, ..., 8.
+    `slope` must not depend on the time.
+    """
+    first, along = jax.linearize(slope, y)
+    identity = jnp.eye(y.size, dtype=y.dtype)
+    jacobian = jax.vmap(along, out_axes=1)(identity)
+    # One inverse, then products: `jax.vmap` turns triangular solves into loops over the lanes.
+    inverse = jnp.linalg.inv(identity / (_GAMMA * h) - jacobian)
+    increments = [inverse @ first]
+    end = y
+    for of_state, of_side in zip(_STATES[1:], _SIDES[1:], strict=True):
+        end = y + weighted_sum(of_state, increments)
+        side = slope(end) + weighted_sum(of_side, increments) / h
+        increments.append(inverse @ side)
+    return end + increments[-1], increments[-1]
