@@ -15,10 +15,10 @@ from jaxtyping import Array, Bool, Float, Int
 from ...penalized import weight_decay_of
 from ..clocks import ClockState, FlowArgs, PhysicalTime, log_time_unit, state_of, vector_of
 from ..finish import first_rule
-from ..observations import observe_state
-from ..options import size_of_start
+from ..observations import followed_by_implicit_steps, observe_state
 from ..record import invariant_drift
 from ..rosenbrock import ORDER, rosenbrock_step
+from ..sizes import size_of_start, tolerances_of
 from ..statuses import FlowStatus, code_of
 from ..system import Reducible
 from .lane_data import LaneData, with_data
@@ -72,17 +72,20 @@ def _known(stepper: Stepper, theta: Float[Array, " p"], data: LaneData) -> _Know
     physical = isinstance(options.clock, PhysicalTime)
     initial = options.clock.start(system, theta)
     unit = jnp.zeros_like(initial.log_scale) if physical else log_time_unit(system, initial)
-    atol = jnp.asarray(options.atol)
-    if stepper.scales_atol:
+    if options.scales_atol:
         largest = size_of_start(theta, system.problem, system.depth)
         atol = options.rtol * (largest if physical else jnp.minimum(largest, 1.0))
+        atol = tolerances_of(system, theta, options._replace(atol=atol))
+    else:
+        atol = jnp.full((stepper.state_size,), options.atol)
     return _Known(Reducible.of(system.problem), unit, initial, atol)
 
 
 def _lane(stepper: Stepper, known: _Known, theta, data) -> _Lane:
     system = with_data(stepper.system, data)
     corners = None if weight_decay_of(system.problem) is not None else theta
-    args = FlowArgs(system, known.reducible, known.unit, corners)
+    followed = followed_by_implicit_steps(theta.dtype)
+    args = FlowArgs(system, known.reducible, known.unit, corners, followed)
     return _Lane(args, known.initial, known.atol)
 
 
