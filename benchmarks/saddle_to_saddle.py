@@ -1,19 +1,31 @@
 """Saddle to saddle: the algorithm's jumps beside flows of ever smaller scale, on random problems.
 
-Run from the repository root:
+Run from the repository root; what one run printed is in benchmarks/results:
 
     python benchmarks/saddle_to_saddle.py [--problems 50]
 
-Gaussian problems of (d, n) from (10, 4) to (50, 20). Claims, for each problem:
+Gaussian problems of (d, n) from (10, 4) to (50, 20). With L = log(1/alpha), the flow's k-th jump
+is at the physical time
+
+    t_k = tau_k L + c_k + o(1),
+
+tau_k the algorithm's time. Each jump takes a time O(1), in which the dual variable q goes on; a
+coordinate that then waits for its threshold with the gradient g_i of a saddle is late by this
+O(1) over |g_i|. So t_k/L is off by c_k/L, and c_k is large (up to 2e4 here) where a saddle's
+gradient is nearly zero. No absolute bound on t_k/L - tau_k holds in all problems. What does hold,
+and to many digits, is the slope: from two scales,
+
+    (t_k'' - t_k')/(L'' - L') = tau_k    up to the accuracy of both flows.
+
+Claims, for each problem:
 
 1. the path ends at the l1 solution of a linear program (HiGHS), to 1e-9;
-2. `mirror_flow` at alpha = 1e-20, 1e-70, 1e-140: the largest error of a jump time, in units of
-   log(1/alpha), is at most (2 C + 2) / log(1/alpha) at every scale, with one C for each problem,
-   measured in 3; the visited points to 1e-6 on every plateau that is long at this scale;
-3. plateaus that 1e-140 does not resolve: the same flow in its n dual variables with log(1/alpha)
-   as a number of its own (here, SciPy's Radau method), alpha = 10^-10,000 and 10^-1,000,000: the
-   errors are C / log(1/alpha) with the same C to a quarter (and 2 units of physical time, the
-   width of a jump), the last one is below 1e-2, and every visited point is reached to 1e-6.
+2. `mirror_flow` at alpha = 1e-20, 1e-70, 1e-140: the visited points to 1e-6 on every plateau that
+   is long at this scale; and the slope of the last two scales is tau_k to 1e-2 at every jump before
+   which all plateaus are long at both;
+3. the same flow in its n dual variables, with L as a number of its own (SciPy's Radau method),
+   alpha = 10^-1,000,000 and 10^-10,000,000: every visited point to 1e-6, and the slope is
+   tau_k to 1e-6 at every jump.
 
 A jump is where the loss, which never rises, passes the middle between two saddles' losses. A
 plateau is long if its slowest mode decays by e^-20 on half of it, every idle coordinate is below
@@ -37,7 +49,7 @@ import lintensor_jax as lt  # noqa: E402
 
 SHAPES = ((10, 4), (20, 8), (30, 12), (40, 16), (50, 20))
 SCALES = (1e-20, 1e-70, 1e-140)
-DIGITS = (10_000, 1_000_000)  # of 1/alpha
+DIGITS = (1_000_000, 10_000_000)  # of 1/alpha
 DECAY = 20.0
 
 
@@ -56,8 +68,14 @@ def l1_solution(X, y):
 
 
 def jump_times(time, loss, losses):
-    """When the loss passes the middles between the saddles' losses."""
-    return np.asarray([time[np.argmax(loss < (a + b) / 2)] for a, b in itertools.pairwise(losses)])
+    """When the loss passes the middles between the saddles' losses, linear between two steps."""
+    found = []
+    for before, after in itertools.pairwise(losses):
+        level = (before + after) / 2
+        k = int(np.argmax(loss < level))
+        share = (loss[k - 1] - level) / (loss[k - 1] - loss[k])
+        found.append(time[k - 1] + share * (time[k] - time[k - 1]))
+    return np.asarray(found)
 
 
 def distances(along, points):
@@ -112,45 +130,59 @@ def log_flow(X, y, log_scale, end):
 def compare(number: int):
     """One row; False where a claim fails."""
     X, y = gaussian(number)
-    d = X.shape[1]
-    problem = lt.Regression(X, y)
-    path = lt.saddle_to_saddle(problem)
+    path = lt.saddle_to_saddle(lt.Regression(X, y))
     losses = 0.5 * np.sum((path.points @ X.T - y) ** 2, axis=1)
     from_program = np.max(np.abs(path.limit - l1_solution(X, y)))
-    good = bool(from_program < 1e-9)
-    rows, scaled = [], []
-    for alpha in SCALES:
-        network = lt.DiagonalNetwork(np.stack([np.full(d, alpha), np.zeros(d)]))
-        every_step = diffrax.SaveAt(steps=True)
-        flow = lt.mirror_flow(network, problem, saveat=every_step)
-        unit = path.time_unit(alpha)
-        times = jump_times(np.exp(flow.log_time), np.exp(flow.log_loss), losses) / unit
-        error = np.max(np.abs(times - path.times))
-        near = distances(np.asarray(flow.coefficients), path.points) < 1e-6
-        long = long_plateaus(path, X, unit, times - path.times)
-        good &= bool(np.all(near[long]))
-        scaled.append(error * unit)
-        rows.append(f"{error:.1e} {near.sum():2d}/{long.sum():2d}")
-    errors, near = [], np.zeros(len(losses), bool)
-    for digits in DIGITS:
-        log_scale = digits * math.log(10)
-        time, beta = log_flow(X, y, log_scale, log_scale * (path.times[-1] * 1.02 + 0.05))
-        loss = 0.5 * np.sum((beta @ X.T - y) ** 2, axis=1)
-        errors.append(np.max(np.abs(jump_times(time, loss, losses) / log_scale - path.times)))
-        near = distances(beta, path.points) < 1e-6
-        rows.append(f"{errors[-1]:.1e} {near.sum():2d}")
-    first, last = (
-        error * digits * math.log(10) for error, digits in zip(errors, DIGITS, strict=True)
-    )
-    good &= bool(np.all(near)) and bool(errors[-1] < 1e-2)
-    good &= bool(abs(first - last) <= last / 4 + 2 and np.max(scaled) <= 2 * last + 2)
+    good, rows, slope = by_mirror_flow(X, y, path, losses)
+    near, more, sharp, late = by_log_flow(X, y, path, losses)
+    good &= bool(from_program < 1e-9) and near and bool(slope < 1e-2) and bool(sharp < 1e-6)
     print(
-        f"{number:3d}  {d:2d} {y.size:2d}  {len(path.times):3d}  {from_program:.0e}  "
-        + "  ".join(rows)
+        f"{number:3d}  {X.shape[1]:2d} {y.size:2d}  {len(path.times):3d}  {from_program:.0e}  "
+        + "  ".join([*rows, f"{slope:.0e}", *more, f"{sharp:.0e}", f"{late:8.1f}"])
         + ("" if good else "  FAILS"),
         flush=True,
     )
     return good
+
+
+def by_mirror_flow(X, y, path, losses):
+    """Whether all points of long plateaus are near; a cell for each scale; the slope's error."""
+    d, problem = X.shape[1], lt.Regression(X, y)
+    good, rows, times, units, resolved = True, [], [], [], []
+    for alpha in SCALES:
+        network = lt.DiagonalNetwork(np.stack([np.full(d, alpha), np.zeros(d)]))
+        flow = lt.mirror_flow(network, problem, saveat=diffrax.SaveAt(steps=True))
+        unit = path.time_unit(alpha)
+        at = jump_times(np.exp(flow.log_time), np.exp(flow.log_loss), losses)
+        error = np.max(np.abs(at / unit - path.times))
+        near = distances(np.asarray(flow.coefficients), path.points) < 1e-6
+        long = long_plateaus(path, X, unit, at / unit - path.times)
+        good &= bool(np.all(near[long]))
+        rows.append(f"{error:.1e} {near.sum():2d}/{long.sum():2d}")
+        times.append(at)
+        units.append(unit)
+        # Jump k + 1 comes after the points 0 ... k.
+        resolved.append(np.cumprod(long[:-1]).astype(bool))
+    slopes = (times[-1] - times[-2]) / (units[-1] - units[-2])
+    known = resolved[-1] & resolved[-2]
+    return good, rows, np.max(np.abs(slopes - path.times), where=known, initial=0.0)
+
+
+def by_log_flow(X, y, path, losses):
+    """Whether all points are near, a cell for each scale, the slope's error, and the largest c."""
+    near, cells, times, units = True, [], [], []
+    for digits in DIGITS:
+        unit = digits * math.log(10)
+        time, beta = log_flow(X, y, unit, unit * (path.times[-1] * 1.02 + 0.05))
+        at = jump_times(time, 0.5 * np.sum((beta @ X.T - y) ** 2, axis=1), losses)
+        count = np.sum(distances(beta, path.points) < 1e-6)
+        near &= bool(count == len(path.points))
+        cells.append(f"{np.max(np.abs(at / unit - path.times)):.1e} {count:2d}")
+        times.append(at)
+        units.append(unit)
+    slopes = (times[1] - times[0]) / (units[1] - units[0])
+    late = np.max(np.abs(times[-1] - path.times * units[-1]))
+    return near, cells, np.max(np.abs(slopes - path.times)), late
 
 
 def main():
@@ -158,10 +190,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--problems", type=int, default=50, help="how many (default: 50)")
     problems = parser.parse_args().problems
-    print("Per scale: largest error of a jump time, points to 1e-6 / points that must be")
+    print("Per scale: largest error of a jump time in units of L, points to 1e-6 (/ that must be)")
     scales = "  ".join(f"{alpha:<13.0e}" for alpha in SCALES)
-    logs = "  ".join(f"10^-{digits:<8d}" for digits in DIGITS)
-    print(f"no.   d  n jumps  LP     {scales}{logs}")
+    logs = "  ".join(f"10^-{digits:<6.0e}" for digits in DIGITS)
+    print(f"no.   d  n jumps  LP     {scales}  slope  {logs}  slope   largest c")
     good = [compare(number) for number in range(problems)]
     print(f"{sum(good)} of {problems} problems keep every claim")
     assert all(good)
