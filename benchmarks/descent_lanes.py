@@ -6,11 +6,17 @@ lane's end is compared with that limit before anything is timed. The plain loops
 under `jax.vmap` and NumPy over all lanes at once; they take steps and nothing else.
 
     python benchmarks/descent_lanes.py [--lanes 10000] [--steps 10000] [--rounds 3]
+
+With --store the lanes are a sweep, and the program does nothing else. It can be killed and started
+again, and goes on with the chunks that are left:
+
+    python benchmarks/descent_lanes.py --steps 100000 --store FOLDER
 """
 
 import argparse
 import statistics
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +77,34 @@ def in_numpy(step_sizes, num_steps):
     return u * v
 
 
+def swept(lanes, num_steps, folder):
+    """The lanes as a sweep, or the rest of it."""
+    sweeps = lt.sweeps
+    grid = sweeps.Grid(
+        (sweeps.Axis("step_size", np.geomspace(1e-2, 1e-1, lanes)),),
+        lambda point: lt.DiagonalNetwork(WEIGHTS),
+        lt.Regression(X, Y),
+    )
+    observables = (sweeps.Limit(), sweeps.EffectiveLimit())
+    start = time.perf_counter()
+    if folder.exists():
+        results = lt.resume(folder, grid, observables=observables)
+    else:
+        descent = sweeps.Descent(num_steps, "step_size", batch_size=1, replacement=True)
+        results = lt.sweep(grid, folder, observables=observables, descent=descent)
+    seconds = time.perf_counter() - start
+    fits = np.asarray(results.effective_residual) < 1e-11
+    worst = np.max(np.asarray(results.distance_to_effective_limit), where=fits, initial=0.0)
+    counts = np.unique(np.asarray(sweeps.STATUSES)[np.asarray(results.status)], return_counts=True)
+    print(f"{lanes} lanes of {num_steps} steps in {seconds:.0f} s, with compilation and storage")
+    print(", ".join(f"{n} {name}" for name, n in zip(*counts, strict=True)))
+    print(
+        f"{fits.sum()} fit the data; the largest distance from their effective limits {worst:.1e}"
+    )
+    if not worst < 1e-9:
+        raise SystemExit("a lane ends elsewhere")
+
+
 def check(lanes, step_sizes):
     """The lanes that fit the data end at the Bregman projection of their effective start."""
     beta, scale, start = lanes
@@ -90,8 +124,12 @@ def main():
     parser.add_argument("--lanes", type=int, default=10_000, help="default 10,000")
     parser.add_argument("--steps", type=int, default=10_000, help="steps of a lane, default 10,000")
     parser.add_argument("--rounds", type=int, default=3, help="timings of each, default 3")
+    parser.add_argument("--store", type=Path, help="run or resume a sweep in this folder")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
+    if options.store is not None:
+        swept(options.lanes, options.steps, options.store)
+        return
     step_sizes = jnp.asarray(np.geomspace(1e-2, 1e-1, options.lanes))
     keys = jax.random.split(jax.random.key(0), options.lanes)
 

@@ -11,6 +11,7 @@ results = lt.sweep(grid, "results/alphas")     # an xarray.Dataset; the folder i
 results.limit.sel(alpha=0.01, method="nearest")
 """
 
+from .descent import Descent as Descent
 from .execution.chunks import compute_chunk as compute_chunk
 from .execution.chunks import pending as pending
 from .execution.drive import Progress as Progress
@@ -32,6 +33,7 @@ from .observables.catalogue import LogLoss as LogLoss
 from .observables.catalogue import Margins as Margins
 from .observables.catalogue import Measured as Measured
 from .observables.catalogue import Trajectory as Trajectory
+from .observables.effective_limits import EffectiveLimit as EffectiveLimit
 from .observables.measures import EffectiveRank as EffectiveRank
 from .observables.measures import KernelAlignment as KernelAlignment
 from .observables.measures import NonzeroCoefficients as NonzeroCoefficients

@@ -266,7 +266,7 @@ class Cell:
         else:
             self.shared = self._problem_if_shared()
         self._starts = jax.jit(jax.vmap(self._split_one))
-        one = self._arguments(np.asarray([lane]), one=True)
+        one = self.arguments(np.asarray([lane]), one=True)
         (_, constants), _ = eqx.filter_eval_shape(self._split_one, *one)
         #: Whether the networks' constants (masks, data tensors) depend on axes of the cell.
         self.own_constants = bool(jax.tree.leaves(constants)) and self._has_own_constants(one)
@@ -274,7 +274,8 @@ class Cell:
             (_, constants), _ = jax.jit(self._split_one)(*one)
         self._shared_constants = constants
 
-    def _point(self, numbers, index) -> Point:
+    def point(self, numbers, index) -> Point:
+        """The point of a lane with these values of the axes that change no shapes."""
         key = jax.random.fold_in(jax.random.key(self.grid.seed), index)
         return Point({**self.fixed, **numbers}, key)
 
@@ -285,7 +286,7 @@ class Cell:
     def _problem_if_shared(self):
         assert callable(self.grid.problem)
         numbers = {name: v[0] for name, v in self._numbers(np.asarray([self.first_lane])).items()}
-        point = self._point(numbers, self.first_lane)
+        point = self.point(numbers, self.first_lane)
         try:
             problem = self.grid.problem(point)
         except ValueError:
@@ -295,7 +296,7 @@ class Cell:
         return problem if point._read <= set(self.fixed) else None
 
     def _one(self, numbers, index):
-        point = self._point(numbers, index)
+        point = self.point(numbers, index)
         try:
             network = self.grid.start(point)
             problem = None
@@ -314,7 +315,8 @@ class Cell:
             ) from e
         return network, problem
 
-    def _arguments(self, lanes: np.ndarray, one: bool = False):
+    def arguments(self, lanes: np.ndarray, one: bool = False):
+        """What `point` takes, with lanes on the first axes; of the first lane if `one`."""
         numbers, index = self._numbers(lanes), np.asarray(lanes, np.uint32)
         return jax.tree.map(lambda a: a[0], (numbers, index)) if one else (numbers, index)
 
@@ -342,7 +344,7 @@ class Cell:
 
         Constants of the networks have lanes if `own_constants`.
         """
-        (parameters, own), problems = self._starts(*self._arguments(lanes))
+        (parameters, own), problems = self._starts(*self.arguments(lanes))
         constants = own if self.own_constants else self._shared_constants
         return eqx.combine(parameters, constants, self._static), problems
 

@@ -18,6 +18,7 @@ from ..messages import in_words
 from ..networks import split
 from ..networks.pair import check_pair, same_dtype
 from ..penalized import require_no_negative_decay, weight_decay_of
+from .descent import Descent, example_start
 from .grid import Cell, Grid, Zip
 from .identifiers import require_identifier
 from .observables.base import AbstractObservable, Ending, Variable
@@ -27,7 +28,7 @@ _NUMBERS = {**STORED, "pending": 0, "bad_input": 11}
 #: Why a lane's flow ended, by number: 0 is a lane that is still to come. Stores keep the numbers.
 STATUSES: tuple[str, ...] = tuple(sorted(_NUMBERS, key=lambda name: _NUMBERS[name]))
 FAILURES: tuple[str, ...] = (*ADVICE, "bad_input")
-METHODS = ("pending", "explicit", "mirror_flow", "gradient_flow")
+METHODS = ("pending", "explicit", "mirror_flow", "gradient_flow", "gradient_descent")
 
 LANE_VARIABLES = (
     Variable("status", (), "", "why the lane's flow ended", STATUSES),
@@ -66,6 +67,7 @@ class Options:
     width: int | None = None
     chunk_lanes: int | None = None
     compilation: Any = None
+    descent: Descent | None = None
 
     def __post_init__(self):
         given = self.observables
@@ -81,6 +83,7 @@ class Options:
         for name, smallest in (("max_steps", 1), ("width", 1), ("chunk_lanes", 1)):
             _require_whole(name, getattr(self, name), smallest)
         _require_whole("stiff_max_steps", self.stiff_max_steps, 1)
+        _require_no_flow(self)
         if self.max_steps is None:
             raise ValueError("max_steps: must be a positive int, got None; the default is 4096.")
 
@@ -192,9 +195,12 @@ class Plan:
         where = f" (at {cell.name})" if cell.name else ""
         try:
             check_pair(network, problem)
-            system = System.of(network, problem)
-            told = {"stop": self.stops[id(cell)], "max_steps": options.max_steps, **options.flow}
-            fill_options(system, solver=options.solver, **told)
+            if options.descent is not None:
+                options.descent.check(cell)
+            else:
+                system = System.of(network, problem)
+                told = {"stop": self.stops[id(cell)], "max_steps": options.max_steps}
+                fill_options(system, solver=options.solver, **told, **options.flow)
             for observable in options.observables:
                 observable.check(network, problem)
         except ValueError as error:
@@ -203,7 +209,8 @@ class Plan:
         number = jax.numpy.zeros((), beta.dtype)
         margin = number if problem.has_margins else None
         sizes = (number, number, number, margin, number)
-        end = Ending(network, network, network, problem, beta, *sizes)
+        start = None if options.descent is None else example_start(network)
+        end = Ending(network, network, network, problem, beta, *sizes, effective_start=start)
         shapes = {}
         for observable in options.observables:
             for variable, value in zip(observable.variables, observable.shapes(end), strict=True):
@@ -336,6 +343,28 @@ def _box(grid: Grid, target: int) -> tuple[int, ...]:
         parts = size if any(a.changes_shape for a in leaves) else -(-size // room)
         box.append(-(-size // parts))
     return tuple(itertools.chain(reversed(box)))
+
+
+def _require_no_flow(options):
+    if options.descent is None:
+        return
+    if not isinstance(options.descent, Descent):
+        raise ValueError(
+            "descent: must be a lintensor_jax.sweeps.Descent, got "
+            f"{in_words(options.descent)}; pass e.g. Descent(1000, step_size=0.01)."
+        )
+    for observable in options.observables:
+        if observable.integrates:
+            raise ValueError(
+                f"observables: {type(observable).__name__} is of flows, got a sweep of descents; "
+                "leave it out."
+            )
+    for name in ("stop", "clock", "solver", "rtol", "atol", "compilation"):
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"{name}: is of flows, got one with descent=...; leave it out, or leave descent "
+                "out."
+            )
 
 
 def _require_whole(name, value, smallest):

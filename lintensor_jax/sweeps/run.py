@@ -17,6 +17,7 @@ from ..dynamics.clocks import AbstractClock
 from ..dynamics.gauss_newton import GaussNewton
 from ..dynamics.stopping import AbstractStop
 from ..versions import library_versions
+from .descent import Descent
 from .execution import drive
 from .execution.chunks import left
 from .execution.drive import Progress, Watched
@@ -57,6 +58,7 @@ def sweep(
     width: int | None = None,
     chunk_lanes: int | None = None,
     compilation: AbstractCompilation | None = None,
+    descent: Descent | None = None,
     devices: Sequence[Any] | None = None,
     client: Any = None,
     watch: Watch | None = None,
@@ -82,6 +84,9 @@ def sweep(
     - `width`, `chunk_lanes`: the number of lanes in flight, and of lanes in a chunk. Both are
       stored with the results. At a fixed width a lane's result does not depend on other lanes.
     - `compilation`: as in `lintensor_jax.dynamics.batch.batched_flow.batched_flow`.
+    - `descent`: a `lintensor_jax.sweeps.Descent`: every lane is a gradient descent in place of a
+      flow, and takes all its steps (status `time`, or `non_finite` where it diverges). No options
+      of flows then. `EffectiveLimit()` records the exact limits of two-layer networks.
     - `devices`: default `jax.local_devices()`. A device computes whole chunks with its own program.
     - `client`: a `dask.distributed.Client`, whose workers compute the chunks in place of this
       process (`pip install lintensor_jax[cluster]`). All of them must see the folder `path`. A
@@ -106,6 +111,7 @@ def sweep(
         width=width,
         chunk_lanes=chunk_lanes,
         compilation=compilation,
+        descent=descent,
     )
     return run(grid, options, path, devices=devices, client=client, watch=watch)
 

@@ -11,11 +11,13 @@ from ...dynamics.batch.batched_flow import batched_flow
 from ...dynamics.flow import gradient_flow
 from ...dynamics.reduced.mirror_flow import mirror_flow
 from ...dynamics.statuses import STATUS_NAMES, STORED
+from ...networks import split
+from ..descent import parameter_norm, start_of
 from ..grid import Cell
 from ..observables.base import Ending, has_bad_input
 from ..plan import METHODS, STATUSES, Chunk, Outcome, Plan
 
-_MOST_OBSERVED_AT_ONCE = 256
+_MOST_AT_ONCE = 256
 _NETWORKS = 3  # the first fields of an `Ending`
 
 
@@ -25,10 +27,14 @@ class Worker:
     def __init__(self, plan: Plan):
         self.plan = plan
         self._observe = {id(c): self._observer(c) for c in plan.cells.values()}
+        self._descend = {id(c): self._descender(c) for c in plan.cells.values()}
         self._codes = np.asarray([STORED[name] for name in STATUS_NAMES], np.int8)
 
     def chunk(self, chunk: Chunk, device: Any) -> Outcome:
         """A whole chunk; `unfinished` are the places of lanes that went on by the stiff path."""
+        if self.plan.options.descent is not None:
+            found = self.descents(chunk, device)
+            return found._replace(needed_steps=int(found.values["num_steps"].sum()))
         found = self.explicit(chunk, device)
         needed = int(found.values["num_steps"].sum())
         values = {name: array.copy() for name, array in found.values.items()}
@@ -40,6 +46,24 @@ class Worker:
                 steps = values[name][place] if name == "num_steps" else 0
                 values[name][place] = array[0] + steps
         return found._replace(values=values, needed_steps=needed, notes=notes)
+
+    def descents(self, chunk: Chunk, device: Any) -> Outcome:
+        """The descents of a chunk: all their steps."""
+        cell, count = chunk.cell, chunk.lanes.size
+        descent: Any = self.plan.options.descent
+        with jax.default_device(device):
+            networks, problems = self._starts(chunk)
+            run = self._descend[id(cell)]
+            end, diverged_at = run(networks, problems, *cell.arguments(self._padded(chunk)))
+            values, bad = self._measured(cell, end, count)
+        diverged_at = np.asarray(diverged_at)[:count]
+        num_steps = int(descent.num_steps)
+        status = np.where(diverged_at >= 0, STATUSES.index("non_finite"), STATUSES.index("time"))
+        status = np.where(bad, STATUSES.index("bad_input"), status)
+        values["status"] = status.astype(np.int8)
+        values["num_steps"] = np.where(diverged_at >= 0, diverged_at, num_steps).astype(np.int32)
+        values["method"] = np.full(count, METHODS.index("gradient_descent"), np.int8)
+        return Outcome(values, executed_steps=num_steps * self.plan.padded, compilation="xla")
 
     def explicit(self, chunk: Chunk, device: Any) -> Outcome:
         """The explicit flows of a chunk; `unfinished` lanes exceeded their explicit budget."""
@@ -131,9 +155,53 @@ class Worker:
         return values
 
     def _starts(self, chunk: Chunk):
+        return chunk.cell.starts(self._padded(chunk))
+
+    def _padded(self, chunk: Chunk) -> np.ndarray:
         lanes = chunk.lanes
-        missing = self.plan.padded - lanes.size
-        return chunk.cell.starts(np.concatenate([lanes, np.repeat(lanes[-1:], missing)]))
+        return np.concatenate([lanes, np.repeat(lanes[-1:], self.plan.padded - lanes.size)])
+
+    def _descender(self, cell: Cell):
+        """A function of starts, problems and points: the `Ending`s, and when lanes diverged."""
+        descent: Any = self.plan.options.descent
+
+        def of_lane(lane, rest):
+            parameters, own, point = lane
+            network, problem = eqx.combine(parameters, rest), cell.problem_of(own)
+            point = cell.point(*point)
+            solution = descent.run(network, problem, point)
+            last: Any = jax.tree.map(
+                lambda leaf: leaf[-1],
+                (solution.coefficients, solution.log_loss, solution.log_margin),
+            )
+            beta, log_loss, log_margin = last
+            final = cell.parted(solution.network)[0]
+            time = jnp.log(jnp.asarray(descent.time(point), beta.dtype))
+            drift = solution.balance_drift[-1]
+            found = (
+                beta,
+                log_loss,
+                time,
+                parameter_norm(split(solution.network)[0]),
+                log_margin,
+                drift,
+            )
+            return final, found, start_of(solution), solution.divergence_step
+
+        @jax.jit
+        def descend(parameters, problems, points, rest):
+            lanes = parameters, problems, points
+            count = jax.tree.leaves(parameters)[0].shape[0]
+            return jax.lax.map(lambda lane: of_lane(lane, rest), lanes, batch_size=_divisor(count))
+
+        def run(networks, problems, numbers, index):
+            parameters, rest = cell.parted(networks)
+            final, found, start, diverged_at = descend(parameters, problems, (numbers, index), rest)
+            final = eqx.combine(final, rest)
+            end = Ending(networks, final, final, problems, *found, effective_start=start)
+            return end, diverged_at
+
+        return run
 
     def _observer(self, cell: Cell):
         traced = [o for o in self.plan.options.observables if not o.on_host]
@@ -145,11 +213,7 @@ class Worker:
 
         @jax.jit
         def observe(arrays, rest):
-            count = jax.tree.leaves(arrays)[0].shape[0]
-            # A divisor of the count: a smaller last batch would be compiled separately.
-            batch = next(
-                b for b in range(min(count, _MOST_OBSERVED_AT_ONCE), 0, -1) if count % b == 0
-            )
+            batch = _divisor(jax.tree.leaves(arrays)[0].shape[0])
             return jax.lax.map(lambda end: of_lane(_whole(end, rest)), arrays, batch_size=batch)
 
         return lambda end: observe(*_lanes_and_rest(cell, end))
@@ -176,6 +240,11 @@ class Worker:
         )
         filled[tuple(slice(0, n) for n in value.shape)] = value
         return filled
+
+
+def _divisor(count: int) -> int:
+    """How many of `count` lanes at once: a smaller last batch would be compiled separately."""
+    return next(b for b in range(min(count, _MOST_AT_ONCE), 0, -1) if count % b == 0)
 
 
 def _flow_of(network, problem, stop, options):

@@ -1,7 +1,7 @@
 """Observables: functions of a flow's end, with names, units and descriptions."""
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import equinox as eqx
 import jax
@@ -20,7 +20,7 @@ class Ending(NamedTuple):
 
     `network` is the final network, `unfinished_network` the one before the finish, `initial` the
     start. The other fields are as in `FlowSolution`, at the end. For regression `log_margin` is
-    None.
+    None. In a sweep of descents `effective_start` is that of the lane's run; else it is None.
     """
 
     initial: Any
@@ -33,6 +33,7 @@ class Ending(NamedTuple):
     log_norm: Scalar
     log_margin: Scalar | None
     invariant_drift: Scalar
+    effective_start: Any = None
 
 
 class Variable(NamedTuple):
@@ -64,6 +65,11 @@ class AbstractObservable(eqx.Module):
     @property
     def on_host(self) -> bool:
         """Whether lanes are measured one by one with concrete arrays."""
+        return False
+
+    @property
+    def integrates(self) -> bool:
+        """Whether `measure` integrates a gradient flow of its own: not for sweeps of descents."""
         return False
 
     def coordinates(self) -> dict[str, np.ndarray]:
@@ -100,5 +106,5 @@ def has_bad_input(network: Any, problem: AbstractProblem) -> Bool[Array, ""]:
     return jnp.any(jnp.stack(bad))
 
 
-def refuse(name, rule, got, instead):
+def refuse(name, rule, got, instead) -> NoReturn:
     raise ValueError(f"observables: {name} {rule}, got {got}; leave it out, or take {instead}.")

@@ -234,6 +234,11 @@ class Trajectory(AbstractObservable):
     rtol: float
     max_steps: int
 
+    @property
+    def integrates(self) -> bool:
+        """Yes."""
+        return True
+
     def __init__(
         self,
         times: Sequence[float],

@@ -27,6 +27,10 @@ from .settings_in_words import settings
 
 _AGREEMENT_LANES = 24  # per shape, where the sweep recorded no predictions
 _SHOWN_FAILURES = 50
+_OF_DESCENTS = (
+    "The lanes are descents, and the theorems here are about gradient flows. The exact limits of "
+    "two layers are the variable effective_limit, where EffectiveLimit() was recorded."
+)
 
 
 def write_report(
@@ -115,7 +119,7 @@ def _overview(state: Status, results) -> str:
 def _agreement(store: Store, results, grid: Grid | None):
     """The theorems by shape, a table of distances, and a remark if one of them is missing."""
     try:
-        grid, _ = grid_of(store, grid)
+        grid, options = grid_of(store, grid)
     except SweepError as error:
         if grid is not None or isinstance(error, UnknownName):
             raise
@@ -124,6 +128,8 @@ def _agreement(store: Store, results, grid: Grid | None):
             "lintensor_jax.sweeps.write_report(path, grid=grid) for the theorems."
         )
         return [], _recorded(results, None), remark
+    if options.descent is not None:
+        return [], None, _OF_DESCENTS
     cells = [Cell(grid, lane) for _, lane in grid.cells()]
     words, rows = [], []
     for cell in cells:

@@ -32,6 +32,8 @@ _CONTAINERS = {
 #: The first format of stores that has a field, if that came after format 1 with a default.
 _FIRST_FORMAT = {("Regression", "residual_loss"): 2, ("RandomData", "loss"): 3}
 _FIRST_FORMAT |= {("Regression", "bias"): 3, ("Classification", "bias"): 3}
+# Not in format 3 as it was first written: stores of flows leave it out.
+_FIRST_FORMAT |= {("Options", "descent"): 4}
 _INLINE = 64  # longest array that is written out; longer ones are described by their hash
 
 

@@ -1,0 +1,121 @@
+"""Sweeps of descents: what every lane runs in place of a gradient flow."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ..dynamics.descent.descent_solution import DescentSolution
+from ..dynamics.descent.gradient_descent import gradient_descent
+from ..messages import in_words
+from ..networks.effective_start import EffectiveStart, two_layers_of
+from .grid import Cell, Point
+
+#: Words after which an `EffectiveStart` of shapes is named; a run has the theorem's.
+_NO_THEOREM = "shapes only"
+
+
+@dataclasses.dataclass(frozen=True)
+class Descent:
+    """Gradient descent with constant steps, with or without momentum, batches and label noise.
+
+    A setting that is a str is the name of an axis of the grid, whose values are then the lanes'.
+    The random numbers of a lane depend on the seed of the grid and the lane's index.
+
+    - `num_steps`: of every lane. `step_size`: in units of the gradient of the summed loss.
+    - `batch_size`: samples of a step; None takes all. An axis of batch sizes is one with
+      `changes_shape=True`. `replacement`, `label_noise`: as in `gradient_descent`.
+    - `momentum`: of the heavy-ball method, in [0, 1).
+    """
+
+    num_steps: int
+    step_size: float | str
+    batch_size: int | str | None = None
+    replacement: bool = False
+    label_noise: float | str | None = None
+    momentum: float | str | None = None
+
+    def __post_init__(self):
+        if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int | np.integer):
+            raise ValueError(
+                f"Descent: num_steps must be a positive int, got {in_words(self.num_steps)}; pass "
+                "e.g. 1000."
+            )
+        for name in ("step_size", "label_noise", "momentum"):
+            value = getattr(self, name)
+            is_axis = isinstance(value, str) or (value is None and name != "step_size")
+            if is_axis or (isinstance(value, int | float) and 0 <= value < np.inf):
+                continue
+            raise ValueError(
+                f"Descent: {name} must be a finite number >= 0 or the name of an axis, got "
+                f"{in_words(value)}; pass e.g. 0.01, or the axis's name."
+            )
+
+    @property
+    def is_random(self) -> bool:
+        """Whether a step draws anything."""
+        return self.batch_size is not None or self.label_noise is not None
+
+    def run(self, network: Any, problem: Any, point: Point) -> DescentSolution:
+        """The descent of one lane; traced."""
+        step, momentum, noise, batch = (
+            self._at(point, name) for name in ("step_size", "momentum", "label_noise", "batch_size")
+        )
+        return gradient_descent(
+            network,
+            problem,
+            optax.sgd(step, momentum),
+            int(self.num_steps),
+            batch_size=batch,
+            replacement=self.replacement,
+            label_noise=noise,
+            key=jax.random.fold_in(point.key, 0) if self.is_random else None,
+        )
+
+    def time(self, point: Point) -> Any:
+        """The physical time of all steps: their number times step_size / (1 - momentum)."""
+        momentum = 0.0 if self.momentum is None else self._at(point, "momentum")
+        return self.num_steps * self._at(point, "step_size") / (1 - momentum)
+
+    def check(self, cell: Cell) -> None:
+        """Raise a ValueError where a lane of this cell could not run; shapes only."""
+        names = [axis.name for axis in cell.grid.leaf_axes]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, str) and value not in names:
+                raise ValueError(
+                    f"descent: {field.name} must be a number or the name of an axis, got "
+                    f"{value!r}; the axes are {', '.join(names)}."
+                )
+        network, problem = cell.example()
+        point = cell.point(*cell.arguments(np.asarray([cell.first_lane]), one=True))
+        jax.eval_shape(lambda: self.run(network, problem, point).coefficients)
+
+    def _at(self, point: Point, name: str) -> Any:
+        value = getattr(self, name)
+        return point[value] if isinstance(value, str) else value
+
+
+def example_start(network: Any) -> EffectiveStart | None:
+    """An effective start with the shapes that a descent of this network has; None without one."""
+    layers = two_layers_of(network)
+    if layers is None:
+        return None
+    return EffectiveStart(layers.S, layers.log_scale, layers.angle, _NO_THEOREM)
+
+
+def start_of(solution: DescentSolution) -> EffectiveStart | None:
+    """The effective start of a run without what was measured of it."""
+    start = solution.effective_start
+    if start is None:
+        return None
+    return EffectiveStart(start.S, start.log_scale, start.angle, _NO_THEOREM)
+
+
+def parameter_norm(parameters: Any) -> jax.Array:
+    """log |Theta|."""
+    squares = [jnp.sum(leaf**2) for leaf in jax.tree.leaves(parameters)]
+    return 0.5 * jnp.log(jnp.sum(jnp.stack(squares)))
