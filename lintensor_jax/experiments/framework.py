@@ -28,6 +28,10 @@ EXPERIMENTS = {
     "gunasekar2018": "gunasekar2018",
     "min2021": "min2021",
     "eftekhari2020": "eftekhari2020",
+    "pesme2021": "pesme2021",
+    "even2023": "even2023",
+    "pesme-flammarion2023": "pesme_flammarion2023",
+    "papazov2024": "papazov2024",
 }
 
 
