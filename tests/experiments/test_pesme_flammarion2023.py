@@ -93,5 +93,3 @@ def test_the_flow_follows_the_algorithm(run):
     assert _failed(run) == []
     late = [np.max(np.abs(flow.jumps - run.path.times)) for flow in run.runs]
     assert all(a > b for a, b in itertools.pairwise(late))
-    # A coordinate that was active leaves: the support is not monotone.
-    assert run.path.left >= 1
