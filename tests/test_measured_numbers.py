@@ -39,6 +39,13 @@ def test_a_wrong_number_is_found_with_its_line(measured, monkeypatch, tmp_path):
         measured.filled("<!--=no such-->7<!--=-->")
 
 
+def test_no_line_begins_with_a_mark(measured):
+    """There Markdown would end the paragraph. Marks of tables stand alone on their lines."""
+    for path in measured.pages():
+        found = re.findall(r"^ *<!--=.*$", path.read_text(), re.MULTILINE)
+        assert [line for line in found if not line.endswith("-->")] == [], path
+
+
 def test_every_number_is_used_and_every_file_has_its_command(measured):
     text = "\n".join(path.read_text() for path in measured.pages())
     used = set(re.findall(r"<!--=([^<>]+?)-->", text))
