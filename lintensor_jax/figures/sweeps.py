@@ -1,6 +1,7 @@
 """Quantities of many flows over one axis: medians, and bands of 80% of the flows."""
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -74,7 +75,7 @@ def band_figure(panels: Sequence[BandPanel], columns: int = 2, note: str = "") -
         place = {"loc": "outside lower center", "ncols": 2 * columns, "frameon": False}
         figure.legend(handles=style.along_rows(handles, 2 * columns), **place)
         if note:
-            figure.suptitle(note, fontsize=8)
+            figure.suptitle(textwrap.fill(note, 58 * columns), fontsize=8)
         return figure
 
 

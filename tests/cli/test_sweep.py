@@ -144,7 +144,7 @@ def test_the_report_is_one_file_with_all_in_it(swept, tmp_path, capsys):
     assert "Theorem 6" in page
     assert page.count("data:image/png;base64,") == 6  # three figures, wide and narrow
     assert page.index("<h2>Figures") < page.index("<h2>Theorems") < page.index("<h2>Size")
-    assert "<h1>Gradient flows of linear tensor networks, swept over alpha, direction</h1>" in page
+    assert "<h1>Gradient flows of linear tensor networks, swept over α, direction</h1>" in page
     assert "The coefficients of the limits over α." in page
     assert not re.search(r'(src|href)="(?!data:)', page)
     row = re.search(

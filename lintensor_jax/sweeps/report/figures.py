@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ _LABELS = {
 }
 
 
+_WORDS = "OTU"  # kinds of arrays of words
 # Names of axes that are written as Greek letters.
 _GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "eta": "η", "theta": "θ"}
 _GREEK |= {"lambda": "λ", "mu": "μ", "nu": "ν", "rho": "ρ", "sigma": "σ", "tau": "τ"}
@@ -42,7 +44,12 @@ _GREEK |= {"lambda": "λ", "mu": "μ", "nu": "ν", "rho": "ρ", "sigma": "σ", "
 
 def in_words(name: str) -> str:
     """The name of an axis as people write it: α for alpha, spaces for underscores."""
-    return " ".join(_GREEK.get(word, word) for word in name.split("_"))
+    return with_greek(name.replace("_", " "))
+
+
+def with_greek(text: str) -> str:
+    """The text with Greek letters in place of their names."""
+    return re.sub(r"[a-z]+", lambda word: _GREEK.get(word[0], word[0]), text)
 
 
 def figures(path: str | Path, columns: int = 2) -> dict[str, Any]:
@@ -186,7 +193,7 @@ class _Drawing(NamedTuple):
 
         step = -(-self.results.sizes[self.along] // _MOST_LINES)
         x = self.results[self.along].values[::step]
-        if x.dtype.kind == "U":
+        if x.dtype.kind in _WORDS:
             x = np.arange(len(x))
 
         def parts(array):
@@ -208,7 +215,7 @@ class _Drawing(NamedTuple):
             yield self.label, array
             return
         values = self.results[self.colour].values
-        prefix = "" if values.dtype.kind == "U" else f"{in_words(self.colour)} = "
+        prefix = "" if values.dtype.kind in _WORDS else f"{in_words(self.colour)} = "
         for index, value in enumerate(values):
             yield f"{prefix}{value}", array.isel({self.colour: index})
 
@@ -226,7 +233,7 @@ def _axes(results: Any) -> tuple[str, str | None]:
     measured = [d for d in numeric if results[d].dtype.kind == "f"]
     along = max(measured or numeric or dims, key=lambda d: results.sizes[d])
     others = [d for d in dims if d != along and results.sizes[d] <= _MOST_LABELS]
-    words = [d for d in others if results[d].dtype.kind == "U"]
+    words = [d for d in others if results[d].dtype.kind in _WORDS]
     chosen = [*words, *others]
     return along, chosen[0] if chosen else None
 

@@ -22,7 +22,7 @@ from ..store.dataset import open_dataset
 from ..store.errors import SweepError, UnknownName
 from ..store.status import Status, in_bytes, status
 from ..store.store import Store
-from .figures import caption, figures, in_words
+from .figures import caption, figures, in_words, with_greek
 from .settings_in_words import settings
 
 _AGREEMENT_LANES = 24  # per shape, where the sweep recorded no predictions
@@ -80,7 +80,7 @@ def write_report(
     ]
     target = store.folder_for_people("report") / "report.html" if target is None else Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    text = page(results.attrs["title"], "\n".join(parts))
+    text = page(with_greek(results.attrs["title"]), "\n".join(parts))
     atomic_files.write(target, text.encode(), target.parent)
     store.note_files("report", [target])
     return target
