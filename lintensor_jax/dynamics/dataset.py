@@ -27,6 +27,7 @@ _WORDS = {
     "status": ("", "why the flow ended"),
     "num_steps": ("steps", "attempted steps"),
     "num_rejected_steps": ("steps", "rejected steps"),
+    "num_implicit_steps": ("steps", "steps of the implicit method"),
     "finish_accepted": ("", "whether the Gauss-Newton finish was accepted"),
 }
 _OF_RECORD = (
