@@ -141,9 +141,7 @@ def mirror(rng: Random) -> Case:
             right = flow(layers, regression_slope(X, y, "squared"), time)[0][0]
         except RuntimeError as error:
             return Verdict(RIGHT, 0.0, f"SciPy gave up: {error}")
-        # rtol = 1e-8 keeps the angle zeta to 1e-8, and so rho = v sinh(zeta) to 1e-8 of the layers'
-        # product, not of what rho is on its way from zero: ten times that are allowed.
-        size = max(np.max(np.abs(right)), 0.1 * np.max(np.abs(layers)) ** len(layers), 1e-12)
+        size = max(np.max(np.abs(right)), 1e-3 * np.max(np.abs(layers)) ** len(layers), 1e-12)
         return within(found.coefficients[0], right, 1e-6, size)
 
     return Case(f"{what}, {kind}, time {time!r}: {shown(layers=layers, X=X, y=y)}", call, judge)
