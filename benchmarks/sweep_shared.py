@@ -285,9 +285,9 @@ def large_command(options: argparse.Namespace) -> tuple[bool, Numbers]:
 
     swept, alone = [], []
     with tempfile.TemporaryDirectory() as name:
-        small = grid_of(plan.padded)
-        lt.sweep(small, chunk_lanes=plan.padded, width=plan.width)  # compiles what it needs
-        bare(1)  # and what the bare flows need
+        # Both compile what they need before the first turn.
+        lt.sweep(grid_of(plan.padded), chunk_lanes=plan.padded, width=plan.width)
+        bare(1)
         for turn in range(options.times):
             path = Path(name, f"store{turn}")
             began = time.process_time()

@@ -1,7 +1,6 @@
 """Every test runs in float64, with implicit rank promotion refused."""
 
 import gc
-from pathlib import Path
 
 import jax
 import pytest
@@ -20,15 +19,10 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module", autouse=True)
 def _drop_compiled_programs():
-    """Hundreds of compiled programs in one process exhaust its memory maps, and XLA crashes.
-
-    Linux allows 65,530 maps. Programs that many files share are compiled once while there is room.
-    """
+    """Hundreds of compiled programs in one process exhaust its memory maps, and XLA crashes."""
     yield
-    maps = Path("/proc/self/maps")
-    if not maps.exists() or maps.read_bytes().count(b"\n") > 15_000:
-        jax.clear_caches()
-        gc.collect()
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import lintensor_jax as lt
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 # The sibling modules that have no command line.
-MODULES = ("contraction_costs", "measure", "peers", "plots")
+MODULES = ("contraction_costs", "measure", "peers", "plots", "sweep_table")
 PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in MODULES)
 
 

@@ -34,9 +34,8 @@ def test_the_five_minutes_run_as_printed():
     assert predicted.limit is not None
     np.testing.assert_allclose(beta, predicted.limit, rtol=0, atol=1e-10)
     flow = scope["flow"]
-    require_as_printed(
-        "print(flow.direction[-1], flow.log_loss[-1])", [*flow.direction[-1], flow.log_loss[-1]]
-    )
+    # How far beyond the margin of 1e8 the last step ends, its length decides.
+    require_as_printed("print(flow.direction[-1], flow.log_loss[-1])", flow.direction[-1])
     np.testing.assert_allclose(flow.direction[-1], [0, 1], rtol=0, atol=1e-6)
     assert float(flow.log_loss[-1]) < -1e8
     np.testing.assert_allclose(scope["batch"][-1], beta, rtol=0, atol=1e-9)

@@ -82,7 +82,8 @@ def predict(
                 "predict: theorems must be functions of network and problem that yield "
                 f"theory.Candidate, got {in_words(theorem)}; pass the functions themselves."
             )
-    if hasattr(network, "effective_start") or hasattr(network, "network"):
+    solved = hasattr(network, "effective_start") or hasattr(network, "network")
+    if solved and not hasattr(network, "linear_coefficients"):  # a network around another has them
         return _of_training(network, problem, theorems)
     shape = check_pair(network, problem)
     # Flows count a bias as any other coefficient; only norms leave it free.

@@ -46,6 +46,7 @@ def _fourier():
     return lt.OrthogonalNetwork(found.S, found.bases, tuple(FILTERS))
 
 
+@pytest.mark.slow
 def test_complex_constants_flow_as_the_real_network_does():
     fourier, convolution = _fourier(), lt.ConvolutionalNetwork(tuple(FILTERS))
     ends = [lt.gradient_flow(n, REGRESSION).coefficients[-1] for n in (fourier, convolution)]

@@ -56,6 +56,7 @@ def test_a_zero_layer_beside_a_large_one_is_right_along_the_way(large):
     np.testing.assert_allclose(flow.coefficients[:-1], expected, atol=3e-7)
 
 
+@pytest.mark.slow
 def test_parameters_of_one_size_have_one_tolerance():
     # `atol` as it is printed is the one that was used.
     problem = lt.Regression(DATA, TARGETS)

@@ -92,6 +92,7 @@ def test_a_single_flow_and_its_gaps(seed):
     assert "weight decay" in str(flow)
 
 
+@pytest.mark.slow
 def test_other_architectures_end_at_their_penalties():
     """Group lasso: l2, nuclear norm, Fourier l1; all of them with n >= d, so that they converge."""
     X, y, rng = data(2, n=8)

@@ -130,6 +130,7 @@ def test_one_sample_and_short_filters():
         np.testing.assert_allclose(limit.direction, beta / np.linalg.norm(beta), rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_one_sample_and_any_two_layer_tensor():
     """Theorem 3 of Yun et al. 2021: the top singular vectors of the data tensor."""
     rng = np.random.default_rng(5)

@@ -218,7 +218,7 @@ def test_one_input_makes_narrow_networks_decomposable():
 
 
 BAD = {
-    "few axes": (lambda: lt.decompose_tensor(np.eye(2)), ("3 axis", "(2, 2)")),
+    "few axes": (lambda: lt.decompose_tensor(np.eye(2)), ("3 axes", "(2, 2)")),
     "nan": (lambda: lt.decompose_tensor(np.full((2, 2, 2), np.nan)), ("tensor must be finite",)),
     "tolerance": (
         lambda: lt.decompose_tensor(np.ones((2, 2, 2)), tolerance=0.0),

@@ -278,7 +278,7 @@ ONES = np.ones((2, 3))
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: lt.DiagonalNetwork(np.ones(3)), ["weights must have 2 axis", "(3,)"]),
+        (lambda: lt.DiagonalNetwork(np.ones(3)), ["weights must have 2 axes", "(3,)"]),
         (lambda: lt.DiagonalNetwork(ONES * np.nan), ["weights must be finite", "NaN"]),
         (lambda: lt.DiagonalNetwork(ONES * 1j), ["weights must hold real", "complex128"]),
         (lambda: lt.DiagonalNetwork(ONES[:1]), ["depth must be at least 2", "got 1"]),
@@ -299,7 +299,7 @@ ONES = np.ones((2, 3))
         ),
         (
             lambda: lt.FullyConnectedNetwork((np.ones(3), np.ones(3))),
-            ["weights[0] must have 2 axis", "(3,)"],
+            ["weights[0] must have 2 axes", "(3,)"],
         ),
         (lambda: lt.FullyConnectedNetwork((ONES,)), ["depth must be at least 2", "got 1"]),
         (
@@ -308,7 +308,7 @@ ONES = np.ones((2, 3))
         ),
         (
             lambda: lt.TensorNetwork(np.ones((3, 3)), (np.ones(3), np.ones(3))),
-            ["tensor must have 3 axis", "(3, 3)"],
+            ["tensor must have 3 axes", "(3, 3)"],
         ),
         (
             lambda: lt.TensorNetwork(np.ones((3, 4)), (np.ones(3),)),

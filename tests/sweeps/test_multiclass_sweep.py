@@ -37,6 +37,7 @@ def read(folder: Path, text: str):
     return configuration.read(folder / "c.toml")
 
 
+@pytest.mark.slow
 def test_a_sweep_of_one_layer_comes_near_the_svm(tmp_path):
     _, grid, options = read(tmp_path, SAMPLES)
     results = lt.sweep(grid, tmp_path / "s", observables=options.observables, stop=options.stop)

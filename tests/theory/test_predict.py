@@ -329,7 +329,7 @@ VIOLATED = {
     "architecture": (
         Opaque(jnp.asarray(ETA)),
         REGRESSION,
-        "an architecture",
+        "the architecture",
         "Opaque",
     ),
 }

@@ -67,6 +67,7 @@ def test_stiff_lanes_reach_the_limit_of_theory(stiff):
     assert np.max(np.asarray(flow.invariant_drift)) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_lane_does_not_depend_on_its_neighbours(stiff):
     problem, options, flow = stiff
     lane = int(np.argmax(np.asarray(flow.num_implicit_steps)))
@@ -75,6 +76,7 @@ def test_a_lane_does_not_depend_on_its_neighbours(stiff):
     np.testing.assert_allclose(alone.coefficients[0], flow.coefficients[lane], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_lanes_with_problems_of_their_own_and_a_finish():
     """Deep regression from a small start; the limits are those of single flows."""
     rng = np.random.default_rng(3)

@@ -135,6 +135,7 @@ def test_too_many_vertices_are_refused():
         lemma_2_10(lt.Classification(points, np.ones(80)))
 
 
+@pytest.mark.slow
 def test_corollary_2_9_the_margin_of_the_normalised_layers():
     """It tends to the largest product of unit layers, which is the l2 margin."""
     flow = lt.gradient_flow(START, PROBLEM, stop=lt.StopAtMargin(1e6))

@@ -82,6 +82,7 @@ def test_the_wall_of_floating_point_is_none_for_a_polynomial_tail():
     np.testing.assert_allclose(far.direction[-1], LEAST, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_deep_diagonal_networks_end_at_a_stationary_point_of_their_own_coefficients():
     # beta = w^3 from equal layers, |Theta|^2 = 3 sum |beta_j|^(2/3): minimise sum_i m_i^-2 there.
     network = lt.DiagonalNetwork((0.3 * jnp.ones(2),) * 3)

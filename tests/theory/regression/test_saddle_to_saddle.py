@@ -73,6 +73,7 @@ def two_layer_flow(problem, alpha):
     return lt.mirror_flow(network, problem, saveat=every_step)
 
 
+@pytest.mark.slow
 def test_the_flow_jumps_at_these_times_between_these_points():
     problem = gaussian(0, 10, 4)
     path = lt.saddle_to_saddle(problem)
