@@ -298,8 +298,7 @@ def large_command(options: argparse.Namespace) -> tuple[bool, Numbers]:
         opened = xarray.open_zarr(path, chunks=None)
         np.asarray(opened.limit[0, 0])
         opening = time.perf_counter() - began
-        files = sum(p.is_file() for p in path.rglob("*"))
-        size = size_on_disk(path)
+        files, size = sum(p.is_file() for p in path.rglob("*")), size_on_disk(path)
         good = bool((results.status == 1).all())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     ratios = [a / b for a, b in zip(swept, alone, strict=True)]
