@@ -163,7 +163,8 @@ def test_the_error_of_a_spent_budget_names_what_has_the_limit():
 def test_lanes_of_a_batch_end_at_corners():
     rng = np.random.default_rng(5)
     data = [(rng.normal(size=(3, 2)), rng.normal(size=3)) for _ in range(12)]
-    problems = jax.vmap(lt.Regression)(*(np.stack(part) for part in zip(*data, strict=True)))
+    X, y = (np.stack(part) for part in zip(*data, strict=True))
+    problems = jax.vmap(lambda X, y: lt.Regression(X, y))(X, y)
     lanes = jax.vmap(_ones)(np.full(12, 0.1))
     flow = lt.batched_flow(lanes, problems, shared_problem=False)
     assert flow.succeeded.all()
