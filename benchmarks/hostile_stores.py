@@ -28,17 +28,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import matplotlib as mpl
+import numpy as np
 
+import lintensor_jax as lt
+from lintensor_jax.sweeps import status, verify, write_report
+from lintensor_jax.sweeps.store import sealed
+
+# The imports compute nothing, so that float64 comes in time.
 jax.config.update("jax_enable_x64", True)
-
-import matplotlib as mpl  # noqa: E402
-import numpy as np  # noqa: E402
-
 mpl.use("agg")
-
-import lintensor_jax as lt  # noqa: E402
-from lintensor_jax.sweeps import status, verify, write_report  # noqa: E402
-from lintensor_jax.sweeps.store import sealed  # noqa: E402
 
 EVIL = "attacker_module"
 SCRIPT = "<script>alert(1)</script>"

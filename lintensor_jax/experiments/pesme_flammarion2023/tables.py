@@ -65,8 +65,8 @@ def _checks(result, scales, ends) -> tuple[Check, ...]:
         Check("end of the algorithm minus the l1 solution", ends["from_l1"], 1e-7, "the program's"),
         Check("gradient on a point's support", ends["slack"], 1e-12, "all points"),
         Check("points that the flow misses by 1e-6", ends["missed"], 0, where),
-        # t = tau log(1/alpha) + c: the constant of the last scale, with room for what is not
-        # constant yet, bounds the error at all scales.
+        # The error of a jump time tends to c / log(1/alpha). c is measured at the last scale, and
+        # no scale may have more than twice as much.
         Check(
             "error of a jump time times log(1/alpha), over the last scale's",
             max(row["constant"] for row in scales) / last["constant"],
