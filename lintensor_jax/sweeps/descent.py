@@ -39,18 +39,23 @@ class Descent:
     momentum: float | str | None = None
 
     def __post_init__(self):
-        if isinstance(self.num_steps, bool) or not isinstance(self.num_steps, int | np.integer):
+        count: Any = self.num_steps
+        is_int = isinstance(count, int | np.integer) and not isinstance(count, bool)
+        if not is_int or count < 1:
             raise ValueError(
                 f"Descent: num_steps must be a positive int, got {in_words(self.num_steps)}; pass "
                 "e.g. 1000."
             )
         for name in ("step_size", "label_noise", "momentum"):
-            value = getattr(self, name)
-            is_axis = isinstance(value, str) or (value is None and name != "step_size")
-            if is_axis or (isinstance(value, int | float) and 0 <= value < np.inf):
+            value: Any = getattr(self, name)
+            fits = isinstance(value, str) or (value is None and name != "step_size")
+            below, words = (1, "in [0, 1)") if name == "momentum" else (np.inf, ">= 0 and finite")
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                fits = 0 <= value < below
+            if fits:
                 continue
             raise ValueError(
-                f"Descent: {name} must be a finite number >= 0 or the name of an axis, got "
+                f"Descent: {name} must be a number {words} or the name of an axis, got "
                 f"{in_words(value)}; pass e.g. 0.01, or the axis's name."
             )
 

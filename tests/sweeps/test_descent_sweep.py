@@ -117,7 +117,10 @@ def _sweep(**options):
     ("call", "message"),
     [
         (lambda: sweeps.Descent("9", 0.1), "num_steps must be a positive int, got"),  # pyright: ignore
-        (lambda: sweeps.Descent(9, -0.1), "step_size must be a finite number >= 0 or the name"),
+        (lambda: sweeps.Descent(0, 0.1), "num_steps must be a positive int, got 0"),
+        (lambda: sweeps.Descent(9, -0.1), "step_size must be a number >= 0 and finite or the name"),
+        (lambda: sweeps.Descent(9, True), "step_size must be a number"),
+        (lambda: sweeps.Descent(9, 0.1, momentum=1.0), r"momentum must be a number in \[0, 1\) or"),
         (
             lambda: _sweep(descent=sweeps.Descent(9, "size")),
             "step_size .* got 'size'; the axes",

@@ -26,7 +26,7 @@ from .programs import XLA, Arguments, compiled
 from .step import RUNNING
 from .stepper import Stepper
 
-# Lanes in flight on a CPU: their Jacobians fit the second cache. On a GPU all lanes fly.
+# Lanes in flight on a CPU: their Jacobians fit the second cache. On a GPU all lanes are in flight.
 _WIDTH = 64
 # One lane in 8 is done before the queue is looked at.
 _SHARE = 8
