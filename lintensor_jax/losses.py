@@ -24,7 +24,7 @@ from .arguments import as_concrete_number
 
 
 class ExponentialTail(NamedTuple):
-    """-l'(m) is about c exp(-rate m) for large margins m, with some c > 0."""
+    """-l'(m) = c exp(-rate m) (1 + O(m^-delta)) for large margins m, with some c, delta > 0."""
 
     rate: float = 1.0
 

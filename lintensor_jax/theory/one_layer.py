@@ -36,8 +36,8 @@ def _max_margin(network, problem):
     several = problem.margins(jnp.zeros(problem.coefficient_shape)).ndim > 1
     name = "the hard-margin Crammer-Singer SVM" if several else "the hard-margin SVM"
     notes = (
-        f"w(t) = w_svm log t + O(1): the direction of {name}, from every start. The distance from "
-        "it falls as 1 / log t.",
+        f"The direction of {name}, from every start (docs/theory.md, proof P1). For almost all "
+        "data w(t) = w_svm log t + O(1), so that the distance from it falls as 1 / log t.",
     )
     if network.has_bias:
         notes += (

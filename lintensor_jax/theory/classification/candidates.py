@@ -232,12 +232,12 @@ def _orthogonal(network, problem, separable, margin):
     start = smallest_layer(found.values, found.tolerance, source)
     # Theorem 2 assumes more than two layers in real coordinates need: they are a mirror flow.
     moves = _converges(problem, source)
-    if network.depth == 2 and _is_mirror_flow(found):
+    if network.depth == 2 and found.is_real.holds:
         moves = Assumption(
-            "the coefficients converge in direction (two real layers are a mirror flow)",
+            "the margin over the l1 norm tends to the largest (two real layers are a mirror flow)",
             None,
             True,
-            "Pesme et al. 2024, Theorem 2",
+            "docs/theory.md, proof P1",
         )
     assumptions = (separable, *found.assumptions, start, moves)
 
@@ -261,18 +261,6 @@ def _orthogonal(network, problem, separable, margin):
         return Conclusion(Kind.STATIONARY, limit, rate, notes + _tail(problem))
 
     return Candidate(name, assumptions, conclude, otherwise)
-
-
-def _is_mirror_flow(components):
-    """Whether the flow of two layers is one in rho whose optimum of least l1 norm can be unique.
-
-    rho_j = a_j b_j with a_j^2 - b_j^2 conserved has a hyperbolic entropy as potential, whose
-    horizon is the l1 norm. Complex coordinates have no potential. Equal rows of S leave rho open.
-    """
-    S = components.S
-    if not components.is_real.holds:
-        return False
-    return S is None or len(_distinct_rows(S, components.tolerance)) == len(S)
 
 
 def _sparsest(network, components, problem):

@@ -134,7 +134,7 @@ def test_two_real_layers_are_a_mirror_flow_and_nothing_stays_open():
     for loss in (lt.ExponentialLoss(), lt.LogisticLoss()):
         proved = lt.predict(diagonal(ETA, ZERO), lt.Classification(X, LABELS, loss))
         assert (proved.kind, proved.open) == ("exact", ())
-        assert any("Pesme" in a.source for a in proved.assumptions)
+        assert any("proof P1" in a.source for a in proved.assumptions)
     # Equal columns: every split between them is an optimum.
     twins = lt.Classification([[2.0, 2.0, 0.1, 0.0], [2.0, 2.0, 0.0, 0.1]], [1.0, 1.0])
     several = lt.predict(diagonal(ETA, ZERO), twins)
