@@ -11,9 +11,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_collection_modifyitems(items):
-    """Tests of a whole experiment, by convention on a fixture `result`, are slow ones."""
+    """Mark as slow the tests of a whole experiment, and the later cases of a sampled test.
+
+    A test of a whole experiment has, by convention, a fixture `result`.
+    """
+    cases: dict[str, int] = {}
     for item in items:
-        if "result" in item.fixturenames:
+        name = item.nodeid.partition("[")[0]
+        cases[name] = cases.get(name, 0) + 1
+        sampled = item.get_closest_marker("slow_beyond")
+        if "result" in item.fixturenames or (sampled and cases[name] > sampled.args[0]):
             item.add_marker(pytest.mark.slow)
 
 

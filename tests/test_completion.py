@@ -103,6 +103,7 @@ def test_the_gradient_costs_what_indexing_costs():
 # Flows.
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("depth", [2, 3])
 def test_flows_equal_those_of_dense_sensors(depth):
     problem = random_completion(np.random.default_rng(1), (D, D), 30)
@@ -122,6 +123,7 @@ def rank_one_and_rest(depth, first, second):
     return lt.MatrixFactorizationNetwork([basis.T @ np.diag(root) @ basis] * depth)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("depth", [2, 3])
 def test_completions_of_the_identity_have_known_limits(depth):
     """Entries 1 on the diagonal of a 2 x 2 matrix, three starts.
@@ -148,6 +150,7 @@ def test_completions_of_the_identity_have_known_limits(depth):
     np.testing.assert_allclose(mixed.coefficients[-1], expected, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_rectangular_layers_balanced_and_batched():
     rng = np.random.default_rng(2)
     problem = random_completion(rng, (3, 4), 7, 1)
@@ -174,6 +177,7 @@ def test_rectangular_layers_balanced_and_batched():
     assert other.data_tensor(np.ones((3, 4))).shape == (6, 8)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 def test_other_losses_end_at_an_exact_fit():
     problem = random_completion(np.random.default_rng(3), (3, 4), 6, loss=lt.HuberLoss(0.5))
     like = lt.MatrixFactorizationNetwork.zeros(2, (3, 4))
@@ -185,6 +189,7 @@ def test_other_losses_end_at_an_exact_fit():
 # What theory knows.
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("depth", [2, 3])
 def test_predictions_of_entries_on_the_diagonal(depth):
     problem = lt.MatrixCompletion([0, 2], [0, 2], [1.0, -0.5], (3, 3))

@@ -156,6 +156,7 @@ def test_a_full_disk_is_one_line(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: results/x: no space left on device; check")
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("arguments", ["--help", "init --json --force {f}/a.toml"])
 def test_a_closed_pipe_is_silent(arguments, tmp_path):
     command = [sys.executable, "-m", "lintensor_jax", *arguments.format(f=tmp_path).split()]

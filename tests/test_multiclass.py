@@ -157,6 +157,7 @@ def test_several_biases_are_left_free():
     assert answer.unique
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("like", "norm"),
     [

@@ -326,6 +326,7 @@ print(jax.jit(lambda x: jnp.sin(x) + 1)(1.0).dtype)
 """
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"])
 def test_compiled_programs_are_kept_where_the_user_says(variable, tmp_path):
     environment = {k: v for k, v in os.environ.items() if "CACHE" not in k}

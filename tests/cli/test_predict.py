@@ -40,6 +40,7 @@ def predicted(capsys, tmp_path, text):
     return json.loads(printed(capsys, "predict", tmp_path / "c.toml", "--json"))
 
 
+@pytest.mark.slow
 def test_a_prediction_assumption_by_assumption(tmp_path, capsys):
     found = predicted(capsys, tmp_path, OF_THEOREM_6)
     assert found["flows"] == 2
@@ -85,6 +86,7 @@ def test_where_nothing_applies_it_says_why(tmp_path, capsys):
     assert "Over the initial scale: no limit either" in out
 
 
+@pytest.mark.slow
 def test_data_sets_are_combinations_and_pairs_go_together(tmp_path, capsys):
     text = """
     [data]
@@ -113,6 +115,7 @@ def test_json_has_no_infinities():
     assert _finite({"a": (np.float64(1.5), float("inf"))}) == {"a": [1.5, "inf"]}
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_starter_is_written_and_not_overwritten(kind, tmp_path, capsys):
     path = tmp_path / "my.toml"

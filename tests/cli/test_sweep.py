@@ -172,6 +172,7 @@ def test_a_report_of_ones_own_functions_and_of_lanes_that_failed(tmp_path):
     assert "Theorem 6" in write_report(tmp_path / "s", grid=grid).read_text()
 
 
+@pytest.mark.slow
 def test_report_and_figures_lie_in_visible_folders_that_xarray_ignores(swept, monkeypatch, capsys):
     def steps(path, columns=2):  # the others are drawn by slow tests
         return {"steps": figures(path, columns)["steps"]}

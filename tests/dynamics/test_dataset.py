@@ -11,6 +11,7 @@ X = np.array([[1.0, 2.0], [0.5, -1.0]])
 NETWORK = lt.DiagonalNetwork(np.array([[1.0, 2.0], [0.5, 0.25]]))
 
 
+@pytest.mark.slow
 def test_a_regression_flow(tmp_path):
     flow = lt.gradient_flow(
         NETWORK,
@@ -40,6 +41,7 @@ def test_a_regression_flow(tmp_path):
     assert "residual" in markup
 
 
+@pytest.mark.slow
 def test_a_classification_flow_and_a_matrix():
     flow = lt.gradient_flow(NETWORK, lt.Classification(X, np.array([1.0, -1.0])))
     data = flow.to_xarray()
@@ -51,6 +53,7 @@ def test_a_classification_flow_and_a_matrix():
     assert matrix.coefficients.dims == ("time", "coefficient", "output")
 
 
+@pytest.mark.slow
 def test_many_flows():
     problem = lt.Regression(X[:1], np.ones(1))
     networks = jax.vmap(NETWORK.scaled)(np.array([0.5, 1.0, 1.5]))  # pyright: ignore[reportArgumentType]

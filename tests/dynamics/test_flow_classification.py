@@ -98,6 +98,7 @@ def test_agrees_with_scipy(name):
     assert_on_trajectory(solution, reference_of(name), start)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize(
     ("clock", "loss"),
     [
@@ -226,6 +227,7 @@ def test_several_support_vectors(depth):
     assert max(steps) < 1500
 
 
+@pytest.mark.slow
 def test_wall_of_floating_point():
     start = gaussian(lt.DiagonalNetwork.zeros(2, 10), jax.random.key(0), 0.5)
     solution = flow(start, lt.Classification(SEPARABLE[0], LABELS[0]), stop=lt.StopAtMargin(1e12))
@@ -252,6 +254,7 @@ def test_one_support_vector_has_no_wall(one_sample):
 CLOCKS = [lt.LogArcLength(), lt.LossTime(), lt.PhysicalTime()]
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize("clock", CLOCKS, ids=lambda clock: type(clock).__name__)
 def test_data_that_are_not_separable(clock):
     rng = np.random.default_rng(1)
@@ -273,6 +276,7 @@ def test_data_that_are_not_separable(clock):
     assert np.abs(solution.coefficients[-1] - beta).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_coordinates_that_stay_behind_keep_their_relative_accuracy():
     # Two diagonal layers are a function of nu = -int r dt in closed form (Theorem 6): SciPy follows
     # nu in the clock ds = L dt, which knows of no absolute tolerance on the parameters.

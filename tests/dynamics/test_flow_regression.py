@@ -107,6 +107,7 @@ USUAL = (
 )
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=() if n in USUAL else pytest.mark.slow) for n in NETWORKS],
@@ -137,6 +138,7 @@ def test_agrees_with_scipy(name):
     np.testing.assert_allclose(np.exp(solution.log_time[:-1]), times, rtol=1e-14)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("alpha", [0.01, 1.0])
 @pytest.mark.parametrize("name", ["diagonal-2", "convolution-3-3", "fully-connected-3-2"])
 def test_theorem_6(name, alpha):
@@ -208,6 +210,7 @@ def test_stiff_flows_end_by_the_automatic_choice(depth, alpha):
     assert np.abs(Stiff.X @ solution.coefficients[-1] - Stiff.y).max() < 1e-14
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("alpha", [1e-8, 1e-100, 1e-200])
 def test_initializations_of_any_size(alpha):
     # As alpha -> 0 the two-layer diagonal limit is the solution of least l1 norm (Corollary 2):
@@ -306,6 +309,7 @@ def test_the_finish_is_of_least_norm(rows, distance, iterations):
     np.testing.assert_allclose(found.theta.reshape(2, 4), theta, rtol=0, atol=30 * distance**2)
 
 
+@pytest.mark.slow
 def test_a_start_that_meets_the_rule_is_saved():
     """Before the finish, and at times that have come by then."""
     network = lt.DiagonalNetwork(np.array([[0.0, 1.0], [0.0, 0.5 + 1e-12]]))
@@ -320,6 +324,7 @@ def test_a_start_that_meets_the_rule_is_saved():
     np.testing.assert_allclose(times.log_loss[0], before, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_derivatives_of_limits_with_duplicate_data():
     """Through the finish too, whose singular values may coincide or be zero."""
     rng = np.random.default_rng(1)
@@ -338,6 +343,7 @@ def test_derivatives_of_limits_with_duplicate_data():
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_finish_that_is_too_large_is_refused(start):
     problem = lt.Regression(X, Y)
     # Stopped by time far from the solutions, and by a loss that is not small.

@@ -22,6 +22,7 @@ def _networks():
     ]
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("network", _networks(), ids=["diagonal", "fully connected"])
 @pytest.mark.parametrize("clock", [PhysicalTime(), LogArcLength()], ids=["time", "arc"])
 def test_the_correction_restores_what_is_conserved(network, clock):

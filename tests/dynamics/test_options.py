@@ -299,6 +299,7 @@ def test_continued_at_given_times():
     np.testing.assert_allclose(np.exp(rest.log_time[:2]), [2.0, 3.0])
 
 
+@pytest.mark.slow
 def test_saved_times():
     times = [0.5, 1.0, 1e6]
     solution = lt.gradient_flow(

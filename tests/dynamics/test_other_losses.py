@@ -43,6 +43,7 @@ class Described(Undescribed):
         return True
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("loss", OTHERS, ids=lambda loss: type(loss).__name__)
 @pytest.mark.parametrize("name", STARTS)
 def test_flows_end_at_the_limit_of_theorem_5(name, loss):
@@ -68,6 +69,7 @@ def test_flows_end_at_the_limit_of_theorem_5(name, loss):
     assert type(loss).__name__ in found.subject
 
 
+@pytest.mark.slow
 def test_only_a_huber_loss_that_residuals_reach_has_a_time_of_its_own():
     network, data, targets = STARTS["diagonal"]
     squared, reached, beyond = (
@@ -79,6 +81,7 @@ def test_only_a_huber_loss_that_residuals_reach_has_a_time_of_its_own():
     np.testing.assert_allclose(beyond.log_loss[:2], squared.log_loss[:2], rtol=1e-7)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("loss", OTHERS, ids=lambda loss: type(loss).__name__)
 def test_without_a_fit_the_flow_ends_at_the_minimum_of_the_loss(loss):
     rng = np.random.default_rng(3)
@@ -135,6 +138,7 @@ def test_statements_about_the_squared_loss_refuse_another():
         lt.theory.limit_point_two_layer(STARTS["diagonal"][0], one)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize(
     "compilation",
     [

@@ -65,6 +65,7 @@ def test_a_flow_ends_with_the_words_of_the_rule():
     assert not below[:-1].any()
 
 
+@pytest.mark.slow
 def test_the_right_one_of_several_rules_is_named():
     # The loss starts above 0.05; the time e^200 comes later than that, and the time e^-200 before.
     near = AboveLoss(0.05)
@@ -75,6 +76,7 @@ def test_the_right_one_of_several_rules_is_named():
     assert both.reason == lt.FlowStatus[lt.FlowStatus.loss]
 
 
+@pytest.mark.slow
 def test_a_subclass_of_our_rule_has_its_own_words():
     end = _ends(Quicker(1.0))
     assert end.status == lt.FlowStatus.own_rule
@@ -82,6 +84,7 @@ def test_a_subclass_of_our_rule_has_its_own_words():
     assert _ends(lt.StopAtTime(1.0)).status == lt.FlowStatus.time
 
 
+@pytest.mark.slow
 def test_own_rules_under_vmap_and_jit():
     values = jnp.array([1e-2, 1e-3, 0.5])
 
@@ -100,6 +103,7 @@ def test_own_rules_under_vmap_and_jit():
     assert jax.jit(one)(values[0]).reason == "my loss is below 0.01"
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("compilation", [lt.Native(), lt.XLA()])
 def test_own_rules_in_batches(compilation):
     scales = jnp.geomspace(0.3, 2.0, 6)
@@ -116,6 +120,7 @@ def test_own_rules_in_batches(compilation):
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_an_own_status(tmp_path):
     def start(point):
         return START.scaled(point.alpha)

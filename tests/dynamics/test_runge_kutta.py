@@ -37,6 +37,7 @@ def solve(solver, start, rate: Any = 0.7) -> Any:
     )
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 @pytest.mark.parametrize("size", [3, 700])  # with the slopes written down, and without
 def test_the_steps_are_diffrax_s(method, size):
@@ -50,6 +51,7 @@ def test_the_steps_are_diffrax_s(method, size):
     np.testing.assert_allclose(ours.ys, theirs.ys, rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.slow
 def test_under_vmap_every_lane_takes_its_own_steps():
     starts = jnp.asarray(np.random.default_rng(1).standard_normal((5, 4)))
     together = jax.vmap(lambda start: solve(written_out(diffrax.Tsit5()), start))(starts)

@@ -38,6 +38,7 @@ def test_classification_ends_at_a_saddle_that_the_data_pull_on():
     assert flow.invariant_drift[-1] < 1e-6
 
 
+@pytest.mark.slow_beyond(1)
 # From 3 and 5 all parameters decay to 0: by implicit steps, and on a shrinking sphere.
 @pytest.mark.parametrize("seed", [0, 1, 2, 3, 5])
 def test_random_classification_over_nonnegative_coefficients(seed):
@@ -75,6 +76,7 @@ def test_a_coordinate_that_turns_around_is_not_at_a_corner(gap):
     np.testing.assert_allclose(flow.coefficients[-1], [-1.0], atol=1e-9)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize(("dtype", "ratio"), [(np.float64, 3e7), (np.float32, 1e4)])
 def test_separable_data_of_two_scales(dtype, ratio):
     data = np.asarray([[ratio, 0.0], [0.0, 1.0]], dtype)
@@ -84,6 +86,7 @@ def test_separable_data_of_two_scales(dtype, ratio):
     assert flow.log_margin[-1] > 5  # pyright: ignore[reportOptionalSubscript]
 
 
+@pytest.mark.slow
 def test_a_stop_rule_of_the_users_is_not_overridden():
     # The first coordinate has a minimum; the third sample is separable, so that beta_2 ~ log t.
     problem = lt.Classification([[1.0, 0.0], [-2.0, 0.0], [0.0, 1.0]], np.ones(3))
@@ -119,6 +122,7 @@ class _Linear(eqx.Module):
         return self.beta
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("clock", [lt.LogArcLength(), lt.LossTime(), lt.PhysicalTime()])
 def test_a_linear_model_leaves_zero(clock):
     problem = lt.Classification([[1.0, 0.5], [0.2, 2.0]], np.ones(2))
@@ -132,6 +136,7 @@ def test_a_linear_model_leaves_zero(clock):
     np.testing.assert_allclose(flow.coefficients[-1], found.y[:, -1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_saved_times_after_the_standstill_have_the_resting_state():
     problem = lt.Regression([[1.0, 2.0], [1.0, -1.0]], [1.0, 1.5])
     times = np.asarray([0.0, 1.0, 1e3, 1e6, 1e9])
@@ -160,6 +165,7 @@ def test_the_error_of_a_spent_budget_names_what_has_the_limit():
         lt.gradient_flow(_ones(0.1, size=700), problem, max_steps=2)
 
 
+@pytest.mark.slow
 def test_lanes_of_a_batch_end_at_corners():
     rng = np.random.default_rng(5)
     data = [(rng.normal(size=(3, 2)), rng.normal(size=3)) for _ in range(12)]
@@ -176,6 +182,7 @@ def test_lanes_of_a_batch_end_at_corners():
     assert single.status == lt.FlowStatus.stationary
 
 
+@pytest.mark.slow
 def test_lanes_of_classification_end_at_corners():
     seeds = [0, 1, 5, 8]  # three of them end at zero
     data = []

@@ -37,6 +37,7 @@ class Product(eqx.Module):
 START = gaussian(lt.DiagonalNetwork.zeros(2, D), jax.random.key(1), 0.5)
 
 
+@pytest.mark.slow
 def test_float32():
     single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), START)
     x, y = jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32)
@@ -124,6 +125,7 @@ def compiles():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 def test_one_compilation_serves_all_numbers(compiles):
     def run(k, alpha, rtol, target):
         rng = np.random.default_rng(k)
@@ -181,6 +183,7 @@ class Listed(eqx.Module):
         return self.u**2
 
 
+@pytest.mark.slow
 def test_a_static_field_need_not_have_a_hash():
     problem = lt.Regression([[1.0, 2.0]], [1.0])
     network: Any = Listed(jnp.asarray([0.3, 0.4]), ["left", "right"])

@@ -71,6 +71,7 @@ def test_two_diagonal_layers_end_at_the_lasso():
     assert float(jnp.max(flows.invariant_drift)) < 1e-6
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_single_flow_and_its_gaps(seed):
     X, y, rng = data(seed)
@@ -125,6 +126,7 @@ def test_other_architectures_end_at_their_penalties():
         np.testing.assert_allclose(flow.coefficients[-1], expected, atol=1e-7)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("depth", [3, 4])
 def test_deeper_layers_end_at_stationary_points_and_zero_is_one(depth):
     X, y, _ = data(3)

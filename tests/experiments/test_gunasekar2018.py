@@ -193,6 +193,7 @@ def test_a_limit_that_kept_the_printed_constant_would_show():
     assert ["erratum" in check.name for check in failed] == [True]
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_random_networks_cost_no_less_than_the_regularizer(architecture):
     found = random_networks(architecture, 3, SMALL)

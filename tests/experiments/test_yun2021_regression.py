@@ -267,6 +267,7 @@ def test_more_series_than_line_styles_are_refused():
         curve_figure([CurvePanel("Panel", curves, "x", "y")])
 
 
+@pytest.mark.slow
 def test_curves_import_nothing_else_of_the_package():
     program = (
         "import sys; import lintensor_jax; before = set(sys.modules);"

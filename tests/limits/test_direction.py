@@ -83,6 +83,7 @@ def test_the_end_of_a_regular_flow_needs_no_following():
     assert limit.num_supports == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e6, pytest.param(1e-6, marks=pytest.mark.slow)])
 def test_scaled_duplicated_and_logistic(scale):
     data = problem(4)
@@ -156,6 +157,7 @@ class Squares(eqx.Module):
         return self.u * self.u
 
 
+@pytest.mark.slow
 def test_a_users_own_network():
     data = lt.Classification(np.array([[1.0, 2.0], [0.0, 3.0]]), np.ones(2))
     limit = lt.limit_direction(Squares(jnp.array([0.1, 0.2])), data)
@@ -224,6 +226,7 @@ def test_a_coordinate_that_the_solver_froze(size):
         np.testing.assert_allclose(limit.direction, best, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_tolerance_below_the_precision_is_refused_by_its_own_name():
     data = lt.Classification(np.eye(2, dtype=np.float32), np.ones(2, np.float32))
     network = lt.DiagonalNetwork(np.ones((2, 2), np.float32))
@@ -234,6 +237,7 @@ def test_a_tolerance_below_the_precision_is_refused_by_its_own_name():
             lt.limit_direction(network, data, tolerance=wrong)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("x64", [True, False], ids=["in float64's JAX", "in float32's JAX"])
 def test_single_precision_has_a_default_tolerance_that_it_can_reach(x64):
     rng = np.random.default_rng(0)

@@ -52,6 +52,7 @@ def sample(net, seed=5):
     return jax.random.normal(jax.random.key(seed), net.linear_coefficients().shape)
 
 
+@pytest.mark.slow_beyond(3)
 @pytest.mark.parametrize("depth", [2, 3])
 @CASES
 def test_forward_pass_is_the_contraction_of_the_data_tensor(name, depth):

@@ -27,6 +27,7 @@ def _separable(seed, bias=0.0):
     return X, np.sign(X @ rng.normal(size=D) + bias)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("bias", [False, True])
 def test_classification_tends_to_the_svm(seed, bias):
@@ -47,6 +48,7 @@ def test_classification_tends_to_the_svm(seed, bias):
     np.testing.assert_allclose(limit.direction, svm, atol=1e-10)
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize("loss", [None, lt.HuberLoss(1.0)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_regression_projects_the_start(loss, bias):
@@ -100,6 +102,7 @@ NETWORKS = [
 ]
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize("like", NETWORKS, ids=lambda n: type(n).__name__)
 def test_a_bias_beside_every_network(like):
     rng = np.random.default_rng(2)

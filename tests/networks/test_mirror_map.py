@@ -83,6 +83,7 @@ def relative_error(values, exact):
     )
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize("L", DEPTHS)
 def test_inverse_and_potential_over_the_whole_range_of_floats(L):
     z, t, H = reference(L)
@@ -228,6 +229,7 @@ def test_the_differential_equation_of_lemma_4(L):
     np.testing.assert_allclose(potential.H(x[1:4], L), area, rtol=1e-9)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("L", [2, 3, 6])
 def test_first_and_second_derivatives_in_both_modes(L):
     x = np.array([-1e3, -0.5, -1e-150, 0.0, 1e-3, 0.8, 1.0, 1e8])

@@ -80,6 +80,7 @@ def test_induced_regularizer(own, basis):
         lt.induced_regularizer(own, BETA * np.nan)
 
 
+@pytest.mark.slow
 def test_mirror_flow(own, basis):
     start, theirs = (
         initialization.matching(own, BETA),

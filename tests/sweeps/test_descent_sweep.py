@@ -73,6 +73,7 @@ def test_fitted_lanes_end_at_their_limits_and_others_say_why(results):
     assert np.all(np.asarray(found.distance_to_effective_limit)[fits] < 1e-9)
 
 
+@pytest.mark.slow
 def test_a_lost_chunk_is_computed_again_to_the_same_bits(results):
     path, found = results
     store = sorted(

@@ -56,6 +56,7 @@ def masked(point):
     return Masked(point.alpha * jnp.ones(2), mask)
 
 
+@pytest.mark.slow
 def test_a_user_s_module_with_a_mask_from_the_key():
     grid = Grid((Axis("alpha", [0.1, 0.2, 0.5, 1.0]),), masked, PROBLEM, seed=3)
     results = lt.sweep(grid, observables=Limit())

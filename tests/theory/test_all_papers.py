@@ -41,6 +41,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow_beyond(4)
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_theorems_need_the_row_space_only(name, data):
@@ -133,6 +134,7 @@ def test_eftekhari_names_theorem_20s_rates():
     np.testing.assert_allclose(limit_of(network, problem), [1.0, -0.5, 0.3], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_min_theorem_3_without_the_invariant_set():
     """Two outputs, c(0) > 0: the loss tends to 0 at a rate, the limit depends on the start."""
     network = fully_connected(RNG.normal(size=(3, 4)), 0.1 * RNG.normal(size=(4, 2)))
@@ -213,6 +215,7 @@ REFUTED |= {
 }
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("name", REFUTED)
 def test_balanced_layers_that_cannot_reach_the_targets(name):
     network, problem = REFUTED[name]

@@ -19,6 +19,7 @@ ZERO = lt.FullyConnectedNetwork.zeros((2, 3))
 TARGETS = RNG.normal(size=(3, 2))
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize(
     ("network", "problem", "reason"),
     [
@@ -56,6 +57,7 @@ def test_a_flow_that_can_keeps_its_prediction(network, problem, limit):
     np.testing.assert_allclose(found, limit, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_ji_and_telgarsky_prove_that_the_risk_tends_to_zero():
     """W_1 = 0, W_2 = (1, 1): R(W(0)) = R(0) and the gradient is not zero (Theorem 2.2)."""
     network = lt.FullyConnectedNetwork((jnp.zeros((2, 2)), jnp.ones(2)))

@@ -67,6 +67,7 @@ ELSEWHERE = (
 )
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize(
     "theorem",
     [pytest.param(name, marks=pytest.mark.slow if name in ELSEWHERE else ()) for name in COVERED],
@@ -145,6 +146,7 @@ def test_layers_choose_the_eigenbasis_where_sensors_leave_it_open():
     np.testing.assert_allclose(prediction.limit, turn @ np.diag(rho) @ turn.T, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_warns_where_rounding_leaves_the_commuting_matrices():
     problem = lt.MatrixSensing(SENSORS, Y)
     assert any(np.abs(a - np.diag(np.diag(a))).max() > 0.1 for a in SENSORS)
@@ -177,6 +179,7 @@ def test_any_start_of_one_sample_and_two_layers():
     np.testing.assert_allclose(end, limit_of(swapped, problem), rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_unbalanced_differential_networks_are_two_layers():
     network = lt.DifferentialDiagonalNetwork(ETA, 0.5 * ETA[::-1], 2)
     prediction = lt.predict(network, REGRESSION)

@@ -106,6 +106,7 @@ def by_diffrax(network, problem, rtol, stop):
     return system.coefficients(solution.ys[-1]), solution.ts[-1], solution.stats["num_steps"]
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize("compilation", [XLA(), Native()])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_lane_by_lane_against_diffrax(name, compilation):
@@ -177,6 +178,7 @@ def test_the_fourier_basis_is_a_rotation(d, depth):
         assert Spectral.of(other, problem) is None
 
 
+@pytest.mark.slow_beyond(1)
 # From 13 on by FFT, which XLA cannot compile just before linear algebra of its transpose.
 @pytest.mark.parametrize("d", [5, 13])
 def test_full_length_convolutions_end_where_single_flows_do(d):

@@ -126,6 +126,7 @@ def test_an_optimizer_that_needs_the_value():
     np.testing.assert_allclose(solution.network.weights, w, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_line_search_continues_with_its_state():
     optimizer = optax.lbfgs()
     whole = lt.gradient_descent(NETWORK, PROBLEM, optimizer, 4)

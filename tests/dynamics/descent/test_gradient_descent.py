@@ -40,6 +40,7 @@ def test_gradient_descent_is_the_plain_loop(descent):
     np.testing.assert_allclose(norms, 1, rtol=1e-15)
 
 
+@pytest.mark.slow
 def test_small_steps_follow_the_flow():
     # The error of Euler's method is of first order in the step: 4 times smaller, 4 times better.
     flow = lt.gradient_flow(

@@ -112,6 +112,7 @@ def _by_eigenvalues(beta, G, depth):
     return sum(terms)
 
 
+@pytest.mark.slow
 def test_against_an_independent_integrator_with_the_rank_kept():
     problem, beta = _case(4, 3, 2)
     X, y = np.asarray(problem.X), np.asarray(problem.y)
@@ -172,6 +173,7 @@ def test_the_rank_must_be_given_where_it_cannot_be_seen():
         jax.eval_shape(lambda b: lt.induced_flow(b, problem, 2).coefficients, jnp.asarray(beta))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_derivatives_at_equal_singular_values(depth):
     """Singular vectors have none there; the flow has."""

@@ -113,6 +113,7 @@ def test_mirror_flow_is_the_full_flow(name):
     assert dual.state.theta.shape == (N,)
 
 
+@pytest.mark.slow
 def test_initial_scales_down_to_1e_minus_140():
     start = _draw(2, D)
     l1 = np.asarray(lt.min_norm(PROBLEM, lt.L1Norm()).coefficients)

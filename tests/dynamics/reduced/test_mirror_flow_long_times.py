@@ -11,6 +11,7 @@ CORNER = lt.Regression([[1.0, 2.0], [1.0, -1.0]], [1.0, 1.5])
 POSITIVE = lt.DiagonalNetwork(0.1 * np.ones((2, 2)))
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("time", [50.0, 1e9, 1e15])
 def test_contradictory_samples_do_not_spoil_the_limit(time):
     network = lt.DiagonalNetwork([[1.0], [0.0]])
@@ -42,6 +43,7 @@ def test_dependent_and_repeated_samples_are_the_full_flow():
     np.testing.assert_allclose(dual.coefficients[:2], full.coefficients[:2], rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_flow_that_still_moves_where_rounding_hides_it_is_refused():
     """The corner with its first coordinate doubled: the two move apart at a rate of 1e-10."""
     slow = 1e-5

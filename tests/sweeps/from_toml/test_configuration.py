@@ -197,6 +197,7 @@ def test_sizes_and_choices_that_cannot_be_are_refused_in_one_line(tmp_path, text
     assert len(message) < 400
 
 
+@pytest.mark.slow
 def test_stop_clock_solver_loss_width_and_references_by_name(tmp_path):
     text = """
         [network]

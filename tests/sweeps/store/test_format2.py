@@ -17,6 +17,7 @@ from lintensor_jax.sweeps.store.store import Store
 pytestmark = pytest.mark.usefixtures("cache_of_its_own")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* was begun with other versions:UserWarning")
 def test_a_store_of_format_2_is_resumed_reported_and_not_extended(tmp_path, capsys):
     path = tmp_path / "store"

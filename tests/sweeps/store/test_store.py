@@ -62,6 +62,7 @@ def test_every_lane_is_a_flow_of_its_own(whole):
         np.testing.assert_allclose(found, flow.coefficients[-1], rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_xarray_alone_reads_selects_plots_and_exports(whole, tmp_path):
     path, _ = whole
     script = f"""

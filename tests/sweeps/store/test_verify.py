@@ -197,6 +197,7 @@ def test_codecs_that_could_run_code_are_refused(copy, capsys):
         write_report(copy)
 
 
+@pytest.mark.slow
 def test_a_store_of_words_opens_without_this_package(tmp_path):
     (tmp_path / "c.toml").write_text(
         "[network]\narchitecture = ['diagonal', 'fully-connected']\n"

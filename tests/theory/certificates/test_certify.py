@@ -142,6 +142,7 @@ def test_residuals_are_proportional_to_a_perturbation(case):
         np.testing.assert_allclose(found.parameter_residual, rest_norm, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_raw_end_of_a_flow_and_its_small_coordinates():
     """Small coordinates are not hidden: the residual falls like one over the margin."""
     problem = _separable(2, 10, 5)

@@ -67,6 +67,7 @@ def _least_squared_norm(like, beta, starts):
     return np.array(values)
 
 
+@pytest.mark.slow_beyond(4)
 @pytest.mark.parametrize("like", VECTORS + MATRICES, ids=_named)
 def test_attained_and_never_undercut(like):
     beta = _beta(like)

@@ -20,10 +20,8 @@ from lintensor_jax.theory import (
     smoothness,
 )
 
-SHAPES = ((2, 4), (4, 3), (3,))
 
-
-def network(seed, scale=1.0, shapes=SHAPES):
+def network(seed, scale=1.0, shapes=((2, 4), (4, 3), (3,))):
     rng = np.random.default_rng(seed)
     return lt.FullyConnectedNetwork(tuple(scale * rng.normal(size=shape) for shape in shapes))
 
@@ -147,6 +145,7 @@ def flows():
     return data, found
 
 
+@pytest.mark.slow
 def test_lemma_2_6_at_every_step_of_flows_to_large_norms(flows):
     data, found = flows
     for start, flow, bounds in found:
@@ -198,6 +197,7 @@ def test_balanced_starts_stay_aligned_to_a_margin_of_1e10():
     assert bounds.alignment.misalignments.max() < 1e-12
 
 
+@pytest.mark.slow
 def test_the_counterexample_of_appendix_a_never_learns():
     data = lt.Classification([[1.0]], [1.0])
     w = jnp.array([0.8, 0.6])

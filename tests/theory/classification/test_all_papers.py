@@ -40,6 +40,7 @@ def test_support_vectors_that_do_not_span_the_data():
 CONVOLUTION = lt.ConvolutionalNetwork(([1.0, 0.2, 0.3], [0.4, 0.5, 0.6]))
 
 
+@pytest.mark.slow
 def test_full_length_convolutions_by_gunasekar():
     problem = lt.Classification([[1.0, 0.0, 0.2], [-0.5, 1.0, 0.1]], [1.0, 1.0])
     prediction = lt.predict(CONVOLUTION, problem)

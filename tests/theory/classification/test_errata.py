@@ -33,6 +33,7 @@ RATES = {
 }
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("theorem", RATES)
 @pytest.mark.parametrize("initial_loss", [0.1, 1e-3])
 def test_rate_of_the_loss(theorem, initial_loss):
@@ -81,6 +82,7 @@ def smoothed_margins(flow):
     return values[values > 0]
 
 
+@pytest.mark.slow
 def test_smoothed_margin_of_the_mean_loss():
     """log(1/L) / |Theta|^L never decreases for the *sum* of exponentials, not for their mean."""
     flow, square = aligned_flow([1.0, 3.0], lt.ExponentialLoss())
@@ -91,6 +93,7 @@ def test_smoothed_margin_of_the_mean_loss():
     assert flow.smoothed_margin_drop == 0
 
 
+@pytest.mark.slow
 def test_smoothed_margin_of_the_logistic_loss():
     """log(1/L) / |Theta|^L falls with one sample, where -log(e^L - 1) is the margin itself."""
     flow, square = aligned_flow([1.0], lt.LogisticLoss())

@@ -93,6 +93,7 @@ def test_deep_diagonal_networks_end_at_a_stationary_point_of_their_own_coefficie
     np.testing.assert_allclose(limit.direction, t**1.5 / np.linalg.norm(t**1.5), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_saddle_of_the_sum_is_told_from_its_minimum():
     # beta = u v in two coordinates, with u = (w, 0): a third sample asks for the other sign.
     rows = np.array([[1.0, 0.0]])
@@ -125,6 +126,7 @@ def test_certify_says_that_its_conditions_are_those_of_another_loss(flow):
     assert lt.certify(MAX_MARGIN, exponential, regularizer=lt.L2Norm()).remark == ""
 
 
+@pytest.mark.slow
 def test_a_loss_that_states_no_tail_is_not_taken_for_the_logistic_one():
     problem = lt.Classification(ROWS, np.ones(6), Undescribed())
     prediction = lt.predict(two_layers(), problem)

@@ -43,6 +43,7 @@ def _against_the_flow(d, h, m, gap):
     np.testing.assert_allclose(found.gram[:, d:, d:], flow.observed[1][:16], rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_it_is_the_flow():
     _against_the_flow(4, 3, 4, 0.7)
 

@@ -60,6 +60,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_large_steps_end_where_the_effective_start_says(name):
     network = NETWORKS[name]()
@@ -129,6 +130,7 @@ def _step_of_divergence(run, problems, layers, keys):
     return low
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("options", [{}, {"batch_size": 1}], ids=["full batch", "batch size 1"])
 def test_every_run_that_fits_the_data_ends_there(options):
     count = 100

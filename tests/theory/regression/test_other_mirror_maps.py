@@ -33,6 +33,7 @@ def _data(seed, n=2, d=5):
     return np.linalg.qr(rng.normal(size=(d, n)))[0].T, rng.normal(size=n), rng
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize(("depth", "alpha"), [(2, 0.2), (3, 0.5), (4, 0.6), (7, 0.9)])
 def test_the_differential_flow_ends_at_the_limit(depth, alpha):
     X, y, rng = _data(depth)
@@ -91,6 +92,7 @@ def test_the_differential_potential(depth, alpha):
     assert float(limit.log_potential) == pytest.approx(np.log(total), abs=1e-8)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("depth", [2, 3])
 def test_derivatives_of_the_differential_limit(depth):
     X, y, _ = _data(depth)
@@ -160,6 +162,7 @@ def test_two_layers_from_any_start(seed):
     assert float(projection.potential) == pytest.approx(divergence, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_two_layers_with_one_zero_agree_with_theorem_5():
     X, y, rng = _data(7, 2, 4)
     S, eta = rng.normal(size=(6, 4)), rng.normal(size=6)

@@ -72,6 +72,7 @@ def exact_limit(network, y, guess):
     return nu, [(v1.T * as_matrix(network.data_tensor(e)) * v2)[0] for e in basis]
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("y", [1.0, -2.0, 0.0])
 @pytest.mark.parametrize("alpha", [1e-100, 1e-50, 1e-8, 1.0, 1e3])
 @pytest.mark.parametrize("name", ["diagonal", "conv-2", "fully-connected"])
@@ -94,6 +95,7 @@ def test_limit_against_mpmath(name, alpha, y):
     assert abs(limit.residual) <= 10 * EPS * (abs(y) + float(scale))
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_limit_against_an_independent_integration(name):
     """The parameters, not only beta: SciPy's DOP853 to rtol = 1e-12, until the residual is gone."""
@@ -124,6 +126,7 @@ def test_limit_against_an_independent_integration(name):
     )
 
 
+@pytest.mark.slow
 def test_small_initialization_finds_the_norms_of_each_architecture():
     """Yun et al. 2021, section 6: x = [1, 2], y = 1, alpha -> 0."""
     data = problem(1.0, x=[[1.0, 2.0]])

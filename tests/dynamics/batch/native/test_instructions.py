@@ -268,6 +268,7 @@ def test_large_parts_return_integers_of_all_their_digits(dtype, monkeypatch):
     np.testing.assert_array_equal(by_kernel(function, rows), expected)
 
 
+@pytest.mark.slow_beyond(3)
 @pytest.mark.parametrize("name", ["exp", "log", "log1p"])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_elementary_functions(name, dtype):

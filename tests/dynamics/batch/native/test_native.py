@@ -28,6 +28,7 @@ PAPER = lt.Regression(*_PAPER)
 TOY = lt.Classification(np.array([[1.0, 2.0], [0.0, 3.0]]), np.ones(2))
 
 
+@pytest.mark.slow
 def test_flows_in_single_precision():
     options: dict[str, Any] = {"finish": None, "stop": lt.StopAtResidual(1e-3)}
     options["solver"] = diffrax.Tsit5()
@@ -71,6 +72,7 @@ FLOWS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize("name", FLOWS)
 def test_flows(name, monkeypatch):
     """The steps that XLA's programs take, to rounding; the same ends for any number of threads."""
@@ -103,6 +105,7 @@ def test_flows(name, monkeypatch):
     assert one.waste < expected.waste
 
 
+@pytest.mark.slow
 def test_steps_and_starts_share_their_functions(monkeypatch):
     """The functions of velocity and of status are compiled once."""
     emitted: list[str] = []
@@ -147,6 +150,7 @@ def test_falling_back_to_xla_is_said_once(monkeypatch):
     batched_flow(networks, PAPER, finish=None, max_steps=100)
 
 
+@pytest.mark.slow
 def test_too_large_for_machine_code(monkeypatch):
     """The documented limit: the result says so, without a warning."""
     monkeypatch.setattr(emitter, "LARGEST_PROGRAM", 50)
@@ -162,6 +166,7 @@ def _broken(*_: Any):
     raise RuntimeError("no such register")
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize(
     ("name", "words", "steps"), [("emit", "the emitter", 78), ("Kernel", "LLVM", 79)]
 )
@@ -177,6 +182,7 @@ def test_what_fails_in_the_compiler_falls_back(name, words, steps, monkeypatch):
     np.testing.assert_array_equal(flow.coefficients, expected.coefficients)
 
 
+@pytest.mark.slow
 def test_chunks_of_two_kinds_say_that_xla_ran(monkeypatch):
     """The first one by machine code, and the others not."""
     monkeypatch.setattr(batched_flow_module, "_warned", set())
