@@ -75,6 +75,11 @@ class AbstractMarginLoss(eqx.Module):
         """Bounds on l'' and l'; None if there are none, or if the loss does not say."""
         return None
 
+    @property
+    def is_convex(self) -> bool | None:
+        """Whether l is strictly convex; None if the loss does not say."""
+        return None
+
     def least_slope_over_value(self, log_value: float) -> float | None:
         """The smallest -l'(m)/l(m) where log l(m) <= `log_value`; None if the loss does not say.
 
@@ -108,6 +113,11 @@ class ExponentialLoss(AbstractMarginLoss):
         """True."""
         return True
 
+    @property
+    def is_convex(self) -> bool:
+        """True."""
+        return True
+
     def least_slope_over_value(self, log_value: float) -> float:
         """1: the slope is the value."""
         return 1.0
@@ -137,6 +147,11 @@ class LogisticLoss(AbstractMarginLoss):
     def smoothness(self) -> Smoothness:
         """1/4 and 1."""
         return Smoothness(curvature=0.25, slope=1.0)
+
+    @property
+    def is_convex(self) -> bool:
+        """True."""
+        return True
 
     def least_slope_over_value(self, log_value: float) -> float:
         """(1 - exp(-l))/l at the largest l: -l' = 1 - exp(-l) is concave in l."""
@@ -190,6 +205,11 @@ class PolynomialLoss(AbstractMarginLoss):
     def tail(self) -> PolynomialTail:
         """Polynomial with `power`."""
         return PolynomialTail(self.power)
+
+    @property
+    def is_convex(self) -> bool:
+        """False."""
+        return False
 
     def log_value(self, margin: Float[Array, "..."]) -> Float[Array, "..."]:
         """log l(m) = -power log(1 + softplus(m))."""

@@ -89,18 +89,20 @@ def _balance(s, state, args, clock):
     """|grad L + lambda Theta| / (|grad L| + lambda |Theta|); infinite without weight decay.
 
     Where |Theta| shrinks to zero, both terms do, and need not cancel. There the root of penalty
-    over loss is taken.
+    over loss is taken. The gradient of the loss is then at most lambda |Theta|: otherwise a start
+    at zero, or a small one that first shrinks, is on its way elsewhere.
     """
     decay = weight_decay_of(args.system.problem)
     if decay is None:
         return jnp.full_like(state.log_scale, jnp.inf)
     theta, velocity = state.theta, clock.velocity(s, state, args).theta
     of_decay = decay * jnp.linalg.norm(theta)
-    terms = jnp.linalg.norm(velocity + decay * theta) + of_decay
+    of_loss = jnp.linalg.norm(velocity + decay * theta)
+    terms = of_loss + of_decay
     balance = jnp.linalg.norm(velocity) / jnp.where(terms > 0, terms, 1.0)
     loss = args.system.problem.loss(args.system.coefficients(theta))
     share = jnp.sqrt(decay * jnp.sum(theta**2) / jnp.where(loss > 0, 2 * loss, jnp.inf))
-    shrinks = (jnp.vdot(theta, velocity) <= 0) & (decay > 0) & (loss > 0)
+    shrinks = (jnp.vdot(theta, velocity) <= 0) & (of_loss <= of_decay) & (decay > 0) & (loss > 0)
     return jnp.where(shrinks, jnp.minimum(balance, share), balance)
 
 

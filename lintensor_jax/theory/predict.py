@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Scalar
 
 from ..arguments import as_sequence
 from ..completion import MatrixCompletion
@@ -15,6 +16,7 @@ from ..messages import in_words
 from ..multiclass import MulticlassClassification
 from ..networks import FullyConnectedNetwork, LinearNetwork, MatrixFactorizationNetwork
 from ..networks.pair import check_pair, problem_of
+from ..penalized import Penalized, weight_decay_of, with_weight_decay
 from ..problems import AbstractProblem, Classification, MatrixSensing, Regression
 from .assumptions import Assumption
 from .classification.candidates import classification_candidates
@@ -24,12 +26,17 @@ from .prediction import Candidate, Prediction, choose, nothing_to_conclude
 from .regression.candidates import regression_candidates, sensing_candidates
 from .regression.completion import completion_candidates
 from .regression.effective_limit import effective_limit
+from .weight_decay.candidates import decay_candidates
 
 Theorem = Callable[[Any, Any], Iterable[Candidate]]
 
 
 def predict(
-    network: eqx.Module, problem: AbstractProblem, *, theorems: Sequence[Theorem] = ()
+    network: eqx.Module,
+    problem: AbstractProblem,
+    *,
+    theorems: Sequence[Theorem] = (),
+    weight_decay: float | Scalar = 0.0,
 ) -> Prediction:
     """Where gradient flow from `network`'s current parameters goes, according to theory.
 
@@ -58,6 +65,8 @@ def predict(
     - `MulticlassClassification`: Lyu & Li 2020: a KKT point; norms as candidates for which one.
     - `LinearNetwork` on any of them: the projection of the start, or the maximum margin (Soudry et
       al. 2018).
+    - With weight decay, on any of them: ridge for one layer, the lasso, the group lasso or the
+      nuclear norm for two (Hoff 2017; Haeffele & Vidal 2015), stationary points for more.
 
     **Arguments**
 
@@ -70,6 +79,8 @@ def predict(
       claimed. About another problem of your own nothing is predicted.
     - `theorems`: functions of network and problem, each yielding `theory.Candidate`s; they are
       tried before the theorems of this package, in the order given. For networks only.
+    - `weight_decay`: lambda >= 0 of the penalty lambda/2 |Theta|^2, as in `gradient_flow`; or pass
+      `Penalized(problem, weight_decay)` as the problem. For networks only.
 
     **Raises** ValueError if the two do not fit each other, for the solution of a gradient flow (it
     does not keep its start), or for traced arrays: it runs on the host; TypeError if `theorems` is
@@ -84,12 +95,15 @@ def predict(
             )
     solved = hasattr(network, "effective_start") or hasattr(network, "network")
     if solved and not hasattr(network, "linear_coefficients"):  # a network around another has them
-        return _of_training(network, problem, theorems)
+        return _of_training(network, problem, theorems, weight_decay)
     shape = check_pair(network, problem)
-    # Flows count a bias as any other coefficient; only norms leave it free.
+    problem = with_weight_decay(problem, weight_decay)
+    # Flows count a bias as any other coefficient; only norms and weight decay leave it free.
     problem = problem_of(network, problem)
     _require_concrete(network, problem)
-    problem = problem.counting_bias()
+    decay = weight_decay_of(problem)
+    if decay is None or float(decay) == 0:
+        problem = (problem if decay is None else problem.problem).counting_bias()  # pyright: ignore
     depth = f", L = {network.depth}" if hasattr(network, "depth") else ""  # pyright: ignore
     samples = np.shape(problem.y)[0] if hasattr(problem, "y") else "unknown"  # pyright: ignore
     subject = (
@@ -100,11 +114,16 @@ def predict(
     return choose(subject, given, _candidates(network, problem), _unknown(network, problem))
 
 
-def _of_training(solution, problem, theorems) -> Prediction:
+def _of_training(solution, problem, theorems, weight_decay) -> Prediction:
     if theorems:
         raise ValueError(
             "predict: theorems are about networks, got some with a "
             f"{type(solution).__name__}; leave them out, or pass the network."
+        )
+    if not (isinstance(weight_decay, int | float) and weight_decay == 0):
+        raise ValueError(
+            "predict: weight_decay is for the flow of a network, got one with a "
+            f"{type(solution).__name__}, which knows what trained it; leave it out."
         )
     if not hasattr(solution, "effective_start"):
         raise ValueError(
@@ -115,6 +134,8 @@ def _of_training(solution, problem, theorems) -> Prediction:
 
 
 def _candidates(network: Any, problem: AbstractProblem) -> Iterator[Candidate]:
+    if isinstance(problem, Penalized):
+        return decay_candidates(network, problem)
     about_one_layer = Regression | Classification | MulticlassClassification
     if isinstance(network, LinearNetwork) and isinstance(problem, about_one_layer):
         return one_layer_candidates(network, problem)
@@ -137,7 +158,7 @@ def _candidates(network: Any, problem: AbstractProblem) -> Iterator[Candidate]:
 
 
 def _unknown(network, problem):
-    known = Regression | Classification | MulticlassClassification | MatrixSensing
+    known = Regression | Classification | MulticlassClassification | MatrixSensing | Penalized
     if not isinstance(problem, known | MatrixCompletion):
         data = Assumption(
             "the problem is one of those that the package has theorems for: Regression, "

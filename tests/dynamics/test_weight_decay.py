@@ -1,5 +1,7 @@
 """Weight decay: limits are those of penalised problems, by solvers that know no flow (G6)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,6 +126,16 @@ def test_other_architectures_end_at_their_penalties():
         flow = lt.gradient_flow(network, lt.Regression(X, targets), weight_decay=penalty)
         expected = by_proximal_gradient(X, targets, prox)
         np.testing.assert_allclose(flow.coefficients[-1], expected, atol=1e-7)
+        predicted: Any = lt.predict(network, lt.Regression(X, targets), weight_decay=penalty)
+        np.testing.assert_allclose(predicted.limit, expected, atol=1e-9)
+
+
+def test_a_start_that_shrinks_at_first_is_not_at_its_end():
+    """u and v small and of other signs than the data want: b decays, then a grows to the lasso."""
+    problem = lt.Regression(np.array([[1.0]]), np.array([1.0]))
+    network = lt.DiagonalNetwork(1e-11 * np.array([[1.0], [-0.9]]))
+    flow = lt.gradient_flow(network, problem, weight_decay=0.1)
+    np.testing.assert_allclose(flow.coefficients[-1], [0.9], atol=1e-8)
 
 
 @pytest.mark.slow_beyond(1)

@@ -22,8 +22,9 @@ from ...config import (
 )
 from ..grid import Axis, Grid, Zip
 from ..observables.catalogue import BY_NAME, Trajectory
+from ..observables.measures import TestLoss
 from ..plan import Options
-from .data import Data, problem_of
+from .data import Data, held_out, problem_of
 from .flow_table import Flow
 from .recipes import (
     ARCHITECTURES,
@@ -181,7 +182,7 @@ def read(path: Path) -> tuple[Sweep, Grid, Options]:
     """
     config = load(path, Sweep)
     try:
-        return config, _grid(config, path.parent), _options(config)
+        return config, _grid(config, path.parent), _options(config, path.parent)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.key}", error.problem, error.also) from None
     except ValueError as error:
@@ -287,9 +288,12 @@ def _distinct(key, values):
     return values
 
 
-def _options(config: Sweep) -> Options:
+def _options(config: Sweep, folder: Path) -> Options:
     record, flow = config.record, config.flow
     observables = [BY_NAME[name] for name in record.observables]
+    test = held_out(config.data, folder)
+    if test is not None:
+        observables.append(TestLoss(test))
     if record.trajectory_times is not None:
         observables.append(Trajectory(record.trajectory_times))
     return Options(

@@ -50,6 +50,11 @@ class Data(Config):
         Maybe(Text()),
         "A CSV or NPZ file with the samples, relative to the folder of this file.",
     )
+    test_path: str | None = setting(
+        None,
+        Maybe(Text()),
+        "A file as `path`, with held-out samples: the loss on them is stored as `log_test_loss`.",
+    )
     X: tuple | None = setting(None, Maybe(ListOf(ListOf(Number()))), "The samples, one row each.")
     y: tuple | None = setting(
         None, Maybe(ListOf(Number())), "The targets, or the labels, one for each sample."
@@ -223,6 +228,19 @@ def problem_of(data: Data, folder: Path) -> tuple[Any, int | tuple[int, int] | N
     except ValueError as error:
         raise ConfigError(f"{key}:", " ".join(str(error).split())) from None
     return problem, problem.X.shape[1]
+
+
+def held_out(data: Data, folder: Path) -> Any:
+    """The problem of the samples in `test_path`, with the loss of the others; None without."""
+    if data.test_path is None:
+        return None
+    no_other_source = dict.fromkeys(("X", "y", "num_samples", "dimension", "seed", "rank"))
+    given = dataclasses.replace(data, path=data.test_path, test_path=None, **no_other_source)
+    try:
+        return problem_of(given, folder)[0]
+    except ConfigError as error:
+        key = error.key.replace("data.path", "data.test_path")
+        raise ConfigError(key, error.problem, error.also) from None
 
 
 def _completion(data: Data, folder: Path):

@@ -12,6 +12,7 @@ from ...dynamics.clocks import AbstractClock
 from ...dynamics.flow import gradient_flow
 from ...networks import FullyConnectedNetwork
 from ...networks.conserved import conserved_quantities
+from ...penalized import weight_decay_of
 from ...problems import AbstractProblem, Regression
 from ...theory.classification.alignment import alignment
 from ...theory.least_norm.norms import L1Norm, L2Norm
@@ -174,7 +175,7 @@ class DistanceToPrediction(AbstractObservable):
     """|reached - predicted| if a theorem predicts the limit, the prediction, and its kind.
 
     Computed lane by lane on the host, by `lintensor_jax.predict` from the lane's start (about 10 ms
-    each). Regression compares coefficients, classification directions.
+    each). Regression compares coefficients, classification without weight decay directions.
     """
 
     @property
@@ -207,8 +208,8 @@ class DistanceToPrediction(AbstractObservable):
             return np.nan, *nothing
         if found.limit is None or found.kind is None:
             return np.nan, *nothing
-        reached = end.coefficients
-        if end.problem.has_margins:
+        reached, decay = end.coefficients, weight_decay_of(end.problem)
+        if end.problem.has_margins and not (decay is not None and float(decay) > 0):
             reached = unit(reached)
         limit = np.asarray(found.limit)
         kinds = self.variables[2].flags

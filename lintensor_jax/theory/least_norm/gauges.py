@@ -176,6 +176,11 @@ class GroupGauge(AbstractGauge):
 
         return x0, start.level * size, equations
 
+    def shrunk(self, w: np.ndarray, size: float) -> np.ndarray:
+        """argmin_u size gauge(u) + |u - w|^2 / 2: groups shortened by `size`; power 1 only."""
+        sizes = self.group_norms(w)[self.labels]
+        return w * np.maximum(1.0 - size / np.where(sizes > 0, sizes, 1.0), 0.0)
+
     def face(self, w, gradient):
         """Every optimum has w_g = s_g G_g, s_g >= 0, where |G_g| = 1, and w_g = 0 elsewhere."""
         tight = np.flatnonzero(self.group_norms(gradient) >= 1.0 - ZERO)

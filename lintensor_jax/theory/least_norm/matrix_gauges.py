@@ -84,6 +84,11 @@ class NuclearGauge(AbstractGauge):
         z0 = np.concatenate([(left[:, :rank] * root).ravel(), (right[:rank].T * root).ravel()])
         return z0, start.level, equations
 
+    def shrunk(self, w: np.ndarray, size: float) -> np.ndarray:
+        """argmin_u size gauge(u) + |u - w|^2 / 2: every singular value less `size`, or zero."""
+        left, sizes, right = np.linalg.svd(w.reshape(self.shape), full_matrices=False)
+        return ((left * np.maximum(sizes - size, 0.0)) @ right).ravel()
+
     def face(self, w, gradient):
         """As for groups: every optimum is U M V^T, M >= 0, on the top singular space of G."""
         left, dual, right = np.linalg.svd(gradient.reshape(self.shape), full_matrices=False)

@@ -277,3 +277,39 @@ def test_paired_axes_need_one_length(tmp_path):
     assert grid.size == 3
     with pytest.raises(ConfigError, match=r"start\.directions\[0\] must have 2 entries"):
         read(tmp_path, base + "directions = [[1, 2, 3]]")
+
+
+def test_held_out_data_and_weight_decay(tmp_path):
+    """The loss on held-out samples, and the limits that theory predicts with weight decay."""
+    text = """
+        [data]
+        X = [[1.0, 2.0, 0.5], [0.3, -1.0, 1.0]]
+        y = [1.0, 0.5]
+        test_path = "test.csv"
+        [start]
+        initialization = "gaussian"
+        alphas = [1.0]
+        [flow]
+        weight_decay = [0.1, 0.4]
+        max_steps = 100000
+        [record]
+        observables = ["limit", "distance_to_prediction"]
+        """
+    with pytest.raises(ConfigError, match=r"sweep\.toml: data\.test_path.*no such file"):
+        read(tmp_path, text)
+    held_out = np.array([[1.0, 0.0, 2.0, 0.3], [2.0, 1.0, 1.0, -0.4]])
+    np.savetxt(tmp_path / "test.csv", held_out, delimiter=",")
+    _, grid, options = read(tmp_path, text)
+    results = lt.sweep(
+        grid, tmp_path / "store", observables=options.observables, max_steps=options.max_steps
+    )
+    limit = np.asarray(results.limit).reshape(2, 3)
+    losses = 0.5 * np.sum((limit @ held_out[:, :3].T - held_out[:, 3]) ** 2, axis=1)
+    np.testing.assert_allclose(np.exp(results.log_test_loss).values.ravel(), losses, rtol=1e-12)
+    assert (results.distance_to_prediction < 1e-7).all()
+    assert (results.prediction_kind == 1).all()  # exact
+    assert np.abs(limit[0] - limit[1]).max() > 0.05
+    np.savetxt(tmp_path / "test.csv", held_out[:, 1:], delimiter=",")
+    _, grid, options = read(tmp_path, text)
+    with pytest.raises(ValueError, match=r"network: its linear coefficients have shape \(3,\)"):
+        lt.sweep(grid, observables=options.observables)
