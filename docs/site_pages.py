@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,17 @@ def on_files(files: Any, config: Any) -> Any:
             add(f"notebooks/{unique}", data)
         add(f"notebooks/{notebook.stem}.md", with_formulas(text))
     return files
+
+
+def on_pre_build(config: Any) -> None:
+    """Let the types of other projects in signatures be links to those projects' pages."""
+    for name, address in other_projects().items():
+        config.plugins["autorefs"].register_url(name, address)
+
+
+def other_projects() -> dict[str, str]:
+    """The address of each type of another project, by its full name."""
+    return tomllib.loads((ROOT / "docs" / "other_projects.toml").read_text(encoding="utf-8"))
 
 
 def on_page_content(html: str, **page: Any) -> str:

@@ -1,6 +1,7 @@
 """The documentation: every name, test, command and link in it exists, and its programs run."""
 
 import ast
+import builtins
 import dataclasses
 import functools
 import importlib
@@ -15,6 +16,7 @@ import types
 import matplotlib.pyplot as plt
 import pytest
 
+import lintensor_jax as lt
 from lintensor_jax.sweeps.from_toml.configuration import Sweep
 
 CLI = importlib.import_module("lintensor_jax.cli.main")
@@ -216,3 +218,10 @@ def test_the_site_builds_without_a_warning(tmp_path):
     for page in pages:  # readable offline: nothing is loaded from elsewhere
         loaded = r"<(?:script|img|link rel=.stylesheet.)[^>]*(?:src|href)=.(?:https?:)?//"
         assert not re.search(loaded, page.read_text()), page.name
+
+    reference = "".join(page.read_text() for page in pages if page.parent.name == "api")
+    unlinked = set(re.findall(r'<span title="([\w.]+)">', reference))
+    public = {name for area in (lt, lt.theory, lt.sweeps) for name in vars(area)}
+    ours = {name for name in unlinked if name.startswith("lintensor_jax.")}
+    assert not {name for name in ours if name.rpartition(".")[2] in public}
+    assert all(hasattr(builtins, name) for name in unlinked - ours - {"math.inf"})
