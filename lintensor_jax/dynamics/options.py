@@ -221,11 +221,9 @@ def _default_stop(problem, dtype):
 
 
 def _smallest_residual(problem, eps):
-    # Known numbers by NumPy: JAX would compile five small programs.
-    xp: Any = jnp if isinstance(problem.y, Tracer) else np
-    scale = xp.max(xp.abs(problem.y))
+    scale = jnp.max(jnp.abs(problem.y))
     # y = 0 is reached exactly or not at all: any positive number will do.
-    return max(1e-9, 64 * eps) * xp.where(scale > 0, scale, xp.ones_like(scale))
+    return max(1e-9, 64 * eps) * jnp.where(scale > 0, scale, 1.0)
 
 
 def _instance(value, kind, name, example):

@@ -33,25 +33,22 @@ from ..integrate import LARGEST_IMPLICIT_SIZE
 from ..options import fill_options
 from ..runge_kutta import has_shared_slopes
 from ..system import System
+from . import hardware
+from .chunk import Chunk
 from .fourier_basis import Spectral
 from .lane_data import LaneData, lanes_of_constants
-from .program_chunk import BatchedFlow, Chunk, integrate_chunk
+from .program_chunk import BatchedFlow, integrate_chunk
 from .programs import XLA, AbstractCompilation, Native
 from .stepper import Stepper
 
-# Lanes in flight at once: wide enough for vector instructions, small enough for the first cache.
-# And the share of them that is done when the queue is looked at: a look costs as much as a few
-# steps of all lanes, of small ones, and a lane that is done and waits costs its own steps.
-_SMALL, _LARGE = (128, 4), (32, 16)
-_LARGEST_SMALL = 32
 # Dormand & Prince's 8(7) is as fast as Tsit5 on small networks, and 30 times as accurate; with more
 # numbers it saves nothing, and the long steps of other clocks go far beyond what a stop rule asks.
 _LARGEST_OF_HIGH_ORDER = 16
 # A quarter more of its steps than at 1e-8, and all lanes of the paper's sweep end within 1e-8 of
 # their limits (`benchmarks/batched.py`).
 _RTOL_OF_HIGH_ORDER = np.asarray(1e-9)
-# Lanes of one program, which keeps memory flat and compilations few; numbers in one log.
-_CHUNK, _CHUNK_OF_GPU, _LOG_SIZE = 2**14, 2**20, 2**16
+# Numbers in one log.
+_LOG_SIZE = 2**16
 _NATIVE = Native()
 # Kinds of networks and reasons of which a warning has spoken.
 _warned: set[tuple[type, str]] = set()
@@ -84,14 +81,16 @@ def batched_flow(
     - `shared_constants`: whether all lanes share the constants. If None, their shapes decide; a
       ValueError if both fit.
     - `weight_decay`: as in `gradient_flow`; or one number a lane, an array of shape (N,).
-    - `width`: lanes in flight on XLA, rounded up to a multiple of 8. Default: 128, or 32 where a
-      lane has more than 32 numbers.
+    - `width`: lanes in flight on XLA, rounded up to a multiple of 8. Default on a CPU: 128, or 32
+      where a lane has more than 32 numbers. On a GPU: some 2^18 numbers, or a sixteenth of the
+      lanes of one program.
     - `solver`: an explicit diffrax method whose last stage is the first of the next step. Default:
       `diffrax.Dopri8()` in physical time with up to 16 numbers a lane, else `diffrax.Tsit5()`.
-    - `compilation`: `Native()`, with as many threads as there are cores (default on CPUs), or
-      `XLA()`, which also takes over for networks that the other has no machine code for: large
-      ones, and those with a sort, an FFT, a scan or the like. The result says what ran, and why;
-      a warning names every reason but the size, once for every class of networks.
+    - `compilation`: `Native()` (default on CPUs and CUDA devices), or `XLA()`, which also takes
+      over for networks that the other has no machine code for: large ones (on CUDA devices more
+      than 16 numbers), and those with a sort, an FFT, a scan or the like; and for machine code of a
+      GPU that does not agree with it. The result says what ran, and why; a warning names every
+      reason but the size, once for every class of networks.
     - `devices`: where lanes fly, such as `jax.local_devices()`; default: where the networks are.
       XLA runs one program at a time on a device: for two cores of a CPU, set
       `jax.config.update("jax_num_cpu_devices", 2)` before the first computation.
@@ -114,37 +113,38 @@ def batched_flow(
     parameters, rest = split(networks)
     if not shared_problem:
         _lanes("problem", problem, count)
-    first, one = _first_lane(parameters, problem, shared_problem)
+    # The device in use, which need not be JAX's default.
+    device = hardware.device_of(jax.tree.leaves(parameters)[0]) if devices is None else devices[0]
+    kind = hardware.kind_of(device)
+    first, one = _first_lane(parameters, problem, shared_problem, kind)
     rest_of_one, constants = lanes_of_constants(first, rest, one, count, shared_constants)
     network = eqx.combine(first, rest_of_one)
     system = System.of_parts(network, first, rest_of_one, one)
     options.setdefault("max_steps", 4096)
     filled = fill_options(system, **options)
-    # `ravel_pytree` of every lane, without the milliseconds of a trace.
-    leaves = [leaf.reshape(count, -1) for leaf in jax.tree.leaves(parameters)]
-    thetas = jnp.concatenate(leaves, axis=1) if len(leaves) > 1 else leaves[0]
+    thetas = _as_vectors(parameters, count)
     if compilation is None:
-        compilation = _NATIVE if jax.default_backend() == "cpu" else XLA()
+        compilation = XLA() if kind == "other" else _NATIVE
     size = system.num_parameters + (0 if isinstance(filled.clock, PhysicalTime) else 2)
     if solver is None:
         solver, filled = _by_default(filled, size, options.get("rtol"))
-    width, chunk, enough = _sizes(width, size, count, 1 if devices is None else len(devices))
+    own = None if shared_problem else one, None if constants is None else network
+    sizes = _sizes(device, width, size, (network, one, own), thetas, devices)
     stepper = Stepper(
         system=system,
         options=filled,
         solver=solver,
         shared=shared_problem,
-        width=width,
-        exchanges=max(1, min(chunk, _LOG_SIZE // (width * (size + 5)))),
-        enough=enough,
+        width=sizes.width,
+        exchanges=max(1, min(sizes.chunk, _LOG_SIZE // (sizes.width * (size + 5)))),
+        enough=sizes.enough,
         own_constants=constants is not None,
         stiff_max_steps=stiff_max_steps if thetas.shape[1] <= LARGEST_IMPLICIT_SIZE else None,
+        branches=kind == "cpu",
     )
-    data = LaneData(problem, constants)
-    chunks = [
-        Chunk.cut(at, chunk, count, thetas, data, shared_problem) for at in range(0, count, chunk)
-    ]
-    flows = _on_devices(stepper, compilation, chunks, Spectral.of(network, one), devices)
+    chunks = _chunks(sizes.chunk, thetas, LaneData(problem, constants), shared_problem)
+    rest_of_flow = Spectral.of(network, one), sizes.batch
+    flows = _on_devices(stepper, compilation, chunks, rest_of_flow, devices)
     flow = flows[0] if len(flows) == 1 else _joined(flows)
     if len(flows) > 1 or rest is not rest_of_one:
         flow = _with_constants(flow, rest)
@@ -211,11 +211,10 @@ def _decaying(problem, shared, weight_decay, count):
     return Penalized(problem, weight_decay), False
 
 
-def _first_lane(parameters, problem, shared_problem):
+def _first_lane(parameters, problem, shared_problem, kind):
     """The parameters and the problem of the first lane."""
-    on_cpu = jax.default_backend() == "cpu"
     # On a CPU by NumPy, in a microsecond each.
-    first = jax.tree.map(lambda leaf: (np.asarray(leaf) if on_cpu else leaf)[0], parameters)
+    first = jax.tree.map(lambda leaf: (np.asarray(leaf) if kind == "cpu" else leaf)[0], parameters)
     one = problem if shared_problem else jax.tree.map(lambda leaf: leaf[0], problem)
     return first, one
 
@@ -232,24 +231,44 @@ def _by_default(options, size: int, rtol) -> tuple[diffrax.AbstractERK, Any]:
     return diffrax.Dopri8(), options
 
 
-def _sizes(width: int | None, size: int, count: int, shares: int) -> tuple[int, int, int]:
-    """Lanes in flight, lanes of a chunk, and lanes that are done before the queue is looked at."""
-    on_cpu = jax.default_backend() == "cpu"
-    most = _CHUNK if on_cpu else _CHUNK_OF_GPU
-    usual, share = _SMALL if size <= _LARGEST_SMALL else _LARGE
-    width = width or (usual if on_cpu else most)
-    # Whole vectors of 512 bits: in the rest of a vector loop a lane's last bit would be another.
-    width = 8 * -(-min(width, count) // 8)
-    each = max(min(most, -(-count // shares)), min(4 * width, count))
-    # A power of two times the width, so that few sizes are ever compiled.
-    chunk = width * 2 ** math.ceil(math.log2(-(-each // width)))
-    return width, chunk, -(-width // share)
+def _as_vectors(parameters, count):
+    """`ravel_pytree` of every lane, without the milliseconds of a trace."""
+    leaves = [leaf.reshape(count, -1) for leaf in jax.tree.leaves(parameters)]
+    return jnp.concatenate(leaves, axis=1) if len(leaves) > 1 else leaves[0]
 
 
-def _on_devices(stepper, compilation, chunks, spectral, devices) -> list[BatchedFlow]:
+def _chunks(size, thetas, data, shared) -> list[Chunk]:
+    """The lanes in chunks of `size`."""
+    count = thetas.shape[0]
+    return [Chunk.cut(at, size, count, thetas, data, shared) for at in range(0, count, size)]
+
+
+def _sizes(device, width, size, lane, thetas, devices) -> hardware.Sizes:
+    """How the lanes are cut for the devices in use; `lane`: as in `_numbers_of_lane`."""
+    count, shares = thetas.shape[0], 1 if devices is None else len(devices)
+    if hardware.kind_of(device) == "cpu":
+        return hardware.sizes_on_cpu(width, size, count, shares)
+    memory, itemsize = hardware.memory_of(device), thetas.dtype.itemsize
+    return hardware.sizes_on_accelerator(
+        width, _numbers_of_lane(size, *lane), itemsize, memory, count, shares
+    )
+
+
+def _numbers_of_lane(size, network, problem, own) -> hardware.LaneNumbers:
+    """How many numbers a lane has; `own`: what of its network and problem is not shared."""
+
+    def predictions(network, problem):
+        return problem.predictions(network.linear_coefficients())
+
+    found = eqx.filter_eval_shape(predictions, network, problem)
+    arrays = jax.tree.leaves(eqx.filter(own, eqx.is_array))
+    return hardware.LaneNumbers(size, math.prod(found.shape), sum(x.size for x in arrays))
+
+
+def _on_devices(stepper, compilation, chunks, rest, devices) -> list[BatchedFlow]:
     """The flows of all chunks, which are dealt out to the devices in turn."""
     if devices is None:
-        return [integrate_chunk(stepper, compilation, chunk, spectral) for chunk in chunks]
+        return [integrate_chunk(stepper, compilation, chunk, *rest) for chunk in chunks]
     shares = len(devices)
 
     def share_of(place):
@@ -257,7 +276,7 @@ def _on_devices(stepper, compilation, chunks, spectral, devices) -> list[Batched
         here = eqx.filter(stepper, eqx.is_array), mine
         arrays, mine = jax.device_put(here, devices[place])
         return [
-            integrate_chunk(eqx.combine(arrays, stepper), compilation, chunk, spectral)
+            integrate_chunk(eqx.combine(arrays, stepper), compilation, chunk, *rest)
             for chunk in mine
         ]
 
@@ -299,7 +318,12 @@ def _joined(flows: list[BatchedFlow]) -> BatchedFlow:
         )
         for flow in flows
     ]
-    flow = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(np.atleast_1d(*leaves))), *bare)
+    devices = [hardware.device_of(flow.code) for flow in flows]
+    if hardware.kind_of(devices[0]) == "cpu":
+        flow = jax.tree.map(lambda *xs: jnp.asarray(np.concatenate(np.atleast_1d(*xs))), *bare)
+    else:  # from device to device, where there are several
+        near = [jax.device_put(flow, devices[0]) for flow in bare]
+        flow = jax.tree.map(lambda *xs: jnp.concatenate(jnp.atleast_1d(*xs)), *near)
     return dataclasses.replace(
         flow,
         stop=flows[0].stop,

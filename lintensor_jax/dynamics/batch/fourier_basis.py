@@ -146,10 +146,11 @@ class Spectral(eqx.Module):
         parts = spectra[..., :edge].reshape(count, -1), pairs.reshape(count, -1)
         return jnp.concatenate(parts, axis=1)
 
-    def back(self, thetas: Float[np.ndarray, "N p"]) -> Float[np.ndarray, "N p"]:
-        """The inverse of `into`, in NumPy."""
+    def back(self, thetas: Float[Any, "N p"]) -> Float[Any, "N p"]:
+        """The inverse of `into`, in NumPy for arrays of NumPy."""
+        np_or_jnp: Any = np if isinstance(thetas, np.ndarray) else jnp
         count, split = thetas.shape[0], self.depth * self._num_edges
         edges = thetas[:, :split].reshape(count, self.depth, -1)
         pairs = thetas[:, split:].reshape(count, 2, self.depth, -1).swapaxes(1, 2)
-        spectra = np.concatenate([edges, pairs.reshape(count, self.depth, -1)], axis=2)
+        spectra = np_or_jnp.concatenate([edges, pairs.reshape(count, self.depth, -1)], axis=2)
         return (spectra @ self._basis().astype(thetas.dtype)).reshape(count, -1)

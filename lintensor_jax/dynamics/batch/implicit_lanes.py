@@ -21,6 +21,7 @@ from ..rosenbrock import ORDER, rosenbrock_step
 from ..sizes import size_of_start, tolerances_of
 from ..statuses import FlowStatus, code_of
 from ..system import Reducible
+from . import hardware
 from .lane_data import LaneData, with_data
 from .programs import XLA, Arguments, compiled
 from .step import RUNNING
@@ -201,7 +202,7 @@ def integrate_stiff(
     `thetas` (N, p): parameters at the starts of the flows. `y`, `s`: where the lanes go on.
     """
     count = len(s)
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = hardware.kind_of(hardware.device_of(thetas)) == "cpu"
     width = 8 * 2 ** int(np.ceil(np.log2(-(-count // 8))))
     width = min(width, _WIDTH) if on_cpu else width
     given = Arguments(stepper.of_any_width())

@@ -16,9 +16,15 @@ import jax
 import numpy as np
 
 from ...messages import in_words
+from . import hardware
 
-# Vectors of 512 bits, where the processor has them.
-_OPTIONS = {"xla_cpu_prefer_vector_width": "512"}
+# On a CPU vectors of 512 bits, where the processor has them. On a GPU whole loops are one command:
+# otherwise the host decides after every step whether there is another one.
+_COMMANDS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "cpu": {"xla_cpu_prefer_vector_width": "512"},
+    "cuda": {"xla_gpu_enable_command_buffer": _COMMANDS},
+}
 # A further thread saves time from this many vectors of rows on.
 _FEWEST_VECTORS = 4
 
@@ -51,12 +57,24 @@ class XLA(AbstractCompilation):
 
     def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Callable]:
         """The compilation by `jax.jit`, for arrays like `leaves`."""
-        options: Any = _OPTIONS if jax.default_backend() == "cpu" else None
-        return functools.partial(function.lower(*leaves).compile, compiler_options=options)
+        kind, lowered = hardware.kind_of(_device_of(leaves)), function.lower(*leaves)
+        known = functools.partial(lowered.compile, compiler_options=_OPTIONS.get(kind))
+
+        def with_or_without_options():
+            try:
+                return known()
+            except jax.errors.JaxRuntimeError:
+                # Another release of XLA may not know an option. Any other error comes again.
+                return lowered.compile()
+
+        return with_or_without_options if kind == "cuda" else known
 
 
 class Native(AbstractCompilation):
-    """Machine code for CPUs, by LLVM: two to five times faster than XLA on small networks.
+    """Machine code by LLVM: on CPUs two to five times faster than XLA on small networks.
+
+    On CUDA devices one thread integrates one lane (`pip install lintensor_jax[cuda]`). At the first
+    use of a program XLA integrates some of the lanes as well, and takes over if they differ.
 
     The function has a row (M,) as argument, and arrays that all rows share. It returns the row's
     first numbers twice: before the first step, and after a step. Entry 0 is negative until the row
@@ -67,8 +85,8 @@ class Native(AbstractCompilation):
 
     **Arguments**
 
-    - `threads`: the number of threads that share a table. Default: the available cores, divided
-      by the number of XLA's devices.
+    - `threads`: the number of threads that share a table on a CPU. Default: the available cores,
+      divided by the number of XLA's devices.
     """
 
     threads: int | None = eqx.field(static=True, default=None)
@@ -85,17 +103,23 @@ class Native(AbstractCompilation):
         """The compilation by LLVM, for a row and shared arrays; a `Refusal` if there is none."""
         # A user who needs no machine code does not load LLVM.
         from .native.instructions import TooLarge, Unsupported
-        from .native.kernel import Kernel, emit, vector_width
 
         row, *_ = leaves
+        device = _device_of(leaves)
+        for_device = self._for_cuda if hardware.kind_of(device) == "cuda" else self._for_cpu
         closed = function.trace(*leaves).jaxpr
         try:
-            width = vector_width(row)
-            program = emit(closed, width)
+            return for_device(closed, row, device)
         except Unsupported as error:
             return Refusal(str(error), isinstance(error, TooLarge))
         except Exception as error:  # a jaxpr of an unknown version of JAX
             return Refusal(f"the emitter failed with {type(error).__name__}: {error}")
+
+    def _for_cpu(self, closed, row, device) -> Callable[[], Callable]:
+        from .native.kernel import Kernel, emit, vector_width
+
+        width = vector_width(row)
+        program = emit(closed, width)
 
         def compile():
             kernel = Kernel(program, width)
@@ -106,6 +130,22 @@ class Native(AbstractCompilation):
                 return width * kernel(table, order, shared, threads)
 
             return run
+
+        return compile
+
+    def _for_cuda(self, closed, row, device) -> Callable[[], Any]:
+        from .cuda.kernel import CheckedKernel
+        from .cuda.launcher import Unavailable
+        from .cuda.threads import assembled, emit_threads
+
+        program = emit_threads(closed)
+
+        def compile():
+            text = assembled(program)
+            try:
+                return CheckedKernel(text, device)
+            except Unavailable as error:
+                return Refusal(str(error))
 
         return compile
 
@@ -157,10 +197,39 @@ class Arguments:
             for leaf in leaves
         ]
         self.kind = structure, *same
+        self._leaves = leaves
+
+    @property
+    def kind_anywhere(self) -> Any:
+        """The key of a traced program: `kind` without devices."""
+        leaves = self._leaves
+        same = [(leaf.shape, leaf.dtype) if _is_array(leaf) else leaf for leaf in leaves]
+        return self.kind[0], *same
 
 
 def _all_arrays(arguments: Sequence[Arguments]) -> list[Any]:
     return [array for argument in arguments for array in argument.arrays]
+
+
+class _Flat:
+    """A function of pytrees as a function of their arrays, for the shapes of one example.
+
+    - `jitted`: the function. JAX traces it once, also if it is compiled for several devices.
+    - `structure`: of the results; known when it is traced.
+    """
+
+    def __init__(self, function: Callable, examples: Sequence[Arguments]):
+        values = tuple(value for example in examples for value in example.values)
+        dynamic, static = eqx.partition(values, _is_array)
+        structure = jax.tree.structure(dynamic)
+        self.structure: Any = None
+
+        def flat(*leaves):
+            arguments = eqx.combine(jax.tree.unflatten(structure, leaves), static)
+            results, self.structure = jax.tree.flatten(function(*arguments))
+            return results
+
+        self.jitted: Any = jax.jit(flat)
 
 
 class Program:
@@ -174,26 +243,17 @@ class Program:
 
     def __init__(
         self,
-        function: Callable,
+        flat: _Flat,
         compilation: AbstractCompilation,
         examples: Sequence[Arguments],
     ):
-        values = tuple(value for example in examples for value in example.values)
-        dynamic, static = eqx.partition(values, _is_array)
-        leaves, structure = jax.tree.flatten(dynamic)
-        self._structure: Any = None
-
-        def flat(*leaves):
-            arguments = eqx.combine(jax.tree.unflatten(structure, leaves), static)
-            results, self._structure = jax.tree.flatten(function(*arguments))
-            return results
-
-        jitted = jax.jit(flat)
+        leaves, jitted = _all_arrays(examples), flat.jitted
         place = jax.sharding.SingleDeviceSharding(_device_of(leaves))
         shapes = [
             jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
             for leaf in jitted.trace(*leaves).out_info
         ]
+        self._structure = flat.structure
         self.results = jax.tree.unflatten(self._structure, shapes)
         compile = compilation.lowered(jitted, leaves)
         # XLA and LLVM compile without Python's lock.
@@ -208,29 +268,38 @@ class Program:
         return jax.tree.unflatten(self._structure, results)
 
 
-_KEPT = 64
+_KEPT = 64  # programs for each device
 _compiling = ThreadPoolExecutor(thread_name_prefix="compile")  # starts threads on demand
 _lock = threading.Lock()
 _programs: collections.OrderedDict[Any, Future[Program]] = collections.OrderedDict()
+_flat: collections.OrderedDict[Any, _Flat] = collections.OrderedDict()
 
 
 def compiled(function: Callable, compilation: AbstractCompilation, *examples: Arguments) -> Program:
-    """`Program(...)`, from a cache of the last 64, whose key is the kind of the arguments."""
+    """`Program(...)`, from a cache of the last 64 of each device, by the kind of the arguments."""
     settings: Any = jax.config
     kinds = tuple(example.kind for example in examples)
     key = function, compilation, kinds, settings.jax_enable_x64
+    flat: Any = None
     with _lock:
         future = _programs.get(key)
         mine = future is None
         if mine:
             future = _programs[key] = Future()
         _programs.move_to_end(key)
-        while len(_programs) > _KEPT:
+        while len(_programs) > _KEPT * jax.local_device_count():
             _programs.popitem(last=False)
+        if mine:
+            anywhere = function, *(e.kind_anywhere for e in examples), settings.jax_enable_x64
+            if anywhere not in _flat:
+                _flat[anywhere] = _Flat(function, examples)
+            flat = _flat[anywhere]
+            while len(_flat) > _KEPT:
+                _flat.popitem(last=False)
     if mine:
         try:
             with _without_garbage_collection():
-                program = Program(function, compilation, examples)
+                program = Program(flat, compilation, examples)
         except BaseException as error:
             future.set_exception(error)
             _forget(key)

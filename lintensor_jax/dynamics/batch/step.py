@@ -40,8 +40,14 @@ class Functions(NamedTuple):
     status_at_rest: Callable[..., tuple[Array, ...]]  # (code,) of the rules for lanes at rest
 
 
-def attempt_step(functions: Functions, solver, options, data, atol, lanes: Lanes) -> Lanes:
-    """One attempted step of every lane that runs."""
+def attempt_step(
+    functions: Functions, solver, options, data, atol, lanes: Lanes, branches: bool = True
+) -> Lanes:
+    """One attempted step of every lane that runs.
+
+    `branches`: whether the rules for lanes at rest are skipped if no lane rests. A GPU would have
+    to ask the host.
+    """
     tableau = solver.tableau
     y, slopes = lanes.y, [lanes.slope]
     for row, node in zip(tableau.a_lower, tableau.c, strict=True):
@@ -72,11 +78,11 @@ def attempt_step(functions: Functions, solver, options, data, atol, lanes: Lanes
     quiet = jnp.maximum(1e-8, 1e4 * float(jnp.finfo(square.dtype).eps) / options.rtol)
     looks = (square < quiet**2) | (num_steps & (_LOOKS - 1) == 0)
     resting = kept & looks & (code == RUNNING)
-    code = jax.lax.cond(
-        jnp.any(resting),
-        lambda: jnp.where(resting, functions.status_at_rest(y, s, *data)[0], code),
-        lambda: code,
-    )
+
+    def looked_at():
+        return jnp.where(resting, functions.status_at_rest(y, s, *data)[0], code)
+
+    code = jax.lax.cond(jnp.any(resting), looked_at, lambda: code) if branches else looked_at()
     spent = (code == RUNNING) & (num_steps >= options.max_steps)
     return Lanes(
         y=jnp.where(kept[None], y, lanes.y),

@@ -71,6 +71,7 @@ class Stepper(NamedTuple):
     enough: int  # number of ended lanes at which lanes are exchanged
     own_constants: bool = False  # whether constants of the network differ from lane to lane
     stiff_max_steps: int | None = None  # most implicit steps of a lane; None: there are none
+    branches: bool = True  # see `attempt_step`
 
     def of_any_width(self) -> "Stepper":
         """This stepper without its width, for programs that do not depend on it."""
@@ -244,50 +245,19 @@ class Stepper(NamedTuple):
         `queue.count` for a lane that was not done.
         """
         count, size = queue.count, self.state_size
-        functions, kinds = self.functions(queue.unit, queue.leaves), self.leaves_of_lanes
-
-        def done(lanes, job):
-            return (lanes.code != RUNNING) & (job < count)
-
-        def step_until_done(in_flight: InFlight) -> InFlight:
-            """Steps until enough lanes are done for an exchange (all, if the queue is empty)."""
-            leaves = kinds.merged(kinds.shared(queue.leaves), in_flight.own)
-            data = in_flight.unit, in_flight.origin, *leaves
-            step = functools.partial(attempt_step, functions, self.solver, self.options)
-            busy = jnp.sum(in_flight.job < count, dtype=jnp.int32)
-            enough = jnp.where(in_flight.following < count, self.enough, busy)
-            enough = jnp.minimum(enough, busy)
-
-            def is_busy(carry):
-                lanes, _ = carry
-                return jnp.sum(done(lanes, in_flight.job), dtype=jnp.int32) < enough
-
-            def step_once(carry):
-                lanes, rounds = carry
-                return step(data, in_flight.atol, lanes), rounds + 1
-
-            lanes, rounds = jax.lax.while_loop(
-                is_busy, step_once, (in_flight.lanes, in_flight.rounds)
-            )
-            return in_flight._replace(lanes=lanes, rounds=rounds)
+        functions = self.functions(queue.unit, queue.leaves)
 
         def exchange(in_flight: InFlight, log: Array, event) -> tuple[InFlight, Array]:
             """Lanes that are done are logged; the next lanes of the queue take their places."""
             lanes = in_flight.lanes
-            leaving = done(lanes, in_flight.job)
+            leaving = _done(lanes, in_flight.job, count)
             place = jnp.where(leaving, in_flight.job, count)
             columns = lanes.s, lanes.code, lanes.num_steps, lanes.num_rejected, place
             # One array with one update: XLA copies several arrays in every iteration of the loop.
             rows = [number.astype(log.dtype)[None] for number in columns]
             entry = jnp.concatenate([lanes.y, *rows])[None]
             log = jax.lax.dynamic_update_slice(log, entry, (event, zero, zero))
-            place = in_flight.following + _running_count(leaving) - 1
-            job = jnp.where(leaving, jnp.minimum(place, count), in_flight.job).astype(jnp.int32)
-            following = jnp.minimum(place[-1] + 1, count)
-            taken = self._taken(queue, job)
-            kept = (lanes, *in_flight[1:-2])
-            mixed = jax.tree.map(functools.partial(_where_lane, leaving), taken, kept)
-            return InFlight(*mixed, following=following, rounds=in_flight.rounds), log
+            return self._refilled(in_flight, queue, leaving), log
 
         def goes_on(carry):
             in_flight, _, event = carry
@@ -295,7 +265,8 @@ class Stepper(NamedTuple):
 
         def body(carry):
             in_flight, log, event = carry
-            in_flight, log = exchange(step_until_done(in_flight), log, event)
+            in_flight = self._until_enough_are_done(functions, in_flight, queue)
+            in_flight, log = exchange(in_flight, log, event)
             return in_flight, log, event + 1
 
         zero = jnp.zeros((), jnp.int32)
@@ -303,13 +274,82 @@ class Stepper(NamedTuple):
         in_flight, log, _ = jax.lax.while_loop(goes_on, body, (in_flight, empty_log, zero))
         return in_flight, log
 
+    def to_the_end(self, queue: Queue) -> tuple[Any, Int[Array, ""]]:
+        """All lanes of a queue, in one program: for devices that the host should not wait for.
+
+        **Returns** arrays in the order of the queue: states (q, N), times, status codes, steps and
+        rejected steps (N,); and the number of steps of the lanes in flight.
+        """
+        count, functions = queue.count, self.functions(queue.unit, queue.leaves)
+
+        def goes_on(carry):
+            return jnp.any(carry[0].job < count)
+
+        def body(carry):
+            in_flight = self._until_enough_are_done(functions, carry[0], queue)
+            lanes = in_flight.lanes
+            leaving = _done(lanes, in_flight.job, count)
+            place = jnp.where(leaving, in_flight.job, queue.unit.size)
+            ends = jax.tree.map(
+                lambda array, lanes: array.at[..., place].set(lanes, mode="drop"),
+                carry[1],
+                _ends_of(lanes),
+            )
+            return self._refilled(in_flight, queue, leaving), ends
+
+        none = jax.tree.map(jnp.zeros_like, _ends_of(queue.fresh))
+        in_flight, ends = jax.lax.while_loop(goes_on, body, (self.start(queue), none))
+        return ends, in_flight.rounds
+
+    def _until_enough_are_done(
+        self, functions: Functions, in_flight: InFlight, queue: Queue
+    ) -> InFlight:
+        """Steps until enough lanes are done for an exchange (all, if the queue is empty)."""
+        count, kinds = queue.count, self.leaves_of_lanes
+        leaves = kinds.merged(kinds.shared(queue.leaves), in_flight.own)
+        data = in_flight.unit, in_flight.origin, *leaves
+        step = functools.partial(attempt_step, functions, self.solver, self.options)
+        busy = jnp.sum(in_flight.job < count, dtype=jnp.int32)
+        enough = jnp.where(in_flight.following < count, self.enough, busy)
+        enough = jnp.minimum(enough, busy)
+
+        def is_busy(carry):
+            lanes, _ = carry
+            return jnp.sum(_done(lanes, in_flight.job, count), dtype=jnp.int32) < enough
+
+        def step_once(carry):
+            lanes, rounds = carry
+            return step(data, in_flight.atol, lanes, self.branches), rounds + 1
+
+        lanes, rounds = jax.lax.while_loop(is_busy, step_once, (in_flight.lanes, in_flight.rounds))
+        return in_flight._replace(lanes=lanes, rounds=rounds)
+
+    def _refilled(self, in_flight: InFlight, queue: Queue, leaving) -> InFlight:
+        """The next lanes of the queue in the places of those that leave."""
+        count = queue.count
+        place = in_flight.following + running_count(leaving) - 1
+        job = jnp.where(leaving, jnp.minimum(place, count), in_flight.job).astype(jnp.int32)
+        following = jnp.minimum(place[-1] + 1, count)
+        taken = self._taken(queue, job)
+        kept = (in_flight.lanes, *in_flight[1:-2])
+        mixed = jax.tree.map(functools.partial(_where_lane, leaving), taken, kept)
+        return InFlight(*mixed, following=following, rounds=in_flight.rounds)
+
+
+def _done(lanes: Lanes, job, count):
+    return (lanes.code != RUNNING) & (job < count)
+
+
+def _ends_of(lanes: Lanes) -> tuple[Array, ...]:
+    return lanes.y, lanes.s, lanes.code, lanes.num_steps, lanes.num_rejected
+
 
 def _where_lane(lane, new, old):
     """`new` where `lane` is True, `old` elsewhere."""
     return jnp.where(lane.reshape((1,) * (new.ndim - 1) + lane.shape), new, old)
 
 
-def _running_count(flags):
+def running_count(flags):
     """`jnp.cumsum` of W flags in log2(W) sums; XLA needs W/8 times as many operations."""
     counts, shift = flags.astype(jnp.int32), 1
     while shift < flags.shape[0]:

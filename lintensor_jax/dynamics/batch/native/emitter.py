@@ -43,9 +43,13 @@ class Slot(NamedTuple):
 
 
 class Parts:
-    """State that the functions of one module share."""
+    """State that the functions of one module share.
 
-    def __init__(self):
+    - `largest_program`: most operations of the module; default `LARGEST_PROGRAM`.
+    """
+
+    def __init__(self, largest_program: int | None = None):
+        self.largest_program = LARGEST_PROGRAM if largest_program is None else largest_program
         self.functions: dict[
             Any, Any
         ] = {}  # functions of large programs, and the entries that they return
@@ -190,8 +194,8 @@ class Emitter(Entrywise):
     def _once(self, key, compute):
         if key not in self._known:
             self._parts.spent += 1
-            if self._parts.spent > LARGEST_PROGRAM:
-                raise TooLarge(f"more than {LARGEST_PROGRAM} operations")
+            if self._parts.spent > self._parts.largest_program:
+                raise TooLarge(f"more than {self._parts.largest_program} operations")
             self._known[key] = compute()
         return self._known[key]
 

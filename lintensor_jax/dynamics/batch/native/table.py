@@ -16,17 +16,30 @@ from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Float, Int
 
 from ..lane_data import LeavesOfLanes
-from ..step import Functions, Lanes, attempt_step
+from ..step import RUNNING, Functions, Lanes, attempt_step
 from ..stepper import Starts, Stepper
 from ..vectorization.one_lane_to_many import Lanewise
 
 
 def table_of(starts: Starts, kinds: LeavesOfLanes) -> Float[Array, "N M"]:
-    """The rows of lanes before they start, without arrays that are shared."""
+    """The rows of lanes before they start, without arrays that are shared.
+
+    Their status code says that they run: a row that nobody takes is seen in the end.
+    """
     y, unit, origin, atol, leaves = starts
     number = jnp.zeros_like(unit)
-    counts = [number, number, number, number]
-    columns = [*counts, y, jnp.zeros_like(y), number, number, unit, origin, atol]
+    counts = [number, number, number]
+    columns = [
+        jnp.full_like(unit, RUNNING),
+        *counts,
+        y,
+        jnp.zeros_like(y),
+        number,
+        number,
+        unit,
+        origin,
+        atol,
+    ]
     columns += kinds.own(leaves)
     return jnp.concatenate([c.astype(y.dtype).reshape(-1, unit.size) for c in columns]).T
 
@@ -51,7 +64,8 @@ def counts_of(table: Float[np.ndarray, "N M"]) -> list[Int[np.ndarray, " N"]]:
     return list(columns.view(np.int32) if single else columns.astype(np.int32))
 
 
-def _count(number):
+def counts_in(number: Float[Array, "..."]) -> Int[Array, "..."]:
+    """The numbers of steps in a column of a table, or in one of its entries."""
     if number.dtype == jnp.float32:
         return jax.lax.bitcast_convert_type(number, jnp.int32)
     return number.astype(jnp.int32)
@@ -80,7 +94,11 @@ def _read(row, stepper, leaves):
     h, memory, unit = numbers[:, None]
     kinds = stepper.leaves_of_lanes
     leaves = kinds.merged(leaves, _own_leaves(kinds, own))
-    code, num_steps, num_rejected = code.astype(jnp.int32), _count(num_steps), _count(num_rejected)
+    code, num_steps, num_rejected = (
+        code.astype(jnp.int32),
+        counts_in(num_steps),
+        counts_in(num_rejected),
+    )
     lanes = Lanes(y[:, None], slope[:, None], s, h, memory, code, num_steps, num_rejected)
     found: Any = stepper.functions(unit, leaves)
     functions = Functions(*map(_of_one_lane, found))

@@ -14,7 +14,7 @@ from jax.interpreters import batching, mlir
 
 import lintensor_jax as lt
 from lintensor_jax.dynamics.batch import batched_flow as batched_flow_module
-from lintensor_jax.dynamics.batch import program_chunk, programs
+from lintensor_jax.dynamics.batch import ends_by_machine_code, hardware, program_chunk, programs
 from lintensor_jax.dynamics.batch.batched_flow import batched_flow
 from lintensor_jax.dynamics.batch.native import emitter
 from lintensor_jax.dynamics.batch.native import kernel as kernel_module
@@ -81,7 +81,7 @@ def test_flows(name, monkeypatch):
         problem = lt.Regression(RNG.standard_normal((3, 12)), np.ones(3))
     networks = starts(like, 75)
     with monkeypatch.context() as patch:
-        patch.setattr(program_chunk, "_ends_by_xla", None)  # where there is no machine code
+        patch.setattr(program_chunk, "ends_by_xla_on_host", None)  # where there is no machine code
         one, three = (
             batched_flow(networks, problem, compilation=Native(threads=n), **options)
             for n in (1, 3)
@@ -186,14 +186,14 @@ def test_what_fails_in_the_compiler_falls_back(name, words, steps, monkeypatch):
 def test_chunks_of_two_kinds_say_that_xla_ran(monkeypatch):
     """The first one by machine code, and the others not."""
     monkeypatch.setattr(batched_flow_module, "_warned", set())
-    monkeypatch.setattr(batched_flow_module, "_CHUNK", 16)
-    original, asked = program_chunk._ends_by_machine_code, []
+    monkeypatch.setattr(hardware, "_CHUNK", 16)
+    original, asked = program_chunk.ends_by_machine_code, []
 
     def by_rows(*arguments):
         asked.append(arguments)
         return original(*arguments) if len(asked) == 1 else programs.Refusal("a broken chunk")
 
-    monkeypatch.setattr(program_chunk, "_ends_by_machine_code", by_rows)
+    monkeypatch.setattr(program_chunk, "ends_by_machine_code", by_rows)
     networks = starts(FLOWS["diagonal"][0], 40)
     with pytest.warns(UserWarning, match="a broken chunk"):
         flow = batched_flow(networks, PAPER, finish=None, width=8)
@@ -203,11 +203,11 @@ def test_chunks_of_two_kinds_say_that_xla_ran(monkeypatch):
 
 def test_integers_with_more_digits_than_floats_fall_back(monkeypatch):
     """Shared data of a row's program are floats in memory."""
-    assert program_chunk._is_exact(np.array([3, -(2**53)]), np.array([3.0, -(2.0**53)]))
+    assert ends_by_machine_code.is_exact(np.array([3, -(2**53)]), np.array([3.0, -(2.0**53)]))
     exact = np.array([2**53 + 1])
-    assert not program_chunk._is_exact(exact, exact.astype(float))
+    assert not ends_by_machine_code.is_exact(exact, exact.astype(float))
     monkeypatch.setattr(batched_flow_module, "_warned", set())
-    monkeypatch.setattr(program_chunk, "_is_exact", lambda *_: False)
+    monkeypatch.setattr(ends_by_machine_code, "is_exact", lambda *_: False)
     with pytest.warns(UserWarning, match="more digits than float64"):
         flow = batched_flow(starts(FLOWS["diagonal"][0], 9), PAPER, finish=None)
     assert flow.compilation == "xla"

@@ -1,0 +1,46 @@
+"""One chunk of a batch: the lanes of one program, and their ends."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from .lane_data import LaneData, piece_of
+
+
+class Chunk(NamedTuple):
+    """Lanes of one program. Only the first `count` are real; the others fill the arrays."""
+
+    count: Int[np.ndarray, ""]
+    thetas: Float[Array, "N p"]
+    data: LaneData
+
+    @staticmethod
+    def cut(at: int, size: int, count: int, thetas: Array, data: LaneData, shared: bool) -> "Chunk":
+        """Lanes at, ..., at + size - 1 of `count`; beyond `count` the last lane is repeated."""
+        own = data.cut(at, size, shared)
+        return Chunk(np.asarray(min(size, count - at), np.int32), piece_of(thetas, at, size), own)
+
+
+class Ends(NamedTuple):
+    """The ends of a chunk's lanes, in their order, and the executed steps of all lanes.
+
+    Arrays of NumPy on a CPU, of JAX on other devices.
+    """
+
+    y: Float[Any, "N q"]
+    s: Float[Any, " N"]
+    code: Int[Any, " N"]
+    num_steps: Int[Any, " N"]
+    num_rejected: Int[Any, " N"]
+    executed: int = 0
+
+
+@functools.lru_cache
+def ends_like(size: int, state_size: int, dtype: Any) -> Ends:
+    """Shapes and types of the ends of `size` lanes."""
+    shapes = (size, state_size), (size,), (size,), (size,), (size,)
+    dtypes: Any = dtype, dtype, np.int32, np.int32, np.int32
+    return Ends(*map(jax.ShapeDtypeStruct, shapes, dtypes))  # pyright: ignore

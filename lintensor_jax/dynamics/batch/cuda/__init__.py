@@ -1,0 +1,1 @@
+"""Machine code for CUDA: one lane a thread, checked against XLA before it is used."""

@@ -1,0 +1,129 @@
+"""The device in use: its kind, and how many lanes of a batch its memory and its cores take."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+# Memory of a device that does not say how much it has.
+_UNKNOWN_MEMORY = 2**33
+
+
+def kind_of(device: Any) -> str:
+    """The kind of a `jax.Device`: "cpu", "cuda", or "other"."""
+    if device.platform == "cpu":
+        return "cpu"
+    is_cuda = "cuda" in str(getattr(device.client, "platform_version", "")).lower()
+    return "cuda" if device.platform in ("gpu", "cuda") and is_cuda else "other"
+
+
+def device_of(array: Any) -> Any:
+    """The device of an array; that of new arrays for one of NumPy."""
+    devices = getattr(array, "devices", None) or jnp.zeros(()).devices
+    return min(devices(), key=lambda device: device.id)
+
+
+def memory_of(device: Any) -> int:
+    """The bytes that JAX can use on a device."""
+    stats = device.memory_stats() or {}
+    return int(stats.get("bytes_limit", _UNKNOWN_MEMORY))
+
+
+class Sizes(NamedTuple):
+    """How a batch is cut.
+
+    - `width`: lanes in flight on XLA.
+    - `chunk`: lanes of one program, a multiple of the width.
+    - `enough`: the number of ended lanes at which the queue is looked at.
+    - `batch`: lanes that are finished and recorded at once; None: all.
+    """
+
+    width: int
+    chunk: int
+    enough: int
+    batch: int | None
+
+
+# Lanes in flight at once on a CPU: wide enough for vector instructions, small enough for the first
+# cache. And the share of them that is done when the queue is looked at: a look costs as much as a
+# few steps of all lanes, of small ones, and a lane that is done and waits costs its own steps.
+_SMALL, _LARGE = (128, 4), (32, 16)
+_LARGEST_SMALL = 32
+# Lanes of one program on a CPU, which keeps memory flat and compilations few.
+_CHUNK, _BATCH = 2**14, 256
+
+
+def sizes_on_cpu(width: int | None, size: int, count: int, shares: int) -> Sizes:
+    """For `count` lanes of `size` numbers on so many devices. `width`: the user's, or None."""
+    usual, share = _SMALL if size <= _LARGEST_SMALL else _LARGE
+    width = _of_whole_vectors(min(width or usual, count))
+    each = max(min(_CHUNK, -(-count // shares)), min(4 * width, count))
+    # A power of two times the width, so that few sizes are ever compiled.
+    chunk = width * 2 ** math.ceil(math.log2(-(-each // width)))
+    return Sizes(width, chunk, -(-width // share), _BATCH)
+
+
+# On other devices some 20 kernels are launched for a step. With fewer numbers in flight than these
+# the launches take most of the time; with more the memory does (3.9 kB for a lane of 4 numbers).
+_IN_FLIGHT, _FEWEST_IN_FLIGHT = 2**18, 2**13
+# The largest chunk has so many lanes per lane in flight: the last ones make few others wait. A
+# queue is looked at when one lane in 32 is done.
+_LANES_PER_SLOT, _SHARE = 16, 32
+_LARGEST_CHUNK = 2**22
+# Numbers that a lane has in memory: 14 for every number of its state and 41 others in the programs
+# of XLA (compiled for an H200 without one), and the residual's derivatives in the finish.
+_COPIES, _OTHERS, _JACOBIANS = 16, 64, 8
+# Part of the memory of a device that one chunk may take: others are computed beside it.
+_PART = 6
+
+
+class LaneNumbers(NamedTuple):
+    """How many numbers a lane has: its state, its predictions, and data that are not shared."""
+
+    state: int
+    predictions: int
+    own: int
+
+    @property
+    def in_memory(self) -> int:
+        """The numbers that a lane has in the memory of a device while it flies."""
+        linear = _COPIES * (self.state + self.predictions) + _OTHERS
+        return linear + 2 * self.own
+
+    @property
+    def in_finish(self) -> int:
+        """The further numbers that a lane has while it is finished."""
+        return _JACOBIANS * self.state * min(self.state, self.predictions + 1)
+
+
+def sizes_on_accelerator(
+    width: int | None, lane: LaneNumbers, itemsize: int, memory: int, count: int, shares: int
+) -> Sizes:
+    """For `count` lanes on so many devices, each with so many bytes of memory."""
+    room = memory // _PART // itemsize
+    each = lanes_of_chunk(room // lane.in_memory, count, shares)
+    width = _of_whole_vectors(min(width or width_on_accelerator(lane.state, each), each))
+    chunk, batch = width * -(-each // width), max(1, room // lane.in_finish)
+    return Sizes(width, chunk, -(-width // _SHARE), batch if batch < chunk else None)
+
+
+def lanes_of_chunk(room: int, count: int, shares: int) -> int:
+    """The lanes of a chunk with room for so many: all devices have as many chunks."""
+    share = -(-count // shares)
+    return -(-share // -(-share // max(8, min(_LARGEST_CHUNK, room))))
+
+
+def width_on_accelerator(state: int, lanes: int) -> int:
+    """The lanes in flight, of a chunk of so many with `state` numbers each: a whole part of it."""
+    filled = max(_FEWEST_IN_FLIGHT, _IN_FLIGHT // max(1, state), lanes // _LANES_PER_SLOT)
+    return -(-lanes // -(-lanes // filled))
+
+
+def room_of_chunk(device: Any) -> int:
+    """The bytes of a device that one chunk may take."""
+    return memory_of(device) // _PART
+
+
+def _of_whole_vectors(width: int) -> int:
+    """Vectors of 512 bits: in the rest of a vector loop a lane's last bit would be another."""
+    return 8 * -(-width // 8)
