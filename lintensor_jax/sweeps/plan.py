@@ -3,13 +3,14 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import numpy as np
 
+from ..dynamics.batch import hardware
 from ..dynamics.options import fill_options
 from ..dynamics.statuses import ADVICE, STORED
 from ..dynamics.stopping import StopAtBalance, StopAtResidual
@@ -41,7 +42,10 @@ LANE_VARIABLES = (
 _CHUNKS, _FEWEST_LANES = 8, 2048
 # Larger sweeps have larger chunks, so that a billion lanes are thousands of files, not a million.
 _CHUNKS_OF_LARGE, _LANES = 32, 2**14
-_OF_CPU, _OF_GPU = (2**18, 2**29), (2**17, 2**32)  # most lanes, and bytes, of a chunk
+_MOST_LANES, _MOST_BYTES = 2**18, 2**29  # of a chunk on a CPU
+# On other devices a chunk fills the device. From so many lanes on each device has two of them, so
+# that it computes one while the other is made or written.
+_LANES_OF_TWO = 2**18
 # Lanes of a chunk per lane in flight. If 1% of the lanes take 100 times as many steps as the rest,
 # a chunk of N lanes needs 2 N t steps, and the last such lane keeps W slots waiting for 100 t at
 # most: a waste of at most 1 + 50 W/N, besides what any refilling wastes. Above a width of 128
@@ -128,10 +132,12 @@ class Plan:
     """How a grid is cut into chunks, and what each lane leaves behind.
 
     Making one checks everything that can be checked without running: shapes, options, observables.
+    `devices`: those that will compute; default `jax.local_devices()`.
     """
 
-    def __init__(self, grid: Grid, options: Options):
+    def __init__(self, grid: Grid, options: Options, devices: Sequence[Any] | None = None):
         self.grid, self.options = grid, options
+        devices = devices if devices else jax.local_devices()
         self.cells = {cell: Cell(grid, lane) for cell, lane in grid.cells()}
         self.stops = {id(cell): _stop(cell, options) for cell in self.cells.values()}
         self.coordinates = _coordinates_of(options.observables)
@@ -140,8 +146,8 @@ class Plan:
         sizes, lane_bytes, dtypes, extents = zip(*found, strict=True)
         self.state_size, lane_bytes, self.dtype = max(sizes), max(lane_bytes), max(dtypes)
         self.lane_bytes = _COPIES * lane_bytes
-        on_cpu = jax.default_backend() == "cpu"
-        target = self._target(on_cpu)
+        on_cpu = hardware.kind_of(devices[0]) == "cpu"
+        target = self._target_on_cpu() if on_cpu else self._target_on_accelerators(devices)
         box = _box(grid, target)
         lanes = math.prod(box)
         if options.width is not None:
@@ -150,7 +156,7 @@ class Plan:
             widest = _WIDEST if self.state_size <= _LARGE else _WIDEST_OF_LARGE
             width = min(widest, max(8, lanes // _LANES_PER_SLOT))
         else:
-            width = lanes
+            width = hardware.width_on_accelerator(self.state_size, lanes)
         # Whole vectors of the processor: in the rest of a vector loop a last bit may differ.
         width = 8 * -(-min(width, lanes) // 8)
         step = 8 if lanes <= 512 else 64
@@ -162,14 +168,20 @@ class Plan:
         self.box, self.width, self.padded = box, width, padded
         self.arrays = self._arrays(self._extents)
 
-    def _target(self, on_cpu):
+    def _target_on_cpu(self) -> int:
         if self.options.chunk_lanes is not None:
             return self.options.chunk_lanes
-        most, room = _OF_CPU if on_cpu else _OF_GPU
-        most = min(most, room // self.lane_bytes)
+        most = min(_MOST_LANES, _MOST_BYTES // self.lane_bytes)
         few = max(_FEWEST_LANES, -(-self.grid.size // _CHUNKS))
         many = max(_LANES, -(-self.grid.size // _CHUNKS_OF_LARGE))
-        return max(1, min(most, few, many) if on_cpu else min(most, few))
+        return max(1, min(most, few, many))
+
+    def _target_on_accelerators(self, devices: Sequence[Any]) -> int:
+        if self.options.chunk_lanes is not None:
+            return self.options.chunk_lanes
+        room = hardware.room_of_chunk(devices[0]) // self.lane_bytes
+        chunks = 2 if self.grid.size > _LANES_OF_TWO * len(devices) else 1
+        return hardware.lanes_of_chunk(room, self.grid.size, chunks * len(devices))
 
     def _check_names(self):
         variables = [v for o in self.options.observables for v in o.variables]

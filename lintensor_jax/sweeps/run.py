@@ -134,7 +134,7 @@ def run(
         with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
             return run(grid, options, Path(folder, "store"), devices=devices, watch=watch).load()
     path = Path(path)
-    plan = make(grid, options, path, config, source)
+    plan = make(grid, options, path, config, source, None if client is not None else devices)
     finish(plan, path, devices, client, watch)
     return open_dataset(path)
 
@@ -145,9 +145,10 @@ def make(
     path: Path,
     config: dict[str, Any] | None = None,
     source: str | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Plan:
     """A new store without any chunk; returns its plan. Arguments as in `run`."""
-    plan = Plan(grid, options)
+    plan = Plan(grid, options, devices)
     whole, arrays = described_sweep(plan, config, source)
     _require_no_other(path, grid, options, config)
     create(path, plan, whole["about"], arrays, whole["attributes"])

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +126,23 @@ def _worker(path: Path, digest: str, given: _Given) -> Worker:
     return Worker(given.plan(Store(path)))
 
 
-def computed(worker: Worker, store: Store, number: int, device: Any) -> dict[str, Any]:
-    """Compute a chunk on a device and commit it; returns its manifest."""
+def computed(
+    worker: Worker,
+    store: Store,
+    number: int,
+    device: Any,
+    leave: Callable[[], Any] = lambda: None,
+) -> dict[str, Any]:
+    """Compute a chunk on a device and commit it; returns its manifest.
+
+    `leave` is called when the device is needed no more, before the chunk is written.
+    """
     began = time.monotonic()
     plan = worker.plan
     chunk = plan.chunk(number)
     with _one_cpu_program if device.platform == "cpu" else contextlib.nullcontext():
         outcome = worker.chunk(chunk, device)
+    leave()
     numbers, counts = np.unique(outcome.values["status"], return_counts=True)
     statuses = {STATUSES[c]: int(n) for c, n in zip(numbers, counts, strict=True)}
     facts = {

@@ -1,6 +1,7 @@
 """Drivers: who calls the function of one chunk, for all chunks of a store."""
 
 import collections
+import contextlib
 import dataclasses
 import queue
 import random
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any
 
+from ...dynamics.batch import hardware
 from ..grid import Grid
 from ..plan import Options
 from ..store.claims import Claims
@@ -21,6 +23,7 @@ _RATE_OVER = 16  # the rate is measured over this many chunks
 _POLL = 1.0  # seconds between two looks at a chunk that another process computes
 _TRIES = 3  # of a chunk whose worker in a cluster raised an error
 _DEATHS = 5  # times that Dask may give a chunk up since each of its workers died
+_WRITERS = 4  # threads that write chunks while GPUs compute
 _AHEAD = 4  # chunks that wait in a cluster for each thread of a worker
 
 
@@ -90,27 +93,29 @@ def here(
     to it, and computed here at the end if that process has died.
     """
     free: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    for device in devices:
+    # Other devices than CPUs get a second chunk, so that they do not wait for Python.
+    places = [d for d in devices if hardware.kind_of(d) != "cpu"]
+    for device in (*devices, *places):
         free.put(device)
+    at_once = len(devices) + len(places) + (_WRITERS if places else 1)
     with Claims(store.hidden) as claims:
 
         def one(number: int) -> tuple[int, dict[str, Any] | None]:
             with claims.of(number) as is_mine:
                 if (manifest := _finished(store, number)) or not is_mine:
                     return number, manifest
-                device = free.get()
-                try:
-                    return number, computed(worker, store, number, device)
-                finally:
-                    free.put(device)
+                with contextlib.ExitStack() as held:
+                    device = free.get()
+                    held.callback(free.put, device)
+                    return number, computed(worker, store, number, device, held.close)
 
         watched.report()
-        # One thread more than devices: a device computes while a chunk is being written.
-        with ThreadPoolExecutor(len(devices) + 1) as pool:
+        # More threads than places: a device computes while chunks are being written.
+        with ThreadPoolExecutor(at_once) as pool:
             rest = numbers
             while rest:
                 busy = []
-                for number, manifest in _in_turn(pool, one, rest, len(devices) + 1):
+                for number, manifest in _in_turn(pool, one, rest, at_once):
                     if manifest is None:
                         busy.append(number)
                     else:

@@ -1,5 +1,6 @@
 """The computation of one chunk: explicit flows together, then its stiff lanes one by one."""
 
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ...dynamics.batch import hardware
 from ...dynamics.batch.batched_flow import batched_flow
 from ...dynamics.flow import gradient_flow
 from ...dynamics.reduced.mirror_flow import mirror_flow
@@ -17,7 +19,8 @@ from ..grid import Cell
 from ..observables.base import Ending, has_bad_input
 from ..plan import METHODS, STATUSES, Chunk, Outcome, Plan
 
-_MOST_AT_ONCE = 256
+# Lanes that are measured at once on a CPU and on other devices; a GPU takes as long for 256.
+_MOST_AT_ONCE, _MOST_ON_ACCELERATOR = 256, 2**14
 _NETWORKS = 3  # the first fields of an `Ending`
 
 
@@ -188,15 +191,17 @@ class Worker:
             )
             return final, found, start_of(solution), solution.divergence_step
 
-        @jax.jit
-        def descend(parameters, problems, points, rest):
+        @functools.partial(jax.jit, static_argnames="at_once")
+        def descend(parameters, problems, points, rest, at_once):
             lanes = parameters, problems, points
-            count = jax.tree.leaves(parameters)[0].shape[0]
-            return jax.lax.map(lambda lane: of_lane(lane, rest), lanes, batch_size=_divisor(count))
+            return jax.lax.map(lambda lane: of_lane(lane, rest), lanes, batch_size=at_once)
 
         def run(networks, problems, numbers, index):
             parameters, rest = cell.parted(networks)
-            final, found, start, diverged_at = descend(parameters, problems, (numbers, index), rest)
+            points, at_once = (numbers, index), _at_once(parameters)
+            final, found, start, diverged_at = descend(
+                parameters, problems, points, rest, at_once=at_once
+            )
             final = eqx.combine(final, rest)
             end = Ending(networks, final, final, problems, *found, effective_start=start)
             return end, diverged_at
@@ -211,12 +216,15 @@ class Worker:
                 end = end._replace(problem=cell.shared)
             return [o.measure(end) for o in traced], has_bad_input(end.initial, end.problem)
 
-        @jax.jit
-        def observe(arrays, rest):
-            batch = _divisor(jax.tree.leaves(arrays)[0].shape[0])
-            return jax.lax.map(lambda end: of_lane(_whole(end, rest)), arrays, batch_size=batch)
+        @functools.partial(jax.jit, static_argnames="at_once")
+        def observe(arrays, rest, at_once):
+            return jax.lax.map(lambda end: of_lane(_whole(end, rest)), arrays, batch_size=at_once)
 
-        return lambda end: observe(*_lanes_and_rest(cell, end))
+        def observed(end):
+            arrays, rest = _lanes_and_rest(cell, end)
+            return observe(arrays, rest, at_once=_at_once(arrays))
+
+        return observed
 
     def _measured(self, cell: Cell, end: Ending, count: int):
         found, bad = self._observe[id(cell)](end)
@@ -242,9 +250,12 @@ class Worker:
         return filled
 
 
-def _divisor(count: int) -> int:
-    """How many of `count` lanes at once: a smaller last batch would be compiled separately."""
-    return next(b for b in range(min(count, _MOST_AT_ONCE), 0, -1) if count % b == 0)
+def _at_once(lanes: Any) -> int:
+    """How many of the lanes at once: a smaller last batch would be compiled separately."""
+    leaf = jax.tree.leaves(lanes)[0]
+    on_cpu = hardware.kind_of(hardware.device_of(leaf)) == "cpu"
+    most, count = _MOST_AT_ONCE if on_cpu else _MOST_ON_ACCELERATOR, leaf.shape[0]
+    return next(b for b in range(min(count, most), 0, -1) if count % b == 0)
 
 
 def _flow_of(network, problem, stop, options):
