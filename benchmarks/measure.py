@@ -190,12 +190,18 @@ def _shown(value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def write(folder: Path, rows: Sequence[Row], about: Row, wrong: Sequence[str] = ()) -> str:
+def write(
+    folder: Path,
+    rows: Sequence[Row],
+    about: Row,
+    wrong: Sequence[str] = (),
+    title: str = "The hot path, measured",
+) -> str:
     """`results.json` and `table.md` in `folder`; returns the table. `wrong`: what has no rows."""
     folder.mkdir(parents=True, exist_ok=True)
     device = f"{about['devices']} x {about['device']} ({about['processor']})"
     versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items() if v is not None)
-    table = f"# The hot path, measured on {device}, {about['date']}\n\n{versions}\n\n"
+    table = f"# {title} on {device}, {about['date']}\n\n{versions}\n\n"
     table += "".join(f"**Wrong answer, not timed.** {reason}\n\n" for reason in wrong)
     table += markdown(rows)
     (folder / "table.md").write_text(table)

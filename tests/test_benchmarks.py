@@ -17,7 +17,7 @@ import lintensor_jax as lt
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 # The sibling modules that have no command line.
-MODULES = ("contraction_costs", "measure", "peers", "plots", "sweep_table")
+MODULES = ("contraction_costs", "gpu_programs", "measure", "peers", "plots", "sweep_table")
 PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in MODULES)
 
 
@@ -185,6 +185,16 @@ def test_a_tiny_run(tmp_path, monkeypatch):
     assert [row["variant"] for row in rows][:3] == ["plain", "ours", "ours, one core"]
     assert rows[-1]["within_1e-8"] == "100%"
     assert all(np.isfinite(row["faster_by_wall"]) for row in rows[:3])
+
+
+@pytest.mark.slow
+def test_the_trial_of_the_gpu_command(tmp_path):
+    """All its parts with few lanes, on the CPU; there "machine code" is that of CPUs."""
+    rows = module("gpu").run(True, 300.0, tmp_path)
+    parts = {row["part"] for row in rows}
+    assert parts == {"bounds", "correct", "rates", "classification", "store"}
+    assert {row["lanes with equal bits"] for row in rows if row["part"] == "correct"} == {"100%"}
+    assert (tmp_path / "table.md").read_text().startswith("# The GPU path, measured on 1 x cpu")
 
 
 HOSTILE = (

@@ -68,12 +68,7 @@ def limit_point_two_layer(network: Any, problem: Regression) -> TwoLayerLimit:
     the singular values of M(x) are distinct. ValueError outside the theorem's setting.
     """
     _require_setting(network, problem)
-    return _limit(network, problem.X[0], problem.y[0])
-
-
-@eqx.filter_jit  # without jit its operations would be ninety small compilations
-def _limit(network, x, y) -> TwoLayerLimit:
-    """The limit of the flow of `network` on the one sample (x, y)."""
+    x, y = problem.X[0], problem.y[0]
     matrix = network.data_tensor(x)
     v1, v2 = network.factors
     left, s, right = jnp.linalg.svd(matrix, full_matrices=False)

@@ -1,0 +1,118 @@
+"""The programs of a batch as a GPU would get them, taken from `batched_flow` without a GPU."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lintensor_jax as lt
+from lintensor_jax.dynamics.batch import batched_flow as batched_flow_module
+from lintensor_jax.dynamics.batch import ends_by_machine_code, hardware
+from lintensor_jax.dynamics.batch.cuda import launcher
+from lintensor_jax.dynamics.batch.programs import Arguments, Native
+
+METHODS = {"Tsit5": diffrax.Tsit5, "Dopri8": diffrax.Dopri8}
+MARGIN = 1e6
+
+
+class _CaughtError(Exception):
+    pass
+
+
+def _network(name: str, depth: int, d: int) -> Any:
+    if name == "diagonal":
+        return lt.DiagonalNetwork.zeros(depth, d)
+    if name == "convolution":
+        return lt.ConvolutionalNetwork.zeros(d, (d,) * depth)
+    if name == "fully connected":
+        return lt.FullyConnectedNetwork.zeros((d,) * depth)
+    if name == "differential diagonal":
+        return lt.DifferentialDiagonalNetwork(jnp.zeros(d), jnp.zeros(d), depth)
+    rng = np.random.default_rng(7)
+    data = jnp.asarray(rng.standard_normal((d,) * (depth + 1)))
+    return lt.TensorNetwork(data, jnp.zeros((depth, d)))
+
+
+#: Networks of the tables: name, layers, dimension, samples. All but the last have classifications.
+SIZES = (
+    ("diagonal", 2, 2, 1),
+    ("convolution", 2, 2, 1),
+    ("fully connected", 2, 2, 1),
+    ("differential diagonal", 3, 2, 1),
+    ("tensor", 2, 2, 1),
+    ("diagonal", 3, 2, 1),
+    ("diagonal", 2, 4, 2),
+    ("diagonal", 2, 8, 4),
+)
+
+
+def in_words(name: str, depth: int, d: int, n: int) -> str:
+    """A network and its data, in a table."""
+    return f"{name}, L = {depth}, d = {d}, n = {n}"
+
+
+def problem(d: int, n: int, classification: bool = False) -> Any:
+    """Data of the paper for d = 2 and n = 1, else normal ones."""
+    rng = np.random.default_rng(0)
+    X = np.array([[1.0, 2.0]]) if (d, n) == (2, 1) else rng.standard_normal((n, d)) / np.sqrt(d)
+    if classification:
+        return lt.Classification(np.concatenate([X, X[:1] + 1.0]), np.ones(n + 1))
+    return lt.Regression(X, np.ones(n))
+
+
+def starts(name: str, depth: int, d: int, count: int, seed: int = 0) -> Any:
+    """Networks with normal parameters times alpha, log-uniform in 0.01 to 1."""
+    like = _network(name, depth, d)
+    parameters, rest = lt.networks.split(like)
+    leaves, structure = jax.tree.flatten(parameters)
+    rng = np.random.default_rng(seed)
+    alpha = np.exp(rng.uniform(np.log(0.01), 0.0, count))
+    drawn = [rng.standard_normal((count, *leaf.shape)) for leaf in leaves]
+    drawn = [jnp.asarray(x * alpha.reshape(-1, *[1] * (x.ndim - 1))) for x in drawn]
+    return eqx.combine(jax.tree.unflatten(structure, drawn), rest)
+
+
+@contextlib.contextmanager
+def as_on_a_gpu(**patches: Any) -> Iterator[None]:
+    """Devices are taken for those of CUDA. `patches`: of `batched_flow`'s module."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(hardware, "kind_of", return_value="cuda"))
+        for name, value in patches.items():
+            stack.enter_context(mock.patch.object(batched_flow_module, name, value))
+        yield
+
+
+def stepper_and_chunk(networks: Any, data: Any, **options: Any) -> tuple[Any, Any]:
+    """What `batched_flow` hands to the programs of its first chunk."""
+    caught: list[Any] = []
+
+    def catch(stepper, compilation, chunk, *rest):
+        caught.extend((stepper, chunk))
+        raise _CaughtError
+
+    with as_on_a_gpu(integrate_chunk=catch), contextlib.suppress(_CaughtError):
+        lt.batched_flow(networks, data, **options)
+    return caught[0], caught[1]
+
+
+def text_of(networks: Any, data: Any, **options: Any) -> str:
+    """The kernels of a batch in PTX; a ValueError with the reason if there are none."""
+    stepper, chunk = stepper_and_chunk(networks, data, **options)
+    texts: list[str] = []
+
+    def load(text, device):
+        texts.append(text)
+        raise launcher.Unavailable("only its text is wanted")
+
+    with as_on_a_gpu(), mock.patch.object(launcher, "load", load):
+        given = Arguments(stepper.of_any_width()), Arguments(chunk)
+        _, refusal = ends_by_machine_code._row_program(*given, Native())
+    if not texts:
+        raise ValueError(refusal.reason)
+    return texts[0]
