@@ -265,3 +265,12 @@ def test_hostile_cases_are_the_same_for_a_seed():
     assert first["words"] == second["words"] != ""
     shares = module("hostile_cases.catalogue").shares(["networks", "sweep"], 100)
     assert sum(shares.values()) == 100
+
+
+def test_sign_descent_tends_to_its_own_margin():
+    geometries = module("other_geometries")
+    method = geometries.METHODS["sign descent"]
+    own, plain = geometries.shares(method, 0, [100, 1_000, 10_000])
+    assert (np.diff(own) > 0).all()
+    assert 0.95 < own[-1] <= 1 + 1e-12
+    assert own[-1] > plain

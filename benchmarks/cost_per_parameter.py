@@ -1,0 +1,143 @@
+"""What a step costs per parameter: several classes and completion beside the older problems.
+
+    python benchmarks/cost_per_parameter.py [--lanes 4096] [--rounds 5] [--out F.json]
+
+Pairs of batches with nearly as many parameters and as many samples: `MulticlassClassification`
+beside `Classification`, `MatrixCompletion` beside `Regression` and `MatrixSensing`, by the same
+architectures. All run by `batched_flow` with its defaults, one pair in turn, to the same stop rule
+in physical time. Cost is core time over the steps of all lanes and over the parameters of one.
+Claim: no more than 1.3 times that of the older problem. Three classes have two margins a sample:
+one pair has as many margins instead of as many samples.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+jax.config.update("jax_enable_x64", True)
+
+import lintensor_jax as lt  # noqa: E402
+from lintensor_jax.initialization import gaussian  # noqa: E402
+
+MOST = 1.3
+N = 8
+RNG = np.random.default_rng(0)
+
+
+def binary(d: int, n: int = N) -> lt.Classification:
+    """n samples of two classes."""
+    X = RNG.normal(size=(n, d))
+    return lt.Classification(X, np.sign(X @ RNG.normal(size=d)), lt.LogisticLoss())
+
+
+def several(d: int) -> lt.MulticlassClassification:
+    """N samples of three classes."""
+    X = RNG.normal(size=(N, d))
+    return lt.MulticlassClassification(X, np.arange(N) % 3)
+
+
+def regression(d: int) -> lt.Regression:
+    """N samples."""
+    return lt.Regression(RNG.normal(size=(N, d)), RNG.normal(size=N))
+
+
+def sensing(d: int) -> lt.MatrixSensing:
+    """N dense sensors."""
+    return lt.MatrixSensing(RNG.normal(size=(N, d, d)), RNG.normal(size=N))
+
+
+def completion(d: int) -> lt.MatrixCompletion:
+    """N entries of a d x d matrix."""
+    places = RNG.choice(d * d, N, replace=False)
+    return lt.MatrixCompletion(*np.divmod(places, d), RNG.normal(size=N), (d, d))
+
+
+# The older problem, then the new one: a network like the flow's, and its problem.
+PAIRS: dict[str, tuple[tuple[Any, Any], tuple[Any, Any]]] = {
+    "classes, diagonal": (
+        (lt.DiagonalNetwork.zeros(2, 12), binary(12)),
+        (lt.DiagonalNetwork.zeros(2, 4, 3), several(4)),
+    ),
+    "classes, fully connected": (
+        (lt.FullyConnectedNetwork.zeros((5, 5)), binary(5)),
+        (lt.FullyConnectedNetwork.zeros((4, 4), 3), several(4)),
+    ),
+    "classes, fully connected, as many margins": (
+        (lt.FullyConnectedNetwork.zeros((5, 5)), binary(5, 2 * N)),
+        (lt.FullyConnectedNetwork.zeros((4, 4), 3), several(4)),
+    ),
+    "completion beside regression": (
+        (lt.FullyConnectedNetwork.zeros((5, 5)), regression(5)),
+        (lt.MatrixFactorizationNetwork.zeros(2, (4, 4)), completion(4)),
+    ),
+    "completion beside sensing": (
+        (lt.MatrixFactorizationNetwork.zeros(2, (4, 4)), sensing(4)),
+        (lt.MatrixFactorizationNetwork.zeros(2, (4, 4)), completion(4)),
+    ),
+}
+
+
+def runs(like: Any, problem: Any, lanes: int) -> Any:
+    """A function that runs all lanes and gives their steps, and the parameters of one."""
+    keys = jax.random.split(jax.random.key(0), lanes)
+    starts = jax.vmap(lambda key: gaussian(like, key, 0.5))(keys)
+    size = sum(leaf.size for leaf in jax.tree.leaves(like))
+
+    def run():
+        flows = lt.batched_flow(
+            starts, problem, clock=lt.PhysicalTime(), stop=lt.StopAtTime(10.0), finish=None
+        )
+        jax.block_until_ready(flows.coefficients)
+        return int(jnp.sum(flows.num_steps)), flows.compilation
+
+    return run, size
+
+
+def measured(pair: Any, lanes: int, rounds: int) -> dict[str, Any]:
+    """The costs of both, in ns a step and a parameter, and the new one over the older."""
+    programs = [runs(*of, lanes) for of in pair]
+    for run, _ in programs:
+        run()
+    costs: list[list[float]] = [[], []]
+    ways = ["", ""]
+    for _ in range(rounds):
+        for place, (run, size) in enumerate(programs):
+            start = time.process_time()
+            steps, ways[place] = run()
+            costs[place].append((time.process_time() - start) / steps / size * 1e9)
+    ratios = [new / old for old, new in zip(*costs, strict=True)]
+    return {
+        "parameters": [size for _, size in programs],
+        "by": ways,
+        "ratio": statistics.median(ratios),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+    }
+
+
+def main() -> int:
+    """The table; 1 if a pair is above the bound."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--lanes", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="write the results as JSON")
+    options = parser.parse_args()
+    found = {}
+    print("| pair | parameters | by | cost per parameter over the older problem's |\n" + "|---" * 4)
+    for name, pair in PAIRS.items():
+        row = found[name] = measured(pair, options.lanes, options.rounds)
+        sizes, ways = (" and ".join(map(str, row[key])) for key in ("parameters", "by"))
+        print(f"| {name} | {sizes} | {ways} | {row['ratio']:.2f} |", flush=True)
+    if options.out:
+        options.out.write_text(json.dumps({"pairs": found}, indent=1) + "\n")
+    return int(any(row["ratio"] > MOST for row in found.values()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
