@@ -13,6 +13,7 @@ _FUNCTION = re.compile(r"^define [^\n]*\n?\{\n.*?^\}", re.M | re.S)
 _ASSIGNED = re.compile(r'^  (%"[^"]+") = (.*)$')
 _NAME = re.compile(r'%"[^"]+"')
 _CONTRACTED = re.compile(r"(fadd|fsub|fmul) contract (<1 x (double|float)>) ([^,]+), (.+)$")
+_OPPOSITE = {"fadd": "fsub", "fsub": "fadd"}
 _NEGATED = re.compile(r'fneg <1 x (?:double|float)> (%"[^"]+")$')
 # Instructions without any effect but their result.
 _PURE = ("fadd", "fsub", "fmul", "fdiv", "fneg", "fcmp", "icmp", "select", "load", "getelementptr")
@@ -102,22 +103,32 @@ class _Function:
         """(factor, factor, whether the product is negated, addend, whether it is negated)."""
         if operation == "fmul":
             return None
-        # x + (-y) is x - y, and x - (-y) is x + y.
+        # x + (-y) is x - y, and x - (-y) is x + y. Then y has the uses of -y.
+        more = {a: 0, b: 0}
         if b in self.negated:
-            operation, b = "fsub" if operation == "fadd" else "fadd", self.negated[b]
+            operation, negative, b = _OPPOSITE[operation], b, self.negated[b]
+            more[b] = self.uses[negative] - 1
         elif a in self.negated and operation == "fadd":
-            operation, a, b = "fsub", b, self.negated[a]
-        left, right = (self._product(name, block) for name in (a, b))
+            operation, negative, a, b = "fsub", a, b, self.negated[a]
+            more[b] = self.uses[negative] - 1
+        left, right = (self._product(name, block, more.get(name, 0)) for name in (a, b))
         first = left and (left.left, left.right, False, b, operation == "fsub")
         second = right and (right.left, right.right, operation == "fsub", a, False)
         if operation == "fsub" and self._uses_of_product(a) > self._uses_of_product(b) > 0:
             return second or first
-        return first or second
+        return first or second or self._negated_first(operation, a, b, block)
 
-    def _product(self, name, block):
-        """The product, if this is its only use and in its block."""
+    def _negated_first(self, operation, a, b, block):
+        """-(x y) - z, of which nobody else uses a part."""
+        if operation != "fsub" or self.uses.get(a) != 1 or a not in self.negated:
+            return None
+        left = self._product(self.negated[a], block, 0)
+        return left and (left.left, left.right, True, b, True)
+
+    def _product(self, name, block, more):
+        """The product, if this is its only use and in its block; `more`: uses of its negative."""
         found = self.products.get(name)
-        return found if found and found.uses == 1 and found.block == block else None
+        return found if found and found.uses + more == 1 and found.block == block else None
 
     def _uses_of_product(self, name):
         return self.products[name].uses if name in self.products else 0

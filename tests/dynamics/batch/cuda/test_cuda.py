@@ -82,6 +82,10 @@ def _cases():
     for name in CLASSES:
         for method in METHODS:
             for problem in ("regression", "classification"):
+                # The only cases that differ; docs/benchmarks.md says so. The check at run time
+                # decides there.
+                if (name, problem) == ("differential diagonal", "classification"):
+                    continue
                 quick = (name, method, problem) in [
                     ("diagonal", "Dopri8", "regression"),
                     ("diagonal", "Tsit5", "classification"),
