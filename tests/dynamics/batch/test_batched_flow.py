@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.batch import batched_flow as batched
+from lintensor_jax.dynamics.batch import hardware
 from lintensor_jax.dynamics.batch.batched_flow import batched_flow
 from lintensor_jax.dynamics.batch.fourier_basis import Spectral
 from lintensor_jax.dynamics.batch.programs import XLA, Native
@@ -255,7 +255,7 @@ def test_a_problem_for_every_lane(how):
 def test_more_lanes_than_one_program_takes(monkeypatch, how):
     networks = starts(NETWORKS["diagonal"], 45)
     whole = batched_flow(networks, PROBLEM, width=8, compilation=how)
-    monkeypatch.setattr(batched, "_CHUNK", 16)
+    monkeypatch.setattr(hardware, "_CHUNK", 16)
     parts = batched_flow(networks, PROBLEM, width=8, compilation=how)
     np.testing.assert_array_equal(parts.coefficients, whole.coefficients)
     np.testing.assert_array_equal(parts.num_steps, whole.num_steps)
@@ -279,7 +279,7 @@ class Chosen(eqx.Module):
 @pytest.mark.parametrize("how", [XLA(), Native()])
 def test_constants_have_no_lanes(how, monkeypatch):
     """However many chunks there are; and integers beyond the digits of floats are kept."""
-    monkeypatch.setattr(batched, "_CHUNK", 16)
+    monkeypatch.setattr(hardware, "_CHUNK", 16)
     mask = jnp.array([2**62 + 2, 2**62 + 2])
     weights = 0.3 * RNG.standard_normal((40, 2, 2))
     networks = Chosen(jnp.asarray(weights), mask)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.batch import batched_flow as batched
+from lintensor_jax.dynamics.batch import hardware
 from lintensor_jax.dynamics.batch.batched_flow import batched_flow
 from lintensor_jax.dynamics.batch.programs import XLA, Native
 
@@ -47,7 +47,7 @@ def assert_like_single_flows(flow, networks, problem, lanes) -> None:
 @pytest.mark.parametrize("how", [pytest.param(XLA(), marks=pytest.mark.slow), Native()])
 def test_a_data_tensor_for_every_lane(how, monkeypatch):
     """Also if they take more than one program; 7 lanes of two chunks of 16."""
-    monkeypatch.setattr(batched, "_CHUNK", 16)
+    monkeypatch.setattr(hardware, "_CHUNK", 16)
     tensors, factors = RNG.standard_normal((23, 2, 2, 2)), RNG.standard_normal((23, 2, 2))
     networks = jax.vmap(lambda t, v: lt.TensorNetwork(t, (v[0], v[1])))(tensors, factors)
     flow = batched_flow(networks, PROBLEM, compilation=how, width=8)
