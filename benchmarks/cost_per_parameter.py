@@ -102,7 +102,7 @@ def runs(like: Any, problem: Any, lanes: int) -> Any:
 
 def measured(pair: Any, lanes: int, rounds: int) -> dict[str, Any]:
     """The costs of both, in ns a step and a parameter, and the new one over the older."""
-    programs = [runs(*of, lanes) for of in pair]
+    programs = [runs(like, problem, lanes) for like, problem in pair]
     for run, _ in programs:
         run()
     costs: list[list[float]] = [[], []]

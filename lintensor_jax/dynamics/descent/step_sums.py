@@ -19,14 +19,14 @@ _THEOREM = (
 class StepSums(eqx.Module):
     """Sums over the steps of a descent on two layers.
 
-    With gamma_k the multiple of the gradient that step k takes (least squares), and the gradient
-    g_k with respect to beta, x_k = gamma_k gain S g_k (see `TwoLayers`), shape (m,):
+    With gamma_k the multiple of the gradient that step k takes, and the gradient g_k with respect
+    to beta, x_k = gamma_k gain S g_k (see `TwoLayers`), shape (m,):
 
     - `shrinking`, `growing`: the products of 1 - x_k and of 1 + x_k since the last `folded`.
     - `log_shrinking`, `log_growing`: the logarithms of the absolute values of the earlier ones.
     - `total`: the sum of x_k.
-    - `way`: sum of max|step|. `aside`: sum of max|step + gamma gradient|, what the steps have of
-      other directions.
+    - `aside`: sum of |step + gamma gradient|_1, what the steps have of other directions. `way`: the
+      same and the sum of |gamma gradient|_1.
     """
 
     shrinking: Float[Array, " m"]
@@ -45,8 +45,11 @@ class StepSums(eqx.Module):
 
     def after(self, step: Any, gradient: Any, layers: TwoLayers, slope: Any) -> "StepSums":
         """With one step more, `slope` being the gradient with respect to beta."""
-        size = along_gradient(step, gradient)
-        rest = jax.tree.map(lambda s, g: s + size * g, step, gradient)
+        # Sums of moduli are half the work of squares, which gradients of 1e-170 do not have.
+        length = _total(jax.tree.map(lambda g: jnp.sum(jnp.abs(g)), gradient))
+        along = _total(jax.tree.map(lambda s, g: jnp.sum(s * jnp.sign(g)), step, gradient))
+        size = -along / jnp.where(length == 0, 1.0, length)
+        rest = _total(jax.tree.map(lambda s, g: jnp.sum(jnp.abs(s + size * g)), step, gradient))
         x = size * layers.along(slope)
         return StepSums(
             self.shrinking * (1 - x),
@@ -54,8 +57,8 @@ class StepSums(eqx.Module):
             self.log_shrinking,
             self.log_growing,
             self.total + x,
-            self.way + _largest(step),
-            self.aside + _largest(rest),
+            self.way + jnp.abs(along) + rest,
+            self.aside + rest,
         )
 
     def folded(self) -> "StepSums":

@@ -1,6 +1,8 @@
 """The statements of Papazov et al. 2024, compared with the results here.
 
-They are those of the paper's abstract; its figures were not at hand.
+They are those of the paper's abstract; its figures were not at hand. The second one does not hold
+here: momentum shrinks mu most where the gradient is large, on the support, and this outweighs that
+it is smaller in the mean (docs/errata.md).
 """
 
 import math

@@ -8,6 +8,12 @@ import pytest
 from scipy.integrate import solve_ivp
 
 import lintensor_jax as lt
+from lintensor_jax.experiments.sparse_regression.setup import (
+    log_scale,
+    small_start,
+    sparse_problem,
+)
+from lintensor_jax.theory import bregman_projection
 
 pytestmark = pytest.mark.slow  # ten to sixty seconds for each of most tests
 
@@ -113,3 +119,24 @@ def test_refusals():
         jax.jit(lambda n: lt.heavy_ball_flow(n, PROBLEM, 1.0).coefficients)(NETWORK)
     with pytest.raises(lt.FlowError, match="step budget"):
         lt.heavy_ball_flow(NETWORK, PROBLEM, 0.1, max_steps=3)
+
+
+def test_small_masses_shrink_the_support_most():
+    """The scale falls everywhere, but unevenly, and the limit is less sparse than the flow's."""
+    problem, truth = sparse_problem(10, 30, 2, seed=2028)
+    network = small_start(30, 0.3)
+    start: Any = lt.heavy_ball_flow(network, problem, 0.1).effective_start
+    shrinkage = np.asarray(log_scale(network)) - np.asarray(start.log_scale)
+    on = truth != 0
+    assert np.min(shrinkage) > 0
+    assert np.mean(shrinkage[on]) > 4 * np.mean(shrinkage[~on])
+
+    def l1_norm(scale, beta):
+        limit = bregman_projection(problem.X, problem.y, scale, beta).coefficients
+        return float(np.sum(np.abs(limit)))
+
+    of_flow = float(np.sum(np.abs(lt.predict(network, problem).limit)))  # pyright: ignore
+    zero = np.zeros(30)
+    alike = np.full(30, np.exp(np.mean(np.asarray(start.log_scale))))
+    assert l1_norm(alike, zero) < of_flow - 0.01
+    assert l1_norm(start.scale, start.coefficients) > of_flow + 0.02
