@@ -15,6 +15,7 @@ from .dynamics import AbstractStop as AbstractStop
 from .dynamics import BatchedFlow as BatchedFlow
 from .dynamics import DescentSolution as DescentSolution
 from .dynamics import FlowError as FlowError
+from .dynamics import FlowProgress as FlowProgress
 from .dynamics import FlowSolution as FlowSolution
 from .dynamics import FlowStatus as FlowStatus
 from .dynamics import GaussNewton as GaussNewton

@@ -17,6 +17,7 @@ from .noise_and_mass.heavy_ball_flow import HeavyBallSolution as HeavyBallSoluti
 from .noise_and_mass.heavy_ball_flow import heavy_ball_flow as heavy_ball_flow
 from .noise_and_mass.stochastic_flow import StochasticFlowSolution as StochasticFlowSolution
 from .noise_and_mass.stochastic_flow import stochastic_flow as stochastic_flow
+from .progress import FlowProgress as FlowProgress
 from .reduced.end_to_end_flow import EndToEndMatrix as EndToEndMatrix
 from .reduced.end_to_end_flow import induced_flow as induced_flow
 from .reduced.mirror_flow import mirror_flow as mirror_flow

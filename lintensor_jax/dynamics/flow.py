@@ -14,6 +14,7 @@ from ..problems import AbstractProblem
 from .clocks import AbstractClock
 from .gauss_newton import GaussNewton
 from .options import fill_options
+from .progress import FlowProgress, metered
 from .solution import FlowSolution, run
 from .stopping import AbstractStop
 from .system import System
@@ -33,6 +34,7 @@ def gradient_flow(
     saveat: Sequence[float] | Float[ArrayLike, " T"] | diffrax.SaveAt | None = None,
     observe: Callable[[Any], Any] | None = None,
     max_steps: int = 20_000,
+    progress: bool | Callable[[FlowProgress], Any] = False,
     throw: bool = True,
 ) -> FlowSolution:
     """Integrate dTheta/dt = -grad L(Theta) from `network`'s parameters until a stop rule is met.
@@ -66,6 +68,8 @@ def gradient_flow(
       The end is always saved.
     - `observe`: a function of the network, whose value is saved at the same times (`.observed`).
     - `max_steps`: budget of solver steps, explicit and implicit together.
+    - `progress`: True prints a line to standard error, at most one in 2 seconds: step, clock, loss.
+      A function is called with a `FlowProgress` after every accepted step, on another thread.
     - `throw`: raise `FlowError` for a failure, which is an end that is not `succeeded`: the step
       budget, numbers that are not finite, a solver that gave up. A flow on data that are not
       separable is no failure: `.status` says it. Nothing is raised under `jax.vmap` or `jax.jit`.
@@ -92,4 +96,5 @@ def gradient_flow(
         observe=observe,
         max_steps=max_steps,
     )
-    return run(system, options, throw=throw)
+    with metered(progress, system) as meter:
+        return run(system, options._replace(meter=meter), throw=throw)

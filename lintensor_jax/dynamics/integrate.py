@@ -24,6 +24,7 @@ from .finish import finish_flow, first_rule
 from .observations import decays_to_corner, followed_by_implicit_steps, observe_state
 from .on_invariants import on_invariants
 from .options import FlowOptions
+from .progress import report_step
 from .record import Record, invariant_drift, record_of, smoothed_margin_drop
 from .runge_kutta import written_out
 from .saved_times import order_along, resting
@@ -184,8 +185,19 @@ def _control(args, initial, options, done, implicit, may_switch) -> Any:
         drift = invariant_drift(args.system, state_of(y, clock), initial, jnp.zeros(()))
         return ~(drift > jnp.minimum(1e5 * options.rtol, 1e-2))  # NaN: none is known
 
+    def report(accepted, s, y, args):
+        seen = observe_state(s, state_of(y, clock), args, clock)
+        report_step(options.meter, accepted & ~done, s, seen.log_loss)
+
     guarded = implicit and options.solver is None and not _decays(args.system)
-    return FlowControl(pid, rule, clips, done, keeps_invariants if guarded else None)  # pyright: ignore[reportCallIssue]
+    return FlowControl(  # pyright: ignore[reportCallIssue]
+        pid,
+        rule,
+        clips,
+        done,
+        keeps_invariants if guarded else None,
+        None if options.meter is None else report,
+    )
 
 
 def _save_at(args, s0, s1, initial, options, from_start) -> diffrax.SaveAt:

@@ -54,6 +54,8 @@ class FlowOptions(NamedTuple):
     max_steps: int
     # Whether atol is the default: then it follows the sizes of single parameters, too.
     scales_atol: bool
+    # The number of the meter that is told of every step (`progress`), or None.
+    meter: Any = None
 
 
 def fill_options(

@@ -16,6 +16,7 @@ from .ends import AbstractEnd
 from .gauss_newton import GaussNewton
 from .integrate import LARGEST_IMPLICIT_SIZE, Origin, integrate, origin_of
 from .options import FlowOptions, fill_options
+from .progress import metered
 from .record import Record
 from .statuses import ADVICE, FlowStatus, failed, status_name
 from .stopping import AbstractStop
@@ -121,8 +122,9 @@ class FlowSolution(AbstractEnd):
         }
         system = self.system
         throw = options.pop("throw", True)
-        filled = fill_options(system, **{**settings, **options})
-        return run(system, filled, throw=throw, previous=self)
+        with metered(options.pop("progress", False), system) as meter:
+            filled = fill_options(system, **{**settings, **options})._replace(meter=meter)
+            return run(system, filled, throw=throw, previous=self)
 
     def to_xarray(self) -> Any:
         """The saved times as an `xarray.Dataset`; it needs xarray.

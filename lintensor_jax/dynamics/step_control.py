@@ -39,6 +39,8 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
     done: Bool[Array, ""]  # the flow is over before its first step, which may never be accepted
     # Whether a state keeps what the flow conserves; None where that is not asked.
     keeps_invariants: Callable[[Any], Bool[Array, ""]] | None = None
+    # Is told of every step: whether it is accepted, time, state and arguments.
+    report: Callable[[Any, Any, Any, FlowArgs], None] | None = None
 
     @property
     def rtol(self):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -82,6 +84,8 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
             lost = keep & ~self.keeps_invariants(y1_candidate)
             keep, ends = keep & ~lost, ends | lost
             next_t0 = jnp.where(lost, t0, next_t0)
+        if self.report is not None:
+            self.report(keep, t1, y1_candidate, args)
         result = diffrax.RESULTS.where(ends, diffrax.RESULTS.event_occurred, result)
         code = jnp.where(keep, code, controller_state[1])
         if self.keeps_invariants is not None:
