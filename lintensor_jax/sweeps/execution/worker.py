@@ -1,4 +1,7 @@
-"""The computation of one chunk: explicit flows together, then its stiff lanes one by one."""
+"""The computation of one chunk: its explicit flows together, and its stiff lanes together as well.
+
+Stiff lanes for which a flow in n dual variables exists go on by it, one by one, as do the lanes
+that the implicit steps of a batch have failed on."""
 
 import functools
 from typing import Any
@@ -11,6 +14,7 @@ import numpy as np
 from ...dynamics.batch import hardware
 from ...dynamics.batch.batched_flow import batched_flow
 from ...dynamics.flow import gradient_flow
+from ...dynamics.reduced.mirror_coordinates import coordinates_of
 from ...dynamics.reduced.mirror_flow import mirror_flow
 from ...dynamics.statuses import STATUS_NAMES, STORED
 from ...networks import split
@@ -22,6 +26,8 @@ from ..plan import METHODS, STATUSES, Chunk, Outcome, Plan
 # Lanes that are measured at once on a CPU and on other devices; a GPU takes as long for 256.
 _MOST_AT_ONCE, _MOST_ON_ACCELERATOR = 256, 2**14
 _NETWORKS = 3  # the first fields of an `Ending`
+# Ends of stiff lanes that another method may improve on.
+_UNFINISHED = ("max_steps", "solver_failed", "invariants_lost")
 
 
 class Worker:
@@ -34,7 +40,7 @@ class Worker:
         self._codes = np.asarray([STORED[name] for name in STATUS_NAMES], np.int8)
 
     def chunk(self, chunk: Chunk, device: Any) -> Outcome:
-        """A whole chunk; `unfinished` are the places of lanes that went on by the stiff path."""
+        """A whole chunk; `unfinished` are the places of lanes over their explicit budget."""
         if self.plan.options.descent is not None:
             found = self.descents(chunk, device)
             return found._replace(needed_steps=int(found.values["num_steps"].sum()))
@@ -42,7 +48,8 @@ class Worker:
         needed = int(found.values["num_steps"].sum())
         values = {name: array.copy() for name, array in found.values.items()}
         notes = {}
-        for place in found.unfinished:
+        ends = [STATUSES[code] for code in values["status"]]
+        for place in (p for p in found.unfinished if ends[p] in _UNFINISHED):
             lane = self.stiff(chunk, place, device)
             notes |= lane.notes
             for name, array in lane.values.items():
@@ -69,10 +76,11 @@ class Worker:
         return Outcome(values, executed_steps=num_steps * self.plan.padded, compilation="xla")
 
     def explicit(self, chunk: Chunk, device: Any) -> Outcome:
-        """The explicit flows of a chunk; `unfinished` lanes exceeded their explicit budget."""
+        """The flows of a chunk; `unfinished` lanes exceeded their explicit budget."""
         options, cell = self.plan.options, chunk.cell
         with jax.default_device(device):
             networks, problems = self._starts(chunk)
+            together = self._go_on_together(cell, networks, problems)
             flow = batched_flow(
                 networks,
                 cell.problem_of(problems),
@@ -82,6 +90,7 @@ class Worker:
                 stop=self.plan.stops[id(cell)],
                 solver=options.solver,
                 max_steps=options.max_steps,
+                stiff_max_steps=options.stiff_max_steps if together else None,
                 compilation=options.compilation,
                 devices=[device],
                 **options.flow,
@@ -104,12 +113,30 @@ class Worker:
         status = np.where(bad, STATUSES.index("bad_input"), status).astype(np.int8)
         values["status"] = status
         values["num_steps"] = np.asarray(flow.num_steps)[:count].astype(np.int32)
-        values["method"] = np.full(count, METHODS.index("explicit"), np.int8)
+        is_stiff = np.asarray(flow.num_implicit_steps)[:count] > 0
+        method = np.where(is_stiff, METHODS.index("gradient_flow"), METHODS.index("explicit"))
+        values["method"] = method.astype(np.int8)
         unfinished = ()
         if options.stiff_max_steps is not None:
-            unfinished = tuple(np.flatnonzero(status == STATUSES.index("max_steps")).tolist())
+            is_stiff |= status == STATUSES.index("max_steps")
+            unfinished = tuple(np.flatnonzero(is_stiff).tolist())
         ran = ": ".join(filter(None, (flow.compilation, flow.fallback_reason)))
         return Outcome(values, unfinished, int(flow.executed_steps), compilation=ran)
+
+    def _go_on_together(self, cell: Cell, networks: Any, problems: Any) -> bool:
+        """Whether stiff lanes go on by implicit steps: where no flow in n dual variables exists.
+
+        The chunk's first lane decides, so that the same lanes always do the same.
+        """
+        own: Any = problems and jax.tree.map(lambda leaf: leaf[0], problems)
+        problem = cell.problem_of(own)
+        if problem.has_margins or self.plan.options.finish is not ...:
+            return True
+        try:
+            coordinates_of(cell.lane(networks, 0), problem)
+        except ValueError:
+            return True
+        return False
 
     def stiff(self, chunk: Chunk, place: int, device: Any) -> Outcome:
         """One lane of a chunk: by the mirror flow where it exists, else by `gradient_flow`."""
