@@ -168,11 +168,12 @@ def classification(rng: Random) -> Case:
     def judge(found):
         slope = classification_slope(X, y, loss)
         if timed:
-            if float(found.log_time[-1]) < np.log(time) - 1e-9:
-                still = np.linalg.norm(slope(np.asarray(found.coefficients[-1])))
-                return Verdict(FAILED, note=f"{found.reason}, |gradient| {still}")
+            early = float(found.log_time[-1]) < np.log(time) - 1e-9
+            if early and not found.succeeded:
+                return Verdict(FAILED, note=str(found.reason))
             try:
-                end = float(np.exp(found.log_time[-1]))  # of the step that met the rule
+                # Of the step that met the rule; or, where the flow came to rest before, that time.
+                end = time if early else float(np.exp(found.log_time[-1]))
                 right = flow(layers, slope, end)[0][0]
             except RuntimeError as error:
                 return Verdict(RIGHT, 0.0, f"SciPy gave up: {error}")

@@ -69,8 +69,8 @@ class FlowArgs(NamedTuple):
     system: System
     reducible: Reducible | None  # None for classification
     log_time_unit: Scalar  # log T, T = |Theta| / |grad L| at the start; 0 for `PhysicalTime`
-    # Theta at the start (p,), by which corners are recognised; None with weight decay, which pulls
-    # on all parameters alike.
+    # `corners.marked_start` (p,), by which corners are recognised; None with weight decay, which
+    # pulls on all parameters alike.
     origin: Array | None = None
     followed: float = 0.0  # the share of its start down to which steps follow a parameter
 

@@ -20,8 +20,9 @@ from .clocks import (
     state_of,
     vector_of,
 )
+from .corners import followed_by_implicit_steps, marked_start, relative_where_tied
 from .finish import finish_flow, first_rule
-from .observations import decays_to_corner, followed_by_implicit_steps, observe_state
+from .observations import decays_to_corner, observe_state
 from .on_invariants import on_invariants
 from .options import FlowOptions
 from .progress import report_step
@@ -82,8 +83,12 @@ def _decays(system: System) -> bool:
 def _prepared(args, options, implicit=False) -> tuple[FlowArgs, FlowOptions]:
     """With start and tolerances, inside of a compiled program: outside it costs dispatches."""
     options = options._replace(atol=tolerances_of(args.system, args.system.initial, options))
-    origin = None if _decays(args.system) else args.system.initial
+    origin = None if _decays(args.system) else marked_start(args.system, args.system.initial)
     followed = followed_by_implicit_steps(args.system.initial.dtype) if implicit else 0.0
+    if implicit and origin is not None and options.scales_atol:
+        extra = 0 if isinstance(options.clock, PhysicalTime) else 2
+        atol = relative_where_tied(options.atol, origin, origin.size + extra)
+        options = options._replace(atol=atol)
     return args._replace(origin=origin, followed=followed), options
 
 

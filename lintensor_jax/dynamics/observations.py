@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Scalar
 
 from ..penalized import decayed, weight_decay_of
 from .clocks import AbstractClock, ClockState, FlowArgs
+from .corners import corners_of, followed
 from .stopping import Observation
 
 
@@ -46,7 +47,8 @@ def observe_state(
         coefficient_gradient=infinite,
         relative_speed=infinite,
         balance=_balance(s, state, args, clock),
-        still=(still & rest.is_settled(1 / _root_eps(state))) | (corner & rest.is_settled(_LONG)),
+        still=(still & rest.is_settled(1 / _root_eps(state)))
+        | (corner & rest.is_settled(_LONG, still)),
     )
 
 
@@ -61,15 +63,21 @@ def _observe_margins(s, state, args, clock) -> Observation:
     # Measured against the sum of what cancels: the largest sample may have no weight at all.
     pull = jnp.linalg.norm(problem.margins_adjoint(weights))
     of_samples = jnp.sum(weights.reshape(weights.shape[0], -1), axis=1)
-    pull = pull / jnp.sum(of_samples * jnp.linalg.norm(problem.X, axis=1))
+    # A sample that is zero keeps its loss, and counts as much as the smallest of the others: what
+    # these add is soon below its rounding.
+    lengths = jnp.linalg.norm(problem.X, axis=1)
+    least = jnp.min(jnp.where(lengths > 0, lengths, jnp.inf))
+    pull = pull / jnp.sum(of_samples * jnp.where(lengths > 0, lengths, least))
     gradient = jnp.linalg.norm(system.margin_gradient(state.theta, state.log_scale)[2])
     rest = _Rest.of(s, state, args, clock)
     gradient = gradient * rest.share * jnp.linalg.norm(state.theta)
     terms = jnp.sum(weights * jnp.abs(on_sphere))
-    still = (gradient <= _noise(system) * terms) & rest.is_settled(1 / _root_eps(state))
+    quiet = gradient <= _noise(system) * terms
+    still = quiet & rest.is_settled(1 / _root_eps(state))
     # Implicit steps leave errors of their tolerances in the gradient. At a corner, which no other
     # rule recognises, a gradient of that size is enough, if time alone does not explain it.
-    corner = (gradient <= 4 * _root_eps(state) * terms) & rest.is_settled(_SLOW) & rest.is_corner
+    corner = (gradient <= 4 * _root_eps(state) * terms) & rest.is_corner
+    corner = corner & rest.is_settled(_SLOW, quiet)
     infinite = jnp.full_like(state.log_scale, jnp.inf)
     return Observation(
         log_loss=log_loss,
@@ -122,43 +130,20 @@ _SLOW = 1e3
 _LONG = 1e6
 
 
-def corners_of(args: FlowArgs) -> Float[Array, " p"]:
-    """The sizes below which parameters that decay are at a corner: eps times their start.
-
-    Of two parameters with u^2 - v^2 > 0 at the start, which is conserved, u stays above sqrt(eps)
-    times its start. With u = v both decay together, and explicit steps keep them equal to the bit.
-    Implicit steps do not: they stop at sqrt(eps), before their rounding decides.
-    """
-    assert args.origin is not None
-    eps = float(jnp.finfo(args.origin.dtype).eps)
-    return jnp.maximum(eps, args.followed) * jnp.abs(args.origin)
-
-
-def followed_by_implicit_steps(dtype: Any) -> float:
-    """sqrt(eps): see `corners_of`."""
-    return float(jnp.finfo(dtype).eps) ** 0.5
-
-
 def decays_to_corner(
     s: Scalar, state: ClockState, args: FlowArgs, clock: AbstractClock
 ) -> Bool[Array, ""]:
     """Whether some parameter decays, and is smaller than implicit steps can follow it."""
     if args.origin is None:
         return jnp.zeros((), bool)
-    return _Rest.of(s, state, _followed(args), clock).is_corner
-
-
-def _followed(args):
-    return args._replace(followed=followed_by_implicit_steps(args.origin.dtype))
+    return _Rest.of(s, state, followed(args), clock).is_corner
 
 
 class _Rest(NamedTuple):
     """How parameters move, to tell rest from slow motion.
 
-    A flow can end at a corner, a saddle to which some parameters decay while the data still pull on
-    them: u = v -> 0 in beta = u v, say. Their relative speed never falls. They are at rest once
-    they are below eps times their start and still decay: a difference of u and v that a float can
-    hold would have turned them around before.
+    A flow can end at a corner (`corners`). The relative speed of the parameters that decay there
+    never falls. They are at rest once they are below `corners_of` and still decay.
     """
 
     s: Scalar
@@ -179,20 +164,25 @@ class _Rest(NamedTuple):
             return _Rest(s, theta, moved, jnp.zeros_like(theta, bool), one, speed)
         motion = moved + velocity.log_scale * theta  # of Theta, over exp(log_scale)
         small = jnp.abs(theta) * jnp.exp(state.log_scale) <= corners_of(args)
-        at_corner = small & (motion * jnp.sign(theta) < 0)
+        # Of three layers decay is so slow that the last steps end at zero itself.
+        gone = (theta == 0) & (motion == 0) & (args.origin != 0)
+        at_corner = small & ((motion * jnp.sign(theta) < 0) | gone)
         whole = jnp.linalg.norm(motion)
         left = jnp.linalg.norm(jnp.where(at_corner, 0.0, motion))
         share = jnp.where(whole > 0, left / jnp.where(whole > 0, whole, 1.0), one)
         return _Rest(s, theta, moved, at_corner, share, speed)
 
-    def is_settled(self, times: float) -> Bool[Array, ""]:
+    def is_settled(self, times: float, quiet: bool | Bool[Array, ""] = False) -> Bool[Array, ""]:
         """Whether no parameter would notice `times` as much time again as has passed.
 
         Relative to each parameter: a gradient of 1e-50 still revives a parameter of 1e-50, and the
-        flow then leaves a saddle.
+        flow then leaves a saddle. `quiet`: the gradient is all rounding. Then large parameters have
+        settled: four layers take a time of 1e16 to a corner, in which rounding would move them.
         """
-        settled = jnp.abs(self.velocity) * (self.s * times) <= jnp.abs(self.theta)
-        return (self.s > 0) & jnp.all(settled | self.at_corner)
+        size = jnp.abs(self.theta)
+        settled = jnp.abs(self.velocity) * (self.s * times) <= size
+        large = size >= _root_eps(self) * jnp.linalg.norm(self.theta)
+        return (self.s > 0) & jnp.all(settled | self.at_corner | (quiet & large))
 
     @property
     def is_corner(self) -> Bool[Array, ""]:
@@ -219,14 +209,14 @@ def longest_step(theta: Float[Array, " p"], args: FlowArgs):
 
 
 def _step_at_corner(theta, args):
-    """2/rate of the parameters that decay to a corner, where the quotient above tends to zero.
+    """1/rate of the parameters that decay to a corner, where the quotient above tends to zero.
 
-    At their stability limit they would stay at about the tolerance, with either sign.
+    There they are below the tolerances, and longer steps could end on the other side of zero.
     """
     velocity = args.system.velocity(theta)
-    decays = (jnp.abs(theta) <= corners_of(_followed(args))) & (velocity * theta < 0)
+    decays = (jnp.abs(theta) <= corners_of(followed(args))) & (velocity * theta < 0)
     rate = jnp.max(jnp.abs(jnp.where(decays, velocity / jnp.where(decays, theta, 1.0), 0.0)))
-    return jnp.where(rate > 0, 2 / jnp.where(rate > 0, rate, 1.0), _unbounded(rate))
+    return jnp.where(rate > 0, 1 / jnp.where(rate > 0, rate, 1.0), _unbounded(rate))
 
 
 def _longest_decaying_step(theta, system, decay):

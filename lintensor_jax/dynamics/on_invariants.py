@@ -5,7 +5,7 @@ from typing import Any
 import diffrax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ..networks.conserved import conserved_quantities
 from .clocks import AbstractClock, ClockState, FlowArgs, LogArcLength, state_of, vector_of
@@ -20,8 +20,9 @@ class OnInvariants(diffrax.AbstractAdaptiveSolver):
     u^2 - v^2 is conserved, and each step is corrected relative to u and v. What a step makes wrong
     is added to its estimated error.
 
-    Where |Theta| grows nothing is corrected: at a large margin the slope at a corrected state,
-    which is its rounding times the stiffness, is worse than the wrong state.
+    Where |Theta| grows only conserved zeros are corrected, of parameters that have shrunk: at a
+    large margin the slope at a corrected state, which is its rounding times the stiffness, is worse
+    than the wrong state.
     """
 
     solver: Any  # a diffrax.AbstractImplicitSolver with one estimate of its error
@@ -53,28 +54,37 @@ class OnInvariants(diffrax.AbstractAdaptiveSolver):
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step of `solver`, and the correction."""
+        before = self._correction(y0, args)
         shrinks = state_of(y0, self.clock).log_scale < self.initial.log_scale
+        corrects = shrinks if args.origin is None else shrinks | jnp.any(args.origin < 0)
         # The correction is a jump: the last slope is not that of this state.
         y1, error, dense_info, state, result = self.solver.step(
-            terms, t0, t1, y0, args, solver_state, made_jump | shrinks
+            terms, t0, t1, y0, args, solver_state, made_jump | corrects
         )
-        correction = jnp.where(shrinks, self._correction(y1, args), 0.0)
+        correction = self._correction(y1, args)
         # Explicit steps before the first implicit one have left something to correct.
-        made = jnp.where(shrinks, correction - self._correction(y0, args), 0.0)
+        made = jnp.abs(correction - before)
         y1 = y1 + correction
-        return y1, jnp.abs(error) + jnp.abs(made), dense_info | {"y1": y1}, state, result
+        return y1, jnp.abs(error) + made, dense_info | {"y1": y1}, state, result
 
     def _correction(self, y, args):
         state = state_of(y, self.clock)
-        correction = correction_of(args, state, self.initial)
+        shrinks = state.log_scale < self.initial.log_scale
+        correction = correction_of(args, state, self.initial, everywhere=shrinks)
         return vector_of(ClockState(correction, *map(jnp.zeros_like, state[1:])), self.clock)
 
 
-def correction_of(args: FlowArgs, state: ClockState, initial: ClockState) -> Float[Array, " p"]:
+def correction_of(
+    args: FlowArgs,
+    state: ClockState,
+    initial: ClockState,
+    everywhere: bool | Bool[Array, ""] = True,
+) -> Float[Array, " p"]:
     """The shortest change of theta after which its quantities are the initial ones, to first order.
 
     Every quantity counts relative to the length of its gradient, so that coordinates of size 1e-9
-    beside others of size 1 are corrected to their own digits.
+    beside others of size 1 are corrected to their own digits. If not `everywhere`, quantities count
+    that were zero at the start, and whose gradients are shorter than there.
     """
     system = args.system
 
@@ -88,7 +98,14 @@ def correction_of(args: FlowArgs, state: ClockState, initial: ClockState) -> Flo
     wrong = now - jnp.where(before == 0, 0.0, before * growth)
     rows = jax.jacfwd(quantities)(theta)
     lengths = jnp.linalg.norm(rows, axis=1)
-    counts = (lengths > 0) & jnp.isfinite(lengths) & jnp.isfinite(wrong)
+    at_start = jnp.linalg.norm(jax.jacfwd(quantities)(initial.theta), axis=1)
+    shrunk = lengths * jnp.exp(state.log_scale - initial.log_scale) < at_start
+    counts = (
+        (everywhere | (shrunk & (before == 0)))
+        & (lengths > 0)
+        & jnp.isfinite(lengths)
+        & jnp.isfinite(wrong)
+    )
     safe = jnp.where(counts, lengths, 1.0)
     rows = jnp.where(counts[:, None], rows / safe[:, None], 0.0)
     wrong = jnp.where(counts, wrong / safe, 0.0)

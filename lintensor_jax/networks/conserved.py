@@ -44,6 +44,14 @@ def gaps(layers: Float[Array, "L ..."]) -> Float[Array, " q"]:
     return jnp.ravel(layers[:-1] - layers[1:])
 
 
+def gaps_of_squares(layers: Float[Array, "L ..."]) -> Float[Array, " q"]:
+    """Squares of rows l minus those of rows l + 1, as one vector; zero where both are equal.
+
+    A difference of squares is not: compiled code rounds only one of the two (fused multiply-add).
+    """
+    return jnp.ravel((layers[:-1] - layers[1:]) * (layers[:-1] + layers[1:]))
+
+
 def gaps_of_squared_norms(factors: Sequence[Float[Array, " k"]]) -> Float[Array, " q"]:
     """|v_l|^2 - |v_{l+1}|^2, L - 1 numbers."""
     return gaps(jnp.stack([v @ v for v in factors]))

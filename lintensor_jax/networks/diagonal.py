@@ -13,7 +13,7 @@ from .base import (
     require_depth,
     require_vanishing_activation,
 )
-from .conserved import gaps
+from .conserved import gaps_of_squares
 from .decomposition import AssumptionFails, OrthogonalDecomposition
 from .effective_start import TwoLayers
 from .starts import size_of_first_layers
@@ -112,7 +112,7 @@ class DiagonalNetwork(AbstractNetwork):
 
     def conserved_quantities(self) -> Float[Array, " q"]:
         """w_l^2 - w_{l+1}^2 in every coordinate, (L-1) d numbers."""
-        return gaps(self.weights**2)
+        return gaps_of_squares(jnp.abs(self.weights))
 
     def identity_start(self) -> "DiagonalNetwork":
         """Ones, and zeros in the last layer."""

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Inexact
 from ..arguments import as_numbers, as_sequence
 from . import contractions
 from .base import AbstractNetwork, Activation, as_parameter, constant, require_depth
-from .conserved import gaps
+from .conserved import gaps_of_squares
 from .decomposition import OrthogonalDecomposition
 
 
@@ -113,7 +113,7 @@ class OrthogonalNetwork(AbstractNetwork):
 
     def conserved_quantities(self) -> Float[Array, " q"]:
         """|U_l^T v_l|^2 - |U_{l+1}^T v_{l+1}|^2 for every column, (L-1) m numbers."""
-        return gaps(jnp.abs(self.components) ** 2)
+        return gaps_of_squares(jnp.abs(self.components))
 
 
 def _as_matrix(value, name):

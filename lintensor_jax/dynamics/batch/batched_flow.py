@@ -4,8 +4,7 @@
 step size, status and clock, and a lane that is done makes room for the next of the queue. The
 method and its step-size rules are diffrax's (the tableau, the first step of Hairer, Norsett &
 Wanner, PI control), and a flow takes the steps that `diffrax.diffeqsolve` takes; what is left out
-is everything that a flow does not need. Stiff lanes end with `max_steps`, or go on together by an
-implicit method.
+is everything that a flow does not need. Stiff lanes go on together by an implicit method.
 """
 
 import dataclasses
@@ -14,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import EllipsisType
 from typing import Any
 
 import diffrax
@@ -49,6 +49,8 @@ _LARGEST_OF_HIGH_ORDER = 16
 _RTOL_OF_HIGH_ORDER = np.asarray(1e-9)
 # Numbers in one log.
 _LOG_SIZE = 2**16
+# Most implicit steps of a lane by default: corners of four layers take some 2,000.
+_STIFF_STEPS = 4096
 _NATIVE = Native()
 # Kinds of networks and reasons of which a warning has spoken.
 _warned: set[tuple[type, str]] = set()
@@ -67,7 +69,7 @@ def batched_flow(
     solver: diffrax.AbstractERK | None = None,
     compilation: AbstractCompilation | None = None,
     devices: Sequence[Any] | None = None,
-    stiff_max_steps: int | None = None,
+    stiff_max_steps: int | EllipsisType | None = ...,
     **options: Any,
 ) -> BatchedFlow:
     """Gradient flows of many networks, to their ends.
@@ -96,8 +98,9 @@ def batched_flow(
       `jax.config.update("jax_num_cpu_devices", 2)` before the first computation.
     - `stiff_max_steps`: a lane that has taken `max_steps` explicit steps is stiff, and goes on with
       at most so many steps of an implicit method (Rodas5P), together with the other stiff lanes.
-      None, or more than 600 parameters: it ends with status `max_steps`. With several support
-      vectors, `max_steps=512, stiff_max_steps=20_000` is a good choice.
+      None, or more than 600 parameters: it ends with status `max_steps`. Default: 4096 where
+      neither `max_steps` nor `solver` is given, else None. With several support vectors,
+      `max_steps=512, stiff_max_steps=20_000` is a good choice.
     - `clock`, `stop`, `finish`, `rtol`, `atol`, `max_steps`: as in `gradient_flow`; default for
       max_steps 4096, for rtol 1e-9 if the method is Dopri8 by default. A default stop is one for
       all lanes, by the size of the first one's data.
@@ -105,7 +108,7 @@ def batched_flow(
     **Returns** a `BatchedFlow`. Nothing is raised for a lane that fails: see `status`.
     """
     _check(networks, problem, solver, compilation, width, devices, options)
-    _check_steps(stiff_max_steps)
+    stiff_max_steps = _steps_of(stiff_max_steps, solver is None and "max_steps" not in options)
     parameters, rest = split(networks)
     count = _lanes("networks", parameters)
     problem, shared_problem = _decaying(problem, shared_problem, weight_decay, count)
@@ -187,12 +190,16 @@ def _check(networks, problem, solver, compilation, width, devices, options) -> N
         )
 
 
-def _check_steps(stiff_max_steps) -> None:
+def _steps_of(stiff_max_steps, by_default: bool) -> int | None:
+    """The most implicit steps of a lane; None: there are none."""
+    if stiff_max_steps is ...:
+        return _STIFF_STEPS if by_default else None
     if stiff_max_steps is not None and (type(stiff_max_steps) is not int or stiff_max_steps < 1):
         raise ValueError(
             f"stiff_max_steps: must be a positive int or None, got {in_words(stiff_max_steps)}; "
             "20_000 is the budget of one gradient_flow."
         )
+    return stiff_max_steps
 
 
 def _decaying(problem, shared, weight_decay, count):

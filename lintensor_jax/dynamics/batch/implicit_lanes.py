@@ -14,8 +14,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ...penalized import weight_decay_of
 from ..clocks import ClockState, FlowArgs, PhysicalTime, log_time_unit, state_of, vector_of
+from ..corners import followed_by_implicit_steps, marked_start, relative_where_tied
 from ..finish import first_rule
-from ..observations import followed_by_implicit_steps, observe_state
+from ..observations import observe_state
+from ..on_invariants import correction_of
 from ..record import invariant_drift
 from ..rosenbrock import ORDER, rosenbrock_step
 from ..sizes import size_of_start, tolerances_of
@@ -65,6 +67,12 @@ class _Known(NamedTuple):
     unit: Array
     initial: ClockState
     atol: Array
+    origin: Float[Array, " p"]
+
+    @property
+    def is_tied(self) -> Bool[Array, ""]:
+        """Whether conserved zeros keep some parameters together; rounding would part them."""
+        return jnp.any(self.origin < 0)
 
 
 def _known(stepper: Stepper, theta: Float[Array, " p"], data: LaneData) -> _Known:
@@ -73,19 +81,21 @@ def _known(stepper: Stepper, theta: Float[Array, " p"], data: LaneData) -> _Know
     physical = isinstance(options.clock, PhysicalTime)
     initial = options.clock.start(system, theta)
     unit = jnp.zeros_like(initial.log_scale) if physical else log_time_unit(system, initial)
+    origin = marked_start(system, theta)
     if options.scales_atol:
         largest = size_of_start(theta, system.problem, system.depth)
         atol = options.rtol * (largest if physical else jnp.minimum(largest, 1.0))
         atol = tolerances_of(system, theta, options._replace(atol=atol))
+        atol = relative_where_tied(atol, origin, stepper.state_size)
     else:
         atol = jnp.full((stepper.state_size,), options.atol)
-    return _Known(Reducible.of(system.problem), unit, initial, atol)
+    return _Known(Reducible.of(system.problem), unit, initial, atol, origin)
 
 
-def _lane(stepper: Stepper, known: _Known, theta, data) -> _Lane:
+def _lane(stepper: Stepper, known: _Known, data) -> _Lane:
     system = with_data(stepper.system, data)
-    corners = None if weight_decay_of(system.problem) is not None else theta
-    followed = followed_by_implicit_steps(theta.dtype)
+    corners = None if weight_decay_of(system.problem) is not None else known.origin
+    followed = followed_by_implicit_steps(known.origin.dtype)
     args = FlowArgs(system, known.reducible, known.unit, corners, followed)
     return _Lane(args, known.initial, known.atol)
 
@@ -125,10 +135,29 @@ def _status(stepper: Stepper, lane: _Lane, s, y) -> tuple[Int[Array, ""], Bool[A
     return code, drift > jnp.minimum(1e5 * options.rtol, 1e-2)  # NaN: none is known
 
 
-def _attempt(stepper: Stepper, most, lane: _Lane, now: ImplicitLanes) -> ImplicitLanes:
-    """One attempted step of one lane."""
-    rtol = stepper.options.rtol
+def _stepped(stepper: Stepper, lane: _Lane, now: ImplicitLanes):
+    """The state after a step of one lane, and the estimate of its error."""
     y, difference = rosenbrock_step(functools.partial(_slope, stepper, lane), now.y, now.h)
+    return y, jnp.abs(difference)
+
+
+def _corrected(stepper: Stepper, lane: _Lane, now: ImplicitLanes, y, difference):
+    """The same, with what the flow conserves; see `OnInvariants`."""
+    clock = stepper.options.clock
+
+    def correction(y):
+        state = state_of(y, clock)
+        shrinks = state.log_scale < lane.initial.log_scale
+        found = correction_of(lane.args, state, lane.initial, everywhere=shrinks)
+        return vector_of(ClockState(found, *map(jnp.zeros_like, state[1:])), clock)
+
+    made = correction(y)
+    return y + made, difference + jnp.abs(made - correction(now.y))
+
+
+def _judged(stepper: Stepper, most, lane: _Lane, now: ImplicitLanes, y, difference):
+    """The lane after a step to `y`: taken or not, with its next step size and its status."""
+    rtol = stepper.options.rtol
     error = _size(difference, lane.atol + rtol * jnp.maximum(jnp.abs(now.y), jnp.abs(y)))
     error = jnp.where(jnp.isfinite(error), jnp.maximum(error, 1e-10), 1e10)
     running = now.code == RUNNING
@@ -165,7 +194,7 @@ def _fresh(stepper: Stepper, thetas, data: LaneData, y, s) -> ImplicitLanes:
     """Lanes before their first implicit step."""
 
     def of_lane(theta, data, y):
-        lane = _lane(stepper, _known(stepper, theta, data), theta, data)
+        lane = _lane(stepper, _known(stepper, theta, data), data)
         return _first_step(stepper, lane, y)
 
     h = jax.vmap(of_lane, (0, _each(stepper), 0))(thetas, data, y)
@@ -180,16 +209,26 @@ def _advance(
     each = _each(stepper)
     known = jax.vmap(functools.partial(_known, stepper), (0, each))(thetas, data)
 
-    def of_lane(now, known, theta, data):
-        return _attempt(stepper, most, _lane(stepper, known, theta, data), now)
+    def of_lanes(function, now, *given):
+        def of_lane(known, data, now, *given):
+            return function(stepper, _lane(stepper, known, data), now, *given)
 
-    step = jax.vmap(of_lane, (0, 0, 0, each))
+        return jax.vmap(of_lane, (0, each, *(0 for _ in (now, *given))))(known, data, now, *given)
+
+    # Only a clock with log |Theta| has a state in which parameters can shrink to any size.
+    corrects = not isinstance(stepper.options.clock, PhysicalTime)
+    is_tied = jnp.any(jax.vmap(lambda k: k.is_tied)(known)) if corrects else False
 
     def goes_on(carry):
         return jnp.sum(carry[0].code != RUNNING, dtype=jnp.int32) < enough
 
     def once(carry):
-        return step(carry[0], known, thetas, data), carry[1] + 1
+        now, rounds = carry
+        ends = of_lanes(_stepped, now)
+        if corrects:
+            ends = jax.lax.cond(is_tied, lambda: of_lanes(_corrected, now, *ends), lambda: ends)
+        judged = functools.partial(of_lanes, lambda s, *rest: _judged(s, most, *rest))
+        return judged(now, *ends), rounds + 1
 
     return jax.lax.while_loop(goes_on, once, (lanes, jnp.zeros((), jnp.int32)))
 

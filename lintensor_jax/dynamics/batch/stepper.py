@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from ...penalized import weight_decay_of
 from ..clocks import FlowArgs, PhysicalTime, log_time_unit, state_of, vector_of
+from ..corners import marked_start
 from ..finish import first_rule
 from ..observations import observe_state
 from ..sizes import size_of_start, tolerances_of
@@ -30,7 +31,7 @@ class Starts(NamedTuple):
 
     y: Float[Array, "q N"]
     unit: Float[Array, " N"]
-    origin: Float[Array, "p N"]  # Theta
+    origin: Float[Array, "p N"]  # `marked_start`
     atol: Float[Array, "q N"]
     leaves: list[Array]  # see `LeavesOfLanes`; without a lane axis if shared
 
@@ -41,7 +42,7 @@ class Queue(NamedTuple):
     count: Int[Array, ""]
     fresh: Lanes
     unit: Float[Array, " N"]
-    origin: Float[Array, "p N"]  # Theta
+    origin: Float[Array, "p N"]  # `marked_start`
     atol: Float[Array, "q N"]
     leaves: list[Array]  # see `LeavesOfLanes`; without a lane axis if shared
 
@@ -151,15 +152,18 @@ class Stepper(NamedTuple):
             here = with_data(self.system, data)
             state = clock.start(here, theta)
             unit = jnp.zeros_like(theta[0]) if physical else log_time_unit(here, state)
+            first = vector_of(state, clock), unit, marked_start(here, theta)
             if not options.scales_atol:
-                return vector_of(state, clock), unit, jnp.full((self.state_size,), options.atol)
+                return *first, jnp.full((self.state_size,), options.atol)
             largest = size_of_start(theta, data.problem, self.system.depth)
             atol = options.rtol * (largest if physical else jnp.minimum(largest, 1.0))
             atol = tolerances_of(here, theta, options._replace(atol=atol))
-            return vector_of(state, clock), unit, atol
+            return *first, atol
 
         each = None if self.shared else 0
-        y, unit, atol = jax.vmap(start, (0, LaneData(each, 0)), (-1, 0, -1))(thetas, data)
+        y, unit, origin, atol = jax.vmap(start, (0, LaneData(each, 0)), (-1, 0, -1, -1))(
+            thetas, data
+        )
         reduce = Reducible.of if self.shared else jax.vmap(lambda p: Reducible.of(p))
         leaves = jax.tree.leaves((data, reduce(data.problem)))
         have_lanes = self.leaves_of_lanes.have_lanes
@@ -167,7 +171,7 @@ class Stepper(NamedTuple):
             jnp.moveaxis(leaf, 0, -1) if own else leaf
             for leaf, own in zip(leaves, have_lanes, strict=True)
         ]
-        return Starts(y, unit, thetas.T, atol, leaves)
+        return Starts(y, unit, origin, atol, leaves)
 
     def queue(self, count, thetas: Float[Array, "N p"], data: LaneData) -> Queue:
         """Lanes with their first step sizes; N is a multiple of the width."""

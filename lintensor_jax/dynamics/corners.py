@@ -1,0 +1,71 @@
+"""Corners: saddles to which some parameters decay while the data still pull on them.
+
+From u = v, for one, which data pull to beta = u v < 0, both decay to 0 and never turn around.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..networks.conserved import conserved_quantities
+from .clocks import FlowArgs
+
+
+def marked_start(system: Any, theta: Float[Array, " p"]) -> Float[Array, " p"]:
+    """|theta| of a start, negative for parameters that are tied, as u = v are.
+
+    A parameter is tied if every conserved quantity that it has a part in is zero at the start, and
+    some are known.
+    """
+
+    def quantities(theta):
+        return conserved_quantities(system.network(theta))
+
+    size, largest = jnp.abs(theta), jnp.max(jnp.abs(theta), initial=0.0)
+    scaled = theta / jnp.where(largest > 0, largest, 1.0)  # the quantities are of degree 2
+    known, pull = jax.vjp(quantities, scaled)
+    if not known.size:
+        return size
+    # Any weights would do: what a parameter has parts in must not cancel.
+    weights = 1 + jnp.modf(0.6180339887 * jnp.arange(known.size, dtype=theta.dtype))[0]
+    (parts,) = pull(jnp.where(known != 0, weights, 0.0))
+    seen = jnp.abs(scaled) > float(jnp.finfo(theta.dtype).tiny) ** 0.25  # it has a square
+    return jnp.where((parts == 0) & seen, -size, size)
+
+
+def corners_of(args: FlowArgs) -> Float[Array, " p"]:
+    """The sizes below which parameters that decay are at a corner: eps times their start.
+
+    Of two parameters with u^2 - v^2 > 0 at the start, which is conserved, u stays above sqrt(eps)
+    times its start. With u = v both decay together, and explicit steps keep them equal to the bit.
+    Implicit steps do not: they stop at sqrt(eps), before their rounding decides.
+    """
+    assert args.origin is not None
+    eps = float(jnp.finfo(args.origin.dtype).eps)
+    return jnp.maximum(eps, args.followed) * jnp.abs(args.origin)
+
+
+def followed_by_implicit_steps(dtype: Any) -> float:
+    """sqrt(eps): see `corners_of`."""
+    return float(jnp.finfo(dtype).eps) ** 0.5
+
+
+def followed(args: FlowArgs) -> FlowArgs:
+    """The arguments of a flow by implicit steps."""
+    assert args.origin is not None
+    return args._replace(followed=followed_by_implicit_steps(args.origin.dtype))
+
+
+def relative_where_tied(
+    atol: Float[Array, "..."], origin: Float[Array, " p"], size: int
+) -> Float[Array, " q"]:
+    """Absolute tolerances of a state of `size` numbers: next to none for tied parameters.
+
+    u = v -> 0 keep their signs only if both are right relatively, however small they become.
+    """
+    tiny = float(jnp.finfo(origin.dtype).tiny) ** (1 / 3)
+    share = jnp.where(origin < 0, tiny, 1.0)
+    ones = jnp.ones(size - origin.size, origin.dtype)
+    return atol * jnp.concatenate([share, ones])

@@ -1,0 +1,108 @@
+"""Random corners of deeper networks, found by search, against NNLS and a bounded minimiser."""
+
+import jax
+import numpy as np
+import pytest
+import scipy.optimize
+
+import lintensor_jax as lt
+from lintensor_jax.dynamics.corners import marked_start
+from lintensor_jax.dynamics.statuses import code_of
+from lintensor_jax.dynamics.system import System
+
+
+def _diagonal(rng, depth):
+    """Layers of equal sizes: the signs of beta never change."""
+    alpha = 10.0 ** rng.uniform(-1.3, 0.3)
+    size = alpha * rng.uniform(0.5, 1.5, 2)
+    flips = rng.choice([-1.0, 1.0], (depth, 2))
+    return lt.DiagonalNetwork(size * flips), np.prod(flips, axis=0)
+
+
+def _regression(seed, depth):
+    rng = np.random.default_rng((7, seed))
+    X = rng.normal(size=(3, 2))
+    network, signs = _diagonal(rng, depth)
+    y = rng.normal(size=3)
+    return network, lt.Regression(X, y), signs * scipy.optimize.nnls(X * signs, y)[0]
+
+
+def _classification(seed, depth):
+    """Data that no beta with these signs separates."""
+    rng = np.random.default_rng((7, seed))
+    X = rng.normal(size=(3, 2))
+    network, signs = _diagonal(rng, depth)
+    X = np.concatenate([X, -np.abs(rng.normal(size=(1, 2))) * signs])
+    rows = X * signs
+    found = scipy.optimize.minimize(
+        lambda beta: np.logaddexp(0, -rows @ beta).sum(), np.ones(2), method="L-BFGS-B",
+        jac=lambda beta: -rows.T @ (1 / (1 + np.exp(rows @ beta))), bounds=[(0, None)] * 2,
+        options={"ftol": 1e-16, "gtol": 1e-12},
+    )  # fmt: skip
+    return network, lt.Classification(X, np.ones(4), lt.LogisticLoss()), signs * found.x
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        # Implicit steps changed the sign of one of two layers, and left the corner.
+        (_classification, 1, 2),
+        # Rounding moves the other coordinate in the time of 1e16 that four layers take.
+        (_regression, 6, 4),
+        pytest.param((_regression, 2, 4), marks=pytest.mark.slow),
+    ],
+)
+def test_single_flows(case):
+    make, *numbers = case
+    network, problem, expected = make(*numbers)
+    flow = lt.gradient_flow(network, problem)
+    assert flow.status == lt.FlowStatus.stationary
+    np.testing.assert_allclose(flow.coefficients[-1], expected, atol=1e-6)
+    assert flow.invariant_drift[-1] < 1e-6
+
+
+def test_three_chained_layers_do_not_step_over_the_corner():
+    """Of size 1e-9 they are below the tolerances, and still keep their signs."""
+    layers = np.zeros((2, 2)), np.zeros((2, 2)), np.zeros(2)
+    layers[0][1, 0], layers[1][0, 1], layers[2][1] = -0.4, 0.4, 0.4
+    network = lt.FullyConnectedNetwork(layers)
+    problem = lt.Regression([[0.0, 1.3], [0.0, -0.4], [0.0, 0.6]], [1.5, -0.2, 0.3])
+    flow = lt.gradient_flow(network, problem)
+    assert flow.status == lt.FlowStatus.stationary
+    np.testing.assert_allclose(flow.coefficients[-1], 0.0, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_implicit_lanes_keep_to_corners():
+    """Each lane with data of its own, among them one that left its corner before."""
+    made = [_classification(seed, 3) for seed in (0, 4, 5)]
+    networks, problems, expected = zip(*made, strict=True)
+    stacked = [jax.tree.map(lambda *leaves: np.stack(leaves), *x) for x in (networks, problems)]
+    flow = lt.batched_flow(*stacked, shared_problem=False, max_steps=512, stiff_max_steps=3000)
+    assert (np.asarray(flow.code) == code_of(lt.FlowStatus.stationary)).all()
+    assert (np.asarray(flow.num_implicit_steps) > 0).all()
+    np.testing.assert_allclose(flow.coefficients, expected, atol=1e-6)
+
+
+def test_what_is_tied():
+    def signs(network):
+        size = network.linear_coefficients().size
+        system = System.of(network, lt.Regression(np.ones((1, size)), np.ones(1)))
+        return np.sign(marked_start(system, system.initial)).tolist()
+
+    # The first coordinate is: its squares are equal. Sizes that have no square say nothing.
+    assert signs(lt.DiagonalNetwork(np.asarray([[2.0, 1.0, 1e-200], [-2.0, 3.0, 1e-200]]))) == [
+        -1, 1, 1, -1, 1, 1,
+    ]  # fmt: skip
+    # w_+ w_- is conserved.
+    differential = lt.DifferentialDiagonalNetwork(np.asarray([0.5, 0.5]), np.asarray([0.0, 0.1]), 2)
+    assert signs(differential)[:2] == [-1, 1]
+    assert signs(lt.LinearNetwork(np.asarray([1.0, -2.0]))) == [1, 1]
+
+
+def test_a_sample_that_is_zero_keeps_its_loss():
+    """The others are fitted, and the loss falls to that of one sample, which is its minimum."""
+    problem = lt.Classification([[-0.2, 0.0], [0.0, 0.0]], [1.0, -1.0], lt.LogisticLoss())
+    flow = lt.gradient_flow(lt.DiagonalNetwork(np.asarray([[1.0, 0.5], [-1.0, 1.0]])), problem)
+    assert flow.status == lt.FlowStatus.not_separable
+    np.testing.assert_allclose(flow.log_loss[-1], np.log(np.log(2)), atol=1e-6)
