@@ -195,14 +195,9 @@ def _control(args, initial, options, done, implicit, may_switch) -> Any:
         report_step(options.meter, accepted & ~done, s, seen.log_loss)
 
     guarded = implicit and options.solver is None and not _decays(args.system)
-    return FlowControl(  # pyright: ignore[reportCallIssue]
-        pid,
-        rule,
-        clips,
-        done,
-        keeps_invariants if guarded else None,
-        None if options.meter is None else report,
-    )
+    guard = keeps_invariants if guarded else None
+    reporting = None if options.meter is None else report
+    return FlowControl(pid, rule, clips, done, guard, reporting)  # pyright: ignore[reportCallIssue]
 
 
 def _save_at(args, s0, s1, initial, options, from_start) -> diffrax.SaveAt:
