@@ -161,6 +161,7 @@ def test_log_time_of_one_sample(one_sample, loss):
         assert error < bound, (float(b), error, bound)
 
 
+@pytest.mark.slow
 def test_log_time_of_deeper_networks():
     # L = 3 from 0.9: beta' = 3 beta^(4/3) e^-beta; the integral by mpmath's quadrature.
     start = lt.DiagonalNetwork(jnp.full((3, 1), 0.9))
@@ -238,6 +239,7 @@ def test_wall_of_floating_point():
     assert solution.succeeded
 
 
+@pytest.mark.slow
 def test_one_support_vector_has_no_wall(one_sample):
     start = one_sample["exponential"].initial.theta.reshape(2, 1)
     solution = flow(
@@ -307,6 +309,7 @@ def test_coordinates_that_stay_behind_keep_their_relative_accuracy():
     np.testing.assert_allclose(solution.direction[-1], expected, rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_saddles_are_passed():
     # From a tiny start the flow first uses a single coordinate, on which the data are not
     # separable; the others revive from 1e-25 at its minimum.

@@ -330,6 +330,7 @@ def test_saved_times():
     assert "times" in str(steps)
 
 
+@pytest.mark.slow
 def test_print_says_what_happened():
     text = str(lt.gradient_flow(START, REGRESSION))
     for part in (

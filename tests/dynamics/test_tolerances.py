@@ -28,6 +28,7 @@ def _coefficients_at(weights, data, targets, time, method="DOP853"):
     return np.prod(found.y[:, -1].reshape(weights.shape), axis=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dead", [1.0, 1e7])
 def test_a_weight_without_data_does_not_change_small_weights_beside_it(dead):
     expected = _coefficients_at(SMALL, DATA, TARGETS, 1e5, "LSODA")  # at the limit

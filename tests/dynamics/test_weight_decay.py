@@ -160,6 +160,7 @@ def test_deeper_layers_end_at_stationary_points_and_zero_is_one(depth):
     assert float(jnp.abs(zero.coefficients[-1]).max()) < 1e-12
 
 
+@pytest.mark.slow
 def test_classification_with_decay_has_a_limit():
     X, y = np.array([[1.0, 2.0], [-0.5, 1.0]]), np.array([1.0, 1.0])
     problem = lt.Classification(X, y, lt.LogisticLoss())

@@ -121,6 +121,7 @@ def test_a_bias_beside_every_network(like):
         np.testing.assert_allclose(ours, theirs, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_a_deep_network_with_a_bias_classifies():
     X, y = _separable(0, 0.5)
     network = lt.with_bias(gaussian(NETWORKS[1], jax.random.key(1), 0.5))
@@ -181,9 +182,11 @@ def test_predictions_count_the_bias_as_flows_do():
     assert margins[1] > margins[0] * (1 + 1e-6)
 
 
-def test_weight_decay_is_not_predicted():
+def test_one_layer_with_weight_decay_ends_at_the_ridge_solution():
     problem = lt.Penalized(lt.Regression(np.ones((1, D)), np.ones(1)), 0.1)
-    assert lt.predict(lt.LinearNetwork.zeros(D), problem).theorem is None
+    found = lt.predict(lt.LinearNetwork.zeros(D), problem)
+    # The minimum of (1 . w - 1)^2 / 2 + 0.1 |w|^2 / 2 has equal entries w: D w - 1 + 0.1 w = 0.
+    np.testing.assert_allclose(found.limit, np.full(D, 1 / (D + 0.1)), rtol=1e-12)
 
 
 def test_refusals():

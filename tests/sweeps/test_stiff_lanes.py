@@ -58,6 +58,7 @@ def test_lanes_that_fail_together_go_on_one_by_one(monkeypatch):
     np.testing.assert_array_equal(results.limit[lane], flow.coefficients[-1])
 
 
+@pytest.mark.slow
 def test_a_regression_without_a_flow_in_dual_variables_goes_on_together():
     problem = lt.Regression(X[:2], [1.0, -0.5])
     layers = 0.1 * np.random.default_rng(2).standard_normal((2, 4, 2))

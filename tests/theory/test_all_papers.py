@@ -105,6 +105,7 @@ def test_an_output_weight_that_may_change_its_sign_leaves_the_limit_open():
     assert found.kind != "exact"
 
 
+@pytest.mark.slow
 def test_eftekhari_with_three_balanced_layers():
     """Whitened data, a layer of one neuron: Z_1, with two outputs and a positive least loss."""
     problem = lt.Regression(WHITE, RNG.normal(size=(6, 2)))

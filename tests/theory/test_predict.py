@@ -167,6 +167,7 @@ def test_warns_where_rounding_leaves_the_commuting_matrices():
     assert warned
 
 
+@pytest.mark.slow
 def test_any_start_of_one_sample_and_two_layers():
     problem = lt.Regression(X[:1], Y[:1])
     network = COVERED["Theorem 6"][0]

@@ -208,6 +208,7 @@ def test_classification_on_the_log_arc_length_clock():
         assert flow.invariant_drift[k] < 1e-7
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("how", [XLA(), Native()])
 def test_a_bad_lane_costs_its_neighbours_nothing(how):
     networks = starts(NETWORKS["diagonal"], 7)
@@ -227,6 +228,7 @@ def test_a_bad_lane_costs_its_neighbours_nothing(how):
     assert (short.num_steps == 3).all()
 
 
+@pytest.mark.slow
 def test_neither_order_nor_neighbours_matter():
     """Bit for bit at one width, where every lane goes through the same vector instructions."""
     networks = starts(NETWORKS["fully-connected"], 20)
@@ -240,6 +242,7 @@ def test_neither_order_nor_neighbours_matter():
     np.testing.assert_allclose(wide.coefficients, first.coefficients, rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("how", [XLA(), Native()])
 def test_a_problem_for_every_lane(how):
     networks = starts(NETWORKS["convolution"], 4)
@@ -251,6 +254,7 @@ def test_a_problem_for_every_lane(how):
         np.testing.assert_allclose(flow.coefficients[k], single.coefficients[-1], rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("how", [XLA(), Native()])
 def test_more_lanes_than_one_program_takes(monkeypatch, how):
     networks = starts(NETWORKS["diagonal"], 45)
@@ -275,6 +279,7 @@ class Chosen(eqx.Module):
         return jax.lax.cond(self.mask[0] > 2, lambda x: x, lambda x: 2 * x, product)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.filterwarnings("ignore:batched_flow. XLA runs the lanes of Chosen")
 @pytest.mark.parametrize("how", [XLA(), Native()])
 def test_constants_have_no_lanes(how, monkeypatch):

@@ -93,6 +93,7 @@ def test_lanes_with_problems_of_their_own_and_a_finish():
     np.testing.assert_allclose(flow.coefficients[1], single.coefficients[-1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_budget_is_checked_and_kept():
     problem = lt.Classification(*separable(1))
     with pytest.raises(ValueError, match="stiff_max_steps: must be a positive int or None, got 0"):

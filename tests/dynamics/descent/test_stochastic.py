@@ -91,6 +91,7 @@ def test_weight_decay_is_part_of_the_loss_of_the_steps():
     np.testing.assert_array_equal(same.network.weights, solution.network.weights)
 
 
+@pytest.mark.slow
 def test_one_program_for_many_step_sizes_and_keys():
     steps, keys = jnp.array([1e-3, 1e-2, 3e-2]), jax.random.split(KEY, 3)
 

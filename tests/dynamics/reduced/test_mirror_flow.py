@@ -133,6 +133,7 @@ def test_initial_scales_down_to_1e_minus_140():
     np.testing.assert_allclose(second / first, 40 / 50, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_continued_counts_on():
     network, problem = CASES["diagonal, any start"]
     whole = lt.mirror_flow(network, problem)

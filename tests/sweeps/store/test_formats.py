@@ -48,6 +48,7 @@ def names_in(description):
 # Stores of format 1.
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(OTHER_VERSIONS)
 @pytest.mark.parametrize("store", ["unfinished"], indirect=True)
 def test_an_unfinished_store_of_format_1_is_resumed(store):
