@@ -186,6 +186,7 @@ def test_one_layer_with_weight_decay_ends_at_the_ridge_solution():
     problem = lt.Penalized(lt.Regression(np.ones((1, D)), np.ones(1)), 0.1)
     found = lt.predict(lt.LinearNetwork.zeros(D), problem)
     # The minimum of (1 . w - 1)^2 / 2 + 0.1 |w|^2 / 2 has equal entries w: D w - 1 + 0.1 w = 0.
+    assert found.limit is not None
     np.testing.assert_allclose(found.limit, np.full(D, 1 / (D + 0.1)), rtol=1e-12)
 
 
