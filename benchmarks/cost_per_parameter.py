@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-jax.config.update("jax_enable_x64", True)
+import lintensor_jax as lt
+from lintensor_jax.initialization import gaussian
 
-import lintensor_jax as lt  # noqa: E402
-from lintensor_jax.initialization import gaussian  # noqa: E402
+jax.config.update("jax_enable_x64", True)
 
 MOST = 1.3
 N = 8

@@ -29,9 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-jax.config.update("jax_enable_x64", True)
+import lintensor_jax as lt
 
-import lintensor_jax as lt  # noqa: E402
+jax.config.update("jax_enable_x64", True)
 
 SIZE = 0.2
 

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-jax.config.update("jax_enable_x64", True)
+import lintensor_jax as lt
 
-import lintensor_jax as lt  # noqa: E402
+jax.config.update("jax_enable_x64", True)
 
 D, N = 6, 3
 MOST = 1e-7
