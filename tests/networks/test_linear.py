@@ -182,14 +182,6 @@ def test_predictions_count_the_bias_as_flows_do():
     assert margins[1] > margins[0] * (1 + 1e-6)
 
 
-def test_one_layer_with_weight_decay_ends_at_the_ridge_solution():
-    problem = lt.Penalized(lt.Regression(np.ones((1, D)), np.ones(1)), 0.1)
-    found = lt.predict(lt.LinearNetwork.zeros(D), problem)
-    # The minimum of (1 . w - 1)^2 / 2 + 0.1 |w|^2 / 2 has equal entries w: D w - 1 + 0.1 w = 0.
-    assert found.limit is not None
-    np.testing.assert_allclose(found.limit, np.full(D, 1 / (D + 0.1)), rtol=1e-12)
-
-
 def test_refusals():
     with pytest.raises(ValueError, match="bias: a problem of the class MatrixSensing has none"):
         lt.gradient_flow(

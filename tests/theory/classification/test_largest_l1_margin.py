@@ -62,7 +62,8 @@ def test_the_soft_margin_over_the_potential_grows_to_twice_the_largest_margin(lo
     assert np.all(np.diff(ratio) >= (-1e-9 if loss == "exponential" else -np.exp(-3)) * ratio[:-1])
     assert np.all(ratio <= 2 * best * (1 + 1e-9))
     reached = np.min(rows @ rho[:, -1]) / np.sum(np.abs(rho[:, -1]))
-    # At a margin of 1e7; beyond, its rounding decides the weights p.
+    # The limit is slow. Here the exponential loss lacks 13 % at a margin of 218 and 3.0 % at 3.6e5,
+    # the logistic loss 14 % at 82 and 5.0 % at 1.2e5, the end.
     np.testing.assert_allclose([ratio[-1] / 2, reached], best, rtol=0.06)
 
 
@@ -80,4 +81,5 @@ def test_coordinates_with_equal_rows_are_proved_as_well():
     np.testing.assert_allclose(np.asarray(found.limit), beta / np.linalg.norm(beta), atol=1e-9)
     rho, *_ = _flow(X @ S.T, factors[0], factors[1], "exponential", np.asarray([8 / best]))
     end = S.T @ rho[:, 0]
-    np.testing.assert_allclose(end / np.linalg.norm(end), np.asarray(found.limit), atol=0.06)
+    # 0.20 away at a margin of 328, 0.090 at 1.6e4, 0.040 at 8.6e5, 0.018 at 4.6e7 here.
+    np.testing.assert_allclose(end / np.linalg.norm(end), np.asarray(found.limit), atol=0.03)
