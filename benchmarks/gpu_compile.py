@@ -60,7 +60,7 @@ def find_ptxas() -> str | None:
 
 
 def assembled(ptxas: str, text: str, arch: str) -> dict[str, Any]:
-    """Registers of a thread of `fly`, bytes that spill, and seconds of the assembler."""
+    """Registers of a thread of `integrate`, bytes that spill, and seconds of the assembler."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "lanes.ptx")
         source.write_text(text)
@@ -68,7 +68,7 @@ def assembled(ptxas: str, text: str, arch: str) -> dict[str, Any]:
         begun = time.perf_counter()
         ran = subprocess.run(command, capture_output=True, text=True, check=True)
         seconds = time.perf_counter() - begun
-    said = (ran.stdout + ran.stderr).split("Compiling entry function 'fly'")[1]
+    said = (ran.stdout + ran.stderr).split("Compiling entry function 'integrate'")[1]
     said = said.split("Compiling entry function")[0]
 
     def number(pattern: str) -> int:
@@ -82,8 +82,8 @@ def assembled(ptxas: str, text: str, arch: str) -> dict[str, Any]:
 
 
 def instructions_of(text: str) -> tuple[int, int]:
-    """Instructions of PTX in the loop of `fly`, and how many of them compute in float64."""
-    body = text[text.index(".entry fly") :]
+    """Instructions of PTX in the loop of `integrate`, and how many of them compute in float64."""
+    body = text[text.index(".entry integrate") :]
     body = body.split(".entry start")[0]
     lines = re.findall(r"^\s+(?:@!?%p\d+ )?([a-z][\w.]*)\s.*;", body, re.M)
     lines = [line for line in lines if not line.startswith(("ld.param", "bra", "ret"))]

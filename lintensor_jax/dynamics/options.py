@@ -54,7 +54,7 @@ class FlowOptions(NamedTuple):
     max_steps: int
     # Whether atol is the default: then it follows the sizes of single parameters, too.
     scales_atol: bool
-    # The number of the meter that is told of every step (`progress`), or None.
+    # The number of the meter that counts the flow's steps (`progress`), or None.
     meter: Any = None
 
 

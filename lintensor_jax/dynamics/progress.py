@@ -56,7 +56,7 @@ _NUMBERS = itertools.count()
 
 
 def report_step(meter: Any, accepted: Any, clock_time: Any, log_loss: Any) -> None:
-    """Within a compiled program: tell the meter of that number of one step."""
+    """Within a compiled program: report one step to the meter of that number."""
     jax.debug.callback(_record, meter, accepted, clock_time, log_loss)
 
 

@@ -39,7 +39,7 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
     done: Bool[Array, ""]  # the flow is over before its first step, which may never be accepted
     # Whether a state keeps what the flow conserves; None where that is not asked.
     keeps_invariants: Callable[[Any], Bool[Array, ""]] | None = None
-    # Is told of every step: whether it is accepted, time, state and arguments.
+    # Is called for every step: with whether it is accepted, time, state and arguments.
     report: Callable[[Any, Any, Any, FlowArgs], None] | None = None
 
     @property

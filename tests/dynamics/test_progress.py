@@ -1,4 +1,4 @@
-"""Progress of one flow: every accepted step is told once, and flows do not see each other's."""
+"""Progress of one flow: every accepted step is reported once, and only to its own flow."""
 
 import jax
 import numpy as np
@@ -11,11 +11,11 @@ NETWORK = lt.DiagonalNetwork(np.full((2, 2), 0.1))
 PROBLEM = lt.Regression([[1.0, 2.0]], [1.0])
 
 
-def test_every_accepted_step_is_told_once():
-    told, others = [], []
-    flow = lt.gradient_flow(NETWORK, PROBLEM, saveat=[0.5], progress=told.append)
+def test_every_accepted_step_is_reported_once():
+    reported, others = [], []
+    flow = lt.gradient_flow(NETWORK, PROBLEM, saveat=[0.5], progress=reported.append)
     again = lt.gradient_flow(NETWORK.scaled(1.5), PROBLEM, saveat=[0.5], progress=others.append)
-    for solution, steps in ((flow, told), (again, others)):
+    for solution, steps in ((flow, reported), (again, others)):
         accepted = solution.stats["num_steps"] - solution.stats["num_rejected_steps"]
         assert [step.num_steps for step in steps] == list(range(1, int(accepted) + 1))
         times = [step.clock_time for step in steps]
@@ -25,9 +25,9 @@ def test_every_accepted_step_is_told_once():
         unfinished = PROBLEM.log_loss(solution.unfinished_network.linear_coefficients())
         np.testing.assert_allclose(steps[-1].log_loss, unfinished, atol=1e-6)
     assert not meters._METERS
-    told.clear()
-    flow.continued(stop=lt.StopAtTime(flow.clock_time[-1] + 1), progress=told.append)
-    assert told
+    reported.clear()
+    flow.continued(stop=lt.StopAtTime(flow.clock_time[-1] + 1), progress=reported.append)
+    assert reported
     assert not meters._METERS
 
 

@@ -93,7 +93,7 @@ def batched_flow(
       than 16 numbers), and those with a sort, an FFT, a scan or the like; and for machine code of a
       GPU that does not agree with it. The result says what ran, and why; a warning names every
       reason but the size, once for every class of networks.
-    - `devices`: where lanes fly, such as `jax.local_devices()`; default: where the networks are.
+    - `devices`: that compute, such as `jax.local_devices()`; default: where the networks are.
       XLA runs one program at a time on a device: for two cores of a CPU, set
       `jax.config.update("jax_num_cpu_devices", 2)` before the first computation.
     - `stiff_max_steps`: a lane that has taken `max_steps` explicit steps is stiff, and goes on with

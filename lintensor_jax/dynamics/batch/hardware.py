@@ -45,8 +45,8 @@ class Sizes(NamedTuple):
 
 
 # Lanes in flight at once on a CPU: wide enough for vector instructions, small enough for the first
-# cache. And the share of them that is done when the queue is looked at: a look costs as much as a
-# few steps of all lanes, of small ones, and a lane that is done and waits costs its own steps.
+# cache. Beside it: the queue is looked at when one lane in so many is done. A look takes as long as
+# a few steps of all lanes. A lane that is done is stepped on until then.
 _SMALL, _LARGE = (128, 4), (32, 16)
 _LARGEST_SMALL = 32
 # Lanes of one program on a CPU, which keeps memory flat and compilations few.
@@ -86,7 +86,7 @@ class LaneNumbers(NamedTuple):
 
     @property
     def in_memory(self) -> int:
-        """The numbers that a lane has in the memory of a device while it flies."""
+        """The numbers that a lane has in the memory of a device while it is integrated."""
         linear = _COPIES * (self.state + self.predictions) + _OTHERS
         return linear + 2 * self.own
 

@@ -172,7 +172,7 @@ def _cores() -> int:
 def _device_of(leaves):
     shardings = [leaf.sharding for leaf in leaves if getattr(leaf, "sharding", None) is not None]
     if not shardings:  # all are NumPy's
-        shardings = [jax.device_put(0.0).sharding]
+        return hardware.device_of(None)
     (device,) = shardings[0].device_set
     return device
 

@@ -49,10 +49,10 @@ class Launch:
         self._device.set_current()
         self._stream = self._device.create_stream()
         code = core.ObjectCode.from_ptx(text.encode())
-        self._start, self._fly = code.get_kernel("start"), code.get_kernel("fly")
-        attributes = self._fly.attributes
+        self._start, self._integrate = map(code.get_kernel, ("start", "integrate"))
+        attributes = self._integrate.attributes
         self.registers, self.local_bytes = attributes.num_regs, attributes.local_size_bytes
-        blocks = self._fly.occupancy.max_active_blocks_per_multiprocessor(_WARP, 0)
+        blocks = self._integrate.occupancy.max_active_blocks_per_multiprocessor(_WARP, 0)
         self._blocks = blocks * self._device.properties.multiprocessor_count
         self.threads = _WARP * self._blocks
 
@@ -75,7 +75,7 @@ class Launch:
         counters.fill(0, stream=stream)
         turns.fill(0, stream=stream)
         config = self._core.LaunchConfig(grid=blocks, block=_WARP)
-        for i, kernel in enumerate((self._start, self._fly)):
+        for i, kernel in enumerate((self._start, self._integrate)):
             counter = int(counters.handle) + 4 * i
             pointers = int(rows.handle), views[1].ptr
             more = counter, views[2].ptr, int(turns.handle)

@@ -32,12 +32,12 @@ _setup = threading.Lock()
 
 
 def emit_threads(steps: Any) -> str:
-    """The kernels `start` and `fly` of a closed jaxpr, as text in LLVM's language.
+    """The kernels `start` and `integrate` of a closed jaxpr, as text in LLVM's language.
 
     `steps`: as in `native.kernel.emit`, with two results. Arguments of both kernels: the table
     (N, M), the order of its rows (int32), their number (int32), a counter that is 0 (int32), the
-    shared numbers, and an array with an int32 for every thread. `fly` writes the steps of every
-    thread to the last one.
+    shared numbers, and an array with an int32 for every thread. `integrate` writes to the last
+    one the steps of every thread.
 
     Raises `Unsupported` for an operation without an instruction, `TooLarge` for too many.
     """
@@ -46,7 +46,7 @@ def emit_threads(steps: Any) -> str:
         raise TooLarge(f"a step changes more than {LARGEST_THREAD} numbers of a lane")
     module = ir.Module("lanes")
     parts = Parts(LARGEST_PROGRAM)
-    for name, result in zip(("fly", "start"), reversed(steps.jaxpr.outvars), strict=True):
+    for name, result in zip(("integrate", "start"), reversed(steps.jaxpr.outvars), strict=True):
         _emit_kernel(module, name, steps, result, parts)
     for function in module.functions:
         if function.is_declaration and not function.name.startswith("llvm."):
@@ -100,7 +100,7 @@ def _emit_kernel(module, name, steps, result, parts) -> None:
     values = [emitter.value(entry, result.aval.dtype) for entry in values]
     for i, value in enumerate(values):
         emitter.store(value, Slot("row", i))
-    if name == "fly":
+    if name == "integrate":
         builder.store(builder.add(builder.load(made), ir.Constant(_WORD, 1)), made)
         code = builder.extract_element(values[0], ir.Constant(_WORD, 0))
         done = builder.fcmp_ordered(">=", code, ir.Constant(kind.element, 0.0))
@@ -113,7 +113,7 @@ def _emit_kernel(module, name, steps, result, parts) -> None:
     builder.branch(take)
 
     builder.position_at_end(end)
-    if name == "fly":
+    if name == "integrate":
         builder.store(builder.load(made), builder.gep(turns, [_thread(builder)]))
     builder.ret_void()
 
