@@ -189,7 +189,7 @@ def test_other_losses_end_at_an_exact_fit():
 # What theory knows.
 
 
-@pytest.mark.slow_beyond(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 3])
 def test_predictions_of_entries_on_the_diagonal(depth):
     problem = lt.MatrixCompletion([0, 2], [0, 2], [1.0, -0.5], (3, 3))

@@ -98,7 +98,7 @@ def test_agrees_with_scipy(name):
     assert_on_trajectory(solution, reference_of(name), start)
 
 
-@pytest.mark.slow_beyond(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("clock", "loss"),
     [

@@ -269,6 +269,7 @@ def test_values_beyond_the_floats():
     assert caught.value.solution.stats["num_steps"] == 0
 
 
+@pytest.mark.slow
 def test_continued_is_the_uninterrupted_flow():
     whole = of_classification(options={"rtol": 1e-10})
     half = of_classification(margin=2.0, options={"rtol": 1e-10})

@@ -237,7 +237,7 @@ def test_a_tolerance_below_the_precision_is_refused_by_its_own_name():
             lt.limit_direction(network, data, tolerance=wrong)
 
 
-@pytest.mark.slow_beyond(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("x64", [True, False], ids=["in float64's JAX", "in float32's JAX"])
 def test_single_precision_has_a_default_tolerance_that_it_can_reach(x64):
     rng = np.random.default_rng(0)

@@ -27,7 +27,7 @@ def _separable(seed, bias=0.0):
     return X, np.sign(X @ rng.normal(size=D) + bias)
 
 
-@pytest.mark.slow_beyond(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("bias", [False, True])
 def test_classification_tends_to_the_svm(seed, bias):

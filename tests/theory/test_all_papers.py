@@ -41,7 +41,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.slow_beyond(4)
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_theorems_need_the_row_space_only(name, data):

@@ -192,6 +192,7 @@ def test_full_length_convolutions_end_where_single_flows_do(d):
         np.testing.assert_allclose(flow.coefficients[k], single.coefficients[-1], rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_classification_on_the_log_arc_length_clock():
     networks = starts(NETWORKS["diagonal"], 5)
     flow = batched_flow(networks, TOY, stop=lt.StopAtMargin(10.0), rtol=1e-8)

@@ -87,6 +87,7 @@ def test_eight_devices_share_a_batch(kind, monkeypatch):
     assert [int(chunk.count) for chunk in chunks] == [count // 8] * 8
 
 
+@pytest.mark.slow
 def test_queues_on_devices_wait_little(monkeypatch):
     """16 lanes for each slot, one program and no log: waste and ends of the paper's sweep."""
     monkeypatch.setattr(hardware, "kind_of", lambda device: "other")
