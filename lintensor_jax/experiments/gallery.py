@@ -20,7 +20,7 @@ def gallery(
     """
     navigation = [("overview", "Overview"), *((s.name, s.name) for s in sections)]
     body = [_overview(sections, command, seconds, jobs), *(_section(s, folder) for s in sections)]
-    return page("Five papers, reproduced", "\n".join(body), navigation)
+    return page("Papers, reproduced", "\n".join(body), navigation)
 
 
 def _overview(sections, command, seconds, jobs):
