@@ -165,7 +165,7 @@ class Entrywise:
             known = not isinstance(constant, Tracer)
             values[variable] = in_numpy(constant) if known else entries_of(constant, False)
         values.update(zip(jaxpr.invars, arguments, strict=True))
-        for equation in _needed(jaxpr, results):
+        for equation in needed_equations(jaxpr, results):
             inputs = [read(v) for v in equation.invars]
             values.update(zip(equation.outvars, self._equation(equation, inputs), strict=True))
         return [read(v) for v in results]
@@ -313,7 +313,7 @@ def _bound(equation, inputs, params) -> list[np.ndarray]:
         return [in_numpy(result) for result in results]
 
 
-def _needed(jaxpr: Any, results: Any) -> list[Any]:
+def needed_equations(jaxpr: Any, results: Any) -> list[Any]:
     """The equations on which `results` depend."""
     wanted = {v for v in results if not isinstance(v, Literal)}
     equations = []

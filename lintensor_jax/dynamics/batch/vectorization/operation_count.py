@@ -6,17 +6,18 @@ from typing import Any
 import numpy as np
 from jax.extend.core import Literal
 
-from .entry_by_entry import ELEMENTWISE, MOVES, REDUCTIONS, called
+from .entry_by_entry import ELEMENTWISE, MOVES, REDUCTIONS, called, needed_equations
 
 
 def count_operations(jaxpr: Any, known: Sequence[bool]) -> tuple[float, list[bool]]:
     """The number of operations on single numbers, and which results are known while tracing.
 
-    The number is infinite if a primitive is not supported.
+    Operations that no result depends on are not evaluated and do not count. The number is infinite
+    if a primitive is not supported.
     """
     is_known = dict.fromkeys(jaxpr.constvars, True) | dict(zip(jaxpr.invars, known, strict=True))
     total = 0.0
-    for equation in jaxpr.eqns:
+    for equation in needed_equations(jaxpr, jaxpr.outvars):
         name = equation.primitive.name
         given = [isinstance(v, Literal) or is_known[v] for v in equation.invars]
         results = [all(given)] * len(equation.outvars)

@@ -20,6 +20,7 @@ from lintensor_jax.dynamics.batch.native import emitter
 from lintensor_jax.dynamics.batch.native import kernel as kernel_module
 from lintensor_jax.dynamics.batch.native.kernel import Kernel, emit
 from lintensor_jax.dynamics.batch.programs import XLA, Native
+from lintensor_jax.dynamics.batch.vectorization.operation_count import count_operations
 from lintensor_jax.initialization import gaussian
 
 RNG = np.random.default_rng(0)
@@ -105,23 +106,45 @@ def test_flows(name, monkeypatch):
     assert one.waste < expected.waste
 
 
-@pytest.mark.slow
-def test_steps_and_starts_share_their_functions(monkeypatch):
-    """The functions of velocity and of status are compiled once."""
-    emitted: list[str] = []
+@pytest.fixture
+def emitted(monkeypatch) -> list[str]:
+    """The programs of kernels, in LLVM's language."""
+    found: list[str] = []
     original = kernel_module.emit
-    monkeypatch.setattr(
-        kernel_module, "emit", lambda *a: emitted.append(original(*a)) or emitted[0]
-    )
+    monkeypatch.setattr(kernel_module, "emit", lambda *a: found.append(original(*a)) or found[-1])
+    return found
+
+
+@pytest.mark.slow
+def test_steps_and_starts_share_their_functions(emitted):
+    """The functions of velocity and of status are compiled once."""
     problem = lt.Regression(RNG.standard_normal((5, 24)), np.ones(5))
     options: dict[str, Any] = {"finish": None, "max_steps": 3}
     batched_flow(starts(lt.DiagonalNetwork.zeros(2, 24), 9), problem, **options)
     (program,) = emitted
     step, start = (program.index(f'define i64 @"{name}"') for name in ("step", "start"))
     assert step < start
-    assert program.count("define internal void @") == 3  # the third is for flows at rest
+    # The third and the fourth are for flows near corners and at rest.
+    assert program.count("define internal void @") == 4
     assert program[step:start].count('call void @"part"') == 5
     assert program[start:].count('call void @"part"') == 1
+
+
+def test_the_step_of_a_small_network_calls_no_function(emitted):
+    """A call passes its numbers through memory, which takes a tenth of such a step."""
+    options: dict[str, Any] = {"finish": None, "max_steps": 4}
+    batched_flow(starts(lt.FullyConnectedNetwork.zeros((2, 2)), 8), PAPER, **options)
+    (program,) = emitted
+    assert "define internal void @" not in program
+
+
+def test_operations_without_a_result_are_not_counted():
+    def halves(x):
+        jnp.exp(x @ x) * x
+        return x / 2
+
+    closed = jax.make_jaxpr(halves)(np.ones(3))
+    assert count_operations(closed.jaxpr, [False]) == (3, [False])
 
 
 class Sorted(eqx.Module):
