@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Scalar
 
 from ..networks.conserved import conserved_quantities
 from .clocks import FlowArgs
@@ -56,6 +56,28 @@ def followed(args: FlowArgs) -> FlowArgs:
     """The arguments of a flow by implicit steps."""
     assert args.origin is not None
     return args._replace(followed=followed_by_implicit_steps(args.origin.dtype))
+
+
+def is_near_corner(theta: Float[Array, " p"], args: FlowArgs) -> Bool[Array, ""]:
+    """Whether `step_at_corner` can be bounded: some parameter is small. It costs almost nothing."""
+    assert args.origin is not None
+    return jnp.any(jnp.abs(theta) < corners_of(followed(args)))
+
+
+def step_at_corner(theta: Float[Array, " p"], args: FlowArgs) -> Scalar:
+    """1/rate of the parameters that decay to a corner, where 2/lambda tends to zero.
+
+    There they are below the tolerances, and longer steps could end on the other side of zero.
+    """
+    velocity = args.system.velocity(theta)
+    decays = (jnp.abs(theta) <= corners_of(followed(args))) & (velocity * theta < 0)
+    rate = jnp.max(jnp.abs(jnp.where(decays, velocity / jnp.where(decays, theta, 1.0), 0.0)))
+    return jnp.where(rate > 0, 1 / jnp.where(rate > 0, rate, 1.0), unbounded_step(rate))
+
+
+def unbounded_step(like: Array) -> float:
+    """A step that never binds, finite so that sums stay finite."""
+    return float(jnp.finfo(like.dtype).max) / 4
 
 
 def relative_where_tied(

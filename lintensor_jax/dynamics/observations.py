@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Scalar
 
 from ..penalized import decayed, weight_decay_of
 from .clocks import AbstractClock, ClockState, FlowArgs
-from .corners import corners_of, followed
+from .corners import corners_of, followed, step_at_corner, unbounded_step
 from .stopping import Observation
 
 
@@ -195,7 +195,13 @@ def log_or_minus_infinity(value: Array) -> Array:
     return jnp.where(value > 0, jnp.log(jnp.where(value > 0, value, 1.0)), -jnp.inf)
 
 
-def longest_step(theta: Float[Array, " p"], args: FlowArgs):
+def longest_step(theta: Float[Array, " p"], args: FlowArgs) -> Scalar:
+    """2/lambda at `theta`, and 1/rate of the parameters that decay to a corner."""
+    stable = stable_step(theta, args)
+    return stable if args.origin is None else jnp.minimum(stable, step_at_corner(theta, args))
+
+
+def stable_step(theta: Float[Array, " p"], args: FlowArgs) -> Scalar:
     """2/lambda at `theta`; unbounded where the residual or the gradient is zero."""
     decay = weight_decay_of(args.system.problem)
     if decay is not None:
@@ -204,19 +210,7 @@ def longest_step(theta: Float[Array, " p"], args: FlowArgs):
     assert args.reducible is not None
     # Divided before squaring: gradients at alpha = 1e-100 have no square.
     ratio = args.reducible.norm(residual) / gradient
-    longest = jnp.where(jnp.isfinite(ratio), 2 * ratio**2, _unbounded(ratio))
-    return longest if args.origin is None else jnp.minimum(longest, _step_at_corner(theta, args))
-
-
-def _step_at_corner(theta, args):
-    """1/rate of the parameters that decay to a corner, where the quotient above tends to zero.
-
-    There they are below the tolerances, and longer steps could end on the other side of zero.
-    """
-    velocity = args.system.velocity(theta)
-    decays = (jnp.abs(theta) <= corners_of(followed(args))) & (velocity * theta < 0)
-    rate = jnp.max(jnp.abs(jnp.where(decays, velocity / jnp.where(decays, theta, 1.0), 0.0)))
-    return jnp.where(rate > 0, 1 / jnp.where(rate > 0, rate, 1.0), _unbounded(rate))
+    return jnp.where(jnp.isfinite(ratio), 2 * ratio**2, unbounded_step(ratio))
 
 
 def _longest_decaying_step(theta, system, decay):
@@ -231,9 +225,4 @@ def _longest_decaying_step(theta, system, decay):
     along = velocity / jnp.where(size > 0, size, 1.0)
     _, change = jax.jvp(system.coefficients, (theta,), (along,))
     curvature = jnp.sum(system.problem.predictions(change) ** 2) + 2 * decay
-    return jnp.where(curvature > 0, 2 / curvature, _unbounded(curvature))
-
-
-def _unbounded(like):
-    """A step that never binds, finite so that sums stay finite."""
-    return jnp.finfo(like.dtype).max / 4
+    return jnp.where(curvature > 0, 2 / curvature, unbounded_step(curvature))

@@ -36,7 +36,8 @@ class Functions(NamedTuple):
     """Functions of the state, the time and the data of all lanes."""
 
     slope: Callable[..., tuple[Array, ...]]  # (slope,)
-    slope_and_status: Callable[..., tuple[Array, ...]]  # slope, code, longest step
+    slope_and_status: Callable[..., tuple[Array, ...]]  # slope, code, longest step, near corner
+    step_at_corner: Callable[..., tuple[Array, ...]]  # (longest step,) of lanes near a corner
     status_at_rest: Callable[..., tuple[Array, ...]]  # (code,) of the rules for lanes at rest
 
 
@@ -45,8 +46,8 @@ def attempt_step(
 ) -> Lanes:
     """One attempted step of every lane that runs.
 
-    `branches`: whether the rules for lanes at rest are skipped if no lane rests. A GPU would have
-    to ask the host.
+    `branches`: whether what few lanes need is skipped if no lane needs it: the rules for lanes at
+    rest, and the longest step near a corner. A GPU would have to ask the host.
     """
     tableau = solver.tableau
     y, slopes = lanes.y, [lanes.slope]
@@ -56,9 +57,9 @@ def attempt_step(
         if len(slopes) < len(tableau.b_sol) - 1:
             (slope,) = functions.slope(y, s, *data)
         else:  # the last stage is the step's end
-            slope, code, longest = functions.slope_and_status(y, s, *data)
+            slope, code, longest, near_corner = functions.slope_and_status(y, s, *data)
         slopes.append(slope)
-    scales = scale_of(atol, options.rtol, lanes.y, y)
+    scales = scale_of(atol, options, lanes.y, y)
     errors = weighted_sum(tableau.b_error, slopes)
     square = mean_square(lanes.h[None] * errors / scales)
     square = jnp.where(jnp.isfinite(square), jnp.maximum(square, 1e-20), 1e20)
@@ -70,6 +71,13 @@ def attempt_step(
     root = inverse_root(square, twice)
     least, most = jnp.where(kept, 1.0, _SHRINK), jnp.where(kept, _GROW, _SAFETY)
     factor = jnp.clip(_SAFETY * root * lanes.memory, least, most)
+    at_corner = kept & near_corner
+
+    def shortened():
+        bound = functions.step_at_corner(y, s, *data)[0]
+        return jnp.where(at_corner, jnp.minimum(longest, bound), longest)
+
+    longest = _if_any(at_corner, shortened, longest, branches)
     h = jnp.minimum(lanes.h * factor, jnp.where(kept, longest, jnp.inf))
     num_steps = lanes.num_steps + running
     code = jnp.where(kept, code, lanes.code)
@@ -82,7 +90,7 @@ def attempt_step(
     def looked_at():
         return jnp.where(resting, functions.status_at_rest(y, s, *data)[0], code)
 
-    code = jax.lax.cond(jnp.any(resting), looked_at, lambda: code) if branches else looked_at()
+    code = _if_any(resting, looked_at, code, branches)
     spent = (code == RUNNING) & (num_steps >= options.max_steps)
     return Lanes(
         y=jnp.where(kept[None], y, lanes.y),
@@ -96,9 +104,20 @@ def attempt_step(
     )
 
 
-def scale_of(atol: Float[Array, "q W"], rtol, *states: Float[Array, "q W"]) -> Float[Array, "q W"]:
-    """The unit of the error of every entry, from the largest entries of the states."""
-    return atol + rtol * functools.reduce(jnp.maximum, map(jnp.abs, states))
+def _if_any(lanes, then, otherwise, branches):
+    """`then()` if there is any of the lanes, else `otherwise`; without branches: `then()`."""
+    return jax.lax.cond(jnp.any(lanes), then, lambda: otherwise) if branches else then()
+
+
+def scale_of(
+    atol: Float[Array, "q W"] | None, options, *states: Float[Array, "q W"]
+) -> Float[Array, "q W"]:
+    """The unit of the error of every entry, from the largest entries of the states.
+
+    `atol`: of the lanes; None: one for all, `options.atol`.
+    """
+    largest = functools.reduce(jnp.maximum, map(jnp.abs, states))
+    return (options.atol if atol is None else atol) + options.rtol * largest
 
 
 def mean_square(state: Float[Array, "q W"]) -> Float[Array, " W"]:

@@ -10,12 +10,11 @@ from jaxtyping import Array, Float, Int
 
 from ...penalized import weight_decay_of
 from ..clocks import FlowArgs, PhysicalTime, log_time_unit, state_of, vector_of
-from ..corners import marked_start
+from ..corners import is_near_corner, step_at_corner
 from ..finish import first_rule
-from ..observations import observe_state
+from ..observations import observe_state, stable_step
 from ..sizes import size_of_start, tolerances_of
 from ..statuses import FlowStatus, code_of
-from ..step_control import longest_step
 from ..stopping import AnyOf, StandsStill
 from ..system import Reducible, System
 from .lane_data import LaneData, LeavesOfLanes, with_data
@@ -31,8 +30,8 @@ class Starts(NamedTuple):
 
     y: Float[Array, "q N"]
     unit: Float[Array, " N"]
-    origin: Float[Array, "p N"]  # `marked_start`
-    atol: Float[Array, "q N"]
+    origin: Float[Array, "p N"]  # |parameters|; implicit steps need `marked_start`
+    atol: Float[Array, "q N"] | None  # None: `options.atol`
     leaves: list[Array]  # see `LeavesOfLanes`; without a lane axis if shared
 
 
@@ -42,8 +41,8 @@ class Queue(NamedTuple):
     count: Int[Array, ""]
     fresh: Lanes
     unit: Float[Array, " N"]
-    origin: Float[Array, "p N"]  # `marked_start`
-    atol: Float[Array, "q N"]
+    origin: Float[Array, "p N"]  # |parameters|; implicit steps need `marked_start`
+    atol: Float[Array, "q N"] | None
     leaves: list[Array]  # see `LeavesOfLanes`; without a lane axis if shared
 
 
@@ -54,7 +53,7 @@ class InFlight(NamedTuple):
     job: Int[Array, " W"]
     unit: Float[Array, " W"]
     origin: Float[Array, "p W"]
-    atol: Float[Array, "q W"]
+    atol: Float[Array, "q W"] | None
     own: list[Array]  # the leaves that are not shared, lanes last
     following: Int[Array, ""]
     rounds: Int[Array, ""]  # number of steps of the W lanes, idle ones included
@@ -99,8 +98,8 @@ class Stepper(NamedTuple):
             for x, own in zip(leaves, have_lanes, strict=True)
         ]
         clips = isinstance(clock, PhysicalTime) and system.problem.has_residuals
-
         decays = weight_decay_of(system.problem) is not None
+        has_corners = clips and not decays
 
         def of_lane(y, s, unit, origin, leaves):
             data, reducible = jax.tree.unflatten(structure, leaves)
@@ -120,8 +119,15 @@ class Stepper(NamedTuple):
 
         def slope_and_status(y, s, unit, origin, *leaves):
             args, state, velocity = of_lane(y, s, unit, origin, leaves)
-            longest = longest_step(state.theta, args) if clips else jnp.full_like(s, jnp.inf)
-            return velocity, code_by(urgent, s, state, args), longest
+            longest = stable_step(state.theta, args) if clips else jnp.full_like(s, jnp.inf)
+            near = is_near_corner(state.theta, args) if has_corners else jnp.zeros_like(s, bool)
+            return velocity, code_by(urgent, s, state, args), longest, near
+
+        def longest_at_corner(y, s, unit, origin, *leaves):
+            args, state, _ = of_lane(y, s, unit, origin, leaves)
+            return (
+                step_at_corner(state.theta, args) if has_corners else jnp.full_like(s, jnp.inf),
+            )
 
         def status_at_rest(y, s, unit, origin, *leaves):
             args, state, _ = of_lane(y, s, unit, origin, leaves)
@@ -139,7 +145,8 @@ class Stepper(NamedTuple):
         origin = jax.ShapeDtypeStruct((system.num_parameters,), unit.dtype)
         batched = [True, True, True, True, *have_lanes]
         examples = [y, number, number, origin, *examples]
-        found = (lanewise(f, examples, batched) for f in (slope, slope_and_status, status_at_rest))
+        each = (slope, slope_and_status, longest_at_corner, status_at_rest)
+        found = (lanewise(f, examples, batched) for f in each)
         shared = kinds.shared(leaves)
         return Functions(*(f.prepared(*shared) if shared else f for f in found))
 
@@ -152,9 +159,9 @@ class Stepper(NamedTuple):
             here = with_data(self.system, data)
             state = clock.start(here, theta)
             unit = jnp.zeros_like(theta[0]) if physical else log_time_unit(here, state)
-            first = vector_of(state, clock), unit, marked_start(here, theta)
+            first = vector_of(state, clock), unit, jnp.abs(theta)
             if not options.scales_atol:
-                return *first, jnp.full((self.state_size,), options.atol)
+                return *first, None
             largest = size_of_start(theta, data.problem, self.system.depth)
             atol = options.rtol * (largest if physical else jnp.minimum(largest, 1.0))
             atol = tolerances_of(here, theta, options._replace(atol=atol))
@@ -203,11 +210,11 @@ class Stepper(NamedTuple):
 
         `s`: zeros. `functions` are those of a step, so that both can share the compiled code.
         """
-        slope, code, longest = functions.slope_and_status(y, s, *data)
+        slope, code, longest, _ = functions.slope_and_status(y, s, *data)
         speed = jnp.max(jnp.abs(slope), axis=0)
         code = jnp.where((code == RUNNING) & (speed == 0), code_of(FlowStatus.stationary), code)
         code = jnp.where(jnp.isfinite(speed), code, code_of(FlowStatus.non_finite))
-        scale = scale_of(atol, self.options.rtol, y)
+        scale = scale_of(atol, self.options, y)
         size, speed = jnp.sqrt(mean_square(y / scale)), jnp.sqrt(mean_square(slope / scale))
         small = (size < 1e-5) | (speed < 1e-5)
         h0 = jnp.where(small, 1e-6, 0.01 * size / jnp.where(small, 1.0, speed))

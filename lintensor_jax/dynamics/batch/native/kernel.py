@@ -132,10 +132,23 @@ def _emit_exchange(module, fields, written, kind):
     zero, one = ir.Constant(_INT, 0), ir.Constant(_INT, 1)
     width = ir.Constant(_INT, kind.count)
 
-    def places(field, lane, job):
-        in_state = builder.add(builder.mul(field, width), lane)
-        in_table = builder.add(builder.mul(job, ir.Constant(_INT, fields)), field)
-        return builder.gep(state, [in_state]), builder.gep(table, [in_table])
+    def copied(numbers, lane, job, into_state):
+        """Copies of the first numbers of a row, one after the other if they are few."""
+        row = builder.gep(table, [builder.mul(job, ir.Constant(_INT, fields))])
+        column = builder.gep(state, [lane])
+
+        def copy(field):
+            in_row = builder.gep(row, [field])
+            in_state = builder.gep(column, [builder.mul(field, width)])
+            source, target = (in_row, in_state) if into_state else (in_state, in_row)
+            builder.store(builder.load(source), target)
+
+        if numbers <= _SMALL_ROW:
+            for field in range(numbers):
+                copy(ir.Constant(_INT, field))
+        else:
+            with _Loop(builder, numbers) as field:
+                copy(field)
 
     def change(by):
         builder.store(builder.add(builder.load(alive), ir.Constant(_INT, by)), alive)
@@ -145,18 +158,14 @@ def _emit_exchange(module, fields, written, kind):
         with builder.if_then(builder.icmp_signed("!=", bit, zero)):
             job = builder.load(builder.gep(jobs, [lane]))
             with builder.if_then(builder.icmp_signed(">=", job, zero)):
-                with _Loop(builder, written) as field:
-                    source, target = places(field, lane, job)
-                    builder.store(builder.load(source), target)
+                copied(written, lane, job, into_state=False)
                 change(-1)
             place = builder.atomic_rmw("add", following, one, "monotonic")
             with builder.if_else(builder.icmp_signed("<", place, count)) as (some, none):
                 with some:
                     job = builder.sext(builder.load(builder.gep(order, [place])), _INT)
                     builder.store(job, builder.gep(jobs, [lane]))
-                    with _Loop(builder, fields) as field:
-                        target, source = places(field, lane, job)
-                        builder.store(builder.load(source), target)
+                    copied(fields, lane, job, into_state=True)
                     change(1)
                 with none:
                     builder.store(ir.Constant(_INT, -1), builder.gep(jobs, [lane]))

@@ -1,10 +1,10 @@
 """A queue of lanes as a table, and one step of one of its rows.
 
 A row begins with the numbers that a step changes: status code, time, steps, rejected steps, the
-state (q), the slope (q), step size and the controller's memory. Then follow its unit of time, its
-first parameters (p), its tolerances (q), and the arrays of its problem and its network that are not
-shared. All are floats. In single precision, which counts to 2^24 only, the numbers of steps are the
-bits of integers.
+state (q), the slope (q), step size and the controller's memory. Then follow its unit of time, the
+sizes of its first parameters (p), its tolerances (q, where lanes have their own), and the arrays of
+its problem and its network that are not shared. All are floats. In single precision, which counts
+to 2^24 only, the numbers of steps are the bits of integers.
 """
 
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ def table_of(starts: Starts, kinds: LeavesOfLanes) -> Float[Array, "N M"]:
         number,
         unit,
         origin,
-        atol,
+        *([] if atol is None else [atol]),
     ]
     columns += kinds.own(leaves)
     return jnp.concatenate([c.astype(y.dtype).reshape(-1, unit.size) for c in columns]).T
@@ -83,13 +83,14 @@ class _Row(NamedTuple):
     lanes: Lanes
     functions: Functions
     data: Any
-    atol: Array
+    atol: Array | None
 
 
 def _read(row, stepper, leaves):
     code, s, num_steps, num_rejected, rest = *row[:4, None], row[4:]
     lengths = stepper.state_size, stepper.state_size, 3, stepper.system.num_parameters
-    lengths = np.cumsum([*lengths, stepper.state_size])
+    own_atol = stepper.options.scales_atol
+    lengths = np.cumsum([*lengths, stepper.state_size * own_atol])
     y, slope, numbers, origin, atol, own = jnp.split(rest, lengths)
     h, memory, unit = numbers[:, None]
     kinds = stepper.leaves_of_lanes
@@ -103,7 +104,7 @@ def _read(row, stepper, leaves):
     found: Any = stepper.functions(unit, leaves)
     functions = Functions(*map(_of_one_lane, found))
     data = unit, origin[:, None], *leaves
-    return _Row(lanes, functions, data, atol[:, None])
+    return _Row(lanes, functions, data, atol[:, None] if own_atol else None)
 
 
 def _written(lanes, dtype):
