@@ -112,14 +112,13 @@ def batched_flow(
     parameters, rest = split(networks)
     count = _lanes("networks", parameters)
     problem, shared_problem = _decaying(problem, shared_problem, weight_decay, count)
-    networks, problem = same_dtype(networks, problem)
-    parameters, rest = split(networks)
-    if not shared_problem:
-        _lanes("problem", problem, count)
+    given, (networks, problem) = networks, same_dtype(networks, problem)
+    if networks is not given:
+        parameters, rest = split(networks)
     # The device in use, which need not be JAX's default.
     device = hardware.device_of(jax.tree.leaves(parameters)[0]) if devices is None else devices[0]
     kind = hardware.kind_of(device)
-    first, one = _first_lane(parameters, problem, shared_problem, kind)
+    first, one = _first_lane(parameters, problem, None if shared_problem else count, kind)
     rest_of_one, constants = lanes_of_constants(first, rest, one, count, shared_constants)
     network = eqx.combine(first, rest_of_one)
     system = System.of_parts(network, first, rest_of_one, one)
@@ -218,11 +217,13 @@ def _decaying(problem, shared, weight_decay, count):
     return Penalized(problem, weight_decay), False
 
 
-def _first_lane(parameters, problem, shared_problem, kind):
-    """The parameters and the problem of the first lane."""
+def _first_lane(parameters, problem, problems, kind):
+    """The parameters and the problem of the first lane; `problems`: how many, None for one."""
+    if problems is not None:
+        _lanes("problem", problem, problems)
     # On a CPU by NumPy, in a microsecond each.
     first = jax.tree.map(lambda leaf: (np.asarray(leaf) if kind == "cpu" else leaf)[0], parameters)
-    one = problem if shared_problem else jax.tree.map(lambda leaf: leaf[0], problem)
+    one = problem if problems is None else jax.tree.map(lambda leaf: leaf[0], problem)
     return first, one
 
 

@@ -1,6 +1,5 @@
 """One chunk of a batch: the lanes of one program, and their ends."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -36,11 +35,23 @@ class Ends(NamedTuple):
     num_steps: Int[Any, " N"]
     num_rejected: Int[Any, " N"]
     executed: int = 0
+    num_implicit: Int[Any, " N"] | None = None  # None: no lane took an implicit step
+
+    def in_arrays(self) -> "Ends":
+        """The ends as `ends_like` describes them."""
+        integer, none = _integer(), self.num_implicit is None
+        implicit = np.zeros(self.code.shape, np.int32) if none else self.num_implicit
+        executed: Any = np.asarray(min(self.executed, np.iinfo(integer).max), integer)
+        return self._replace(executed=executed, num_implicit=implicit)
 
 
-@functools.lru_cache
 def ends_like(size: int, state_size: int, dtype: Any) -> Ends:
     """Shapes and types of the ends of `size` lanes."""
-    shapes = (size, state_size), (size,), (size,), (size,), (size,)
-    dtypes: Any = dtype, dtype, np.int32, np.int32, np.int32
+    shapes = (size, state_size), (size,), (size,), (size,), (size,), (), (size,)
+    dtypes: Any = dtype, dtype, np.int32, np.int32, np.int32, _integer(), np.int32
     return Ends(*map(jax.ShapeDtypeStruct, shapes, dtypes))  # pyright: ignore
+
+
+def _integer() -> np.dtype:
+    """JAX's integers: of 64 bits where they are enabled."""
+    return np.dtype(jax.dtypes.canonicalize_dtype(int))

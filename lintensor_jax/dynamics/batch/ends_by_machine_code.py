@@ -43,8 +43,8 @@ def _shared_numbers(stepper: Arguments, chunk: Arguments, leaves, dtype) -> np.n
     """All numbers of the shared arrays, as floats."""
     arrays = [np.asarray(leaf) for leaf in (*stepper.arrays, *leaves)]
     numbers = [array.astype(dtype).reshape(-1) for array in arrays]
-    of_lanes = Arguments(chunk.values[0].data).arrays
-    of_lanes = [np.asarray(leaf) for leaf in of_lanes if leaf.dtype.kind in "iu"]
+    of_lanes = jax.tree.leaves(chunk.values[0].data)
+    of_lanes = [np.asarray(leaf) for leaf in of_lanes if getattr(leaf, "dtype", dtype).kind in "iu"]
     in_rows = [array.astype(dtype).reshape(-1) for array in of_lanes]
     if not all(map(is_exact, [*arrays, *of_lanes], [*numbers, *in_rows])):
         return Refusal(f"an integer of the problem has more digits than {dtype} has")

@@ -121,7 +121,7 @@ def integrate_chunk(
     count, size = int(chunk.count), chunk.thetas.shape[0]
     kind = hardware.kind_of(hardware.device_of(chunk.thetas))
     stepper_used, chunk_used = stepper, chunk  # in the Fourier basis, if there is one
-    own = Arguments(stepper.of_any_width()), Arguments(chunk)
+    own = given = Arguments(stepper.of_any_width()), Arguments(chunk)
     if spectral is not None:
         data = LaneData(spectral.problem(chunk.data.problem))
         one = data.lane(0, stepper.shared).problem
@@ -129,21 +129,20 @@ def integrate_chunk(
         system: Any = eqx.combine(jax.device_put(arrays, chunk.thetas.device), rest)
         stepper_used = stepper._replace(system=system)
         chunk_used = chunk._replace(thetas=spectral.into(chunk.thetas), data=data)
+        given = Arguments(stepper_used.of_any_width()), Arguments(chunk_used)
     like = ends_like(size, stepper.state_size, chunk.thetas.dtype)
     # All programs are traced one after the other and compiled side by side.
     finish_and_record = compiled(_finish_and_record, _XLA, *own, Arguments(like, batch))
-    ends, refusal, ran = _integrated(stepper_used, chunk_used, compilation, kind)
-    ends, implicit = _with_stiff_lanes(stepper_used, chunk_used, ends, kind)
+    ends, refusal, ran = _integrated(stepper_used, chunk_used, given, compilation, kind)
+    ends = _with_stiff_lanes(stepper_used, chunk_used, ends, kind)
     if spectral is not None:
         ends = _in_own_basis(ends, spectral, chunk.thetas.shape[1])
     with _alone(kind):
-        given = Arguments(ends._replace(executed=0), batch)
-        found = jax.block_until_ready(finish_and_record(*own, given))
+        ends = Arguments(ends.in_arrays(), batch)
+        *found, executed = jax.block_until_ready(finish_and_record(*own, ends))
     if count < size:
         found = jax.tree.map(lambda leaf: leaf[:count], found)
-    (unfinished, finished, accepted, record), (code, num_steps, num_rejected) = found
-    integer = jax.dtypes.canonicalize_dtype(int)
-    executed = np.asarray(min(ends.executed, np.iinfo(integer).max), integer)
+    (unfinished, finished, accepted, record), (code, num_steps, num_rejected, implicit) = found
     rest = stepper.system.rest
     before = eqx.combine(unfinished, rest)
     return BatchedFlow(
@@ -155,8 +154,8 @@ def integrate_chunk(
         finish_accepted=accepted,
         num_steps=num_steps,
         num_rejected_steps=num_rejected,
-        num_implicit_steps=jnp.asarray(implicit[:count]),
-        executed_steps=jnp.asarray(executed),
+        num_implicit_steps=implicit,
+        executed_steps=executed,
         compilation=ran,
         fallback_reason=refusal.reason,
         fallback_by_size=refusal.by_size,
@@ -173,11 +172,17 @@ def _alone(kind: str) -> Any:
 
 
 def _integrated(
-    stepper: Stepper, chunk: Chunk, compilation: AbstractCompilation, kind: str
+    stepper: Stepper,
+    chunk: Chunk,
+    given: tuple[Arguments, Arguments],
+    compilation: AbstractCompilation,
+    kind: str,
 ) -> tuple[Ends, Refusal, str]:
-    """The ends of a chunk's lanes, why there is no machine code, and what ran."""
+    """The ends of a chunk's lanes, why there is no machine code, and what ran.
+
+    `given`: stepper and chunk as arguments of programs.
+    """
     count, refusal = int(chunk.count), Refusal("")
-    given = Arguments(stepper.of_any_width()), Arguments(chunk)
     on_cpu = kind == "cpu"
     order: Any = order_on_host(chunk.thetas, count, stepper.width) if on_cpu else None
     if isinstance(compilation, Native):
@@ -205,21 +210,18 @@ def _in_own_basis(ends: Ends, spectral: Spectral, parameters: int) -> Ends:
     return ends._replace(y=jnp.concatenate([back, y[:, parameters:]], axis=1))
 
 
-def _with_stiff_lanes(
-    stepper: Stepper, chunk: Chunk, ends: Ends, kind: str
-) -> tuple[Ends, np.ndarray]:
-    """The ends where lanes over their explicit budget went on, and their implicit steps."""
-    implicit = np.zeros(ends.code.shape, np.int32)
+def _with_stiff_lanes(stepper: Stepper, chunk: Chunk, ends: Ends, kind: str) -> Ends:
+    """The ends where lanes over their explicit budget went on."""
     if stepper.stiff_max_steps is None:
-        return ends, implicit
+        return ends
     spent = np.asarray(ends.code)[: int(chunk.count)] == code_of(FlowStatus.max_steps)
     if not spent.any():
-        return ends, implicit
+        return ends
     if kind != "cpu":
         ends = Ends(*(np.array(array) for array in ends[:5]), executed=ends.executed)
     lanes = np.flatnonzero(spent & np.isfinite(ends.y[: spent.size]).all(axis=1))
     if not lanes.size:
-        return ends, implicit
+        return ends
     data = chunk.data.ordered(lanes, stepper.shared)
     start = chunk.thetas[lanes], data, ends.y[lanes], ends.s[lanes]
     with _alone(kind):
@@ -227,8 +229,9 @@ def _with_stiff_lanes(
     ends.y[lanes], ends.s[lanes], ends.code[lanes] = found.y, found.s, found.code
     ends.num_steps[lanes] += found.num_steps
     ends.num_rejected[lanes] += found.num_rejected
+    implicit = np.zeros(ends.code.shape, np.int32)
     implicit[lanes] = found.num_steps
-    return ends._replace(executed=ends.executed + executed), implicit
+    return ends._replace(executed=ends.executed + executed, num_implicit=implicit)
 
 
 def _finish_and_record(stepper: Stepper, chunk: Chunk, ends: Ends, batch: int | None):
@@ -259,4 +262,5 @@ def _finish_and_record(stepper: Stepper, chunk: Chunk, ends: Ends, batch: int | 
         found = jax.vmap(of_lane)(lanes)
     else:
         found = jax.lax.map(of_lane, lanes, batch_size=batch)
-    return found, (ends.code, ends.num_steps, ends.num_rejected)
+    steps = ends.num_steps, ends.num_rejected, ends.num_implicit
+    return found, (ends.code, *steps), ends.executed

@@ -91,7 +91,6 @@ def test_programs_of_a_batch(name, monkeypatch):
     stepper, chunk = prepared(monkeypatch, starts(like, 64), problem, solver=solver)
     size, dtype = chunk.thetas.shape[0], chunk.thetas.dtype
     ends = ends_like(size, stepper.state_size, dtype)
-    ends = ends._replace(executed=None)  # pyright: ignore[reportArgumentType]
     ends = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), ends)
     texts = {
         "order": lowered(ends_by_xla.order_on_device, chunk),
