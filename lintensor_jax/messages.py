@@ -43,6 +43,11 @@ def shown(values: ArrayLike) -> str:
     return f"{' '.join(ends.split())} ({norm})"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 time", "3 times"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def nonzero_entries(values: ArrayLike) -> str:
     """The number of entries that are not zero up to rounding, such as "3 of 20"."""
     array = without_rounding(values)
@@ -51,7 +56,7 @@ def nonzero_entries(values: ArrayLike) -> str:
 
 def optimum_status(status: str, unique: bool | None) -> str:
     """The status of a solution of a convex program, and whether the solution is unique."""
-    others = {True: ", the only one", False: ", one of several", None: ""}[unique]
+    others = {True: ", the only solution", False: ", one of several solutions", None: ""}[unique]
     return f" [{status}]{others}"
 
 

@@ -292,7 +292,12 @@ class Classification(AbstractProblem):
         labels = (-1.0,) if isinstance(self.y, Tracer) else np.unique(np.asarray(self.y))
         wrong = np.setdiff1d(labels, (-1.0, 1.0))
         if wrong.size > 0:
-            hint = "2 * y - 1 maps 0/1 labels." if set(wrong) <= {0.0} else "Recode the labels."
+            hint = (
+                "2 * y - 1 maps 0/1 labels."
+                if set(wrong) <= {0.0}
+                else "write two classes as -1 and 1; lintensor_jax.MulticlassClassification has "
+                "more classes, with labels 0, 1, 2, ..."
+            )
             raise ValueError(
                 f"Classification: y must hold labels -1 or +1, got {wrong[:5].tolist()}; {hint}"
             )

@@ -269,6 +269,11 @@ CASES: Cases = {
         ValueError,
         ("observables: two of them", "take one of them"),
     ),
+    "no grid": (
+        lambda: lt.sweep(lt.Regression(X, Y), observables=Limit()),
+        ValueError,
+        ("grid: must be a lintensor_jax.sweeps.Grid", "type Regression", "batched_flow"),
+    ),
     "no devices": (
         lambda: lt.sweep(_grid(), observables=Limit(), devices=()),
         ValueError,

@@ -87,6 +87,11 @@ COMMANDS = {
         ["c.toml/out", "choose a folder"],
     ),
     "devices": ("sweep {f}/c.toml --devices 0", SWEEP, ["--devices", ">= 1", "got 0", "leave"]),
+    "too many devices": (
+        "sweep {f}/c.toml --devices 99999",
+        SWEEP,
+        ["--devices", "at most", "got 99999", "cores"],
+    ),
     "no sweep": ("status {f}", None, ["holds no sweep", "check the path"]),
     "no sweep to resume": ("resume {f}/absent", None, ["holds no sweep"]),
     "no sweep to draw": ("plot {f}", None, ["holds no sweep"]),

@@ -147,7 +147,7 @@ def bad(problem, X=((1.0, 2.0),), y=(1.0,), **kwargs):
         (bad(lt.Regression, y=jnp.ones((1, 1, 1))), ["y must have 1 or 2 axes", "(1, 1, 1)"]),
         (bad(lt.Classification, y=[[1.0]]), ["Classification", "y must have 1 axis", "(1, 1)"]),
         (bad(lt.Classification, y=[0.0]), ["labels -1 or +1", "[0.0]", "2 * y - 1"]),
-        (bad(lt.Classification, y=[2.0]), ["labels -1 or +1", "[2.0]", "Recode"]),
+        (bad(lt.Classification, y=[2.0]), ["labels -1 or +1", "[2.0]", "MulticlassClassification"]),
         (bad(lt.Classification, loss="logistic"), ["loss", "LogisticLoss()", "'logistic'"]),
     ],
 )

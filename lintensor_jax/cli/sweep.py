@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..messages import counted
 from .cluster import client_of
 from .sweep_words import (
     command,
@@ -20,6 +21,9 @@ from .sweep_words import (
 )
 from .terminal import UsageError, configure_jax, quiet_argument
 
+# Each device has threads of its own: 100,000 devices stop a machine. More than cores are of no use,
+# except to try on a small machine what a large one will do.
+_ALWAYS_ALLOWED_DEVICES = 8
 _CHUNKS = re.compile(r"(\d{1,12})(?:-(\d{1,12}))?")
 
 
@@ -31,7 +35,7 @@ def add_commands(commands: Any) -> None:
         sweep_command,
         "run a grid of flows from a TOML file",
         "Run every flow of a grid and store the results, labelled, in a Zarr store that xarray "
-        "opens (xarray.open_zarr). Killed at any moment it can be resumed.",
+        "opens (xarray.open_zarr). A run that was killed can be continued with resume.",
     )
     sweep.add_argument("config", metavar="CONFIG", type=Path, help="a TOML file")
     sweep.add_argument(
@@ -192,6 +196,13 @@ def _set_devices(wanted: int | None) -> int:
             f"--devices: must be a whole number >= 1, got {wanted}; leave it out for 1."
         )
     count = wanted or 1
+    cores = os.cpu_count() or 1
+    most = max(_ALWAYS_ALLOWED_DEVICES, cores)
+    if count > most:
+        raise UsageError(
+            f"--devices: must be at most {most} on this machine of {cores} cores, got {wanted}; "
+            "more devices than cores are no faster."
+        )
     given = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not given and count > 1:
         # A backend that is initialised already, as in tests, keeps its devices.
@@ -222,7 +233,8 @@ def _print_plan(plan: dict[str, Any], path: Path, as_json: bool) -> int:
             ),
             (
                 "compilations",
-                f"{plan['compilations']} ({plan['shapes']} shapes on {plan['devices']} devices)",
+                f"{plan['compilations']} ({counted(plan['shapes'], 'shape')} on "
+                f"{counted(plan['devices'], 'device')})",
             ),
             (
                 "memory",

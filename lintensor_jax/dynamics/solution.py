@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
+from ..messages import counted
 from ..problems import AbstractProblem, named
 from .clocks import AbstractClock, ClockState
 from .dataset import arrays_of, dataset_of
@@ -207,7 +208,8 @@ class FlowSolution(AbstractEnd):
                 f"({verdict}), residual {stats['finish_residual']:.1e}"
             )
         size = sum(x.nbytes for x in jax.tree.leaves(self) if hasattr(x, "nbytes"))
-        lines.append(f"  saved            {self.log_loss.shape[0]} times, {size} bytes in all")
+        times = counted(self.log_loss.shape[0], "time")
+        lines.append(f"  saved            {times}, {size} bytes in all")
         return "\n".join(lines)
 
     def _batch_summary(self):

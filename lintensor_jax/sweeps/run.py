@@ -16,6 +16,7 @@ from ..dynamics.batch.programs import AbstractCompilation
 from ..dynamics.clocks import AbstractClock
 from ..dynamics.gauss_newton import GaussNewton
 from ..dynamics.stopping import AbstractStop
+from ..messages import in_words
 from ..versions import library_versions
 from .descent import Descent
 from .execution import drive
@@ -98,6 +99,11 @@ def sweep(
     **Raises** ValueError for bad input, before any flow is compiled; `SweepError` (a RuntimeError)
     for a store that cannot be made or written to.
     """
+    if not isinstance(grid, Grid):
+        raise ValueError(
+            "grid: must be a lintensor_jax.sweeps.Grid(axes=..., start=..., problem=...), got "
+            f"{in_words(grid)}; lintensor_jax.batched_flow takes networks and a problem."
+        )
     options = Options(
         observables=observables,  # pyright: ignore[reportArgumentType]
         stop=stop,

@@ -51,8 +51,8 @@ def kkt_residual(
         parts.append(np.max(-slack / given.targets))
         parts.append(np.max(np.abs(multipliers * slack)) / value)
         parts.append(np.max(-multipliers * given.targets) / value)
-    # NumPy keeps a NaN, which max() may lose.
-    return float(np.max([0.0, *parts]))
+    # NumPy keeps a NaN, which max() may lose. The largest can be -0.0, which would be printed so.
+    return abs(float(np.max([0.0, *parts])))
 
 
 def solve_level(gauge: AbstractGauge, given: Constraints) -> Level:

@@ -374,7 +374,7 @@ def test_norms():
 
 def test_in_words():
     text = str(max_margin(Classification([[1.0, 2.0], [0.0, -3.0]], [1.0, -1.0]), L1Norm()))
-    assert text.startswith("Maximum-margin separator [optimal], the only one\n")
+    assert text.startswith("Maximum-margin separator [optimal], the only solution\n")
     for line in (
         "margin           2",
         "direction        [0., 1.]",
@@ -382,6 +382,7 @@ def test_in_words():
         "support samples  1 of 2",
     ):
         assert f"  {line}\n" in text
+    assert text.endswith("  KKT residual     0.0e+00")  # not -0.0e+00
     separable = str(is_separable(Classification([[1.0, 0.0]], [1.0])))
     assert separable.startswith("Linearly separable")
     assert "  l2 margin        1\n  separator        [1., 0.]\n" in separable

@@ -382,7 +382,7 @@ def test_bad_arguments():
 def test_in_words():
     # In the first coordinate rounding may leave a zero: it must not cost the others their digits.
     text = str(min_norm(Regression([[1.0, 2.0]], [1.0]), L1Norm()))
-    assert text.startswith("Interpolator of least norm [optimal], the only one\n")
+    assert text.startswith("Interpolator of least norm [optimal], the only solution\n")
     for line in ("norm             0.5", "coefficients     [0. , 0.5]", "nonzero entries  1 of 2"):
         assert f"  {line}\n" in text
     assert "KKT residual" in text
