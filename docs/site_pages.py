@@ -18,6 +18,10 @@ ROOT = Path(__file__).parent.parent
 _CODE_OR_FORMULA = re.compile(r"```.*?```|`[^`\n]+`|(\$\$?)([^$]+)\1", re.DOTALL)
 #: The pages that are made here; a test compares them with the menu.
 PAGES = ("changelog.md", "reference/command-line.md", "reference/sweep-file.md")
+#: Pages whose tables consist of words: on a narrow screen each row is a card.
+CARDS = ("theory.md", "reference/command-line.md", "reference/sweep-file.md")
+#: Pages with wide tables, and pages that are alone in their section.
+WITHOUT_MENU = ("index.md", "gallery.md", "changelog.md", "theory.md", "benchmarks.md")
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -52,8 +56,14 @@ def other_projects() -> dict[str, str]:
     return tomllib.loads((ROOT / "docs" / "other_projects.toml").read_text(encoding="utf-8"))
 
 
-def on_page_content(html: str, **page: Any) -> str:
-    """Let long names in tables break after their separators, and not within a word."""
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> None:
+    """Leave the menu of a section out where its place is needed, or where it has one entry."""
+    if page.file.src_uri in WITHOUT_MENU:
+        page.meta.setdefault("hide", []).append("navigation")
+
+
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Let long names in tables break after their separators, and mark tables of words."""
 
     def breakable(cell: re.Match) -> str:
         return re.sub(r"<code>[^<]+</code>", after_separators, cell[0])
@@ -61,7 +71,21 @@ def on_page_content(html: str, **page: Any) -> str:
     def after_separators(code: re.Match) -> str:
         return re.sub(r"(::|/(?!code)|[._])", r"\1<wbr>", code[0])
 
+    if page.file.src_uri in CARDS:
+        html = re.sub(r"<table>.*?</table>", with_labels, html, flags=re.DOTALL)
+        html = f'<div class="cards">{html}</div>'
     return re.sub(r"<td.*?</td>", breakable, html, flags=re.DOTALL)
+
+
+def with_labels(table: re.Match) -> str:
+    """The table, each cell with its column's heading, which narrow screens show beside it."""
+    headings = re.findall(r"<th[^>]*>(.*?)</th>", table[0], re.DOTALL)
+
+    def row(found: re.Match) -> str:
+        labels = iter(headings)
+        return re.sub("<td", lambda _: f'<td data-label="{next(labels)}"', found[0])
+
+    return re.sub(r"<tr>.*?</tr>", row, table[0], flags=re.DOTALL)
 
 
 def with_formulas(text: str) -> str:

@@ -220,6 +220,11 @@ def test_the_site_builds_without_a_warning(tmp_path):
         assert not re.search(loaded, page.read_text()), page.name
 
     reference = "".join(page.read_text() for page in pages if page.parent.name == "api")
+    # A module of the same name as its function would take the function's place.
+    assert "doc-symbol-heading doc-symbol-module" not in reference
+    cells = (tmp_path / "theory.html").read_text().count('<td data-label="Agreement">')
+    assert cells == len(ROWS)  # on narrow screens a row is a card, and each cell has its heading
+
     unlinked = set(re.findall(r'<span title="([\w.]+)">', reference))
     public = {name for area in (lt, lt.theory, lt.sweeps) for name in vars(area)}
     ours = {name for name in unlinked if name.startswith("lintensor_jax.")}

@@ -27,7 +27,7 @@ def add_commands(commands: Any) -> None:
         help="where to write (default: sweep.toml)",
     )
     init.add_argument(
-        "--kind", choices=KINDS, default=KINDS[0], help=f"what it is about (default: {KINDS[0]})"
+        "--kind", choices=KINDS, default=KINDS[0], help=f"the kind of problem (default: {KINDS[0]})"
     )
     init.add_argument("--force", action="store_true", help="overwrite FILE if it is there")
     init.add_argument("--json", action="store_true", help="print only JSON")
