@@ -100,6 +100,12 @@ nav a {{ text-decoration: none; }} nav a:hover {{ text-decoration: underline; }}
   nav ul {{ display: block; }} nav li {{ padding: .25rem 0; }}
 }}
 @media (max-width: 40rem) {{
+  td, th {{ padding-right: .5rem; }} th {{ white-space: normal; }} .table {{ font-size: .9em; }}
+  .claims :is(table, tbody, tr, td) {{ display: block; }} .claims thead {{ display: none; }}
+  .claims tr {{ border-bottom: 1px solid #8888; padding: .4rem 0; }}
+  .claims td {{ border: 0; padding: .1rem 0; }} .claims td:first-child {{ font-weight: 600; }}
+  .claims td:nth-child(2)::before {{ content: "the paper: "; }}
+  .claims td:nth-child(3)::before {{ content: "here: "; }}
   figure {{ overflow-x: auto; }} figure > img {{ max-width: none; width: 40rem; }}
 }}
 @media (prefers-color-scheme: dark) {{

@@ -18,6 +18,7 @@ from lintensor_jax.experiments.formats import power_of_ten, scientific
 from lintensor_jax.experiments.framework import Experiment, ExperimentRun
 from lintensor_jax.experiments.gallery import gallery
 from lintensor_jax.experiments.report import (
+    CLAIM_HEADINGS,
     Check,
     Claim,
     Column,
@@ -124,6 +125,8 @@ def test_the_page_holds_everything_and_needs_no_network(reproduce_all, tmp_path)
         else:
             assert (tmp_path / link).is_file()
     assert {"overview", "first", "second"} <= found.anchors
+    for words in CLAIM_HEADINGS[1:3]:  # on narrow screens, where the row of headings is left out
+        assert f'content: "{words}: "' in text
     assert "http" not in text.replace('lang="en"', "")
     for words in (
         "limit &amp; &lt;direction&gt;",
