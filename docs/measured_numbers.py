@@ -30,6 +30,7 @@ COMMANDS = {
     "theorem5.json": "python benchmarks/theorem5.py --out theorem5.json",
     "summaries.json": "the commands that stand in it",
     "yun2021.json": "lintensor-jax reproduce yun2021",
+    "papazov2024.json": "lintensor-jax reproduce papazov2024",
     "sweeps.json": "the commands that stand in it; each writes its numbers there",
 }
 
@@ -236,6 +237,33 @@ def _rates() -> Row:
     return results("summaries.json")["convergence_rates"]
 
 
+def _multiclass() -> Row:
+    return results("summaries.json")["multiclass"]
+
+
+def _momenta() -> list[Row]:
+    return results("papazov2024.json")["tables"]["momenta"]
+
+
+def _ends_of_momenta() -> tuple[Row, Row]:
+    """The runs with the longest and with the shortest time of a step."""
+    rows = sorted(_momenta(), key=lambda row: row["time_step"])
+    return rows[-1], rows[0]
+
+
+def _order_of_momenta() -> float:
+    """The power of the time of a step with which the ends differ from the flow's."""
+    long, short = _ends_of_momenta()
+    return math.log(long["away"] / short["away"]) / math.log(long["time_step"] / short["time_step"])
+
+
+def _masses() -> list[Row]:
+    """The masses at which every problem has a predicted limit."""
+    found = results("papazov2024.json")
+    rows = found["tables"]["masses"]
+    return [row for row in rows if row["covered"] == found["config"]["problems"]]
+
+
 def _degrees(chord: float) -> float:
     """The angle between two unit vectors at that distance."""
     return math.degrees(2 * math.asin(chord / 2))
@@ -265,6 +293,21 @@ THEORY: dict[str, Callable[[], str]] = {
     "rate instances": lambda: f"{_rates()['instances']:,}",
     "rate times": lambda: f"{_rates()['times']:,}",
     "rate violations": lambda: f"{_rates()['violations']}",
+    "multiclass problems": lambda: f"{_multiclass()['problems']}",
+    "multiclass margins": lambda: f"{_multiclass()['reached_margin_1e5']}",
+    "multiclass steps": lambda: span(_multiclass()["steps"]),
+    "multiclass drop": lambda: f"{_multiclass()['largest_drop_of_smoothed_margin']:g}",
+    "multiclass certified": lambda: f"{_multiclass()['certified']}",
+    "multiclass saddles": lambda: f"{_multiclass()['saddles']}",
+    "svm problems": lambda: f"{_multiclass()['one_layer_problems']}",
+    "svm prediction": lambda: size(_multiclass()["distance_of_prediction_to_svm"]),
+    "svm flow": lambda: size(_multiclass()["distance_of_flow_to_svm"]),
+    "momentum ends": lambda: " to ".join(f"{run['away']:.1e}" for run in _ends_of_momenta()),
+    "momentum order": lambda: f"{_order_of_momenta():.2f}",
+    "masses": lambda: span((run["mass"] for run in _masses()), "g"),
+    "mass problems": lambda: f"{results('papazov2024.json')['config']['problems']}",
+    "masses closer": lambda: f"{sum(run['closer'] for run in _masses())}",
+    "mass distance": lambda: span((run["distance"] for run in _masses()), ".3f"),
 }
 
 NUMBERS = SPEED | THEORY
