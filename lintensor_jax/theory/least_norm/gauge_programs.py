@@ -10,16 +10,25 @@ import numpy as np
 from .conic import Constraints
 from .gauges import ZERO, AbstractGauge, GroupGauge
 from .newton import Level, newton
+from .vertex import dense_optima
 
 # Polishing stops when a candidate's optimality conditions hold to this residual.
 _POLISHED = 1e-14
+# An optimum of dense linear algebra counts below the first; below the second it is polished.
+_ACCURATE, _NEAR = 1e-12, 1e-4
 _THRESHOLDS = (None, 1e-3, 1e-5, 1e-7, 1e-9)
 _REPAIRS = 8
 _REWEIGHTINGS = 200
 
 
 def optimum(gauge: AbstractGauge, given: Constraints) -> tuple[Level, float]:
-    """The polished optimum of the convex program, and its KKT residual."""
+    """The polished optimum of the convex program, and its KKT residual.
+
+    Where dense linear algebra finds it to rounding, no conic solver is called.
+    """
+    found = _dense_optimum(gauge, given)
+    if found is not None:
+        return found
     one_group = isinstance(gauge, GroupGauge) and gauge.labels.max() == 0
     if one_group and given.rows.shape[1] > given.rows.shape[0]:
         # One group: the optimum lies in the span of the rows, so n coordinates suffice.
@@ -28,6 +37,21 @@ def optimum(gauge: AbstractGauge, given: Constraints) -> tuple[Level, float]:
         found, residual = optimum(inner, dataclasses.replace(given, rows=triangle.T))
         return dataclasses.replace(found, point=span @ found.point), residual
     return polish(gauge, given, solve_level(gauge, given))
+
+
+def _dense_optimum(gauge: AbstractGauge, given: Constraints) -> tuple[Level, float] | None:
+    """The optimum by dense linear algebra, and its residual; None where it is not accurate."""
+    if gauge.measure is None:
+        return None
+    level, residual = None, np.inf
+    for level in dense_optima(given, gauge.measure):
+        residual = level_residual(gauge, given, level)
+        if residual <= _ACCURATE:
+            return level, residual
+    if level is None or not residual <= _NEAR:
+        return None
+    found = polish(gauge, given, level)
+    return found if found[1] <= _ACCURATE else None
 
 
 def kkt_residual(

@@ -18,6 +18,7 @@ from .conic import (
     largest_level_of_moduli,
     largest_level_of_powers,
 )
+from .interior_point import Measure
 from .newton import Equations, Level
 
 # A coordinate group, singular value or multiplier below this share of its scale counts as zero
@@ -63,6 +64,11 @@ class AbstractGauge(abc.ABC):
         self, start: Level, gradient: np.ndarray, active: np.ndarray, given: Constraints
     ) -> Unknowns:
         """Unknowns for `newton` next to the start, and their equations."""
+
+    @property
+    def measure(self) -> Measure | None:
+        """Which program of dense linear algebra finds the optimum; None where only `solve` does."""
+        return None
 
     def cleaned(self, w: np.ndarray) -> np.ndarray:
         """w without the rounding of a change of basis, where that matters."""
@@ -111,6 +117,16 @@ class GroupGauge(AbstractGauge):
             return w
         sizes = self.group_norms(w)
         return np.where((sizes > _DUST * sizes.max())[self.labels], w, 0.0)
+
+    @property
+    def measure(self) -> Measure | None:
+        """The sum of moduli where every coordinate is a group, the l2 norm of a single group."""
+        if self.power < 1:
+            return None
+        if self.labels.max() == 0 and self.labels.size > 1:
+            return Measure.EUCLIDEAN
+        alone = np.bincount(self.labels).max() == 1
+        return Measure.SUM if alone else None
 
     def solve(self, given: Constraints) -> ConicSolution:
         """The convex program; the power must be 1."""
@@ -285,6 +301,11 @@ class MaxGauge(AbstractGauge):
     def dual(self, gradient: np.ndarray) -> float:
         """The l1 norm."""
         return float(np.sum(np.abs(gradient)))
+
+    @property
+    def measure(self) -> Measure:
+        """The largest modulus."""
+        return Measure.LARGEST
 
     def solve(self, given: Constraints) -> ConicSolution:
         """The linear program."""

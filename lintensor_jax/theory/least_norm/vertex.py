@@ -1,0 +1,140 @@
+"""From an inner point to the optimum, to rounding: the equations of what is tight there.
+
+In l1 and l-infinity the optimum is a vertex, where as many rows are tight as there are unknowns; in
+l2 the multipliers of the tight rows solve a system with their Gram matrix.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from .conic import Constraints
+from .factors import cholesky, lu
+from .interior_point import InnerPoint, Measure, inner_points
+from .newton import Level
+
+_REPAIRS = 12
+# Rounding that is allowed in signs and margins while the tight rows are found.
+_SLACK = 1e-11
+
+
+def dense_optima(given: Constraints, measure: Measure) -> Iterator[Level]:
+    """Guesses of the optimum, of gauge 1, ever better ones; none where nothing converges.
+
+    Each is the optimum to rounding if its tight rows are those of the optimum. Where they do not
+    determine a point, it is the iterate of the inner-point method.
+    """
+    finish = _by_rows if measure is Measure.EUCLIDEAN else _vertex
+    for inner in inner_points(given, measure):
+        with np.errstate(all="ignore"):  # a wrong guess may be singular
+            found = finish(given, inner, measure)
+            w, c, p = found or (inner.point, inner.free, inner.multipliers)
+            level = _level(given, measure, w, c, p)
+        if level is not None:
+            yield level
+
+
+def _level(given, measure, w, c, p):
+    size = {
+        Measure.SUM: np.sum(np.abs(w)),
+        Measure.LARGEST: np.max(np.abs(w)),
+        Measure.EUCLIDEAN: np.linalg.norm(w),
+    }[measure]
+    p = p if given.equality else np.maximum(p, 0.0)
+    total = given.targets @ p
+    if not (size > 0 and total > 0):
+        return None
+    w, c = w / size, c / size
+    reached = given.reached(w, c)
+    mean = given.targets @ reached / (given.targets @ given.targets)
+    level = mean if given.equality else np.min(reached / given.targets)
+    return Level(w, c, float(level), p / total)
+
+
+def _tight(given, inner):
+    """Rows whose multiplier is larger than their slack, both relative to the largest."""
+    if given.equality:
+        return np.ones(len(given.targets), bool)
+    height = max(inner.slack.max(), given.targets.max())
+    return inner.multipliers / inner.multipliers.max() > inner.slack / height
+
+
+def _vertex(given: Constraints, inner: InnerPoint, measure: Measure):
+    """w, c, p of the vertex next to the inner point; None where its equations are not square."""
+    tight = _tight(given, inner)
+    height = np.max(np.abs(inner.point))
+    if measure is Measure.SUM:
+        # |A^T p| = 1 where a coordinate is not zero.
+        on = np.abs(inner.point) > height * np.min(2 * inner.forces, axis=0)
+        columns, target = given.rows[:, on], np.sign(inner.point[on])
+    else:
+        pull = inner.forces[0] - inner.forces[1]
+        on = np.abs(pull) / np.max(np.abs(pull)) < np.min(inner.room, axis=0) / height
+        signs = np.where(on, 0.0, np.sign(inner.point))
+        columns = np.column_stack([given.rows[:, on], given.rows @ signs])
+        target = np.append(np.zeros(on.sum()), 1.0)
+    matrix = np.hstack([columns, given.free])[tight]
+    if matrix.shape[0] != matrix.shape[1] or not matrix.size:
+        return None
+    solved = _solve_both(matrix, given.targets[tight], np.append(target, np.zeros(inner.free.size)))
+    if solved is None:
+        return None
+    x, weights = solved
+    w, p = np.zeros_like(inner.point), np.zeros(len(tight))
+    w[on], p[tight] = x[: on.sum()], weights
+    if measure is Measure.LARGEST:
+        w += x[on.sum()] * signs
+    return w, x[columns.shape[1] :], p
+
+
+def _solve_both(matrix, right, right_of_transposed):
+    """The solutions with the matrix and with its transpose, each refined once."""
+    solve = lu(matrix)
+    if solve is None:
+        return None
+    x = solve(right)
+    x = x + solve(right - matrix @ x)
+    y = solve(right_of_transposed, trans=1)
+    y = y + solve(right_of_transposed - matrix.T @ y, trans=1)
+    return (x, y) if np.isfinite(x).all() and np.isfinite(y).all() else None
+
+
+def _by_rows(given: Constraints, inner: InnerPoint, _):
+    """w, c, p of the l2 optimum by the Gram matrix of the tight rows, which are repaired."""
+    tight = _tight(given, inner)
+    for _ in range(_REPAIRS):
+        found = _of_gram(given, tight) if tight.any() else None
+        if found is None:
+            return None
+        w, c, p = found
+        reached = given.reached(w, c)
+        if given.equality:
+            return w, c, p
+        wrong = tight & (p < -_SLACK * np.max(np.abs(p)))
+        missing = ~tight & (reached < given.targets - _SLACK * given.targets.max())
+        if not (wrong.any() or missing.any()):
+            return w, c, p
+        tight = (tight & ~wrong) | missing
+    return None
+
+
+def _of_gram(given: Constraints, tight):
+    """A_T A_T^T p + F c = b_T with F^T p = 0, refined in the rows themselves."""
+    rows, free, targets = given.rows[tight], given.free[tight], given.targets[tight]
+    number, k = free.shape
+    matrix = np.zeros((number + k, number + k))
+    matrix[:number, :number] = rows @ rows.T
+    matrix[:number, number:], matrix[number:, :number] = free, free.T
+    solve = lu(matrix) if k else cholesky(matrix)
+    if solve is None:
+        return None
+    x = np.zeros(number + k)
+    for _ in range(3):
+        p, c = x[:number], x[number:]
+        left = np.append(targets - rows @ (rows.T @ p) - free @ c, -(free.T @ p))
+        x = x + solve(left)
+    if not np.isfinite(x).all():
+        return None
+    p = np.zeros(len(tight))
+    p[tight] = x[:number]
+    return rows.T @ x[:number], x[number:], p
