@@ -52,7 +52,7 @@ def _shares(along, across, slack, lengths, weight):
     lengths = np.where(lengths > 0, lengths, 1.0)
     balance = max(np.max(along / lengths), np.finfo(float).tiny)
     rows = np.column_stack([across, weight * slack, along / balance])
-    q = nonnegative_least_squares(rows.T / lengths, np.eye(rows.shape[1])[-1])
+    q = nonnegative_least_squares(rows.T / lengths, np.eye(rows.shape[1])[-1], slack == 0)
     p = np.where(q > _ROUNDINGS * _EPS * q.max(), q, 0.0) / lengths
     total, rest = p @ along, np.append(p @ across, p @ slack)
     return p * (total / (total**2 + rest @ rest or 1.0))
@@ -62,8 +62,13 @@ def _defect(p, along, across, slack):
     return float(np.linalg.norm(np.concatenate([p @ across, [p @ slack, p @ along - 1.0]])))
 
 
-def nonnegative_least_squares(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+def nonnegative_least_squares(
+    matrix: np.ndarray, right: np.ndarray, guess: np.ndarray | None = None
+) -> np.ndarray:
     """argmin |matrix @ x - right|_2 over x >= 0: shapes (m, n), (m,) -> (n,).
+
+    `guess`, a mask (n,): entries that are taken to be positive at first. If they are those of the
+    solution, it takes one least-squares problem instead of one for each.
 
     Source: Lawson & Hanson 1974, chapter 23, on columns of length 1.
     """
@@ -71,13 +76,14 @@ def nonnegative_least_squares(matrix: np.ndarray, right: np.ndarray) -> np.ndarr
     lengths = np.where(lengths > 0, lengths, 1.0)
     orthonormal, columns = np.linalg.qr(matrix / lengths)
     right = orthonormal.T @ right
-    x = np.zeros(columns.shape[1])
-    passive, refused = np.zeros(x.size, bool), np.zeros(x.size, bool)
-    left = np.linalg.norm(right)
+    x, passive = _begun(columns, right, guess)
+    refused = np.zeros(x.size, bool)
+    left = np.linalg.norm(right - columns @ x)
     while not (passive | refused).all():
         slope = np.where(passive | refused, -np.inf, columns.T @ (right - columns @ x))
         entering = int(np.argmax(slope))
-        if slope[entering] <= 0:
+        # Slopes of this size are rounding of the terms of the residual.
+        if slope[entering] <= _EPS * (np.linalg.norm(right) + np.sum(x)):
             break
         trial, allowed = _exchange(columns, right, x, passive, entering)
         reached = np.linalg.norm(columns @ trial - right)
@@ -88,6 +94,22 @@ def nonnegative_least_squares(matrix: np.ndarray, right: np.ndarray) -> np.ndarr
         else:
             refused[entering] = True
     return x / lengths
+
+
+def _begun(columns, right, guess):
+    """The solution on the guessed entries less those that are not positive, and its entries."""
+    size = columns.shape[1]
+    x, passive = np.zeros(size), np.zeros(size, bool) if guess is None else guess.copy()
+    # With more entries than equations the solution is not determined.
+    if passive.sum() > columns.shape[0]:
+        passive[:] = False
+    while passive.any():
+        x = _restricted(columns, right, passive)
+        if (x[passive] > 0).all():
+            break
+        passive = passive & (x > 0)
+        x = np.zeros(size)
+    return x, passive
 
 
 def _exchange(columns, right, x, passive, entering):

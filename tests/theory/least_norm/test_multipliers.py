@@ -35,11 +35,13 @@ def test_nonnegative_least_squares_against_scipy():
             matrix[:, -1] = matrix[:, 0]
         if trial % 4 == 0:
             right = matrix @ rng.exponential(size=columns)
-        x = nonnegative_least_squares(matrix, right)
-        assert (x >= 0).all()
         unit = matrix / np.linalg.norm(matrix, axis=0)
-        _, rest = scipy.optimize.nnls(unit, right)
-        assert np.linalg.norm(matrix @ x - right) <= rest + 1e-13 * np.linalg.norm(right)
+        expected, rest = scipy.optimize.nnls(unit, right)
+        # Without a guess, with a random one, and with the entries of the solution.
+        for guess in (None, rng.random(columns) < 0.5, expected > 0):
+            x = nonnegative_least_squares(matrix, right, guess)
+            assert (x >= 0).all()
+            assert np.linalg.norm(matrix @ x - right) <= rest + 1e-13 * np.linalg.norm(right)
     assert (nonnegative_least_squares(np.zeros((3, 2)), np.ones(3)) == 0).all()
 
 
