@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from ..arguments import as_number
 from ..dynamics import FlowSolution, gradient_flow
 from ..dynamics.statuses import status_name
 from ..dynamics.stopping import StopAtMargin
@@ -22,22 +21,20 @@ from ..losses import ExponentialTail, PolynomialTail
 from ..messages import as_html, shown
 from ..multiclass import MulticlassClassification
 from ..networks import scaled
-from ..networks.pair import check_pair, problem_of, same_dtype
+from ..networks.pair import problem_of
 from ..problems import Classification, named
 from ..theory import NonSeparableError, certify, is_separable
 from .dual_flow import continue_direction
 from .held_margin import direction_at_held_margin
 from .kkt_point import KKTPoint, kkt_point
+from .largest_margin import early_flow, is_determined, largest_margin_network
 from .polynomial_tail import certificate_at, stationary_point
+from .tolerances import certificate_tolerance, require_tolerance, rtol_of, rtol_of_dtype
 
 # From here on the direction's error falls like a power of the margin, and Levenberg-Marquardt
 # does the rest; beyond, an implicit step costs more the closer the wall of floating point is.
 _MARGIN = 1e5
-_RTOL, _ATOL = 1e-6, 1e-12
-_LEAST_RTOL = 1e-12
-# In roundings of the dtype: the smallest tolerance of a flow, and what certificates reach.
-_SMALLEST_ULPS, _REACHED_ULPS = 64, 1024
-_TOLERANCE = 1e-10
+_ATOL = 1e-12
 # Arcs for which the direction is followed at that margin, one after the other: a mode that a KKT
 # point damps or drives at rate 0.1 has settled, or left, after the last.
 _ARCS = (10.0, 30.0, 100.0, 300.0)
@@ -75,7 +72,7 @@ class LimitDirection(eqx.Module):
       `PolynomialTailCertificate`; None where nothing is predicted.
     - `status`: a `LimitStatus`; `reason`: what was done, or why it failed, in words.
     - `flow`: the flow that led there; `moved`: |direction - the flow's last direction|_2.
-    - `num_supports`: how many sets of support samples were tried.
+    - `num_supports`: how many sets of support samples Levenberg-Marquardt tried.
     """
 
     direction: Float[Array, "..."]
@@ -123,12 +120,15 @@ def limit_direction(
     passes the first and fails the second is a saddle. A flow may linger at one, or be on its way
     past a KKT point, while its margin runs into the wall of floating point; so the direction is
     first followed further at a held margin, until it has settled. What two layers have frozen
-    below the tolerances is followed in dual coordinates instead (`continue_direction`).
+    below the tolerances is followed in dual coordinates instead (`continue_direction`). For two
+    layers of more than 80 parameters with an orthogonal decomposition, where the maximum margin in
+    the l1 norm of rho is unique, that point is computed instead and certified in the same way; the
+    flow then only goes to margin 10 (`largest_margin.py`).
 
     **Arguments**
 
     - `solution_or_network`: the `FlowSolution` of a flow whose margins are positive (1e4 is
-      enough), or a network, from which a flow is run first (to margin 1e5).
+      enough), or a network, from which a flow is run first (to margin 1e5, or 10: see above).
     - `problem`: the `Classification` or `MulticlassClassification` of that flow.
     - `tolerance`: up to which the certificates' residuals count as zero. Default: 1e-10, and 1e-4
       where the flow or JAX itself is in float32.
@@ -143,9 +143,14 @@ def limit_direction(
     Source: Gunasekar et al. 2018, Theorem 4; Yun et al. 2021, Theorem 2; Lyu & Li 2020; for
     polynomial tails and one layer Ji et al. 2020.
     """
-    _require_tolerance(tolerance)
+    require_tolerance(tolerance)
+    flow = _early(solution_or_network, problem)
+    if flow is not None:
+        limit = _at_largest_margin(flow, certificate_tolerance(tolerance, flow.state.theta.dtype))
+        if limit is not None:
+            return limit
     flow = _flow(solution_or_network, problem)
-    tolerance = _tolerance(tolerance, flow.state.theta.dtype)
+    tolerance = certificate_tolerance(tolerance, flow.state.theta.dtype)
     tail = problem.margin_loss.tail
     if isinstance(tail, PolynomialTail):
         return _of_polynomial_tail(flow, tail.power, tolerance)
@@ -156,9 +161,13 @@ def limit_direction(
     # The l1, l2 and nuclear problems have no stationary point but their optimum.
     if limit.succeeded and system.depth <= 2 and limit.certificate.predictor_residual is not None:
         return limit
+    if is_determined(flow.unfinished_network, flow.problem):
+        found = _at_largest_margin(flow, tolerance)
+        if found is not None:
+            return found
     for arc in _ARCS:
         end = direction_at_held_margin(
-            system, theta, log_scale, jnp.asarray(arc), rtol=_rtol(theta.dtype), atol=_ATOL
+            system, theta, log_scale, jnp.asarray(arc), rtol=rtol_of_dtype(theta.dtype), atol=_ATOL
         )
         theta = end.theta
         found = kkt_point(system, theta, _softmax_weights(flow, theta))
@@ -170,6 +179,33 @@ def limit_direction(
     return limit
 
 
+def _early(solution_or_network, problem):
+    """The flow to a small margin, where that is enough; None where `_flow` has to look at it."""
+    given = solution_or_network
+    if isinstance(given, FlowSolution) or not is_determined(given, problem):
+        return None
+    return early_flow(given, problem, rtol_of(given, problem))
+
+
+def _at_largest_margin(flow, tolerance) -> LimitDirection | None:
+    """The only maximum margin of two layers, certified; None where it is not the limit."""
+    found = largest_margin_network(flow.unfinished_network, flow.problem)
+    if found is None:
+        return None
+    network, multipliers = found
+    theta = System.of(network, flow.problem).initial
+    theta = theta / jnp.linalg.norm(theta)
+    # Mostly exact to rounding, as the certificate says; else Levenberg-Marquardt makes it so.
+    weights = jnp.asarray(multipliers)
+    limit = _judged(flow, theta, KKTPoint(theta, weights, 0.0, None, 0), tolerance)
+    if not limit.succeeded:
+        limit = _judged(flow, theta, kkt_point(flow.system, theta, weights), tolerance)
+    if not limit.succeeded or limit.certificate.predictor_residual is None:
+        return None
+    reason = "the only maximum margin, with the signs of the flow's end; a certified KKT point"
+    return dataclasses.replace(limit, reason=reason)
+
+
 def _of_polynomial_tail(flow, power, tolerance):
     """Followed at a huge margin, where the softmax has its limit, until a point is certified."""
     system, theta = flow.system, flow.state.theta / jnp.linalg.norm(flow.state.theta)
@@ -178,8 +214,9 @@ def _of_polynomial_tail(flow, power, tolerance):
         if arc > 0:
             least = jnp.min(flow.problem.margins(system.coefficients(theta)))
             log_scale = (_LOG_MARGIN_OF_LIMIT - jnp.log(least)) / system.depth
+            rtol = rtol_of_dtype(theta.dtype)
             theta = direction_at_held_margin(
-                system, theta, log_scale, jnp.asarray(arc), rtol=_rtol(theta.dtype), atol=_ATOL
+                system, theta, log_scale, jnp.asarray(arc), rtol=rtol, atol=_ATOL
             ).theta
         found = stationary_point(system, theta, power)
         leap = float(jnp.linalg.norm(found - theta))
@@ -254,7 +291,7 @@ def _flow(solution_or_network, problem) -> FlowSolution:
         )
     if not isinstance(flow, FlowSolution):
         flow = gradient_flow(
-            flow, problem, stop=StopAtMargin(_MARGIN), rtol=_rtol_of(flow, problem), throw=False
+            flow, problem, stop=StopAtMargin(_MARGIN), rtol=rtol_of(flow, problem), throw=False
         )
     if flow.log_loss.ndim != 1:
         raise ValueError(
@@ -285,42 +322,6 @@ def _flow(solution_or_network, problem) -> FlowSolution:
             "is that small."
         )
     return flow
-
-
-def _rtol_of(network, problem):
-    """Tolerance for a start whose margins may be huge already: the softmax sees margin * rtol."""
-    check_pair(network, problem)
-    largest = float(jnp.max(jnp.abs(problem.margins(network.linear_coefficients()))))
-    dtype = same_dtype(network, problem)[1].X.dtype
-    wanted = _RTOL if largest * _RTOL < 0.1 else max(0.1 / largest, _LEAST_RTOL)
-    return max(wanted, _SMALLEST_ULPS * float(jnp.finfo(dtype).eps))
-
-
-def _rtol(dtype):
-    """The tolerance of steps in float64, or what the dtype keeps."""
-    return max(_RTOL, _SMALLEST_ULPS * float(jnp.finfo(dtype).eps))
-
-
-def _require_tolerance(tolerance):
-    if tolerance is not None and not 0 < as_number(tolerance, "tolerance", "limit_direction") < 1:
-        raise ValueError(
-            f"limit_direction: tolerance must lie strictly between 0 and 1, got {tolerance!r}; "
-            "leave it out for the default."
-        )
-
-
-def _tolerance(tolerance, dtype) -> float:
-    """The tolerance of the certificates, by default one that the dtype can reach."""
-    eps = max(float(jnp.finfo(kind).eps) for kind in (dtype, jnp.result_type(float)))
-    if tolerance is None:
-        return max(_TOLERANCE, _REACHED_ULPS * eps)
-    if tolerance < 16 * eps:
-        raise ValueError(
-            "limit_direction: tolerance must be at least 16 roundings of the flow's dtype, "
-            f"{16 * eps:.1e}, got {tolerance:.1e}; raise it, or work in float64: "
-            'jax.config.update("jax_enable_x64", True).'
-        )
-    return tolerance
 
 
 def _softmax_weights(flow, theta):

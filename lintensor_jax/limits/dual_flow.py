@@ -28,6 +28,8 @@ _SHRINK = 0.25
 # A direction u = S sum_i p_i z_i counts as zero below this, in units of max |S z_i|.
 _FLAT = 1e-13
 _EPS = float(np.finfo(np.float64).eps)
+# Layers whose sum or difference is smaller than this, relatively, count as equal or opposite.
+_TIED = 1e-12
 # In one step no logarithm of a margin grows by more, so that rounding costs its terms 1e-11.
 _LARGEST_GROWTH = 2e4
 # Steps over which a settled direction is to stand still multiply the margin by e^this, at least.
@@ -114,7 +116,7 @@ def continue_direction(
     """
     _check(network, problem, tolerance, max_log_margin, first_step, growth, max_steps)
     Z, dtype = np.asarray(problem.signed_data, np.float64), network.factors[0].dtype
-    form = _form(network, Z)
+    form = dual_form(network, Z)
     state = _start(form)
     p = np.full(len(Z), 1 / len(Z))
     here = potential(state, 0 * p)
@@ -186,7 +188,11 @@ def _with_margin_one(network, Z):
     return scaled(network, smallest**-0.5) if smallest > 0 else network
 
 
-def _form(network, Z):
+def dual_form(network: Any, Z: np.ndarray) -> Any:
+    """The two layers in the coordinates of their decomposition, with the rows Z (n, d).
+
+    ValueError where there is none.
+    """
     if isinstance(network, ConvolutionalNetwork) and network.is_full_length:
         return _Fourier(network, Z)
     return _Real(network, Z)
@@ -201,7 +207,7 @@ class _Real:
         self.S = np.asarray(decomposition.S, np.float64)
         self.bases = [np.asarray(u, np.float64) for u in decomposition.bases]
         first, second = self.layers(network)
-        rows = self.S @ Z.T
+        self.rows = rows = self.S @ Z.T
         self.unit = _unit(rows)
         with np.errstate(divide="ignore"):
             angles = RealAngles(np.log(np.abs(first + second)), np.log(np.abs(first - second)))
@@ -220,13 +226,25 @@ class _Real:
         return _normalized(self.S.T @ here.shares[0][:, 0])
 
     def network(self, state: DualState, here: Potential):
-        rho = here.shares[0][:, 0]
+        return self.with_components(here.shares[0][:, 0])
+
+    def with_components(self, rho):
+        """Balanced layers of this rho, with the signs to which a flow from the start turns them."""
         # A turn by a large positive angle leaves a + b in both layers, one by a negative a - b.
         sign = np.where(rho > 0, *self.signs)
         etas = sign * np.sqrt(np.abs(rho)), sign * np.sign(rho) * np.sqrt(np.abs(rho))
         return _with_factors(
             self.template, [u @ eta for u, eta in zip(self.bases, etas, strict=True)]
         )
+
+    def reaches(self, rho):
+        """Whether a flow from the start can end at this rho."""
+        return _reaches(rho, *self.layers(self.template))
+
+    @property
+    def rows_of_components(self):
+        """The rows as functions of rho, shape (n, m)."""
+        return self.rows.T
 
     def components(self, network):
         first, second = self.layers(network)
@@ -246,6 +264,7 @@ class _Fourier:
         self.single = 2 * frequencies % d == 0
         self.paired = ~self.single
         v, w = (np.fft.rfft(np.asarray(f, np.float64)) for f in network.filters)
+        self.layers = v, w
         a, b = v[self.single].real, w[self.single].real
         with np.errstate(divide="ignore"):
             real = RealAngles(np.log(np.abs(a + b)), np.log(np.abs(a - b)))
@@ -275,17 +294,40 @@ class _Fourier:
         return _normalized(np.fft.irfft(self._rho(here), self.size))
 
     def network(self, state: DualState, here: Potential):
-        rho = self._rho(here)
         turning: Any = state.angles[1]
+        return self._with_phases(self._rho(here), turning.first)
+
+    def with_components(self, rho):
+        """Balanced filters of this rho, with the signs and the phases of the start."""
+        turning: Any = self.start.angles[1]
+        return self._with_phases(rho, turning.first)
+
+    def _with_phases(self, rho, first):
         sign = np.zeros(len(rho), complex)
         sign[self.single] = np.where(rho[self.single].real > 0, *self.signs)
-        sign[self.paired] = np.exp(1j * np.angle(turning.first))
+        sign[self.paired] = np.exp(1j * np.angle(first))
         size = np.sqrt(np.abs(rho))
         etas = sign * size, sign.conj() * np.exp(1j * np.angle(rho)) * size
         return _with_factors(self.template, [np.fft.irfft(eta, self.size) for eta in etas])
 
+    def reaches(self, rho):
+        """Whether a flow from the start can end at this rho; phases of pairs turn freely."""
+        v, w = self.layers
+        one, two = self.single, self.paired
+        moves = np.abs(v[two]) + np.abs(w[two]) > 0
+        free = bool((moves | (rho[two] == 0)).all())
+        return free and _reaches(rho[one].real, v[one].real, w[one].real)
+
+    rows_of_components = None
+
     def components(self, network):
         return np.fft.ifft(np.asarray(network.linear_coefficients(), np.float64))
+
+
+def _reaches(rho, first, second):
+    """Whether real components keep the sums and differences of layers that this rho needs."""
+    kept = np.abs(np.where(rho > 0, first + second, first - second))
+    return bool(((kept > _TIED * np.hypot(first, second)) | (rho == 0)).all())
 
 
 def _unit(rows):

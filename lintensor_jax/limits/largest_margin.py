@@ -1,0 +1,94 @@
+"""The limit direction of many parameters in two layers: their maximum margin, where it is unique.
+
+In two layers with an orthogonal decomposition a flow that separates the data tends to the maximum
+margin in the l1 norm of rho, beta = S^T rho (Gunasekar et al. 2018, Theorems 2 and 4; Yun et al.
+2021, Theorem 2). So where there is only one such margin, the flow's way to margin 1e5 decides
+nothing. For few parameters it is cheap and is integrated. An implicit step costs the cube of their
+number; for many the flow goes to a small margin by explicit steps, and the point is computed.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from ..dynamics import FlowSolution, gradient_flow
+from ..dynamics.statuses import FlowStatus
+from ..dynamics.stopping import StopAtMargin
+from ..losses import ExponentialTail
+from ..networks import split
+from ..theory import NonSeparableError, max_margin
+from ..theory.least_norm.max_margin import MarginPrecisionError
+from ..theory.least_norm.norms import FourierL1Norm, L1Norm
+from .dual_flow import dual_form
+
+# Up to so many parameters the flow itself goes to a large margin, and its end decides.
+_FEW = 80
+# Where the flow of many parameters ends. An explicit step moves the margin by about a fifth there.
+_MARGIN, _MOST_STEPS = 10.0, 4000
+# Components of rho below this share of the largest are rounding of a change of basis.
+_DUST = 1e-12
+
+
+def early_flow(network: Any, problem: Any, rtol: float) -> FlowSolution | None:
+    """The flow to a small margin, by explicit steps; None where it does not come so far."""
+    flow = gradient_flow(
+        network,
+        problem,
+        solver=diffrax.Dopri8(),
+        stop=StopAtMargin(_MARGIN),
+        rtol=rtol,
+        max_steps=_MOST_STEPS,
+        throw=False,
+    )
+    return flow if flow.status == FlowStatus.margin else None
+
+
+def is_determined(network: Any, problem: Any) -> bool:
+    """Whether the network is large and of the kind whose limit the maximum margin can be."""
+    tail = getattr(getattr(problem, "margin_loss", None), "tail", None)
+    if getattr(network, "depth", None) != 2 or not isinstance(tail, ExponentialTail):
+        return False
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((network, problem))):
+        return False
+    size = sum(leaf.size for leaf in jax.tree.leaves(split(network)[0]))
+    return size > _FEW and dual_form_of(network, problem) is not None
+
+
+def dual_form_of(network: Any, problem: Any) -> Any:
+    """The network's two layers in the coordinates of its decomposition; None without one."""
+    try:
+        return dual_form(network, np.asarray(problem.signed_data, np.float64))
+    except ValueError:
+        return None
+
+
+def largest_margin_network(network: Any, problem: Any) -> tuple[Any, np.ndarray] | None:
+    """Balanced layers at the maximum margin, with the network's signs and phases; multipliers (n,).
+
+    None where the maximum margin is not unique, or the flow from this network cannot reach it: a
+    component of rho that is zero in both layers stays zero, and one with |eta_1| = |eta_2| keeps
+    its sign.
+    """
+    form = dual_form_of(network, problem)
+    if form is None:
+        return None
+    rows = form.rows_of_components
+    norm = L1Norm() if rows is not None else FourierL1Norm()
+    data = problem if rows is None else SimpleNamespace(signed_data=jnp.asarray(rows))
+    try:
+        found = max_margin(data, norm)
+    except (NonSeparableError, MarginPrecisionError):
+        return None
+    if found.status != "optimal" or not found.unique:
+        return None
+    rho = np.asarray(found.coefficients, np.float64)
+    rho = rho if rows is not None else np.fft.rfft(rho)
+    rho = np.where(np.abs(rho) > _DUST * np.max(np.abs(rho)), rho, 0.0)
+    if not form.reaches(rho):
+        return None
+    return form.with_components(rho), np.asarray(found.multipliers)
