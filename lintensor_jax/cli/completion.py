@@ -13,7 +13,8 @@ def add_commands(commands: Any, program: argparse.ArgumentParser) -> None:
         "completion",
         help="a script for your shell that completes commands and options",
         description="Print a script that lets a shell complete commands and options. For bash: "
-        'eval "$(lintensor-jax completion bash)" in ~/.bashrc.',
+        "write it to a file (lintensor-jax completion bash > ~/.lintensor-jax.bash), and put "
+        "`source ~/.lintensor-jax.bash` into ~/.bashrc.",
     )
     completion.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
 
