@@ -46,6 +46,16 @@ def test_no_line_begins_with_a_mark(measured):
         assert [line for line in found if not line.endswith("-->")] == [], path
 
 
+def test_what_was_seen_in_the_table_of_theory_comes_from_result_files():
+    """Apart from programs and the settings of a run, each number has a mark."""
+    theory = (ROOT / "docs" / "theory.md").read_text()
+    seen = re.findall(r"^\|.*\| [^|]*?([Ss]een\b[^|]*)\|$", theory, re.MULTILINE)
+    assert len(seen) >= 8
+    aside = r"<!--=.*?<!--=-->|`[^`]*`|rtol = \S+|\d+ to \d+ classes"
+    without = [re.sub(aside, "", text) for text in seen]
+    assert [text for text in without if re.search(r"\d{2}|\d\.\d|\de-", text)] == []
+
+
 def test_every_number_is_used_and_every_file_has_its_command(measured):
     text = "\n".join(path.read_text() for path in measured.pages())
     used = set(re.findall(r"<!--=([^<>]+?)-->", text))
