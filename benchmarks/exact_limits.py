@@ -1,0 +1,133 @@
+"""Exact limits in batches beside their flows: `jax.vmap` of theory's solvers and `batched_flow`.
+
+Run from the repository root:
+
+    python benchmarks/exact_limits.py [--quick] [--repeats 5] [--out exact_limits.json]
+
+Diagonal networks from normal starts of one problem: two layers at d = 2, n = 1, and d = 32, n = 8
+(`two_layer_limit`), and from w_1 = w_2 = alpha eta, w_3 = 0 (`diagonal_limit` of Theorem 5, Yun et
+al. 2021, L = 3). The lanes of one vmap share X and y. `batched_flow` is called with its defaults.
+The column "of the flow" is the solver's core time of a lane over its flow's. Before anything is
+timed, solver and flow have to agree. A vmap runs all lanes until the last one has converged: the
+column "iterations" has the median and the largest number.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import measure
+import numpy as np
+from measure import Row, Variant, WrongAnswer
+
+import lintensor_jax as lt
+from lintensor_jax.theory.regression.yun_theorem_5 import limit_point
+
+# Flows at their defaults keep their limits to about the square of the finish's step.
+CLOSE = 1e-6
+
+
+def data(d: int, n: int) -> lt.Regression:
+    """Gaussian rows of length about 1, targets of order 1."""
+    rng = np.random.default_rng([20, d, n])
+    return lt.Regression(rng.standard_normal((n, d)) / np.sqrt(d), rng.standard_normal(n))
+
+
+def two_layers(d: int, n: int, lanes: int) -> tuple[Callable, Callable]:
+    """Solver and flow, from normal w_1 and w_2 of sizes 0.1 to 1."""
+    problem = data(d, n)
+    rng = np.random.default_rng([21, d, n])
+    scale = np.exp(rng.uniform(np.log(0.1), 0.0, (lanes, 1, 1)))
+    weights = jnp.asarray(scale * rng.standard_normal((lanes, 2, d)))
+
+    @jax.jit
+    def solve(weights):
+        def one(w):
+            return lt.theory.two_layer_limit(None, problem.X, problem.y, w[0], w[1])
+
+        found = jax.vmap(one)(weights)
+        return found.coefficients, found.converged, found.num_iterations
+
+    networks = lt.DiagonalNetwork(weights)
+    return lambda: solve(weights), lambda: lt.batched_flow(networks, problem)
+
+
+def theorem_5(d: int, n: int, lanes: int) -> tuple[Callable, Callable]:
+    """Solver and flow of three layers, alpha in 0.1..1."""
+    problem = data(d, n)
+    rng = np.random.default_rng([22, d, n])
+    alpha = jnp.asarray(np.exp(rng.uniform(np.log(0.1), 0.0, lanes)))
+    eta = jnp.asarray(rng.uniform(0.5, 1.5, (lanes, d)) * rng.choice([-1.0, 1.0], (lanes, d)))
+
+    @jax.jit
+    def solve(alpha, eta):
+        def one(a, e):
+            return limit_point(None, problem.X, problem.y, 3, a, e)
+
+        found = jax.vmap(one)(alpha, eta)
+        return found.coefficients, found.converged, found.num_iterations
+
+    first = alpha[:, None] * eta
+    networks = lt.DiagonalNetwork(jnp.stack([first, first, 0 * first], axis=1))
+    return lambda: solve(alpha, eta), lambda: lt.batched_flow(networks, problem)
+
+
+def rows_of(title: str, solver: Callable, flow: Callable, repeats: int) -> list[Row]:
+    """The two rows of one problem."""
+    ends: dict[str, Any] = {}
+
+    def of_flow(answer: lt.BatchedFlow) -> Row:
+        ends["beta"] = np.asarray(answer.coefficients)
+        ends["arrived"] = np.asarray(answer.succeeded)
+        return {"not_arrived": int(np.sum(~ends["arrived"]))}
+
+    def of_solver(answer) -> Row:
+        beta, converged, iterations = map(np.asarray, answer)
+        if not converged.all():
+            raise WrongAnswer(f"{title}: {np.sum(~converged)} lanes did not converge")
+        size = np.max(np.abs(beta), axis=1, keepdims=True)
+        distance = np.max(np.abs(beta - ends["beta"]) / size, axis=1)[ends["arrived"]]
+        if not np.max(distance, initial=0.0) <= CLOSE:
+            raise WrongAnswer(f"{title}: {np.max(distance):.1e} from the flows")
+        counts = f"{int(np.median(iterations))} / {iterations.max()}"
+        return {"from_flow": float(np.max(distance)), "iterations": counts}
+
+    variants = [Variant("flow", flow, of_flow), Variant("solver", solver, of_solver)]
+    rows = measure.compare("exact limits", title, variants, repeats, baseline="flow")
+    for row in rows:
+        row["of_the_flow"] = 1 / row["faster_in_core_time"]
+    return rows
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="few lanes, one repeat")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="a JSON file for the rows")
+    options = parser.parse_args()
+    measure.set_up()
+    repeats = 1 if options.quick else options.repeats
+    rows = []
+    for make, d, n, lanes, name in (
+        (two_layers, 2, 1, 4096, "two layers"),
+        (two_layers, 32, 8, 1024, "two layers"),
+        (theorem_5, 2, 1, 4096, "Theorem 5, L = 3"),
+        (theorem_5, 32, 8, 1024, "Theorem 5, L = 3"),
+    ):
+        lanes = 64 if options.quick else lanes
+        title = f"{name}, d = {d}, n = {n}, {lanes:,} lanes"
+        rows += rows_of(title, *make(d, n, lanes), repeats)
+    print(measure.markdown(rows))
+    if options.out is not None:
+        options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
