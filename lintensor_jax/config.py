@@ -212,6 +212,8 @@ def load(path: str | Path, kind: type[C]) -> C:
         entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}:", "no such file; check the path.") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}:", "is a folder; name a TOML file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}:", f"cannot be read as UTF-8 text ({error}).") from None
     except tomllib.TOMLDecodeError as error:

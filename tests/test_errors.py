@@ -52,7 +52,7 @@ COMMANDS = {
     "there already": ("init {f}/c.toml", SWEEP, ["c.toml: exists already", "--force"]),
     "no folder": ("init {f}/a/b.toml", None, ["a/b.toml: cannot be written", "another FILE"]),
     "no file": ("predict {f}/absent.toml", None, ["absent.toml: no such file", "check the path"]),
-    "a folder": ("predict {f}", None, ["cannot be read"]),
+    "a folder": ("predict {f}", None, ["is a folder", "name a TOML file"]),
     "wrong TOML": ("predict {f}/c.toml", "seed = = 1", ["c.toml: is not valid TOML", "line 1"]),
     "unknown key": ("predict {f}/c.toml", "[start]\nalpha = 1", ["start.alpha", "known key"]),
     "no data": ("predict {f}/c.toml", "seed = 1", ["data must be given", "[data]"]),
