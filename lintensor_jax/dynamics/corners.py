@@ -10,7 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Scalar
 
 from ..networks.conserved import conserved_quantities
-from .clocks import FlowArgs
+from .clocks import ClockState, FlowArgs
+
+# The share of their start below which tied parameters are kept together by what is conserved.
+_SMALL_TIE = 1e-3
 
 
 def marked_start(system: Any, theta: Float[Array, " p"]) -> Float[Array, " p"]:
@@ -47,6 +50,17 @@ def corners_of(args: FlowArgs) -> Float[Array, " p"]:
     return jnp.maximum(eps, args.followed) * jnp.abs(args.origin)
 
 
+def faint_sizes(args: FlowArgs) -> Float[Array, " p"]:
+    """The sizes below which L tied parameters feel a gradient of eps: eps^(1/(L - 1)) of the start.
+
+    They decay like t^(-1/(L - 2)). Four layers would take a time of 1e16 to sqrt(eps).
+    """
+    assert args.origin is not None
+    layers = max(args.system.depth - 1, 1)
+    eps = float(jnp.finfo(args.origin.dtype).eps)
+    return eps ** (1 / layers) * jnp.abs(args.origin)
+
+
 def followed_by_implicit_steps(dtype: Any) -> float:
     """sqrt(eps): see `corners_of`."""
     return float(jnp.finfo(dtype).eps) ** 0.5
@@ -56,6 +70,19 @@ def followed(args: FlowArgs) -> FlowArgs:
     """The arguments of a flow by implicit steps."""
     assert args.origin is not None
     return args._replace(followed=followed_by_implicit_steps(args.origin.dtype))
+
+
+def rounding_parts_ties(state: ClockState, args: FlowArgs) -> Bool[Array, ""]:
+    """Whether tied parameters are so small that rounding could soon decide where they go.
+
+    Their relative differences are those of the start's rounding, over the square of their size over
+    that of the start: 1e-10 here, and 1 at sqrt(eps). Steps that end on what is conserved go on.
+    False where `ties_are_exact`.
+    """
+    if args.origin is None or args.system.ties_are_exact:
+        return jnp.zeros((), bool)
+    size = jnp.abs(state.theta) * jnp.exp(state.log_scale)
+    return jnp.any((args.origin < 0) & (size < -_SMALL_TIE * args.origin))
 
 
 def is_near_corner(theta: Float[Array, " p"], args: FlowArgs) -> Bool[Array, ""]:

@@ -20,7 +20,12 @@ from .clocks import (
     state_of,
     vector_of,
 )
-from .corners import followed_by_implicit_steps, marked_start, relative_where_tied
+from .corners import (
+    followed_by_implicit_steps,
+    marked_start,
+    relative_where_tied,
+    rounding_parts_ties,
+)
 from .finish import finish_flow, first_rule
 from .observations import decays_to_corner, observe_state
 from .on_invariants import on_invariants
@@ -178,7 +183,10 @@ def _control(args, initial, options, done, implicit, may_switch) -> Any:
     def rule(s, y, args):
         seen = observe_state(s, state_of(y, clock), args, clock)
         found = first_rule(seen, options)
-        return found, (found != _GOES_ON) | (_is_stiff(seen, clock) if may_switch else False)
+        ends = found != _GOES_ON
+        if may_switch:
+            ends = ends | _is_stiff(seen, clock) | rounding_parts_ties(state_of(y, clock), args)
+        return found, ends
 
     # PI control: at the stability limit an I controller rejects every other step. Clipped steps
     # stay away from there: the quicker control of `batched_flow` takes a twentieth less of them.

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Scalar
 
 from ..penalized import decayed, weight_decay_of
 from .clocks import AbstractClock, ClockState, FlowArgs
-from .corners import corners_of, followed, step_at_corner, unbounded_step
+from .corners import corners_of, faint_sizes, followed, step_at_corner, unbounded_step
 from .stopping import Observation
 
 
@@ -35,7 +35,8 @@ def observe_state(
     gradient = gradient * rest.share * jnp.linalg.norm(state.theta)
     still = gradient <= _noise(system) * predicted * size
     # At a corner steps are as long as errors allow, which leaves errors of that size.
-    corner = (gradient <= 4 * _root_eps(state) * predicted * size) & rest.is_corner
+    corner = gradient <= 4 * _root_eps(state) * predicted * size
+    corner = corner & (rest.is_corner | (still & rest.is_faint_corner))
     infinite = jnp.full_like(state.log_scale, jnp.inf)
     return Observation(
         log_loss=log_loss,
@@ -76,7 +77,8 @@ def _observe_margins(s, state, args, clock) -> Observation:
     still = quiet & rest.is_settled(1 / _root_eps(state))
     # Implicit steps leave errors of their tolerances in the gradient. At a corner, which no other
     # rule recognises, a gradient of that size is enough, if time alone does not explain it.
-    corner = (gradient <= 4 * _root_eps(state) * terms) & rest.is_corner
+    corner = gradient <= 4 * _root_eps(state) * terms
+    corner = corner & (rest.is_corner | (quiet & rest.is_faint_corner))
     corner = corner & rest.is_settled(_SLOW, quiet)
     infinite = jnp.full_like(state.log_scale, jnp.inf)
     return Observation(
@@ -150,6 +152,7 @@ class _Rest(NamedTuple):
     theta: Float[Array, " p"]
     velocity: Float[Array, " p"]
     at_corner: Bool[Array, " p"]
+    faint: Bool[Array, " p"]  # decay, and change the gradient by less than its rounding
     share: Scalar  # of the gradient's norm, without the parameters at a corner
     relative_speed: Scalar  # |dtheta/ds| s / |theta|
 
@@ -161,33 +164,43 @@ class _Rest(NamedTuple):
         turn = jnp.linalg.norm(moved) / jnp.where(size > 0, size, 1.0)
         speed = s * (turn + jnp.abs(velocity.log_scale))
         if args.origin is None:
-            return _Rest(s, theta, moved, jnp.zeros_like(theta, bool), one, speed)
+            none = jnp.zeros_like(theta, bool)
+            return _Rest(s, theta, moved, none, none, one, speed)
         motion = moved + velocity.log_scale * theta  # of Theta, over exp(log_scale)
-        small = jnp.abs(theta) * jnp.exp(state.log_scale) <= corners_of(args)
+        sizes = jnp.abs(theta) * jnp.exp(state.log_scale)
+        small = sizes <= corners_of(args)
         # Of three layers decay is so slow that the last steps end at zero itself.
         gone = (theta == 0) & (motion == 0) & (args.origin != 0)
-        at_corner = small & ((motion * jnp.sign(theta) < 0) | gone)
+        decays = motion * jnp.sign(theta) < 0
+        at_corner = small & (decays | gone)
+        faint = decays & (sizes <= faint_sizes(args))
         whole = jnp.linalg.norm(motion)
         left = jnp.linalg.norm(jnp.where(at_corner, 0.0, motion))
         share = jnp.where(whole > 0, left / jnp.where(whole > 0, whole, 1.0), one)
-        return _Rest(s, theta, moved, at_corner, share, speed)
+        return _Rest(s, theta, moved, at_corner, faint, share, speed)
 
     def is_settled(self, times: float, quiet: bool | Bool[Array, ""] = False) -> Bool[Array, ""]:
         """Whether no parameter would notice `times` as much time again as has passed.
 
         Relative to each parameter: a gradient of 1e-50 still revives a parameter of 1e-50, and the
         flow then leaves a saddle. `quiet`: the gradient is all rounding. Then large parameters have
-        settled: four layers take a time of 1e16 to a corner, in which rounding would move them.
+        settled, and faint ones: four layers take a time of 1e16 to a corner, in which rounding
+        would move the others.
         """
         size = jnp.abs(self.theta)
         settled = jnp.abs(self.velocity) * (self.s * times) <= size
         large = size >= _root_eps(self) * jnp.linalg.norm(self.theta)
-        return (self.s > 0) & jnp.all(settled | self.at_corner | (quiet & large))
+        return (self.s > 0) & jnp.all(settled | self.at_corner | (quiet & (large | self.faint)))
 
     @property
     def is_corner(self) -> Bool[Array, ""]:
         """Whether some parameter is at a corner."""
         return jnp.any(self.at_corner)
+
+    @property
+    def is_faint_corner(self) -> Bool[Array, ""]:
+        """Whether some parameter is faint."""
+        return jnp.any(self.faint)
 
 
 def log_or_minus_infinity(value: Array) -> Array:

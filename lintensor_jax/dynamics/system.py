@@ -85,6 +85,11 @@ class System(eqx.Module):
         """The linear coefficients beta of the network with parameters `theta`."""
         return self.network(theta).linear_coefficients()  # pyright: ignore
 
+    @property
+    def ties_are_exact(self) -> bool:
+        """Whether compiled code keeps equal layers equal; see `AbstractNetwork`."""
+        return getattr(eqx.combine(self.parameters, self.rest), "ties_are_exact", False)
+
     def counted(self, theta: Float[Array, " p"]) -> Float[Array, " p"]:
         """theta with zeros in place of a bias, which weight decay leaves alone."""
         network: Any = self.network(theta)

@@ -160,6 +160,9 @@ class AbstractNetwork(eqx.Module):
       of zeta. `AssumptionFails` where the network's values, or the data, allow none.
     - `conserved_quantities()`: a vector that gradient flow does not change, in units of squared
       parameters.
+    - `ties_are_exact`, a bool: whether compiled code moves layers that are equal up to signs by
+      changes that are equal to the last bit; False by default. Where that is not so, flows that
+      shrink such layers keep them equal by what is conserved.
     - `largest_rank()`: the largest rank of beta as a matrix (d, m).
     - `kind`, a string: what error messages call the network; the name of the class by default.
     """

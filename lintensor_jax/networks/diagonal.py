@@ -1,5 +1,7 @@
 """Diagonal networks: beta is the elementwise product of the layers."""
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Scalar
@@ -109,6 +111,8 @@ class DiagonalNetwork(AbstractNetwork):
         """The two layers themselves; None for another depth, and for several outputs."""
         known = self.depth == 2 and self.has_scalar_output
         return TwoLayers(None, *self.weights) if known else None
+
+    ties_are_exact: ClassVar[bool] = True
 
     def conserved_quantities(self) -> Float[Array, " q"]:
         """w_l^2 - w_{l+1}^2 in every coordinate, (L-1) d numbers."""

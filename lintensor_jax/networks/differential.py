@@ -1,7 +1,7 @@
 """Differential diagonal networks: the difference of two tied diagonal networks."""
 
 import operator
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -124,6 +124,8 @@ class DifferentialDiagonalNetwork(AbstractNetwork):
             return None
         plus, minus = self.positive, self.negative
         return TwoLayers(None, plus + minus, plus - minus, gain=2.0)
+
+    ties_are_exact: ClassVar[bool] = True  # of w_+ w_- = 0 one factor is zero and stays so
 
     def conserved_quantities(self) -> Float[Array, " d"]:
         """The squared power mean of order 2 - L of (w_+, w_-), for each coordinate.

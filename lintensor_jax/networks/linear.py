@@ -154,6 +154,11 @@ class NetworkWithBias(AbstractNetwork):
         method = getattr(self.network, "conserved_quantities", None)
         return None if method is None else method()
 
+    @property
+    def ties_are_exact(self) -> bool:
+        """As for the network."""
+        return getattr(self.network, "ties_are_exact", False)
+
 
 def with_bias(network: eqx.Module, bias: Any = 0.0) -> NetworkWithBias:
     """The network, a user's own too, with a bias beside it, a number or (m,) for m outputs."""

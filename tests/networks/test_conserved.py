@@ -156,3 +156,40 @@ def test_traceable_and_precision_kept(name):
     np.testing.assert_allclose(batch, jnp.stack(expected), rtol=0, atol=1e-12)
     single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), like)
     assert conserved_quantities(single).dtype == jnp.float32
+
+
+def _chain(size):
+    """Three chained units with the same weight; not the same places in each layer."""
+    hidden = np.zeros((2, 2)), np.zeros((2, 2)), np.zeros(2)
+    hidden[0][0, 1], hidden[1][1, 0], hidden[2][0] = size, -size, size
+    return hidden
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda c: lt.FullyConnectedNetwork(_chain(c)),
+        lambda c: lt.FullyConnectedNetwork([[[c]], [[-c]], [c]]),
+        lambda c: lt.MatrixFactorizationNetwork(_chain(c)[:2]),
+        lambda c: lt.TensorNetwork(np.ones((2, 2, 1)), [np.array([c, 0.0]), np.array([0.0, -c])]),
+        lambda c: lt.ConvolutionalNetwork([[c, 0.5 * c], [c, 0.5 * c, 0.0, 0.0]]),
+        lambda c: lt.ConvolutionalNetwork([[c, 2 * c, 0.3], [c, 2 * c, 0.3]]),
+        lambda c: lt.DiagonalNetwork([[c], [-c], [c]]),
+    ],
+)
+def test_ties_are_zero_in_compiled_code(make):
+    """A fused multiply-add rounds one of two equal products, and their difference is not 0."""
+    sizes = np.random.default_rng(0).uniform(0.1, 2.0, 20)
+    for compiled in (eqx.filter_jit(conserved_quantities), conserved_quantities):
+        for size in sizes:
+            np.testing.assert_array_equal(compiled(make(size)), 0.0)
+    many = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(make, sizes))
+    np.testing.assert_array_equal(eqx.filter_jit(eqx.filter_vmap(conserved_quantities))(many), 0.0)
+
+
+def test_ties_have_a_derivative():
+    """That of a difference of squares, though the difference itself is zero."""
+    network = lt.FullyConnectedNetwork([[[0.7]], [0.7]])
+    changed = jax.jacfwd(lambda c: conserved_quantities(lt.FullyConnectedNetwork([[[c]], [0.7]])))
+    np.testing.assert_array_equal(conserved_quantities(network), 0.0)
+    np.testing.assert_allclose(changed(0.7), [1.4], rtol=1e-15)

@@ -17,7 +17,7 @@ from ..clocks import ClockState, FlowArgs, PhysicalTime, log_time_unit, state_of
 from ..corners import followed_by_implicit_steps, marked_start, relative_where_tied
 from ..finish import first_rule
 from ..observations import observe_state
-from ..on_invariants import correction_of
+from ..on_invariants import correction_of, corrects_steps, over_the_corner
 from ..record import invariant_drift
 from ..rosenbrock import ORDER, rosenbrock_step
 from ..sizes import size_of_start, tolerances_of
@@ -152,7 +152,8 @@ def _corrected(stepper: Stepper, lane: _Lane, now: ImplicitLanes, y, difference)
         return vector_of(ClockState(found, *map(jnp.zeros_like, state[1:])), clock)
 
     made = correction(y)
-    return y + made, difference + jnp.abs(made - correction(now.y))
+    error = difference + jnp.abs(made - correction(now.y))
+    return y + made, error + over_the_corner(lane.args, now.y, y + made)
 
 
 def _judged(stepper: Stepper, most, lane: _Lane, now: ImplicitLanes, y, difference):
@@ -215,8 +216,7 @@ def _advance(
 
         return jax.vmap(of_lane, (0, each, *(0 for _ in (now, *given))))(known, data, now, *given)
 
-    # Only a clock with log |Theta| has a state in which parameters can shrink to any size.
-    corrects = not isinstance(stepper.options.clock, PhysicalTime)
+    corrects = corrects_steps(stepper.system, stepper.options.clock)
     is_tied = jnp.any(jax.vmap(lambda k: k.is_tied)(known)) if corrects else False
 
     def goes_on(carry):

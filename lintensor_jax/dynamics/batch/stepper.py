@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from ...penalized import weight_decay_of
 from ..clocks import FlowArgs, PhysicalTime, log_time_unit, state_of, vector_of
-from ..corners import is_near_corner, step_at_corner
+from ..corners import is_near_corner, marked_start, rounding_parts_ties, step_at_corner
 from ..finish import first_rule
 from ..observations import observe_state, stable_step
 from ..sizes import size_of_start, tolerances_of
@@ -30,7 +30,7 @@ class Starts(NamedTuple):
 
     y: Float[Array, "q N"]
     unit: Float[Array, " N"]
-    origin: Float[Array, "p N"]  # |parameters|; implicit steps need `marked_start`
+    origin: Float[Array, "p N"]  # `marked_start`; without marks if `ties_are_exact`
     atol: Float[Array, "q N"] | None  # None: `options.atol`
     leaves: list[Array]  # see `LeavesOfLanes`; without a lane axis if shared
 
@@ -121,7 +121,11 @@ class Stepper(NamedTuple):
             args, state, velocity = of_lane(y, s, unit, origin, leaves)
             longest = stable_step(state.theta, args) if clips else jnp.full_like(s, jnp.inf)
             near = is_near_corner(state.theta, args) if has_corners else jnp.zeros_like(s, bool)
-            return velocity, code_by(urgent, s, state, args), longest, near
+            code = code_by(urgent, s, state, args)
+            # Implicit steps can go on; explicit ones would follow their rounding.
+            parted = (code == RUNNING) & rounding_parts_ties(state, args)
+            code = jnp.where(parted, code_of(FlowStatus.max_steps), code)
+            return velocity, code, longest, near
 
         def longest_at_corner(y, s, unit, origin, *leaves):
             args, state, _ = of_lane(y, s, unit, origin, leaves)
@@ -159,7 +163,9 @@ class Stepper(NamedTuple):
             here = with_data(self.system, data)
             state = clock.start(here, theta)
             unit = jnp.zeros_like(theta[0]) if physical else log_time_unit(here, state)
-            first = vector_of(state, clock), unit, jnp.abs(theta)
+            exact = self.system.ties_are_exact
+            marked = jnp.abs(theta) if exact else marked_start(here, theta)
+            first = vector_of(state, clock), unit, marked
             if not options.scales_atol:
                 return *first, None
             largest = size_of_start(theta, data.problem, self.system.depth)
