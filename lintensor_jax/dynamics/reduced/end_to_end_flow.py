@@ -5,7 +5,7 @@ an ordinary differential equation in beta alone (Arora et al. 2018; Eftekhari 20
 """
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -149,6 +149,7 @@ class InducedSystem(eqx.Module):
     start: EndToEndMatrix
     problem: AbstractRegressionProblem
     depth: int = eqx.field(static=True, default=1)
+    ties_are_exact: ClassVar[bool] = True  # it has no layers
 
     @property
     def initial(self) -> Float[Array, " p"]:

@@ -6,7 +6,7 @@ whole flow (Yun, Krishnan & Mobahi 2021, proofs of Theorems 5 and 6), and every 
 its relative accuracy however small it becomes.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -44,6 +44,7 @@ class DualSystem(eqx.Module):
     depth: int = eqx.field(static=True)
     lengths: Float[Array, " m"]  # bounds |S X^T nu|_j by lengths_j |nu|
     basis: Float[Array, "n r"] | None = None
+    ties_are_exact: ClassVar[bool] = True  # nu has no layers
 
     @property
     def initial(self) -> Float[Array, " r"]:
