@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from ..penalized import weight_decay_of
+from . import corners
 from .clocks import (
     AbstractClock,
     ClockState,
@@ -19,12 +20,6 @@ from .clocks import (
     log_time_unit,
     state_of,
     vector_of,
-)
-from .corners import (
-    followed_by_implicit_steps,
-    marked_start,
-    relative_where_tied,
-    rounding_parts_ties,
 )
 from .finish import finish_flow, first_rule
 from .observations import decays_to_corner, observe_state
@@ -87,12 +82,13 @@ def _decays(system: System) -> bool:
 
 def _prepared(args, options, implicit=False) -> tuple[FlowArgs, FlowOptions]:
     """With start and tolerances, inside of a compiled program: outside it costs dispatches."""
-    options = options._replace(atol=tolerances_of(args.system, args.system.initial, options))
-    origin = None if _decays(args.system) else marked_start(args.system, args.system.initial)
-    followed = followed_by_implicit_steps(args.system.initial.dtype) if implicit else 0.0
+    system, theta = args.system, args.system.initial
+    options = options._replace(atol=tolerances_of(system, theta, options))
+    origin = None if _decays(system) else corners.marked_start(system, theta)
+    followed = corners.followed_by_implicit_steps(theta.dtype) if implicit else 0.0
     if implicit and origin is not None and options.scales_atol:
         extra = 0 if isinstance(options.clock, PhysicalTime) else 2
-        atol = relative_where_tied(options.atol, origin, origin.size + extra)
+        atol = corners.relative_where_tied(options.atol, origin, origin.size + extra)
         options = options._replace(atol=atol)
     return args._replace(origin=origin, followed=followed), options
 
@@ -183,10 +179,9 @@ def _control(args, initial, options, done, implicit, may_switch) -> Any:
     def rule(s, y, args):
         seen = observe_state(s, state_of(y, clock), args, clock)
         found = first_rule(seen, options)
-        ends = found != _GOES_ON
-        if may_switch:
-            ends = ends | _is_stiff(seen, clock) | rounding_parts_ties(state_of(y, clock), args)
-        return found, ends
+        parts = corners.rounding_parts_ties(state_of(y, clock), args)
+        hands_over = _is_stiff(seen, clock) | parts if may_switch else False
+        return found, (found != _GOES_ON) | hands_over
 
     # PI control: at the stability limit an I controller rejects every other step. Clipped steps
     # stay away from there: the quicker control of `batched_flow` takes a twentieth less of them.

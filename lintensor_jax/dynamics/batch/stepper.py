@@ -137,13 +137,7 @@ class Stepper(NamedTuple):
             args, state, _ = of_lane(y, s, unit, origin, leaves)
             return (code_by(others, s, state, args),)
 
-        # The rule `StandsStill` takes as long as two stages of a step. A flow with clipped steps
-        # has tiny errors at rest, and the rule is evaluated only there.
-        urgent = [
-            rule for rule in options.stop.members if not (clips and isinstance(rule, StandsStill))
-        ]
-        others = [rule for rule in options.stop.members if clips and isinstance(rule, StandsStill)]
-
+        urgent, others = _urgent_and_others(options.stop.members, clips)
         y = jax.ShapeDtypeStruct((self.state_size,), unit.dtype)
         number = jax.ShapeDtypeStruct((), unit.dtype)
         origin = jax.ShapeDtypeStruct((system.num_parameters,), unit.dtype)
@@ -351,6 +345,18 @@ class Stepper(NamedTuple):
         kept = (in_flight.lanes, *in_flight[1:-2])
         mixed = jax.tree.map(functools.partial(_where_lane, leaving), taken, kept)
         return InFlight(*mixed, following=following, rounds=in_flight.rounds)
+
+
+def _urgent_and_others(rules, clips: bool) -> tuple[list[Any], list[Any]]:
+    """The stop rules of every step, and those of flows at rest.
+
+    The rule `StandsStill` takes as long as two stages of a step. A flow with clipped steps has tiny
+    errors at rest, and the rule is evaluated only there.
+    """
+    if not clips:
+        return list(rules), []
+    others = [rule for rule in rules if isinstance(rule, StandsStill)]
+    return [rule for rule in rules if not isinstance(rule, StandsStill)], others
 
 
 def _done(lanes: Lanes, job, count):
