@@ -30,6 +30,7 @@ COMMANDS = {
     "theorem5.json": "python benchmarks/theorem5.py --out theorem5.json",
     "summaries.json": "the commands that stand in it",
     "yun2021.json": "lintensor-jax reproduce yun2021",
+    "largest_margins.json": "python benchmarks/largest_margins.py --out largest_margins.json",
     "papazov2024.json": "lintensor-jax reproduce papazov2024",
     "sweeps.json": "the commands that stand in it; each writes its numbers there",
 }
@@ -264,6 +265,16 @@ def _masses() -> list[Row]:
     return [row for row in rows if row["covered"] == found["config"]["problems"]]
 
 
+def _margins(chosen: Callable[[int, int], bool]) -> list[float]:
+    """Core time of `max_margin` over that of the best other solver, where chosen(d, n)."""
+    found = []
+    for row in results("largest_margins.json"):
+        if "of_the_best" in row:
+            d, n = map(int, re.findall(r"= (\d+)", row["problem"]))
+            found += [row["of_the_best"]] * chosen(d, n)
+    return found
+
+
 def _degrees(chord: float) -> float:
     """The angle between two unit vectors at that distance."""
     return math.degrees(2 * math.asin(chord / 2))
@@ -305,6 +316,8 @@ THEORY: dict[str, Callable[[], str]] = {
     "momentum ends": lambda: " to ".join(f"{run['away']:.1e}" for run in _ends_of_momenta()),
     "momentum order": lambda: f"{_order_of_momenta():.2f}",
     "masses": lambda: span((run["mass"] for run in _masses()), "g"),
+    "margins large": lambda: span(_margins(lambda d, n: max(d, n) >= 200), ".2g"),
+    "margins small": lambda: span(_margins(lambda d, n: max(d, n) <= 20), ".2g"),
     "mass problems": lambda: f"{results('papazov2024.json')['config']['problems']}",
     "masses closer": lambda: f"{sum(run['closer'] for run in _masses())}",
     "mass distance": lambda: span((run["distance"] for run in _masses()), ".3f"),
