@@ -4,7 +4,7 @@ Mistakes that another test provokes are not repeated here: `error_sites.txt` say
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -270,7 +270,7 @@ CASES: Cases = {
         ("observables: two of them", "take one of them"),
     ),
     "no grid": (
-        lambda: lt.sweep(lt.Regression(X, Y), observables=Limit()),
+        lambda: lt.sweep(cast(Any, lt.Regression(X, Y)), observables=Limit()),
         ValueError,
         ("grid: must be a lintensor_jax.sweeps.Grid", "type Regression", "batched_flow"),
     ),

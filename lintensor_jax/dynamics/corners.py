@@ -38,6 +38,13 @@ def marked_start(system: Any, theta: Float[Array, " p"]) -> Float[Array, " p"]:
     return jnp.where((parts == 0) & seen, -size, size)
 
 
+def may_be_tied(system: Any, theta: Float[Array, " p"]) -> Bool[Array, ""]:
+    """Whether `marked_start` can mark any parameter: some conserved quantity is zero."""
+    largest = jnp.max(jnp.abs(theta), initial=0.0)
+    scaled = theta / jnp.where(largest > 0, largest, 1.0)
+    return jnp.any(conserved_quantities(system.network(scaled)) == 0)
+
+
 def corners_of(args: FlowArgs) -> Float[Array, " p"]:
     """The sizes below which parameters that decay are at a corner: eps times their start.
 

@@ -7,9 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from ...networks.pair import same_dtype
+from .. import corners
 from ..system import Reducible, System, real_parts
 
 
@@ -87,6 +88,29 @@ def with_data(system: System, data: LaneData) -> System:
         return system
     constants = eqx.combine(data.constants, system.constants)
     return eqx.tree_at(lambda s: s.constants, system, constants, is_leaf=lambda x: x is None)
+
+
+def marked_starts(
+    system: System, thetas: Float[Array, "N p"], data: LaneData, lanes: Any, branches: bool
+) -> Float[Array, "p N"]:
+    """`marked_start` of all lanes; sizes alone where no lane is tied, or no mark is needed.
+
+    `lanes`: the axes of a theta and of its data, as in `jax.vmap`. `branches`: see `attempt_step`.
+    """
+
+    def of_lanes(function):
+        return jax.vmap(lambda theta, d: function(with_data(system, d), theta), lanes)
+
+    def marks():
+        return of_lanes(corners.marked_start)(thetas, data).T
+
+    if system.ties_are_exact:
+        return jnp.abs(thetas).T
+    if not branches:
+        return marks()
+    # Marks take several times as long as the question whether there are any.
+    tied = jnp.any(of_lanes(corners.may_be_tied)(thetas, data))
+    return jax.lax.cond(tied, marks, lambda: jnp.abs(thetas).T)
 
 
 def piece_of(leaf: Array, at: int, size: int) -> Array:

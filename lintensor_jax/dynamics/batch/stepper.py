@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ...penalized import weight_decay_of
+from .. import corners
 from ..clocks import FlowArgs, PhysicalTime, log_time_unit, state_of, vector_of
-from ..corners import is_near_corner, marked_start, rounding_parts_ties, step_at_corner
 from ..finish import first_rule
 from ..observations import observe_state, stable_step
 from ..sizes import size_of_start, tolerances_of
 from ..statuses import FlowStatus, code_of
 from ..stopping import AnyOf, StandsStill
 from ..system import Reducible, System
-from .lane_data import LaneData, LeavesOfLanes, with_data
+from .lane_data import LaneData, LeavesOfLanes, marked_starts, with_data
 from .step import RUNNING, Functions, Lanes, attempt_step, inverse_root, mean_square, scale_of
 from .vectorization.one_lane_to_many import lanewise
 
@@ -119,19 +119,19 @@ class Stepper(NamedTuple):
 
         def slope_and_status(y, s, unit, origin, *leaves):
             args, state, velocity = of_lane(y, s, unit, origin, leaves)
-            longest = stable_step(state.theta, args) if clips else jnp.full_like(s, jnp.inf)
-            near = is_near_corner(state.theta, args) if has_corners else jnp.zeros_like(s, bool)
+            none, infinite = jnp.zeros_like(s, bool), jnp.full_like(s, jnp.inf)
+            longest = stable_step(state.theta, args) if clips else infinite
+            near = corners.is_near_corner(state.theta, args) if has_corners else none
             code = code_by(urgent, s, state, args)
             # Implicit steps can go on; explicit ones would follow their rounding.
-            parted = (code == RUNNING) & rounding_parts_ties(state, args)
+            parted = (code == RUNNING) & corners.rounding_parts_ties(state, args)
             code = jnp.where(parted, code_of(FlowStatus.max_steps), code)
             return velocity, code, longest, near
 
         def longest_at_corner(y, s, unit, origin, *leaves):
             args, state, _ = of_lane(y, s, unit, origin, leaves)
-            return (
-                step_at_corner(state.theta, args) if has_corners else jnp.full_like(s, jnp.inf),
-            )
+            infinite = jnp.full_like(s, jnp.inf)
+            return (corners.step_at_corner(state.theta, args) if has_corners else infinite,)
 
         def status_at_rest(y, s, unit, origin, *leaves):
             args, state, _ = of_lane(y, s, unit, origin, leaves)
@@ -157,9 +157,7 @@ class Stepper(NamedTuple):
             here = with_data(self.system, data)
             state = clock.start(here, theta)
             unit = jnp.zeros_like(theta[0]) if physical else log_time_unit(here, state)
-            exact = self.system.ties_are_exact
-            marked = jnp.abs(theta) if exact else marked_start(here, theta)
-            first = vector_of(state, clock), unit, marked
+            first = vector_of(state, clock), unit
             if not options.scales_atol:
                 return *first, None
             largest = size_of_start(theta, data.problem, self.system.depth)
@@ -168,9 +166,9 @@ class Stepper(NamedTuple):
             return *first, atol
 
         each = None if self.shared else 0
-        y, unit, origin, atol = jax.vmap(start, (0, LaneData(each, 0)), (-1, 0, -1, -1))(
-            thetas, data
-        )
+        lanes = 0, LaneData(each, 0)
+        y, unit, atol = jax.vmap(start, lanes, (-1, 0, -1))(thetas, data)
+        origin = marked_starts(self.system, thetas, data, lanes, self.branches)
         reduce = Reducible.of if self.shared else jax.vmap(lambda p: Reducible.of(p))
         leaves = jax.tree.leaves((data, reduce(data.problem)))
         have_lanes = self.leaves_of_lanes.have_lanes

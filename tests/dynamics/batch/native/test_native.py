@@ -144,7 +144,7 @@ def test_the_step_of_a_small_network_calls_no_function(emitted):
 
 def test_operations_without_a_result_are_not_counted():
     def halves(x):
-        jnp.exp(x @ x) * x
+        _ = jnp.exp(x @ x) * x
         return x / 2
 
     closed = jax.make_jaxpr(halves)(np.ones(3))
