@@ -49,8 +49,8 @@ def corners_of(args: FlowArgs) -> Float[Array, " p"]:
     """The sizes below which parameters that decay are at a corner: eps times their start.
 
     Of two parameters with u^2 - v^2 > 0 at the start, which is conserved, u stays above sqrt(eps)
-    times its start. With u = v both decay together, and explicit steps keep them equal to the bit.
-    Implicit steps do not: they stop at sqrt(eps), before their rounding decides.
+    times its start. With u = v both decay together, and explicit steps keep them equal to the bit
+    where `ties_are_exact`. Implicit steps stop at sqrt(eps), before their rounding decides.
     """
     assert args.origin is not None
     eps = float(jnp.finfo(args.origin.dtype).eps)

@@ -18,10 +18,10 @@ class OnInvariants(diffrax.AbstractAdaptiveSolver):
     """The steps of `solver`; where |Theta| shrinks, each ends on what the flow conserves.
 
     From u = v, which data pull to beta = u v < 0, a flow ends at the saddle 0. The relative
-    difference of u and v grows like 1/u^2 there. Explicit steps keep u = v to the bit, but linear
-    algebra does not, and the flow would leave the saddle through a difference that is all rounding.
-    u^2 - v^2 is conserved, and each step is corrected relative to u and v. What a step makes wrong
-    is added to its estimated error.
+    difference of u and v grows like 1/u^2 there. Explicit steps of diagonal layers keep u = v to
+    the bit, but linear algebra does not, and the flow would leave the saddle through a difference
+    that is all rounding. u^2 - v^2 is conserved, and each step is corrected relative to u and v.
+    What a step makes wrong is added to its estimated error.
 
     Where |Theta| grows only conserved zeros are corrected, of parameters that have shrunk: at a
     large margin the slope at a corrected state, which is its rounding times the stiffness, is worse

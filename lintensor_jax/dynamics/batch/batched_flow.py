@@ -98,7 +98,9 @@ def batched_flow(
       `jax.config.update("jax_num_cpu_devices", 2)` before the first computation.
     - `stiff_max_steps`: a lane that has taken `max_steps` explicit steps is stiff, and goes on with
       at most so many steps of an implicit method (Rodas5P), together with the other stiff lanes.
-      None, or more than 600 parameters: it ends with status `max_steps`. Default: 4096 where
+      None, or more than 600 parameters: it ends with status `max_steps`. So does, before its
+      budget, a lane whose tied layers shrink (u = v, but not in diagonal networks): explicit steps
+      would part them by rounding. Default: 4096 where
       neither `max_steps` nor `solver` is given, else None. With several support vectors,
       `max_steps=512, stiff_max_steps=20_000` is a good choice.
     - `clock`, `stop`, `finish`, `rtol`, `atol`, `max_steps`: as in `gradient_flow`; default for

@@ -30,7 +30,7 @@ class Starts(NamedTuple):
 
     y: Float[Array, "q N"]
     unit: Float[Array, " N"]
-    origin: Float[Array, "p N"]  # `marked_start`; without marks if `ties_are_exact`
+    origin: Float[Array, "p N"]  # `marked_starts`
     atol: Float[Array, "q N"] | None  # None: `options.atol`
     leaves: list[Array]  # see `LeavesOfLanes`; without a lane axis if shared
 
@@ -41,7 +41,7 @@ class Queue(NamedTuple):
     count: Int[Array, ""]
     fresh: Lanes
     unit: Float[Array, " N"]
-    origin: Float[Array, "p N"]  # |parameters|; implicit steps need `marked_start`
+    origin: Float[Array, "p N"]  # see `Starts`
     atol: Float[Array, "q N"] | None
     leaves: list[Array]  # see `LeavesOfLanes`; without a lane axis if shared
 
