@@ -213,6 +213,7 @@ HOSTILE = (
 )
 
 
+@pytest.mark.slow_beyond(4)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("area", HOSTILE)
 def test_hostile_inputs_are_answered_rightly_or_refused(area):

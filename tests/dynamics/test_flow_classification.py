@@ -140,6 +140,7 @@ def one_sample():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["exponential", "logistic"])
 def test_log_time_of_one_sample(one_sample, loss):
     # t = int db / (2 b (-l'(b))): (Ei(b) - Ei(b0))/2, and log(b/b0)/2 more for the logistic loss.
@@ -320,6 +321,7 @@ def test_saddles_are_passed():
     assert (x @ solution.direction[-1] > 0).all()
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 @pytest.mark.parametrize("alpha", [1e-100, 1e-8, 0.5])
 def test_any_scale(alpha, scale):

@@ -206,6 +206,7 @@ RULES = [
 ]
 
 
+@pytest.mark.slow_beyond(3)
 @pytest.mark.parametrize(("flow", "rule", "values", "threshold", "falls"), RULES)
 def test_rules_fire_at_the_first_step_beyond(flow, rule, values, threshold, falls):
     solution = flow(**rule)

@@ -48,6 +48,7 @@ def as_network(tensor):
     return lt.TensorNetwork(tensor, [np.zeros(k) for k in tensor.shape[:-1]])
 
 
+@pytest.mark.slow_beyond(7)
 @pytest.mark.parametrize("depth", [2, 3, 4])
 @pytest.mark.parametrize("name", ["diagonal", "conv-1", "conv-2", "conv-4", "conv-5"])
 def test_closed_forms_and_the_test_without_hint(name, depth):

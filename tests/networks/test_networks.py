@@ -73,6 +73,7 @@ def plain_forward(net, x, activation):
     return hidden @ last
 
 
+@pytest.mark.slow_beyond(6)
 @pytest.mark.parametrize("depth", [2, 3, 4])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_forward_pass_is_the_contraction_of_the_data_tensor(name, depth):

@@ -56,6 +56,7 @@ def layers(network):
     return np.asarray([signs * u, signs * v])
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("function", [initialization.balanced, initialization.matching])
 def test_starts(own, basis, function):
     mine, theirs = function(own, BETA), function(DIAGONAL, basis @ BETA)

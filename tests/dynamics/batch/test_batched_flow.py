@@ -59,6 +59,7 @@ def no_fourier(a, b):
     return tuple(x for i, x in enumerate(many(a, b)) if i != 1)
 
 
+@pytest.mark.slow_beyond(5)
 @pytest.mark.parametrize(("function", "limit"), [(no_fourier, 1e9), (no_fourier, 0), (many, 1e9)])
 @pytest.mark.parametrize("batched", [(True, True), (True, False), (False, True)])
 def test_a_function_of_one_lane_for_many(function, limit, batched, monkeypatch):
@@ -301,6 +302,7 @@ def test_constants_have_no_lanes(how, monkeypatch):
         np.testing.assert_allclose(flow.coefficients[k], single.coefficients[-1], rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("how", [XLA(), Native()])
 def test_lanes_at_rest_say_why(how):
     """Looked at only where a lane rests: no beta separates these samples."""

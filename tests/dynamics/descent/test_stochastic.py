@@ -34,6 +34,7 @@ def drawn(batches, num_steps):
     return found
 
 
+@pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize(
     ("size", "replacement", "noise"),
     [(1, False, None), (2, False, 0.3), (3, True, None), (None, False, 0.3)],

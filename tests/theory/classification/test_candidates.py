@@ -66,6 +66,7 @@ DIRECTIONS = {
 }
 
 
+@pytest.mark.slow_beyond(3)
 @pytest.mark.parametrize("theorem", DIRECTIONS)
 def test_limit_directions_agree_with_the_flow(theorem):
     network, problem = DIRECTIONS[theorem]

@@ -176,6 +176,7 @@ def flow_errors(data, depth, mu, levels):
     return np.array(errors).T
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("depth", [2, 3])
 def test_flows_approach_the_path_at_rate_one_over_log(depth):
     levels = np.array([1e2, 1e3, 1e4])

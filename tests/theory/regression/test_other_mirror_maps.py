@@ -65,6 +65,7 @@ def test_the_differential_flow_ends_at_the_limit(depth, alpha):
         np.testing.assert_allclose(alpha * eta * (1 - t) ** (-1 / (depth - 2)), plus, rtol=1e-7)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize(
     ("depth", "alpha"), [(2, 1e-40), (2, 1e6), (3, 1e-8), (4, 1e-3), (4, 1e2), (7, 1e-8)]
 )

@@ -40,6 +40,7 @@ def _end_of_flow(start, gradient, residual, time=40.0):
     raise AssertionError("the oracle's flow did not arrive")
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize(("depth", "alpha"), [(2, 0.3), (2, 2.0), (3, 0.4), (4, 0.6)])
 def test_the_flow_ends_at_the_limit_point(depth, alpha):
     S, X, y, eta = _problem(depth, n=2, m=5, d=4)
@@ -64,6 +65,7 @@ def test_the_flow_ends_at_the_limit_point(depth, alpha):
     np.testing.assert_allclose(limit.coefficients, S.T @ rho, rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize(
     ("depth", "alpha"), [(2, 1e-50), (2, 1e8), (3, 1e-8), (4, 1e-8), (4, 1e-2)]
 )
@@ -175,6 +177,7 @@ def test_derivatives(depth, alpha):
     np.testing.assert_allclose(forward, expected, rtol=1e-9)
 
 
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize(("depth", "d"), [(2, 5), (3, 4)])
 def test_even_convolution(depth, d):
     rng = np.random.default_rng(d)
