@@ -8,16 +8,19 @@ where slope_j is the derivative of the potential's j-th term (Yun et al. 2021, e
 conditions in F.2.2). Neither rho nor nu alone can be the unknown: at a small initial scale rho_j
 varies over hundreds of orders of magnitude, and A^T nu lies within rounding of the end of the
 slope's range. Here rho and slope are both functions of a third coordinate z (`AbstractMirror`), and
-Newton's method runs in (z, nu) along a path of decreasing initial scales.
+Newton's method runs in (z, nu) along a path of decreasing initial scales. Where the mirror map is a
+hyperbolic sine, Newton's method in nu alone is tried first (`direct_newton`): it serves unless the
+initial scale is small, at a tenth of the cost.
 """
 
-import abc
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Scalar
+
+from .direct_newton import solve_directly
+from .mirror import AbstractMirror
 
 _MAX_ITERATIONS = 200
 # A step in z above this is shortened to it: rho is exponential in z.
@@ -34,43 +37,12 @@ _ROUNDINGS = 1
 _LARGEST_ENTRY = 4.0
 
 
-class AbstractMirror(eqx.Module):
-    """A separable potential: per entry, rho and its slope as functions of one coordinate z.
-
-    Every leaf is a floating-point array of shape () or (m,); all methods take z of shape (m,).
-    """
-
-    @abc.abstractmethod
-    def rho(self, z: Float[Array, " m"]) -> Float[Array, " m"]:
-        """The primal variable."""
-
-    @abc.abstractmethod
-    def slope(self, z: Float[Array, " m"]) -> Float[Array, " m"]:
-        """The potential's derivative at rho, in a unit that may depend on the scale."""
-
-    @abc.abstractmethod
-    def log_drho_dz(self, z: Float[Array, " m"]) -> Float[Array, " m"]:
-        """log d rho / dz."""
-
-    @abc.abstractmethod
-    def log_dslope_dz(self, z: Float[Array, " m"]) -> Float[Array, " m"]:
-        """log d slope / dz."""
-
-    @abc.abstractmethod
-    def magnified(self, log_factor: Scalar) -> "AbstractMirror":
-        """The mirror that belongs to e^log_factor times the initial scale."""
-
-    @abc.abstractmethod
-    def easy_log_factor(self, rho: Float[Array, " m"]) -> Scalar:
-        """A log_factor >= 0 from which on the mirror is nearly linear for entries like rho's."""
-
-
 class MirrorSolution(NamedTuple):
     """What `minimize` returns.
 
     - `rho` (m,), `nu` (n,): the minimiser and its multipliers, in the slope's unit.
     - `z` (m,): rho's coordinate.
-    - `num_iterations`: factorisations used along the whole path.
+    - `num_iterations`: linear systems solved, along the whole path or without one.
     - `converged`: whether the last step, at the wanted scale, was below sqrt(eps) in z.
     - `stationarity`: max_j |slope_j - [A^T nu]_j| / max_j |slope_j|; 0 for a zero slope.
     """
@@ -103,10 +75,9 @@ def minimize(
     mirror, rows, values = jax.tree.map(jnp.asarray, (mirror, rows, values))
     fixed = jax.lax.stop_gradient((mirror, rows, values))
     equations = _orthonormal(*fixed[1:])
-    end = _follow(fixed[0], equations)
+    end = _end(fixed[0], equations)
     z, nu = end.z, equations.transform.T @ end.nu
-    factors = _factorize(fixed[0], equations.rows, z, end.factors)
-    rho, nu = _at_solution(mirror, rows, values, equations, factors, z, nu)
+    rho, nu = _at_solution(mirror, rows, values, equations, z, nu, end.rho)
     # The z of rho, with its derivative; and to first order what z's own rounding had left.
     steepness = jnp.exp(-fixed[0].log_drho_dz(z))
     coordinate = z + steepness * (rho - mirror.rho(z))
@@ -264,6 +235,41 @@ def _imbalance(mirror, equations, factors, z):
     return _unless_rounding(imbalance, jnp.abs(factors.basis) @ rounding)
 
 
+class _End(NamedTuple):
+    """The solution; nu belongs to the orthonormal rows."""
+
+    z: Array
+    nu: Array
+    rho: Array
+    num_iterations: Array
+    converged: Array
+
+
+def _end(mirror, equations):
+    """By `solve_directly` where that serves, else along the path."""
+    mirror_map = mirror.as_hyperbolic_sine
+    if mirror_map is None:
+        return _path_end(mirror, equations, jnp.zeros((), bool))
+    direct = solve_directly(mirror_map, equations.rows, equations.values)
+    end = _End(direct.z, direct.nu, direct.rho, direct.num_iterations, direct.converged)
+
+    def follow(state):
+        end, _ = state
+        path = _path_end(mirror, equations, end.converged)
+        path = path._replace(num_iterations=path.num_iterations + end.num_iterations)
+        return path, jnp.ones((), bool)
+
+    # Not `cond`: under vmap that runs the path for every lane. This loop runs it once, or never.
+    return jax.lax.while_loop(lambda state: ~state[1], follow, (end, end.converged))[0]
+
+
+def _path_end(mirror, equations, skipped):
+    """The path's end; `skipped` lanes of a vmap take no step."""
+    end = _follow(mirror, equations, skipped)
+    rho = _corrected(mirror.rho(end.z), equations, end.factors)
+    return _End(end.z, end.nu, rho, end.num_iterations, end.converged)
+
+
 class _State(NamedTuple):
     z: Array
     nu: Array
@@ -274,7 +280,7 @@ class _State(NamedTuple):
     factors: _Factors
 
 
-def _start(mirror, equations):
+def _start(mirror, equations, skipped):
     """The path's beginning, at a scale where the mirror map is linear."""
     origin = jnp.zeros_like(equations.rows[0])
     linear = _factorize(mirror, equations.rows, origin)
@@ -286,13 +292,13 @@ def _start(mirror, equations):
         jnp.zeros_like(equations.values),
         jnp.where(jnp.isfinite(log_factor), log_factor, 0),
         jnp.asarray(_FIRST_STRIDE, origin.dtype),
-        jnp.zeros((), bool),
+        skipped,
         jnp.zeros((), int),
         linear,
     )
 
 
-def _follow(mirror, equations):
+def _follow(mirror, equations, skipped):
     """The path's end, at the mirror's own scale; nu belongs to the orthonormal rows."""
 
     def step(state):
@@ -345,23 +351,24 @@ def _follow(mirror, equations):
     def unfinished(state):
         return ~state.converged & (state.num_iterations < _MAX_ITERATIONS)
 
-    return jax.lax.while_loop(unfinished, step, _start(mirror, equations))
+    return jax.lax.while_loop(unfinished, step, _start(mirror, equations, skipped))
 
 
-@jax.custom_jvp
-def _at_solution(mirror, rows, values, equations, factors, z, nu):
-    """rho and nu; rho is corrected to first order for what z cannot resolve.
-
-    `equations`, `factors`, z and nu are constants of differentiation.
-    """
-    del rows, values
-    rho = mirror.rho(z)
+def _corrected(rho, equations, factors):
+    """rho, corrected to first order for what z cannot resolve."""
     for _ in range(2):
         imbalance = equations.rows @ rho - equations.values
         change = factors.d * _range_part(factors, factors.basis @ imbalance)
         # Beyond the linear range (a row that only minute entries can balance) leave it alone.
         small = jnp.abs(change) <= 1e-6 * (jnp.abs(rho) + jnp.max(jnp.abs(rho)))
         rho = rho - jnp.where(jnp.all(small), change, 0)
+    return rho
+
+
+@jax.custom_jvp
+def _at_solution(mirror, rows, values, equations, z, nu, rho):
+    """rho and nu as functions of the first three; the others are constants of differentiation."""
+    del mirror, rows, values, equations, z
     return rho, nu
 
 
@@ -369,9 +376,9 @@ def _at_solution(mirror, rows, values, equations, factors, z, nu):
 def _(primals, tangents):
     # d rho = r + W (rows^T dnu - g), rows d rho = dvalues - drows rho, where r and g are the
     # changes of rho and of slope (minus drows^T nu) at fixed z.
-    mirror, _, _, equations, factors, z, nu = primals
+    mirror, _, _, equations, z, nu, rho = primals
     dmirror, drows, dvalues = tangents[:3]
-    rho, nu = _at_solution(*primals)
+    factors = _factorize(mirror, equations.rows, z)
     unit = jnp.exp(factors.log_unit)
     r, g = jax.jvp(lambda m: (m.rho(z), m.slope(z)), (mirror,), (dmirror,))[1]
     g = g - drows.T @ nu

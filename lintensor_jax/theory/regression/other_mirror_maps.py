@@ -8,11 +8,11 @@ from jaxtyping import Array, ArrayLike, Float, Scalar
 
 from ...networks import DiagonalNetwork
 from ...problems import Regression
-from .dual_newton import AbstractMirror, minimize
+from .dual_newton import minimize
+from .mirror import AbstractMirror, HyperbolicSine, log_cosh
 from .yun_theorem_5 import (
     InterpolationLimit,
     as_limit,
-    log_cosh,
     real,
     require,
     require_depth,
@@ -69,6 +69,13 @@ class _DifferentialMirror(AbstractMirror):
     def magnified(self, log_factor):
         return _DifferentialMirror(self.log_alpha + log_factor, self.log_eta, self.depth)
 
+    @property
+    def as_hyperbolic_sine(self):
+        if self.depth > 2:
+            return None
+        log_size = math.log(2) + 2 * (self.log_alpha + self.log_eta)
+        return HyperbolicSine(log_size, 4.0, jnp.zeros_like(log_size))
+
     def easy_log_factor(self, rho):
         log_x = jnp.log(jnp.abs(rho) / 2) / self.depth - self.log_alpha - self.log_eta
         return jnp.maximum(jnp.max(log_x), 0)
@@ -122,6 +129,10 @@ class _UnbalancedMirror(AbstractMirror):
 
     def magnified(self, log_factor):
         return _UnbalancedMirror(self.log_mu + log_factor, self.beta_0)
+
+    @property
+    def as_hyperbolic_sine(self):
+        return HyperbolicSine(self.log_mu, 2.0, self.origin)
 
     def easy_log_factor(self, rho):
         size = jnp.maximum(jnp.max(jnp.abs(rho)), jnp.max(jnp.abs(self.beta_0)))

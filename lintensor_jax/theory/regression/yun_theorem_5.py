@@ -1,7 +1,6 @@
 """Theorem 5 of Yun, Krishnan & Mobahi 2021: limits between weighted l1 and weighted l2."""
 
 import dataclasses
-import math
 from typing import Any
 
 import equinox as eqx
@@ -12,7 +11,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Scalar
 
 from ...networks import ConvolutionalNetwork, DiagonalNetwork, mirror_map
 from ...problems import Regression, named
-from .dual_newton import AbstractMirror, MirrorSolution, minimize
+from .dual_newton import MirrorSolution, minimize
+from .power_mirror import PowerMirror
 
 # What an initial condition of a theorem may be off by, relative to the largest parameter (or data
 # entry): the rounding of a network or of data that were computed, no more.
@@ -45,41 +45,6 @@ class InterpolationLimit(eqx.Module):
     boundary_distance: Scalar
     num_iterations: Int[Array, ""]
     converged: Bool[Array, ""]
-
-
-def log_cosh(z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """log cosh z, for a cosh beyond the floats."""
-    return jnp.logaddexp(z, -z) - math.log(2)
-
-
-class _PowerMirror(AbstractMirror):
-    """rho = alpha^L |eta|^L x(z), slope = |eta|^(2-L) t(z) in units of alpha^(2-L) (Lemma 4)."""
-
-    log_alpha: Scalar
-    log_eta: Float[Array, " m"]
-    depth: int = eqx.field(static=True)
-
-    def rho(self, z):
-        log_scale = self.depth * (self.log_alpha + self.log_eta)
-        return jnp.sign(z) * jnp.exp(log_scale + mirror_map.log_abs_x_of_z(z, self.depth))
-
-    def slope(self, z):
-        return jnp.exp((2 - self.depth) * self.log_eta) * mirror_map.t_of_z(z, self.depth)
-
-    def log_drho_dz(self, z):
-        growth = jnp.log1p((self.depth - 1) * jnp.tanh(z) ** 2)
-        return self.depth * (self.log_alpha + self.log_eta + log_cosh(z)) + growth
-
-    def log_dslope_dz(self, z):
-        return (2 - self.depth) * (self.log_eta + log_cosh(z))
-
-    def magnified(self, log_factor):
-        return _PowerMirror(self.log_alpha + log_factor, self.log_eta, self.depth)
-
-    def easy_log_factor(self, rho):
-        # |x| <= 1 in every entry.
-        log_x = jnp.log(jnp.abs(rho)) / self.depth - self.log_alpha - self.log_eta
-        return jnp.maximum(jnp.max(log_x), 0)
 
 
 def limit_point(
@@ -131,7 +96,7 @@ def limit_point(
 @eqx.filter_jit
 def _limit_point(S, X, y, depth, alpha, eta):
     log_alpha = jnp.log(alpha)
-    mirror = _PowerMirror(log_alpha, jnp.log(jnp.abs(eta)), depth)
+    mirror = PowerMirror(log_alpha, jnp.log(jnp.abs(eta)), depth)
     found = minimize(mirror, X if S is None else X @ S.T, y)
     distance = jnp.ones(())
     if depth > 2:
