@@ -131,16 +131,17 @@ class MulticlassClassification(AbstractProblem):
     def margins(self, beta: Float[Array, "d m"]) -> Float[Array, "n others"]:
         """m_ic, the other classes c in increasing order."""
         outputs = self.predictions(beta)
-        own = jnp.sum(self.targets * outputs, axis=1, keepdims=True)
-        return own - (self.before * outputs[:, :-1] + (1 - self.before) * outputs[:, 1:])
+        own = jnp.sum(jnp.where(self.targets > 0, outputs, 0), axis=1, keepdims=True)
+        return own - jnp.where(self.before > 0, outputs[:, :-1], outputs[:, 1:])
 
     def margins_adjoint(self, weights: Float[Array, "n others"]) -> Float[Array, "d m"]:
         """sum_ic w_ic Z_ic, the transpose of `margins`."""
-        zero = jnp.zeros_like(weights[:, :1])
-        below = jnp.concatenate([self.before * weights, zero], axis=1)
-        above = jnp.concatenate([zero, (1 - self.before) * weights], axis=1)
-        own = self.targets * jnp.sum(weights, axis=1, keepdims=True)
-        return self.adjoint(own - below - above)
+        ahead = jnp.concatenate([weights, weights[:, -1:]], axis=1)
+        behind = jnp.concatenate([weights[:, :1], weights], axis=1)
+        before = jnp.concatenate([self.before, jnp.zeros_like(self.before[:, :1])], axis=1)
+        own = jnp.sum(weights, axis=1, keepdims=True)
+        others = jnp.where(before > 0, ahead, behind)
+        return self.adjoint(jnp.where(self.targets > 0, own, -others))
 
     def log_losses(self, margins: Float[Array, "n others"]) -> Float[Array, " n"]:
         """log of each sample's loss."""
@@ -159,8 +160,13 @@ class MulticlassClassification(AbstractProblem):
         return self.X.T @ values
 
     def residual(self, beta: Float[Array, "d m"]) -> Float[Array, "n m"]:
-        """The softmax of the outputs minus `targets`; underflows where `log_slopes` does not."""
-        return jax.nn.softmax(self.predictions(beta), axis=1) - self.targets
+        """The softmax p of the outputs minus `targets`; underflows where `log_slopes` does not.
+
+        The entry of the own class is -sum_c p_c over the others: rounding would spoil p - 1.
+        """
+        own = self.targets > 0
+        others = jnp.where(own, 0, jax.nn.softmax(self.predictions(beta), axis=1))
+        return jnp.where(own, -jnp.sum(others, axis=1, keepdims=True), others)
 
     def log_loss(self, beta: Float[Array, "d m"]) -> Float[Array, ""]:
         """log of the sum of the losses."""

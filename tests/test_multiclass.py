@@ -88,6 +88,28 @@ def test_the_logarithmic_domain():
     assert wrong > np.log(1e6)
 
 
+def test_the_residual_keeps_its_digits_at_large_margins():
+    problem = lt.MulticlassClassification(np.eye(3), [0, 1, 2])
+    beta = jnp.diag(jnp.array([50.0, 300.0, 800.0]))
+    residual = np.asarray(problem.residual(beta))
+    # Each other class has e^-m / (1 + 2 e^-m), the sample's own minus their sum.
+    np.testing.assert_allclose(residual[0], np.exp(-50.0) * np.array([-2, 1, 1]), rtol=1e-14)
+    np.testing.assert_allclose(residual[1], np.exp(-300.0) * np.array([1, -2, 1]), rtol=1e-14)
+    np.testing.assert_array_equal(residual[2], 0)  # e^-800 underflows
+
+
+def test_physical_time_is_the_gradient_flow_at_any_margin():
+    # One sample, one layer: dm/dt = 2 / (1 + exp(m)) for beta = (m, -m) / 2, from m = 60.
+    problem = lt.MulticlassClassification([[1.0]], [0], num_classes=2)
+    start = lt.LinearNetwork(jnp.array([[30.0, -30.0]]))
+    stop = lt.StopAtTime(np.exp(60.0) / 2)
+    flow = lt.gradient_flow(start, problem, clock=lt.PhysicalTime(), stop=stop)
+    margin = problem.margins(flow.coefficients[-1])[0, 0]
+    # d exp(m)/dt is nearly 2. The last step ends a little beyond the time of the rule.
+    grown = np.log1p(2 * np.exp(flow.log_time[-1] - 60))
+    np.testing.assert_allclose(margin, 60 + grown, rtol=1e-9)
+
+
 def test_two_classes_are_the_logistic_loss():
     rng = np.random.default_rng(3)
     X = rng.normal(size=(6, 4))

@@ -85,11 +85,7 @@ class PhysicalTime(AbstractClock):
     def velocity(self, s: Scalar, state: ClockState, args: FlowArgs) -> ClockState:
         """dTheta/dt = -grad L, with weight decay - lambda Theta."""
         zero = jnp.zeros_like(state.log_scale)
-        if args.system.problem.has_margins:
-            _, slope, gradient = args.system.margin_gradient(state.theta, state.log_scale)
-            velocity = jnp.exp(slope.top) * slope.total * gradient
-        else:
-            velocity = args.system.velocity(state.theta)
+        velocity = args.system.velocity(state.theta)
         counted = functools.partial(args.system.counted, state.theta)
         return ClockState(decayed(args.system.problem, velocity, counted), zero, zero)
 

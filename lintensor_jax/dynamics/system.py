@@ -102,16 +102,16 @@ class System(eqx.Module):
         beta, pull = coefficients_and_pullback(self.network(theta))
         return beta, lambda g: ravel_pytree(pull(g))[0]
 
-    # Regression: theta is the parameter vector itself.
+    # Regression, and any problem in physical time: theta is the parameter vector itself.
 
     def squared_gradient(self, theta: Float[Array, " p"]) -> tuple[Array, Array]:
-        """The residual r (of another loss: l'(r)) and -dL/dtheta."""
+        """The residual r (of another loss: its slopes by the predictions) and -dL/dtheta."""
         beta, pull = self.pullback(theta)
         residual = self.problem.residual(beta)
         return residual, pull(self.problem.adjoint(-residual))
 
     def velocity(self, theta: Float[Array, " p"]) -> Float[Array, " p"]:
-        """dtheta/dt of a loss of residuals."""
+        """dtheta/dt = -dL/dtheta."""
         return self.squared_gradient(theta)[1]
 
     def gradient_norm(self, theta: Float[Array, " p"]) -> tuple[Array, Scalar]:
