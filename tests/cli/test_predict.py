@@ -135,6 +135,15 @@ def test_a_starter_is_written_and_not_overwritten(kind, tmp_path, capsys):
     assert max(map(len, path.read_text().splitlines())) <= 100
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_flow_of_a_starter_reaches_its_end(kind, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    printed(capsys, "init", "my.toml", "--kind", kind)
+    found = json.loads(printed(capsys, "sweep", "my.toml", "--json"))
+    assert found["failed"] == {}, found
+
+
 @pytest.mark.parametrize(
     "path",
     [
