@@ -31,6 +31,10 @@ COMMANDS = {
     "summaries.json": "the commands that stand in it",
     "yun2021.json": "lintensor-jax reproduce yun2021",
     "largest_margins.json": "python benchmarks/largest_margins.py --out largest_margins.json",
+    "exact_limits.json": "python benchmarks/exact_limits.py --out exact_limits.json",
+    "cost_per_parameter.json": "python benchmarks/cost_per_parameter.py --rounds 11 --out F.json",
+    "completion_depth.json": "python benchmarks/completion_depth.py --out completion_depth.json",
+    "weight_decay_path.json": "python benchmarks/weight_decay_path.py --out path.json",
     "papazov2024.json": "lintensor-jax reproduce papazov2024",
     "sweeps.json": "the commands that stand in it; each writes its numbers there",
 }
@@ -275,6 +279,22 @@ def _margins(chosen: Callable[[int, int], bool]) -> list[float]:
     return found
 
 
+def _limits(name: str) -> list[float]:
+    """Core time of theory's limit over that of its flow, in the problems of that name."""
+    rows = results("exact_limits.json")
+    return [
+        row["of_the_flow"]
+        for row in rows
+        if row["problem"].startswith(name) and row["variant"] == "solver"
+    ]
+
+
+def _costs(name: str) -> list[float]:
+    """The cost per parameter over that of an older problem, in the pairs of that name."""
+    pairs = results("cost_per_parameter.json")["pairs"]
+    return [row["ratio"] for pair, row in pairs.items() if pair.startswith(name)]
+
+
 def _degrees(chord: float) -> float:
     """The angle between two unit vectors at that distance."""
     return math.degrees(2 * math.asin(chord / 2))
@@ -318,6 +338,10 @@ THEORY: dict[str, Callable[[], str]] = {
     "masses": lambda: span((run["mass"] for run in _masses()), "g"),
     "margins large": lambda: span(_margins(lambda d, n: max(d, n) >= 200), ".2g"),
     "margins small": lambda: span(_margins(lambda d, n: max(d, n) <= 20), ".2g"),
+    "limits of two layers": lambda: listed(_limits("two layers"), ".2f"),
+    "limits of three layers": lambda: listed(_limits("Theorem 5"), ".2g"),
+    "cost of classes": lambda: span(_costs("classes"), ".2f"),
+    "cost of completion": lambda: listed(_costs("completion"), ".2f"),
     "mass problems": lambda: f"{results('papazov2024.json')['config']['problems']}",
     "masses closer": lambda: f"{sum(run['closer'] for run in _masses())}",
     "mass distance": lambda: span((run["distance"] for run in _masses()), ".3f"),
