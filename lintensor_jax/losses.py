@@ -222,7 +222,7 @@ class PolynomialLoss(AbstractMarginLoss):
 
     def inverse(self, log_value: Float[Array, "..."]) -> Float[Array, "..."]:
         """m = log(exp(s) - 1) with s = l^(-1/power) - 1; -inf for values that no margin has."""
-        attained = ~(log_value >= 0)  # NaN stays NaN
+        attained = jnp.logical_not(log_value >= 0)  # NaN stays NaN; a float has no ~
         s = jnp.expm1(jnp.where(attained, log_value, -1.0) * (-1 / self.power))
         return jnp.where(attained, s + jnp.log(-jnp.expm1(-s)), -jnp.inf)
 

@@ -19,7 +19,7 @@ X, Y = RNG.normal(size=(N, D)) / np.sqrt(D), RNG.normal(size=N)
 PROBLEM = lt.Regression(X, Y)
 WEIGHTS = np.stack([0.5 * RNG.normal(size=D), 0.2 * RNG.normal(size=D)])
 NETWORK = lt.DiagonalNetwork(WEIGHTS)
-FLOW_LIMIT: Any = lt.predict(NETWORK, PROBLEM).limit
+FLOW_LIMIT = np.asarray(lt.predict(NETWORK, PROBLEM).limit)
 KEYS = jax.random.split(jax.random.key(2), 200)
 NEVER = lt.StopAtTime(1e9)
 
