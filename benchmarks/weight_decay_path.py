@@ -84,7 +84,7 @@ def figure(paths: dict[str, np.ndarray], truth: np.ndarray) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 1 if a flow with weight decay did not come to its balance."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="write both paths as JSON")
     parser.add_argument("--figure", type=Path, help="write the figure")
     options = parser.parse_args(arguments)

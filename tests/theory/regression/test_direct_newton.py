@@ -53,8 +53,8 @@ def test_lanes_that_need_the_path_and_others_share_a_batch():
 
 def test_a_problem_without_a_solution_is_projected():
     X = np.array([[1.0, 2.0, 0.5], [2.0, 4.0, 1.0]])
-    found = bregman_projection(X, [1.0, 1.0], np.full(3, 0.3), np.zeros(3))
-    other = bregman_projection(X[:1], [0.6], np.full(3, 0.3), np.zeros(3))
+    found = bregman_projection(X, np.ones(2), np.full(3, 0.3), np.zeros(3))
+    other = bregman_projection(X[:1], np.array([0.6]), np.full(3, 0.3), np.zeros(3))
     assert found.converged
     np.testing.assert_allclose(found.coefficients, other.coefficients, rtol=1e-12)
 
