@@ -13,10 +13,13 @@ it what normalised gradient descent has reached of the same margin.
 The approach is slow: these theorems give a rate of log t / sqrt t. So no digits of the limit are
 claimed, but this:
 
-1. at the end, a method has at least 0.95 of the largest margin in its norm, and Adam 0.9;
+1. at the end, a method has at least 0.95 of the largest margin in its norm, spectral descent 0.97
+   and Adam 0.9;
 2. its share rises from column to column, and what it lacks falls as (log t / sqrt t)^(1/2) or
    faster;
-3. it has more of that margin than normalised gradient descent has.
+3. it has more of that margin than normalised gradient descent has, in each problem where the l2
+   solution, to which that one tends, has less than the share of claim 1. (Where it has more, the
+   faster descent may be ahead for longer than this run.)
 
 Muon's orthogonalisation is not exact, and its limit is another one; it is shown, with no claim.
 """
@@ -98,10 +101,12 @@ METHODS = {
 }
 
 
-def shares(method: Method, seed: int, times: list[int]) -> tuple[np.ndarray, float]:
-    """The share of the largest margin at these steps, and that of normalised descent at the end."""
+def shares(method: Method, seed: int, times: list[int]) -> tuple[np.ndarray, float, float]:
+    """Shares of the largest margin: at these steps, of normalised descent's end, of its limit."""
     problem, network = method.setup(seed)
     best = float(lt.max_margin(problem, method.norm).margin)
+    l2 = lt.max_margin(problem, lt.L2Norm()).coefficients
+    of_limit = float(jnp.min(problem.margins(l2)) / method.norm(l2)) / best
 
     def reached(optimizer, at):
         run = lt.gradient_descent(network, problem, optimizer, times[-1], save_every=times[0])
@@ -109,7 +114,8 @@ def shares(method: Method, seed: int, times: list[int]) -> tuple[np.ndarray, flo
         margins = [float(jnp.min(problem.margins(w)) / method.norm(w)) for w in found]
         return np.asarray(margins) / best
 
-    return reached(method.optimizer, times), float(reached(NORMALISED, times[-1:])[0])
+    plain = float(reached(NORMALISED, times[-1:])[0])
+    return reached(method.optimizer, times), plain, of_limit
 
 
 def rate(step: int) -> float:
@@ -131,7 +137,8 @@ def main() -> int:
     for name in options.methods:
         method = METHODS[name]
         found = [shares(method, seed, times) for seed in range(options.problems)]
-        own, plain = np.stack([f[0] for f in found]), np.asarray([f[1] for f in found])
+        own = np.stack([f[0] for f in found])
+        plain, of_limit = np.asarray([f[1:] for f in found]).T
         cells = " | ".join(f"{share:.4f}" for share in own.min(axis=0))
         print(
             f"| {name} | {type(method.norm).__name__} | {cells} | {plain.min():.4f} |", flush=True
@@ -140,7 +147,10 @@ def main() -> int:
             continue
         least = own.min(axis=0)
         falls = np.sqrt(rate(times[-1]) / rate(times[0]))
-        better = name == "normalised descent" or np.all(own[:, -1] > plain)
+        behind = of_limit < method.least
+        better = name == "normalised descent" or (
+            behind.any() and np.all((own[:, -1] > plain)[behind])
+        )
         if not (least[-1] >= method.least and better):
             failed.append(f"{name}: the margin")
         if not (np.all(np.diff(least) > 0) and 1 - least[-1] <= falls * (1 - least[0])):

@@ -271,7 +271,7 @@ def test_hostile_cases_are_the_same_for_a_seed():
 def test_sign_descent_tends_to_its_own_margin():
     geometries = module("other_geometries")
     method = geometries.METHODS["sign descent"]
-    own, plain = geometries.shares(method, 0, [100, 1_000, 10_000])
+    own, plain, _ = geometries.shares(method, 0, [100, 1_000, 10_000])
     assert (np.diff(own) > 0).all()
     assert 0.95 < own[-1] <= 1 + 1e-12
     assert own[-1] > plain
