@@ -20,6 +20,8 @@ _PURE = ("fadd", "fsub", "fmul", "fdiv", "fneg", "fcmp", "icmp", "select", "load
 _PURE += ("insertelement", "extractelement", "shufflevector", "bitcast", "add", "sub", "mul", "and")
 _PURE += ("or", "xor", "shl", "ashr", "lshr", "sext", "zext", "trunc", "sitofp", "uitofp", "fptosi")
 _PURE += ("fptoui", "fpext", "fptrunc", "phi")
+# Those among them that read no memory and depend on nothing but their operands.
+_MERGED = tuple(name for name in _PURE if name not in ("load", "phi"))
 
 
 def with_explicit_fma(text: str) -> str:
@@ -52,6 +54,7 @@ class _Function:
         for line in self.lines:
             block += line.endswith(":")
             self.blocks.append(block)
+        self._merge_equal_lines()
         self._drop_dead_lines()
         self.uses: dict[str, int] = {}
         self.products: dict[str, _Product] = {}
@@ -68,6 +71,22 @@ class _Function:
                 self.products[name] = _Product(block, a, b, self.uses[name])
             elif found := _NEGATED.match(right):
                 self.negated[name] = found.group(1)
+
+    def _merge_equal_lines(self) -> None:
+        """What a block computes twice is one value, as in LLVM's graphs, with both uses."""
+        first: dict[tuple[int, str], str] = {}
+        same: dict[str, str] = {}
+        kept = []
+        for line, block in zip(self.lines, self.blocks, strict=True):
+            line = _NAME.sub(lambda found: same.get(found.group(), found.group()), line)
+            assigned = _ASSIGNED.match(line)
+            if assigned and assigned.group(2).split(" ", 1)[0] in _MERGED:
+                name, right = assigned.groups()
+                if (known := first.setdefault((block, _in_order(right)), name)) != name:
+                    same[name] = known
+                    continue
+            kept.append((line, block))
+        self.lines, self.blocks = (list(part) for part in zip(*kept, strict=True))
 
     def _drop_dead_lines(self) -> None:
         """Lines whose results nobody uses do not count as users of others."""
@@ -132,6 +151,15 @@ class _Function:
 
     def _uses_of_product(self, name):
         return self.products[name].uses if name in self.products else 0
+
+
+def _in_order(right: str) -> str:
+    """An instruction with the operands of a sum or a product in one order."""
+    found = _CONTRACTED.match(right)
+    if not found or found.group(1) == "fsub":
+        return right
+    operation, vector, _, a, b = found.groups()
+    return " ".join((operation, vector, *sorted((a, b))))
 
 
 def _names_used(line: str) -> list[str]:
