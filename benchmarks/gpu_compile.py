@@ -14,7 +14,9 @@ that a multiprocessor holds at once. The rates are upper bounds from the data sh
 instructions that take no time but their own: nothing is run.
 
 --xla: the programs of XLA are compiled for an H200, as JAX does it without one. A row has the bytes
-of a lane, against those for which `batched_flow` makes room.
+of a lane, against those for which `batched_flow` makes room, and the kernels of a step: those of
+the innermost loop and its condition. The host decides once a turn whether a loop goes on, unless
+the driver takes the loop as one command.
 """
 
 import argparse
@@ -129,7 +131,7 @@ def machine_code(ptxas: str, arch: str, quick: bool) -> list[dict[str, Any]]:
 
 
 def compiled_by_xla() -> list[dict[str, Any]]:
-    """Bytes of a lane in the programs of XLA, compiled for an H200 without one."""
+    """Bytes of a lane and kernels of a step of XLA's programs, compiled for an H200 without one."""
     import gpu_programs as programs
     import jax
     import jax.numpy as jnp
@@ -159,6 +161,8 @@ def compiled_by_xla() -> list[dict[str, Any]]:
         room = jnp.dtype(thetas.dtype).itemsize * hardware.LaneNumbers(q, n, 0).in_memory
         row = {"numbers of a lane": q, "lanes": lanes, "in flight": width}
         row |= {"bytes of a lane": round(taken / lanes), "room for a lane": room}
+        kernels, decisions = programs.kernels_of_a_step(found.as_text())
+        row |= {"kernels of a step": kernels, "host decisions of a step": decisions}
         rows.append(row)
         print(rows[-1], flush=True)
     return rows

@@ -1,6 +1,7 @@
 """The programs of a batch as a GPU would get them, taken from `batched_flow` without a GPU."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -116,3 +117,46 @@ def text_of(networks: Any, data: Any, **options: Any) -> str:
     if not texts:
         raise ValueError(refusal.reason)
     return texts[0]
+
+
+#: Instructions of XLA's programs that start no kernel.
+_NO_KERNEL = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all"}
+_NO_KERNEL |= {"while", "conditional", "call", "copy-done", "opt-barrier"}
+_OPERATION = re.compile(r"\s+(?:ROOT )?%?[\w.\-]+ = (?:\(.*?\)|\S+) ([a-z][\w\-]*)\(")
+
+
+def kernels_of_a_step(text: str) -> tuple[int, int]:
+    """Kernels of the innermost loop of a program of XLA, and its decisions by the host.
+
+    `text`: the program as it is run, in XLA's language. A loop's condition is one decision a turn,
+    and so is every branch in it.
+    """
+    parts: dict[str, list[str]] = {}
+    name = None
+    for line in text.splitlines():
+        if head := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line):
+            name = head[1]
+            parts[name] = []
+        elif line.startswith("}"):
+            name = None
+        elif name is not None and (found := _OPERATION.match(line)):
+            parts[name].append(f"{found[1]} {line}")
+
+    def named(line: str, key: str) -> str:
+        return re.findall(rf"{key}=%?([\w.\-]+)", line)[0]
+
+    def counted(name: str) -> tuple[int, int]:
+        kernels = decisions = 0
+        for line in parts[name]:
+            operation = line.split(" ", 1)[0]
+            inner = counted(named(line, "to_apply")) if operation == "call" else (0, 0)
+            kernels += inner[0] + (operation not in _NO_KERNEL)
+            decisions += inner[1] + (operation in ("while", "conditional"))
+        return kernels, decisions
+
+    loops = [line for lines in parts.values() for line in lines if line.startswith("while ")]
+    bodies = {named(line, "body"): named(line, "condition") for line in loops}
+    inner = [body for body in bodies if not any(line.startswith("while ") for line in parts[body])]
+    (body,) = inner
+    (kernels, decisions), (of_condition, _) = counted(body), counted(bodies[body])
+    return kernels + of_condition, decisions + 1
