@@ -1,6 +1,7 @@
 """Every test runs in float64, with implicit rank promotion refused."""
 
 import gc
+from pathlib import Path
 
 import jax
 import pytest
@@ -30,6 +31,20 @@ def _drop_compiled_programs():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _drop_compiled_programs_of_slow_tests(request):
+    """The cases of one slow test can do so within their file. Linux allows 65,530 maps."""
+    yield
+    if request.node.get_closest_marker("slow") and _number_of_memory_maps() > 20_000:
+        jax.clear_caches()
+        gc.collect()
+
+
+def _number_of_memory_maps():
+    maps = Path("/proc/self/maps")
+    return maps.read_bytes().count(b"\n") if maps.exists() else 0
 
 
 @pytest.fixture(scope="module")
