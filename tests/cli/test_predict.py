@@ -186,7 +186,7 @@ def test_a_starter_runs_and_agrees_with_its_prediction(tmp_path, capsys):
     path = tmp_path / "random-data.toml"
     printed(capsys, "init", path, "--kind", "random-data")
     found = json.loads(printed(capsys, "predict", path, "--json"))["combinations"]
-    printed(capsys, "sweep", path, "--out", tmp_path / "out")
+    printed(capsys, "sweep", path, "--out", tmp_path / "out", "--quiet")
     results = xr.open_zarr(tmp_path / "out", chunks=None)
     for one in found:
         for start in one["over_starts"]:

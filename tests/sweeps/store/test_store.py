@@ -1,6 +1,7 @@
 """Stores: killed and resumed, damaged, locked, full, of another sweep; and opened by others."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -93,17 +94,16 @@ def test_xarray_alone_reads_selects_plots_and_exports(whole, tmp_path):
 
 def killed_and_resumed(path, options, kill_at, moment, monkeypatch):
     """A sweep that dies at one of its writes, and is resumed."""
-    calls, replace = 0, os.replace
+    # Two chunks are written at once: each call keeps its own number.
+    numbers, written, replace = itertools.count(1), itertools.count(1), os.replace
 
     def replaced(source, target):
-        nonlocal calls
-        calls += 1
-        if calls == kill_at and moment == "within":
-            os.truncate(source, 5)
-        if calls == kill_at and moment != "after":
+        if moment != "after" and next(numbers) == kill_at:
+            if moment == "within":
+                os.truncate(source, 5)
             raise Killed
-        replace(source, target)
-        if calls == kill_at:
+        replace(source, target)  # fails where the folder is not there yet, and is called again
+        if moment == "after" and next(written) == kill_at:
             raise Killed
 
     with monkeypatch.context() as patch:
