@@ -1,4 +1,4 @@
-"""Clocks: the variable that a flow is integrated in. All of them trace the same trajectory.
+"""Clocks: the variable in which a flow is integrated. The trajectory does not depend on it.
 
 Gradient flow dTheta/dt = -grad L is integrated in a new variable s with ds = (dt/ds)^-1 dt:
 
@@ -40,7 +40,7 @@ SMOOTHING = 1e-4
 
 
 class ClockState(NamedTuple):
-    """Theta = exp(log_scale) * theta, and elapsed = log(1 + t/T) (for `PhysicalTime`: t)."""
+    """Theta = exp(log_scale) * theta, and elapsed = log(1 + t/T) (0 for `PhysicalTime`)."""
 
     theta: Float[Array, " p"]
     log_scale: Scalar
@@ -48,7 +48,7 @@ class ClockState(NamedTuple):
 
 
 class AbstractClock(eqx.Module):
-    """How the flow's time is measured."""
+    """The variable s in which a flow is integrated."""
 
     @abc.abstractmethod
     def start(self, system: System, theta: Float[Array, " p"]) -> ClockState:
@@ -69,8 +69,8 @@ class FlowArgs(NamedTuple):
     system: System
     reducible: Reducible | None  # None for classification
     log_time_unit: Scalar  # log T, T = |Theta| / |grad L| at the start; 0 for `PhysicalTime`
-    # `corners.marked_start` (p,), by which corners are recognised; None with weight decay, which
-    # pulls on all parameters alike.
+    # `corners.marked_start` (p,), which is needed to recognise corners. None with weight decay,
+    # which makes all parameters decay.
     origin: Array | None = None
     followed: float = 0.0  # the share of its start down to which steps follow a parameter
 
@@ -116,11 +116,11 @@ class LossTime(AbstractClock):
 
 
 class LogArcLength(AbstractClock):
-    """ds = |dTheta| / |Theta|, with Theta = e^u theta, theta on the unit sphere. The default.
+    """ds = |dTheta| / |Theta|, where Theta = e^u theta and theta is on the unit sphere.
 
-    For classification with a homogeneous network: dtheta/ds = g - <theta, g> theta and
-    du/ds = <theta, g>, where g is the normalised negative gradient. The loss and Theta are
-    never formed, so that a loss of exp(-1e10) is no difficulty.
+    The default for classification with a homogeneous network: dtheta/ds = g - <theta, g> theta and
+    du/ds = <theta, g>, where g is the normalised negative gradient. The loss and Theta are never
+    computed, so that a loss of exp(-1e10) does not underflow.
 
     At a stationary point (a saddle; or the minimum, if the data are not separable) a normalised
     gradient would jump. Therefore the clock slows down smoothly where the length |G| of the
@@ -129,7 +129,7 @@ class LogArcLength(AbstractClock):
 
     def start(self, system: System, theta: Float[Array, " p"]) -> ClockState:
         """theta = Theta/|Theta|, u = log |Theta|."""
-        # Scaled by the largest entry first: parameters of size 1e-200 have no squared norm.
+        # Scaled by the largest entry first: the squares of parameters of size 1e-200 underflow.
         largest = jnp.max(jnp.abs(theta))
         largest = jnp.where(largest > 0, largest, 1.0)  # the zero network does not move
         unit = theta / largest
@@ -143,9 +143,9 @@ class LogArcLength(AbstractClock):
         norm = _smoothed_norm(args.system, gradient)
         unit = gradient * (1 / jnp.where(norm > 0, norm, 1.0))
         radial = jnp.vdot(state.theta, unit)
-        # Any multiple of theta is taken from dtheta and put into du without a change of Theta. With
-        # this one |theta| returns to 1 also where |Theta| shrinks: its error would grow like
-        # 1/|Theta|^2 by <theta, g> alone.
+        # A multiple of theta can be moved from dtheta to du without a change of Theta. With this
+        # multiple |theta| returns to 1 also where |Theta| shrinks. With <theta, g> alone the error
+        # of |theta| would grow like 1/|Theta|^2.
         length = jnp.vdot(state.theta, state.theta)
         radial = jnp.where(radial < 0, radial * (3 - 2 * length), radial)
         rate = _time_per_arc(args.system, state, slope, norm)
@@ -163,7 +163,7 @@ def log_time_unit(system: System, state: ClockState) -> Scalar:
     _, slope, gradient = system.margin_gradient(state.theta, state.log_scale)
     log_rate, factor = _time_per_arc(system, state, slope, jnp.linalg.norm(gradient))
     size = jnp.linalg.norm(state.theta)
-    # From zero a network of depth 1 moves: its unit is the time in which |Theta| becomes 1.
+    # From zero only a network of depth 1 moves. Its unit is the time in which |Theta| becomes 1.
     return log_rate + jnp.log(factor * jnp.where(size > 0, size, 1.0))
 
 
@@ -185,7 +185,7 @@ def _elapsed_velocity(loss, log_rate, factor, state, args):
 
     dt/ds = exp(log_rate) * factor.
     """
-    # 1 / (1 + (L_fade/L)^8). Smooth, because a jump takes the solver twenty more steps.
+    # 1 / (1 + (L_fade/L)^8). Smooth, because at a jump the solver needs twenty more steps.
     log_ratio = -loss.top - LOG_LOSS_OF_FADE
     power = loss.total**_FADE
     weight = power / (power + jnp.exp(_FADE * log_ratio))

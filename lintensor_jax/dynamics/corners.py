@@ -1,6 +1,6 @@
-"""Corners: saddles to which some parameters decay while the data still pull on them.
+"""Corners: saddles to which some parameters decay although the loss still depends on their product.
 
-From u = v, for one, which data pull to beta = u v < 0, both decay to 0 and never turn around.
+Example: from u = v, if the loss would be lower for beta = u v < 0, u and v decay to 0, both equal.
 """
 
 from typing import Any
@@ -12,15 +12,15 @@ from jaxtyping import Array, Bool, Float, Scalar
 from ..networks.conserved import conserved_quantities
 from .clocks import ClockState, FlowArgs
 
-# The share of their start below which tied parameters are kept together by what is conserved.
+# The share of their start below which tied parameters need steps that end on what is conserved.
 _SMALL_TIE = 1e-3
 
 
 def marked_start(system: Any, theta: Float[Array, " p"]) -> Float[Array, " p"]:
-    """|theta| of a start, negative for parameters that are tied, as u = v are.
+    """|theta| of a start, with a negative sign for parameters that are tied, such as u = v.
 
-    A parameter is tied if every conserved quantity that it has a part in is zero at the start, and
-    some are known.
+    A parameter is tied if every conserved quantity that depends on it is zero at the start. If no
+    conserved quantity is known, no parameter is tied.
     """
 
     def quantities(theta):
@@ -31,10 +31,10 @@ def marked_start(system: Any, theta: Float[Array, " p"]) -> Float[Array, " p"]:
     known, pull = jax.vjp(quantities, scaled)
     if not known.size:
         return size
-    # Any weights would do: what a parameter has parts in must not cancel.
+    # The values are arbitrary. They differ, so that the gradients of two quantities do not cancel.
     weights = 1 + jnp.modf(0.6180339887 * jnp.arange(known.size, dtype=theta.dtype))[0]
     (parts,) = pull(jnp.where(known != 0, weights, 0.0))
-    seen = jnp.abs(scaled) > float(jnp.finfo(theta.dtype).tiny) ** 0.25  # it has a square
+    seen = jnp.abs(scaled) > float(jnp.finfo(theta.dtype).tiny) ** 0.25  # no underflow of squares
     return jnp.where((parts == 0) & seen, -size, size)
 
 
@@ -48,9 +48,9 @@ def may_be_tied(system: Any, theta: Float[Array, " p"]) -> Bool[Array, ""]:
 def corners_of(args: FlowArgs) -> Float[Array, " p"]:
     """The sizes below which parameters that decay are at a corner: eps times their start.
 
-    Of two parameters with u^2 - v^2 > 0 at the start, which is conserved, u stays above sqrt(eps)
-    times its start. With u = v both decay together, and explicit steps keep them equal to the bit
-    where `ties_are_exact`. Implicit steps stop at sqrt(eps), before their rounding decides.
+    u^2 - v^2 is conserved: if it is positive, u stays above sqrt(eps) times its start. If u = v,
+    both decay together, and explicit steps keep them equal to the bit if `ties_are_exact`.
+    For implicit steps the size is sqrt(eps) times the start: below it rounding decides the signs.
     """
     assert args.origin is not None
     eps = float(jnp.finfo(args.origin.dtype).eps)
@@ -58,9 +58,10 @@ def corners_of(args: FlowArgs) -> Float[Array, " p"]:
 
 
 def faint_sizes(args: FlowArgs) -> Float[Array, " p"]:
-    """The sizes below which L tied parameters feel a gradient of eps: eps^(1/(L - 1)) of the start.
+    """The sizes below which L tied parameters have a gradient below eps, relative to the start.
 
-    They decay like t^(-1/(L - 2)). Four layers would take a time of 1e16 to sqrt(eps).
+    These are eps^(1/(L - 1)) of the start. Such parameters decay like t^(-1/(L - 2)): those of four
+    layers would reach sqrt(eps) only after a time of 1e16.
     """
     assert args.origin is not None
     layers = max(args.system.depth - 1, 1)
@@ -74,17 +75,17 @@ def followed_by_implicit_steps(dtype: Any) -> float:
 
 
 def followed(args: FlowArgs) -> FlowArgs:
-    """The arguments of a flow by implicit steps."""
+    """`args` for a flow that is integrated by implicit steps."""
     assert args.origin is not None
     return args._replace(followed=followed_by_implicit_steps(args.origin.dtype))
 
 
 def rounding_parts_ties(state: ClockState, args: FlowArgs) -> Bool[Array, ""]:
-    """Whether tied parameters are so small that rounding could soon decide where they go.
+    """Whether tied parameters are so small that rounding could soon decide their signs.
 
-    Their relative differences are those of the start's rounding, over the square of their size over
-    that of the start: 1e-10 here, and 1 at sqrt(eps). Steps that end on what is conserved go on.
-    False where `ties_are_exact`.
+    Their relative difference is eps divided by the square of (size / size at the start): 1e-10 at
+    `_SMALL_TIE`, and 1 at sqrt(eps). From here on the steps end on what is conserved. False if
+    `ties_are_exact`.
     """
     if args.origin is None or args.system.ties_are_exact:
         return jnp.zeros((), bool)
@@ -93,15 +94,15 @@ def rounding_parts_ties(state: ClockState, args: FlowArgs) -> Bool[Array, ""]:
 
 
 def is_near_corner(theta: Float[Array, " p"], args: FlowArgs) -> Bool[Array, ""]:
-    """Whether `step_at_corner` can be bounded: some parameter is small. It costs almost nothing."""
+    """Whether some parameter is so small that `step_at_corner` may be finite; a cheap test."""
     assert args.origin is not None
     return jnp.any(jnp.abs(theta) < corners_of(followed(args)))
 
 
 def step_at_corner(theta: Float[Array, " p"], args: FlowArgs) -> Scalar:
-    """1/rate of the parameters that decay to a corner, where 2/lambda tends to zero.
+    """1/rate of the parameters that decay to a corner, where 2/lambda is no bound: lambda -> 0.
 
-    There they are below the tolerances, and longer steps could end on the other side of zero.
+    These parameters are below the tolerances. Longer steps could end on the other side of zero.
     """
     velocity = args.system.velocity(theta)
     decays = (jnp.abs(theta) <= corners_of(followed(args))) & (velocity * theta < 0)
@@ -110,16 +111,16 @@ def step_at_corner(theta: Float[Array, " p"], args: FlowArgs) -> Scalar:
 
 
 def unbounded_step(like: Array) -> float:
-    """A step that never binds, finite so that sums stay finite."""
+    """A length of steps that limits nothing. It is finite, so that sums stay finite."""
     return float(jnp.finfo(like.dtype).max) / 4
 
 
 def relative_where_tied(
     atol: Float[Array, "..."], origin: Float[Array, " p"], size: int
 ) -> Float[Array, " q"]:
-    """Absolute tolerances of a state of `size` numbers: next to none for tied parameters.
+    """Absolute tolerances of a state of `size` numbers: almost zero for tied parameters.
 
-    u = v -> 0 keep their signs only if both are right relatively, however small they become.
+    u = v -> 0 keep their signs only if the relative error of both is small at every size.
     """
     tiny = float(jnp.finfo(origin.dtype).tiny) ** (1 / 3)
     share = jnp.where(origin < 0, tiny, 1.0)

@@ -55,8 +55,8 @@ def dataset_of(
 ) -> Any:
     """An `xarray.Dataset` of arrays that have the axes `leading` first; None is left out.
 
-    `observed`, what `observe` returned, has a variable for each of its arrays, named `observed` and
-    its path.
+    `observed` is what `observe` returned. Each of its arrays is a variable, whose name is
+    "observed" and the array's path in the pytree.
     """
     import xarray as xr
 
@@ -72,7 +72,7 @@ def dataset_of(
         name = f"observed_{tail}" if tail else "observed"
         own = tuple(f"{name}_{axis}" for axis in range(value.ndim - len(leading)))
         variables[name] = _variable(value, leading, own, "", "returned by `observe`")
-    # netCDF has no truth values.
+    # netCDF has no booleans.
     attributes = {k: int(v) if isinstance(v, bool) else v for k, v in attributes.items()}
     return xr.Dataset(variables, coords=coordinates, attrs=attributes)
 

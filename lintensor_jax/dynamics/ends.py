@@ -1,4 +1,4 @@
-"""Why flows ended: what the solution of one flow and that of a batch say alike."""
+"""Why flows ended: what the solution of one flow and the solution of a batch have in common."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ from .stopping import AbstractStop, coded
 
 
 class AbstractEnd(eqx.Module):
-    """The end of one flow, or of many with leading axes.
+    """The end of one flow, or of many flows, whose arrays have leading axes.
 
-    What is kept of the flow's states is in `record`; its fields are read from here.
+    `record` holds what is kept of the flow's states. Its fields are properties here.
     """
 
     record: eqx.AbstractVar[Record]
@@ -56,24 +56,24 @@ class AbstractEnd(eqx.Module):
 
     @property
     def status(self) -> FlowStatus:
-        """Which rule was met, or why the flow ended otherwise."""
+        """Which rule was met, or why the flow ended without one."""
         return status_of(self.code)
 
     @property
     def succeeded(self) -> Bool[Array, "..."]:
-        """Whether the flow came to an end of its own, so that nothing was raised.
+        """Whether the flow ended without a failure.
 
-        That is a stop rule, or where no flow goes further: `float_wall`, `not_separable` (the
-        minimum of the loss, which is positive) and `stationary`. Only `max_steps`, `non_finite`,
-        `solver_failed` and `invariants_lost` are failures. Read `status` to know which end it was.
+        True if a stop rule was met, or if no method could continue the flow: `float_wall`,
+        `not_separable` (the minimum of the loss, which is positive) and `stationary`. Only
+        `max_steps`, `non_finite`, `solver_failed` and `invariants_lost` are failures.
         """
         return jnp.asarray(~failed(self.code))
 
     @property
     def reason(self) -> Any:
-        """Why the flow ended, in words: a str, or for many flows an array of them.
+        """Why the flow ended, in words: a str, or for many flows an array of str.
 
-        For a stop rule of your own these are the rule's `words()`.
+        If your own stop rule ended the flow, these are its `words()`.
         """
         codes = np.asarray(self.code)
         if codes.ndim == 0:
@@ -87,7 +87,7 @@ class AbstractEnd(eqx.Module):
         return as_html(self)
 
     def counted(self) -> str:
-        """How many flows ended with each status; own rules by their class."""
+        """How many flows ended with each status. A user's own rule is named by its class."""
         codes, counts = np.unique(np.asarray(self.code), return_counts=True)
         names = [
             STATUS_NAMES[code] if code < OWN_RULE else type(_own(code, self.stop)).__name__
@@ -107,5 +107,5 @@ class AbstractEnd(eqx.Module):
 
 
 def _own(code: int, stop: AbstractStop) -> AbstractStop:
-    """The rule of the user's that ends flows with this code."""
+    """The user's rule that ends flows with this code."""
     return next(rule for rule_code, rule in coded(stop) if rule_code == code)

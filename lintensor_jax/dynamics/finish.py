@@ -1,4 +1,4 @@
-"""Where a flow ends, and its finish: the one place that accepts Gauss-Newton steps."""
+"""Where a flow ends, and its finish: the only place that accepts Gauss-Newton steps."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -13,20 +13,20 @@ from .record import Record
 from .statuses import FlowStatus, code_of
 from .stopping import Observation, coded
 
-#: Only a flow that ended at its residual has ended near its limit, and has one to be finished to.
+#: A finish is accepted only after this status: the flow then has a limit and is near it.
 _FINISHED = code_of(FlowStatus.residual)
 
 
 def first_rule(seen: Observation, options: FlowOptions) -> Int[Array, ""]:
-    """The code of the first rule that is met (see `statuses.code_of`); `max_steps` where none is.
+    """The code of the first rule that is met (see `statuses.code_of`), `max_steps` if none is.
 
-    With a finish, the rule on the residual is met only where the finish would be accepted.
+    With a finish, the rule on the residual is met only if the finish is likely to be accepted.
     """
     code = jnp.asarray(code_of(FlowStatus.max_steps))
     for rule_code, rule in reversed(coded(options.stop)):
         met = rule.met(seen)
         if options.finish is not None and rule_code == _FINISHED:
-            # A factor 10 of reserve: the estimate is a lower bound. An exact fit has no direction.
+            # The factor 10 is a reserve: the estimate is a lower bound. At an exact fit it is 0/0.
             near = 10 * seen.gradient_step <= options.finish.max_relative_step
             met = met & (near | (seen.residual == 0))
         code = jnp.where(met, rule_code, code)
@@ -47,7 +47,7 @@ def finish_flow(
 ) -> Finished:
     """The flow's end, finished if the options say so and the finish is accepted.
 
-    `end` is the record of `state`, with which the flow has ended by the rule `code`.
+    `end` is the record of `state`. `code` is that of the rule which ended the flow.
     """
     system = args.system
     theta = jnp.exp(state.log_scale) * state.theta

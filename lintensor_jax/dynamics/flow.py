@@ -1,4 +1,4 @@
-"""Gradient flow, integrated to where theory begins."""
+"""`gradient_flow`: gradient flow, integrated until a stop rule is met."""
 
 from collections.abc import Callable, Sequence
 from types import EllipsisType
@@ -47,32 +47,35 @@ def gradient_flow(
       (and `depth`, for classification). Its parameters are Theta(0), the scale alpha included.
     - `problem`: `Regression`, `Classification`, ...
     - `weight_decay`: lambda >= 0. The flow is that of L + lambda/2 |Theta|^2, in physical time. It
-      ends at a stationary point (`StopAtBalance`), the loss is reported without the penalty, and
-      `invariant_drift` compares with conserved quantities times exp(-2 lambda t). The limit of two
-      diagonal layers is the lasso, min L(beta) + lambda |beta|_1; of depth L a stationary point of
-      L(beta) + lambda/2 R(beta), R the `induced_regularizer`.
+      ends at a stationary point (`StopAtBalance`). The loss is reported without the penalty.
+      `invariant_drift` compares with the conserved quantities times exp(-2 lambda t). The limit of
+      two diagonal layers is the lasso, min L(beta) + lambda |beta|_1. The limit of depth L is a
+      stationary point of L(beta) + lambda/2 R(beta), where R is the `induced_regularizer`.
     - `solver`: any diffrax solver. Default: Dormand-Prince 8(7); a flow that turns out to be stiff
       goes on with Kvaerno 5(4) and full Newton steps.
-    - `clock`: what is integrated in. Default: `PhysicalTime()` for squared losses,
+    - `clock`: the variable of integration. Default: `PhysicalTime()` for squared losses,
       `LogArcLength()` for classification.
     - `stop`: stop rules, combined with ``|``. Default: `StopAtResidual(1e-9 max|y|)`, or
-      `StopAtMargin(1e8)`. Classification flows also stop at the wall of floating point and at the
-      minimum of the loss on data that are not separable; every flow stops where it stands still.
+      `StopAtMargin(1e8)`. Classification flows also stop where the precision of floating point
+      ends (`float_wall`), and at the minimum of the loss on data that are not separable. Every
+      flow stops where it stands still.
     - `finish`: `GaussNewton()` (default for losses of residuals, where the Jacobian has at most
       2^25 entries and there is no weight decay) or None.
     - `rtol`: relative tolerance, default 1e-8 (float32: 1e-5).
     - `atol`: absolute tolerance; default rtol times the largest initial parameter (on the
       log-arc-length clock, whose state is a unit vector, at most rtol). The default is smaller for
-      parameters that, with those that they are multiplied with, are 10 times smaller or more.
+      a parameter that is more than 10 times smaller than the largest one, if the parameters that it
+      is multiplied with are as small.
     - `saveat`: times of the clock at which to save, increasing, or `diffrax.SaveAt(steps=True)`.
       The end is always saved.
     - `observe`: a function of the network, whose value is saved at the same times (`.observed`).
     - `max_steps`: budget of solver steps, explicit and implicit together.
     - `progress`: True prints a line to standard error, at most one in 2 seconds: step, clock, loss.
       A function is called with a `FlowProgress` after every accepted step, on another thread.
-    - `throw`: raise `FlowError` for a failure, which is an end that is not `succeeded`: the step
-      budget, numbers that are not finite, a solver that gave up. A flow on data that are not
-      separable is no failure: `.status` says it. Nothing is raised under `jax.vmap` or `jax.jit`.
+    - `throw`: raise `FlowError` for a failure (`succeeded` is False): the step budget is used up, a
+      number is not finite, the solver gave up, or a step lost what the flow conserves. A flow on
+      data that are not separable is not a failure: `.status` reports it. Nothing is raised under
+      `jax.vmap` or `jax.jit`.
 
     **Returns** a `FlowSolution`.
 

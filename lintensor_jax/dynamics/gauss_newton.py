@@ -1,4 +1,4 @@
-"""The last digits of a regression flow: minimum-norm Gauss-Newton steps onto the solutions."""
+"""The finish of a regression flow: minimum-norm Gauss-Newton steps to the set of solutions."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +12,8 @@ from ..arguments import as_threshold
 from ..messages import in_words
 from .system import Reducible, System
 
-# Steps with one Jacobian. From a step of 1e-6, the largest that is accepted, each gains six digits.
+# Steps with one Jacobian. If the first step is 1e-6, the largest that is accepted, each step gains
+# six digits.
 _STEPS = 3
 
 
@@ -20,14 +21,15 @@ class GaussNewton(eqx.Module):
     """Ends a regression flow by minimum-norm Gauss-Newton steps Theta <- Theta - J^+ r.
 
     Near its end, the flow moves in the row space of the Jacobian J of the predictions, and so does
-    the minimum-norm step: both meet the set of solutions at the same point up to the square of the
-    distance that is left. The finish is accepted only if the whole step is small against the
-    parameters; the flow integrates on until its estimate is.
+    the minimum-norm step. Both reach the set of solutions at the same point, up to the square of
+    the remaining distance. The finish is accepted only if the whole step is small relative to the
+    parameters. The flow is integrated until the estimate of this step is small.
 
     **Arguments**
 
     - `max_relative_step`: the largest accepted |step| / |Theta|.
-    - `max_iterations`: Jacobians, each for three steps; after small steps the first one is enough.
+    - `max_iterations`: the largest number of Jacobians, each for three steps. If the steps are
+      small, the first Jacobian is enough.
     """
 
     max_relative_step: float = 1e-6
@@ -46,7 +48,7 @@ class GaussNewton(eqx.Module):
 
 
 class Finish(eqx.Module):
-    """What a finish did: the parameters it leads to, its relative size, whether it is accepted."""
+    """The result of a finish: its parameters, its relative size, and whether it is accepted."""
 
     theta: Float[Array, " p"]
     relative_step: Scalar
@@ -55,7 +57,7 @@ class Finish(eqx.Module):
 
 
 class _Best(NamedTuple):
-    """The best point so far, and whether another Jacobian may better it."""
+    """The best point so far, and whether another Jacobian may improve it."""
 
     theta: Float[Array, " p"]
     norm: Scalar
@@ -109,19 +111,20 @@ def run_finish(
 
 
 def _pseudo_inverse(matrix: Float[Array, "n p"]) -> Callable[[Array], Array]:
-    """x -> M^+ x = M^T (M M^T)^+ x; singular values below rounding count as zero."""
+    """The map x -> M^+ x = M^T (M M^T)^+ x. Singular values below rounding count as zero."""
     rows, columns = matrix.shape
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(matrix)))
     scale = jnp.where(largest > 0, largest, 1.0)
     matrix = matrix / scale
-    # (M M^T)^+ is taken for constant: what its derivative moves the next step moves back, and that
-    # of singular vectors has no limit where two values meet.
+    # (M M^T)^+ is treated as a constant. The next step corrects what this neglects, and the
+    # derivative of singular vectors is infinite where two singular values are equal.
     fixed = jax.lax.stop_gradient(matrix)
-    if rows == 1:  # LAPACK takes longer than the flow
+    if rows == 1:  # LAPACK would take longer than the flow
         sigma, ut = jnp.linalg.norm(fixed)[None], jnp.ones((1, 1), matrix.dtype)
     else:
-        # LAPACK's order of entries is the transposed one. XLA hands it on to whatever made the
-        # matrix, and aborts where that is an FFT: the transpose has the order that an FFT leaves.
+        # LAPACK needs the entries in column-major order. XLA demands this order from the operation
+        # that made the matrix, and aborts if that is an FFT. The transpose avoids this: its
+        # column-major order is the row-major order of the matrix, which an FFT returns.
         _, sigma, ut = jnp.linalg.svd(fixed.T, full_matrices=False)
     kept = sigma > jnp.finfo(matrix.dtype).eps * max(rows, columns) * sigma[0]
     weights = jnp.where(kept, 1 / jnp.where(kept, sigma, 1.0) ** 2, 0.0)

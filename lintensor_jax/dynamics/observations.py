@@ -1,4 +1,4 @@
-"""What stop rules see of a flow at one time."""
+"""What stop rules see of a flow at one time, and how long its steps may be there."""
 
 import functools
 from typing import Any, NamedTuple, cast
@@ -16,7 +16,7 @@ from .stopping import Observation
 def observe_state(
     s: Scalar, state: ClockState, args: FlowArgs, clock: AbstractClock
 ) -> Observation:
-    """What the stop rules look at."""
+    """What the stop rules see of `state` at the clock's time `s`."""
     if args.system.problem.has_margins:
         return _observe_margins(s, state, args, clock)
     system, problem = args.system, cast(Any, args.system.problem)
@@ -34,7 +34,7 @@ def observe_state(
     rest = _Rest.of(s, state, args, clock)
     gradient = gradient * rest.share * jnp.linalg.norm(state.theta)
     still = gradient <= _noise(system) * predicted * size
-    # At a corner steps are as long as errors allow, which leaves errors of that size.
+    # At a corner only the error limits the steps, which leaves errors of this size.
     corner = gradient <= 4 * _root_eps(state) * predicted * size
     corner = corner & (rest.is_corner | (still & rest.is_faint_corner))
     infinite = jnp.full_like(state.log_scale, jnp.inf)
@@ -61,11 +61,11 @@ def _observe_margins(s, state, args, clock) -> Observation:
     margins = jnp.exp(system.depth * state.log_scale) * on_sphere
     log_loss = jax.nn.logsumexp(problem.log_losses(margins))
     weights = jax.nn.softmax(problem.log_slopes(margins), axis=None)
-    # Measured against the sum of what cancels: the largest sample may have no weight at all.
+    # Relative to the sum of the terms that cancel: the longest sample may have the weight 0.
     pull = jnp.linalg.norm(problem.margins_adjoint(weights))
     of_samples = jnp.sum(weights.reshape(weights.shape[0], -1), axis=1)
-    # A sample that is zero keeps its loss, and counts as much as the smallest of the others: what
-    # these add is soon below its rounding.
+    # The loss of a zero sample is constant, and what the others add to the loss is soon below the
+    # rounding of that constant. Therefore a zero sample counts as long as the shortest other one.
     lengths = jnp.linalg.norm(problem.X, axis=1)
     least = jnp.min(jnp.where(lengths > 0, lengths, jnp.inf))
     pull = pull / jnp.sum(of_samples * jnp.where(lengths > 0, lengths, least))
@@ -76,7 +76,7 @@ def _observe_margins(s, state, args, clock) -> Observation:
     quiet = gradient <= _noise(system) * terms
     still = quiet & rest.is_settled(1 / _root_eps(state))
     # Implicit steps leave errors of their tolerances in the gradient. At a corner, which no other
-    # rule recognises, a gradient of that size is enough, if time alone does not explain it.
+    # rule recognises, a gradient of that size counts as zero if the parameters have settled.
     corner = gradient <= 4 * _root_eps(state) * terms
     corner = corner & (rest.is_corner | (quiet & rest.is_faint_corner))
     corner = corner & rest.is_settled(_SLOW, quiet)
@@ -98,9 +98,9 @@ def _observe_margins(s, state, args, clock) -> Observation:
 def _balance(s, state, args, clock):
     """|grad L + lambda Theta| / (|grad L| + lambda |Theta|); infinite without weight decay.
 
-    Where |Theta| shrinks to zero, both terms do, and need not cancel. There the root of penalty
-    over loss is taken. The gradient of the loss is then at most lambda |Theta|: otherwise a start
-    at zero, or a small one that first shrinks, is on its way elsewhere.
+    If |Theta| shrinks to zero, both terms do, and they need not cancel. Then the square root of
+    penalty over loss is taken if it is smaller. This holds only while |grad L| <= lambda |Theta|:
+    otherwise a flow from zero, or from a small start that first shrinks, can still grow.
     """
     decay = weight_decay_of(args.system.problem)
     if decay is None:
@@ -117,7 +117,7 @@ def _balance(s, state, args, clock):
 
 
 def _noise(system):
-    """The depth, times a relative size of gradients that is all rounding."""
+    """A relative size of gradients below which they are only rounding, times the depth."""
     return 100 * max(system.depth, 1) * jnp.finfo(system.problem.y.dtype).eps
 
 
@@ -125,35 +125,36 @@ def _root_eps(state):
     return float(jnp.finfo(state.theta.dtype).eps) ** 0.5
 
 
-# The elapsed time, times this number: a parameter that grows like log t moves by more until
-# log t = 500, and one that has converged by less.
+# A parameter has settled if it moves by less than its size in this many times the elapsed time. One
+# that grows like log t has not, until log t = 500.
 _SLOW = 1e3
-# At a corner of a regression flow: a parameter that grows from almost zero, exponentially, shows.
+# The same at a corner of a regression flow. It is larger, because there a parameter may still grow
+# exponentially from almost zero.
 _LONG = 1e6
 
 
 def decays_to_corner(
     s: Scalar, state: ClockState, args: FlowArgs, clock: AbstractClock
 ) -> Bool[Array, ""]:
-    """Whether some parameter decays, and is smaller than implicit steps can follow it."""
+    """Whether some parameter decays, and is so small that implicit steps cannot follow it."""
     if args.origin is None:
         return jnp.zeros((), bool)
     return _Rest.of(s, state, followed(args), clock).is_corner
 
 
 class _Rest(NamedTuple):
-    """How parameters move, to tell rest from slow motion.
+    """How parameters move: this distinguishes rest from slow motion.
 
     A flow can end at a corner (`corners`). The relative speed of the parameters that decay there
-    never falls. They are at rest once they are below `corners_of` and still decay.
+    never falls. They count as at rest once they are below `corners_of` and still decay.
     """
 
     s: Scalar
     theta: Float[Array, " p"]
     velocity: Float[Array, " p"]
     at_corner: Bool[Array, " p"]
-    faint: Bool[Array, " p"]  # decay, and change the gradient by less than its rounding
-    share: Scalar  # of the gradient's norm, without the parameters at a corner
+    faint: Bool[Array, " p"]  # they decay, and change the gradient by less than its rounding
+    share: Scalar  # of the gradient's norm that is left without the parameters at a corner
     relative_speed: Scalar  # |dtheta/ds| s / |theta|
 
     @staticmethod
@@ -169,7 +170,7 @@ class _Rest(NamedTuple):
         motion = moved + velocity.log_scale * theta  # of Theta, over exp(log_scale)
         sizes = jnp.abs(theta) * jnp.exp(state.log_scale)
         small = sizes <= corners_of(args)
-        # Of three layers decay is so slow that the last steps end at zero itself.
+        # With three layers the decay is so slow that the last steps end at exactly zero.
         gone = (theta == 0) & (motion == 0) & (args.origin != 0)
         decays = motion * jnp.sign(theta) < 0
         at_corner = small & (decays | gone)
@@ -180,12 +181,12 @@ class _Rest(NamedTuple):
         return _Rest(s, theta, moved, at_corner, faint, share, speed)
 
     def is_settled(self, times: float, quiet: bool | Bool[Array, ""] = False) -> Bool[Array, ""]:
-        """Whether no parameter would notice `times` as much time again as has passed.
+        """Whether every parameter moves by less than its size in `times` the elapsed time.
 
-        Relative to each parameter: a gradient of 1e-50 still revives a parameter of 1e-50, and the
-        flow then leaves a saddle. `quiet`: the gradient is all rounding. Then large parameters have
-        settled, and faint ones: four layers take a time of 1e16 to a corner, in which rounding
-        would move the others.
+        It is relative to each parameter, because a gradient of 1e-50 can make a parameter of 1e-50
+        grow again, and then the flow leaves a saddle. `quiet`: the gradient is only rounding. Then
+        large and faint parameters count as settled: four layers need a time of 1e16 to reach a
+        corner, and in this time the rounding alone would move large parameters.
         """
         size = jnp.abs(self.theta)
         settled = jnp.abs(self.velocity) * (self.s * times) <= size
@@ -209,19 +210,19 @@ def log_or_minus_infinity(value: Array) -> Array:
 
 
 def longest_step(theta: Float[Array, " p"], args: FlowArgs) -> Scalar:
-    """2/lambda at `theta`, and 1/rate of the parameters that decay to a corner."""
+    """The longest explicit step at `theta`: 2/lambda, near a corner at most `step_at_corner`."""
     stable = stable_step(theta, args)
     return stable if args.origin is None else jnp.minimum(stable, step_at_corner(theta, args))
 
 
 def stable_step(theta: Float[Array, " p"], args: FlowArgs) -> Scalar:
-    """2/lambda at `theta`; unbounded where the residual or the gradient is zero."""
+    """2/lambda at `theta`, lambda = |grad L|^2 / |P r|^2; unbounded if one of them is zero."""
     decay = weight_decay_of(args.system.problem)
     if decay is not None:
         return _longest_decaying_step(theta, args.system, decay)
     residual, gradient = args.system.gradient_norm(theta)
     assert args.reducible is not None
-    # Divided before squaring: gradients at alpha = 1e-100 have no square.
+    # Divided before squaring: the squares of gradients at alpha = 1e-100 underflow.
     ratio = args.reducible.norm(residual) / gradient
     return jnp.where(jnp.isfinite(ratio), 2 * ratio**2, unbounded_step(ratio))
 
@@ -229,8 +230,8 @@ def stable_step(theta: Float[Array, " p"], args: FlowArgs) -> Scalar:
 def _longest_decaying_step(theta, system, decay):
     """2/lambda of the Gauss-Newton matrix along the velocity, where residuals do not vanish.
 
-    The weight decay adds itself, and at most once more by the curvature of beta: at the limit
-    J^T r = -decay Theta.
+    The weight decay adds `decay`. The curvature of beta adds at most `decay` once more, because
+    J^T r = -decay Theta at the limit.
     """
     counted = functools.partial(system.counted, theta)
     velocity = decayed(system.problem, system.velocity(theta), counted)

@@ -1,4 +1,4 @@
-"""Implicit steps that end on what the flow conserves."""
+"""Implicit steps that end at states with the conserved quantities of the start."""
 
 from typing import Any
 
@@ -10,27 +10,27 @@ from jaxtyping import Array, Bool, Float
 from ..networks.conserved import conserved_quantities
 from .clocks import AbstractClock, ClockState, FlowArgs, PhysicalTime, state_of, vector_of
 
-# Over its size before, of a parameter that has come close to zero in one step.
+# A step brings a parameter close to zero if less than this share of its size is left.
 _NEAR = 1e-3
 
 
 class OnInvariants(diffrax.AbstractAdaptiveSolver):
-    """The steps of `solver`; where |Theta| shrinks, each ends on what the flow conserves.
+    """The steps of `solver`. Where |Theta| shrinks, each is corrected to what the flow conserves.
 
-    From u = v, which data pull to beta = u v < 0, a flow ends at the saddle 0. The relative
+    From u = v, if the loss is lower for beta = u v < 0, a flow ends at the saddle 0. The relative
     difference of u and v grows like 1/u^2 there. Explicit steps of diagonal layers keep u = v to
-    the bit, but linear algebra does not, and the flow would leave the saddle through a difference
-    that is all rounding. u^2 - v^2 is conserved, and each step is corrected relative to u and v.
-    What a step makes wrong is added to its estimated error.
+    the bit, but linear algebra does not. The flow would leave the saddle because of a difference
+    that is only rounding. u^2 - v^2 is conserved, and each step is corrected relative to u and v.
+    The error of a step in what is conserved is added to its estimated error.
 
-    Where |Theta| grows only conserved zeros are corrected, of parameters that have shrunk: at a
-    large margin the slope at a corrected state, which is its rounding times the stiffness, is worse
-    than the wrong state.
+    Where |Theta| grows, only quantities that are zero are corrected, and only if their parameters
+    have shrunk. At a large margin a correction does harm: the slope at a corrected state contains
+    the rounding of that state times the stiffness.
     """
 
     solver: Any  # a diffrax.AbstractImplicitSolver with one estimate of its error
     clock: AbstractClock
-    initial: ClockState  # of the flow, whose quantities are conserved
+    initial: ClockState  # the flow's start, whose quantities are conserved
 
     term_structure = diffrax.AbstractTerm
 
@@ -60,12 +60,12 @@ class OnInvariants(diffrax.AbstractAdaptiveSolver):
         before = self._correction(y0, args)
         shrinks = state_of(y0, self.clock).log_scale < self.initial.log_scale
         corrects = shrinks if args.origin is None else shrinks | jnp.any(args.origin < 0)
-        # The correction is a jump: the last slope is not that of this state.
+        # The correction is a jump: the slope at the end of the last step is not that of this state.
         y1, error, dense_info, state, result = self.solver.step(
             terms, t0, t1, y0, args, solver_state, made_jump | corrects
         )
         correction = self._correction(y1, args)
-        # Explicit steps before the first implicit one have left something to correct.
+        # `before` is not an error of this step: the explicit steps have left it, for example.
         made = jnp.abs(correction - before)
         y1 = y1 + correction
         error = jnp.abs(error) + made + over_the_corner(args, y0, y1)
@@ -78,7 +78,7 @@ class OnInvariants(diffrax.AbstractAdaptiveSolver):
         def correction():
             return correction_of(args, state, self.initial, everywhere=shrinks)
 
-        if isinstance(self.clock, PhysicalTime):  # Theta has its size, and only ties count
+        if isinstance(self.clock, PhysicalTime):  # log_scale is constant: only ties are corrected
             tied = args.origin is not None and jnp.any(args.origin < 0)
             found = jax.lax.cond(tied, correction, lambda: jnp.zeros_like(state.theta))
         else:
@@ -95,8 +95,8 @@ def correction_of(
     """The shortest change of theta after which its quantities are the initial ones, to first order.
 
     Every quantity counts relative to the length of its gradient, so that coordinates of size 1e-9
-    beside others of size 1 are corrected to their own digits. If not `everywhere`, quantities count
-    that were zero at the start, and whose gradients are shorter than there.
+    beside others of size 1 are corrected to their own digits. Without `everywhere`, only quantities
+    count that were zero at the start and whose gradients are now shorter than at the start.
     """
     system = args.system
 
@@ -104,7 +104,7 @@ def correction_of(
         return conserved_quantities(system.network(theta))
 
     now, theta = quantities(state.theta), state.theta
-    # The network's quantities are of degree 2. Not 0 * inf where |Theta| is tiny.
+    # The network's quantities are of degree 2. `where` avoids 0 * inf if |Theta| is tiny.
     before = quantities(initial.theta)
     growth = jnp.exp(2 * (initial.log_scale - state.log_scale))
     wrong = now - jnp.where(before == 0, 0.0, before * growth)
@@ -121,8 +121,8 @@ def correction_of(
     safe = jnp.where(counts, lengths, 1.0)
     rows = jnp.where(counts[:, None], rows / safe[:, None], 0.0)
     wrong = jnp.where(counts, wrong / safe, 0.0)
-    # Rows have length 1. What is below the ridge is no quantity of its own: Gram matrices have each
-    # entry twice.
+    # Rows have length 1. Directions below the ridge are not independent quantities: a Gram matrix,
+    # for example, has each entry twice.
     ridge = float(jnp.finfo(theta.dtype).eps) ** (2 / 3)
     gram = rows @ rows.T + ridge * jnp.eye(now.size, dtype=theta.dtype)
     correction = -rows.T @ jax.scipy.linalg.solve(gram, wrong, assume_a="pos")
@@ -132,10 +132,10 @@ def correction_of(
 def over_the_corner(
     args: FlowArgs, y0: Float[Array, " q"], y1: Float[Array, " q"]
 ) -> Float[Array, " q"]:
-    """|y0| for tied parameters whose step ends on the other side of zero and almost there, else 0.
+    """|y0| for tied parameters whose step ends close to zero on the other side of it, else 0.
 
-    It is added to the estimated error. A parameter that decays by more than the relative tolerance
-    in one long step can get either sign, and a flow with the wrong one leaves its corner.
+    It is added to the estimated error. If less of a parameter than the relative tolerance is left
+    after one long step, its sign is arbitrary. A flow with the wrong sign leaves its corner.
     """
     if args.origin is None:
         return jnp.zeros_like(y0)
@@ -146,7 +146,7 @@ def over_the_corner(
 
 
 def on_invariants(solver: Any, system: Any, clock: AbstractClock, initial: ClockState) -> Any:
-    """The solver with its steps corrected, or itself where nothing is known to be conserved."""
+    """The solver with its steps corrected, or unchanged if no conserved quantity is known."""
     if not corrects_steps(system, clock):
         return solver
     known = jax.eval_shape(lambda: conserved_quantities(system.network(system.initial)))
@@ -154,8 +154,9 @@ def on_invariants(solver: Any, system: Any, clock: AbstractClock, initial: Clock
 
 
 def corrects_steps(system: Any, clock: AbstractClock) -> bool:
-    """Whether implicit steps end on what is conserved.
+    """Whether implicit steps are corrected to what is conserved.
 
-    In physical time this is so only where explicit steps, which go first, part ties.
+    In physical time they are corrected only if explicit steps, which are taken first, do not keep
+    ties to the bit.
     """
     return not isinstance(clock, PhysicalTime) or not system.ties_are_exact

@@ -1,4 +1,4 @@
-"""The options of `gradient_flow`: defaults that fit the problem, refusals before any compile."""
+"""The options of `gradient_flow`: defaults that fit the problem, checks before any compilation."""
 
 from collections.abc import Callable
 from types import EllipsisType
@@ -34,8 +34,8 @@ from .stopping import (
 )
 from .system import System
 
-# The Gauss-Newton finish makes the Jacobian of the predictions. With more entries (256 MiB) it is
-# no longer the default: linear algebra would take longer than the flow.
+# The Gauss-Newton finish makes the Jacobian of the predictions. If it has more entries than this
+# (256 MiB), the finish is not the default: linear algebra would take longer than the flow.
 LARGEST_JACOBIAN = 2**25
 
 
@@ -52,7 +52,7 @@ class FlowOptions(NamedTuple):
     save_steps: bool
     observe: Callable[[Any], Any] | None
     max_steps: int
-    # Whether atol is the default: then it follows the sizes of single parameters, too.
+    # Whether atol is the default. It then also follows the sizes of single parameters.
     scales_atol: bool
     # The number of the meter that counts the flow's steps (`progress`), or None.
     meter: Any = None
@@ -71,7 +71,7 @@ def fill_options(
     observe: Callable[[Any], Any] | None = None,
     max_steps: int = 20_000,
 ) -> FlowOptions:
-    """Defaults and checks; every refusal names the argument, the rule, the value and the fix."""
+    """The options with defaults, checked. An error names the argument, rule, value and fix."""
     problem = system.problem
     has_residuals = problem.has_residuals
     theta = system.initial
@@ -91,8 +91,8 @@ def fill_options(
     def as_array(x: Any) -> Any:
         return np.asarray(x, dtype) if isinstance(x, float) else x
 
-    # Numbers become arrays: two sweeps with other thresholds share one compilation. NumPy's, which
-    # are made in a tenth of the time.
+    # Numbers become arrays, so that two sweeps with different thresholds share one compilation.
+    # NumPy makes arrays in a tenth of the time that JAX needs.
     numbers: Any = jax.tree.map(as_array, (stop, finish, relative, absolute))
     filled: Any = (clock, *numbers[:2], solver, *numbers[2:], *saving, observe, max_steps)
     filled = (*filled, atol is None)
@@ -127,7 +127,7 @@ def _clock(clock, system, has_residuals):
 
 
 def _clock_of_margins(system):
-    # A deep network with a bias is not homogeneous, as the log-arc-length clock needs.
+    # The log-arc-length clock needs a homogeneous network. A deep one with a bias is not.
     return LossTime() if system.problem.has_bias and system.depth < 1 else LogArcLength()
 
 
@@ -173,8 +173,8 @@ def _tolerances(rtol, atol, system, theta, clock):
     default_rtol = 1e-8 if eps < 1e-12 else 1e-5
     relative = _tolerance(default_rtol if rtol is None else rtol, "rtol", 32 * eps, dtype)
     if atol is None:
-        # Saddles amplify absolute errors: with parameters of size alpha, atol is rtol * alpha. On a
-        # unit sphere too: parameters that stay behind at alpha must not be lost below atol.
+        # Saddles amplify absolute errors: with parameters of size alpha, atol is rtol * alpha. So
+        # it is on the unit sphere: parameters that stay at size alpha must stay above atol.
         absolute = relative * size_of_start(theta, system.problem, system.depth)
         if isinstance(clock, LogArcLength):
             absolute = (jnp if isinstance(absolute, Tracer) else np).minimum(absolute, relative)
@@ -184,7 +184,7 @@ def _tolerances(rtol, atol, system, theta, clock):
 
 
 def _check_own_rules(stop, dtype):
-    """A rule of the user's must give one truth value; where it raises, its error is the user's."""
+    """A user's rule must return one boolean. An error that the rule raises is not caught."""
     number: Any = jax.ShapeDtypeStruct((), dtype)
     truth: Any = jax.ShapeDtypeStruct((), bool)
     seen = Observation(*[number] * (len(Observation._fields) - 1), still=truth)
@@ -211,7 +211,7 @@ def _default_stop(problem, dtype):
         balance = StopAtBalance(max(1e-10, 1e3 * eps))
         if not problem.has_residuals:
             return balance
-        # Where the weight decay is 0, one lane of many perhaps.
+        # For flows whose weight decay is 0, which may be one lane of many.
         return balance | StopAtResidual(_smallest_residual(problem, eps))
     if problem.has_margins:
         return StopAtMargin(min(1e8, 1e-2 / eps))
@@ -224,7 +224,7 @@ def _default_stop(problem, dtype):
 
 def _smallest_residual(problem, eps):
     scale = jnp.max(jnp.abs(problem.y))
-    # y = 0 is reached exactly or not at all: any positive number will do.
+    # The residual of y = 0 becomes exactly zero or stays large: any positive number will do.
     return max(1e-9, 64 * eps) * jnp.where(scale > 0, scale, 1.0)
 
 
@@ -260,7 +260,7 @@ def _saving(saveat, dtype):
         if not supported or sub.steps not in (0, 1) or (sub.ts is None) == (sub.steps == 0):
             raise ValueError(
                 "saveat: use diffrax.SaveAt(ts=...) or diffrax.SaveAt(steps=True), got "
-                f"{in_words(saveat)}; observables of your own go into `observe`."
+                f"{in_words(saveat)}; pass your own observables as `observe`."
             )
         if sub.steps == 1:
             return None, True
@@ -283,7 +283,7 @@ def _saving(saveat, dtype):
 
 
 def _require_homogeneity(system):
-    """beta(2 Theta) = 2^depth beta(Theta), tried at a random point for a user's own network."""
+    """Check beta(2 Theta) = 2^depth beta(Theta) at a random point, for a user's own network."""
     network = eqx.combine(system.parameters, system.rest)
     ours = type(network).__module__.startswith(__name__.partition(".")[0] + ".")
     if isinstance(network, AbstractNetwork) and ours:
@@ -305,6 +305,6 @@ def _require_homogeneity(system):
         raise ValueError(
             f"network: {type(network).__name__} states depth = {system.depth}, but "
             f"beta(2 Theta) differs from 2^{system.depth} beta(Theta) by {error:.1e} (relative) at "
-            "a random Theta; correct `depth`, declare arrays that are no parameters with "
+            "a random Theta; correct `depth`, declare arrays that are not parameters with "
             "lintensor_jax.constant(), or pass clock=PhysicalTime()."
         )

@@ -18,12 +18,12 @@ SECONDS_BETWEEN_LINES = 2.0
 
 
 class FlowProgress(NamedTuple):
-    """How far a flow has come, after one more step.
+    """The progress of a flow after an accepted step.
 
     - `num_steps`: accepted steps since the call.
     - `clock_time`: time of the flow's clock.
-    - `log_loss`: logarithm of the loss, without a penalty.
-    - `seconds`: since the call, compilation included.
+    - `log_loss`: natural logarithm of the loss, without a penalty.
+    - `seconds`: elapsed since the call, compilation included.
     """
 
     num_steps: int
@@ -50,13 +50,13 @@ class _Meter:
         self.watch(FlowProgress(self.num_steps, clock_time, log_loss, seconds))
 
 
-# A compiled program knows a meter by its number: programs are shared, meters are not.
+# A compiled program refers to a meter by a number, because several flows share one program.
 _METERS: dict[int, _Meter] = {}
 _NUMBERS = itertools.count()
 
 
 def report_step(meter: Any, accepted: Any, clock_time: Any, log_loss: Any) -> None:
-    """Within a compiled program: report one step to the meter of that number."""
+    """Within a compiled program: report one step to the meter with the number `meter`."""
     jax.debug.callback(_record, meter, accepted, clock_time, log_loss)
 
 
@@ -79,7 +79,7 @@ def metered(progress: Any, system: System) -> Iterator[np.ndarray | None]:
         )
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(system)):
         raise ValueError(
-            "progress: is for one flow of known numbers, got traced ones; leave it out under "
+            "progress: is for one flow of concrete numbers, got traced ones; leave it out under "
             "jax.vmap and jax.jit, or use a sweep, which has a progress bar."
         )
     number = next(_NUMBERS)

@@ -1,4 +1,4 @@
-"""What is kept of a flow's states: the one record that all solutions of flows hold."""
+"""What is kept of a flow's states: the record that all solutions of flows hold."""
 
 from typing import Any
 
@@ -17,10 +17,10 @@ from .system import System
 
 
 class Record(eqx.Module):
-    """What is kept of the state of one flow at one time; with leading axes of many.
+    """What is kept of the state of one flow at one time, or of many, with leading axes.
 
     `gradient_flow` has an axis of saved times (T), `batched_flow` one of lanes (N). A quantity that
-    all flows are to keep is a field here, and is computed in `record_of`.
+    all flows keep is a field here, and is computed in `record_of`.
 
     - `coefficients`: beta, shape (..., d) or (..., d, m).
     - `log_loss`, `log_time`, `log_norm`: log L, log of the physical time, log |Theta|.
@@ -64,7 +64,7 @@ def record_of(
 def smoothed_margin_drop(
     args: FlowArgs, initial: ClockState, options: FlowOptions, record: Record
 ) -> Scalar | None:
-    """The most that the smoothed margin falls between neighbours, the start included."""
+    """The largest drop of `log_smoothed_margin` from one record to the next, from the start on."""
     system = args.system
     if not system.problem.has_margins or system.depth < 1:
         return None
@@ -77,8 +77,8 @@ def smoothed_margin_drop(
 def invariant_drift(system: System, state: ClockState, initial: ClockState, time: Scalar) -> Scalar:
     """max |I(Theta) - I(Theta(0))| / max(|Theta|^2, |Theta(0)|^2), without overflow.
 
-    With weight decay lambda the conserved quantities decay as exp(-2 lambda t), t the physical
-    `time`: I(Theta(0)) exp(-2 lambda t) takes the place of I(Theta(0)).
+    With weight decay lambda the conserved quantities decay like exp(-2 lambda t), where t is the
+    physical `time`. Then I(Theta(0)) exp(-2 lambda t) takes the place of I(Theta(0)).
     """
     networks = [system.network(end.theta) for end in (state, initial)]
     scales = [end.log_scale for end in (state, initial)]

@@ -25,7 +25,7 @@ _OF_SIXTH = (
     -0.18268767659942256,
     0.030198172008377946,
 )
-# Of the increments, in the state where the slope of a stage is evaluated.
+# a_ij: weights of the increments in the state at which the slope of a stage is evaluated.
 _STATES: Any = (
     (),
     (3.0,),
@@ -36,7 +36,7 @@ _STATES: Any = (
     (*_OF_SIXTH, 1.0),
     (*_OF_SIXTH, 1.0, 1.0),
 )
-# Of the increments, on the right-hand side of a stage.
+# c_ij: weights of the increments on the right-hand side of a stage.
 _SIDES: Any = (
     (),
     (-14.155112264123755,),

@@ -27,11 +27,11 @@ class WrittenOut(diffrax.AbstractAdaptiveSolver):
     """The method of `erk`, for velocities without jumps and a state of one vector.
 
     diffrax's own steps are loops over the stages, with a product of padded matrices in each: two
-    to five times slower for small networks on a CPU, one flow at a time or under `jax.vmap`. In
-    return the velocity is compiled once for every stage.
+    to five times slower for small networks on a CPU, one flow at a time or under `jax.vmap`. The
+    price is that the velocity is compiled once for every stage.
     """
 
-    erk: Any  # a diffrax.AbstractERK; pyright takes the fields of an abstract one for its own
+    erk: Any  # a diffrax.AbstractERK; pyright would take that class's fields for this one's
 
     term_structure = diffrax.AbstractTerm
 
@@ -101,7 +101,7 @@ def _moved(y0, h, one, row, slopes):
 def _kept(vector, one):
     """`vector`, in a form that XLA:CPU stores in memory.
 
-    XLA:CPU evaluates sums and products of vectors again for every reader, up to ten times a stage.
+    XLA:CPU evaluates sums and products of vectors again at every use, up to ten times a stage.
     It never repeats a division. Therefore `vector` is divided by a number that is 1.
     """
     return _by_batching(lambda vector, one: vector / one, lambda vector, one: vector)(vector, one)
@@ -110,7 +110,7 @@ def _kept(vector, one):
 def _by_batching(alone: Callable, together: Callable) -> Callable:
     """The function `alone` for one flow, and `together` under `jax.vmap`.
 
-    For many flows the divisions take longer than the evaluations that they save. There XLA:CPU
+    For many flows the divisions take longer than the evaluations that they save. For these XLA:CPU
     stores a product with the matrix of slopes. Derivatives are those of `together`:
     `jax.linearize` does not differentiate a function that has a rule for batches.
     """

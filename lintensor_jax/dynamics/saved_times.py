@@ -1,4 +1,4 @@
-"""The saved times of a flow: in their order, and after it has come to rest."""
+"""The saved times of a flow: their order, and those after the flow has come to rest."""
 
 import dataclasses
 from typing import Any
@@ -12,9 +12,9 @@ from .statuses import FlowStatus, code_of
 
 
 def resting(args, options, last, save_at, clock_time, record, reached):
-    """The arrays with the resting state at all times after the end, if the flow stands still.
+    """`clock_time`, `record` and `reached`, with the resting state at all times after the end.
 
-    The end itself is then recorded at the last of these times.
+    Unchanged if the flow does not stand still. Otherwise the end is recorded at the last time.
     """
     rests = last.code == code_of(FlowStatus.stationary)
     times = jnp.append(save_at, save_at[-1])
@@ -31,8 +31,8 @@ def resting(args, options, last, save_at, clock_time, record, reached):
 
 
 def order_along(segments: list[Any], options: FlowOptions) -> tuple[Array, Array]:
-    """The places of what the segments have saved, reached times first, and which are reached."""
-    # The implicit part repeats its own start for times that the explicit part has saved.
+    """The order of what the segments have saved, reached times first, and which are reached."""
+    # For times that the explicit part has saved, the implicit part repeats its start.
     floors = [jnp.asarray(-jnp.inf), *(segment.s for segment in segments[:-1])]
     valid = jnp.concatenate(
         [
@@ -40,7 +40,7 @@ def order_along(segments: list[Any], options: FlowOptions) -> tuple[Array, Array
             for segment, floor in zip(segments, floors, strict=True)
         ]
     )
-    if options.save_steps and options.finish is None:  # else: before and after the finish
+    if options.save_steps and options.finish is None:  # else the end before the finish is saved
         saved_s = jnp.concatenate([segment.saved_s for segment in segments])
         valid = valid & (saved_s < segments[-1].s)
     order = jnp.argsort(~valid, stable=True)

@@ -1,4 +1,4 @@
-"""Sizes of parameters, by which absolute tolerances are measured."""
+"""Sizes of parameters, from which absolute tolerances are derived."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from jaxtyping import Array, Float, Scalar
 from .clocks import PhysicalTime
 from .system import System
 
-# A parameter that is smaller than the largest one by no more than this is measured by the largest.
+# A parameter at most this many times smaller than the largest one has the tolerance of the largest.
 _RESERVE = 10.0
 
 
 def size_of_start(theta: Any, problem: Any, depth: int) -> Any:
-    """The largest parameter. From zero, where one layer moves, that which the loss is felt at."""
+    """The largest parameter. From zero, where one layer moves, the size that changes the loss."""
     if not isinstance(theta, Tracer):  # NumPy has the answer in microseconds
         largest = np.max(np.abs(theta))
         if largest > 0:
@@ -27,7 +27,7 @@ def size_of_start(theta: Any, problem: Any, depth: int) -> Any:
 
 
 def tolerances_of(system: Any, theta: Float[Array, " p"], options: Any) -> Array:
-    """The absolute tolerance; of each number of a state if it follows the parameters' sizes."""
+    """The absolute tolerance, one number; one for each number of a state if `scales_atol`."""
     if not options.scales_atol or not isinstance(system, System):
         return options.atol
     shares = shares_of_size(system, theta)
@@ -37,7 +37,7 @@ def tolerances_of(system: Any, theta: Float[Array, " p"], options: Any) -> Array
 
 
 def _felt(theta, problem) -> Scalar:
-    """The size of coefficients that the loss is felt at; 1 where there is none."""
+    """The size of coefficients whose linearised effect is the loss at 0; 1 if there is none."""
     beta = jnp.zeros(problem.coefficient_shape, theta.dtype)
     slope = jnp.max(jnp.abs(problem.adjoint(problem.residual(beta))))
     felt = problem.loss(beta) / jnp.where(slope > 0, slope, 1.0)
@@ -45,14 +45,14 @@ def _felt(theta, problem) -> Scalar:
 
 
 def shares_of_size(system: System, theta: Float[Array, " p"]) -> Float[Array, " p"]:
-    """The sizes of single parameters, over the largest parameter: at most 1.
+    """The sizes of single parameters divided by the largest parameter, at most 1.
 
-    An error of rtol times the largest parameter is too much for a parameter
+    An error of rtol times the largest parameter is too large for two kinds of parameters:
 
-    * that is small, and so are those that it is multiplied with: a weight of 1e7 to which no data
-      belong says nothing about weights of 1e-3 beside it;
-    * that is zero and is multiplied with large ones: from layers (0, 1e4) the flow moves the first
-      one by 1e-4 only.
+    * A small one that is multiplied with small ones. A weight of 1e7 that no data act on says
+      nothing about weights of 1e-3 beside it.
+    * A zero one that is multiplied with large ones. From layers (0, 1e4) the flow moves the first
+      layer by 1e-4 only.
 
     The slope d beta/d theta_j is the product of what theta_j is multiplied with, or a sum of such
     products with fixed signs.
@@ -69,6 +69,6 @@ def shares_of_size(system: System, theta: Float[Array, " p"]) -> Float[Array, " 
     size = jnp.minimum(jnp.maximum(own, of_neighbours), jnp.maximum(own, moves))
     largest = jnp.max(own)
     share = _RESERVE * size / jnp.where(largest > 0, largest, 1.0)
-    # Zero layers that are multiplied with zeros say nothing.
+    # Zeros that are multiplied with zeros have no size to derive a tolerance from.
     share = jnp.where((size > 0) & (largest > 0) & jnp.isfinite(share), share, 1.0)
     return jax.lax.stop_gradient(jnp.clip(share, jnp.finfo(theta.dtype).eps, 1.0))

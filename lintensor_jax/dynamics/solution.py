@@ -1,4 +1,4 @@
-"""What a flow returns."""
+"""`FlowSolution`, the result of a flow, and `FlowError`."""
 
 from typing import Any
 
@@ -25,12 +25,12 @@ from .system import System
 
 
 class FlowSolution(AbstractEnd):
-    """A gradient flow, driven to where it stopped. `print` it to read what happened.
+    """The result of a gradient flow. `print` it to read a summary.
 
     Arrays with a leading axis have one entry per saved time, and the last entry is the flow's end
-    (after the finish, if there was one; saved steps then include the end before it). Under
+    (after the finish, if there was one; saved steps then include the end before the finish). Under
     `jax.vmap` or `jax.jit`, saved times beyond the end cannot be cut off: they repeat the end, and
-    `reached` marks the entries before it.
+    `reached` is False there.
 
     - `network`: the final network; `unfinished_network` the one before the finish.
     - `clock_time` (T,), `log_time` (T,): the clock's variable, and log of the physical time.
@@ -38,12 +38,12 @@ class FlowSolution(AbstractEnd):
     - `log_loss` (T,), `log_margin` (T,): natural logarithms; log_margin is None for regression and
       -inf while a sample is misclassified.
     - `log_norm` (T,): log |Theta|, over all parameters.
-    - `smoothed_margin_drop`: the most that `log_smoothed_margin` has fallen from one saved time to
-      the next, the start included; along the exact flow it never falls. None for regression.
-    - `invariant_drift` (T,): how far the flow's conserved quantities have moved, over the largest
-      squared norm so far; measured before the finish; NaN where none are known.
+    - `smoothed_margin_drop`: the largest drop of `log_smoothed_margin` from one saved time to the
+      next, the start included; along the exact flow it never falls. None for regression.
+    - `invariant_drift` (T,): how far the flow's conserved quantities have moved, over the larger
+      squared norm of the start and the state. Measured before the finish; NaN if none are known.
     - `rtol`, `atol`: the tolerances that were used.
-    - `status`: a `FlowStatus`; `reason`: the same in words, for a rule of your own its words.
+    - `status`: a `FlowStatus`; `reason`: the same in words, for your own rule its `words()`.
     - `stats`: "num_steps", "num_rejected_steps", "num_implicit_steps",
       and for a finish "finish_step" (relative size), "finish_residual", "finish_accepted".
     """
@@ -60,7 +60,7 @@ class FlowSolution(AbstractEnd):
     system: System
     rtol: Scalar
     atol: Scalar
-    # What `continued` needs: the clock's own state, which keeps Theta where it would overflow.
+    # What `continued` needs: the state of the clock, which has no overflow where Theta would.
     state: ClockState
     initial: ClockState
     log_time_unit: Scalar
@@ -69,7 +69,7 @@ class FlowSolution(AbstractEnd):
     solver: Any
     finish: GaussNewton | None
     max_steps: int = eqx.field(static=True)
-    scales_atol: bool = eqx.field(static=True)  # atol was left to the package
+    scales_atol: bool = eqx.field(static=True)  # whether atol is the default
 
     @property
     def observed(self) -> Any:
@@ -90,7 +90,7 @@ class FlowSolution(AbstractEnd):
     def log_normalized_margin(self) -> Float[Array, " T"] | None:
         """log of min_i m_i / |Theta|^depth; -inf while a sample is misclassified.
 
-        None for regression, and for a network that states no depth; as `log_smoothed_margin`.
+        None for regression, and for a network that states no depth.
         """
         if self.log_margin is None or self.system.depth < 1:
             return None
@@ -100,18 +100,19 @@ class FlowSolution(AbstractEnd):
     def log_smoothed_margin(self) -> Float[Array, " T"] | None:
         """log of l^-1(L) / |Theta|^depth, at most the normalised margin; -inf while L >= l(0).
 
-        For the exponential loss l^-1(L) = log(1/L), for the logistic loss -log(e^L - 1), L being
-        the sum over the samples. Source: Lyu & Li 2020 (it never decreases along the flow).
+        For the exponential loss l^-1(L) = log(1/L), for the logistic loss -log(e^L - 1), where L is
+        the sum over the samples. It never decreases along the flow. None as for
+        `log_normalized_margin`. Source: Lyu & Li 2020.
         """
         if self.log_margin is None or self.system.depth < 1:
             return None
         return self.record.log_smoothed_margin(self.system)
 
     def continued(self, **options: Any) -> "FlowSolution":
-        """Integrate on from the (unfinished) end; takes `gradient_flow`'s options.
+        """Continue the flow from its end before the finish; takes the options of `gradient_flow`.
 
-        Clock, solver, tolerances and finish are this solution's unless given. Times go on
-        counting; the arrays hold the new part only.
+        Clock, solver, tolerances, finish and max_steps are this solution's unless given. Times are
+        counted from the start of the flow. The arrays hold the new part only.
         """
         settings = {
             "solver": self.solver,
@@ -169,7 +170,7 @@ class FlowSolution(AbstractEnd):
         )
 
     def __str__(self) -> str:
-        """In words: what was integrated, why it stopped, how far it got."""
+        """A summary: what was integrated, why it stopped, and the state at the end."""
         if self.log_loss.ndim != 1:
             return self._batch_summary()
         last = -1
@@ -235,7 +236,7 @@ def _power_of_ten(log_value):
 
 
 class FlowError(RuntimeError):
-    """A flow that failed: not `succeeded`; `solution` holds how far it got."""
+    """A flow failed (`succeeded` is False). `solution` holds the flow up to its end."""
 
     def __init__(self, message: str, solution: FlowSolution):
         super().__init__(message)
@@ -245,7 +246,10 @@ class FlowError(RuntimeError):
 def run(
     system: System, options: FlowOptions, *, throw: bool, previous: FlowSolution | None = None
 ) -> FlowSolution:
-    """Integrate, and say how it ended; `previous` is the flow to go on from."""
+    """Integrate, and raise a `FlowError` if `throw` and the flow fails.
+
+    `previous` is the flow to continue, or None. Traced flows raise nothing.
+    """
     if previous is None:
         origin = origin_of(system, options.clock)
     else:
@@ -287,7 +291,7 @@ def run(
 
 
 def _advice(solution: FlowSolution, name: str) -> str:
-    """What to try after a failure; after `max_steps`, which is seldom a matter of steps, more."""
+    """What to try after a failure. There is more after `max_steps`: more steps seldom help."""
     if name != status_name(FlowStatus.max_steps):
         return ADVICE[name]
     advice = ADVICE[name]

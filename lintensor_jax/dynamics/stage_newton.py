@@ -1,4 +1,4 @@
-"""Newton's method for the stages of an implicit solver, ended by the size of its step."""
+"""Newton's method for the stages of an implicit solver. The size of its step ends it."""
 
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ class StageNewton(optimistix.AbstractRootFinder):
         return NewtonState(jnp.asarray(jnp.inf, ravel_pytree(y)[0].dtype), jnp.asarray(True))
 
     def step(self, fn, y, args, options, state, tags):
-        """f - t J^-1 residual(f), with the t in `_SHARES` of the smallest residual."""
+        """f - t J^-1 residual(f), where t is the share in `_SHARES` with the smallest residual."""
         # diffrax passes these arguments for stages in slope form (stiffly accurate FSAL methods).
         _, gamma, _, times_h, _, start, _, h = args
         flat, unravel = ravel_pytree(y)
@@ -70,7 +70,7 @@ class StageNewton(optimistix.AbstractRootFinder):
         return unravel(end), NewtonState(size, solution.result == lineax.RESULTS.successful), aux
 
     def terminate(self, fn, y, args, options, state, tags):
-        """True when the step is within the tolerances; a singular Jacobian fails the stage."""
+        """True if the step is within the tolerances; with a singular Jacobian the stage fails."""
         results: Any = optimistix.RESULTS
         result = results.where(state.solved, results.successful, results.nonlinear_divergence)
         return (state.size < 1) | ~state.solved, result

@@ -1,4 +1,4 @@
-"""Why a flow ends: the one table of statuses, with words, failures, advice and stored numbers."""
+"""Why a flow ends: the table of all statuses, with words, failures, advice and stored numbers."""
 
 import dataclasses
 from typing import Any
@@ -14,8 +14,8 @@ class _Words(str):
     """The words of a status, with what else is known about it.
 
     - `stored`: the number of the status in stores of sweeps. Stores keep numbers, so a number is
-      never changed, and a new status takes the first free one (0 and 11 belong to sweeps).
-    - `advice`: what to try after a failure; "" where the end is not a failure.
+      never changed, and a new status takes the first free one (sweeps use 0 and 11).
+    - `advice`: what to try after a failure; "" if the status is not a failure.
     """
 
     stored: int
@@ -36,19 +36,19 @@ class FlowStatus(eqx.Enumeration):
     time = _Words("the requested physical time was reached", stored=4)
     float_wall = _Words(
         "several samples share the smallest margin, and it has grown so far that the rounding of "
-        "the margins decides the softmax between them: no further digit of the direction can be "
-        "had by integration in this precision",
+        "the margins decides the softmax between them: integration in this precision gives no "
+        "further digit of the direction",
         stored=5,
     )
     not_separable = _Words(
         "the loss is at its minimum, which is positive: the gradient with respect to the linear "
-        "coefficients has vanished to rounding. The data are not separable, or so nearly not that "
-        "floating point cannot tell here (is_separable can, to a much smaller margin)",
+        "coefficients is zero to rounding. The data are not separable, or their margin is too "
+        "small to be seen in this precision (is_separable finds much smaller margins)",
         stored=6,
     )
     stationary = _Words(
-        "the gradient is zero to rounding: the flow stands still, short of what was asked for "
-        "(dead coordinates, a bottleneck that the targets do not fit through, or a saddle)",
+        "the gradient is zero to rounding: the flow stands still before a stop rule is met "
+        "(dead coordinates, a bottleneck whose rank is too small for the targets, or a saddle)",
         stored=7,
     )
     balance = _Words(
@@ -57,7 +57,7 @@ class FlowStatus(eqx.Enumeration):
         stored=13,
     )
     max_steps = _Words(
-        "the step budget was spent before any stop rule was met",
+        "the step budget was used up before any stop rule was met",
         stored=8,
         advice="raise max_steps, or loosen the stop rule or the tolerances",
     )
@@ -72,13 +72,13 @@ class FlowStatus(eqx.Enumeration):
         advice="loosen rtol, or pass another solver",
     )
     invariants_lost = _Words(
-        "implicit steps no longer keep what the flow conserves; the end is the last state that did",
+        "implicit steps no longer keep what the flow conserves; the end is the last state before",
         stored=14,
         advice="the flow hardly moves there: stop it earlier, by StopAtTime or StopAtLoss, or "
         "lower rtol",
     )
-    # The last one: a flow that ends by the k-th rule of the user's has the code of this status + k.
-    own_rule = _Words("a stop rule of the user's was met", stored=12)
+    # Must stay last: a flow that ends by the user's k-th own rule has the code of this status + k.
+    own_rule = _Words("a stop rule of the user was met", stored=12)
 
 
 STATUS_NAMES: tuple[str, ...] = tuple(FlowStatus._name_to_item)
@@ -89,7 +89,7 @@ STORED: dict[str, int] = {name: words.stored for name, words in _WORDS.items()}
 ADVICE: dict[str, str] = {name: words.advice for name, words in _WORDS.items() if words.advice}
 
 
-#: The code of the first own rule of a user's.
+#: The code of the user's first own rule.
 OWN_RULE = np.int32(STATUS_NAMES.index("own_rule"))
 
 
@@ -101,13 +101,13 @@ def status_name(status: FlowStatus) -> str:
 def code_of(status: FlowStatus) -> np.int32:
     """A status as a number, for arrays of them: its place in `STATUS_NAMES`.
 
-    Beyond are the codes of the user's own rules: that of `own_rule`, plus the rule's place.
+    The code of a user's own rule is the code of `own_rule` plus the rule's place among them.
     """
     return np.int32(np.asarray(status._value))
 
 
 def status_of(code: Int[Array, "..."]) -> FlowStatus:
-    """The status of one code or of an array of them: `own_rule` for every rule of the user's."""
+    """The status of one code or of an array of codes: `own_rule` for every rule of the user."""
     return dataclasses.replace(FlowStatus.max_steps, _value=jnp.minimum(code, OWN_RULE))
 
 
@@ -115,7 +115,7 @@ _FAILURE_CODES = np.asarray([STATUS_NAMES.index(name) for name in ADVICE], np.in
 
 
 def failed(code: Int[Array, "..."]) -> Any:
-    """Whether each code is that of a failure; NumPy, which is faster, compares known codes."""
+    """Whether each code is that of a failure. Known codes go to NumPy, which is faster."""
     if isinstance(code, Tracer):
         return jnp.isin(code, _FAILURE_CODES)
     return np.isin(np.asarray(code), _FAILURE_CODES)

@@ -19,25 +19,25 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
     control is the pair of the error control's state and the code of that status.
 
     A `diffrax.Event` would see the same accepted states, but it would evaluate one more gradient
-    in every step. Here XLA shares the velocity that the method has evaluated at the step's end
-    (explicit methods written out, see `runge_kutta`).
+    in every step. Here XLA reuses the velocity that the method has evaluated at the step's end
+    (for explicit methods that are written out, see `runge_kutta`).
 
     An implicit step near a limit can be so long that it leaves the orbit of the flow along the
-    other limits, though its estimated error is small. Such a step shows in what the flow conserves.
-    It is not taken, and the flow ends before it.
+    other limits, though its estimated error is small. What the flow conserves then changes, and
+    this detects the step. It is not taken, and the flow ends before it.
 
-    With `clips` every step is at most 2/lambda, lambda = |grad L|^2 / |P r|^2 being the Rayleigh
-    quotient of the flow's kernel at its own residual. Without this limit an explicit method
-    stays at its stability limit, and the residual does not fall below about the tolerances. With it
-    the residual decays to rounding.
+    With `clips` every step is at most 2/lambda, where lambda = |grad L|^2 / |P r|^2 is the Rayleigh
+    quotient of the flow's kernel for the residual. Without this limit the steps of an explicit
+    method stay at its stability limit, and the residual does not fall below about the tolerances.
+    With it the residual decays to rounding.
     """
 
     pid: diffrax.PIDController
     # A function of time, state and arguments: the code of the status, and whether the flow ends.
     rule: Callable[[Any, Any, FlowArgs], tuple[Int[Array, ""], Bool[Array, ""]]]
     clips: bool
-    done: Bool[Array, ""]  # the flow is over before its first step, which may never be accepted
-    # Whether a state keeps what the flow conserves; None where that is not asked.
+    done: Bool[Array, ""]  # the flow is over before its first step, even if that is rejected
+    # Whether a state keeps what the flow conserves; None if this is not checked.
     keeps_invariants: Callable[[Any], Bool[Array, ""]] | None = None
     # Is called for every step: with whether it is accepted, time, state and arguments.
     report: Callable[[Any, Any, Any, FlowArgs], None] | None = None
@@ -76,7 +76,7 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
             t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state[0]
         )
         if self.clips:
-            # Evaluated at the candidate even if it is rejected: after a rejection the step shrinks.
+            # Evaluated at the candidate even if it is rejected: a rejection shortens the next step.
             next_t1 = jnp.minimum(next_t1, next_t0 + longest_step(y1_candidate, args))
         code, ends = self.rule(t1, y1_candidate, args)
         ends = (keep & ends) | self.done

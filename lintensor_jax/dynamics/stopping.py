@@ -2,8 +2,8 @@
 
 A bare steady-state event is not among them: on separable data it reports success degrees away
 from the limit, and in regression from a small initialization it fires at the saddle near zero.
-A rule is checked at the end of every accepted step, so a flow ends at the first step that meets
-it, slightly beyond the threshold; `saveat` gives values at exact times.
+A rule is checked at the end of every accepted step, so a flow ends beyond the threshold, with the
+first step that meets the rule. `saveat` gives values at exact times.
 """
 
 import abc
@@ -24,16 +24,16 @@ from .statuses import OWN_RULE, FlowStatus, code_of
 
 
 class Observation(NamedTuple):
-    """What stop rules look at; scalars. Margins are -inf (log) where a sample is misclassified."""
+    """What stop rules see, as scalars. A log margin is -inf while a sample is misclassified."""
 
     log_loss: Scalar
     residual: Scalar  # |P r|, regression only
     log_margin: Scalar  # classification only
     log_time: Scalar
-    gradient_step: Scalar  # |P r|^2/|grad L| over |theta|: the Gauss-Newton step, estimated
+    gradient_step: Scalar  # |P r|^2/|grad L| over |theta|: an estimate of the Gauss-Newton step
     largest_weight: Scalar  # of the softmax over samples
     coefficient_gradient: Scalar  # |sum p_i z_i| / sum p_i |z_i|, p that softmax; classification
-    relative_speed: Scalar  # of Theta: its relative change in as much time again; classification
+    relative_speed: Scalar  # |dTheta/ds| s / |Theta|; classification
     balance: Scalar  # |grad L + lambda Theta| over the sum of both sizes; weight decay only
     still: Bool[Array, ""]  # the gradient is zero to rounding
 
@@ -41,25 +41,25 @@ class Observation(NamedTuple):
 class AbstractStop(eqx.Module):
     """A stop rule: a flow ends at the first accepted step at whose end the rule is met.
 
-    A rule of your own is a subclass with `met`, and with `words` for what a solution is to say.
-    `met` sees scalars: `log_loss`, `log_time` (of the physical time), `residual` (|P r|, regression
-    only), `log_margin` (classification only; -inf while a sample is misclassified),
-    `largest_weight` (of the softmax over the samples) and the other fields of `Observation`.
-    Its flows end with `FlowStatus.own_rule`, and `solution.reason` gives the words of that rule of
-    your own which was met. Floats among its fields become arrays, so that another value needs no
-    new compilation.
+    To write your own rule, make a subclass with `met`, and with `words` for the text that a
+    solution shows. `met` sees scalars: `log_loss`, `log_time` (of the physical time), `residual`
+    (|P r|, regression only), `log_margin` (classification only; -inf while a sample is
+    misclassified), `largest_weight` (of the softmax over the samples) and the other fields of
+    `Observation`. A flow that your rule ends has the status `FlowStatus.own_rule`, and
+    `solution.reason` gives the words of the rule. Floats among its fields become arrays, so that
+    another value needs no new compilation.
     """
 
     @abc.abstractmethod
     def met(self, seen: Observation) -> Bool[Array, ""]:
-        """Whether the flow ends here: one truth value, by JAX functions of the `Observation`."""
+        """Whether the flow ends here: one boolean, made by JAX functions from `seen`."""
 
     def words(self) -> str:
-        """Why a flow ended that this rule has ended."""
+        """Why the flow ended, if this rule ended it."""
         return f"the stop rule {type(self).__name__} was met"
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
-        """Raise a ValueError if the rule does not apply to `problem`, or is out of reach."""
+        """Raise a ValueError if the rule does not apply to `problem`, or can never be met."""
 
     def __or__(self, other: "AbstractStop") -> "AnyOf":
         """Stop as soon as either rule is met."""
@@ -67,7 +67,7 @@ class AbstractStop(eqx.Module):
 
 
 class AnyOf(AbstractStop):
-    """Stop as soon as any of `members` is met; where several are, the first of them counts."""
+    """Stop as soon as any of `members` is met. If several are, the first of them counts."""
 
     members: tuple[AbstractStop, ...]
 
@@ -82,7 +82,7 @@ class AnyOf(AbstractStop):
 
 
 def members_of(stop: AbstractStop) -> tuple[AbstractStop, ...]:
-    """The elementary rules of a stop rule, in their order."""
+    """The elementary rules that a stop rule combines, in their order."""
     if not isinstance(stop, AbstractStop):
         raise TypeError(
             f"stop rules combine with stop rules, got {in_words(stop)}; wrap a number, as "
@@ -92,7 +92,7 @@ def members_of(stop: AbstractStop) -> tuple[AbstractStop, ...]:
 
 
 def status_of_rule(rule: AbstractStop) -> FlowStatus | None:
-    """The status of a rule of this package; None for the user's, also where it inherits."""
+    """The status of a rule of this package; None for a user's rule, even if it inherits one."""
     return vars(type(rule)).get("_status")
 
 
@@ -109,13 +109,13 @@ def coded(stop: AbstractStop) -> list[tuple[np.int32, AbstractStop]]:
 class StopAtResidual(AbstractStop):
     """Stop a regression flow once |P r| <= value.
 
-    r is the vector of residuals, and P projects on what some beta can remove: with data of full
-    row rank |P r| = |r|, otherwise it measures the distance to the least-squares solutions. For
-    another loss than the squared one l'(r) takes the place of r. With a `finish`, the flow goes on
-    until the estimated Gauss-Newton step is small as well.
+    r is the vector of residuals, and P projects on the residuals that some beta can remove. With
+    data of full row rank |P r| = |r|. Otherwise |P r| measures the distance to the least-squares
+    solutions. For losses other than the squared loss, l'(r) takes the place of r. With a `finish`,
+    the flow goes on until the estimated Gauss-Newton step is small as well.
 
-    The flow ends with the step that meets the rule, so |P r| comes out below `value`, and with a
-    `finish` at rounding; `saveat` gives the state at a time of the clock on the way.
+    The flow ends with the step that meets the rule. At the end |P r| is below `value`, and after a
+    `finish` at rounding. `saveat` gives the state at an earlier time of the clock.
 
     **Arguments**
 
@@ -155,9 +155,9 @@ class StopAtResidual(AbstractStop):
 class StopAtLoss(AbstractStop):
     """Stop once the loss is at most `value`, or its natural logarithm at most `log_value`.
 
-    The flow ends with the step that meets the rule, and in the tail of classification steps are
-    long: log_value=-1e4 may end at -1.3e4. `saveat` gives the state at a time of the clock on the
-    way, `saveat=diffrax.SaveAt(steps=True)` that at every step.
+    The flow ends with the step that meets the rule. Late steps of classification flows are long:
+    log_value=-1e4 may end at -1.3e4. `saveat` gives the state at an earlier time of the clock,
+    `saveat=diffrax.SaveAt(steps=True)` the state at every step.
 
     **Arguments**
 
@@ -196,13 +196,13 @@ class StopAtMargin(AbstractStop):
     """Stop a classification flow once min_i y_i <x_i, beta> >= value.
 
     With the exponential loss the loss is then about exp(-value). The flow ends with the step that
-    meets the rule, which may go far beyond: 1e4 may end at 1.3e4. `saveat` gives the state at a
-    time of the clock on the way, `saveat=diffrax.SaveAt(steps=True)` that at every step.
+    meets the rule. This step can end far beyond: 1e4 may end at 1.3e4. `saveat` gives the state at
+    an earlier time of the clock, `saveat=diffrax.SaveAt(steps=True)` the state at every step.
 
     **Arguments**
 
-    - `value`: the margin, positive. Where several samples share the smallest margin, float64 has
-      a wall near margin 1e8 (`FlowStatus.float_wall`).
+    - `value`: the margin, positive. If several samples share the smallest margin, a flow in float64
+      ends near margin 1e8 (`FlowStatus.float_wall`).
     """
 
     _status: ClassVar = FlowStatus.margin
@@ -233,11 +233,11 @@ class StopAtMargin(AbstractStop):
 
 
 class StopAtBalance(AbstractStop):
-    """Stop a flow with weight decay where its two gradients cancel: the default there.
+    """Stop a flow with weight decay once its two gradients cancel; the default for such flows.
 
-    Met once |grad L + lambda Theta| <= value (|grad L| + lambda |Theta|): a stationary point of
-    L + lambda/2 |Theta|^2. Where all parameters decay to zero, it is met once the penalty is at
-    most value^2 of the loss.
+    The rule is met once |grad L + lambda Theta| <= value (|grad L| + lambda |Theta|): a stationary
+    point of L + lambda/2 |Theta|^2. If all parameters decay to zero, it is met once the penalty is
+    at most value^2 times the loss.
 
     **Arguments**
 
@@ -252,7 +252,7 @@ class StopAtBalance(AbstractStop):
         self.value = _positive(value, "StopAtBalance", "value")
 
     def met(self, seen: Observation) -> Bool[Array, ""]:
-        """The sum of both gradients over the sum of their sizes is at most `value`."""
+        """|grad L + lambda Theta| over the sum of both sizes is at most `value`."""
         return seen.balance <= self.value
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
@@ -267,7 +267,8 @@ class StopAtBalance(AbstractStop):
 class StopAtTime(AbstractStop):
     """Stop once the physical time of the gradient flow reaches `value`, or its log `log_value`.
 
-    The flow ends with the step that gets there, a little later; `saveat` gives the state at a time.
+    The flow ends with the step that reaches this time, a little later. `saveat` gives the state at
+    an exact time.
     """
 
     _status: ClassVar = FlowStatus.time
@@ -286,12 +287,12 @@ class StopAtTime(AbstractStop):
 
 
 class FloatWall(AbstractStop):
-    """The end of what floating point can resolve; part of every classification flow.
+    """The largest margin that floating point can resolve; part of every classification flow.
 
-    With one support vector the softmax is decided and any margin is fine. With several, the
-    direction's motion hangs on differences of margins of order one, which carry the margin's own
-    rounding; the implicit method needs ever more steps from margin 1e7 on, and past 2/sqrt(eps)
-    (float64: 1.3e8) some flows need thousands.
+    With one support vector the softmax is decided, and there is no such limit. With several, the
+    motion of the direction depends on differences of margins of order one, which have the rounding
+    of the margins. From margin 1e7 on the implicit method needs more and more steps. Beyond
+    2/sqrt(eps) (float64: 1.3e8) some flows need thousands.
     """
 
     _status: ClassVar = FlowStatus.float_wall
@@ -300,11 +301,11 @@ class FloatWall(AbstractStop):
 
     @staticmethod
     def of(dtype: np.dtype) -> "FloatWall":
-        """The wall of a floating type: 2/sqrt(eps)."""
+        """The rule for a floating-point type: the margin 2/sqrt(eps)."""
         return FloatWall(float(np.log(2) - 0.5 * np.log(np.finfo(dtype).eps)))
 
     def met(self, seen: Observation) -> Bool[Array, ""]:
-        """The margin is beyond the wall, and the softmax undecided."""
+        """The margin is above the limit, and no sample has a softmax weight of 0.999."""
         return (seen.log_margin >= self.log_margin) & (seen.largest_weight < 0.999)
 
     def check(self, problem: AbstractProblem, dtype: np.dtype) -> None:
@@ -315,7 +316,7 @@ class NotSeparable(AbstractStop):
     """The minimum of the loss on data that no beta separates; part of every classification flow.
 
     With weights p >= 0 that sum to one, |sum_i p_i z_i| bounds the margin of every beta of norm
-    one. Where it is zero to rounding, no flow goes anywhere; at a saddle on the way it is not zero.
+    one. If it is zero to rounding, no flow moves. At a saddle that a flow passes it is not zero.
     """
 
     _status: ClassVar = FlowStatus.not_separable
@@ -325,18 +326,18 @@ class NotSeparable(AbstractStop):
 
     @staticmethod
     def of(dtype: np.dtype, stop: AbstractStop | None) -> "NotSeparable":
-        """4 sqrt(eps): a gradient that every flow in this precision reaches; `stop` is the user's.
+        """The threshold 4 sqrt(eps): every flow in this precision reaches such a gradient.
 
-        Separable data with a smaller margin, relative to the samples that still count, look no
-        different. A rule of the user's on anything but the margin can be met later, along samples
-        that are separable: until then the flow goes on while |Theta| changes. |Theta|^L grows like
-        log t there, which is more than 1e-3 / L of it until log t = 1000.
+        Separable data whose margin, relative to the samples that still count, is smaller cannot be
+        distinguished. If the user's `stop` is on something other than the margin, it can be met
+        later, because of samples that are separable. Then the flow goes on while |Theta| changes:
+        |Theta|^L grows like log t, by more than 1e-3 / L of itself until log t = 1000.
         """
         on_margin = stop is None or all(isinstance(r, StopAtMargin) for r in members_of(stop))
         return NotSeparable(4 * float(np.finfo(dtype).eps) ** 0.5, np.inf if on_margin else 1e-3)
 
     def met(self, seen: Observation) -> Bool[Array, ""]:
-        """Some margin is not positive, the gradient is gone, and the flow has come to rest."""
+        """Some margin is not positive, and the gradient and the speed are below the thresholds."""
         small = (seen.coefficient_gradient <= self.value) & (seen.relative_speed <= self.speed)
         return (seen.log_margin == -jnp.inf) & small
 

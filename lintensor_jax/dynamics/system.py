@@ -1,4 +1,4 @@
-"""The right-hand side of every flow: a network with its parameters as one vector, and a problem."""
+"""The right-hand side of every flow: a network whose parameters are one vector, and a problem."""
 
 from typing import Any, NamedTuple
 
@@ -14,14 +14,14 @@ from ..problems import AbstractProblem
 
 
 class _Parts(NamedTuple):
-    """A complex constant as two real arrays: diffrax warns of complex arrays, also of constants."""
+    """A complex constant as two real arrays: diffrax warns of complex arrays, even of constants."""
 
     real: Array
     imag: Array
 
 
 def real_parts(rest: Any) -> Any:
-    """What is no parameter of a network, with complex arrays as two real ones: see `System`."""
+    """The constants of a network, with each complex array as two real ones: see `System`."""
     return jax.tree.map(
         lambda leaf: (
             _Parts(leaf.real, leaf.imag)
@@ -40,7 +40,7 @@ class System(eqx.Module):
     """
 
     parameters: eqx.Module
-    constants: eqx.Module  # what is no parameter; complex arrays as `_Parts`
+    constants: eqx.Module  # what is not a parameter; complex arrays as `_Parts`
     problem: AbstractProblem
     depth: int = eqx.field(static=True)
 
@@ -56,7 +56,7 @@ class System(eqx.Module):
 
     @property
     def rest(self) -> Any:
-        """What is no parameter of the network, as a pytree of its structure."""
+        """What is not a parameter of the network, as a pytree of the network's structure."""
         return jax.tree.map(
             lambda leaf: jax.lax.complex(*leaf) if isinstance(leaf, _Parts) else leaf,
             self.constants,
@@ -68,7 +68,7 @@ class System(eqx.Module):
         """The parameters of the network that this system was made from, as one vector."""
         leaves: Any = jax.tree.leaves(self.parameters)
         if leaves and all(isinstance(leaf, np.ndarray) for leaf in leaves):
-            flat: Any = np.concatenate([leaf.ravel() for leaf in leaves])  # in microseconds
+            flat: Any = np.concatenate([leaf.ravel() for leaf in leaves])  # faster than JAX
             return flat
         return ravel_pytree(self.parameters)[0]
 
@@ -91,7 +91,7 @@ class System(eqx.Module):
         return getattr(eqx.combine(self.parameters, self.rest), "ties_are_exact", False)
 
     def counted(self, theta: Float[Array, " p"]) -> Float[Array, " p"]:
-        """theta with zeros in place of a bias, which weight decay leaves alone."""
+        """theta with zeros in place of a bias, to which weight decay does not apply."""
         network: Any = self.network(theta)
         if not getattr(network, "has_bias", False):
             return theta
@@ -105,7 +105,7 @@ class System(eqx.Module):
     # Regression, and any problem in physical time: theta is the parameter vector itself.
 
     def squared_gradient(self, theta: Float[Array, " p"]) -> tuple[Array, Array]:
-        """The residual r (of another loss: its slopes by the predictions) and -dL/dtheta."""
+        """The residual r and -dL/dtheta. For a loss that is not squared, r is dL/d(predictions)."""
         beta, pull = self.pullback(theta)
         residual = self.problem.residual(beta)
         return residual, pull(self.problem.adjoint(-residual))
@@ -120,10 +120,10 @@ class System(eqx.Module):
         return residual, jnp.linalg.norm(gradient)
 
     def finish_step(self, theta: Float[Array, " p"], size: Scalar, gradient: Scalar) -> Scalar:
-        """An estimate of |J^+ r| / |theta|, from |P r| and |dL/dTheta|.
+        """An estimate of |J^+ r| / |theta|, from `size` = |P r| and `gradient` = |dL/dTheta|.
 
         By Kantorovich |P r|^2/|grad L| is at most the Gauss-Newton step |J^+ r|, with equality once
-        the slowest mode dominates the residual. This method is called only then.
+        the slowest mode dominates the residual.
         """
         largest = jnp.max(jnp.abs(theta))
         return size / gradient * (size / (largest * jnp.linalg.norm(theta / largest)))
@@ -149,7 +149,7 @@ class System(eqx.Module):
 
 
 class LogSum(NamedTuple):
-    """sum_i exp(a_i) = exp(top) * total, where neither the sum nor its logarithm is formed.
+    """sum_i exp(a_i) = exp(top) * total, where neither the sum nor its logarithm is computed.
 
     XLA:CPU has no vector instructions for logarithms in float64. One logarithm takes as long as the
     rest of a small network's velocity.
@@ -171,10 +171,10 @@ class LogSum(NamedTuple):
 
 
 class Reducible(eqx.Module):
-    """Projects residuals (slopes of the loss) on what some beta can remove.
+    """The projection P of residuals (or slopes l'(r) of the loss) on what some beta can remove.
 
-    P l'(r) = 0 holds exactly where the gradient with respect to the predictions that some beta has
-    vanishes; for a convex loss that is its minimum, an exact fit or not.
+    P l'(r) = 0 holds exactly where the gradient of the loss over all beta vanishes. For a convex
+    loss that is its minimum, whether the fit is exact or not.
     """
 
     basis: Float[Array, "n k"] | None  # None: every vector of predictions is one of some beta
@@ -189,11 +189,11 @@ class Reducible(eqx.Module):
         return Reducible(None if independent else prediction_range(regression))
 
     def norm(self, residual: Array) -> Scalar:
-        """|P r|: with data of full row rank |r|, and zero at any least-squares solution."""
+        """|P r|. It is |r| for data of full row rank, and zero at every least-squares solution."""
         return jnp.linalg.norm(self.coordinates(residual))
 
     def coordinates(self, residual: Array) -> Array:
-        """P r in the basis of that range, shape (k, outputs)."""
+        """P r in `basis`, shape (k, outputs); r itself without a basis, shape (n, outputs)."""
         flat = residual.reshape(residual.shape[0], -1)
         return flat if self.basis is None else self.basis.T @ flat
 
@@ -201,13 +201,13 @@ class Reducible(eqx.Module):
 def prediction_range(problem: Any) -> Float[Array, "n k"]:
     """Orthonormal columns that span the range of the sensors, padded with zero columns.
 
-    k = min(n, size of a sample) is static, so that problems of one shape share a compilation
-    whatever their rank.
+    k = min(n, size of a sample) is static, so that problems of one shape and of different ranks
+    share a compilation.
     """
     rows = jax.vmap(lambda e: jnp.ravel(_one_output_adjoint(problem, e)))(
         jnp.eye(problem.y.shape[0], dtype=problem.y.dtype)
     )
-    if rows.shape[0] == 1:  # known without LAPACK, which takes as long as a small flow
+    if rows.shape[0] == 1:  # without LAPACK, which takes as long as a small flow
         return jnp.any(rows != 0).astype(rows.dtype)[None, None]
     left, sizes, _ = jnp.linalg.svd(rows, full_matrices=False)
     eps = jnp.finfo(rows.dtype).eps

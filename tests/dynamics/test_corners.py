@@ -47,12 +47,12 @@ def _classification(seed, depth):
 @pytest.mark.parametrize(
     "case",
     [
-        # Implicit steps changed the sign of one of two layers, and left the corner.
+        # In an earlier version implicit steps changed the sign of one of two layers here.
         (_classification, 1, 2),
-        # Rounding moves the other coordinate in the time of 1e16 that four layers take.
+        # Four layers take a time of 1e16, in which rounding moves the other coordinate.
         (_regression, 6, 4),
         pytest.param((_regression, 2, 4), marks=pytest.mark.slow),
-        # The gradient is rounding long before four layers are at their corner.
+        # The gradient is below rounding long before four layers are at their corner.
         pytest.param((_classification, 2, 4), marks=pytest.mark.slow),
     ],
 )
@@ -66,7 +66,7 @@ def test_single_flows(case):
 
 
 def _chain(seed, depth, kind):
-    """Fully connected layers with one unit each in use, of equal size, and data against them.
+    """Fully connected layers of equal size with one active unit each, and opposite data.
 
     All units shrink together and keep their signs: the flow ends at 0.
     """
@@ -94,7 +94,7 @@ def _chain(seed, depth, kind):
     [(lt.Regression, 3), (lt.Classification, 3), (lt.Regression, 4), (lt.Classification, 4)],
 )
 def test_tied_layers_stay_at_the_corner(kind, depth):
-    """Rounding parts fully connected layers. With depth 3, five of twelve ended elsewhere."""
+    """Without the correction rounding separates the layers: at depth 3, 5 of 12 ended elsewhere."""
     for seed in range(12):
         flow = lt.gradient_flow(*_chain(seed, depth, kind))
         assert flow.status == lt.FlowStatus.stationary
@@ -110,14 +110,14 @@ def test_lanes_of_tied_layers_stay_at_the_corner(kind, depth):
     flow = lt.batched_flow(*stacked, shared_problem=False)
     assert (np.asarray(flow.code) == code_of(lt.FlowStatus.stationary)).all()
     np.testing.assert_allclose(flow.coefficients, 0.0, atol=1e-15)
-    # Without implicit steps no lane goes on through its rounding.
+    # Without implicit steps every lane ends at its budget, before rounding can move it.
     flow = lt.batched_flow(*stacked, shared_problem=False, stiff_max_steps=None)
     assert (np.asarray(flow.code) == code_of(lt.FlowStatus.max_steps)).all()
 
 
 @pytest.mark.slow
 def test_three_chained_layers_do_not_step_over_the_corner():
-    """Of size 1e-9 they are below the tolerances, and still keep their signs."""
+    """At size 1e-9 the layers are below the tolerances, but they must keep their signs."""
     layers = np.zeros((2, 2)), np.zeros((2, 2)), np.zeros(2)
     layers[0][1, 0], layers[1][0, 1], layers[2][1] = -0.4, 0.4, 0.4
     network = lt.FullyConnectedNetwork(layers)
@@ -130,7 +130,7 @@ def test_three_chained_layers_do_not_step_over_the_corner():
 @pytest.mark.slow
 @pytest.mark.parametrize("depth", [3, 4])
 def test_implicit_lanes_keep_to_corners(depth):
-    """Each lane with data of its own, among them one that left its corner before."""
+    """Each lane has different data; an earlier version left the corner of one of them."""
     made = [_classification(seed, depth) for seed in (0, 4, 5)]
     networks, problems, expected = zip(*made, strict=True)
     stacked = [jax.tree.map(lambda *leaves: np.stack(leaves), *x) for x in (networks, problems)]
@@ -146,7 +146,7 @@ def test_what_is_tied():
         system = System.of(network, lt.Regression(np.ones((1, size)), np.ones(1)))
         return np.sign(marked_start(system, system.initial)).tolist()
 
-    # The first coordinate is: its squares are equal. Sizes that have no square say nothing.
+    # The first coordinate is tied: its squares are equal. If squares underflow, nothing is tied.
     assert signs(lt.DiagonalNetwork(np.asarray([[2.0, 1.0, 1e-200], [-2.0, 3.0, 1e-200]]))) == [
         -1, 1, 1, -1, 1, 1,
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Solutions as xarray datasets, and their words in notebooks."""
+"""Solutions as xarray datasets, and their text in notebooks."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Classification flows: three clocks, one trajectory; time from SciPy's to exp(1000); the walls."""
+"""Classification flows: one trajectory on three clocks, times up to exp(1000), limits of floats."""
 
 from typing import Any
 
@@ -42,10 +42,10 @@ def parameters(network):
 
 
 def flow(network, problem, **options) -> Any:
-    """`gradient_flow`, with what every flow must keep: invariants, smoothed margin; no NaN."""
+    """`gradient_flow`, with checks of what all flows keep: invariants, smoothed margin, no NaN."""
     solution = lt.gradient_flow(network, problem, **options)
     assert (solution.invariant_drift <= 100 * solution.rtol).all()
-    # Lyu & Li 2020: it never falls. A new direction of relative error rtol moves it by that much.
+    # Lyu & Li 2020: it never falls. The error of a direction, rtol, changes it by about rtol.
     assert solution.smoothed_margin_drop is not None
     assert (solution.smoothed_margin_drop <= 10 * solution.rtol).all()
     assert jnp.isfinite(solution.direction).all()
@@ -59,12 +59,12 @@ def reference_of(name, loss="exponential"):
 
 
 def assert_on_trajectory(solution, reference, start):
-    """Every saved state, at the physical time that the solution states, is SciPy's."""
+    """Check every saved state against SciPy's, at the physical time that the solution states."""
     times = np.exp(solution.log_time[1:])
     assert len(times) > 5
     assert (np.diff(times) > 0).all()
     expected = reference(parameters(start), times)
-    # rtol 1e-10 of flow and clock, rtol 1e-11 of SciPy: 1e-8 is what the issue asks for.
+    # rtol is 1e-10 for flow and clock and 1e-11 for SciPy. The required accuracy is 1e-8.
     assert np.abs(solution.observed[1:] - expected).max() < 1e-8
     margins = np.array([Y * (X @ reference.coefficients(theta)) for theta in expected]).min(axis=1)
     seen = np.where(np.isneginf(solution.log_margin[1:]), 0, np.exp(solution.log_margin[1:]))
@@ -89,7 +89,7 @@ def test_agrees_with_scipy(name):
         rtol=1e-10,
         atol=1e-10,
         saveat=STEPS,
-        # Only the first goes on into the implicit part: that one costs most of the compile time.
+        # Only the first flow reaches implicit steps, which take most of the compile time.
         stop=lt.StopAtTime(20.0 if name == "diagonal-2" else 3.0),
         observe=parameters,
     )
@@ -143,10 +143,10 @@ def one_sample():
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["exponential", "logistic"])
 def test_log_time_of_one_sample(one_sample, loss):
-    # t = int db / (2 b (-l'(b))): (Ei(b) - Ei(b0))/2, and log(b/b0)/2 more for the logistic loss.
+    # t = int db / (2 b (-l'(b))): (Ei(b) - Ei(b0))/2, plus log(b/b0)/2 for the logistic loss.
     solution = one_sample[loss]
     beta = solution.coefficients[:, 0]
-    # Times below 0.1 of the start's scale carry the absolute tolerance of log(1 + t/T).
+    # Times below 0.1 of the start's scale have the absolute error of log(1 + t/T).
     late = np.flatnonzero(np.asarray(solution.log_time) > -2)
     assert len(late) > 20
     for i in late:
@@ -156,8 +156,8 @@ def test_log_time_of_one_sample(one_sample, loss):
             time += mpmath.log(b / b0) / 2
         error = abs(float(solution.log_time[i]) - float(mpmath.log(time)))
         inverse_loss = -float(solution.log_loss[i])
-        # Integrated up to loss e^-40; beyond, the documented 1e-3 (40/log(1/L))^2 of the asymptotic
-        # form, where the rounding of b itself is b eps.
+        # Times are integrated up to a loss of e^-40. Below it they are asymptotic, with the
+        # documented error of 1e-3 (40/log(1/L))^2; the rounding of b is b eps.
         bound = 1e-8 if inverse_loss < 40 else 1e-3 * (40 / inverse_loss) ** 2
         assert error < bound, (float(b), error, bound)
 
@@ -178,7 +178,7 @@ def test_log_time_of_deeper_networks():
     for inverse_loss in (5, 30, 60, 200, 1000):
         i = int(np.flatnonzero(-np.asarray(log_loss) >= inverse_loss)[0])
         b, b0 = float(beta[i]), float(beta[0])
-        # With e^b taken out; the integrand lives within 60 of its end.
+        # The factor e^b is taken out; more than 60 below its end the integrand is negligible.
         integral = mpmath.quad(
             lambda s, b=b: mpmath.exp(s - b) * s ** (-mpmath.mpf(4) / 3) / 3,
             [max(b0, b - 60), max(b0, b - 10), max(b0, b - 2), b],
@@ -189,7 +189,7 @@ def test_log_time_of_deeper_networks():
 
 def test_losses_of_any_size(one_sample):
     solution = one_sample["exponential"]
-    # At an exponential loss and one sample log L = -beta, to rounding; the first step beyond it.
+    # For one sample and the exponential loss log L = -beta; the flow ends at the first step beyond.
     np.testing.assert_allclose(solution.log_loss, -solution.coefficients[:, 0], rtol=1e-13)
     assert solution.log_loss[-1] <= -1000 < solution.log_loss[-2]
     assert "loss             e^-" in str(solution)
@@ -203,7 +203,7 @@ LABELS = [
 
 @pytest.mark.parametrize("depth", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_several_support_vectors(depth):
-    # The stiff case: implicit, and still at the tolerances that were asked for.
+    # The stiff case: the method is implicit, with the requested tolerances.
     template = lt.DiagonalNetwork.zeros(depth, 10)
     steps = []
     for k, (x, y) in enumerate(zip(SEPARABLE, LABELS, strict=True)):
@@ -222,8 +222,8 @@ def test_several_support_vectors(depth):
         others = np.stack([np.delete(theta, layer, 0).prod(axis=0) for layer in range(depth)])
         gradients = np.stack([(others * z).ravel() for z in (y[:, None] * x)[support]], axis=1)
         multipliers, *_ = np.linalg.lstsq(gradients, theta.ravel())
-        # A coordinate that dies out does so like margin^(-(1 - |u|)/2), |u| < 1 its gradient: a few
-        # of them, with |u| above 1/2, are not gone at margin 1e8.
+        # A coordinate with gradient |u| < 1 vanishes like margin^(-(1 - |u|)/2): a few, with |u|
+        # above 1/2, are not negligible at margin 1e8.
         assert np.linalg.norm(gradients @ multipliers - theta.ravel()) < 3e-2
         assert (multipliers > 0).all()
     assert max(steps) < 1500
@@ -234,7 +234,7 @@ def test_wall_of_floating_point():
     start = gaussian(lt.DiagonalNetwork.zeros(2, 10), jax.random.key(0), 0.5)
     solution = flow(start, lt.Classification(SEPARABLE[0], LABELS[0]), stop=lt.StopAtMargin(1e12))
     assert solution.status == lt.FlowStatus.float_wall
-    # 2/sqrt(eps) = 1.3e8, passed by one step.
+    # The flow ends at the first step beyond 2/sqrt(eps) = 1.3e8.
     assert 1.3e8 < np.exp(solution.log_margin[-1]) < 1e9
     assert "rounding of the margins" in str(solution)
     assert solution.succeeded
@@ -266,7 +266,7 @@ def test_data_that_are_not_separable(clock):
     stop = lt.StopAtLoss(1e-6)
     solution = flow(start, lt.Classification(x, y), clock=clock, stop=stop)
     assert solution.status == lt.FlowStatus.not_separable
-    assert solution.succeeded  # no flow goes further: an end, no failure
+    assert solution.succeeded  # no flow can go further, so this end is not a failure
     assert solution.stats["num_steps"] < 300
     assert solution.log_margin[-1] == -np.inf
     assert "not positive" in str(solution)
@@ -282,7 +282,7 @@ def test_data_that_are_not_separable(clock):
 @pytest.mark.slow
 def test_coordinates_that_stay_behind_keep_their_relative_accuracy():
     # Two diagonal layers are a function of nu = -int r dt in closed form (Theorem 6): SciPy follows
-    # nu in the clock ds = L dt, which knows of no absolute tolerance on the parameters.
+    # nu in the clock ds = L dt, without an absolute tolerance on the parameters.
     start = gaussian(lt.DiagonalNetwork.zeros(2, D), jax.random.key(0), 1e-8)
     solution = flow(start, CLASSIFICATION, stop=lt.StopAtMargin(100.0))
     first, second = np.asarray(start.weights)
@@ -313,7 +313,7 @@ def test_coordinates_that_stay_behind_keep_their_relative_accuracy():
 @pytest.mark.slow
 def test_saddles_are_passed():
     # From a tiny start the flow first uses a single coordinate, on which the data are not
-    # separable; the others revive from 1e-25 at its minimum.
+    # separable. At the minimum of this coordinate the others grow again from 1e-25.
     x = np.array([[1.0, 0.3, 0.0], [-0.6, 0.3, 0.1]])
     start = lt.DiagonalNetwork(1e-25 * np.array([[1.0, 0.9, 0.5], [0.2, 0.3, 0.1]]))
     solution = flow(start, lt.Classification(x, [1.0, 1.0]))

@@ -1,4 +1,4 @@
-"""Regression flows against SciPy in physical time, against Theorem 6, and where they are stiff."""
+"""Regression flows against SciPy in physical time and against Theorem 6; stiff flows."""
 
 from typing import Any
 
@@ -89,14 +89,14 @@ def parameters(network):
 
 
 def flow(network, problem, **options) -> Any:
-    """`gradient_flow`, with what every flow must keep: its invariants, measured."""
+    """`gradient_flow`, with a check of what every flow must conserve: its invariants."""
     solution = lt.gradient_flow(network, problem, **options)
     assert (solution.invariant_drift <= 100 * solution.rtol).all()
     assert not jnp.isnan(solution.log_loss).any()
     return solution
 
 
-# One of every architecture runs always, the other depths and widths with the slow tests.
+# One case of every architecture always runs; other depths and widths are slow tests.
 USUAL = (
     "diagonal-3",
     "convolution-2-3",
@@ -113,8 +113,8 @@ USUAL = (
     [pytest.param(n, marks=() if n in USUAL else pytest.mark.slow) for n in NETWORKS],
 )
 def test_agrees_with_scipy(name):
-    # The whole parameter vector at times on the way. The flow's own error at rtol 1e-10 is what
-    # 1e-8 leaves room for; SciPy's is 10 times smaller.
+    # All parameters are compared, at several times. The bound of 1e-8 covers the flow's error at
+    # rtol 1e-10; SciPy's error is 10 times smaller.
     template, tensor = NETWORKS[name]
     start = gaussian(template, jax.random.key(1), 0.8)
     y = TARGETS if name.startswith("two-outputs") else Y
@@ -142,7 +142,7 @@ def test_agrees_with_scipy(name):
 @pytest.mark.parametrize("alpha", [0.01, 1.0])
 @pytest.mark.parametrize("name", ["diagonal-2", "convolution-3-3", "fully-connected-3-2"])
 def test_theorem_6(name, alpha):
-    # One sample: the limit has a closed form. 1e-8 is what the issue asks for at rtol 1e-10.
+    # For one sample the limit has a closed form. At rtol 1e-10 the required accuracy is 1e-8.
     problem = lt.Regression(X[:1], Y[:1])
     start = gaussian(NETWORKS[name][0], jax.random.key(2)).scaled(alpha)
     solution = flow(start, problem, rtol=1e-10)
@@ -152,7 +152,7 @@ def test_theorem_6(name, alpha):
 
 
 class Stiff:
-    """d = 16, n = 4, diagonal: all layers alpha * eta but the last, which is zero."""
+    """Diagonal, d = 16, n = 4: the last layer is zero, and all others are alpha * eta."""
 
     rng = np.random.default_rng(5)
     X, y, eta = rng.normal(size=(4, 16)), rng.normal(size=4), rng.normal(size=16)
@@ -205,7 +205,7 @@ def test_stiff_flows_end_by_the_automatic_choice(depth, alpha):
     assert solution.status == lt.FlowStatus.residual
     assert solution.stats["num_steps"] < 2000
     assert solution.stats["num_implicit_steps"] > 0
-    # Both runs carry the error that their start's plateau has amplified: at rtol 1e-8, 1e-6.
+    # The plateau at the start amplifies the error of both runs: at rtol 1e-8 to about 1e-6.
     assert np.abs(solution.coefficients[-1] - Stiff.limit(depth, alpha)).max() < 1e-6
     assert np.abs(Stiff.X @ solution.coefficients[-1] - Stiff.y).max() < 1e-14
 
@@ -213,8 +213,8 @@ def test_stiff_flows_end_by_the_automatic_choice(depth, alpha):
 @pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("alpha", [1e-8, 1e-100, 1e-200])
 def test_initializations_of_any_size(alpha):
-    # As alpha -> 0 the two-layer diagonal limit is the solution of least l1 norm (Corollary 2):
-    # with three coordinates and two samples the best of three vertices.
+    # As alpha -> 0 the two-layer diagonal limit is the solution of least l1 norm (Corollary 2).
+    # With three coordinates and two samples this is the best of three vertices.
     start = lt.DiagonalNetwork(alpha * np.array([[1.0, -0.6, 0.8], [0.0, 0.0, 0.0]]))
     solution = flow(start, lt.Regression(X, Y))
     vertices = []
@@ -254,7 +254,7 @@ def test_any_data_lead_to_a_least_squares_solution(start, name):
     assert solution.stats["num_steps"] < 1500
     beta = np.asarray(solution.coefficients[-1])
     least = x @ np.linalg.lstsq(x, y)[0]
-    # Rounding of the predictions, with a factor 100 for the sums of products of the layers.
+    # The error is rounding of predictions; the factor 100 is for sums of products of layers.
     assert np.abs(x @ beta - least).max() <= 100 * 2.3e-16 * max(np.abs(x).max(), np.abs(y).max())
 
 
@@ -272,7 +272,7 @@ def test_finish(start):
     assert stats["finish_accepted"]
     assert 0 < stats["finish_step"] < 1e-6
     assert stats["finish_residual"] < 1e-15
-    # The step is what lies between the two networks, relative to the parameters.
+    # The step is the distance of the two networks, relative to the parameters.
     before, after = map(parameters, (solution.unfinished_network, solution.network))
     step = np.linalg.norm(after - before) / np.linalg.norm(before)
     np.testing.assert_allclose(stats["finish_step"], step, rtol=1e-6)
@@ -290,7 +290,7 @@ def test_finish(start):
 @pytest.mark.parametrize("rows", [[0], [0, 1], [0, 0, 1]])
 @pytest.mark.parametrize(("distance", "iterations"), [(1e-7, 1), (1e-3, 6)])
 def test_the_finish_is_of_least_norm(rows, distance, iterations):
-    """Against Newton's method with NumPy's least squares, duplicate data included."""
+    """The finish agrees with Newton's method by NumPy's least squares, also for duplicate data."""
     rng = np.random.default_rng(0)
     theta = rng.standard_normal((2, 4))
     data = rng.standard_normal((2, 4))[rows]
@@ -305,13 +305,13 @@ def test_the_finish_is_of_least_norm(rows, distance, iterations):
         residual = data @ np.prod(theta, axis=0) - problem.y
         theta -= np.linalg.lstsq(jacobian, residual, rcond=1e-14)[0].reshape(2, 4)
     assert found.residual < 4e-15
-    # Steps of one Jacobian or of many: both are right to the square of the distance.
+    # With one Jacobian or a new one in each step, the error is the square of the distance.
     np.testing.assert_allclose(found.theta.reshape(2, 4), theta, rtol=0, atol=30 * distance**2)
 
 
 @pytest.mark.slow
 def test_a_start_that_meets_the_rule_is_saved():
-    """Before the finish, and at times that have come by then."""
+    """It is saved before the finish, and at the saved times that it has reached."""
     network = lt.DiagonalNetwork(np.array([[0.0, 1.0], [0.0, 0.5 + 1e-12]]))
     problem = lt.Regression(np.array([[1.0, 2.0], [0.0, 1.0]]), np.array([1.0, 0.5]))
     steps = flow(network, problem, saveat=diffrax.SaveAt(steps=True))
@@ -326,7 +326,7 @@ def test_a_start_that_meets_the_rule_is_saved():
 
 @pytest.mark.slow
 def test_derivatives_of_limits_with_duplicate_data():
-    """Through the finish too, whose singular values may coincide or be zero."""
+    """Derivatives also go through the finish, whose singular values may coincide or be zero."""
     rng = np.random.default_rng(1)
     theta = jnp.asarray(0.5 + 0.2 * rng.standard_normal((2, 3)))
     X = np.array([[1.0, 2.0, 0.5]] * 2)
@@ -339,7 +339,7 @@ def test_derivatives_of_limits_with_duplicate_data():
     _, found = jax.jvp(limit, (theta,), (direction,))
     h = 1e-4
     expected = (limit(theta + h * direction) - limit(theta - h * direction)) / (2 * h)
-    # The differences err by h^2, and by the flows' 1e-10 over h.
+    # The differences have errors of h^2, and of the flow's 1e-10 over h.
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
@@ -358,7 +358,7 @@ def test_a_finish_that_is_too_large_is_refused(start):
 
 
 def test_the_flow_is_integrated_until_its_finish_is_small(start):
-    # A residual of 1e-2 is met early, but the step from there is no tiny part of the parameters.
+    # A residual of 1e-2 is met early, but the finish from there would be a large step.
     early = flow(start, lt.Regression(X, Y), stop=lt.StopAtResidual(1e-2))
     assert early.stats["finish_accepted"]
     assert early.stats["finish_step"] <= 1e-6
@@ -370,14 +370,14 @@ def test_the_flow_is_integrated_until_its_finish_is_small(start):
     )
     assert loose.stats["finish_accepted"]
     assert loose.stats["num_steps"] < early.stats["num_steps"]
-    # A finish errs by the square of its step.
+    # The error of a finish is of the order of the square of its step.
     error = np.abs(loose.coefficients[-1] - early.coefficients[-1]).max()
     assert error < 10 * loose.stats["finish_step"] ** 2 < 1e-3
 
 
 def test_targets_out_of_reach_end_at_a_stationary_point():
     # One hidden unit can fit targets of rank one only; with its second coordinate zero in both
-    # layers a diagonal network cannot use it. Neither flow may spin, or drift away.
+    # layers a diagonal network cannot use it. Both flows must end, at a stationary point.
     targets = np.array([[1.0, -2.0], [0.5, 3.0]])
     narrow = gaussian(lt.FullyConnectedNetwork.zeros((D, 1), 2), jax.random.key(0), 0.5)
     dead = lt.DiagonalNetwork(np.array([[1.0, 0.0, 0.0], [0.3, 0.0, 0.0]]))
@@ -388,6 +388,6 @@ def test_targets_out_of_reach_end_at_a_stationary_point():
         assert not solution.stats["finish_accepted"]
         assert "zero to rounding" in str(solution)
     beta = np.asarray(solution.coefficients[-1])
-    # The minimum over the live coordinate; gradients of 1e-13 leave 1e-12.
+    # The limit is the minimum over the nonzero coordinate; gradients of 1e-13 are errors of 1e-12.
     np.testing.assert_allclose(beta[0], X[:, 0] @ Y / (X[:, 0] @ X[:, 0]), rtol=1e-11)
     np.testing.assert_array_equal(beta[1:], 0)

@@ -1,4 +1,4 @@
-"""Which arrays of a network move: real floating-point ones, beside constants of any kind."""
+"""Which arrays of a network move: real floating-point ones. Constants may be of any kind."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ FILTERS = RNG.normal(size=(2, D))
 
 
 class Masked(eqx.Module):
-    """A user's network, with integers that say so."""
+    """A user's network, whose integers are declared constant."""
 
     u: Any
     v: Any
@@ -30,7 +30,7 @@ class Masked(eqx.Module):
 
 
 class Careless(eqx.Module):
-    """A user's network that says nothing of its arrays."""
+    """A user's network that declares nothing about its arrays."""
 
     u: Any
     v: Any
@@ -50,9 +50,9 @@ def _fourier():
 def test_complex_constants_flow_as_the_real_network_does():
     fourier, convolution = _fourier(), lt.ConvolutionalNetwork(tuple(FILTERS))
     ends = [lt.gradient_flow(n, REGRESSION).coefficients[-1] for n in (fourier, convolution)]
-    # Two flows, each to rtol = 1e-8.
+    # Both flows have rtol = 1e-8.
     np.testing.assert_allclose(*ends, rtol=0, atol=1e-8)
-    # At one margin the two may differ: each stops a little beyond. Their limits do not.
+    # Each flow stops a little beyond its margin, so their ends may differ. Their limits are equal.
     ends = [lt.limit_direction(n, CLASSIFICATION).direction for n in (fourier, convolution)]
     np.testing.assert_allclose(*ends, rtol=0, atol=1e-8)
     descents = [lt.gradient_descent(n, REGRESSION, num_steps=50) for n in (fourier, convolution)]

@@ -15,7 +15,7 @@ def _networks():
     rng = np.random.default_rng(0)
     shapes = [(3, 4), (4, 2), (2,)]
     weights = rng.normal(size=(2, 3))
-    weights[:, 1] *= 1e-9  # its quantity counts relative to itself
+    weights[:, 1] *= 1e-9  # the error of its small quantity is measured relative to itself
     return [
         lt.DiagonalNetwork(weights),
         lt.FullyConnectedNetwork([rng.normal(size=shape) for shape in shapes]),
@@ -30,7 +30,7 @@ def test_the_correction_restores_what_is_conserved(network, clock):
     system = System.of(network, problem)
     initial = clock.start(system, system.initial)
     noise = jnp.asarray(np.random.default_rng(1).normal(size=system.initial.size))
-    # Theta is 1e-5 off, in other units.
+    # Theta has an error of 1e-5 and is given at another scale.
     moved = initial._replace(
         theta=np.exp(-0.5) * initial.theta * (1 + 1e-5 * noise), log_scale=initial.log_scale + 0.5
     )
@@ -40,7 +40,7 @@ def test_the_correction_restores_what_is_conserved(network, clock):
         np.abs(conserved_quantities(system.network(theta)) - wanted)
         for theta in (moved.theta, moved.theta + correction)
     )
-    # To first order: what is left is of the size of 1e-5 squared, also in the small coordinate.
+    # The correction is of first order: an error of size 1e-5 squared is left in all coordinates.
     relative = wrong if isinstance(network, lt.DiagonalNetwork) else np.max(wrong)
     assert np.max(left / relative) < 1e-3
     assert np.max(np.abs(correction)) < 1e-3 * np.max(np.abs(moved.theta))

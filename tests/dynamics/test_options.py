@@ -25,7 +25,7 @@ STEPS = diffrax.SaveAt(steps=True)
 
 
 class Product(eqx.Module):
-    """A user's own network without the base class."""
+    """A user's network without the base class."""
 
     u: Array
     v: Array
@@ -172,7 +172,7 @@ FAR = 1e-8
 
 
 def regression_stop(loss=FAR, residual=FAR, time=1 / FAR):
-    """One combination for all tests, since thresholds are arrays: they share a compilation."""
+    """One combination for all tests: thresholds are arrays, so the tests share a compilation."""
     return lt.StopAtLoss(loss) | lt.StopAtResidual(residual) | lt.StopAtTime(time)
 
 
@@ -193,11 +193,11 @@ def of_classification(network=START, *, options=None, **stops) -> Any:
     return lt.gradient_flow(network, CLASSIFICATION, saveat=STEPS, stop=stop, **(options or {}))
 
 
-# flow, rule, the saved log values that it is about, their threshold, whether they fall
+# The flow, the rule, the saved log values that it tests, their threshold, and whether they fall.
 LOSS, TIME, MARGIN = "log_loss", "log_time", "log_margin"
 RULES = [
     (of_regression, {"loss": 1e-4}, LOSS, np.log(1e-4), True),
-    # |r| <= v is a loss of v^2/2 for data of full rank.
+    # For data of full rank |r| <= v means a loss of at most v^2/2.
     (of_regression, {"residual": 1e-3}, LOSS, np.log(1e-6 / 2), True),
     (of_regression, {"time": 2.0}, TIME, np.log(2.0), False),
     (of_classification, {"margin": 2.0}, MARGIN, np.log(2.0), False),
@@ -257,7 +257,7 @@ def test_flows_that_do_not_end_raise_with_what_there_is():
     assert solution.status == lt.FlowStatus.max_steps
     assert solution.stats["num_steps"] == 5
     assert not solution.succeeded
-    assert "the step budget was spent" in str(solution)
+    assert "the step budget was used up" in str(solution)
     quiet = of_regression(options={"max_steps": 5, "throw": False})
     np.testing.assert_array_equal(quiet.coefficients, solution.coefficients)
 
@@ -277,12 +277,12 @@ def test_continued_is_the_uninterrupted_flow():
     rest = half.continued(saveat=STEPS, stop=classification_stop())
     assert rest.status == lt.FlowStatus.margin
     assert rest.rtol == half.rtol
-    # Clock and physical time count on. Where log t becomes asymptotic it may be off by 1e-3.
+    # Clock and physical time continue. Where log t is asymptotic, its error may be 1e-3.
     np.testing.assert_array_equal(rest.clock_time[0], half.clock_time[-1])
     np.testing.assert_allclose(rest.log_time[0], half.log_time[-1], rtol=1e-12)
     assert (np.diff(rest.clock_time) > 0).all()
     assert (np.diff(rest.log_time) > -1e-3).all()
-    # Their ends are a step apart: one's margin at the other's clock time, by interpolation.
+    # Their ends differ by a step, so margins are compared at one clock time, by interpolation.
     first, second = sorted((whole, rest), key=lambda s: float(s.clock_time[-1]))
     margin = np.interp(first.clock_time[-1], second.clock_time, second.log_margin)
     np.testing.assert_allclose(first.log_margin[-1], margin, rtol=1e-2)
@@ -296,7 +296,7 @@ def test_continued_at_given_times():
     straight = lt.gradient_flow(START, REGRESSION, finish=None, rtol=1e-10, **options)
     first = of_regression(time=1.0, options={"rtol": 1e-10})
     rest = first.continued(**options)
-    # Two flows at rtol 1e-10, with other steps to interpolate in.
+    # Both flows have rtol 1e-10, but they interpolate in different steps.
     np.testing.assert_allclose(rest.coefficients[:2], straight.coefficients[:2], rtol=0, atol=1e-8)
     np.testing.assert_allclose(np.exp(rest.log_time[:2]), [2.0, 3.0])
 
@@ -312,7 +312,7 @@ def test_saved_times():
         stop=lt.StopAtTime(3.0),
         observe=lambda network: (network.weights, network.linear_coefficients()),
     )
-    # 1e6 lies beyond the end: it is cut off, and the end itself comes last.
+    # 1e6 is after the end, so it is left out; the last saved time is the end.
     np.testing.assert_allclose(solution.clock_time[:2], times[:2])
     assert solution.clock_time.shape == (3,)
     assert 3.0 <= solution.clock_time[-1] < 1e6
@@ -355,7 +355,7 @@ def test_print_says_what_happened():
 
 @pytest.mark.parametrize(("done", "attempts"), [(True, 1), (False, 50)])
 def test_a_flow_that_is_over_ends_with_a_step_that_is_not_accepted(done, attempts):
-    """Else a start that is not finite would hold up a batch for the whole budget of steps."""
+    """Otherwise a batch would spend the whole budget of steps on a start that is not finite."""
 
     def rule(s, y, args):
         return code_of(lt.FlowStatus.max_steps), jnp.asarray(False)

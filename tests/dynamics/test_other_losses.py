@@ -28,7 +28,7 @@ STARTS = {
 
 
 class Undescribed(lt.AbstractResidualLoss):
-    """exp(r) - r - 1 by a user who states no facts."""
+    """exp(r) - r - 1, as a user's loss that states no facts."""
 
     def value(self, residual):
         return jnp.expm1(residual) - residual
@@ -59,7 +59,7 @@ def test_flows_end_at_the_limit_of_theorem_5(name, loss):
     np.testing.assert_allclose(flow.coefficients[-1], expected.limit, atol=1e-7 * scale, rtol=0)
     mirror = lt.mirror_flow(network, problem)
     np.testing.assert_allclose(mirror.coefficients[-1], expected.limit, atol=1e-9 * scale, rtol=0)
-    # `predict` says so itself, with the reason and without a rate.
+    # `predict` names the same theorem, with the reason and without a rate.
     found: Any = lt.predict(network, problem)
     assert found.theorem == expected.theorem
     np.testing.assert_array_equal(found.limit, expected.limit)
@@ -87,7 +87,7 @@ def test_without_a_fit_the_flow_ends_at_the_minimum_of_the_loss(loss):
     rng = np.random.default_rng(3)
     data = rng.normal(size=(8, 3))
     targets = data @ np.array([1.0, 2.0, 0.5]) + 0.1 * rng.normal(size=8)
-    targets[0] += 10  # an outlier, which the loss cuts off
+    targets[0] += 10  # an outlier, whose slope the loss bounds
     problem = lt.Regression(data, targets, loss)
     flow = lt.gradient_flow(lt.DiagonalNetwork((np.ones(3), np.zeros(3))), problem)
     assert bool(flow.stats["finish_accepted"])

@@ -1,4 +1,4 @@
-"""Stop rules of a user's: they end flows, batches and sweeps with their own words."""
+"""Stop rules of users: they end flows, batches and sweeps with the words of the rule."""
 
 import diffrax
 import jax
@@ -16,7 +16,7 @@ START = lt.DiagonalNetwork((jnp.array([0.5, 0.3]), jnp.array([0.2, 0.4])))
 
 
 class AboveLoss(lt.AbstractStop):
-    """Ends a flow once its loss is at most `value`, told by the square root of it."""
+    """Ends a flow once its loss is at most `value`; compares square roots."""
 
     value: Scalar | float
 
@@ -25,25 +25,25 @@ class AboveLoss(lt.AbstractStop):
         return jnp.exp(0.5 * seen.log_loss) <= jnp.sqrt(self.value)
 
     def words(self):
-        """With the value that was asked for."""
+        """Words with the requested value."""
         return f"my loss is below {float(self.value):.3g}"
 
 
 class Late(lt.AbstractStop):
-    """Ends a flow at a time; without words."""
+    """Ends a flow at a time; it has no words."""
 
     log_value: float
 
     def met(self, seen):
-        """By the time."""
+        """log time >= log_value."""
         return seen.log_time >= self.log_value
 
 
 class Quicker(lt.StopAtTime):
-    """A subclass of a rule of the package's is a rule of the user's."""
+    """A subclass of one of the package's rules counts as a user's rule."""
 
     def words(self):
-        """Not those of StopAtTime."""
+        """Words other than those of StopAtTime."""
         return "quick enough"
 
 
@@ -57,7 +57,7 @@ def test_a_flow_ends_with_the_words_of_the_rule():
     assert end.succeeded
     assert end.reason == "my loss is below 0.001"
     assert "stopped because  my loss is below 0.001 [own_rule]" in str(end)
-    # It ended where the rule is met, at its first step there.
+    # The flow ended at the first step at which the rule is met.
     every = diffrax.SaveAt(steps=True)
     steps = lt.gradient_flow(START, PROBLEM, stop=AboveLoss(1e-3), finish=None, saveat=every)
     below = np.asarray(steps.log_loss) <= np.log(1e-3)
@@ -67,7 +67,7 @@ def test_a_flow_ends_with_the_words_of_the_rule():
 
 @pytest.mark.slow
 def test_the_right_one_of_several_rules_is_named():
-    # The loss starts above 0.05; the time e^200 comes later than that, and the time e^-200 before.
+    # The loss falls to 0.05 before the time e^200 and after the time e^-200.
     near = AboveLoss(0.05)
     assert _ends(near | Late(200.0), LABELLED).reason == "my loss is below 0.05"
     assert _ends(near | Late(-200.0)).reason == "the stop rule Late was met"
@@ -136,18 +136,18 @@ def test_a_sweep_keeps_an_own_status(tmp_path):
 
 
 class Several(lt.AbstractStop):
-    """A rule that says nothing of use."""
+    """A wrong rule: it returns two values."""
 
     def met(self, seen) -> Array:
-        """Two values."""
+        """Two values instead of one."""
         return jnp.array([True, False])
 
 
 class Number(lt.AbstractStop):
-    """A rule that gives the loss itself."""
+    """A wrong rule: it returns the loss."""
 
     def met(self, seen):
-        """A number."""
+        """A number instead of a truth value."""
         return seen.log_loss
 
 

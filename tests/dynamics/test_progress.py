@@ -46,5 +46,5 @@ def test_lines_are_two_seconds_apart(capsys):
 def test_what_has_no_progress_is_refused():
     with pytest.raises(ValueError, match=r"progress: must be True or a function .* got 3;"):
         lt.gradient_flow(NETWORK, PROBLEM, progress=3)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match=r"progress: is for one flow of known numbers"):
+    with pytest.raises(ValueError, match=r"progress: is for one flow of concrete numbers"):
         jax.jit(lambda network: lt.gradient_flow(network, PROBLEM, progress=True))(NETWORK)

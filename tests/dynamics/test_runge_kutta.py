@@ -1,4 +1,4 @@
-"""Runge-Kutta methods with their stages written out take diffrax's own steps."""
+"""Runge-Kutta methods with their stages written out take the steps of diffrax."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from lintensor_jax.dynamics.runge_kutta import WrittenOut, written_out
 
 METHODS = (diffrax.Bosh3(), diffrax.Dopri5(), diffrax.Dopri8(), diffrax.Tsit5())
 TIMES = np.linspace(0.1, 2.9, 7)
-# Error estimates are small differences of large terms: their rounding moves the step sizes, and the
-# solution by a small part of the tolerance, which is 1e-7.
+# Error estimates are small differences of large terms. Their rounding changes the step sizes, and
+# the solution by a small part of the tolerance, which is 1e-7.
 ROUNDING = 1e-11
 
 
 def velocity(t, y, rate):
-    """Depends on the time, and couples neighbours."""
+    """A velocity that depends on the time and couples neighbouring entries."""
     return rate * jnp.roll(y, 1) - y**3 + jnp.cos(3 * t)
 
 
@@ -39,7 +39,7 @@ def solve(solver, start, rate: Any = 0.7) -> Any:
 
 @pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
-@pytest.mark.parametrize("size", [3, 700])  # with the slopes written down, and without
+@pytest.mark.parametrize("size", [3, 700])  # with written-out slopes, and without
 def test_the_steps_are_diffrax_s(method, size):
     start = jnp.asarray(np.random.default_rng(0).standard_normal(size))
     ours, theirs = solve(written_out(method), start), solve(method, start)
@@ -47,7 +47,7 @@ def test_the_steps_are_diffrax_s(method, size):
     for count in ("num_steps", "num_rejected_steps"):
         assert int(ours.stats[count]) == int(theirs.stats[count])
     assert int(ours.stats["num_steps"]) > 5
-    # At the times between steps too: their slopes are what diffrax interpolates.
+    # Times between steps agree too, as diffrax interpolates with the slopes of these steps.
     np.testing.assert_allclose(ours.ys, theirs.ys, rtol=0, atol=ROUNDING)
 
 

@@ -29,17 +29,17 @@ def _least_loss(data, loss):
 
 
 def test_classification_ends_at_a_saddle_that_the_data_pull_on():
-    # From equal layers beta_1 = u^2 cannot become negative, where the data would be separable.
+    # From equal layers beta_1 = u^2 cannot become negative; the data need beta_1 < 0 to separate.
     flow = lt.gradient_flow(_ones(0.1), PULLED)
     assert flow.status == lt.FlowStatus.stationary
     np.testing.assert_allclose(flow.coefficients[-1], [0, 1.70817], atol=1e-5)
-    # Both layers, not only their product: implicit steps do not move along the orbit.
+    # Both layers are compared, not only their product: implicit steps must not change their ratio.
     np.testing.assert_allclose(flow.network.weights[:, 1], np.sqrt(1.70817), atol=1e-5)
     assert flow.invariant_drift[-1] < 1e-6
 
 
 @pytest.mark.slow_beyond(1)
-# From 3 and 5 all parameters decay to 0: by implicit steps, and on a shrinking sphere.
+# From seeds 3 and 5 all parameters decay to 0, by implicit steps and on a shrinking sphere.
 @pytest.mark.parametrize("seed", [0, 1, 2, 3, 5])
 def test_random_classification_over_nonnegative_coefficients(seed):
     rng = np.random.default_rng(seed)
@@ -88,7 +88,7 @@ def test_separable_data_of_two_scales(dtype, ratio):
 
 @pytest.mark.slow
 def test_a_stop_rule_of_the_users_is_not_overridden():
-    # The first coordinate has a minimum; the third sample is separable, so that beta_2 ~ log t.
+    # The loss has a minimum in beta_1. The third sample is separable, so beta_2 grows like log t.
     problem = lt.Classification([[1.0, 0.0], [-2.0, 0.0], [0.0, 1.0]], np.ones(3))
     network = lt.DiagonalNetwork(np.asarray([[0.5, 0.5], [0.4, 0.5]]))
     slow = lt.gradient_flow(network, problem, stop=lt.StopAtTime(1e4))

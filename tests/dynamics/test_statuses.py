@@ -1,4 +1,4 @@
-"""The one table of statuses, and what other parts of the package derive from it."""
+"""The table of statuses, and what other parts of the package derive from it."""
 
 import jax.numpy as jnp
 import pytest
@@ -8,7 +8,7 @@ from lintensor_jax.dynamics.statuses import ADVICE, STATUS_NAMES, STORED, code_o
 from lintensor_jax.dynamics.statuses import status_of as status_of_code
 from lintensor_jax.sweeps.plan import FAILURES
 
-# The numbers that stores of format 1 and 2 hold.
+# The statuses of stores of formats 1 and 2, in the order of their numbers.
 STORED_BEFORE = [
     "pending",
     "residual",

@@ -1,4 +1,4 @@
-"""Absolute tolerances follow single parameters: large ones say nothing about small ones."""
+"""Every parameter has its absolute tolerance: large ones do not change those of small ones."""
 
 import jax
 import numpy as np
@@ -59,7 +59,7 @@ def test_a_zero_layer_beside_a_large_one_is_right_along_the_way(large):
 
 @pytest.mark.slow
 def test_parameters_of_one_size_have_one_tolerance():
-    # `atol` as it is printed is the one that was used.
+    # The printed `atol` is the one that was used.
     problem = lt.Regression(DATA, TARGETS)
     network = lt.DiagonalNetwork(np.full((2, 4), 0.01))
     flow = lt.gradient_flow(network, problem)

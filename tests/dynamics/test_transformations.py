@@ -24,7 +24,7 @@ CLASSIFICATION = lt.Classification(X, LABELS)
 
 
 class Product(eqx.Module):
-    """A user's own network without the base class."""
+    """A user's network without the base class."""
 
     u: Array
     v: Array
@@ -47,7 +47,7 @@ def test_float32():
         jnp.dtype("float32")
     }
     reference = lt.gradient_flow(START, REGRESSION)
-    # rtol 1e-5, 100 times smaller than what is asked of the limit.
+    # rtol is 1e-5, 100 times smaller than the bound on the limit's error.
     assert np.abs(solution.coefficients[-1] - reference.coefficients[-1]).max() < 1e-3
     assert solution.invariant_drift[-1] < 1e-3
     with pytest.raises(ValueError, match=r"rtol: float32 keeps.*jax_enable_x64"):
@@ -57,7 +57,7 @@ def test_float32():
     assert solution.succeeded
     assert solution.coefficients.dtype == jnp.float32
     assert (LABELS * (X @ solution.direction[-1]) > 0).all()
-    # A mixture is lifted to the wider type.
+    # A mixture of types is cast to the wider type.
     assert lt.gradient_flow(single, REGRESSION).coefficients.dtype == jnp.float64
 
 
@@ -80,12 +80,12 @@ def test_vmap_over_networks_and_alpha_and_data():
         assert (batch.status == single.status)[lane]
         kept = np.asarray(batch.reached[lane])
         assert kept.sum() == len(single.clock_time)
-        # Fusion differs in the last bits, which the flow contracts; its length is up to the steps.
+        # Compiled programs differ in the last bits, and the flow contracts these differences.
         np.testing.assert_allclose(
             batch.coefficients[lane][kept], single.coefficients, rtol=0, atol=1e-10
         )
         np.testing.assert_allclose(batch.clock_time[lane][kept], single.clock_time, rtol=1e-2)
-        # What is not reached repeats the end, without infinities.
+        # Times that are not reached repeat the end, without infinities.
         np.testing.assert_array_equal(
             batch.coefficients[lane][~kept],
             np.broadcast_to(batch.coefficients[lane][-1], ((~kept).sum(), D)),
@@ -104,10 +104,10 @@ def test_vmap_over_alpha_of_a_classification():
     assert (batch.status == lt.FlowStatus.margin).all()
     for lane, alpha in enumerate(alphas):
         single = one(alpha)
-        # Fusion differs in the last bits, and rejections follow: the steps are not the same ones.
+        # Compiled programs differ in the last bits, so other steps are rejected.
         assert abs(batch.stats["num_steps"][lane] - single.stats["num_steps"]) < 30
         assert abs(batch.log_margin[lane] - single.log_margin).max() < 1
-        # The direction still moves by 1/margin.
+        # The direction still changes by 1/margin.
         np.testing.assert_allclose(batch.direction[lane], single.direction, rtol=0, atol=1e-3)
 
 
@@ -134,7 +134,7 @@ def test_one_compilation_serves_all_numbers(compiles):
         stop = lt.StopAtResidual(target) | lt.StopAtTime(1e9)
         return lt.gradient_flow(Product(u, v), lt.Regression(x, y), rtol=rtol, stop=stop)
 
-    # With the comparison, which compiles too.
+    # The comparison in this line compiles as well.
     assert run(0, 1.0, 1e-8, 1e-6).stats["num_implicit_steps"] == 0
     assert len(compiles) > 0
     compiles.clear()
@@ -179,7 +179,7 @@ class Listed(eqx.Module):
     names: list = eqx.field(static=True)
 
     def linear_coefficients(self):
-        """u^2."""
+        """The coefficients u^2."""
         return self.u**2
 
 

@@ -1,4 +1,4 @@
-"""Weight decay: limits are those of penalised problems, by solvers that know no flow (G6)."""
+"""Weight decay: limits are those of penalised problems, by solvers without flows (G6)."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ def data(seed, n=N, d=D, outputs=None):
 
 
 def penalties(X, y, rng):
-    """Between 2% and 60% of the one from which on the lasso is zero."""
+    """Penalties between 2% and 60% of the least one at which the lasso is zero."""
     return float(np.abs(X.T @ y).max() * rng.uniform(0.02, 0.6))
 
 
@@ -85,7 +85,7 @@ def test_a_single_flow_and_its_gaps(seed):
     )
     assert flow.status == lt.FlowStatus.balance
     np.testing.assert_allclose(flow.coefficients[-1], lasso(X, y, penalty), atol=1e-7)
-    # u^2 - v^2 decays as exp(-2 lambda t); the drift is what is left of that.
+    # u^2 - v^2 decays as exp(-2 lambda t); the drift is the deviation from this.
     gaps = flow.observed.weights[:3, 0] ** 2 - flow.observed.weights[:3, 1] ** 2
     start = network.weights[0] ** 2 - network.weights[1] ** 2
     np.testing.assert_allclose(
@@ -131,7 +131,7 @@ def test_other_architectures_end_at_their_penalties():
 
 
 def test_a_start_that_shrinks_at_first_is_not_at_its_end():
-    """u and v small and of other signs than the data want: b decays, then a grows to the lasso."""
+    """u and v are small, with the wrong signs: b decays first, then a grows to the lasso."""
     problem = lt.Regression(np.array([[1.0]]), np.array([1.0]))
     network = lt.DiagonalNetwork(1e-11 * np.array([[1.0], [-0.9]]))
     flow = lt.gradient_flow(network, problem, weight_decay=0.1)
@@ -144,7 +144,7 @@ def test_deeper_layers_end_at_stationary_points_and_zero_is_one(depth):
     X, y, _ = data(3)
     penalty, like = 0.05, lt.DiagonalNetwork.zeros(depth, D)
     problem = lt.Regression(X, y)
-    # Two coordinates start where the decay is stronger than any pull of the data, and stay at 0.
+    # Two coordinates start so small that the decay is stronger than the gradient: they end at 0.
     begin = np.where(np.arange(D) < 2, 1e-6, np.linalg.pinv(X) @ y)
     away = lt.gradient_flow(balanced(like, begin), problem, weight_decay=penalty)  # pyright: ignore[reportArgumentType]
     beta = np.asarray(away.coefficients[-1])

@@ -1,10 +1,10 @@
-"""Many flows at once: an explicit stepper whose lanes share nothing but their instructions.
+"""Many flows at once: an explicit stepper whose lanes share only their instructions.
 
 `jax.vmap` of `gradient_flow` runs every lane until the slowest is done. Here every lane has its own
-step size, status and clock, and a lane that is done makes room for the next of the queue. The
+step size, status and clock, and a lane that is done is replaced by the next lane of the queue. The
 method and its step-size rules are diffrax's (the tableau, the first step of Hairer, Norsett &
-Wanner, PI control), and a flow takes the steps that `diffrax.diffeqsolve` takes; what is left out
-is everything that a flow does not need. Stiff lanes go on together by an implicit method.
+Wanner, PI control), and a flow takes the steps that `diffrax.diffeqsolve` takes. Everything that a
+flow does not need is left out. Stiff lanes are continued together by an implicit method.
 """
 
 import dataclasses
@@ -41,18 +41,18 @@ from .program_chunk import BatchedFlow, integrate_chunk
 from .programs import XLA, AbstractCompilation, Native
 from .stepper import Stepper
 
-# Dormand & Prince's 8(7) is as fast as Tsit5 on small networks, and 30 times as accurate; with more
-# numbers it saves nothing, and the long steps of other clocks go far beyond what a stop rule asks.
+# Dormand & Prince's 8(7) is as fast as Tsit5 on small networks, and 30 times as accurate. With more
+# numbers it saves nothing, and on other clocks its long steps end far beyond the stop rule.
 _LARGEST_OF_HIGH_ORDER = 16
-# A quarter more of its steps than at 1e-8, and all lanes of the paper's sweep end within 1e-8 of
+# It needs a quarter more steps than at 1e-8, and all lanes of the paper's sweep end within 1e-8 of
 # their limits (`benchmarks/batched.py`).
 _RTOL_OF_HIGH_ORDER = np.asarray(1e-9)
 # Numbers in one log.
 _LOG_SIZE = 2**16
-# Most implicit steps of a lane by default: corners of four layers take some 2,000.
+# The most implicit steps of a lane by default. A corner of four layers takes some 2,000.
 _STIFF_STEPS = 4096
 _NATIVE = Native()
-# Kinds of networks and reasons of which a warning has spoken.
+# Classes of networks and reasons for which a warning has been given.
 _warned: set[tuple[type, str]] = set()
 _warning = threading.Lock()
 _OPTIONS = {"clock", "stop", "finish", "rtol", "atol", "max_steps"}
@@ -72,42 +72,44 @@ def batched_flow(
     stiff_max_steps: int | EllipsisType | None = ...,
     **options: Any,
 ) -> BatchedFlow:
-    """Gradient flows of many networks, to their ends.
+    """Integrate the gradient flows of many networks, each until it ends.
 
     **Arguments**
 
     - `networks`: a network whose parameters have a leading axis of N lanes. Its constants (masks,
       data tensors) all have that axis, or none of them has: then all lanes share them.
-    - `problem`: the data of all lanes; or, with `shared_problem=False`, one problem a lane, every
-      array with a leading axis of N.
+    - `problem`: the data of all lanes; or, with `shared_problem=False`, one problem for each lane:
+      every array has a leading axis of N.
     - `shared_constants`: whether all lanes share the constants. If None, their shapes decide; a
       ValueError if both fit.
-    - `weight_decay`: as in `gradient_flow`; or one number a lane, an array of shape (N,).
-    - `width`: lanes in flight on XLA, rounded up to a multiple of 8. Default on a CPU: 128, or 32
-      where a lane has more than 32 numbers. On a GPU: some 2^18 numbers, or a sixteenth of the
-      lanes of one program.
+    - `weight_decay`: as in `gradient_flow`; or one number for each lane, an array of shape (N,).
+    - `width`: how many lanes XLA integrates at once, rounded up to a multiple of 8. Default on a
+      CPU: 128, or 32 if a lane has more than 32 numbers. Default on a GPU: lanes with about 2^18
+      numbers, or a sixteenth of the lanes of one program.
     - `solver`: an explicit diffrax method whose last stage is the first of the next step. Default:
       `diffrax.Dopri8()` in physical time with up to 16 numbers a lane, else `diffrax.Tsit5()`.
-    - `compilation`: `Native()` (default on CPUs and CUDA devices), or `XLA()`, which also takes
-      over for networks that the other has no machine code for: large ones (on CUDA devices more
-      than 16 numbers), and those with a sort, an FFT, a scan or the like; and for machine code of a
-      GPU that does not agree with it. The result says what ran, and why; a warning names every
-      reason but the size, once for every class of networks.
-    - `devices`: that compute, such as `jax.local_devices()`; default: where the networks are.
-      XLA runs one program at a time on a device: for two cores of a CPU, set
+    - `compilation`: `Native()` (default on CPUs and CUDA devices), or `XLA()`. XLA also runs the
+      networks for which there is no machine code: large ones (on CUDA devices more than 16
+      numbers), and those with a sort, an FFT, a scan or a similar operation. It also runs if
+      machine code of a GPU does not agree with it. The result says what ran, and why. A warning
+      names every reason except the size, once for every class of networks.
+    - `devices`: the devices that compute, such as `jax.local_devices()`; default: the device of the
+      networks. XLA runs one program at a time on a device: for two cores of a CPU, set
       `jax.config.update("jax_num_cpu_devices", 2)` before the first computation.
-    - `stiff_max_steps`: a lane that has taken `max_steps` explicit steps is stiff, and goes on with
-      at most so many steps of an implicit method (Rodas5P), together with the other stiff lanes.
-      None, or more than 600 parameters: it ends with status `max_steps`. So does, before its
-      budget, a lane whose tied layers shrink (u = v, but not in diagonal networks): explicit steps
-      would part them by rounding. Default: 4096 where
+    - `stiff_max_steps`: a lane that has taken `max_steps` explicit steps is stiff. It is continued
+      by at most so many steps of an implicit method (Rodas5P), together with the other stiff lanes.
+      If this is None, or with more than 600 parameters, it ends with status `max_steps`. A lane
+      whose tied layers shrink (u = v, but not in diagonal networks) is treated as stiff before its
+      budget is used up: in explicit steps, rounding would make them different. Default: 4096 if
       neither `max_steps` nor `solver` is given, else None. With several support vectors,
       `max_steps=512, stiff_max_steps=20_000` is a good choice.
-    - `clock`, `stop`, `finish`, `rtol`, `atol`, `max_steps`: as in `gradient_flow`; default for
-      max_steps 4096, for rtol 1e-9 if the method is Dopri8 by default. A default stop is one for
-      all lanes, by the size of the first one's data.
+    - `clock`, `stop`, `finish`, `rtol`, `atol`, `max_steps`: as in `gradient_flow`. The default of
+      max_steps is 4096. The default of rtol is 1e-9 if the method is Dopri8 by default. A default
+      stop is one rule for all lanes, derived from the data of the first lane.
 
     **Returns** a `BatchedFlow`. Nothing is raised for a lane that fails: see `status`.
+
+    **Raises** ValueError for bad input, and TypeError for an unknown option.
     """
     _check(networks, problem, solver, compilation, width, devices, options)
     stiff_max_steps = _steps_of(stiff_max_steps, solver is None and "max_steps" not in options)
@@ -157,7 +159,7 @@ def batched_flow(
 
 
 def _check(networks, problem, solver, compilation, width, devices, options) -> None:
-    """Refuse what no batch can have, before anything is computed."""
+    """Refuse invalid arguments before anything is computed."""
     if solver is not None and not has_shared_slopes(solver):
         raise ValueError(
             "solver: must be an explicit diffrax method with the FSAL property, such as "
@@ -167,11 +169,11 @@ def _check(networks, problem, solver, compilation, width, devices, options) -> N
     if not isinstance(compilation, AbstractCompilation | None):
         raise ValueError(
             f"compilation: must be Native() or XLA(), got {in_words(compilation)}; leave it out "
-            "for what is fastest."
+            "for the faster one."
         )
     if width is not None and (type(width) is not int or width < 1):
         raise ValueError(
-            f"width: must be a positive int, got {in_words(width)}; leave it out for what is best."
+            f"width: must be a positive int, got {in_words(width)}; leave it out for the default."
         )
     check_problem(problem)
     if devices is not None and (isinstance(devices, jax.Device) or not len(devices)):
@@ -182,7 +184,7 @@ def _check(networks, problem, solver, compilation, width, devices, options) -> N
     if not isinstance(networks, eqx.Module):
         raise ValueError(
             f"networks: must be an equinox.Module with a first axis of lanes, got "
-            f"{in_words(networks)}; jax.vmap of what makes one network gives them."
+            f"{in_words(networks)}; jax.vmap of a function that makes one network returns them."
         )
     if not options.keys() <= _OPTIONS:
         raise TypeError(
@@ -192,7 +194,7 @@ def _check(networks, problem, solver, compilation, width, devices, options) -> N
 
 
 def _steps_of(stiff_max_steps, by_default: bool) -> int | None:
-    """The most implicit steps of a lane; None: there are none."""
+    """The most implicit steps of a lane; None for no implicit steps."""
     if stiff_max_steps is ...:
         return _STIFF_STEPS if by_default else None
     if stiff_max_steps is not None and (type(stiff_max_steps) is not int or stiff_max_steps < 1):
@@ -220,10 +222,13 @@ def _decaying(problem, shared, weight_decay, count):
 
 
 def _first_lane(parameters, problem, problems, kind):
-    """The parameters and the problem of the first lane; `problems`: how many, None for one."""
+    """The parameters and the problem of the first lane.
+
+    `problems`: the number of problems, None if all lanes share one.
+    """
     if problems is not None:
         _lanes("problem", problem, problems)
-    # On a CPU by NumPy, in a microsecond each.
+    # On a CPU NumPy does this in a microsecond.
     first = jax.tree.map(lambda leaf: (np.asarray(leaf) if kind == "cpu" else leaf)[0], parameters)
     one = problem if problems is None else jax.tree.map(lambda leaf: leaf[0], problem)
     return first, one
@@ -232,7 +237,7 @@ def _first_lane(parameters, problem, problems, kind):
 def _by_default(options, size: int, rtol) -> tuple[diffrax.AbstractERK, Any]:
     """The method of lanes with `size` numbers, and the options with its tolerance.
 
-    `rtol`: what the user gave; None: nothing.
+    `rtol`: the user's, or None.
     """
     if not isinstance(options.clock, PhysicalTime) or size > _LARGEST_OF_HIGH_ORDER:
         return diffrax.Tsit5(), options
@@ -242,19 +247,19 @@ def _by_default(options, size: int, rtol) -> tuple[diffrax.AbstractERK, Any]:
 
 
 def _as_vectors(parameters, count):
-    """`ravel_pytree` of every lane, without the milliseconds of a trace."""
+    """`ravel_pytree` of every lane, without a trace, which would take milliseconds."""
     leaves = [leaf.reshape(count, -1) for leaf in jax.tree.leaves(parameters)]
     return jnp.concatenate(leaves, axis=1) if len(leaves) > 1 else leaves[0]
 
 
 def _chunks(size, thetas, data, shared) -> list[Chunk]:
-    """The lanes in chunks of `size`."""
+    """The lanes, divided into chunks of `size`."""
     count = thetas.shape[0]
     return [Chunk.cut(at, size, count, thetas, data, shared) for at in range(0, count, size)]
 
 
 def _sizes(device, width, size, lane, thetas, devices) -> hardware.Sizes:
-    """How the lanes are cut for the devices in use; `lane`: as in `_numbers_of_lane`."""
+    """How the lanes are divided for the devices; `lane`: see `_numbers_of_lane`."""
     count, shares = thetas.shape[0], 1 if devices is None else len(devices)
     if hardware.kind_of(device) == "cpu":
         return hardware.sizes_on_cpu(width, size, count, shares)
@@ -265,7 +270,7 @@ def _sizes(device, width, size, lane, thetas, devices) -> hardware.Sizes:
 
 
 def _numbers_of_lane(size, network, problem, own) -> hardware.LaneNumbers:
-    """How many numbers a lane has; `own`: what of its network and problem is not shared."""
+    """How many numbers a lane has; `own`: the parts of network and problem that are not shared."""
 
     def predictions(network, problem):
         return problem.predictions(network.linear_coefficients())
@@ -276,7 +281,7 @@ def _numbers_of_lane(size, network, problem, own) -> hardware.LaneNumbers:
 
 
 def _on_devices(stepper, compilation, chunks, rest, devices) -> list[BatchedFlow]:
-    """The flows of all chunks, which are dealt out to the devices in turn."""
+    """The flows of all chunks, in order. Chunk i runs on device i modulo their number."""
     if devices is None:
         return [integrate_chunk(stepper, compilation, chunk, *rest) for chunk in chunks]
     shares = len(devices)
@@ -296,7 +301,7 @@ def _on_devices(stepper, compilation, chunks, rest, devices) -> list[BatchedFlow
 
 
 def _warn_of_fallback(kind: type, flow: BatchedFlow) -> None:
-    """Warns once of every reason but the documented limit of size."""
+    """Warn once of every reason for which XLA ran, except the documented limit of size."""
     reason = flow.fallback_reason
     with _warning:
         if not reason or flow.fallback_by_size or (kind, reason) in _warned:
@@ -311,8 +316,8 @@ def _warn_of_fallback(kind: type, flow: BatchedFlow) -> None:
 
 
 def _joined(flows: list[BatchedFlow]) -> BatchedFlow:
-    """The lanes of all chunks, of networks without what is no parameter."""
-    # Another chunk can be of another kind: of integers that a float does not have, say.
+    """The lanes of all chunks, as one flow. Its networks have parameters only."""
+    # Chunks can differ: one may have integers that a float cannot represent, for example.
     fallen = next((flow for flow in flows if flow.compilation == "xla"), flows[0])
     same = {
         name: getattr(fallen, name)
@@ -331,7 +336,7 @@ def _joined(flows: list[BatchedFlow]) -> BatchedFlow:
     devices = [hardware.device_of(flow.code) for flow in flows]
     if hardware.kind_of(devices[0]) == "cpu":
         flow = jax.tree.map(lambda *xs: jnp.asarray(np.concatenate(np.atleast_1d(*xs))), *bare)
-    else:  # from device to device, where there are several
+    else:  # moved from device to device, if there are several
         near = [jax.device_put(flow, devices[0]) for flow in bare]
         flow = jax.tree.map(lambda *xs: jnp.concatenate(jnp.atleast_1d(*xs)), *near)
     return dataclasses.replace(
@@ -342,19 +347,19 @@ def _joined(flows: list[BatchedFlow]) -> BatchedFlow:
 
 
 def _with_constants(flow: BatchedFlow, rest: Any) -> BatchedFlow:
-    """The flow with `rest`, what is no parameter, in its networks."""
+    """The flow with `rest`, which holds what is not a parameter, in its networks."""
     networks = flow.network, flow.unfinished_network
     whole, unfinished = (eqx.combine(split(network)[0], rest) for network in networks)
     return dataclasses.replace(flow, network=whole, unfinished_network=unfinished)
 
 
 def _lanes(name: str, tree: Any, expected: int | None = None) -> int:
-    """The length of the first axis of all arrays; or a refusal."""
+    """The length of the first axis of all arrays. ValueError if they differ."""
     shapes = [leaf.shape for leaf in jax.tree.leaves(tree)]
     lengths = {shape[0] if shape else 0 for shape in shapes}
     if len(lengths) == 1 and min(lengths) > 0 and expected in (None, *lengths):
         return lengths.pop()
     raise ValueError(
         f"{name}: every array must have a first axis of {expected or 'one or more'} lanes, got "
-        f"{', '.join(map(str, shapes)) or 'no array'}; jax.vmap of what makes one gives them."
+        f"{', '.join(map(str, shapes)) or 'no array'}; jax.vmap of a function for one makes them."
     )

@@ -18,7 +18,7 @@ class Chunk(NamedTuple):
 
     @staticmethod
     def cut(at: int, size: int, count: int, thetas: Array, data: LaneData, shared: bool) -> "Chunk":
-        """Lanes at, ..., at + size - 1 of `count`; beyond `count` the last lane is repeated."""
+        """The lanes at, ..., at + size - 1 of `count`; beyond `count` the last lane is repeated."""
         own = data.cut(at, size, shared)
         return Chunk(np.asarray(min(size, count - at), np.int32), piece_of(thetas, at, size), own)
 
@@ -53,5 +53,5 @@ def ends_like(size: int, state_size: int, dtype: Any) -> Ends:
 
 
 def _integer() -> np.dtype:
-    """JAX's integers: of 64 bits where they are enabled."""
+    """JAX's integer type: of 64 bits if these are enabled, else of 32 bits."""
     return np.dtype(jax.dtypes.canonicalize_dtype(int))

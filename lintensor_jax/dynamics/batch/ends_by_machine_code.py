@@ -1,4 +1,4 @@
-"""The ends of a chunk's lanes by machine code of CPUs or of CUDA; or why there is none."""
+"""The ends of a chunk's lanes by machine code for CPUs or CUDA; or a refusal if there is none."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from .programs import XLA, Arguments, Native, Refusal, compiled
 from .stepper import Stepper
 
 _XLA = XLA()
-# Lanes that XLA integrates as well before machine code of a GPU is used for the first time.
+# The number of lanes that XLA integrates as well at the first use of machine code for a GPU.
 _CHECKED = 256
 
 
@@ -25,7 +25,7 @@ def _table(stepper: Stepper, chunk: Chunk) -> tuple[Array, list[Array]]:
 
 
 def _row_program(stepper: Arguments, chunk: Arguments, compilation: Native):
-    """The program that makes the table; and the kernel, or a refusal."""
+    """The program that makes the table, and the kernel or a refusal."""
     fill = compiled(_table, _XLA, stepper, chunk)
     rows, leaves = fill.results
     row = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype, sharding=rows.sharding)
@@ -35,12 +35,12 @@ def _row_program(stepper: Arguments, chunk: Arguments, compilation: Native):
         return fill, kernel
     try:
         return fill, kernel.result()
-    except Exception as error:  # raised by LLVM; XLA compiles every program of JAX
+    except Exception as error:  # raised by LLVM; XLA can compile the program in any case
         return fill, Refusal(f"LLVM failed with {type(error).__name__}: {error}")
 
 
 def _shared_numbers(stepper: Arguments, chunk: Arguments, leaves, dtype) -> np.ndarray | Refusal:
-    """All numbers of the shared arrays, as floats."""
+    """All numbers of the shared arrays, as floats; a refusal if an integer would be rounded."""
     arrays = [np.asarray(leaf) for leaf in (*stepper.arrays, *leaves)]
     numbers = [array.astype(dtype).reshape(-1) for array in arrays]
     of_lanes = jax.tree.leaves(chunk.values[0].data)
@@ -52,7 +52,7 @@ def _shared_numbers(stepper: Arguments, chunk: Arguments, leaves, dtype) -> np.n
 
 
 def is_exact(array: np.ndarray, numbers: np.ndarray) -> bool:
-    """Whether `numbers`, floats, equal the integers of `array`; True for other arrays."""
+    """Whether the floats `numbers` equal the integers of `array`; True for other arrays."""
     return array.dtype.kind not in "iu" or np.array_equal(
         array.reshape(-1), numbers.astype(array.dtype)
     )
@@ -61,7 +61,7 @@ def is_exact(array: np.ndarray, numbers: np.ndarray) -> bool:
 def ends_by_machine_code(
     stepper: Arguments, chunk: Arguments, compilation: Native, order
 ) -> Ends | Refusal:
-    """The ends of a chunk's lanes by the cores of a CPU. `order`: of the real lanes."""
+    """The ends of a chunk's lanes by the cores of a CPU. `order`: the order of the real lanes."""
     fill, integrate_rows = _row_program(stepper, chunk, compilation)
     if isinstance(integrate_rows, Refusal):
         return integrate_rows
@@ -87,7 +87,7 @@ def _ends_of_table(stepper: Stepper, count, table: Array):
 def ends_by_cuda(stepper: Arguments, chunk: Arguments, compilation: Native) -> Ends | Refusal:
     """The ends of a chunk's lanes by the threads of a GPU.
 
-    Nothing comes of a kernel that has not agreed with XLA, or that left a lane unfinished.
+    A refusal if the kernel did not agree with XLA, or left a lane unfinished.
     """
     fill, kernel = _row_program(stepper, chunk, compilation)
     if isinstance(kernel, Refusal):
@@ -103,7 +103,7 @@ def ends_by_cuda(stepper: Arguments, chunk: Arguments, compilation: Native) -> E
     try:
         numbers = jax.device_put(shared, hardware.device_of(table))
         table, executed = kernel.launch(table, order, int(count), numbers)
-    except Exception as error:  # of a driver or of cuda.core
+    except Exception as error:  # raised by the driver or by cuda.core
         return Refusal(kernel.refuse(f"a launch failed with {type(error).__name__}: {error}"))
     given = stepper, Arguments(count, table)
     ends, unfinished = compiled(_ends_of_table, _XLA, *given)(*given)
@@ -115,7 +115,7 @@ def ends_by_cuda(stepper: Arguments, chunk: Arguments, compilation: Native) -> E
 
 
 def _compared(stepper: Stepper, chunk: Chunk, ends: Ends) -> str:
-    """How some of the ends differ from XLA's: "" if they agree."""
+    """How the ends of some lanes differ from XLA's; "" if they agree."""
     from .cuda.agreement import disagreement
 
     count = int(chunk.count)

@@ -10,9 +10,9 @@ from .chunk import Chunk, Ends, ends_like
 from .programs import XLA, Arguments, compiled
 from .stepper import InFlight, Queue, Stepper, running_count
 
-# One lane in 8, those with the smallest starts, goes first.
+# One lane in so many goes first: those with the smallest starts.
 _FIRST = 8
-# Lanes of which the smallest starts are estimated on a device without a sort of all of them.
+# On a device, small starts are found from so many lanes, without a sort of all of them.
 _SAMPLE = 1024
 _XLA = XLA()
 
@@ -33,7 +33,7 @@ def order_on_host(thetas: Float[Array, "N p"], count: int, width: int) -> Int[np
 def order_on_device(chunk: Chunk) -> Int[Array, " N"]:
     """As `order_on_host`, without a copy to the host and without a sort of all lanes.
 
-    The bound between small and other starts is that of a sample. Lanes beyond the real ones are
+    The bound between small and other starts is taken from a sample. Lanes that are not real come
     last.
     """
     sizes = jnp.sum(chunk.thetas**2, axis=1)
@@ -64,7 +64,7 @@ def _advance(stepper: Stepper, in_flight: InFlight, queue: Queue) -> tuple[InFli
 
 
 def ends_by_xla_on_host(stepper: Stepper, chunk: Chunk, order: Int[np.ndarray, " N"]) -> Ends:
-    """The ends of a chunk's lanes. The device hands them over whenever its log is full."""
+    """The ends of a chunk's lanes. The host reads the device's log whenever it is full."""
     count = int(chunk.count)
     program_arguments, lanes = Arguments(stepper), Arguments(chunk, order)
     start = compiled(_queue, _XLA, program_arguments, lanes)
@@ -85,7 +85,7 @@ def ends_by_xla_on_host(stepper: Stepper, chunk: Chunk, order: Int[np.ndarray, "
 
 
 def _write_ends(log: Array, count: int, order: Int[np.ndarray, " N"], ends: Ends) -> None:
-    """Stores the ends of the lanes in `log` that were done."""
+    """Store the ends of those lanes in `log` that were done."""
     entries = np.asarray(log)
     done = entries[:, -1] < count
     lanes = np.moveaxis(entries, 1, -1)[done]
@@ -103,7 +103,7 @@ def _ends_on_device(stepper: Stepper, chunk: Chunk):
 
 
 def ends_by_xla_on_device(stepper: Stepper, chunk: Chunk) -> Ends:
-    """The ends of a chunk's lanes by one program, in arrays of the device.
+    """The ends of a chunk's lanes by one program, as arrays on the device.
 
     On a GPU every copy to the host and every decision of the host takes as long as several steps.
     """

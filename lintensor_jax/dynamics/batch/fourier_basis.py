@@ -1,9 +1,9 @@
 """Full-length convolutions in the real orthonormal DFT basis.
 
 An orthogonal change of variables maps a gradient flow to a gradient flow. With w = R^T w' for every
-filter and X' = X R^T, a convolution becomes one complex product for every frequency. It takes
-hardly longer than a diagonal network (`benchmarks/batched.py --uneven`: a
-third of the FFT's time with three filters of length 32).
+filter and X' = X R^T, a convolution becomes one complex product for every frequency. This takes
+little longer than a diagonal network. With three filters of length 32 it takes a third of the FFT's
+time (`benchmarks/batched.py --uneven`).
 
 Source: Yun, Krishnan & Mobahi 2021, Appendix D.3; Gunasekar et al. 2018, Lemma 3.
 """
@@ -24,13 +24,13 @@ _PROBLEMS = (Regression, Classification)
 
 
 class SpectralConvolution(AbstractNetwork):
-    """A full-length convolution by the real spectra of its filters.
+    """A full-length convolution whose parameters are the spectra of its filters.
 
     - `edges`: shape (L, 1) or (L, 2), the real entries: frequency 0, and d/2 for even d.
-    - `pairs`: shape (2, L, m), real and imaginary parts of the frequencies 1, ..., m between them,
-      times sqrt(2).
+    - `pairs`: shape (2, L, m), the real and imaginary parts at the frequencies 1, ..., m between
+      them, times sqrt(2).
 
-    Linear coefficients: the same entries of beta, edges first.
+    Its linear coefficients are the same entries of the spectrum of beta, edges first.
     """
 
     edges: Float[Array, "L e"]
@@ -41,7 +41,7 @@ class SpectralConvolution(AbstractNetwork):
 
     @property
     def depth(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Number of layers."""
+        """The number of layers L."""
         return self.edges.shape[0]
 
     def linear_coefficients(self) -> Float[Array, " d"]:
@@ -49,7 +49,7 @@ class SpectralConvolution(AbstractNetwork):
         return self.coefficients_and_pullback()[0]
 
     def coefficients_and_pullback(self):
-        """beta, and the map from g to the leave-one-out products, a SpectralConvolution."""
+        """beta, and the map from g to (d beta/d parameters)^T g, as a SpectralConvolution."""
         depth, count = self.edges.shape[0], self.edges.shape[1] + 2 * self.pairs.shape[2]
         # F beta = d^((L-1)/2) prod_l F w_l; a pair holds sqrt(2) times its complex number.
         at_edges, at_pairs = count ** ((depth - 1) / 2), (count / 2) ** ((depth - 1) / 2)
@@ -99,7 +99,7 @@ class Spectral(eqx.Module):
 
     @staticmethod
     def of(network: Any, problem: Any) -> "Spectral | None":
-        """The basis for a full-length convolution (d > 2) with data in rows; else None."""
+        """The basis for a full-length convolution with d > 2 and data in rows; None otherwise."""
         fits = isinstance(network, ConvolutionalNetwork) and network.is_full_length
         if not fits or network.dimension <= 2 or not isinstance(problem, _PROBLEMS):
             return None
@@ -116,7 +116,7 @@ class Spectral(eqx.Module):
         d = self.dimension
         j = np.arange(d)
         inner = np.arange(1, (d + 1) // 2)[:, None]
-        # Multiples of 2 pi are subtracted first, which keeps the angles exact.
+        # Multiples of 2 pi are subtracted in integers, so that large angles have no rounding.
         angles = 2 * np.pi * (inner * j % d) / d
         edges = [np.ones(d), (-1.0) ** j][: self._num_edges]
         rows = [np.stack(edges), np.sqrt(2) * np.cos(angles), -np.sqrt(2) * np.sin(angles)]
@@ -147,7 +147,7 @@ class Spectral(eqx.Module):
         return jnp.concatenate(parts, axis=1)
 
     def back(self, thetas: Float[Any, "N p"]) -> Float[Any, "N p"]:
-        """The inverse of `into`, in NumPy for arrays of NumPy."""
+        """The inverse of `into`, computed by NumPy for arrays of NumPy."""
         np_or_jnp: Any = np if isinstance(thetas, np.ndarray) else jnp
         count, split = thetas.shape[0], self.depth * self._num_edges
         edges = thetas[:, :split].reshape(count, self.depth, -1)

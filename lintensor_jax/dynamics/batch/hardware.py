@@ -1,11 +1,11 @@
-"""The device in use: its kind, and how many lanes of a batch its memory and its cores take."""
+"""The device in use: its kind, and how many lanes of a batch fit its memory and its cores."""
 
 import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-# Memory of a device that does not say how much it has.
+# The memory that is assumed for a device that does not report it, in bytes.
 _UNKNOWN_MEMORY = 2**33
 
 
@@ -18,7 +18,7 @@ def kind_of(device: Any) -> str:
 
 
 def device_of(array: Any) -> Any:
-    """The device of an array; that of new arrays for one of NumPy."""
+    """The device of an array; for an array of NumPy, the device of new arrays."""
     devices = getattr(array, "devices", None) or jnp.zeros(()).devices
     return min(devices(), key=lambda device: device.id)
 
@@ -30,12 +30,12 @@ def memory_of(device: Any) -> int:
 
 
 class Sizes(NamedTuple):
-    """How a batch is cut.
+    """How a batch is divided.
 
-    - `width`: lanes in flight on XLA.
-    - `chunk`: lanes of one program, a multiple of the width.
-    - `enough`: the number of ended lanes at which the queue is looked at.
-    - `batch`: lanes that are finished and recorded at once; None: all.
+    - `width`: how many lanes XLA integrates at once.
+    - `chunk`: how many lanes one program has, a multiple of the width.
+    - `enough`: how many lanes must have ended before new ones are taken from the queue.
+    - `batch`: how many lanes are finished and recorded at once; None: all.
     """
 
     width: int
@@ -44,17 +44,18 @@ class Sizes(NamedTuple):
     batch: int | None
 
 
-# Lanes in flight at once on a CPU: wide enough for vector instructions, small enough for the first
-# cache. Beside it: the queue is looked at when one lane in so many is done. A look takes as long as
-# a few steps of all lanes. A lane that is done is stepped on until then.
+# (width, share) on a CPU for few and for many numbers a lane. The width is large enough for vector
+# instructions and small enough for the first cache. New lanes are taken when one lane in `share` is
+# done: this takes as long as a few steps of all lanes, and until then a done lane is still stepped.
 _SMALL, _LARGE = (128, 4), (32, 16)
 _LARGEST_SMALL = 32
-# Lanes of one program on a CPU, which keeps memory flat and compilations few.
+# The lanes of one program on a CPU, which limits memory and the number of compilations, and the
+# lanes that are finished at once.
 _CHUNK, _BATCH = 2**14, 256
 
 
 def sizes_on_cpu(width: int | None, size: int, count: int, shares: int) -> Sizes:
-    """For `count` lanes of `size` numbers on so many devices. `width`: the user's, or None."""
+    """The sizes for `count` lanes of `size` numbers on `shares` devices; `width` may be None."""
     usual, share = _SMALL if size <= _LARGEST_SMALL else _LARGE
     width = _of_whole_vectors(min(width or usual, count))
     each = max(min(_CHUNK, -(-count // shares)), min(4 * width, count))
@@ -63,17 +64,18 @@ def sizes_on_cpu(width: int | None, size: int, count: int, shares: int) -> Sizes
     return Sizes(width, chunk, -(-width // share), _BATCH)
 
 
-# On other devices some 20 kernels are launched for a step. With fewer numbers in flight than these
-# the launches take most of the time; with more the memory does (3.9 kB for a lane of 4 numbers).
+# On other devices some 20 kernels are launched for a step. With fewer numbers in flight the
+# launches take most of the time. More numbers need more memory (3.9 kB for a lane of 4 numbers).
 _IN_FLIGHT, _FEWEST_IN_FLIGHT = 2**18, 2**13
-# The largest chunk has so many lanes per lane in flight: the last ones make few others wait. A
-# queue is looked at when one lane in 32 is done.
+# A large chunk has so many lanes for each lane in flight: few are idle while the last ones end. New
+# lanes are taken from the queue when one lane in 32 is done.
 _LANES_PER_SLOT, _SHARE = 16, 32
 _LARGEST_CHUNK = 2**22
-# Numbers that a lane has in memory: 14 for every number of its state and 41 others in the programs
-# of XLA (compiled for an H200 without one), and the residual's derivatives in the finish.
+# Numbers that a lane has in memory, rounded up: 14 for every number of its state and 41 others in
+# XLA's programs (read from programs that were compiled for an H200, not measured on one); and in
+# the finish the derivatives of the residual.
 _COPIES, _OTHERS, _JACOBIANS = 16, 64, 8
-# Part of the memory of a device that one chunk may take: others are computed beside it.
+# A chunk may use one part in so many of a device's memory: others may be computed beside it.
 _PART = 6
 
 
@@ -99,7 +101,7 @@ class LaneNumbers(NamedTuple):
 def sizes_on_accelerator(
     width: int | None, lane: LaneNumbers, itemsize: int, memory: int, count: int, shares: int
 ) -> Sizes:
-    """For `count` lanes on so many devices, each with so many bytes of memory."""
+    """The sizes for `count` lanes on `shares` devices, each with `memory` bytes."""
     room = memory // _PART // itemsize
     each = lanes_of_chunk(room // lane.in_memory, count, shares)
     width = _of_whole_vectors(min(width or width_on_accelerator(lane.state, each), each))
@@ -108,13 +110,13 @@ def sizes_on_accelerator(
 
 
 def lanes_of_chunk(room: int, count: int, shares: int) -> int:
-    """The lanes of a chunk with room for so many: all devices have as many chunks."""
+    """The lanes of a chunk, at most `room`: all devices get the same number of chunks."""
     share = -(-count // shares)
     return -(-share // -(-share // max(8, min(_LARGEST_CHUNK, room))))
 
 
 def width_on_accelerator(state: int, lanes: int) -> int:
-    """The lanes in flight, of a chunk of so many with `state` numbers each: a whole part of it."""
+    """The lanes in flight of a chunk of `lanes` with `state` numbers each, in equal parts."""
     filled = max(_FEWEST_IN_FLIGHT, _IN_FLIGHT // max(1, state), lanes // _LANES_PER_SLOT)
     return -(-lanes // -(-lanes // filled))
 
@@ -125,5 +127,8 @@ def room_of_chunk(device: Any) -> int:
 
 
 def _of_whole_vectors(width: int) -> int:
-    """Vectors of 512 bits: in the rest of a vector loop a lane's last bit would be another."""
+    """`width` rounded up to a multiple of 8 lanes, which are vectors of 512 bits.
+
+    In the remainder of a vector loop the last bit of a lane would be different.
+    """
     return 8 * -(-width // 8)

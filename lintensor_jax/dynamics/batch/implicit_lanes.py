@@ -1,7 +1,7 @@
 """Stiff lanes of a batch, integrated together by an implicit stepper.
 
-Every lane has its own step size, error and status. A lane that has ended makes room for the next
-one, as in the explicit stepper. Lanes are the first axis: a step is mostly linear algebra.
+Every lane has its own step size, error and status. A lane that has ended is replaced by the next
+one, as in the explicit stepper. Lanes are the first axis, since a step is mostly linear algebra.
 """
 
 import functools
@@ -31,7 +31,7 @@ from .stepper import Stepper
 
 # Lanes in flight on a CPU: their Jacobians fit the second cache. On a GPU all lanes are in flight.
 _WIDTH = 64
-# One lane in 8 is done before the queue is looked at.
+# New lanes are taken from the queue when one lane in 8 is done.
 _SHARE = 8
 # The step-size control of single implicit flows (diffrax's defaults, with these coefficients).
 _PROPORTIONAL, _INTEGRAL = 0.3, 0.4
@@ -71,7 +71,7 @@ class _Known(NamedTuple):
 
     @property
     def is_tied(self) -> Bool[Array, ""]:
-        """Whether conserved zeros keep some parameters together; rounding would part them."""
+        """Whether some parameters are tied; see `corners.marked_start`."""
         return jnp.any(self.origin < 0)
 
 
@@ -118,13 +118,13 @@ def _first_step(stepper: Stepper, lane: _Lane, y):
     h0 = jnp.where(small, 1e-6, 0.01 * size / jnp.where(small, 1.0, speed))
     bend = _size(_slope(stepper, lane, y + h0 * slope) - slope, scale) / h0
     largest = jnp.maximum(speed, bend)
-    flat = ~(largest > 1e-15)  # NaN: a guess that the control corrects
+    flat = ~(largest > 1e-15)  # also for NaN: the step-size control corrects the guess
     h1 = (0.01 / jnp.where(flat, 1.0, largest)) ** (1 / ORDER)
     return jnp.minimum(100 * h0, jnp.where(flat, jnp.maximum(1e-6, h0 * 1e-3), h1))
 
 
 def _status(stepper: Stepper, lane: _Lane, s, y) -> tuple[Int[Array, ""], Bool[Array, ""]]:
-    """The code of a state, and whether it has lost what the flow conserves; see `FlowControl`."""
+    """The code of a state, and whether it has lost the conserved values; see `FlowControl`."""
     options, args = stepper.options, lane.args
     state = state_of(y, options.clock)
     code = first_rule(observe_state(s, state, args, options.clock), options)
@@ -132,7 +132,7 @@ def _status(stepper: Stepper, lane: _Lane, s, y) -> tuple[Int[Array, ""], Bool[A
     if weight_decay_of(args.system.problem) is not None:
         return code, jnp.zeros((), bool)
     drift = invariant_drift(args.system, state, lane.initial, jnp.zeros_like(s))
-    return code, drift > jnp.minimum(1e5 * options.rtol, 1e-2)  # NaN: none is known
+    return code, drift > jnp.minimum(1e5 * options.rtol, 1e-2)  # NaN: no quantity is known
 
 
 def _stepped(stepper: Stepper, lane: _Lane, now: ImplicitLanes):
@@ -142,7 +142,7 @@ def _stepped(stepper: Stepper, lane: _Lane, now: ImplicitLanes):
 
 
 def _corrected(stepper: Stepper, lane: _Lane, now: ImplicitLanes, y, difference):
-    """The same, with what the flow conserves; see `OnInvariants`."""
+    """The same after a correction to what the flow conserves; see `OnInvariants`."""
     clock = stepper.options.clock
 
     def correction(y):
@@ -171,7 +171,7 @@ def _judged(stepper: Stepper, most, lane: _Lane, now: ImplicitLanes, y, differen
     least, most_ = jnp.where(kept, 1.0, _SHRINK), jnp.where(kept, _GROW, _SAFETY)
     h = now.h * jnp.clip(factor, least, most_)
     num_steps = now.num_steps + running
-    # A step that no longer changes the time goes nowhere.
+    # With a step that no longer changes the time, the lane would never end.
     stuck = (code == RUNNING) & (now.s + h <= now.s)
     code = jnp.where(stuck, code_of(FlowStatus.solver_failed), code)
     code = jnp.where((code == RUNNING) & (num_steps >= most), _SPENT, code)
@@ -206,7 +206,7 @@ def _fresh(stepper: Stepper, thetas, data: LaneData, y, s) -> ImplicitLanes:
 def _advance(
     stepper: Stepper, lanes: ImplicitLanes, thetas, data: LaneData, y, s, enough, most
 ) -> tuple[ImplicitLanes, Int[Array, ""]]:
-    """Steps until `enough` lanes have ended; and their number. `y`, `s`: where the lanes began."""
+    """The lanes when `enough` of them have ended, and the number of steps. `y`, `s` are unused."""
     each = _each(stepper)
     known = jax.vmap(functools.partial(_known, stepper), (0, each))(thetas, data)
 
@@ -236,9 +236,10 @@ def _advance(
 def integrate_stiff(
     stepper: Stepper, thetas: Any, data: LaneData, y: Any, s: Any, most: int
 ) -> tuple[ImplicitLanes, int]:
-    """The ends of stiff lanes with at most `most` steps each, and all steps that were made.
+    """The ends of stiff lanes with at most `most` steps each, and the number of executed steps.
 
-    `thetas` (N, p): parameters at the starts of the flows. `y`, `s`: where the lanes go on.
+    `thetas` (N, p): parameters at the starts of the flows. `y`, `s`: states and times from which
+    the lanes are continued.
     """
     count = len(s)
     on_cpu = hardware.kind_of(hardware.device_of(thetas)) == "cpu"

@@ -1,4 +1,4 @@
-"""What the lanes of a batch have besides their parameters: problems, and constants of networks."""
+"""The data of a batch's lanes besides their parameters: problems, and constants of networks."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -15,11 +15,11 @@ from ..system import Reducible, System, real_parts
 
 
 class LaneData(NamedTuple):
-    """The data of one lane, or of lanes.
+    """The data of one lane, or of many lanes.
 
     - `problem`: an array has lanes on its first axis, unless all lanes share the problem.
     - `constants`: arrays of `System.constants` with lanes on their first axis; None if all lanes
-      have the constants of the system.
+      share the constants of the system.
     """
 
     problem: Any
@@ -30,23 +30,23 @@ class LaneData(NamedTuple):
         return self._of_lanes(lambda leaf: leaf[place], shared)
 
     def _of_lanes(self, function: Any, shared: bool) -> "LaneData":
-        """The data with `function` of every array that has lanes."""
+        """The data, with `function` applied to every array that has lanes."""
         problem = self.problem if shared else jax.tree.map(function, self.problem)
         return LaneData(problem, jax.tree.map(function, self.constants))
 
     def cut(self, at: int, size: int, shared: bool) -> "LaneData":
-        """The data of lanes at, ..., at + size - 1; beyond the last lane it is repeated."""
+        """The data of the lanes at, ..., at + size - 1; beyond the end the last is repeated."""
         return self._of_lanes(lambda leaf: piece_of(leaf, at, size), shared)
 
     def ordered(self, order: Any, shared: bool) -> "LaneData":
-        """The data of the lanes in another order."""
+        """The data of the lanes whose places are in `order`."""
         return self._of_lanes(lambda leaf: leaf[order], shared)
 
 
 class LeavesOfLanes(NamedTuple):
     """The arrays of a `LaneData` and of the problem's `Reducible`, as one list.
 
-    - `structure`: of (data, reducible).
+    - `structure`: the pytree structure of (data, reducible).
     - `examples`: the arrays of one lane, or their shapes.
     - `have_lanes`: which of them differ from lane to lane.
     """
@@ -57,7 +57,7 @@ class LeavesOfLanes(NamedTuple):
 
     @staticmethod
     def of(system: System, shared: bool, own_constants: bool) -> "LeavesOfLanes":
-        """For a `system` of one lane; `shared`: one problem for all lanes."""
+        """The leaves for a `system` of one lane; `shared`: whether all lanes share the problem."""
         constants = arrays_in(system.constants) if own_constants else None
         parts = (system.problem, constants, jax.eval_shape(Reducible.of, system.problem))
         problem, own, reducible = (len(jax.tree.leaves(part)) for part in parts)
@@ -93,7 +93,7 @@ def with_data(system: System, data: LaneData) -> System:
 def marked_starts(
     system: System, thetas: Float[Array, "N p"], data: LaneData, lanes: Any, branches: bool
 ) -> Float[Array, "p N"]:
-    """`marked_start` of all lanes; sizes alone where no lane is tied, or no mark is needed.
+    """`marked_start` of all lanes; without signs if no lane is tied, or no mark is needed.
 
     `lanes`: the axes of a theta and of its data, as in `jax.vmap`. `branches`: see `attempt_step`.
     """
@@ -108,13 +108,13 @@ def marked_starts(
         return jnp.abs(thetas).T
     if not branches:
         return marks()
-    # Marks take several times as long as the question whether there are any.
+    # The marks take several times as long as the test whether there are any.
     tied = jnp.any(of_lanes(corners.may_be_tied)(thetas, data))
     return jax.lax.cond(tied, marks, lambda: jnp.abs(thetas).T)
 
 
 def piece_of(leaf: Array, at: int, size: int) -> Array:
-    """Entries at, ..., at + size - 1 of the first axis; beyond its end the last one is repeated."""
+    """Entries at, ..., at + size - 1 of the first axis; beyond the end the last is repeated."""
     if leaf.shape[0] == size:
         return leaf
     piece = leaf[at : at + size]
@@ -123,17 +123,17 @@ def piece_of(leaf: Array, at: int, size: int) -> Array:
 
 
 def arrays_in(tree: Any) -> Any:
-    """The tree with None in place of what is no array."""
+    """The tree with None in place of leaves that are not arrays."""
     return eqx.filter(tree, _is_array)
 
 
 def lanes_of_constants(
     first: Any, rest: Any, problem: Any, count: int, shared: bool | None
 ) -> tuple[Any, Any]:
-    """What is no parameter of the first lane's network; and `LaneData.constants` of all lanes.
+    """What is not a parameter of the first lane's network; and `LaneData.constants` of all lanes.
 
-    `first`: the parameters of the first lane; `rest`: what is no parameter of the networks;
-    `problem`: of the first lane. If `shared` is None, the shapes decide.
+    `first`: the parameters of the first lane. `rest`: what is not a parameter of the networks.
+    `problem`: the problem of the first lane. If `shared` is None, the shapes decide.
     """
     arrays = list(_named(arrays_in(rest)))
     lengths = [leaf.shape[:1] == (count,) for _, leaf in arrays]
@@ -143,27 +143,27 @@ def lanes_of_constants(
         if all(lengths) and _fits(first, _first_of(rest), problem):
             raise ValueError(
                 f"networks: the shapes of the constants ({_in_words(arrays)}) fit {count} lanes "
-                "with constants of their own and lanes that share them; pass "
+                "with different constants and lanes that share them; pass "
                 "shared_constants=False or shared_constants=True."
             )
         return rest, None
     if not all(lengths):
         raise ValueError(
             f"networks: constants must all have a first axis of {count} lanes, or none of them, "
-            f"got {_in_words(arrays)}; jax.vmap of what makes one network gives all of them lanes."
+            f"got {_in_words(arrays)}; jax.vmap of a function that makes one network adds the axis."
         )
     one = _first_of(rest)
     if all(bool(np.all(np.asarray(leaf == leaf[:1]))) for _, leaf in arrays):
-        return one, None  # of equal constants one copy is faster
+        return one, None  # equal constants are faster as one copy
     return one, arrays_in(real_parts(rest))
 
 
 def _fits(first: Any, rest: Any, problem: Any) -> bool:
-    """Whether a network with such constants has coefficients of the problem's shape."""
+    """Whether a network with the constants `rest` has coefficients of the problem's shape."""
     network, problem = same_dtype(eqx.combine(first, rest), problem)
     try:
         beta = eqx.filter_eval_shape(lambda n: n.linear_coefficients(), network)
-    except Exception:  # of a user's code, with arrays of another shape than it expects
+    except Exception:  # raised by a user's code, for arrays of a shape that it does not expect
         return False
     return beta.shape == problem.coefficient_shape
 

@@ -41,12 +41,11 @@ class BatchedFlow(AbstractEnd):
     regression), `invariant_drift`, `status`, `reason` as in `FlowSolution`, at the end.
     `finish_accepted` is None without a finish. `num_steps` counts attempted steps,
     `num_rejected_steps` the rejected ones, `num_implicit_steps` those of the implicit method.
-    `executed_steps` counts the steps that the machine made,
-    idle lanes included.
+    `executed_steps` counts the steps that the machine made, including those of idle lanes.
 
     - `compilation`: which code ran, "native" or "xla".
     - `fallback_reason`: why XLA ran where machine code was requested; "" otherwise.
-    - `fallback_by_size`: whether the reason is the documented limit of machine code.
+    - `fallback_by_size`: whether the reason is the documented limit of size of machine code.
     """
 
     network: Any
@@ -64,7 +63,7 @@ class BatchedFlow(AbstractEnd):
     fallback_by_size: bool = eqx.field(static=True, default=False)
 
     def _rules_of(self, lane: tuple[int, ...]) -> AbstractStop:
-        """One stop rule for all lanes."""
+        """The stop rule, which is the same for all lanes."""
         return self.stop
 
     def to_xarray(self) -> Any:
@@ -91,7 +90,7 @@ class BatchedFlow(AbstractEnd):
         )
 
     def __str__(self) -> str:
-        """In words: how many flows, why they ended, how many steps they took."""
+        """A summary: how many flows, why they ended, how many steps they took."""
         steps = np.asarray(self.num_steps)
         return (
             f"Batch of {steps.size} gradient flows of {type(self.network).__name__}\n"
@@ -103,7 +102,7 @@ class BatchedFlow(AbstractEnd):
 
     @property
     def waste(self) -> Float[Array, ""]:
-        """Executed over needed steps: 1 if no lane ever waited."""
+        """Executed steps over needed steps, summed over the lanes: 1 if no lane was ever idle."""
         return self.executed_steps / jnp.sum(self.num_steps)
 
 
@@ -120,7 +119,7 @@ def integrate_chunk(
     """
     count, size = int(chunk.count), chunk.thetas.shape[0]
     kind = hardware.kind_of(hardware.device_of(chunk.thetas))
-    stepper_used, chunk_used = stepper, chunk  # in the Fourier basis, if there is one
+    stepper_used, chunk_used = stepper, chunk  # below: in the Fourier basis, if there is one
     own = given = Arguments(stepper.of_any_width()), Arguments(chunk)
     if spectral is not None:
         data = LaneData(spectral.problem(chunk.data.problem))
@@ -131,7 +130,7 @@ def integrate_chunk(
         chunk_used = chunk._replace(thetas=spectral.into(chunk.thetas), data=data)
         given = Arguments(stepper_used.of_any_width()), Arguments(chunk_used)
     like = ends_like(size, stepper.state_size, chunk.thetas.dtype)
-    # All programs are traced one after the other and compiled side by side.
+    # All programs are traced one after the other and compiled at the same time.
     finish_and_record = compiled(_finish_and_record, _XLA, *own, Arguments(like, batch))
     ends, refusal, ran = _integrated(stepper_used, chunk_used, given, compilation, kind)
     ends = _with_stiff_lanes(stepper_used, chunk_used, ends, kind)
@@ -163,10 +162,10 @@ def integrate_chunk(
 
 
 def _alone(kind: str) -> Any:
-    """On a CPU, a lock.
+    """A lock on a CPU, so that only one program runs; elsewhere a context that does nothing.
 
-    XLA:CPU has one pool of threads for all devices: two programs that hand work to it (as linear
-    algebra does) can wait for each other's threads without end.
+    XLA:CPU has one pool of threads for all devices. Two programs that use it (linear algebra does)
+    can wait for each other's threads forever.
     """
     return _one_cpu_program if kind == "cpu" else contextlib.nullcontext()
 
@@ -201,7 +200,7 @@ def _integrated(
 
 
 def _in_own_basis(ends: Ends, spectral: Spectral, parameters: int) -> Ends:
-    """The ends with parameters of the network, from those in the Fourier basis."""
+    """The ends with the parameters of the network, from the ends in the Fourier basis."""
     y = ends.y
     back = spectral.back(y[:, :parameters])
     if isinstance(y, np.ndarray):
@@ -211,7 +210,7 @@ def _in_own_basis(ends: Ends, spectral: Spectral, parameters: int) -> Ends:
 
 
 def _with_stiff_lanes(stepper: Stepper, chunk: Chunk, ends: Ends, kind: str) -> Ends:
-    """The ends where lanes over their explicit budget went on."""
+    """The ends, after lanes with a used-up explicit budget were continued by implicit steps."""
     if stepper.stiff_max_steps is None:
         return ends
     spent = np.asarray(ends.code)[: int(chunk.count)] == code_of(FlowStatus.max_steps)
@@ -235,7 +234,7 @@ def _with_stiff_lanes(stepper: Stepper, chunk: Chunk, ends: Ends, kind: str) -> 
 
 
 def _finish_and_record(stepper: Stepper, chunk: Chunk, ends: Ends, batch: int | None):
-    """Finish and observables of the lanes of a chunk, in batches that fit the cache or memory."""
+    """Finish and record the lanes of a chunk, in batches that fit the cache or the memory."""
     system, options, shared = stepper.system, stepper.options, stepper.shared
 
     def of_lane(lane):

@@ -1,4 +1,4 @@
-"""Compilation of the programs of a batch: in parallel threads, once for every shape."""
+"""Compilation of the programs of a batch: in parallel threads, and once for every shape."""
 
 import abc
 import collections
@@ -18,14 +18,14 @@ import numpy as np
 from ...messages import in_words
 from . import hardware
 
-# On a CPU vectors of 512 bits, where the processor has them. On a GPU whole loops are one command:
-# otherwise the host decides after every step whether there is another one.
+# On a CPU: vectors of 512 bits, if the processor has them. On a GPU: whole loops as one command,
+# because otherwise the host decides after every step whether there is another one.
 _COMMANDS = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
 _OPTIONS: dict[str, dict[str, Any]] = {
     "cpu": {"xla_cpu_prefer_vector_width": "512"},
     "cuda": {"xla_gpu_enable_command_buffer": _COMMANDS},
 }
-# A further thread saves time from this many vectors of rows on.
+# A further thread saves time only if it has at least this many vectors of rows.
 _FEWEST_VECTORS = 4
 
 
@@ -47,8 +47,8 @@ class AbstractCompilation(eqx.Module):
     def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Callable] | Refusal:
         """A function that compiles the jitted `function` for arrays like `leaves`, on their device.
 
-        It is called in another thread: everything that needs Python's lock is done before. A
-        `Refusal` is returned if there is no such program.
+        The returned function is called in another thread, so everything that needs Python's lock
+        (GIL) is done before. A `Refusal` is returned if there is no such program.
         """
 
 
@@ -64,7 +64,7 @@ class XLA(AbstractCompilation):
             try:
                 return known()
             except jax.errors.JaxRuntimeError:
-                # Another release of XLA may not know an option. Any other error comes again.
+                # Another release of XLA may not know an option. Any other error is raised again.
                 return lowered.compile()
 
         return with_or_without_options if kind == "cuda" else known
@@ -74,14 +74,15 @@ class Native(AbstractCompilation):
     """Machine code by LLVM: on CPUs two to five times faster than XLA on small networks.
 
     On CUDA devices one thread integrates one lane (`pip install lintensor_jax[cuda]`). At the first
-    use of a program XLA integrates some of the lanes as well, and takes over if they differ.
+    use of a program XLA integrates some of the lanes as well. If the results differ, XLA runs all
+    lanes.
 
     The function has a row (M,) as argument, and arrays that all rows share. It returns the row's
     first numbers twice: before the first step, and after a step. Entry 0 is negative until the row
     is done. The program takes a table (N, M), the order of its rows, and all numbers of the shared
-    arrays as one vector of the table's type. It integrates every row to its end, in place, and
-    returns the number of steps. There is no program if the function has an operation without an
-    instruction here, or too many operations.
+    arrays as one vector of the table's dtype. It integrates every row to its end, in place, and
+    returns the number of steps. There is no program if an operation of the function has no
+    instruction here, or if the function has too many operations.
 
     **Arguments**
 
@@ -101,7 +102,7 @@ class Native(AbstractCompilation):
 
     def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Callable] | Refusal:
         """The compilation by LLVM, for a row and shared arrays; a `Refusal` if there is none."""
-        # A user who needs no machine code does not load LLVM.
+        # Imported here, so that LLVM is loaded only if machine code is needed.
         from .native.instructions import TooLarge, Unsupported
 
         row, *_ = leaves
@@ -152,7 +153,7 @@ class Native(AbstractCompilation):
 
 @contextlib.contextmanager
 def _without_garbage_collection():
-    """Switch Python's garbage collector off: it would scan all objects of JAX many times."""
+    """Switch off Python's garbage collector, which would scan all objects of JAX many times."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -163,7 +164,7 @@ def _without_garbage_collection():
 
 
 def _cores() -> int:
-    """The number of cores for each of XLA's devices."""
+    """The number of available cores, divided by the number of JAX's devices."""
     affine = getattr(os, "sched_getaffinity", None)
     available = len(affine(0)) if affine is not None else os.cpu_count() or 1
     return max(1, available // jax.local_device_count())
@@ -178,8 +179,8 @@ def _device_of(leaves):
 
 
 def _is_array(leaf: Any) -> bool:
-    # NumPy arrays too: the program itself copies them to its device fastest. ShapeDtypeStruct is
-    # the placeholder for a result of a program that has not run yet.
+    # NumPy arrays too: the program itself copies them to its device, which is fastest.
+    # ShapeDtypeStruct is the placeholder for a result of a program that has not run yet.
     return isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
 
 
@@ -216,8 +217,8 @@ def _all_arrays(arguments: Sequence[Arguments]) -> list[Any]:
 class _Flat:
     """A function of pytrees as a function of their arrays, for the shapes of one example.
 
-    - `jitted`: the function. JAX traces it once, also if it is compiled for several devices.
-    - `structure`: of the results; known when it is traced.
+    - `jitted`: the function. JAX traces it once, even if it is compiled for several devices.
+    - `structure`: the pytree structure of the results; known after the trace.
     """
 
     def __init__(self, function: Callable, examples: Sequence[Arguments]):
@@ -278,7 +279,7 @@ _flat: collections.OrderedDict[Any, _Flat] = collections.OrderedDict()
 
 
 def compiled(function: Callable, compilation: AbstractCompilation, *examples: Arguments) -> Program:
-    """`Program(...)`, from a cache of the last 64 of each device, by the kind of the arguments."""
+    """`Program(...)`, or one with the same kind of arguments from a cache (64 for each device)."""
     settings: Any = jax.config
     kinds = tuple(example.kind for example in examples)
     key = function, compilation, kinds, settings.jax_enable_x64

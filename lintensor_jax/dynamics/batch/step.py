@@ -13,7 +13,7 @@ from ..statuses import FlowStatus, code_of
 
 #: The code of a lane that no stop rule has ended.
 RUNNING = -1
-# Steps after which a lane that does not come to rest is looked at; a power of two.
+# The rules for lanes at rest are also evaluated every so many steps; a power of two.
 _LOOKS = 64
 # diffrax's defaults.
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
@@ -46,8 +46,8 @@ def attempt_step(
 ) -> Lanes:
     """One attempted step of every lane that runs.
 
-    `branches`: whether what few lanes need is skipped if no lane needs it: the rules for lanes at
-    rest, and the longest step near a corner. A GPU would have to ask the host.
+    `branches`: whether the rules for lanes at rest and the longest step near a corner are skipped
+    if no lane needs them. On a GPU such a branch would wait for the host.
     """
     tableau = solver.tableau
     y, slopes = lanes.y, [lanes.slope]
@@ -81,8 +81,8 @@ def attempt_step(
     h = jnp.minimum(lanes.h * factor, jnp.where(kept, longest, jnp.inf))
     num_steps = lanes.num_steps + running
     code = jnp.where(kept, code, lanes.code)
-    # A flow at rest has errors of the size of rounding. The rules are evaluated only there, and in
-    # some of the steps of long flows: at a corner the steps are as long as the errors allow.
+    # A flow at rest has errors of the size of rounding, and the rules are evaluated if it has. They
+    # are also evaluated in some steps of long flows, because errors at a corner are not small.
     quiet = jnp.maximum(1e-8, 1e4 * float(jnp.finfo(square.dtype).eps) / options.rtol)
     looks = (square < quiet**2) | (num_steps & (_LOOKS - 1) == 0)
     resting = kept & looks & (code == RUNNING)
@@ -105,23 +105,23 @@ def attempt_step(
 
 
 def _if_any(lanes, then, otherwise, branches):
-    """`then()` if there is any of the lanes, else `otherwise`; without branches: `then()`."""
+    """`then()` if any of `lanes` is True, else `otherwise`; without branches always `then()`."""
     return jax.lax.cond(jnp.any(lanes), then, lambda: otherwise) if branches else then()
 
 
 def scale_of(
     atol: Float[Array, "q W"] | None, options, *states: Float[Array, "q W"]
 ) -> Float[Array, "q W"]:
-    """The unit of the error of every entry, from the largest entries of the states.
+    """The tolerance of every entry of a state, from the largest absolute values in `states`.
 
-    `atol`: of the lanes; None: one for all, `options.atol`.
+    `atol`: the tolerances of the lanes, or None for the tolerance `options.atol` of all.
     """
     largest = functools.reduce(jnp.maximum, map(jnp.abs, states))
     return (options.atol if atol is None else atol) + options.rtol * largest
 
 
 def mean_square(state: Float[Array, "q W"]) -> Float[Array, " W"]:
-    """Mean square of each lane."""
+    """The mean square of the state of each lane."""
     return jnp.sum(state**2, axis=0) * (1 / state.shape[0])
 
 
@@ -130,7 +130,7 @@ def inverse_root(x, order):
 
     The leading bits of a float, read as an integer, approximate its logarithm. Divided by -order
     they give a first guess, which Newton steps improve. XLA's power takes longer than all stages of
-    a small network. A division of integers does, too: it has no vector instruction.
+    a small network. A division of integers is as slow, because it has no vector instruction.
     """
     integer, bias, mantissa = (
         (jnp.int64, 1023, 20) if x.dtype == jnp.float64 else (jnp.int32, 127, 7)

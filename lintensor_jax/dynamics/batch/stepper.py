@@ -60,7 +60,7 @@ class InFlight(NamedTuple):
 
 
 class Stepper(NamedTuple):
-    """The static part of a batch: `start` and `advance` are compiled for it."""
+    """The part of a batch that is static: `start` and `advance` are compiled for it."""
 
     system: System
     options: Any
@@ -70,7 +70,7 @@ class Stepper(NamedTuple):
     exchanges: int
     enough: int  # number of ended lanes at which lanes are exchanged
     own_constants: bool = False  # whether constants of the network differ from lane to lane
-    stiff_max_steps: int | None = None  # most implicit steps of a lane; None: there are none
+    stiff_max_steps: int | None = None  # the most implicit steps of a lane; None for none
     branches: bool = True  # see `attempt_step`
 
     def of_any_width(self) -> "Stepper":
@@ -92,7 +92,7 @@ class Stepper(NamedTuple):
         """The functions of all lanes that a step calls."""
         system, options, clock = self.system, self.options, self.options.clock
         structure, _, have_lanes = kinds = self.leaves_of_lanes
-        # One lane's data: arrays that are not shared lose their last axis.
+        # The shapes of one lane's data: arrays that are not shared lose their last axis.
         examples = [
             jax.ShapeDtypeStruct(x.shape[:-1] if own else x.shape, x.dtype)
             for x, own in zip(leaves, have_lanes, strict=True)
@@ -103,7 +103,7 @@ class Stepper(NamedTuple):
 
         def of_lane(y, s, unit, origin, leaves):
             data, reducible = jax.tree.unflatten(structure, leaves)
-            # Weight decay pulls on all parameters alike: no corner is a saddle.
+            # With weight decay all parameters decay, and corners are not recognised.
             start = None if decays else origin
             args = FlowArgs(with_data(system, data), reducible, unit, start)
             state = state_of(y, clock)
@@ -123,7 +123,7 @@ class Stepper(NamedTuple):
             longest = stable_step(state.theta, args) if clips else infinite
             near = corners.is_near_corner(state.theta, args) if has_corners else none
             code = code_by(urgent, s, state, args)
-            # Implicit steps can go on; explicit ones would follow their rounding.
+            # Implicit steps can continue the lane. In explicit ones rounding would decide its end.
             parted = (code == RUNNING) & corners.rounding_parts_ties(state, args)
             code = jnp.where(parted, code_of(FlowStatus.max_steps), code)
             return velocity, code, longest, near
@@ -196,7 +196,7 @@ class Stepper(NamedTuple):
             return self.fresh(functions, y, jnp.zeros_like(unit), data, atol)
 
         own = kinds.own(leaves)
-        # In blocks: the last bit of a lane's result depends on its place in vectors of 8.
+        # Blocks of the width: the last bit of a lane's result depends on its place in vectors of 8.
         found = jax.lax.map(fresh, jax.tree.map(blocks, (starts, unit, origin, atol, own)))
         merged = jax.tree.map(
             lambda a: jnp.moveaxis(a, 0, -2).reshape(*a.shape[1:-1], unit.size), found
@@ -204,9 +204,9 @@ class Stepper(NamedTuple):
         return Queue(count, merged, unit, origin, atol, leaves)
 
     def fresh(self, functions: Functions, y: Float[Array, "q W"], s, data, atol) -> Lanes:
-        """Lanes before their first step, whose size is that of Hairer, Norsett & Wanner II.4.
+        """Lanes before their first step. Its size is that of Hairer, Norsett & Wanner II.4.
 
-        `s`: zeros. `functions` are those of a step, so that both can share the compiled code.
+        `s`: zeros. `functions` are those of a step, so that compiled code is shared with it.
         """
         slope, code, longest, _ = functions.slope_and_status(y, s, *data)
         speed = jnp.max(jnp.abs(slope), axis=0)
@@ -237,7 +237,7 @@ class Stepper(NamedTuple):
         return InFlight(*taken, following=following, rounds=none)
 
     def _taken(self, queue: Queue, job):
-        # A lane without a job computes with the last one's data, and empty_log looks.
+        # A lane without a job computes with the data of the last lane; its results are not used.
         place = jnp.minimum(job, queue.count - 1)
         own = self.leaves_of_lanes.own(queue.leaves)
         lanes, *constants, own = jax.tree.map(
@@ -247,11 +247,11 @@ class Stepper(NamedTuple):
         return (lanes, job, *constants, own)
 
     def advance(self, in_flight: InFlight, queue: Queue) -> tuple[InFlight, Array]:
-        """Steps and exchanges until the log is full or nothing is in flight.
+        """Steps and exchanges until the log is full or no lane is in flight.
 
-        **Returns** the lanes in flight, and a log of shape (E, q + 5, W): at every exchange the
-        states, then time, status code, steps, rejected steps and places in the queue. The place is
-        `queue.count` for a lane that was not done.
+        **Returns** the lanes in flight, and a log of shape (E, q + 5, W). At every exchange it
+        holds the states, then time, status code, steps, rejected steps and places in the queue.
+        The place is `queue.count` for a lane that was not done.
         """
         count, size = queue.count, self.state_size
         functions = self.functions(queue.unit, queue.leaves)
@@ -262,7 +262,7 @@ class Stepper(NamedTuple):
             leaving = _done(lanes, in_flight.job, count)
             place = jnp.where(leaving, in_flight.job, count)
             columns = lanes.s, lanes.code, lanes.num_steps, lanes.num_rejected, place
-            # One array with one update: XLA copies several arrays in every iteration of the loop.
+            # One array: XLA would copy several arrays in every iteration of the loop.
             rows = [number.astype(log.dtype)[None] for number in columns]
             entry = jnp.concatenate([lanes.y, *rows])[None]
             log = jax.lax.dynamic_update_slice(log, entry, (event, zero, zero))
@@ -284,7 +284,7 @@ class Stepper(NamedTuple):
         return in_flight, log
 
     def to_the_end(self, queue: Queue) -> tuple[Any, Int[Array, ""]]:
-        """All lanes of a queue, in one program: for devices that the host should not wait for.
+        """All lanes of a queue, in one program: for devices whose host should not wait in between.
 
         **Returns** arrays in the order of the queue: states (q, N), times, status codes, steps and
         rejected steps (N,); and the number of steps of the lanes in flight.
@@ -313,7 +313,7 @@ class Stepper(NamedTuple):
     def _until_enough_are_done(
         self, functions: Functions, in_flight: InFlight, queue: Queue
     ) -> InFlight:
-        """Steps until enough lanes are done for an exchange (all, if the queue is empty)."""
+        """Steps until enough lanes are done for an exchange (all lanes, if the queue is empty)."""
         count, kinds = queue.count, self.leaves_of_lanes
         leaves = kinds.merged(kinds.shared(queue.leaves), in_flight.own)
         data = in_flight.unit, in_flight.origin, *leaves
@@ -346,10 +346,10 @@ class Stepper(NamedTuple):
 
 
 def _urgent_and_others(rules, clips: bool) -> tuple[list[Any], list[Any]]:
-    """The stop rules of every step, and those of flows at rest.
+    """The stop rules of every step, and those that are evaluated for flows at rest only.
 
     The rule `StandsStill` takes as long as two stages of a step. A flow with clipped steps has tiny
-    errors at rest, and the rule is evaluated only there.
+    errors at rest, and the rule is evaluated only if the errors are tiny.
     """
     if not clips:
         return list(rules), []

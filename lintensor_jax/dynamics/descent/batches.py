@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Scalar
 
 from ...problems import AbstractProblem
 
-# Numbers that are drawn at once: a draw costs more than a small step, and so does a long array of
-# them, which every step of the loop copies.
+# How many numbers are drawn at once. Fewer would be slow, because a draw takes longer than a small
+# step. More would be slow, because every step of the loop copies the array of them.
 _AT_ONCE = 64
 
 
@@ -18,7 +18,7 @@ class Drawn(eqx.Module):
     """The samples and the noise of several steps to come, and how many of them have been used.
 
     - `key`: for the next draw.
-    - `place`: the next step's row; the same for all lanes of a batch, so that `lax.cond` stays one.
+    - `place`: the next step's row; the same for all lanes of a batch, which keeps `lax.cond` lazy.
     - `indices` (k, b), `noise` (k, b, ...): one row a step; None where the run has none.
     """
 
@@ -32,9 +32,9 @@ class Batches(eqx.Module):
     """How a step's samples are drawn.
 
     - `samples`: n. `size`: samples of a batch, None for all of them.
-    - `replacement`: whether a sample can be drawn again before all have been.
-    - `label_noise`: the standard deviation of Gaussian noise on the targets, drawn afresh for
-      every sample of every step, in units of y; None for none.
+    - `replacement`: whether a sample can be drawn again before all have been drawn.
+    - `label_noise`: the standard deviation of Gaussian noise on the targets, drawn again for
+      every sample of every step, in units of y; None without noise.
     """
 
     samples: int = eqx.field(static=True)
@@ -48,11 +48,11 @@ class Batches(eqx.Module):
         return self.size is not None or self.label_noise is not None
 
     def first(self, key: PRNGKeyArray, problem: Any) -> Drawn:
-        """The first draw."""
+        """The samples and the noise of the first steps."""
         return self._draw(key, problem)
 
     def next(self, drawn: Drawn, problem: Any) -> tuple[AbstractProblem, Drawn]:
-        """The problem that this step sees, whose gradient is to be scaled by `weight`."""
+        """The problem that this step sees, whose gradient is scaled by `weight`; the next draws."""
         row = drawn.place
         seen = problem
         if drawn.indices is not None:
@@ -69,7 +69,7 @@ class Batches(eqx.Module):
 
     @property
     def weight(self) -> float:
-        """n/b: the mean over the draws of the weighted gradient is the gradient of the sum."""
+        """n/b: with this weight the mean gradient of a batch is the gradient of the summed loss."""
         return 1.0 if self.size is None else self.samples / self.size
 
     def _steps(self):

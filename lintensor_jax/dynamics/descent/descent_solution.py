@@ -1,4 +1,4 @@
-"""What a descent returns."""
+"""`DescentSolution`, the result of `gradient_descent`."""
 
 from typing import Any
 
@@ -17,21 +17,21 @@ from .step_sums import StepSums
 
 
 class DescentSolution(eqx.Module):
-    """Iterates of a discrete algorithm; `print` it to read what happened.
+    """Iterates of a discrete algorithm. `print` it to read a summary.
 
     The leading axes have one entry per saved step; the last entry is the end.
 
     - `network`: the network after the last step.
-    - `optimizer_state`: the optimizer's state after the last step, and `key` the random key, to
-      continue the run (None where nothing was drawn).
+    - `optimizer_state`: the optimizer's state after the last step, to continue the run.
+    - `key`: the random key to continue the run with; None if nothing was drawn.
     - `step` (T,): the numbers of the saved steps; 0 is the start.
     - `coefficients` (T, d), `log_loss` (T,), `log_margin` (T,) (None for regression), `observed`;
       the loss is that of all samples, without weight decay.
-    - `step_size` (T,): the multiple of the gradient (of all samples) that the optimizer would take
-      next, by least squares: for plain gradient descent the learning rate. Where the gradient is
-      zero, the multiple of a gradient of ones.
+    - `step_size` (T,): the multiple of the gradient (of all samples) that fits the optimizer's next
+      step best, by least squares. For plain gradient descent it is the learning rate. If the
+      gradient is zero, it is the multiple of a gradient of ones.
     - `balance_drift` (T,): how far the quantities that gradient flow conserves have moved from the
-      start, over the largest squared norm of the two; NaN where none are known.
+      start, over the larger squared norm of the start and the iterate; NaN if none are known.
     - `sharpness` (T,): the largest eigenvalue of the Hessian of the loss; None unless asked for.
     - `divergence_step`: the number of the first step whose coefficients are not finite; -1 if none.
     """
@@ -57,27 +57,27 @@ class DescentSolution(eqx.Module):
         """beta/|beta| at each saved step; 0 where beta = 0, NaN where it is not finite."""
         axes = tuple(range(self.log_loss.ndim - self.coefficients.ndim, 0))
         largest = jnp.max(jnp.abs(self.coefficients), axis=axes, keepdims=True)
-        # Squares of 1e200 and 1e-200 are inf and 0.
+        # The squares of 1e200 and 1e-200 are inf and 0.
         unit = self.coefficients / jnp.where(largest == 0, 1.0, largest)
         norm = jnp.sqrt(jnp.sum(unit**2, axis=axes, keepdims=True))
         return unit / jnp.where(norm == 0, 1.0, norm)
 
     @property
     def diverged(self) -> Array:
-        """Whether the coefficients have left the finite numbers."""
+        """Whether some step had coefficients that are not finite."""
         return self.divergence_step >= 0
 
     @property
     def stability(self) -> Float[Array, " T"] | None:
-        """Step size times sharpness: above 2 a step grows in that direction (edge of stability)."""
+        """Step size times sharpness; above 2 steps in that direction grow (edge of stability)."""
         return None if self.sharpness is None else self.step_size * self.sharpness
 
     @property
     def effective_start(self) -> EffectiveStart | None:
-        """Where gradient flow would start to end where this run ends, by Even et al. 2023.
+        """The start from which gradient flow has the limit of this run, by Even et al. 2023.
 
-        For two layers with a real orthogonal decomposition, from the sums over all steps; None for
-        other networks. `lintensor_jax.effective_limit` turns it into the limit.
+        It is known for two layers with a real orthogonal decomposition, from the sums over all
+        steps; None for other networks. `lintensor_jax.effective_limit` gives the limit.
         """
         if self.start is None or self.sums is None:
             return None
@@ -115,7 +115,7 @@ class DescentSolution(eqx.Module):
         return as_html(self)
 
     def __str__(self) -> str:
-        """In words: what was run, how far it got, what it has lost."""
+        """A summary: what was run, the state at the end, and how much balance was lost."""
         if self.log_loss.ndim != 1:
             return self._batch_summary()
         first, last = int(self.step[0]), int(self.step[-1])

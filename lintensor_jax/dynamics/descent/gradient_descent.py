@@ -44,35 +44,34 @@ def gradient_descent(
     **Arguments**
 
     - `network`, `problem`: as in `gradient_flow`.
-    - `optimizer`: any optax transformation, with schedules and learning rates by layer as optax has
-      them. Those that need the value or the function (`optax.lbfgs()`, `optax.polyak_sgd()`) get
-      those of the step's own batch. Labels of `optax.multi_transform` are a function of the
-      parameters, which are a network. Default: the papers' constant-step gradient descent,
-      `optax.sgd(1e-3)`.
+    - `optimizer`: any optax transformation, with optax's schedules and learning rates by layer.
+      Those that need the value or the function (`optax.lbfgs()`, `optax.polyak_sgd()`) get those of
+      the step's batch. Labels of `optax.multi_transform` are a function of the parameters, which
+      are a network. Default: the papers' constant-step gradient descent, `optax.sgd(1e-3)`.
     - `num_steps`: the number of steps. The papers use 5e3 in regression, 2e6 in classification.
     - `batch_size`: b samples a step, 1 <= b <= n; default: all n. A step's gradient is n/b times
-      that of the batch's summed loss, in the mean that of the whole loss.
-    - `replacement`: False deals the samples out in random order, floor(n/b) batches an epoch, then
-      shuffles anew; True draws each batch independently.
-    - `label_noise`: the standard deviation of Gaussian noise that is added to y, afresh for every
-      sample of every step; for regression. In units of y.
+      that of the batch's summed loss. Its mean is the gradient of the whole loss.
+    - `replacement`: False takes the samples in random order, floor(n/b) batches an epoch, and
+      shuffles again for the next epoch. True draws each batch independently.
+    - `label_noise`: for regression, the standard deviation of Gaussian noise that is added to y. It
+      is drawn again for every sample of every step. In units of y.
     - `weight_decay`: lambda >= 0 of the penalty lambda/2 |Theta|^2, part of the loss that the
       optimizer sees.
     - `key`: `jax.random.key(seed)`; needed for batches and label noise.
     - `save_every`: the interval between saved steps, a divisor of `num_steps`. Step 0 is saved,
       too. Default: the start and the end.
-    - `observe`: a function of the network, saved at the same steps.
+    - `observe`: a function of the network, whose value is saved at the same steps.
     - `sharpness`: whether to save the largest eigenvalue of the Hessian of the whole loss
       (`.sharpness`; `.stability` is its product with the step size).
     - `optimizer_state`: the state at the end of an earlier run, which this run continues. A
       stochastic run goes on with `key=solution.key`, and begins a new epoch.
 
-    The step size is no part of the compiled program where it is a traced number: `jax.vmap` over
+    A step size that is a traced number is not a constant of the compiled program: `jax.vmap` over
     step sizes, keys, starts or data runs all lanes in one program.
 
     Saved losses are computed in the log domain. A step uses the plain gradient, which underflows as
     it does in any other implementation. No divergence is hidden: a step size that is too large
-    ends in inf or NaN, and `.divergence_step` says when.
+    gives inf or NaN, and `.divergence_step` is the number of the first such step.
 
     **Returns** a `DescentSolution`. **Raises** ValueError for bad input, before any compile.
 
@@ -196,7 +195,7 @@ def _step(run, rest, carry):
 
 
 def _updates(run, carry, gradient, value, loss):
-    """The optimizer's step and next state; value and function are those of the data alone."""
+    """The optimizer's step and next state. `value` and `loss` are those without the penalty."""
     parameters = carry.parameters
     return run.optimizer.update(
         gradient,
@@ -213,7 +212,7 @@ def _with_decay(run, gradient, parameters):
 
 
 def _counted(parameters):
-    """The parameters with zeros in place of a bias, which weight decay leaves alone."""
+    """The parameters with zeros in place of a bias, to which weight decay does not apply."""
     return parameters.without_bias() if getattr(parameters, "has_bias", False) else parameters
 
 

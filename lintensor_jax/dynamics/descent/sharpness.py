@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Scalar
 
-# Up to here the Hessian is formed: LAPACK's eigenvalues are exact, and as fast.
+# Up to this size the Hessian is formed: LAPACK's eigenvalues are exact, and take no longer.
 _MOST_PARAMETERS_DENSE = 256
 _ITERATIONS = 200
 
@@ -15,8 +15,8 @@ _ITERATIONS = 200
 def sharpness(loss: Any, parameters: Any) -> Scalar:
     """The largest (most positive) eigenvalue of the Hessian of `loss` at `parameters`.
 
-    Dense up to 256 parameters; beyond, LOBPCG on Hessian-vector products, to its own tolerance (a
-    relative residual of the dtype's precision, or 200 iterations).
+    Up to 256 parameters from the dense Hessian. Beyond, by LOBPCG on Hessian-vector products, until
+    the relative residual is at the dtype's precision or 200 iterations are done.
     """
     theta, rebuild = ravel_pytree(parameters)
 

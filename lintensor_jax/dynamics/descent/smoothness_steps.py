@@ -31,11 +31,11 @@ def smoothness_steps(
 
         beta(R) = 2 L^2 R^(2L-2) (B^2/4 + B),   B = max(1, largest |x_i|)
 
-    (for another loss with curvature B^2 + slope B, its `smoothness`),
+    (for other losses with curvature * B^2 + slope * B in the bracket, from their `smoothness`).
 
-    so that it never increases, by eta_t |grad|^2 / 2 or more at every step, and Lemma C.7 and
-    Theorems 3.6 and 3.7 hold. `gradient_descent` differentiates the *sum* over n samples; this
-    transformation divides it by n. The printed beta(R) has B = 1, for samples no longer than 1.
+    Therefore every step lowers it by eta_t |grad|^2 / 2 or more, and Lemma C.7 and Theorems 3.6 and
+    3.7 hold. `gradient_descent` differentiates the *sum* over n samples; this transformation
+    divides it by n. The paper's beta(R) has B = 1, for samples no longer than 1.
 
     Source: Ji & Telgarsky 2019, Assumption 3.5 and Lemma 3.2.
 
@@ -44,7 +44,7 @@ def smoothness_steps(
     - `network`: fully connected with a scalar output; gives the depth L.
     - `problem`: a `Classification` with a loss that states its `smoothness`, as `LogisticLoss()`
       does (the exponential loss is not smooth).
-    - `growth`: at least 1; how far ahead R_t reaches when it is replaced.
+    - `growth`: at least 1; a new R_t is 1 + growth times the largest |W_k|_F.
 
     **Returns** a transformation for `gradient_descent(network, problem, ...)`; its state, a
     `SmoothnessStepsState`, is the solution's `optimizer_state`. ValueError for anything else.
@@ -71,7 +71,7 @@ def smoothness_steps(
     samples = problem.y.shape[0]
     longest = max(1.0, float(np.max(np.linalg.norm(np.asarray(problem.X), axis=1))))
     power = 2 * network.depth - 2
-    # The same at radius 1; a Python float, so that no dtype is forced on the parameters.
+    # beta(R) at R = 1; a Python float, so that no dtype is forced on the parameters.
     unit = 2.0 * network.depth**2 * (facts.curvature * longest**2 + facts.slope * longest)
 
     def reach(params):

@@ -23,10 +23,10 @@ class StepSums(eqx.Module):
     to beta, x_k = gamma_k gain S g_k (see `TwoLayers`), shape (m,):
 
     - `shrinking`, `growing`: the products of 1 - x_k and of 1 + x_k since the last `folded`.
-    - `log_shrinking`, `log_growing`: the logarithms of the absolute values of the earlier ones.
+    - `log_shrinking`, `log_growing`: logarithms of the absolute values of the earlier products.
     - `total`: the sum of x_k.
-    - `aside`: sum of |step + gamma gradient|_1, what the steps have of other directions. `way`: the
-      same and the sum of |gamma gradient|_1.
+    - `aside`: the sum of |step + gamma gradient|_1, the part of the steps in other directions.
+    - `way`: `aside` plus the sum of |gamma gradient|_1.
     """
 
     shrinking: Float[Array, " m"]
@@ -39,13 +39,14 @@ class StepSums(eqx.Module):
 
     @staticmethod
     def zeros(layers: TwoLayers) -> "StepSums":
-        """Before the first step."""
+        """The sums before the first step."""
         one, zero = jnp.ones_like(layers.first), jnp.zeros_like(layers.first)
         return StepSums(one, one, zero, zero, zero, zero[0], zero[0])
 
     def after(self, step: Any, gradient: Any, layers: TwoLayers, slope: Any) -> "StepSums":
-        """With one step more, `slope` being the gradient with respect to beta."""
-        # Sums of moduli are half the work of squares, which gradients of 1e-170 do not have.
+        """The sums after one more step; `slope` is the gradient with respect to beta."""
+        # Sums of absolute values are half the work of sums of squares, and do not underflow for
+        # gradients of 1e-170.
         length = _total(jax.tree.map(lambda g: jnp.sum(jnp.abs(g)), gradient))
         along = _total(jax.tree.map(lambda s, g: jnp.sum(s * jnp.sign(g)), step, gradient))
         size = -along / jnp.where(length == 0, 1.0, length)
@@ -62,7 +63,7 @@ class StepSums(eqx.Module):
         )
 
     def folded(self) -> "StepSums":
-        """The same with the products taken into the logarithms: two of them for many steps."""
+        """The same sums, with the products moved into the logarithms (two logarithms for all)."""
         one = jnp.ones_like(self.shrinking)
         return StepSums(
             one,
@@ -75,7 +76,7 @@ class StepSums(eqx.Module):
         )
 
     def effective_start(self, start: TwoLayers) -> EffectiveStart:
-        """Of a run from `start` with these sums, folded.
+        """The effective start of a run from `start` with these sums, which must be folded.
 
         Every step is a <- a (1 - x_k), b <- b (1 + x_k) exactly. So mu is multiplied by |1 - x_k^2|
         and the angle ln|a/b| grows by ln|(1 - x_k)/(1 + x_k)|, of which -2 x_k is in the span of
@@ -102,7 +103,7 @@ class StepSums(eqx.Module):
 def along_gradient(step: Any, gradient: Any) -> Scalar:
     """The gamma for which |step + gamma gradient|_2 is smallest; 0 where the gradient is 0."""
     largest = _largest(gradient)
-    # Gradients of 1e-170 have no squares.
+    # The squares of gradients of 1e-170 underflow.
     unit = jnp.where(largest == 0, 1.0, largest)
     scaled = jax.tree.map(lambda g: g / unit, gradient)
     squares = _total(jax.tree.map(lambda g: jnp.vdot(g, g), scaled))

@@ -1,4 +1,4 @@
-"""What flows with noise or inertia share: how they stop, what is kept, the words of a solution."""
+"""What flows with noise or inertia have in common: how they stop, what is kept, and text."""
 
 from typing import Any, NamedTuple
 
@@ -22,14 +22,14 @@ from ..system import prediction_range
 
 
 class Looks(NamedTuple):
-    """What a flow stops by: its problem, the range of the predictions, and its rule."""
+    """What decides where a flow stops: its problem, the range of the predictions, and its rule."""
 
     problem: Any
     range_basis: Array
     stop: AbstractStop
 
     def at(self, beta: Array, time: Scalar, kinetic: Scalar | float = 0.0) -> Observation:
-        """What stop rules see; with a kinetic energy (m/2)|Theta'|^2 the whole energy counts."""
+        """What stop rules see. A kinetic energy (m/2)|Theta'|^2 is added to the loss."""
         residual = self.problem.residual(beta)
         reduced = self.range_basis.T @ residual.reshape(self.range_basis.shape[0], -1)
         zero = jnp.zeros_like(time)
@@ -49,7 +49,7 @@ class Looks(NamedTuple):
         )
 
     def code(self, seen: Observation, finite: Array, otherwise: Any) -> Int[Array, ""]:
-        """The code of a flow that ended at `seen`; the code `otherwise` where no rule is met."""
+        """The code of a flow that ended at `seen`: `otherwise` if no rule is met."""
         code = jnp.asarray(otherwise)
         for own, rule in reversed(coded(self.stop)):
             code = jnp.where(rule.met(seen), own, code)
@@ -57,7 +57,10 @@ class Looks(NamedTuple):
 
 
 def looks_of(problem: AbstractProblem, stop: AbstractStop | None, owner: str) -> Looks:
-    """With the default rule where none is given; ValueError for a problem without residuals."""
+    """The `Looks` of a flow, with the default rule if `stop` is None.
+
+    ValueError for a problem without residuals.
+    """
     if not problem.has_residuals:
         raise ValueError(
             f"{owner}: problem must have a loss of residuals, as Regression(X, y) has, got "
@@ -87,7 +90,7 @@ def positive(value: Any, name: str, owner: str, zero: bool = False) -> float:
 
 
 def saved_times(saveat: Any, dtype: Any) -> Float[Array, " T"] | None:
-    """The physical times to save at, checked."""
+    """The physical times to save at, or None; ValueError if they are not valid."""
     if saveat is None:
         return None
     times = np.asarray(saveat, dtype)
@@ -102,7 +105,7 @@ def saved_times(saveat: Any, dtype: Any) -> Float[Array, " T"] | None:
 
 
 def two_layer_coordinates(network: Any, problem: Any) -> TwoLayerCoordinates | None:
-    """Those of two layers with a real decomposition; None for everything else."""
+    """The mirror coordinates of two layers with a real decomposition; None for other networks."""
     if getattr(network, "depth", None) != 2:
         return None
     try:
@@ -113,14 +116,14 @@ def two_layer_coordinates(network: Any, problem: Any) -> TwoLayerCoordinates | N
 
 
 def positive_int(value: Any, name: str) -> int:
-    """A budget of steps; ValueError if it is none."""
+    """`value`, if it is a positive int; ValueError otherwise."""
     if type(value) is not int or value < 1:
         raise ValueError(f"{name}: must be a positive int, got {value!r}; pass e.g. 1000.")
     return value
 
 
 def raise_unless_ended(solution: Any, advice: str) -> None:
-    """A `FlowError` for a single flow that failed."""
+    """Raise a `FlowError` if a single flow failed."""
     if not bool(solution.succeeded):
         name = status_name(solution.status)
         raise FlowError(
@@ -131,7 +134,7 @@ def raise_unless_ended(solution: Any, advice: str) -> None:
 
 
 def record_at(network: Any, start: Any, problem: Any, time: Scalar) -> Record:
-    """The record of a flow that is at `network`."""
+    """The record of a flow from `start` whose network at `time` is `network`."""
     beta = network.linear_coefficients()
     leaves = jax.tree.leaves(split(network)[0])
     norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in leaves))

@@ -1,4 +1,4 @@
-"""Heavy-ball flow: gradient flow with inertia, from rest."""
+"""Heavy-ball flow: gradient flow with inertia, started at rest."""
 
 from typing import Any, NamedTuple
 
@@ -35,38 +35,41 @@ from .ending import (
 
 _PAPAZOV = "Papazov et al. 2024"
 _THEOREM = f"the implicit bias of heavy-ball flow on two layers ({_PAPAZOV})"
-# A stop rule or the step budget ends the flow; diffrax asks for a last time.
+# diffrax needs a last time. The flow ends earlier, by a stop rule or the step budget.
 _LAST_TIME = 1e15
 
 
 class SignChange(NamedTuple):
-    """The first coordinates of u + v or u - v that are bound to change their sign, and when."""
+    """The first coordinates of u + v or u - v that must change their sign.
+
+    `time` is the physical time at which this is certain.
+    """
 
     sums: tuple[int, ...]
     differences: tuple[int, ...]
     time: float
 
     def __str__(self) -> str:
-        """In words."""
+        """The coordinates and the time in words."""
         sides = ((self.sums, "u + v"), (self.differences, "u - v"))
         places = [f"{name} in {list(found)}" for found, name in sides if found]
         return f"{' and '.join(places)}, bound to at time {self.time:.4g}"
 
 
 class HeavyBallSolution(AbstractEnd):
-    """A flow of `heavy_ball_flow`, driven to where it stopped; `print` it to read what happened.
+    """The result of `heavy_ball_flow`; `print` it to read a summary.
 
     Arrays with an axis T have one entry per saved time; the last entry is the end.
 
     - `network`: the network at the end. `record`: what is kept of the states: `coefficients`
-      (T, d), `log_loss` (T,), `log_time` (T,), `log_norm` (T,), `invariant_drift` (T,): how far the
-      inertia has moved what gradient flow conserves.
+      (T, d), `log_loss` (T,), `log_time` (T,), `log_norm` (T,), and `invariant_drift` (T,): how far
+      the inertia has moved what gradient flow conserves.
     - `log_energy` (T,): log of loss + (mass/2) |Theta'|^2, which never rises.
-    - `energy_drift` (T,): |energy + int |Theta'|^2 dt - energy at the start| over that at the
-      start, which is 0 for the exact flow.
-    - `reached` (T,): False where the flow ended before a saved time; the entry repeats the end.
+    - `energy_drift` (T,): |energy + int |Theta'|^2 dt - energy at the start|, over the energy at
+      the start. It is 0 for the exact flow.
+    - `reached` (T,): False if the flow ended before a saved time; the entry repeats the end.
     - `status`, `reason`, `succeeded`: as in `FlowSolution`. `num_steps`: the steps taken.
-    - `sign_change`: a `SignChange`, or None where no coordinate changes its sign.
+    - `sign_change`: a `SignChange`, or None if no coordinate changes its sign.
     """
 
     network: Any
@@ -88,15 +91,15 @@ class HeavyBallSolution(AbstractEnd):
         return direction_of(self.coefficients, self.log_loss.ndim)
 
     def __str__(self) -> str:
-        """In words: what was integrated, why it ended, how far it got, what it conserved."""
+        """A summary: what was integrated, why it ended, the state at the end, what it conserved."""
         lines = [
             f"Heavy-ball flow of {type(self.network).__name__} on {self.problem_in_words}, mass "
             f"{float(self.mass):.6g}",
             f"  stopped because  {self.reason} [{status_name(self.status)}]",
             f"  physical time    {ten_to(self.log_time[-1])} ({int(self.num_steps)} steps)",
             f"  loss             {ten_to(self.log_loss[-1])}",
-            f"  energy           {ten_to(self.log_energy[-1])}, with what friction took off by "
-            f"{float(self.energy_drift[-1]):.1e} of the start's",
+            f"  energy           {ten_to(self.log_energy[-1])} (balance with friction: error "
+            f"{float(self.energy_drift[-1]):.1e} of the energy at the start)",
         ]
         if self.sign_change is not None:
             lines.append(f"  sign changes     {self.sign_change}")
@@ -117,13 +120,13 @@ def heavy_ball_flow(
 ) -> HeavyBallSolution:
     """Gradient flow with inertia from rest: mass Theta'' + Theta' = -dL/dTheta, Theta'(0) = 0.
 
-    The limit of gradient descent with momentum: step gamma and momentum m give physical time
-    gamma/(1-m) a step and the mass gamma/(1-m)^2. Two layers with a real orthogonal decomposition
-    are integrated in logarithms of a = (u+v)/sqrt 2 and b = (u-v)/sqrt 2 for as long as neither
-    changes its sign, with p_a = a'/a and p_b = b'/b. Then `effective_limit(solution, problem)`
-    gives the limit, from the integrals of p_a^2 and p_b^2. A p below a bound, which the energy
-    gives, is bound to reach -infinity: a coordinate changes its sign. The flow is then integrated
-    in the parameters, and no limit is predicted.
+    The limit of gradient descent with momentum: a step of size gamma with momentum m takes the
+    physical time gamma/(1-m), and the mass is gamma/(1-m)^2. Two layers with a real orthogonal
+    decomposition are integrated in logarithms of a = (u+v)/sqrt 2 and b = (u-v)/sqrt 2 as long as
+    neither changes its sign, with p_a = a'/a and p_b = b'/b. Then `effective_limit(solution,
+    problem)` gives the limit, from the integrals of p_a^2 and p_b^2. The energy gives a bound for
+    p: below it, p must tend to -infinity, and a coordinate changes its sign. Then the flow is
+    integrated in the parameters, and no limit is predicted.
 
     Source: Papazov et al. 2024; the change of coordinates is this package's.
 
@@ -131,8 +134,8 @@ def heavy_ball_flow(
 
     - `network`, `problem`: as in `gradient_flow`; a loss of residuals.
     - `mass`: in units of physical time, positive.
-    - `stop`: as in `gradient_flow`; default |r| <= 1e-10 max|y|. Residual and loss count the
-      kinetic energy, sqrt(|r|^2 + mass |Theta'|^2), so that a passage is no end.
+    - `stop`: as in `gradient_flow`; default |r| <= 1e-10 max|y|. Residual and loss contain the
+      kinetic energy, sqrt(|r|^2 + mass |Theta'|^2), so that a flow that passes a minimum goes on.
     - `saveat`: physical times (T,). `rtol`, `atol`: of the method, Dormand-Prince 8(7).
     - `max_steps`, `throw`: as in `gradient_flow`.
 
@@ -177,7 +180,7 @@ def heavy_ball_flow(
 
 
 class _InParameters(eqx.Module):
-    """State (Theta, Theta', int |Theta'|^2 dt)."""
+    """The flow in the state (Theta, Theta', int |Theta'|^2 dt)."""
 
     system: System
     problem: Any
@@ -200,15 +203,16 @@ class _InParameters(eqx.Module):
         return jnp.sum(state[1] ** 2)
 
     def leaves(self, state):
-        """Whether this form ends here."""
+        """Whether the flow leaves this form here: never."""
         del state
         return jnp.zeros((), bool)
 
 
 class _InLogarithms(eqx.Module):
-    """State (ln|a|, ln|b|, p_a, p_b, int p_a^2, int p_b^2, int |Theta'|^2), each (m,) but the last.
+    """The flow in logarithms, as long as no coordinate changes its sign.
 
-    ln|a|' = p_a, mass (p_a' + p_a^2) + p_a = -g, and with +g for b; g = S X^T r.
+    State: ln|a|, ln|b|, p_a, p_b, int p_a^2, int p_b^2, each (m,), and the number int |Theta'|^2.
+    ln|a|' = p_a and mass (p_a' + p_a^2) + p_a = -g; for b with +g. Here g = S X^T r.
     """
 
     coordinates: TwoLayerCoordinates
@@ -266,11 +270,11 @@ class _InLogarithms(eqx.Module):
         return jnp.sum((p_a * jnp.exp(log_a)) ** 2 + (p_b * jnp.exp(log_b)) ** 2)
 
     def leaves(self, state):
-        """Some p is below its bound."""
+        """Whether the flow leaves this form here: some p is below its bound."""
         return jnp.any(jnp.minimum(state[2], state[3]) < self.lowest)
 
     def sign_change(self, final) -> SignChange | None:
-        """Of the state and time at the end."""
+        """The `SignChange` from the state and time at the end, or None."""
         state, time = final
         sums, differences = (
             tuple(np.flatnonzero(np.asarray(p < self.lowest)).tolist()) for p in state[2:4]
@@ -278,7 +282,10 @@ class _InLogarithms(eqx.Module):
         return SignChange(sums, differences, float(time)) if sums or differences else None
 
     def effective_start(self, state, change) -> EffectiveStart:
-        """From the integrals; where a sign changes, the start itself and what is violated."""
+        """The effective start, from the integrals.
+
+        If a sign changes, it is the start itself, with the assumption that is violated.
+        """
         start = TwoLayers(self.coordinates.S, self.coordinates.first, self.coordinates.second)
         dtype = start.first.dtype
         statement = "no coordinate of u + v or u - v changes its sign"
@@ -303,7 +310,11 @@ class _InLogarithms(eqx.Module):
 
 
 def _in_logarithms(network, problem, mass) -> _InLogarithms | None:
-    """For two layers without a balanced coordinate on the squared loss, which bounds g."""
+    """The flow in logarithms, or None.
+
+    It needs two layers without a balanced coordinate (|u| = |v|), of which a or b would be 0, and
+    the squared loss, which gives a bound on g.
+    """
     coordinates = two_layer_coordinates(network, problem) if problem.has_squared_loss else None
     if coordinates is None:
         return None

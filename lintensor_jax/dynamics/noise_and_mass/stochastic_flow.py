@@ -1,4 +1,4 @@
-"""Stochastic gradient flow: the gradient flow with noise in the span of the data."""
+"""Stochastic gradient flow: gradient flow with noise in the span of the data."""
 
 from typing import Any
 
@@ -34,20 +34,20 @@ from .ending import (
 )
 
 _THEOREM = "the implicit bias of stochastic gradient flow on two layers (Pesme et al. 2021)"
-# Of the largest step under which the flow without noise is stable.
+# The default step, as a share of the largest step for which the flow without noise is stable.
 _SHARE_OF_STABLE = 0.02
 
 
 class StochasticFlowSolution(AbstractEnd):
-    """A path of `stochastic_flow`, or many with leading axes; `print` it to read what happened.
+    """The result of `stochastic_flow`: a path, or many with leading axes. `print` it for a summary.
 
     Arrays with an axis T have one entry per saved time; the last entry is the end.
 
     - `network`: the network at the end. `record`: what is kept of the states: `coefficients`
-      (T, d), `log_loss` (T,), `log_time` (T,), `log_norm` (T,), `invariant_drift` (T,): how far the
-      noise has moved what gradient flow conserves.
+      (T, d), `log_loss` (T,), `log_time` (T,), `log_norm` (T,), and `invariant_drift` (T,): how far
+      the noise has moved what gradient flow conserves.
     - `noise_time` (T,): int s^2 dt, in units of the square of y times those of beta.
-    - `reached` (T,): False where the flow ended before a saved time; the entry repeats the end.
+    - `reached` (T,): False if the flow ended before a saved time; the entry repeats the end.
     - `status`, `reason`, `succeeded`: as in `FlowSolution`. `num_steps`: the steps taken.
     - `step`: the length of a step; `noise`: s^2 over the loss.
     """
@@ -72,9 +72,9 @@ class StochasticFlowSolution(AbstractEnd):
 
     @property
     def effective_start(self) -> EffectiveStart | None:
-        """Where gradient flow would start to end where this path ends (Pesme et al. 2021).
+        """The start from which gradient flow has the limit of this path (Pesme et al. 2021).
 
-        mu_inf = mu_0 exp(-diag(X^T X) int s^2 dt), with the same angle; None but for two layers
+        mu_inf = mu_0 exp(-diag(X^T X) int s^2 dt), with the same angle. None except for two layers
         with a real orthogonal decomposition. `lintensor_jax.effective_limit` gives the limit.
         """
         if self.start is None or self.growth is None:
@@ -83,7 +83,7 @@ class StochasticFlowSolution(AbstractEnd):
         return EffectiveStart(self.start.S, log_scale, self.start.angle, _THEOREM)
 
     def __str__(self) -> str:
-        """In words: what was integrated, why it ended, how far it got."""
+        """A summary: what was integrated, why it ended, and the state at the end."""
         name = f"{type(self.network).__name__} on {self.problem_in_words}"
         form = "in logarithms" if self.start is not None else "in the parameters"
         how = f"step {float(np.ravel(self.step)[0]):.3g}, {form}"
@@ -106,10 +106,11 @@ class StochasticFlowSolution(AbstractEnd):
 
 
 class _InLogarithms(eqx.Module):
-    """Two layers: d ln a = dz - k dV/2, d ln b = -dz - k dV/2, z = S X^T N, a and b as in G4.
+    """Two layers: d ln a = dz - k dV/2 and d ln b = -dz - k dV/2, where z = S X^T N.
 
-    State (N, V): dN = -r dt + s dB, dV = s^2 dt, k = diag(S X^T X S^T). The Ito form of
-    da = -a (g dt - s X^T dB), db = b (g dt - s X^T dB): a and b keep their signs, however small.
+    State (N, V): dN = -r dt + s dB, dV = s^2 dt, k = diag(S X^T X S^T). For a = (u+v)/sqrt 2 and
+    b = (u-v)/sqrt 2 this is the Ito form of da = -a (g dt - s X^T dB), db = b (g dt - s X^T dB). a
+    and b keep their signs at any size.
     """
 
     coordinates: TwoLayerCoordinates
@@ -185,19 +186,19 @@ def stochastic_flow(
     solver: diffrax.AbstractItoSolver | None = None,
     throw: bool = True,
 ) -> StochasticFlowSolution:
-    """Gradient flow with the noise of mini-batches, an Ito equation, path by path.
+    """Gradient flow with the noise of mini-batches: single paths of an Ito equation.
 
         dTheta = -(d beta/d Theta)^T X^T (r dt - s dB),    s^2 = noise * loss,
 
-    B a Brownian motion in R^n. Stochastic gradient descent with steps gamma on one sample at a time
-    (unbiased for the summed loss) has the noise of `noise` = 2 gamma. Two layers with a real
-    orthogonal decomposition (diagonal ones) are integrated in logarithms: with a = (u+v)/sqrt 2 and
-    b = (u-v)/sqrt 2, ln|a| and ln|b| are linear in n + 1 numbers, so that no coordinate changes its
-    sign or loses digits, down to 1e-300. A path that fits the data then ends at the Bregman
+    where B is a Brownian motion in R^n. Stochastic gradient descent with steps gamma on one sample
+    at a time (unbiased for the summed loss) corresponds to `noise` = 2 gamma. Two layers with a
+    real orthogonal decomposition (diagonal ones) are integrated in logarithms of a = (u+v)/sqrt 2
+    and b = (u-v)/sqrt 2. ln|a| and ln|b| are linear in n + 1 numbers, so that no coordinate changes
+    its sign or loses digits, down to 1e-300. A path that fits the data then ends at the Bregman
     projection that `effective_limit(solution, problem)` predicts, for steps of any length.
 
-    Steps have a fixed length. The Brownian path is diffrax's virtual Brownian tree: it depends on
-    `key`, `horizon` and `resolution` only, so that runs with other steps see the same path.
+    Steps have a fixed length. The Brownian path is diffrax's virtual Brownian tree. It depends on
+    `key`, `horizon` and `resolution` only, so that runs with different steps have the same path.
 
     Source: Pesme et al. 2021.
 
@@ -206,17 +207,17 @@ def stochastic_flow(
     - `network`, `problem`: as in `gradient_flow`; a loss of residuals.
     - `noise`: s^2 over the loss, >= 0. `key`: a JAX random key, or an array of keys for as many
       paths at once (leading axes of the solution).
-    - `step`: in physical time. Default: 1/50 of the stable step of the flow without noise, as it
-      is estimated from the start and the minimum-norm solution.
+    - `step`: in physical time. Default: 1/50 of the largest stable step of the flow without noise,
+      estimated from the start and the minimum-norm solution.
     - `stop`: as in `gradient_flow`; default |r| <= 1e-10 max|y|.
     - `saveat`: physical times (T,), multiples of `step`; between steps values are interpolated.
     - `max_steps`: the budget. `horizon`: where the Brownian path and the flow end; default
       `step * max_steps`. `resolution`: of the path, below `step` (default: half of it).
     - `solver`: an Ito solver of diffrax; default `diffrax.Euler()`, of strong order 1/2.
       (`diffrax.ItoMilstein()` has order 1 for one sample, whose noise commutes.)
-    - `throw`: raise `FlowError` where a single path fails. Of many paths none raises.
+    - `throw`: raise `FlowError` if a single path fails. Many paths at once raise nothing.
 
-    ValueError for anything else. No finish: the noise vanishes with the loss.
+    ValueError for invalid arguments. There is no finish: the noise vanishes with the loss.
     """
     check_pair(network, problem)
     noise = positive(noise, "noise", "stochastic_flow", zero=True)
@@ -259,7 +260,7 @@ def stochastic_flow(
 
 @eqx.filter_jit
 def _paths(form, network, looks, numbers, keys, times, solver, max_steps, last):
-    """`_path` for keys of any shape."""
+    """`_path` for each of the keys, which may have any shape."""
 
     def path(key):
         return _path(form, network, looks, numbers, key, times, solver, max_steps, last)
@@ -333,7 +334,7 @@ def _saved(kept, times, solution, time, state):
 
 
 def _form(network, problem, coordinates):
-    """How the flow is integrated; with logarithms the layers at the start and k, else None."""
+    """How the flow is integrated. In logarithms also the layers at the start and k, else None."""
     if coordinates is None:
         return _InParameters(System.of(network, problem), problem), None, None
     y = problem.y
@@ -346,7 +347,7 @@ def _form(network, problem, coordinates):
 
 
 def _default_step(network, problem, start) -> float:
-    """A share of 2/lambda, lambda the largest eigenvalue of the tangent kernel on the way."""
+    """A share of 2/lambda, where lambda estimates the tangent kernel's largest eigenvalue."""
     y = problem.y
     rows = jax.vmap(lambda e: jnp.ravel(problem.adjoint(e.reshape(y.shape))))(
         jnp.eye(y.size, dtype=y.dtype)
@@ -376,7 +377,7 @@ def _ito_solver(solver):
 
 
 def _keys(key):
-    """Typed keys of shape () or (K,): old ones, of integers, are wrapped."""
+    """Typed keys of shape () or (K,). Old-style keys (arrays of uint32) are wrapped."""
     if isinstance(key, jax.Array):
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             return key

@@ -1,7 +1,7 @@
-"""The end-to-end flow: what gradient flow of balanced layers does to their product.
+"""The end-to-end flow: how gradient flow of balanced layers moves their product.
 
-From W_l^T W_l = W_{l+1} W_{l+1}^T the layers drop out of the flow of beta = W_1 ... W_L, which is
-an ordinary differential equation in beta alone (Arora et al. 2018; Eftekhari 2020, eq. 17).
+If W_l^T W_l = W_{l+1} W_{l+1}^T, the flow of beta = W_1 ... W_L is an ordinary differential
+equation in beta alone (Arora et al. 2018; Eftekhari 2020, eq. 17).
 """
 
 import functools
@@ -39,7 +39,7 @@ class EndToEndMatrix(eqx.Module):
     depth = 1
 
     def linear_coefficients(self) -> Array:
-        """beta."""
+        """beta, shape (d, m) or (d,)."""
         return self.coefficients
 
     def truncated(self) -> "EndToEndMatrix":
@@ -54,8 +54,8 @@ class EndToEndMatrix(eqx.Module):
     def metric(self, gradient: Array) -> tuple[Array, Scalar]:
         """A(G) = sum_j (beta beta^T)^((j-1)/L) G (beta^T beta)^((L-j)/L), and sqrt(<G, A(G)>).
 
-        The power 0 is the identity, on the kernel of beta too; the others are s^(2p) on the
-        singular vectors. They come from the thin SVD of beta, cut off at its known rank: an
+        The power 0 is the identity, also on the kernel of beta. The other powers p are s^(2p) on
+        the singular vectors. They come from the thin SVD of beta, cut off at its known rank: an
         eigendecomposition of beta beta^T would leave (rounding)^(1/L) on the kernel.
         """
         G = gradient.reshape(self._matrix.shape)
@@ -68,8 +68,8 @@ def _thin_svd(matrix, rank):
     return left[:, :rank], sizes[:rank], right[:rank].T
 
 
-# The derivatives of singular vectors are infinite where singular values are equal. Those of the
-# matrices below are not: they are written out.
+# The derivatives of singular vectors are infinite where singular values are equal. The derivatives
+# of the matrices below are finite, and are written out by hand.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _nearest(rank, matrix):
     left, sizes, right = _thin_svd(matrix, rank)
@@ -78,7 +78,7 @@ def _nearest(rank, matrix):
 
 @_nearest.defjvp
 def _(rank, primals, tangents):
-    """At a matrix of that rank: the tangent without its part between the two kernels."""
+    """For a matrix of rank `rank`: the tangent without its part between the two kernels."""
     (matrix,), (tangent,) = primals, tangents
     left, _, right = _thin_svd(matrix, rank)
     rest = tangent - left @ (left.T @ tangent)
@@ -88,7 +88,7 @@ def _(rank, primals, tangents):
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _metric(layers, rank, matrix, G):
     left, sizes, right = _thin_svd(matrix, rank)
-    # s^(j/L), so that the j-th term is S^(2(j-1)/L) (U^T G V) S^(2(L-j)/L).
+    # Row j is s^(j/L). The j-th term is S^(2(j-1)/L) (U^T G V) S^(2(L-j)/L).
     powers = sizes[None, :] ** (jnp.arange(layers)[:, None] / layers)
     top = powers[-1]
     after, before = G @ right * top[None, :], (left * top[None, :]).T @ G
@@ -102,7 +102,10 @@ def _metric(layers, rank, matrix, G):
 
 @_metric.defjvp
 def _(layers, rank, primals, tangents):
-    """From d of P = (beta beta^T)^(1/L) and Q = (beta^T beta)^(1/L); A(G) = sum P^j G Q^(L-1-j)."""
+    """From the tangents of P = (beta beta^T)^(1/L), Q = (beta^T beta)^(1/L).
+
+    A(G) = sum_{j=0}^{L-1} P^j G Q^(L-1-j).
+    """
     (matrix, G), (tangent, dG) = primals, tangents
     left, sizes, right = _thin_svd(matrix, rank)
     roots = sizes ** (2 / layers)
@@ -129,8 +132,8 @@ def _positive(norm):
 def _root_and_tangent(layers, left, right, sizes, roots, tangent):
     """(beta beta^T)^(1/L) and its derivative along matrices of the same rank (Daleckii & Krein).
 
-    The divided differences of x^(1/L) are 1 / sum_k p_i^k p_j^(L-1-k) at p = x^(1/L): without a
-    difference, so that equal singular values are no exception.
+    The divided differences of x^(1/L) are 1 / sum_k p_i^k p_j^(L-1-k) at p = x^(1/L). This form has
+    no difference in a denominator, so that it also holds for equal singular values.
     """
     k = jnp.arange(layers)[:, None, None]
     sums = jnp.sum(roots[None, :, None] ** k * roots[None, None, :] ** (layers - 1 - k), axis=0)
@@ -159,8 +162,8 @@ class InducedSystem(eqx.Module):
     def network(self, theta: Float[Array, " p"]) -> EndToEndMatrix:
         """The end-to-end matrix at `theta`, of the flow's rank.
 
-        The solver leaves the matrices of that rank by its own tolerance; the flow is a function of
-        the nearest one, which is as smooth as the flow.
+        The solver leaves the matrices of this rank by its tolerance. The flow is a function of the
+        nearest matrix of this rank, which depends smoothly on theta.
         """
         beta = theta.reshape(self.start.coefficients.shape)
         return EndToEndMatrix(beta, self.start.layers, self.start.rank).truncated()
@@ -204,9 +207,9 @@ def induced_flow(
 
         d beta/dt = -sum_{j=1}^L (beta beta^T)^((j-1)/L) grad L(beta) (beta^T beta)^((L-j)/L)
 
-    in the physical time of the layers' own gradient flow, with which it agrees as long as the
-    layers start balanced: `initialization.balanced(FullyConnectedNetwork.zeros(...), beta)`.
-    With samples as columns and W = beta^T it is eq. (17) of Eftekhari 2020.
+    in the physical time of the layers' gradient flow. Both flows agree if the layers start
+    balanced: `initialization.balanced(FullyConnectedNetwork.zeros(...), beta)`. With samples as
+    columns and W = beta^T it is eq. (17) of Eftekhari 2020.
 
     **Arguments**
 
@@ -216,13 +219,13 @@ def induced_flow(
     - `rank`: of beta(0), between 1 and min(d, m); by default its numerical rank. The flow keeps it
       (Lemma 11). Singular values beyond it are dropped.
     - the other options are those of `gradient_flow`, with rtol = 1e-10 by default. There is no
-      finish, and a rank below that of the targets leaves a residual: such a flow ends by
+      finish. If the rank is below that of the targets, a residual is left: such a flow ends by
       `StopAtTime`, or where it stands still.
 
     **Returns** a `FlowSolution` whose `network` is an `EndToEndMatrix`.
 
-    Singular values s are resolved to eps |beta|: one of 1e-10 |beta| has six digits, and so have
-    its powers s^(2/L).
+    Singular values s have the absolute error eps |beta|: one of size 1e-10 |beta| has six correct
+    digits, and so have its powers s^(2/L).
 
     **Raises** ValueError for bad input, before anything is compiled.
 
@@ -270,7 +273,7 @@ def _rank(beta, rank):
             f"known, got None; pass rank={most} for coefficients of full rank."
         )
     sizes = np.linalg.svd(np.asarray(beta).reshape(beta.shape[0], -1), compute_uv=False)
-    # Products of a few matrices have this much rounding in singular values that are zero.
+    # In products of a few matrices, singular values that should be zero have this much rounding.
     found = int((sizes > 16 * max(beta.shape) * np.finfo(sizes.dtype).eps * sizes[0]).sum())
     if found == 0:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Coordinates of networks whose flow is known in closed form: the network's own, or Assumption 1's.
+"""Mirror coordinates of a network: those that it states, or those that Assumption 1 gives.
 
 With Assumption 1 the flow of every coordinate of eta_l = U_l^T v_l depends on the data only
 through zeta = S X^T nu, nu = -int r dt (Yun, Krishnan & Mobahi 2021, proofs of Theorems 5 and 6).
@@ -20,7 +20,10 @@ def coordinates_of(network: Any, problem: Any) -> AbstractMirrorCoordinates:
 
 
 def real_decomposition(network: Any) -> OrthogonalDecomposition:
-    """Real S and U_l: the network's own where they are real, else those that can be found."""
+    """Real S and U_l: those that the network states if they are real, else those that are found.
+
+    `AssumptionFails` if there are none; ValueError if the network states no decomposition.
+    """
     needed = ("factors", "with_factors", "orthogonal_decomposition")
     if not all(hasattr(network, name) for name in needed):
         raise ValueError(

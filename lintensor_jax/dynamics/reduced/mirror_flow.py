@@ -1,9 +1,9 @@
 """Mirror flow: orthogonally decomposable networks, integrated in n instead of p dimensions.
 
 With Assumption 1 the flow of every coordinate of eta_l = U_l^T v_l depends on the data only
-through zeta = S X^T nu, nu = -int r dt, and has a closed form in it. So d nu/dt = -r(nu) is the
-whole flow (Yun, Krishnan & Mobahi 2021, proofs of Theorems 5 and 6), and every coordinate keeps
-its relative accuracy however small it becomes.
+through zeta = S X^T nu, nu = -int r dt, and has a closed form in it. Therefore d nu/dt = -r(nu) is
+the whole flow (Yun, Krishnan & Mobahi 2021, proofs of Theorems 5 and 6). Every coordinate keeps
+its relative accuracy at any size.
 """
 
 from typing import Any, ClassVar
@@ -27,22 +27,22 @@ from .mirror_coordinates import coordinates_of
 
 
 def most_rounding(like: Array) -> float:
-    """The largest relative error of rho that is accepted: sqrt(eps)."""
+    """The largest relative error of rho from the rounding of nu that is accepted: sqrt(eps)."""
     return float(jnp.finfo(like.dtype).eps) ** 0.5
 
 
 class DualSystem(eqx.Module):
     """A `System` whose parameter vector is nu: the same flow in n dimensions, or in r.
 
-    With `basis` (n, r), orthonormal, nu = basis q: only the part of nu counts that S X^T sees. The
-    rest would grow like the time on data that no beta fits, and its rounding would cover what
-    counts.
+    With an orthonormal `basis` (n, r), nu = basis q, and q is the parameter vector. The basis spans
+    the part of nu on which S X^T nu depends. On data that no beta fits, the rest would grow in
+    proportion to time, and its rounding would become larger than this part.
     """
 
     coordinates: AbstractMirrorCoordinates
     problem: AbstractRegressionProblem
     depth: int = eqx.field(static=True)
-    lengths: Float[Array, " m"]  # bounds |S X^T nu|_j by lengths_j |nu|
+    lengths: Float[Array, " m"]  # |S X^T nu|_j <= lengths_j |nu|
     basis: Float[Array, "n r"] | None = None
     ties_are_exact: ClassVar[bool] = True  # nu has no layers
 
@@ -72,11 +72,11 @@ class DualSystem(eqx.Module):
         return theta
 
     def velocity(self, theta: Float[Array, " r"]) -> Float[Array, " r"]:
-        """d nu/dt = -r, for another loss than the squared one -l'(r); 0 where rounding hides nu.
+        """d nu/dt = -r, or -l'(r) for a loss that is not squared; 0 where rounding hides nu.
 
-        Where a coordinate decays to 0 while the data still pull on it, nu grows like the time. From
-        some time on zeta is a difference of large numbers. By then the network stands still or
-        `mirror_flow` refuses (see `_require_rest`).
+        If a coordinate decays to 0 while the data still pull on it, nu grows in proportion to time.
+        From some time on zeta is a difference of large numbers. Then either the network stands
+        still, or `mirror_flow` refuses the flow (see `_with_rest_required`).
         """
         seen = self._seen(self.problem.residual(self.coefficients(theta)))
         return jnp.where(self.rounding(theta) < most_rounding(theta), -seen, 0.0)
@@ -95,14 +95,14 @@ class DualSystem(eqx.Module):
         return jnp.where(size > 0, worst / jnp.where(size > 0, size, 1.0), 0.0)
 
     def gradient_norm(self, theta: Float[Array, " r"]) -> tuple[Array, Scalar]:
-        """r, and sqrt(r^T K r) with K = d(predictions)/d(nu), the tangent kernel."""
+        """r, and sqrt(r^T K r), where K = d(predictions)/d(nu) is the tangent kernel."""
         residual = self.problem.residual(self.coefficients(theta))
         zeta, direction = jax.jvp(self._zeta, (theta,), (self._seen(residual),))
         _, slope = jax.jvp(self.coordinates.rho, (zeta,), (direction,))
         return residual, jnp.sqrt(jnp.maximum(jnp.vdot(direction, slope), 0.0))
 
     def finish_step(self, theta: Float[Array, " n"], size: Scalar, gradient: Scalar) -> Scalar:
-        """Zero: Newton's method in nu stays on the flow's own manifold, so any step is exact."""
+        """Zero: Newton's method in nu stays on the manifold of the flow, so any step is exact."""
         return jnp.zeros_like(size)
 
 
@@ -111,7 +111,7 @@ def mirror_flow(
 ) -> FlowSolution:
     """Gradient flow of an orthogonally decomposable network, integrated in the n dual variables.
 
-    The same trajectory, the same physical time and the same `FlowSolution` as `gradient_flow`, for
+    Trajectory, physical time and `FlowSolution` are the same as those of `gradient_flow`. It is for
     networks and initializations whose flow is a function of nu = -int r dt in closed form:
 
     * two layers with a real orthogonal decomposition, from *any* initialization;
@@ -125,12 +125,12 @@ def mirror_flow(
     **Arguments**: those of `gradient_flow`, for losses of residuals with y of shape (n,). `finish`
     is Newton's method in nu, which leads exactly to the flow's limit.
 
-    **Raises** `AssumptionFails` (a ValueError) with the property that fails and its measured value;
-    ValueError where nu cannot hold the answer: for L >= 3 a relative error eps in nu becomes one of
-    about eps / alpha^(L-2) in rho (initial scale alpha), and more than 1e-10 is refused, so that
-    rho keeps 1e-8: alpha >= 2e-6 for L = 3, 1.5e-3 for L = 4 in float64. `FlowError` where a
-    coordinate decays to 0 while the data pull on it, nu has grown so far that its rounding changes
-    rho by sqrt(eps), and the network still moves.
+    **Raises** `AssumptionFails` (a ValueError) with the property that fails and its measured value.
+    ValueError if nu is not accurate enough: for L >= 3 and the initial scale alpha, a relative
+    error eps in nu becomes an error of about eps / alpha^(L-2) in rho. More than 1e-10 is refused,
+    so that rho is accurate to 1e-8: alpha >= 2e-6 for L = 3, 1.5e-3 for L = 4 in float64.
+    `FlowError` if a coordinate decays to 0 while the data pull on it, nu has grown so far that its
+    rounding changes rho by sqrt(eps), and the network still moves.
 
     Source: Yun et al. 2021, Theorem 5 and its proof (appendix F); for the differential network
     Woodworth et al. 2020.
@@ -159,7 +159,7 @@ def mirror_flow(
 
 
 def _dual_system(network, problem) -> tuple[Any, np.ndarray]:
-    """The system, and the rows (r, m) of S X^T that nu combines."""
+    """The system, and the rows (r, m) whose combinations, with weights nu, are zeta."""
     coordinates = coordinates_of(network, problem)
     depth: Any = network.depth
     count, dtype = problem.y.shape[0], problem.y.dtype
@@ -177,11 +177,11 @@ def _dual_system(network, problem) -> tuple[Any, np.ndarray]:
 
 
 def _with_rest_required(solution, sensors, throw):
-    """The solution, if its end is that of the flow.
+    """The solution, if its end is that of the flow; otherwise a failure.
 
-    Where the rounding of nu hides the motion of zeta, nu is kept. That is right where the network
-    stands still: what is left of the motion of rho is no larger than that rounding, and no
-    coordinate that has decayed to 0 is on its way back. Elsewhere the flow is refused.
+    If the rounding of nu hides the motion of zeta, nu no longer changes. That is correct if the
+    network stands still: the remaining motion of rho is no larger than that rounding, and no
+    coordinate that has decayed to 0 grows again. Otherwise the flow is refused.
     """
     system: Any = solution.system
     theta = solution.state.theta
@@ -207,7 +207,7 @@ def _stands_still(system, theta, sensors, limit):
     size = float(np.max(np.abs(rho)))
     push = -sensors.T @ seen
     kernel = (sensors * slope) @ sensors.T
-    # To where the moving coordinates rest; directions of slow motion count, too.
+    # The step to where the moving coordinates come to rest. Slow directions count as well.
     step = -np.linalg.pinv(kernel, rcond=512 * float(np.finfo(kernel.dtype).eps)) @ seen
     moved = float(np.max(np.abs(slope * (sensors.T @ step))))
     asleep = np.abs(slope) * np.linalg.norm(sensors, axis=0) * np.linalg.norm(seen) <= limit * size
@@ -217,7 +217,10 @@ def _stands_still(system, theta, sensors, limit):
 
 
 def _set_tolerances(system, sensors, options):
-    """Tolerances for nu that keep rho to `rtol`, in `options`; or a refusal."""
+    """Write tolerances for nu into `options` that keep rho accurate to rtol.
+
+    ValueError if nu cannot be accurate enough.
+    """
     dtype = system.initial.dtype
     eps = float(jnp.finfo(dtype).eps)
     rtol = (1e-8 if eps < 1e-12 else 1e-5) if options.get("rtol") is None else options["rtol"]
@@ -226,7 +229,7 @@ def _set_tolerances(system, sensors, options):
         factor = (1e10 * eps * growth) ** (1 / (system.depth - 2))
         raise ValueError(
             "network: from so small an initialization a rounding of the dual variable nu changes "
-            f"rho by {eps * growth:.0e} (its limit sits at the boundary of the mirror map), and at "
+            f"rho by {eps * growth:.0e} (its limit is at the boundary of the mirror map), and at "
             f"most 1e-10 is accepted; take the initial layers {factor:.3g} times as large, or "
             "integrate by gradient_flow."
         )
@@ -239,10 +242,10 @@ def _set_tolerances(system, sensors, options):
 def _sensitivity(system, sensors):
     """(relative change of rho) / (relative change of nu) near the limit, and the size of zeta.
 
-    zeta counts as of size 1, in which rho of two layers grows by a factor; or of the size, if that
-    is smaller, at which rho has its own: from a large start, zeta stays small.
+    The size of zeta is taken as 1, which changes rho of two layers by a constant factor. If it is
+    smaller, it is the zeta that changes rho by its own size: from a large start, zeta stays small.
     """
-    # rho is as large as the min-norm one.
+    # rho is taken to be as large as that of the minimum-norm solution.
     least = np.linalg.lstsq(sensors, np.asarray(system._seen(system.problem.y)))[0]
     largest = float(np.max(np.abs(least)))
     known = getattr(system.coordinates, "sensitivity", None)

@@ -1,4 +1,4 @@
-"""Many flows at once against diffrax, lane by lane; the queue; one lane's function for many."""
+"""Many flows at once: against diffrax lane by lane, the queue, a lane's function for many."""
 
 import subprocess
 import sys
@@ -47,7 +47,7 @@ def names(flow) -> list[str]:
 
 
 def many(a, b):
-    """Every kind of primitive that a network's flow is made of."""
+    """A function with every kind of primitive that occurs in a network's flow."""
     grown = jnp.outer(a, b) @ jnp.stack([a, b, a * b]).T
     moved = jnp.roll(jnp.concatenate([a, b])[::-1], 1)[jnp.array([3, 0, 5])]
     spectrum = jnp.fft.irfft(jnp.fft.rfft(a) * jnp.fft.rfft(b), 3)
@@ -63,7 +63,7 @@ def no_fourier(a, b):
 @pytest.mark.parametrize(("function", "limit"), [(no_fourier, 1e9), (no_fourier, 0), (many, 1e9)])
 @pytest.mark.parametrize("batched", [(True, True), (True, False), (False, True)])
 def test_a_function_of_one_lane_for_many(function, limit, batched, monkeypatch):
-    """Entry by entry, with lanes at the end, and (for the Fourier transform) as jax.vmap has it."""
+    """Evaluation entry by entry, with lanes last, and by jax.vmap for the Fourier transform."""
     monkeypatch.setattr(module, "LARGEST_ENTRYWISE", limit)
     a, b = (RNG.standard_normal((3, 5) if has else 3) for has in batched)
     axes = tuple(-1 if has else None for has in batched)
@@ -83,7 +83,7 @@ def by_diffrax(network, problem, rtol, stop):
     def done(t, theta, args, **_):
         return jnp.linalg.norm(problem.residual(system.coefficients(theta))) <= stop
 
-    # The first step of Hairer, Norsett & Wanner II.4; diffrax's own is 0.01 whatever the problem.
+    # The first step of Hairer, Norsett & Wanner II.4; that of diffrax is always 0.01.
     def norm(vector):
         return jnp.sqrt(jnp.mean((vector / (rtol + rtol * jnp.abs(system.initial))) ** 2))
 
@@ -112,7 +112,7 @@ def by_diffrax(network, problem, rtol, stop):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_lane_by_lane_against_diffrax(name, compilation):
     networks = starts(NETWORKS[name], 24)
-    # Far from the end of the flow, where no step is clipped: the very steps of diffrax.
+    # The stop is far before the flow's end: no step is clipped, so all steps are those of diffrax.
     options: dict[str, Any] = {"finish": None, "rtol": 1e-8, "atol": 1e-8, "width": 8}
     options["solver"] = diffrax.Tsit5()
     flow = batched_flow(
@@ -121,7 +121,7 @@ def test_lane_by_lane_against_diffrax(name, compilation):
     solve = jax.jit(lambda network: by_diffrax(network, PROBLEM, 1e-8, 0.01))
     for k in range(12):
         beta, time, num_steps = solve(lane(networks, k))
-        # Step sizes agree to the 1e-6 of the quick root, and with them where the last step ends.
+        # Step sizes agree to 1e-6, the error of the quick root; so do the ends of the last steps.
         np.testing.assert_allclose(flow.coefficients[k], beta, rtol=0, atol=1e-6)
         np.testing.assert_allclose(flow.log_time[k], jnp.log(time), rtol=0, atol=1e-4)
         assert abs(int(flow.num_steps[k]) - int(num_steps)) <= 1
@@ -145,7 +145,7 @@ def test_ends_are_those_of_single_flows(name):
     assert flow.log_margin is None
     for k in range(0, 6, 2):
         single = lt.gradient_flow(lane(networks, k), PROBLEM)
-        # After the finish both are the limit: 1e-8 is what the issue asks for.
+        # After the finish both are the limit; the required accuracy is 1e-8.
         np.testing.assert_allclose(flow.coefficients[k], single.coefficients[-1], rtol=0, atol=1e-8)
 
 
@@ -180,7 +180,7 @@ def test_the_fourier_basis_is_a_rotation(d, depth):
 
 
 @pytest.mark.slow_beyond(1)
-# From 13 on by FFT, which XLA cannot compile just before linear algebra of its transpose.
+# From d = 13 on by FFT, which XLA cannot compile just before linear algebra of its transpose.
 @pytest.mark.parametrize("d", [5, 13])
 def test_full_length_convolutions_end_where_single_flows_do(d):
     rng = np.random.default_rng(5)
@@ -202,8 +202,8 @@ def test_classification_on_the_log_arc_length_clock():
     for k in (0, 3):
         single = lt.gradient_flow(lane(networks, k), TOY, stop=lt.StopAtMargin(10.0))
         assert single.log_margin is not None
-        # Both end at the first step beyond the margin, which is another one: compare directions at
-        # the same loss to what they still move between two steps.
+        # Both end at their first step beyond the margin, and these steps differ. So directions are
+        # compared up to their change between two steps.
         assert flow.log_margin[k] >= np.log(10)
         direction = flow.coefficients[k] / jnp.linalg.norm(flow.coefficients[k])
         np.testing.assert_allclose(direction, single.direction[-1], rtol=0, atol=1e-3)
@@ -232,7 +232,7 @@ def test_a_bad_lane_costs_its_neighbours_nothing(how):
 
 @pytest.mark.slow
 def test_neither_order_nor_neighbours_matter():
-    """Bit for bit at one width, where every lane goes through the same vector instructions."""
+    """The bits are equal at one width, as every lane goes through the same vector instructions."""
     networks = starts(NETWORKS["fully-connected"], 20)
     order = np.random.default_rng(3).permutation(20)
     options: dict[str, Any] = {"finish": None, "compilation": XLA()}
@@ -285,7 +285,7 @@ class Chosen(eqx.Module):
 @pytest.mark.filterwarnings("ignore:batched_flow. XLA runs the lanes of Chosen")
 @pytest.mark.parametrize("how", [XLA(), Native()])
 def test_constants_have_no_lanes(how, monkeypatch):
-    """However many chunks there are; and integers beyond the digits of floats are kept."""
+    """Constants stay unchanged in several chunks, also integers with more digits than floats."""
     monkeypatch.setattr(hardware, "_CHUNK", 16)
     mask = jnp.array([2**62 + 2, 2**62 + 2])
     weights = 0.3 * RNG.standard_normal((40, 2, 2))
@@ -305,7 +305,7 @@ def test_constants_have_no_lanes(how, monkeypatch):
 @pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("how", [XLA(), Native()])
 def test_lanes_at_rest_say_why(how):
-    """Looked at only where a lane rests: no beta separates these samples."""
+    """Only lanes at rest are examined; here no beta separates the samples."""
     contradiction = lt.Classification(np.array([[1.0, 2.0], [1.0, 2.0]]), np.array([1.0, -1.0]))
     networks = starts(NETWORKS["diagonal"], 5)
     flow = batched_flow(networks, contradiction, width=8, compilation=how)
@@ -315,7 +315,7 @@ def test_lanes_at_rest_say_why(how):
 
 @pytest.mark.slow
 def test_devices_do_not_matter():
-    """Bit for bit; in a process of its own, since devices are set before anything is computed."""
+    """The bits are equal. This runs in a new process, as devices are set before any computation."""
     program = """
 import jax, numpy as np
 jax.config.update("jax_enable_x64", True)

@@ -38,14 +38,14 @@ def test_no_device_of_eight_is_idle(count, state):
     lane = LaneNumbers(state, 8, 0)
     sizes = hardware.sizes_on_accelerator(None, lane, 8, _H200, count, 8)
     chunks = -(-count // sizes.chunk)
-    # Chunks are whole vectors: of 65 lanes each device would have 9, and a vector has 8.
+    # Chunks are whole vectors of 8 lanes: 65 lanes, 9 for each device, become 5 chunks of 16.
     assert chunks % 8 == 0 or (count == 65 and chunks == 5)
     assert sizes.chunk % sizes.width == 0
     assert sizes.width % 8 == 0
     # Three chunks fit beside each other, with their finish.
     assert sizes.chunk * lane.in_memory * 8 <= 1.01 * _H200 / 6 + 8 * 8 * lane.in_memory
     assert (sizes.batch or sizes.chunk) * lane.in_finish * 8 <= 1.01 * _H200 / 6
-    # With more than a device takes at once, there are lanes for every slot.
+    # If a chunk has more lanes than a device runs at once, every slot gets at least 15 lanes.
     if sizes.chunk >= 16 * max(2**18 // state, 2**13):
         assert sizes.chunk >= 15 * sizes.width
 
@@ -65,7 +65,7 @@ def test_cpus_are_cut_as_ever():
 
 @pytest.mark.parametrize("kind", ["cuda", "other"])
 def test_eight_devices_share_a_batch(kind, monkeypatch):
-    """All of them have lanes, in order, and the last chunk is the only one with fewer."""
+    """Each of them gets the same number of lanes."""
     monkeypatch.setattr(hardware, "kind_of", lambda device: kind)
     dealt = []
 
@@ -89,7 +89,7 @@ def test_eight_devices_share_a_batch(kind, monkeypatch):
 
 @pytest.mark.slow
 def test_queues_on_devices_wait_little(monkeypatch):
-    """16 lanes for each slot, one program and no log: waste and ends of the paper's sweep."""
+    """Waste and ends of the paper's sweep with 16 lanes for each slot."""
     monkeypatch.setattr(hardware, "kind_of", lambda device: "other")
     monkeypatch.setattr(hardware, "_IN_FLIGHT", 1)
     monkeypatch.setattr(hardware, "_FEWEST_IN_FLIGHT", 64)
@@ -99,7 +99,7 @@ def test_queues_on_devices_wait_little(monkeypatch):
     assert flow.waste <= 1.1
     monkeypatch.undo()
     expected = lt.batched_flow(networks, PAPER, **options)
-    # Rules for lanes at rest are evaluated in every step, and rounded elsewhere.
+    # Rules for lanes at rest are evaluated in every step, so rounding is different.
     np.testing.assert_allclose(flow.num_steps, expected.num_steps, rtol=0, atol=1)
     np.testing.assert_allclose(flow.coefficients, expected.coefficients, rtol=0, atol=1e-6)
     assert _waste_of_warps(np.asarray(flow.num_steps), _order(networks), warps=1) <= 1.1
@@ -112,7 +112,7 @@ def _order(networks):
 
 
 def _waste_of_warps(steps, order, warps):
-    """Steps of whole warps over needed ones, if every thread takes the next lane at once."""
+    """Steps of whole warps over the needed ones, if an idle thread takes the next lane at once."""
     free = [(0, thread) for thread in range(32 * warps)]
     for lane in order:
         time, thread = free[0]
@@ -125,7 +125,7 @@ def _waste_of_warps(steps, order, warps):
 
 @pytest.mark.parametrize("count", [5, 100, 3000])
 def test_the_order_on_a_device(count):
-    """Each lane once, those beyond the real ones last, and the smallest starts first."""
+    """The order has each lane once, the smallest starts first, and padding lanes last."""
     rng = np.random.default_rng(1)
     thetas = jnp.asarray(rng.standard_normal((3072, 4)))
     order = np.asarray(
@@ -135,7 +135,7 @@ def test_the_order_on_a_device(count):
     assert (order[count:] == np.arange(count, 3072)).all()
     sizes = np.asarray(jnp.sum(thetas**2, axis=1))[order[:count]]
     if count == 3000:
-        first = int(np.argmax(np.diff(order[:count]) < 0)) + 1  # both parts are in their order
+        first = int(np.argmax(np.diff(order[:count]) < 0)) + 1  # each of the two parts is sorted
         assert 0.1 < first / count < 0.15
         assert sizes[:first].max() <= sizes[first:].min()
 

@@ -78,7 +78,7 @@ def test_a_lane_does_not_depend_on_its_neighbours(stiff):
 
 @pytest.mark.slow
 def test_lanes_with_problems_of_their_own_and_a_finish():
-    """Deep regression from a small start; the limits are those of single flows."""
+    """Deep regression from a small start has the limits of single flows."""
     rng = np.random.default_rng(3)
     X, y = rng.standard_normal((3, 2, D)), rng.standard_normal((3, 2))
     problems = jax.vmap(lt.Regression)(jnp.asarray(X), jnp.asarray(y))

@@ -18,7 +18,7 @@ PROBLEM = lt.Regression(np.array([[1.0, 2.0]]), np.array([1.0]))
 
 
 class Masked(eqx.Module):
-    """Two layers, of whose product a mask keeps some entries."""
+    """Two layers; a mask keeps some entries of their product."""
 
     u: Any
     v: Any
@@ -46,7 +46,7 @@ def assert_like_single_flows(flow, networks, problem, lanes) -> None:
 
 @pytest.mark.parametrize("how", [pytest.param(XLA(), marks=pytest.mark.slow), Native()])
 def test_a_data_tensor_for_every_lane(how, monkeypatch):
-    """Also if they take more than one program; 7 lanes of two chunks of 16."""
+    """The lanes take two chunks of 16; 7 of them are compared."""
     monkeypatch.setattr(hardware, "_CHUNK", 16)
     tensors, factors = RNG.standard_normal((23, 2, 2, 2)), RNG.standard_normal((23, 2, 2))
     networks = jax.vmap(lambda t, v: lt.TensorNetwork(t, (v[0], v[1])))(tensors, factors)
@@ -93,7 +93,7 @@ def test_classification_with_a_mask_for_every_lane():
 
 
 def test_equal_constants_run_as_shared_ones():
-    """`jax.vmap` of what makes a network gives every constant lanes."""
+    """`jax.vmap` of a function that makes a network gives lanes to every constant."""
     networks = masked(8, np.tile([1.0, 0.5], (8, 1)))
     one = eqx.tree_at(lambda n: n.mask, networks, networks.mask[0])
     flow, expected = batched_flow(networks, PROBLEM), batched_flow(one, PROBLEM)

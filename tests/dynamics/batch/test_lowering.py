@@ -100,12 +100,12 @@ def test_programs_of_a_batch(name, monkeypatch):
     }
     for text in texts.values():
         assert calls_in(text) == set()
-    # No question to the host in a step: one loop within one loop, and nothing else.
+    # A step asks no decision of the host: there is one loop within one loop, and no branch.
     assert "stablehlo.case" not in texts["ends"]
 
 
 def test_implicit_lanes(monkeypatch):
-    """Its linear algebra is that of NVIDIA's libraries."""
+    """The linear algebra of implicit lanes is that of NVIDIA's libraries."""
     stepper, chunk = prepared(monkeypatch, starts(DIAGONAL, 8), TOY, stiff_max_steps=100)
     lanes: Any = chunk.thetas, chunk.data, jnp.zeros((8, stepper.state_size)), jnp.zeros(8)
     text = lowered(implicit_lanes._fresh, stepper.of_any_width(), *lanes)

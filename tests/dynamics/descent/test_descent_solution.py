@@ -1,4 +1,4 @@
-"""What a descent reports: divergence, lost balance, sharpness, directions of any size, words."""
+"""Reports of a descent: divergence, lost balance, sharpness, directions of any size, text."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def test_a_divergence_is_reported_and_no_fit():
     assert np.isnan(solution.coefficients[-1]).all()
     assert np.isnan(solution.log_loss[-1])
     assert bool(solution.diverged)
-    # The same loop in NumPy, until it leaves the finite numbers.
+    # The same loop in NumPy, until a number is not finite.
     w, steps = np.ones((2, 2)), 0
     with np.errstate(all="ignore"):
         while np.isfinite(w[0] * w[1]).all():
@@ -98,7 +98,7 @@ def test_sharpness_is_the_largest_eigenvalue_of_the_hessian():
 
 
 def test_sharpness_of_many_parameters():
-    # 400 parameters: LOBPCG, here of a quadratic loss, whose Hessian is X^T X.
+    # With 400 parameters LOBPCG is used. The Hessian of this quadratic loss is X^T X.
     data = RNG.normal(size=(50, 400))
     problem = lt.Regression(data, np.ones(50))
     solution = lt.gradient_descent(
@@ -122,7 +122,7 @@ def test_an_optimizer_that_needs_the_value():
         g = X.T @ residual
         gradient = np.stack([w[1] * g, w[0] * g])
         w = w - min(1.0, 0.5 * residual @ residual / (gradient**2).sum()) * gradient
-    # 20 steps that need not contract.
+    # These 20 steps may amplify errors.
     np.testing.assert_allclose(solution.network.weights, w, rtol=0, atol=1e-10)
 
 

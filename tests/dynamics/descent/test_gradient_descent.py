@@ -20,7 +20,7 @@ def gradient(w):
 
 @pytest.fixture(scope="module")
 def descent():
-    """The papers' gradient descent: 5,000 steps of 1e-3."""
+    """The gradient descent of the paper: 5,000 steps of 1e-3."""
     return lt.gradient_descent(lt.DiagonalNetwork(WEIGHTS), PROBLEM)
 
 
@@ -42,7 +42,7 @@ def test_gradient_descent_is_the_plain_loop(descent):
 
 @pytest.mark.slow
 def test_small_steps_follow_the_flow():
-    # The error of Euler's method is of first order in the step: 4 times smaller, 4 times better.
+    # The error of Euler's method is of first order: a step 4 times smaller has a quarter of it.
     flow = lt.gradient_flow(
         lt.DiagonalNetwork(WEIGHTS), PROBLEM, saveat=[1.0], stop=lt.StopAtTime(1.0), finish=None
     )

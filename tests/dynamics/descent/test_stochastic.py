@@ -56,7 +56,7 @@ def test_stochastic_steps_are_the_plain_loop(size, replacement, noise):
         targets = Y[rows] + (noise or 0.0) * shift
         g = N / len(rows) * X[rows].T @ (X[rows] @ (w[0] * w[1]) - targets)
         w = w - STEP * np.stack([w[1] * g, w[0] * g])
-    # 40 steps, each a few roundings.
+    # There are 40 steps with a few roundings each.
     np.testing.assert_allclose(solution.network.weights, w, rtol=0, atol=1e-13)
 
 
@@ -71,7 +71,7 @@ def test_without_replacement_every_sample_comes_once_an_epoch():
 def test_draws_with_replacement_and_noise_have_their_distribution():
     found = drawn(Batches(N, 2, True, jnp.asarray(0.5)), 3_000)
     rows, noise = (np.concatenate(part) for part in zip(*found, strict=True))
-    # 6,000 draws: five standard deviations of each count and of each moment.
+    # Allowed are five standard deviations of each count and moment of 6,000 draws.
     assert np.abs(np.bincount(rows, minlength=N) / 6_000 - 0.2).max() < 5 * 0.4 / 6_000**0.5
     assert abs(noise.mean()) < 5 / 6_000**0.5
     assert abs(noise.var() - 1) < 5 * (2 / 6_000) ** 0.5
@@ -113,7 +113,7 @@ def test_one_program_for_many_step_sizes_and_keys():
 def test_learning_rates_of_layers_and_schedules_are_those_of_optax():
     network = lt.FullyConnectedNetwork([np.eye(D)[:, :2], np.ones(2)])
 
-    # A function of the parameters: a network of labels is callable, and optax would call it.
+    # Labels must be a function: a network of labels is callable, and optax would call it.
     def labels(parameters):
         return jax.tree.map(lambda w: "first" if w.ndim == 2 else "last", parameters)
 
@@ -132,7 +132,7 @@ def test_a_stochastic_run_goes_on_with_its_key():
     def run(network, key):
         return lt.gradient_descent(network, PROBLEM, optax.sgd(STEP), 10, batch_size=1, key=key)
 
-    # Two epochs: the second run begins where a longer one would shuffle anew.
+    # After the first epoch the samples are shuffled again; the second run begins there.
     first = run(lt.DiagonalNetwork(WEIGHTS), KEY)
     whole = lt.gradient_descent(
         lt.DiagonalNetwork(WEIGHTS), PROBLEM, optax.sgd(STEP), 20, batch_size=1, key=KEY

@@ -78,7 +78,7 @@ def test_a_change_of_sign_is_named_and_the_limit_refused():
     prediction: Any = lt.effective_limit(flow, PROBLEM)
     assert prediction.theorem is None
     assert any("changes its sign" in a.statement for a in prediction.violated)
-    # Every coordinate that is named does change its sign, soon after the time that is named.
+    # Each named coordinate changes its sign soon after the named time.
     change = flow.sign_change
     times = np.linspace(0, change.time + 4 * mass, 400)
     u, v = reference_layers(WEIGHTS, mass, times)

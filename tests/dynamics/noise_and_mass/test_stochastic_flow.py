@@ -37,7 +37,7 @@ def lane(solution, k):
 def test_every_path_ends_at_the_projection_of_its_effective_start():
     paths = lt.stochastic_flow(NETWORK, PROBLEM, 2.0, KEYS)
     ended = np.asarray(paths.succeeded)
-    assert np.mean(ended) > 0.95  # a path of much noise may spend its steps
+    assert np.mean(ended) > 0.95  # a path with strong noise may use all its steps
     assert "200" in str(paths)
     ends = np.asarray(paths.coefficients[:, -1])
     np.testing.assert_allclose(projections(paths)[ended], ends[ended], rtol=0, atol=1e-8)
@@ -59,7 +59,7 @@ def test_without_noise_it_ends_where_gradient_flow_ends():
 
 
 def plain_euler(step, horizon, resolution, noise, key):
-    """Euler-Maruyama steps of u and v themselves, in NumPy, on the same Brownian path."""
+    """Euler-Maruyama steps of u and v, in NumPy, on the same Brownian path."""
     tree = diffrax.VirtualBrownianTree(0.0, horizon, resolution, shape=(N,), key=key)
     times = np.arange(round(horizon / step) + 1) * step
     evaluate = jax.jit(jax.vmap(tree.evaluate))
@@ -92,7 +92,7 @@ def test_strong_order_and_the_parameters_themselves():
     fine = ends(2.0**-10, KEYS)
     errors = [np.mean(np.abs(ends(2.0**-k, KEYS) - fine)) for k in (4, 6)]
     # Euler's method has order 1/2 for a noise that depends on the state: a quarter of the step
-    # halves the error (the reference, of a 64th and a 16th of these steps, takes little off).
+    # halves the error. The reference has 1/64 and 1/16 of these steps, so its error is small.
     assert 1.6 < errors[0] / errors[1] < 3
     distances = [
         np.mean(

@@ -1,4 +1,4 @@
-"""The end-to-end flow against the layers' own flow, an independent integrator, and its rank."""
+"""The end-to-end flow against the flow of layers and an independent integrator, and its rank."""
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +23,13 @@ def _case(d, m, rank, seed=0, n=8):
 
 def _difference(d, m, rank, depth):
     problem, beta = _case(d, m, rank)
-    # Wider layers would hold the rounding of beta's zero singular values, to the power 1/L.
+    # Wider layers would contain the rounding of beta's zero singular values, to the power 1/L.
     like = lt.FullyConnectedNetwork.zeros((d, *[rank] * (depth - 1)), m)
     layers = initialization.balanced(like, jnp.asarray(beta))
     layered = lt.gradient_flow(layers, problem, rtol=1e-11, finish=None, **UNTIL)
     induced = lt.induced_flow(beta, problem, depth, rtol=1e-11, **UNTIL)
     assert induced.network.rank == rank
-    assert np.max(np.abs(induced.coefficients[-1] - beta)) > 0.1  # it has gone somewhere
+    assert np.max(np.abs(induced.coefficients[-1] - beta)) > 0.1  # the flow has moved
     return float(jnp.max(jnp.abs(induced.coefficients - layered.coefficients)[: len(TIMES)]))
 
 
@@ -176,7 +176,7 @@ def test_the_rank_must_be_given_where_it_cannot_be_seen():
 @pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_derivatives_at_equal_singular_values(depth):
-    """Singular vectors have none there; the flow has."""
+    """Singular vectors have no derivatives there, but the flow has."""
     problem = lt.Regression(np.eye(2), [[1.0, 0.3], [-0.2, 0.7]])
 
     def end(coefficients):
@@ -188,7 +188,7 @@ def test_derivatives_at_equal_singular_values(depth):
     _, slope = jax.jvp(end, (start,), (along,))
     step = 1e-4
     difference = (end(start + step * along) - end(start - step * along)) / (2 * step)
-    # Central differences: step^2, and the flow's 1e-10 over the step.
+    # Errors of central differences: step^2, and the flow's error of 1e-10 over the step.
     np.testing.assert_allclose(slope, difference, rtol=0, atol=1e-5)
 
 

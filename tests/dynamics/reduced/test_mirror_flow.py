@@ -97,8 +97,8 @@ def test_mirror_flow_is_the_full_flow(name):
     times = jnp.array([0.0, 0.1, 1.0])
     dual = lt.mirror_flow(network, problem, saveat=times, rtol=1e-10)
     full = lt.gradient_flow(network, problem, saveat=times, rtol=1e-10)
-    # rtol 1e-10, and an interpolant that is a few orders coarser between steps: 1e-8 at the saved
-    # times. The limit is polished by Newton's method on either side.
+    # rtol is 1e-10, and interpolation between steps is a few orders coarser: 1e-8 at the saved
+    # times. In both flows Newton's method corrects the limit.
     np.testing.assert_allclose(dual.coefficients[:-1], full.coefficients[:-1], rtol=0, atol=1e-7)
     np.testing.assert_allclose(dual.coefficients[-1], full.coefficients[-1], rtol=0, atol=1e-9)
     for mine, theirs in zip(
@@ -107,7 +107,7 @@ def test_mirror_flow_is_the_full_flow(name):
         strict=True,
     ):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-8)
-    # Conserved by construction, so only rounding is left.
+    # The invariants are conserved by construction, so only rounding is left.
     assert float(dual.invariant_drift[-1]) < 1e-13
     assert bool(dual.status == lt.FlowStatus.residual)
     assert dual.state.theta.shape == (N,)

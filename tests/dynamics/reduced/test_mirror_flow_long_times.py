@@ -1,4 +1,4 @@
-"""Mirror flow at long times: what the data do not see of nu, and what rounding hides of it."""
+"""Mirror flow at long times: parts of nu that have no effect on the data or are below rounding."""
 
 import numpy as np
 import pytest
@@ -16,16 +16,16 @@ POSITIVE = lt.DiagonalNetwork(0.1 * np.ones((2, 2)))
 def test_contradictory_samples_do_not_spoil_the_limit(time):
     network = lt.DiagonalNetwork([[1.0], [0.0]])
     flow = lt.mirror_flow(network, CONTRADICTORY, stop=lt.StopAtTime(time), finish=None)
-    # The least squares of 0 and 2; the flow's own tolerance.
+    # 1 is the least-squares solution of 0 and 2. The error is the flow's tolerance.
     np.testing.assert_allclose(flow.coefficients[-1], [1.0], rtol=0, atol=1e-8)
 
 
 @pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("time", [1e3, 1e12, 3e16])
 def test_a_coordinate_that_decays_does_not_spoil_the_others(time):
-    """beta_2 >= 0 stays, while the data want -1/6: the limit is (1.25, 0)."""
+    """beta_2 stays >= 0, and the least-squares solution has -1/6: the limit is (1.25, 0)."""
     flow = lt.mirror_flow(POSITIVE, CORNER, stop=lt.StopAtTime(time), finish=None)
-    # sqrt(eps), where nu is kept, over the condition of the data.
+    # nu is kept to sqrt(eps), which is divided by the condition of the data.
     np.testing.assert_allclose(flow.coefficients[-1], [1.25, 0.0], rtol=0, atol=1e-7)
 
 
@@ -40,13 +40,13 @@ def test_dependent_and_repeated_samples_are_the_full_flow():
     times = np.array([0.3, 3.0])
     dual = lt.mirror_flow(network, problem, stop=stop, saveat=times, rtol=1e-10, finish=None)
     full = lt.gradient_flow(network, problem, stop=stop, saveat=times, rtol=1e-10, finish=None)
-    # rtol, and the interpolation between steps.
+    # The errors are rtol and the interpolation between steps.
     np.testing.assert_allclose(dual.coefficients[:2], full.coefficients[:2], rtol=0, atol=1e-7)
 
 
 @pytest.mark.slow
 def test_a_flow_that_still_moves_where_rounding_hides_it_is_refused():
-    """The corner with its first coordinate doubled: the two move apart at a rate of 1e-10."""
+    """The corner's first column occurs twice: the two coordinates separate at a rate of 1e-10."""
     slow = 1e-5
     X = [[1.0, 2.0, 1.0], [1.0, -1.0, 1.0], [slow, 0.0, -slow]]
     problem = lt.Regression(X, [1.0, 1.5, 0.5 * slow])
@@ -60,7 +60,7 @@ def test_a_flow_that_still_moves_where_rounding_hides_it_is_refused():
 @pytest.mark.parametrize("size", [1.0, 1e3])
 @pytest.mark.parametrize("time", [2e-5, 2.22e-4])
 def test_large_starts_leave_nu_small(size, time):
-    """The targets are reached by a nu of 1e-2 / size^2, to which the tolerance belongs."""
+    """A nu of size 1e-2 / size^2 reaches the targets; the tolerance must be relative to it."""
     data = np.asarray([[9.22, -77.07], [-64.56, -43.73]])
     targets = np.asarray([1.19, -0.953])
     layers = size * np.asarray([[1.0, 0.5], [0.0, 0.0]])

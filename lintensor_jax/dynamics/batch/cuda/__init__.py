@@ -1,1 +1,1 @@
-"""Machine code for CUDA: one lane a thread, checked against XLA before it is used."""
+"""Machine code for CUDA: one thread for each lane, checked against XLA before it is used."""

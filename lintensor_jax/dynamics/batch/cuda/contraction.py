@@ -1,9 +1,9 @@
 """Which products and sums become one instruction, decided as LLVM decides for CPUs.
 
-The emitter allows a product and a sum to become one `fma`, which rounds once. LLVM chooses, and for
-GPUs it chooses otherwise: there it also merges products that are used several times. Here the
-choice for CPUs is written into the text, before any pass, and nothing is left to choose. So the
-last bits of a lane are the same on both.
+The emitter allows a product and a sum to become one `fma`, which rounds once. LLVM decides which
+do, and for GPUs it decides differently: there it also merges products that are used several times.
+Here the decision for CPUs is written into the text, before any pass. Therefore the last bits of a
+lane are the same on both.
 """
 
 import re
@@ -15,7 +15,7 @@ _NAME = re.compile(r'%"[^"]+"')
 _CONTRACTED = re.compile(r"(fadd|fsub|fmul) contract (<1 x (double|float)>) ([^,]+), (.+)$")
 _OPPOSITE = {"fadd": "fsub", "fsub": "fadd"}
 _NEGATED = re.compile(r'fneg <1 x (?:double|float)> (%"[^"]+")$')
-# Instructions without any effect but their result.
+# Instructions that have no effect except their result.
 _PURE = ("fadd", "fsub", "fmul", "fdiv", "fneg", "fcmp", "icmp", "select", "load", "getelementptr")
 _PURE += ("insertelement", "extractelement", "shufflevector", "bitcast", "add", "sub", "mul", "and")
 _PURE += ("or", "xor", "shl", "ashr", "lshr", "sext", "zext", "trunc", "sitofp", "uitofp", "fptosi")
@@ -25,7 +25,7 @@ _MERGED = tuple(name for name in _PURE if name not in ("load", "phi"))
 
 
 def with_explicit_fma(text: str) -> str:
-    """A module of the emitter in LLVM's language, with every `fma` written out."""
+    """A module from the emitter, as text in LLVM's language, with every `fma` written out."""
     kinds = {"double": "f64", "float": "f32"}
     text = _FUNCTION.sub(lambda found: _Function(found.group()).rewritten(), text)
     for kind, short in kinds.items():
@@ -37,7 +37,7 @@ def with_explicit_fma(text: str) -> str:
 
 
 class _Product(NamedTuple):
-    """A product that may become part of an `fma`: its block, its factors, how often it is used."""
+    """A product that may become part of an `fma`: its block, its factors, its number of uses."""
 
     block: int
     left: str
@@ -73,7 +73,7 @@ class _Function:
                 self.negated[name] = found.group(1)
 
     def _merge_equal_lines(self) -> None:
-        """What a block computes twice is one value, as in LLVM's graphs, with both uses."""
+        """Equal lines of a block become one, with the uses of both, as in LLVM's graphs."""
         first: dict[tuple[int, str], str] = {}
         same: dict[str, str] = {}
         kept = []
@@ -89,7 +89,7 @@ class _Function:
         self.lines, self.blocks = (list(part) for part in zip(*kept, strict=True))
 
     def _drop_dead_lines(self) -> None:
-        """Lines whose results nobody uses do not count as users of others."""
+        """Lines whose results are not used are dropped, so that they do not count as uses."""
         while True:
             used = {name for line in self.lines for name in _names_used(line)}
             kept = [
@@ -138,7 +138,7 @@ class _Function:
         return first or second or self._negated_first(operation, a, b, block)
 
     def _negated_first(self, operation, a, b, block):
-        """-(x y) - z, of which nobody else uses a part."""
+        """-(x y) - z, if no part of it is used elsewhere."""
         if operation != "fsub" or self.uses.get(a) != 1 or a not in self.negated:
             return None
         left = self._product(self.negated[a], block, 0)
@@ -154,7 +154,7 @@ class _Function:
 
 
 def _in_order(right: str) -> str:
-    """An instruction with the operands of a sum or a product in one order."""
+    """An instruction with the operands of a sum or a product in sorted order."""
     found = _CONTRACTED.match(right)
     if not found or found.group(1) == "fsub":
         return right

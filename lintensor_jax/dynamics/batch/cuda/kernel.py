@@ -11,7 +11,7 @@ class CheckedKernel:
     """The kernels of one program on one device.
 
     - `launch`: integrates the rows of a table; see `launcher.Launch`.
-    - `refusal`: why the kernel is not used any more; "" as long as it is.
+    - `refusal`: why the kernel is no longer used; "" as long as it is used.
     """
 
     def __init__(self, text: str, device: Any):
@@ -21,15 +21,15 @@ class CheckedKernel:
         self._lock = threading.Lock()
 
     def refuse(self, reason: str) -> str:
-        """Ends the use of the kernel; returns the reason, the first one if there are several."""
+        """Stop the use of the kernel; returns the reason, the first one if there are several."""
         with self._lock:
             self.refusal = self.refusal or f"machine code for CUDA is not used: {reason}"
             return self.refusal
 
     def checked(self, compare: Callable[[], str]) -> str:
-        """Compares the kernel with XLA at its first use; returns the refusal.
+        """Compare the kernel with XLA at its first use; returns `refusal`.
 
-        `compare` returns the disagreement, or "".
+        `compare` returns the disagreement in words, or "".
         """
         with self._lock:
             if not self._agreed and not self.refusal:

@@ -1,7 +1,7 @@
 """Launches kernels on a CUDA device, by NVIDIA's cuda.core.
 
-Tables come and go by DLPack and stay on the device. The rest of the package calls nothing but
-`load`, which the tests replace.
+Tables are passed by DLPack and stay on the device. The rest of the package calls only `load`, which
+the tests replace.
 """
 
 import importlib
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-# Threads of a block: one warp, so that a multiprocessor takes as many warps as its registers allow.
+# Threads of a block: one warp, so that only the registers limit the warps of a multiprocessor.
 _WARP = 32
 
 
@@ -32,7 +32,7 @@ def load(text: str, device: Any) -> "Launch":
         raise Unavailable(words) from error
     try:
         return Launch(core, text, device)
-    except Exception as error:  # of the driver, or of another release of cuda.core
+    except Exception as error:  # raised by the driver, or by another release of cuda.core
         words = f"the CUDA driver failed with {type(error).__name__}: {error}"
         raise Unavailable(words) from error
 
@@ -40,8 +40,8 @@ def load(text: str, device: Any) -> "Launch":
 class Launch:
     """The kernels of one program, loaded on one device.
 
-    - `registers`, `local_bytes`: of a thread, as the driver compiled it.
-    - `threads`: that the device holds at once.
+    - `registers`, `local_bytes`: registers and local memory of a thread, as compiled by the driver.
+    - `threads`: how many threads the device runs at once.
     """
 
     def __init__(self, core: Any, text: str, device: Any):
@@ -59,12 +59,12 @@ class Launch:
     def __call__(
         self, table: Float[Array, "N M"], order: Int[Array, " N"], count: int, data: Array
     ) -> tuple[Float[Array, "N M"], int]:
-        """The rows at their ends, and the steps that the warps made, idle threads included.
+        """The rows at their ends, and the steps that the warps made, including idle threads.
 
         `order`: the first `count` entries are the rows to integrate. `data`: the shared numbers.
         """
         device, stream = self._device, self._stream
-        device.set_current()  # of this thread
+        device.set_current()  # CUDA keeps the current device for each thread of the host
         blocks = max(1, min(self._blocks, -(-count // _WARP)))
         views = [self._view(array) for array in (table, order, data)]
         rows, counters, turns = (
@@ -86,13 +86,13 @@ class Launch:
         return numbers, executed_steps(made)
 
     def _view(self, array: Array) -> Any:
-        """The memory of an array of JAX, which waits on the stream until it is computed."""
+        """The memory of a JAX array; the stream waits until the array is computed."""
         number = int(self._stream.handle)
         return self._core.utils.StridedMemoryView.from_dlpack(array, stream_ptr=number)
 
 
 def executed_steps(made: Int[np.ndarray, " T"]) -> int:
-    """The steps of all threads of all warps, from those that every thread needed."""
+    """The steps of all threads, idle ones included, from the steps `made` that each needed."""
     return int(_WARP * np.max(made.reshape(-1, _WARP), axis=1).astype(np.int64).sum())
 
 

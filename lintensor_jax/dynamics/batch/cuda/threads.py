@@ -2,8 +2,8 @@
 
 The step and the emitter are those of the machine code for CPUs, with vectors of one lane. A thread
 takes a row of the table by an atomic counter, keeps it in registers, steps until the row is done,
-writes it back and takes the next one. Threads share nothing but the counter: there are no barriers
-and no shared memory.
+writes it back and takes the next one. Threads share only the counter. There are no barriers and no
+shared memory.
 """
 
 import re
@@ -19,8 +19,8 @@ from ..native.instructions import TooLarge, no_instruction, vector
 from ..vectorization.entry_by_entry import from_list
 from .contraction import with_explicit_fma
 
-#: Limits of programs for threads: operations, and numbers that a step changes (with a state of 16).
-#: Beyond, a thread has not enough registers, and most numbers of a lane lie in slower memory.
+#: Limits of programs for threads: operations, and numbers that a step changes (38 with a state of
+#: 16). Beyond, a thread has too few registers, and most numbers of a lane are in slower memory.
 LARGEST_PROGRAM, LARGEST_THREAD = 8_000, 38
 # The oldest GPUs that jaxlib for CUDA 13 supports, and CUDA 12.0. Drivers compile for newer ones.
 _TARGET, _FEATURES = "sm_75", "+ptx80"
@@ -55,13 +55,13 @@ def emit_threads(steps: Any) -> str:
 
 
 def _inlined(text: str) -> str:
-    """Inner functions become parts of the kernels, and their arguments registers."""
+    """The text, changed so that inner functions are inlined and their arguments are registers."""
     text = text.replace("noinline", "alwaysinline")
     return _ARRAY.sub(r"= alloca [\2 x \1]", text)
 
 
 def _emit_kernel(module, name, steps, result, parts) -> None:
-    """A function that takes rows until none is left; "start" gives each of them one turn."""
+    """A kernel whose threads take rows until none is left. In "start" each row has one turn."""
     row, *_ = steps.in_avals
     *_, written = steps.out_avals
     kind = vector(row.dtype, 1)
@@ -119,7 +119,7 @@ def _emit_kernel(module, name, steps, result, parts) -> None:
 
 
 class _Lanes:
-    """A row between the table and the numbers of a thread."""
+    """Copies a row between the table and the numbers of a thread."""
 
     def __init__(self, builder, table, state, kind):
         self.builder, self.table, self.state, self.kind = builder, table, state, kind
@@ -130,7 +130,7 @@ class _Lanes:
         return place, self.builder.gep(self.state, [step])
 
     def load(self, base, size) -> None:
-        """Reads a row from the table; `base`: the place of its first number."""
+        """Read a row from the table; `base`: the place of its first number."""
         zero, unknown = ir.Constant(_WORD, 0), ir.Constant(self.kind, ir.Undefined)
         for i in range(size):
             source, target = self._places(base, i)
@@ -138,7 +138,7 @@ class _Lanes:
             self.builder.store(value, target, align=self._bytes)
 
     def store(self, base, size) -> None:
-        """Writes the first numbers of a row to the table."""
+        """Write the first `size` numbers of a row to the table."""
         for i in range(size):
             target, source = self._places(base, i)
             value = self.builder.load(source, align=self._bytes)
@@ -179,8 +179,8 @@ def _declared(module, name):
 def assembled(text: str) -> str:
     """PTX of a module in LLVM's language.
 
-    Three passes only: functions are inlined, the alloca become registers, and what nobody reads is
-    dropped. No other pass is needed, and none may change the last bits.
+    There are only three passes: functions are inlined, each alloca becomes registers, and unused
+    instructions are dropped. No other pass is needed, and none may change the last bits.
     """
     with _setup:
         llvm.initialize_all_targets()

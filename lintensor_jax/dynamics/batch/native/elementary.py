@@ -1,8 +1,8 @@
 """Exponential and logarithm by arithmetic alone, for the emitter's vectors.
 
-A mathematical library computes one number at a time. All functions are accurate to three units in
-the last place. Methods: Cody & Waite's reduction, the polynomials of FreeBSD's e_log.c (Sun
-Microsystems).
+They are needed because a mathematical library computes one number at a time. All functions are
+accurate to three units in the last place. Methods: Cody & Waite's reduction, and the polynomials of
+FreeBSD's e_log.c (Sun Microsystems).
 """
 
 import math
@@ -45,14 +45,14 @@ _LOG = (
 
 
 def _layout(dtype):
-    """The integer type of the same size, the digits of the mantissa, the exponent of 1."""
+    """The integer type of the same size, the bits of the mantissa, the stored exponent of 1."""
     if dtype == jnp.float64:
         return jnp.int64, 52, 1023
     return jnp.int32, 23, 127
 
 
 def _polynomial(coefficients, x):
-    """sum_k c_k x^k, in pairs. In Horner's rule every product waits for the one before it."""
+    """sum_k c_k x^k, in pairs: in Horner's rule every product has to wait for the last one."""
     terms = list(coefficients)
     while len(terms) > 1:
         pairs = [low + high * x for low, high in zip(terms[::2], terms[1::2], strict=False)]
@@ -65,13 +65,13 @@ def exp(x):
     dtype = np.dtype(x.dtype)
     integer, digits, bias = _layout(dtype)
     high, low = _LN2[dtype]
-    # Adding 3/2 2^digits rounds to an integer, in the last bits of the sum; NaN stays NaN.
+    # Adding 3/2 2^digits rounds to an integer, which is in the last bits of the sum. NaN stays NaN.
     shifter = 1.5 * 2.0**digits
     shifted = x * (1 / math.log(2)) + shifter
     turns = shifted - shifter
     rest = (x - turns * high) - turns * low
     value = _polynomial((1.0, 1.0, *_EXP[dtype]), rest)
-    # Times 2^turns is a sum of exponents. The shift removes the other bits of `shifted`.
+    # A product with 2^turns adds to the exponent. The shift removes the other bits of `shifted`.
     bits = jax.lax.bitcast_convert_type(shifted, integer) << digits
     bits = bits + jax.lax.bitcast_convert_type(value, integer)
     value = jax.lax.bitcast_convert_type(bits, dtype)
@@ -80,14 +80,14 @@ def exp(x):
 
 
 def log(x):
-    """The natural logarithm."""
+    """ln x; -inf at 0, and NaN below."""
     dtype = np.dtype(x.dtype)
     integer, digits, _ = _layout(dtype)
     high, low = _LN2[dtype]
     tiny = x < float(jnp.finfo(dtype).tiny)
     normal = jnp.where(tiny, x * 2.0**digits, x)
     bits = jax.lax.bitcast_convert_type(normal, integer)
-    # The mantissa between sqrt(1/2) and sqrt(2).
+    # The exponent is chosen so that the mantissa is between sqrt(1/2) and sqrt(2).
     offset = jax.lax.bitcast_convert_type(jnp.asarray(math.sqrt(0.5), dtype), integer)
     exponent = (bits - offset) >> digits
     mantissa = jax.lax.bitcast_convert_type(bits - (exponent << digits), dtype)

@@ -1,8 +1,8 @@
 """Programs of one lane as LLVM instructions for a vector of lanes.
 
 XLA:CPU compiles a step into about forty loops, each of which reads vectors from memory and writes
-them back. Here a number of all lanes is one vector register (or two), and the whole step is one
-sequence of instructions, as in Intel's ispc.
+them back. Here each number of a lane is one vector register (or two) for all lanes, and the whole
+step is one sequence of instructions, as in Intel's ispc.
 """
 
 import functools
@@ -23,13 +23,13 @@ _NUMPY = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimu
 _NUMPY |= {"and": np.bitwise_and, "or": np.bitwise_or}
 
 # Alignment of the stack in bytes. LLVM stores on the stack what does not fit the registers.
-# Operating systems align it to 16. Vectors across two cache lines make kernels a quarter slower.
+# Operating systems align it to 16 bytes. Vectors that cross cache lines make kernels 25% slower.
 STACK = 64
-# Inner programs of more operations become separate functions, which are compiled once.
+# Inner programs with more operations become separate functions, which are compiled once.
 LARGEST_INLINE = 400
-# Most operations of a program. LLVM compiles about 15,000 a second; beyond, XLA is faster.
+# The most operations of a program. LLVM compiles about 15,000 a second; beyond, XLA is faster.
 LARGEST_PROGRAM = 45_000
-# Arguments of every function: the lanes' rows, and the numbers that all lanes share.
+# Arguments of every function: the rows of the lanes, and the numbers that all lanes share.
 _BASES = ("row", "data")
 _VALUE = "value"
 
@@ -39,13 +39,13 @@ class Slot(NamedTuple):
 
     base: str
     index: int
-    dtype: Any = None  # None: the emitter's
+    dtype: Any = None  # None: the dtype of the emitter
 
 
 class Parts:
     """State that the functions of one module share.
 
-    - `largest_program`: most operations of the module; default `LARGEST_PROGRAM`.
+    - `largest_program`: the most operations of the module; default `LARGEST_PROGRAM`.
     """
 
     def __init__(self, largest_program: int | None = None):
@@ -85,7 +85,7 @@ class Emitter(Entrywise):
         return self._loaded(entry) if isinstance(entry, Slot) else entry
 
     def store(self, value: Any, slot: Slot) -> None:
-        """Writes a vector of the emitter's dtype."""
+        """Write a vector of the emitter's dtype to memory."""
         self.builder.store(value, self._place(slot), align=self._bytes)
 
     def binary(self, name: str, a: Any, b: Any, unsigned: bool = False) -> Any:
@@ -110,7 +110,7 @@ class Emitter(Entrywise):
         avals = [v.aval for v in equation.invars]
         values = [self.value(entry, aval.dtype) for entry, aval in zip(entries, avals, strict=True)]
         dtype = avals[0].dtype
-        # A register's type does not say whether integers have signs, so the key does.
+        # LLVM's types do not distinguish signed from unsigned integers, so the key has the dtypes.
         kinds = ",".join(str(aval.dtype) for aval in avals)
         key = name, kinds, str(params.get("new_dtype", params.get("y"))), *map(id, values)
         if name in _ELEMENTARY and dtype.kind == "f":
@@ -162,7 +162,7 @@ class Emitter(Entrywise):
         return _divided(entries, [v.aval.shape for v in jaxpr.outvars])
 
     def other(self, equation: Any, inputs) -> list[np.ndarray]:
-        """A choice between two programs; the second is skipped if no lane takes it."""
+        """A `cond` between two programs. The second one is skipped if no lane takes it."""
         name = equation.primitive.name
         if name != "cond" or len(equation.params["branches"]) != 2:
             raise no_instruction(name)
@@ -312,8 +312,8 @@ def _jaxpr_of(function, dtype):
 
 
 def _fits(dtype, stored) -> bool:
-    """Whether numbers of a dtype can be kept in memory for numbers of another."""
-    # Integers of the same size are kept as bits; smaller ones are floats of the double size.
+    """Whether numbers of `dtype` can be stored in memory for numbers of the dtype `stored`."""
+    # Integers of the same size are stored as bits, smaller ones as floats of twice their size.
     return np.dtype(dtype).itemsize <= np.dtype(stored).itemsize
 
 
@@ -321,7 +321,7 @@ def _kind_of(entry):
     """The key of an entry: `_VALUE` for any vector, else the entry itself."""
     if isinstance(entry, ir.Value):
         return _VALUE
-    # Numbers by their text, which differs for -0 and 0, and is equal for NaN.
+    # The key of a number is its text, which differs for -0 and 0, and is equal for NaN.
     return repr(entry) if isinstance(entry, np.generic) else entry
 
 

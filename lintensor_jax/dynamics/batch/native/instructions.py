@@ -133,7 +133,7 @@ class Instructions:
                 unsigned = unsigned or a.type.element.width == 1  # True, which is -1 with a sign
                 compare = builder.icmp_unsigned if unsigned else builder.icmp_signed
                 return builder.select(compare(sign, a, b), a, b)
-            # The comparison with NaN gives b; where a is NaN, so is the result.
+            # If a or b is NaN, the comparison gives b. Therefore a NaN in a is selected afterwards.
             chosen = builder.select(builder.fcmp_ordered(sign, a, b), a, b)
             return builder.select(builder.fcmp_unordered("uno", a, a), a, chosen)
         if is_float and name in _FLOATS:
@@ -190,8 +190,8 @@ class Instructions:
     def _to_integer(self, value, old, new):
         """The nearest number that the integer type has, and zero for NaN, as in XLA.
 
-        LLVM writes its own operation for this, `fptosi.sat`, lane by lane. Here the number is
-        clamped first, and the plain operation, which has a vector instruction, is defined.
+        LLVM compiles its operation for this, `fptosi.sat`, lane by lane. Here the number is clamped
+        first. Then the plain operation, which has a vector instruction, is always defined.
         """
         builder, kind = self.builder, vector(new, self.width)
         limits = np.iinfo(new)
@@ -199,7 +199,7 @@ class Instructions:
         exact = int(largest) == limits.max
         largest = largest if exact else np.nextafter(largest, old.type(0))
         least, most = self.constant(limits.min, old), self.constant(largest, old)
-        # The comparisons with NaN give a limit.
+        # For NaN both comparisons give a limit.
         inside = builder.select(builder.fcmp_ordered(">", value, least), value, least)
         inside = builder.select(builder.fcmp_ordered("<", inside, most), inside, most)
         whole = (builder.fptosi if new.kind == "i" else builder.fptoui)(inside, kind)

@@ -1,7 +1,7 @@
 """Machine code that integrates the rows of a table to their ends, a vector of lanes at a time.
 
 A kernel holds as many rows as a vector has lanes. A row that is done is written back, and the next
-row of the table takes its lane. No lane waits for another.
+row of the table is loaded into its lane. No lane waits for another.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from ..vectorization.entry_by_entry import from_list
 from .emitter import STACK, Emitter, Parts, Slot
 from .instructions import vector
 
-# Turns until Python can first notice an interrupt, and seconds between the later chances.
+# Turns until Python can first react to an interrupt, and about the seconds between later times.
 _TURNS, _SECONDS = 500, 0.1
 _pool = ThreadPoolExecutor(thread_name_prefix="lanes")  # starts threads when work is submitted
 _INT, _ORDER = ir.IntType(64), ir.IntType(32)
@@ -57,13 +57,13 @@ def emit(steps: Any, width: int) -> str:
 
 
 def _emit_turns(module, name, exchange, kind, steps, result, parts):
-    """A function that repeats turns of its lanes, until all rows are done or `turns` are made.
+    """A function that repeats turns of its lanes, until all rows are done or `most` are made.
 
     A turn of "step" is one step of every lane. In "start" every row takes one turn.
     """
     row, *shared = steps.in_avals
     number, width = kind.element, kind.count
-    # state and jobs of the lanes, rows alive | table, order, its length, its next | data | turns
+    # state and jobs of the lanes, rows alive | table, order, its length, the next | data | most
     kinds = [kind.as_pointer(), _INT.as_pointer(), _INT.as_pointer(), number.as_pointer()]
     kinds += [_ORDER.as_pointer(), _INT, _INT.as_pointer(), number.as_pointer(), _INT]
     function = ir.Function(module, ir.FunctionType(_INT, kinds), name)
@@ -133,7 +133,7 @@ def _emit_exchange(module, fields, written, kind):
     width = ir.Constant(_INT, kind.count)
 
     def copied(numbers, lane, job, into_state):
-        """Copies of the first numbers of a row, one after the other if they are few."""
+        """Copy the first numbers of a row: without a loop if they are few."""
         row = builder.gep(table, [builder.mul(job, ir.Constant(_INT, fields))])
         column = builder.gep(state, [lane])
 
@@ -205,7 +205,7 @@ class Kernel:
         mathematics = ctypes.util.find_library("m")
         if mathematics is not None:
             llvm.load_library_permanently(mathematics)
-        # Vectors of 512 bits are not halved; LLVM does so because old processors slow down.
+        # LLVM halves vectors of 512 bits, which slow old processors down; this option prevents it.
         features = llvm.get_host_cpu_features()
         text = ",".join([features.flatten(), *["-prefer-256-bit"] * bool(features.get("avx512f"))])
         # Level 2 takes a fifth longer, and its code is not measurably faster.
@@ -230,7 +230,7 @@ class Kernel:
         data: Float[np.ndarray, " n"],
         threads: int = 1,
     ) -> int:
-        """Integrates the rows of `order` to their ends; returns the number of turns."""
+        """Integrate the rows of `order` to their ends; returns the number of turns."""
         if self._start:  # takes microseconds, on one core
             self._turns(self._start, table, order, data, 1)
         return self._turns(self._step, table, order, data, threads)

@@ -1,10 +1,10 @@
 """A queue of lanes as a table, and one step of one of its rows.
 
 A row begins with the numbers that a step changes: status code, time, steps, rejected steps, the
-state (q), the slope (q), step size and the controller's memory. Then follow its unit of time, the
-sizes of its first parameters (p), its tolerances (q, where lanes have their own), and the arrays of
-its problem and its network that are not shared. All are floats. In single precision, which counts
-to 2^24 only, the numbers of steps are the bits of integers.
+state (q), the slope (q), step size and the controller's memory. They are followed by its unit of
+time, the marked sizes of its initial parameters (p), its tolerances (q, if lanes have different
+ones), and the arrays of its problem and its network that are not shared. All are floats. The
+numbers of steps are stored as the bits of integers in single precision, which counts only to 2^24.
 """
 
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from ..vectorization.one_lane_to_many import Lanewise
 def table_of(starts: Starts, kinds: LeavesOfLanes) -> Float[Array, "N M"]:
     """The rows of lanes before they start, without arrays that are shared.
 
-    Their status code says that they run: a row that nobody takes is seen in the end.
+    Their status code is that of a running lane, so that a row which is never taken is detected.
     """
     y, unit, origin, atol, leaves = starts
     number = jnp.zeros_like(unit)
@@ -122,7 +122,7 @@ def _own_leaves(kinds, own):
 
 
 def _of_one_lane(function: Lanewise):
-    """The function for one lane with an axis of length 1, as one function of the program."""
+    """The function for a lane axis of length 1, as a function that the program can call."""
     inner: Any = jax.jit(jaxpr_as_fun(function.closed))
 
     def of_lanes(*arguments):

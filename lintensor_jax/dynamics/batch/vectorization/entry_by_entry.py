@@ -130,7 +130,7 @@ def from_list(values: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
 
 
 def in_numpy(array: Any) -> Any:
-    """A known array as a NumPy array; keys of random numbers remain JAX arrays."""
+    """A known array as a NumPy array; random keys remain JAX arrays."""
     return array if jnp.issubdtype(array.dtype, jax.dtypes.extended) else np.asarray(array)
 
 
@@ -140,7 +140,7 @@ def is_known(value: np.ndarray) -> bool:
 
 
 def lifted(value: np.ndarray) -> np.ndarray:
-    """The array with dtype object."""
+    """The array with dtype object, as for values that are not known."""
     return from_list(list(value.reshape(-1)), value.shape) if is_known(value) else value
 
 
@@ -171,7 +171,7 @@ class Entrywise:
         return [read(v) for v in results]
 
     def binary(self, name: str, a: Any, b: Any, unsigned: bool = False) -> Any:
-        """One operation of `REDUCTIONS` on two entries; `unsigned`: of unsigned integers."""
+        """One operation of `REDUCTIONS` on two entries; `unsigned`: whether they are unsigned."""
         return _BINARY[name](a, b)
 
     def elementwise(self, equation: Any, entries) -> Any:
@@ -244,7 +244,7 @@ class Entrywise:
         return self.binary("add", a, b)
 
     def _multiply(self, a, b):
-        # A known zero is not a special case: its product with NaN is NaN.
+        # A known zero is no special case, because its product with NaN is NaN.
         if _is_number(a, 1) or _is_number(b, 1):
             return b if _is_number(a, 1) else a
         return self.binary("mul", a, b)
@@ -280,9 +280,9 @@ class Entrywise:
 
 
 def _plain(equation, inputs) -> list[np.ndarray] | None:
-    """The result by NumPy, if NumPy computes it as JAX does; else None.
+    """The result by NumPy, if NumPy computes it as JAX does; None otherwise.
 
-    JAX would compile a program for every operation.
+    NumPy is used because JAX would compile a program for every operation.
     """
     if not all(isinstance(value, np.ndarray) for value in inputs):  # keys of random numbers
         return None

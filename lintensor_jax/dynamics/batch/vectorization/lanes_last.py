@@ -1,6 +1,7 @@
 """Functions of one lane, evaluated on whole arrays with the lanes as an additional last axis.
 
-`jax.vmap` moves the lanes to the first axis, so that XLA transposes between every two products.
+They replace `jax.vmap`, which moves the lanes to the first axis: XLA then transposes between every
+two products.
 """
 
 import functools
@@ -15,7 +16,10 @@ from .entry_by_entry import CALLS, ELEMENTWISE, REDUCTIONS, called, literal
 
 
 def apply_lanes_last(closed: Any, batched, known, *arguments: Array) -> tuple[Array, ...]:
-    """The results of a closed jaxpr, all with lanes. `known`: variables with their values."""
+    """The results of a closed jaxpr, all with lanes.
+
+    `known`: for variables that need not be computed, their values and whether these have lanes.
+    """
     (width,) = {a.shape[-1] for a, b in zip(arguments, batched, strict=True) if b}
     given = list(zip(arguments, batched, strict=True))
     results = _evaluate(closed.jaxpr, closed.consts, given, known)
@@ -105,7 +109,7 @@ def _dot(left, right, contracted):
     (a, a_lanes), (b, b_lanes) = left, right
     a_axes, b_axes = contracted
     if a_lanes and b_lanes:
-        # A small product for every lane: elementwise over the lanes, then a sum.
+        # A small product for every lane: products of entries for all lanes, then a sum.
         a_kept = [i for i in range(a.ndim - 1) if i not in a_axes]
         b_kept = [i for i in range(b.ndim - 1) if i not in b_axes]
         a = jnp.transpose(a, (*a_axes, *a_kept, a.ndim - 1))

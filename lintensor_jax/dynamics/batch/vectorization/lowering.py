@@ -1,6 +1,6 @@
-"""Primitives that the evaluators do not have, in terms of those that they have.
+"""Expresses primitives that the evaluators do not know by primitives that they know.
 
-A new version of JAX brings new primitives, and a user may define some. JAX itself lowers every
+A new version of JAX has new primitives, and a user may define some. JAX itself lowers every
 primitive to StableHLO, whose operations are versioned and seldom change. This module translates
 these operations to primitives of `jax.lax`.
 """
@@ -99,7 +99,7 @@ def _lowered(primitive, params, kinds, _):
         closed = jax.make_jaxpr(_Reader(program))(*avals)
     except Exception:  # a lowering may raise anything; XLA reports it if the primitive is used
         return None
-    # A jaxpr with the same primitive would not help.
+    # A jaxpr with the same primitive would be no translation.
     again = any(e.primitive is primitive for e in closed.jaxpr.eqns)
     return None if again else closed
 
@@ -229,7 +229,7 @@ def _sliced(kind, attributes, array):
     return lax.slice(array, *(_integers(attributes[name]) for name in names))
 
 
-# The type of the result and the attributes come before the operands.
+# Arguments of each function: the type of the result, the attributes, the operands.
 _READERS: dict[str, Callable] = {
     "bitcast_convert": lambda kind, _, x: lax.bitcast_convert_type(x, _dtype(kind)),
     "broadcast_in_dim": lambda kind, attributes, x: lax.broadcast_in_dim(

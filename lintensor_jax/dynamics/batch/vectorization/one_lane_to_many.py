@@ -3,9 +3,9 @@
 For a function of small arrays, `jax.vmap` gives XLA batches of gathers, concatenations and products
 of 2 x 2 matrices. On a CPU they take longer than the arithmetic. The jaxpr of a small function is
 therefore evaluated entry by entry: every entry of every array becomes a vector over the lanes,
-products are written out, and data are moved while tracing. XLA receives elementwise arithmetic on
-vectors only. Measured on sweeps of two-layer networks with d = 2:
-1.5 to 4 times faster than `jax.vmap`, with the same stepper around it (`benchmarks/batched.py`).
+products are written out, and data are moved while tracing. XLA receives only elementwise arithmetic
+on vectors. On sweeps of two-layer networks with d = 2 this was measured to be 1.5 to 4 times faster
+than `jax.vmap` with the same stepper (`benchmarks/batched.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,16 +19,16 @@ from .lanes_last import apply_lanes_last
 from .operation_count import count_operations
 
 # Limits of entrywise evaluation: arithmetic operations, and numbers in the first argument. Beyond
-# them compilation takes longer than the sweep, and whole arrays are as fast. With 8 numbers
-# entries are 1.6 to 2.4 times faster, with 16 they are 1.2 to 1.7 times; with 32 slower, and a
-# stepper takes 6 s to compile instead of 1.3; with 64, 28 s and 3 GB.
+# them compilation takes longer than the sweep, and whole arrays are as fast. Entrywise evaluation
+# is 1.6 to 2.4 times faster with 8 numbers, and 1.2 to 1.7 times with 16. With 32 it is slower, and
+# a stepper takes 6 s to compile instead of 1.3 s. With 64 it takes 28 s and 3 GB.
 LARGEST_ENTRYWISE, LARGEST_STATE = 1300, 16
 
 
 class Lanewise:
-    """A function of one lane, for many at once, whose axis is the last one.
+    """A function of one lane, evaluated for many lanes at once. Lanes are the last axis.
 
-    Arguments have lanes where `batched` is True. Every result has lanes.
+    Those arguments have lanes for which `batched` is True. Every result has lanes.
     """
 
     def __init__(self, closed: Any, batched: Sequence[bool]):
@@ -39,7 +39,7 @@ class Lanewise:
         self.entrywise = count <= LARGEST_ENTRYWISE and size <= LARGEST_STATE
 
     def __call__(self, *arguments: Array) -> tuple[Array, ...]:
-        """All results, as arrays."""
+        """All results, as arrays with the lanes last."""
         if not self.entrywise:
             return apply_lanes_last(self.closed, self.batched, self._known, *arguments)
         (width,) = {a.shape[-1] for a, b in zip(arguments, self.batched, strict=True) if b}
@@ -75,8 +75,8 @@ def lanewise(function: Callable, examples: Sequence[Any], batched: Sequence[bool
 
     **Arguments**
 
-    - `function`: arrays -> a tuple of arrays; one lane.
+    - `function`: a function of arrays of one lane, which returns a tuple of arrays.
     - `examples`: its arguments for one lane, as arrays or `jax.ShapeDtypeStruct`.
-    - `batched`: which arguments have lanes; the others are shared by all.
+    - `batched`: which arguments have lanes; all lanes share the others.
     """
     return Lanewise(jax.make_jaxpr(function)(*examples), batched)

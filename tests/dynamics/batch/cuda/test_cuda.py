@@ -1,4 +1,4 @@
-"""Machine code for CUDA, on CPUs: its text is run as C, and its driver is played."""
+"""Machine code for CUDA, on CPUs: its text is translated to C, and a fake replaces its driver."""
 
 import sys
 import types
@@ -33,7 +33,7 @@ def starts(like, count) -> Any:
 
 @pytest.fixture
 def core(monkeypatch, tmp_path_factory):
-    """As if the device was one of CUDA, with a driver that runs PTX as C; nothing has been said."""
+    """A fake CUDA device, whose driver runs PTX as C; the set of given warnings is empty."""
     played = ptx_as_c.Core(tmp_path_factory.mktemp("kernels"))
     monkeypatch.setattr(hardware, "kind_of", lambda device: "cuda")
     monkeypatch.setattr(batched_flow_module, "_warned", set())
@@ -42,7 +42,7 @@ def core(monkeypatch, tmp_path_factory):
 
 
 def text_of(monkeypatch, networks, problem, **options) -> Any:
-    """The text of the kernels of a batch, or the refusal. Nothing is integrated."""
+    """The text of the kernels of a batch, or the refusal; no flow is integrated."""
     caught, texts = [], []
 
     class Caught(Exception):
@@ -84,7 +84,7 @@ def _cases():
             for problem in ("regression", "classification"):
                 quick = (name, method, problem) in [
                     ("diagonal", "Dopri8", "regression"),
-                    # A square stands in the coefficients and in a norm: one value, used twice.
+                    # Here a square is one value that is used twice: in coefficients and in a norm.
                     ("differential diagonal", "Tsit5", "classification"),
                 ]
                 marks = [] if quick else [pytest.mark.slow]
@@ -96,7 +96,7 @@ def _cases():
 @needs_compiler
 @pytest.mark.parametrize(("name", "method", "problem"), list(_cases()))
 def test_threads_have_the_bits_of_the_cpu(name, method, problem, core, monkeypatch):
-    """64 threads that take 75 rows, and vectors of the CPU, end every lane alike."""
+    """64 threads that take 75 rows end every lane with the same bits as vectors of the CPU."""
     monkeypatch.setattr(ends_by_machine_code, "_compared", lambda *_: "")
     networks, data = starts(CLASSES[name], 75), PAPER if problem == "regression" else TOY
     options: dict[str, Any] = {"solver": METHODS[method], "finish": None}
@@ -119,7 +119,7 @@ def test_threads_have_the_bits_of_the_cpu(name, method, problem, core, monkeypat
 
 @needs_compiler
 def test_a_kernel_that_agrees_with_xla_is_used(core, monkeypatch):
-    """Then it is not compared again."""
+    """A kernel that has agreed once is not compared again."""
     compared, original = [], ends_by_machine_code._compared
     monkeypatch.setattr(
         ends_by_machine_code, "_compared", lambda *a: compared.append(original(*a)) or compared[-1]
@@ -137,7 +137,7 @@ def test_a_kernel_that_agrees_with_xla_is_used(core, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["regression", "classification"])
 def test_data_of_each_lane_come_with_its_row(kind, core):
-    """Agreement with XLA is checked at run time, also of flows that go on by implicit steps."""
+    """Also flows that go on by implicit steps are compared with XLA at run time."""
     X = jnp.asarray(RNG.standard_normal((40, 1, 2)))
     if kind == "regression":
         problem = jax.vmap(lt.Regression)(X, jnp.ones((40, 1)))
@@ -161,7 +161,7 @@ def _wrong(launch):
 
 
 def _idle(launch):
-    """A counter that has lost a row."""
+    """A launch whose counter has lost a row."""
     return lambda table, order, count, data: launch(table, order, count - 1, data)
 
 
@@ -182,7 +182,7 @@ def _failing(launch):
     ],
 )
 def test_a_kernel_with_a_fault_gives_way_to_xla(fault, words, used, core, monkeypatch):
-    """With one warning; the kernel is not launched again."""
+    """There is one warning, and the kernel is not launched again."""
     original, launches = kernel.CheckedKernel.__init__, []
 
     def faulty(self, *arguments):
@@ -207,7 +207,7 @@ def test_a_kernel_with_a_fault_gives_way_to_xla(fault, words, used, core, monkey
 
 @pytest.mark.parametrize("there", [False, True])
 def test_what_cannot_be_loaded_gives_way_to_xla(there, core, monkeypatch):
-    """Without cuda.core, and with a driver that does not take the text."""
+    """XLA runs the lanes if cuda.core is missing, or if the driver refuses the text."""
     words = r'pip install "lintensor_jax\[cuda\]"'
     if there:
         words = "the CUDA driver failed with RuntimeError: unsupported toolchain"
@@ -287,7 +287,7 @@ def test_what_threads_cannot_do_is_refused(monkeypatch):
 
 
 def test_agreement():
-    """Roundings are forgiven, and a fault in one lane of ten is not."""
+    """Differences by rounding are allowed; a fault in one lane of ten is not."""
     y, code = RNG.standard_normal((40, 3)), np.zeros(40, np.int32)
     steps = np.full(40, 100, np.int32)
     ends = [y, steps * 1.0, code, steps, code]

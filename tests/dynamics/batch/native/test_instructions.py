@@ -1,4 +1,4 @@
-"""Machine code of our own, instruction by instruction, against JAX and NumPy."""
+"""The package's machine code, instruction by instruction, against JAX and NumPy."""
 
 import importlib
 import sys
@@ -23,7 +23,7 @@ SPECIAL = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan]
 
 
 def by_kernel(function, rows, *shared):
-    """One turn of every row (x_1, ..., x_k): function(x, *shared), through a kernel."""
+    """function(x, *shared) of every row x = (x_1, ..., x_k), by one turn of a kernel."""
     count, size = rows.shape
     dtype = rows.dtype
 
@@ -57,12 +57,12 @@ def stack(*values) -> Any:
 
 
 def whole(x) -> Any:
-    """Integers, of both signs."""
+    """The numbers as integers of both signs."""
     return jnp.floor(jnp.clip(jnp.nan_to_num(x), -9, 9)).astype(jnp.int64)
 
 
 def signs(k) -> Any:
-    """Of the same bits, as integers with a sign and without."""
+    """Results of the same bits as integers with a sign and without."""
     unsigned = k.astype(f"u{k.dtype}")
     return [
         number
@@ -80,7 +80,7 @@ def signs(k) -> Any:
     ]
 
 
-# What XLA computes to the last bit as well.
+# Functions for which XLA has the same bits.
 EXACT: dict[str, Any] = {
     "arithmetic": lambda x: stack(x[0] + x[1], x[0] - x[1], x[0] * x[1], x[0] / x[1], -x[0]),
     "roots": lambda x: stack(jnp.sqrt(x[0]), jnp.abs(x[0]), x[0] ** 2, jnp.square(x[1])),
@@ -217,7 +217,7 @@ def test_single_precision():
 
 
 def test_single_precision_counts_beyond_its_digits():
-    """The steps of a flow that never ends: `max_steps` would never have been reached."""
+    """Otherwise the count of steps would stop growing, and `max_steps` would never be reached."""
 
     def more(x):
         return table._stored(table.counts_in(x) + 1, x.dtype)
@@ -231,7 +231,7 @@ def test_single_precision_counts_beyond_its_digits():
 
 
 def test_large_parts_are_functions(monkeypatch):
-    """They are called more than once, and give what they give in place."""
+    """A large part becomes a function, called more than once, with the results of inlined code."""
     part = jax.jit(lambda x, matrix: jnp.tanh(matrix @ x) + (x[0] > 0))
 
     def function(x, matrix):
@@ -250,7 +250,7 @@ def test_large_parts_are_functions(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_large_parts_return_integers_of_all_their_digits(dtype, monkeypatch):
-    """In memory for floats: as bits where they are as large, or in place."""
+    """Results are stored in memory for floats: integers of the same size as bits, others inline."""
 
     @jax.jit
     def part(x):
@@ -272,7 +272,7 @@ def test_large_parts_return_integers_of_all_their_digits(dtype, monkeypatch):
 @pytest.mark.parametrize("name", ["exp", "log", "log1p"])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_elementary_functions(name, dtype):
-    """Within three units in the last place, over the whole range; the right limits."""
+    """Errors are three units in the last place at most, over the whole range; limits are right."""
     most = float(np.log(np.finfo(dtype).max))
     sizes = 10.0 ** RNG.uniform(-8, 0, 500)
     x = {
@@ -316,7 +316,7 @@ KNOWN: dict[str, Any] = {
     ],
 )
 def test_what_numpy_computes_of_known_numbers(name, dtype, monkeypatch):
-    """It is what JAX has, of the same type; and JAX is not asked."""
+    """NumPy's results have the values and types of JAX's, and JAX is not called."""
     x = jnp.array([[0, 1, 2, 3], [-1, 7, 2**30, 5]]).astype(dtype)
     y = jnp.array([[1, 1, -2, 0], [-1, 7, 2**30 + 1, 6]]).astype(dtype)
     expected = np.asarray(KNOWN[name](x, y))
@@ -352,7 +352,7 @@ def test_says_what_it_cannot_do(name):
 
 @pytest.fixture
 def fuzz(monkeypatch):
-    """`benchmarks/fuzz_machine_code.py`, which tries as many programs as one wants."""
+    """The module `benchmarks/fuzz_machine_code.py`, which tries any number of programs."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[4] / "benchmarks"))
     yield importlib.import_module("fuzz_machine_code")
     del sys.modules["fuzz_machine_code"]
@@ -366,19 +366,19 @@ def fuzz(monkeypatch):
 )
 @given(data=st.data())
 def test_random_programs(fuzz, data):
-    """Machine code, entry by entry and lanes last against `jax.vmap`; and all of them compute."""
+    """Machine code, entry by entry and lanes last agree with `jax.vmap`; all refusals are known."""
 
     def choose(count):
         return data.draw(st.integers(0, count - 1))
 
     refused = fuzz.check(choose, data.draw(st.integers(1, 6)))
-    # A known refusal of each: shifts by more digits than there are, and branches.
+    # The known refusals: shifts by more digits than there are, and branches.
     allowed = ("native: no instruction for the JAX primitive shift", "entries: cond")
     assert all(words.startswith(allowed) for words in refused)
 
 
 def test_a_difference_between_programs_is_found(fuzz, monkeypatch):
-    """As it was before: a product with a known zero was zero."""
+    """The fault is one of an earlier version: a product with a known zero was zero."""
 
     def multiply(self, a, b):
         zero = [x for x in (a, b) if isinstance(x, np.generic) and x == 0]

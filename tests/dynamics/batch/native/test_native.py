@@ -1,4 +1,4 @@
-"""Machine code of our own: whole flows against XLA's, threads, refusals."""
+"""The package's machine code: whole flows against XLA's, threads, refusals."""
 
 import threading
 from typing import Any
@@ -38,7 +38,7 @@ def test_flows_in_single_precision():
         one, expected = (
             batched_flow(networks, problem, compilation=how, **options) for how in (Native(), XLA())
         )
-    # Both stop at a residual of 1e-3, and limits are as far.
+    # Both stop at a residual of 1e-3, so their ends differ by about as much.
     assert one.coefficients.dtype == jnp.float32
     np.testing.assert_array_equal(one.status._value, expected.status._value)
     np.testing.assert_allclose(one.num_steps, expected.num_steps, rtol=0, atol=1)
@@ -76,13 +76,13 @@ FLOWS: dict[str, Any] = {
 @pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize("name", FLOWS)
 def test_flows(name, monkeypatch):
-    """The steps that XLA's programs take, to rounding; the same ends for any number of threads."""
+    """The steps are those of XLA's programs up to rounding; ends do not depend on the threads."""
     like, problem, options = FLOWS[name]
     if problem is None:
         problem = lt.Regression(RNG.standard_normal((3, 12)), np.ones(3))
     networks = starts(like, 75)
     with monkeypatch.context() as patch:
-        patch.setattr(program_chunk, "ends_by_xla_on_host", None)  # where there is no machine code
+        patch.setattr(program_chunk, "ends_by_xla_on_host", None)  # an error if XLA is used
         one, three = (
             batched_flow(networks, problem, compilation=Native(threads=n), **options)
             for n in (1, 3)
@@ -93,13 +93,13 @@ def test_flows(name, monkeypatch):
             np.testing.assert_array_equal(a, b)
     assert (one.compilation, expected.compilation) == ("native", "xla")
     np.testing.assert_array_equal(one.status._value, expected.status._value)
-    # A flow at its stability limit makes the most of every rounding.
+    # At its stability limit a flow amplifies every rounding error.
     np.testing.assert_allclose(one.num_steps, expected.num_steps, rtol=0.01, atol=1)
     found, wanted = np.asarray(one.coefficients), np.asarray(expected.coefficients)
     distance = np.full(75, 1e-6)
     if isinstance(problem, lt.Classification):
         found, wanted = (b / np.linalg.norm(b, axis=1, keepdims=True) for b in (found, wanted))
-        # A little further along, or one more step, is hardly another direction.
+        # Ends at another margin, by another last step, have nearly the same direction.
         ends: Any = one.log_margin, expected.log_margin
         distance += 1e-3 * np.abs(np.subtract(*ends))
     assert (np.abs(found - wanted).reshape(75, -1).max(axis=1) <= distance).all()
@@ -108,7 +108,7 @@ def test_flows(name, monkeypatch):
 
 @pytest.fixture
 def emitted(monkeypatch) -> list[str]:
-    """The programs of kernels, in LLVM's language."""
+    """The programs of kernels as text in LLVM's language."""
     found: list[str] = []
     original = kernel_module.emit
     monkeypatch.setattr(kernel_module, "emit", lambda *a: found.append(original(*a)) or found[-1])
@@ -136,7 +136,7 @@ def test_the_step_of_a_small_network_calls_no_function(emitted):
     batched_flow(starts(lt.FullyConnectedNetwork.zeros((2, 2)), 8), PAPER, **options)
     (program,) = emitted
     step = program[program.index('define i64 @"step"') :]
-    # Up to the first question: the rules for lanes at rest may be a function.
+    # The code up to the first branch; later the rules for lanes at rest may be a function.
     hot = step[step.index("loop:") :].partition("br i1")[0]
     assert "fmul" in hot
     assert 'call void @"part' not in hot
@@ -152,7 +152,7 @@ def test_operations_without_a_result_are_not_counted():
 
 
 class Sorted(eqx.Module):
-    """A network that no one needs: its coefficients are sorted."""
+    """A network whose coefficients are sorted, for which there is no machine code."""
 
     weights: jax.Array
     depth: int = eqx.field(static=True, default=1)
@@ -173,13 +173,13 @@ def test_falling_back_to_xla_is_said_once(monkeypatch):
     assert flow.compilation == "xla"
     assert flow.fallback_reason == "no instruction for the JAX primitive sort"
     np.testing.assert_array_equal(flow.coefficients, expected.coefficients)
-    # Warnings are errors here: a second one would end this.
+    # Warnings are errors here, so a second one would fail this test.
     batched_flow(networks, PAPER, finish=None, max_steps=100)
 
 
 @pytest.mark.slow
 def test_too_large_for_machine_code(monkeypatch):
-    """The documented limit: the result says so, without a warning."""
+    """Above the documented limit the result gives the reason, without a warning."""
     monkeypatch.setattr(emitter, "LARGEST_PROGRAM", 50)
     options: dict[str, Any] = {"finish": None, "max_steps": 77}
     expected = batched_flow(starts(FLOWS["diagonal"][0], 9), PAPER, compilation=XLA(), **options)
@@ -211,7 +211,7 @@ def test_what_fails_in_the_compiler_falls_back(name, words, steps, monkeypatch):
 
 @pytest.mark.slow
 def test_chunks_of_two_kinds_say_that_xla_ran(monkeypatch):
-    """The first one by machine code, and the others not."""
+    """Machine code runs the first chunk and refuses the others."""
     monkeypatch.setattr(batched_flow_module, "_warned", set())
     monkeypatch.setattr(hardware, "_CHUNK", 16)
     original, asked = program_chunk.ends_by_machine_code, []
@@ -229,7 +229,7 @@ def test_chunks_of_two_kinds_say_that_xla_ran(monkeypatch):
 
 
 def test_integers_with_more_digits_than_floats_fall_back(monkeypatch):
-    """Shared data of a row's program are floats in memory."""
+    """The shared data of a row's program are stored as floats."""
     assert ends_by_machine_code.is_exact(np.array([3, -(2**53)]), np.array([3.0, -(2.0**53)]))
     exact = np.array([2**53 + 1])
     assert not ends_by_machine_code.is_exact(exact, exact.astype(float))
@@ -241,7 +241,7 @@ def test_integers_with_more_digits_than_floats_fall_back(monkeypatch):
 
 
 class Cubed(eqx.Module):
-    """Cubes, by a primitive that only its lowering defines."""
+    """A network of cubes, by a primitive that only its lowering defines."""
 
     weights: jax.Array
     depth: int = eqx.field(static=True, default=1)
@@ -278,7 +278,7 @@ def _(primals, tangents):
 
 
 def test_a_primitive_of_a_users_own_has_machine_code():
-    """A primitive of a later JAX is used by its lowering, as this one is."""
+    """A primitive of a later JAX would be used by its lowering in the same way."""
     networks = jax.vmap(Cubed)(jnp.asarray(RNG.uniform(0.3, 0.6, (9, 2))))
     flow = batched_flow(networks, PAPER, finish=None)
     assert flow.compilation == "native"
@@ -288,7 +288,7 @@ def test_a_primitive_of_a_users_own_has_machine_code():
 
 
 def test_a_program_that_fails_in_a_thread_is_stopped_in_all(monkeypatch):
-    """As an interrupt would: the first call in the calling thread raises."""
+    """The first call in the calling thread raises, as an interrupt would."""
 
     def step(row):
         return jnp.stack([row[0], row[1] + 1])  # it never ends
