@@ -1,4 +1,4 @@
-"""As `error_cases.py`: mistakes in what predictions, norms, margins and rates are asked."""
+"""Mistakes as in `error_cases.py`: wrong arguments of predictions, norms, margins and rates."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ Y, ONE = np.array([1.0, -1.0]), np.array([[1.0, 2.0]])
 
 
 class Bare(eqx.Module):
-    """What `certify` needs of a network, but the depth."""
+    """A network with all that `certify` needs except a depth."""
 
     beta: Any
 
@@ -42,7 +42,7 @@ def _tensor(depth=2, dimension=2):
 
 
 def _two_layer(network: Any, problem: Any) -> Any:
-    """Theorem 6 on anything."""
+    """Theorem 6, called with arguments of any type."""
     return limit_point_two_layer(network, problem)
 
 
@@ -120,7 +120,7 @@ THEORY: Cases = {
     "diagonal limit of other data": (
         lambda: diagonal_limit(diagonal(2, 3), regression()),
         ValueError,
-        ("network, problem: the input dimensions must agree", "(3,)", "change the one"),
+        ("network, problem: the input dimensions must agree", "(3,)", "change one of the two"),
     ),
     "Yun's bound where nothing applies": (
         lambda: yun_rate_bound(lt.DiagonalNetwork(np.zeros((2, 2))), regression()),
@@ -162,7 +162,7 @@ THEORY: Cases = {
     "Theorem 6, inputs": (
         lambda: _two_layer(_tensor(2, 3), lt.Regression(ONE, [1.0])),
         ValueError,
-        ("network, problem: the input dimensions must agree", "(3,)", "change the one"),
+        ("network, problem: the input dimensions must agree", "(3,)", "change one of the two"),
     ),
     "stable sets of a classification": (
         lambda: stable_sets.rank_one_target(classification()),  # pyright: ignore

@@ -1,6 +1,6 @@
 """`limit_direction`: from a classification flow's end to its limit, with certificates.
 
-The only place where both wings meet: `dynamics` leads to a point, `theory` certifies it.
+Only the folder `limits` imports both wings: `dynamics` computes a point, `theory` certifies it.
 """
 
 import dataclasses
@@ -31,47 +31,47 @@ from .largest_margin import early_flow, is_determined, largest_margin_network
 from .polynomial_tail import certificate_at, stationary_point
 from .tolerances import certificate_tolerance, require_tolerance, rtol_of, rtol_of_dtype
 
-# From here on the direction's error falls like a power of the margin, and Levenberg-Marquardt
-# does the rest; beyond, an implicit step costs more the closer the wall of floating point is.
+# The margin at which the flow stops. From there on the direction's error falls like a power of the
+# margin, and Levenberg-Marquardt finds the limit. Larger margins make implicit steps expensive.
 _MARGIN = 1e5
 _ATOL = 1e-12
-# Arcs for which the direction is followed at that margin, one after the other: a mode that a KKT
-# point damps or drives at rate 0.1 has settled, or left, after the last.
+# Arc lengths for which the direction is followed at that margin, one after the other. After the
+# last, a mode that decays to a KKT point or grows away from it at rate 0.1 has done so.
 _ARCS = (10.0, 30.0, 100.0, 300.0)
-# A KKT point farther than this from unit parameters is not next to them.
+# A KKT point at a larger distance from the unit parameters of the flow is not accepted.
 _LEAP = 0.1
 # Log of the margin at which the softmax of a polynomial tail is that of the limit, to rounding.
 _LOG_MARGIN_OF_LIMIT = 40.0
 
 
 class LimitStatus(enum.StrEnum):
-    """How far `limit_direction` got; equal to its own text, as in ``limit.status == "saddle"``."""
+    """The outcome of `limit_direction`; equal to its text, as in ``limit.status == "saddle"``."""
 
     #: A KKT point was reached from the flow's end, and all known certificates hold.
     STATIONARY = "stationary"
-    #: The flow was at or near a saddle. It was followed in its dual coordinates to where it leads,
-    #: and all known certificates hold there.
+    #: The flow was at or near a saddle. It was continued in its dual coordinates to another point,
+    #: at which all known certificates hold.
     CONTINUED = "continued"
-    #: A KKT point in parameter space that is none in predictor space, and that the flow was not
-    #: seen to leave.
+    #: A KKT point in parameter space that is none in predictor space. The flow did not leave it as
+    #: far as it was followed.
     SADDLE = "saddle"
     #: No KKT point was reached.
     NOT_CONVERGED = "not_converged"
-    #: No theorem says where a flow of this loss tends: the loss does not state its tail. The
-    #: direction is that of the flow's end.
+    #: No theorem states the limit of a flow of this loss, because the loss does not state its tail.
+    #: The direction is that of the flow's end.
     NOT_PREDICTED = "not_predicted"
 
 
 class LimitDirection(eqx.Module):
-    """Where a classification flow tends in direction; `print` it for the story in words.
+    """The limit direction of a classification flow; `print` it for an explanation in words.
 
     - `direction` (d,) or (d, m): beta/|beta| at the limit.
-    - `network`: the network at the KKT point, scaled to smallest margin 1; where none was
-      reached, the flow's last one.
+    - `network`: the network at the KKT point, scaled to smallest margin 1; if no KKT point was
+      reached, the flow's last network.
     - `certificate`: `certify(network, problem)`; for a loss with a polynomial tail a
-      `PolynomialTailCertificate`; None where nothing is predicted.
+      `PolynomialTailCertificate`; None if nothing is predicted.
     - `status`: a `LimitStatus`; `reason`: what was done, or why it failed, in words.
-    - `flow`: the flow that led there; `moved`: |direction - the flow's last direction|_2.
+    - `flow`: the flow that was used; `moved`: |direction - the flow's last direction|_2.
     - `num_supports`: how many sets of support samples Levenberg-Marquardt tried.
     """
 
@@ -90,7 +90,7 @@ class LimitDirection(eqx.Module):
         return self.status in (LimitStatus.STATIONARY, LimitStatus.CONTINUED)
 
     def __str__(self) -> str:
-        """Status, distance from the flow's end, certificate."""
+        """Status, direction, distance from the flow's end, and certificate."""
         lines = [
             f"Limit direction of {type(self.network).__name__} [{self.status}]: {self.reason}",
             f"  direction        {shown(self.direction)}",
@@ -102,7 +102,7 @@ class LimitDirection(eqx.Module):
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        """The same for notebooks."""
+        """The text of `__str__` as HTML, for notebooks."""
         return as_html(self)
 
 
@@ -115,30 +115,30 @@ def limit_direction(
     """The limit of beta/|beta| of a classification flow, as a certified KKT point.
 
     Levenberg-Marquardt solves the KKT conditions in parameter space next to the flow's end to
-    rounding, repairing its guess of the support samples, and `certify` judges the point in
-    parameter space and, where the network's regulariser is known, in predictor space. A point that
-    passes the first and fails the second is a saddle. A flow may linger at one, or be on its way
-    past a KKT point, while its margin runs into the wall of floating point; so the direction is
-    first followed further at a held margin, until it has settled. What two layers have frozen
-    below the tolerances is followed in dual coordinates instead (`continue_direction`). For two
-    layers of more than 80 parameters with an orthogonal decomposition, where the maximum margin in
-    the l1 norm of rho is unique, that point is computed instead and certified in the same way; the
-    flow then only goes to margin 10 (`largest_margin.py`).
+    rounding, and corrects its guess of the support samples. `certify` tests the point in parameter
+    space and, if the network's regulariser is known, in predictor space. A point that passes the
+    first test and fails the second is a saddle. A flow may be at a saddle, or pass a KKT point,
+    when its margin reaches the limit of floating point. So, unless a point of two layers is
+    certified, the direction is followed further at a fixed margin. Coordinates of two layers that
+    are below the tolerances are followed in dual coordinates (`continue_direction`). If two layers
+    have more than 80 parameters, an orthogonal decomposition and a unique maximum margin in the l1
+    norm of rho, this maximum is computed instead and certified in the same way. Then the flow only
+    goes to margin 10 (`largest_margin.py`).
 
     **Arguments**
 
     - `solution_or_network`: the `FlowSolution` of a flow whose margins are positive (1e4 is
       enough), or a network, from which a flow is run first (to margin 1e5, or 10: see above).
     - `problem`: the `Classification` or `MulticlassClassification` of that flow.
-    - `tolerance`: up to which the certificates' residuals count as zero. Default: 1e-10, and 1e-4
-      where the flow or JAX itself is in float32.
+    - `tolerance`: residuals of the certificates up to this one count as zero. Default: 1e-10, and
+      1e-4 if the flow or JAX itself is in float32.
 
     **Raises** `NonSeparableError` (a ValueError) with a certificate if the data are not separable;
     ValueError for a flow that has not separated separable data, and for bad input.
 
-    All this is about losses with an exponential tail. A loss with a polynomial tail of power a
-    tends to a stationary point of sum_i m_i^-a on the unit sphere of parameters instead, which is
-    found and certified in the same way. For a loss that does not state its tail nothing is claimed.
+    This holds for losses with an exponential tail. The direction of a flow with a polynomial tail
+    of power a tends to a stationary point of sum_i m_i^-a on the unit sphere of parameters, which
+    is found and certified in the same way. For a loss without a stated tail nothing is claimed.
 
     Source: Gunasekar et al. 2018, Theorem 4; Yun et al. 2021, Theorem 2; Lyu & Li 2020; for
     polynomial tails and one layer Ji et al. 2020.
@@ -158,7 +158,7 @@ def limit_direction(
         return _not_predicted(flow)
     system, theta, log_scale = flow.system, flow.state.theta, flow.state.log_scale
     limit = _judged(flow, theta, kkt_point(system, theta, _softmax_weights(flow, theta)), tolerance)
-    # The l1, l2 and nuclear problems have no stationary point but their optimum.
+    # The l1, l2 and nuclear problems are convex: a stationary point is an optimum.
     if limit.succeeded and system.depth <= 2 and limit.certificate.predictor_residual is not None:
         return limit
     if is_determined(flow.unfinished_network, flow.problem):
@@ -180,7 +180,7 @@ def limit_direction(
 
 
 def _early(solution_or_network, problem):
-    """The flow to a small margin, where that is enough; None where `_flow` has to look at it."""
+    """The flow to a small margin if that is enough; None if `_flow` has to run or check a flow."""
     given = solution_or_network
     if isinstance(given, FlowSolution) or not is_determined(given, problem):
         return None
@@ -188,14 +188,15 @@ def _early(solution_or_network, problem):
 
 
 def _at_largest_margin(flow, tolerance) -> LimitDirection | None:
-    """The only maximum margin of two layers, certified; None where it is not the limit."""
+    """The unique maximum margin of two layers, certified; None if it is not known as the limit."""
     found = largest_margin_network(flow.unfinished_network, flow.problem)
     if found is None:
         return None
     network, multipliers = found
     theta = System.of(network, flow.problem).initial
     theta = theta / jnp.linalg.norm(theta)
-    # Mostly exact to rounding, as the certificate says; else Levenberg-Marquardt makes it so.
+    # The point is mostly accurate to rounding. If its certificate fails, Levenberg-Marquardt
+    # refines it.
     weights = jnp.asarray(multipliers)
     limit = _judged(flow, theta, KKTPoint(theta, weights, 0.0, None, 0), tolerance)
     if not limit.succeeded:
@@ -207,7 +208,10 @@ def _at_largest_margin(flow, tolerance) -> LimitDirection | None:
 
 
 def _of_polynomial_tail(flow, power, tolerance):
-    """Followed at a huge margin, where the softmax has its limit, until a point is certified."""
+    """Follow the direction at a margin at which the softmax is at its limit, to a certified point.
+
+    For a loss with a polynomial tail.
+    """
     system, theta = flow.system, flow.state.theta / jnp.linalg.norm(flow.state.theta)
     limit = None
     for arc in (0.0, *_ARCS):
@@ -262,7 +266,7 @@ def _limit_at(flow, theta, certificate, status, reason):
 
 
 def _followed(limit, tolerance):
-    """On from a saddle in the dual coordinates of two layers, which keep small coordinates."""
+    """Continue from a saddle in the dual coordinates of two layers, which keep small entries."""
     flow = limit.flow
     try:
         onward = continue_direction(flow.unfinished_network, flow.problem)
@@ -273,7 +277,7 @@ def _followed(limit, tolerance):
     followed = _judged(flow, theta / jnp.linalg.norm(theta), found, tolerance)
     if not followed.succeeded:
         return _explained(limit, f"the dual flow from there did not leave it ({onward.status})")
-    reason = f"{limit.reason}; the dual flow, in growing steps, led on to a certified point"
+    reason = f"{limit.reason}; the dual flow, in growing steps, reached a certified point"
     return dataclasses.replace(followed, status=LimitStatus.CONTINUED, reason=reason)
 
 
@@ -325,19 +329,19 @@ def _flow(solution_or_network, problem) -> FlowSolution:
 
 
 def _softmax_weights(flow, theta):
-    """-l'(m_i) over their sum, for unit parameters `theta` at the norm of the flow's end."""
+    """-l'(m_i) over their sum, for unit parameters `theta` scaled to the norm of the flow's end."""
     margins = flow.problem.margins(flow.system.coefficients(theta))
     scale = jnp.exp(flow.system.depth * flow.state.log_scale)
     return jax.nn.softmax(flow.problem.log_slopes(scale * margins), axis=None)
 
 
 def _judged(flow, theta, found: KKTPoint, tolerance) -> LimitDirection:
-    """The limit at `found`, by its certificates; at `theta` if `found` is no KKT point near it."""
+    """The limit at `found`, with its certificate; at `theta` if `found` is no KKT point near it."""
     problem, system, end = flow.problem, flow.system, flow.direction[-1]
     leap = float(jnp.linalg.norm(found.theta - theta))
     wrong = found.problem_with
     if wrong is None and leap > _LEAP:
-        wrong = f"the next KKT point is {leap:.1e} away, and need not be where the flow goes"
+        wrong = f"the next KKT point is {leap:.1e} away, and need not be the limit of the flow"
     network = system.network(theta if wrong else found.theta)
     smallest = jnp.min(problem.margins(network.linear_coefficients()))
     network = scaled(network, smallest ** (-1 / system.depth))

@@ -1,10 +1,10 @@
-"""Two-layer classification flows past the wall of floating point, in their dual variables.
+"""Two-layer classification flows at margins beyond floating point, in their dual variables.
 
-A coordinate j off the support of the limit leaves the direction like margin^-(1 - |u_j|)/2, and
-one that was frozen below a solver's tolerance needs as long to come back. At float64's wall,
-margin 1e8, a direction can therefore be far from its limit, or rest at a saddle. In the dual
-variables every coordinate keeps its logarithm, and an implicit Euler step is a convex problem
-without stiffness (`dual_step`): steps that grow geometrically pass margin e^1000 in a few dozen.
+A coordinate j off the support of the limit decays in the direction like margin^-(1 - |u_j|)/2. A
+coordinate below the solver's tolerance needs as long to grow again. So at the largest margin of
+float64, 1e8, a direction can be far from its limit, or still at a saddle. In the dual variables
+every coordinate is kept by its logarithm, and an implicit Euler step is a convex problem without
+stiffness (`dual_step`). A few dozen steps of geometrically growing size reach margin e^1000.
 """
 
 from typing import Any
@@ -23,38 +23,38 @@ from ..networks.pair import check_pair
 from ..problems import Classification
 from .dual_step import ComplexAngles, DualState, Potential, RealAngles, implicit_step, potential
 
-# A step that Newton's method does not solve is tried again with a quarter of its size.
+# A step that Newton's method does not solve is repeated with this share of its size.
 _SHRINK = 0.25
 # A direction u = S sum_i p_i z_i counts as zero below this, in units of max |S z_i|.
 _FLAT = 1e-13
 _EPS = float(np.finfo(np.float64).eps)
 # Layers whose sum or difference is smaller than this, relatively, count as equal or opposite.
 _TIED = 1e-12
-# In one step no logarithm of a margin grows by more, so that rounding costs its terms 1e-11.
+# In one step the logarithm of a margin grows by this at most: then rounding of its terms is 1e-11.
 _LARGEST_GROWTH = 2e4
-# Steps over which a settled direction is to stand still multiply the margin by e^this, at least.
+# A direction is settled if it is constant over steps that multiply the margin by at least e^this.
 _DECADES = 10.0
-# Where rounding leaves a direction fewer digits than these, it does not count as settled.
+# The largest tolerance: a direction with a larger rounding error does not count as settled.
 _COARSEST = 1e-6
 
 
 class DirectionContinuation(eqx.Module):
-    """Where a dual flow in growing steps leads; `print` its `status`.
+    """The end of a dual flow in growing steps; `print` its `status`.
 
     - `direction` (d,): beta/|beta| at the end.
     - `network`: balanced two-layer factors of that direction, |eta_1| = |eta_2| = sqrt|rho|, with
-      the signs and phases to which the flow tends; smallest margin 1.
+      the signs and phases to which the flow tends; its smallest margin is 1.
     - `rho` (m,): the components of its beta = S^T rho in the network's orthogonal decomposition
       (for a convolution the inverse DFT of beta, complex).
     - `dual` (n,): the last step's weights p on the simplex: multipliers of the samples, scaled.
     - `log_margins` (num_steps + 1,): log of the smallest margin at the start and after each step,
-      -inf where it is not positive.
+      -inf if it is not positive.
     - `length`: the growth of |nu|_1, in which dnu/dlength = p.
-    - `gap`: max_j |[S sum_i p_i z_i]_j| over the smallest margin of beta with |rho|_1 = 1, less 1:
+    - `gap`: max_j |[S sum_i p_i z_i]_j| over the smallest margin of beta with |rho|_1 = 1, minus 1:
       the relative duality gap, 0 at the maximum margin only. inf without a positive margin.
-    - `num_steps`, `num_iterations` (of Newton's method, all steps together).
-    - `settled`: the direction stands still, and `gap` is zero within the tolerance.
-    - `status`: what happened, in words.
+    - `num_steps`, `num_iterations` (of Newton's method, in all steps).
+    - `settled`: the direction is constant, and `gap` is zero, both within the tolerance.
+    - `status`: the outcome in words.
     """
 
     direction: Float[Array, " d"]
@@ -84,32 +84,32 @@ def continue_direction(
 
     For two layers with an orthogonal decomposition the flow is dnu/dtau = p in n dual variables, p
     the softmax of minus the margins at nu. Implicit Euler steps nu + h p follow it from any start,
-    separating or not, coordinates of any size included, and sizes h that grow geometrically lead
-    on to margins of e^(10^5).
+    separating or not, with coordinates of any size. If h grows geometrically, they reach margins of
+    e^(10^5).
 
     * Real decompositions (diagonal, `OrthogonalNetwork`): the mirror map is exact, so the steps
       converge to the flow with first order. A coordinate that starts with |eta_1| = |eta_2| keeps
       its sign, and one that starts at zero stays zero, as in the flow.
-    * Full-length convolutions: phases turn, and no mirror map exists. Steps turn each frequency by
-      its mean force, exactly; the force is implicit in a convex model of the step. Small steps
-      converge to the flow with first order too; growing ones follow the limit.
+    * Full-length convolutions: phases turn, and no mirror map exists. A step turns each frequency
+      exactly by its mean force; the force is implicit in a convex model of the step. Small steps
+      converge to the flow with first order too; growing steps converge to the limit.
 
-    Large steps follow the limit and not the path: of several samples or coordinates that compete
-    in passing, the order is lost. The limit does not depend on it: it is the maximum margin in the
-    l1 norm of rho (over the sign that a coordinate can take).
+    Large steps converge to the limit but do not resolve the path: the order in which competing
+    samples or coordinates become dominant is lost. The limit does not depend on this order. It is
+    the maximum margin in the l1 norm of rho (over the signs that each coordinate can take).
 
     **Arguments**
 
     - `network`: two layers, real numbers; its *current* parameters are the start.
     - `problem`: a `Classification`. Weights are those of the exponential loss, from which those of
       the logistic loss differ by a relative e^-margin.
-    - `tolerance`: of the direction's last changes and of the relative duality gap; enlarged, up to
-      1e-6, to what rounding allows on nearly inseparable data.
-    - `max_log_margin`: where to give up.
+    - `tolerance`: of the direction's last changes and of the relative duality gap. On nearly
+      inseparable data it is enlarged to the rounding error, up to 1e-6.
+    - `max_log_margin`: stop at this logarithm of the smallest margin.
     - `first_step`: in units of 1 / max |S z_i|: how far the largest angle turns.
-    - `growth`: from step to step; 1 for steps of one size.
+    - `growth`: the ratio of consecutive step sizes; 1 for constant steps.
 
-    **Raises** `AssumptionFails` or ValueError where there is no such dual flow, and ValueError for
+    **Raises** `AssumptionFails` or ValueError if there is no such dual flow, and ValueError for
     bad input. Not for `jax.jit`.
 
     Source: Yun et al. 2021, Theorem 2 and eq. (75); Gunasekar et al. 2018, Theorems 2 and 4.
@@ -167,7 +167,7 @@ def continue_direction(
 
 
 def _start(form):
-    """The start's dual state; the zero network has none."""
+    """The dual state of the start; ValueError for the zero network, which has none."""
     if form.start.log_size == -np.inf:
         raise ValueError(
             "network: at least one coordinate must be nonzero, got zero throughout; the zero "
@@ -177,7 +177,7 @@ def _start(form):
 
 
 def _allowed(tolerance, size, least):
-    """The tolerance, enlarged to what rounding of the angles, of relative size eps, can change."""
+    """The tolerance, enlarged to the effect of rounding the angles by a relative eps."""
     rounding = min(64 * _EPS * size / least, _COARSEST) if least > 0 else 0.0
     return max(tolerance, rounding)
 
@@ -191,7 +191,7 @@ def _with_margin_one(network, Z):
 def dual_form(network: Any, Z: np.ndarray) -> Any:
     """The two layers in the coordinates of their decomposition, with the rows Z (n, d).
 
-    ValueError where there is none.
+    ValueError if there is no decomposition.
     """
     if isinstance(network, ConvolutionalNetwork) and network.is_full_length:
         return _Fourier(network, Z)
@@ -230,7 +230,8 @@ class _Real:
 
     def with_components(self, rho):
         """Balanced layers of this rho, with the signs to which a flow from the start turns them."""
-        # A turn by a large positive angle leaves a + b in both layers, one by a negative a - b.
+        # After a turn by a large positive angle both layers are proportional to a + b, after one
+        # by a negative angle to a - b.
         sign = np.where(rho > 0, *self.signs)
         etas = sign * np.sqrt(np.abs(rho)), sign * np.sign(rho) * np.sqrt(np.abs(rho))
         return _with_factors(
@@ -325,7 +326,7 @@ class _Fourier:
 
 
 def _reaches(rho, first, second):
-    """Whether real components keep the sums and differences of layers that this rho needs."""
+    """Whether the sum (for rho > 0) or difference of the real layers that rho needs is nonzero."""
     kept = np.abs(np.where(rho > 0, first + second, first - second))
     return bool(((kept > _TIED * np.hypot(first, second)) | (rho == 0)).all())
 

@@ -10,8 +10,8 @@ m = e^psi g, the sums m_i + log p_i must agree for all i with p_i > 0. Divided b
 
     kappa g_i + (1 - kappa) log p_i = const,      kappa = 1 / (1 + e^-psi),
 
-so that no margin is ever formed. At large margins the step minimises psi itself; that problem is
-not stiff. Everything here is NumPy on the host, in float64.
+so that no margin is computed and none overflows. At large margins the step minimises psi itself;
+that problem is not stiff. All computations are in NumPy on the host, in float64.
 """
 
 import dataclasses
@@ -22,18 +22,19 @@ import numpy as np
 _EPS = float(np.finfo(np.float64).eps)
 _MAX_ITERATIONS = 50
 _MAX_HALVINGS = 10
-# From psi = 16 on the entropy of p is left out: it moves the weights by e^-16 times its slope. From
-# psi = 5 on it is left out if Newton's method fails with it, on almost inseparable data.
+# Above psi = 16 the entropy of p is left out: it changes the weights by e^-16 times its slope.
+# Above psi = 5 it is left out if Newton's method fails with it, on almost inseparable data.
 _SHARP, _ALMOST_SHARP = 16.0, 5.0
 # Largest last Newton step in log p, weighted by sqrt(p); convergence is quadratic.
 _SOLVED = 1e-9
-# Smaller weights count as zero: their logarithms need not be computed down to -margin.
+# The smallest weight; smaller ones are raised to it. Logarithms down to -margin are not needed.
 _LEAST_WEIGHT = 1e-30
-# The smallest share of the entropy. After a long step the true share may be smaller still.
+# The smallest share of the entropy. After a long step the true share may be even smaller.
 _NO_ENTROPY = 1e-14
-# Each stage of the entropy takes 3 to 5 iterations at this ratio.
+# The ratio of the entropy's share from stage to stage: with it a stage takes 3 to 5 iterations.
 _COOLING = 0.05
-# Products of multipliers and weights at the end: an active margin is off by 10 times that or so.
+# Products of multipliers and weights at the end. The error of an active margin is about 10 times
+# as large.
 _COMPLEMENTARITY = 1e-15
 
 
@@ -46,7 +47,7 @@ class Terms(NamedTuple):
 
 
 class Angles(Protocol):
-    """Coordinates of the two layers of a network, turned by hyperbolic angles x, shape (g, k)."""
+    """Coordinates of the two layers of a network, rotated by hyperbolic angles x, shape (g, k)."""
 
     def terms(self, x: np.ndarray) -> Terms: ...
     def turned(self, x: np.ndarray) -> "Angles": ...
@@ -56,10 +57,10 @@ class Angles(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class RealAngles:
-    """Real pairs (a, b) by log|a + b| and log|a - b|, which the angle x makes larger by +-x.
+    """Real pairs (a, b) by log|a + b| and log|a - b|, to which an angle x adds x and -x.
 
-    Terms (|a + b|^2 e^{2x} + |a - b|^2 e^{-2x}) / 2 = a^2 + b^2 at x, exactly (Yun et al. 2021,
-    eq. 75). A zero, log = -inf, stays zero.
+    The terms (|a + b|^2 e^{2x} + |a - b|^2 e^{-2x}) / 2 are exactly a^2 + b^2 after the rotation
+    by x (Yun et al. 2021, eq. 75). A zero, log = -inf, stays zero.
     """
 
     plus: np.ndarray
@@ -85,7 +86,7 @@ class RealAngles:
         return RealAngles(self.plus + log_factor, self.minus + log_factor)
 
     def steepest(self, x: np.ndarray) -> float:
-        """The largest growth rate of a log term along large multiples of x, signs included."""
+        """The largest growth rate of a log term along large multiples of x, for either sign."""
         up, down = x[self.plus > -np.inf, 0], -x[self.minus > -np.inf, 0]
         return 2 * float(np.max(np.concatenate([up, down]), initial=-np.inf))
 
@@ -101,10 +102,10 @@ class ComplexAngles:
         C cosh 2|x + s R/|R||,     R = p conj(q),   C sinh 2s = 2|R|,
 
     whose slope at x = 0 is 4R: steps of vanishing size follow the flow. For s < 1/2 its value there
-    is |p|^2 + |q|^2; from a zero last layer, s = 0, it is the flow's own potential. Larger s are
-    cut at 1/2, where for |p| = |q| the curvature across R is that of the flow. In the flow a phase
-    loses its influence within an angle of order one; an exact cosh would keep it for ever. In the
-    limit the phases are those of the force, and a step multiplies all pairs as the flow does.
+    is |p|^2 + |q|^2; from a zero last layer, s = 0, it is the potential of the flow. Larger s are
+    cut to 1/2, at which for |p| = |q| the curvature across R is that of the flow. In the flow the
+    influence of a phase decays within an angle of order one; in an exact cosh it would not decay.
+    In the limit the phases are those of the force, and a step multiplies all pairs as the flow.
     """
 
     first: np.ndarray
@@ -160,10 +161,10 @@ class ComplexAngles:
 
 @dataclasses.dataclass(frozen=True)
 class DualState:
-    """The state of a dual flow: angles by kind, how samples turn them, and their common scale.
+    """The state of a dual flow: angles by kind, how samples rotate them, and their common scale.
 
     - `angles`: one entry per kind (real, complex).
-    - `rows`: for each kind the turns (g, k, n) per unit of nu_i.
+    - `rows`: for each kind the rotation angles (g, k, n) per unit of nu_i.
     - `log_weights`: for each kind the logarithms (g,) of the terms' factors in Phi.
     - `log_unit`: log of the data's scale, by which `rows` are divided.
     - `log_scale`: log of the number by which all layers are divided.
@@ -256,7 +257,10 @@ def implicit_step(state: DualState, start: np.ndarray, size: float) -> Step | No
 
 
 def _softmax_step(state, start, size) -> Step | None:
-    """Moderate margins: Newton's method in log p; the entropy is lowered to its true share."""
+    """The step at moderate margins: Newton's method in log p, in stages.
+
+    The share of the entropy falls from stage to stage, to its true value.
+    """
     p, entropy, num_iterations = start, min(0.1, 1 / size), 0
     while True:
         here = potential(state, size * p)
@@ -292,7 +296,7 @@ def _newton(state, p, size, entropy):
         curvature = here.hessian
         if entropy is None:
             curvature = curvature + np.outer(here.gradient, here.gradient)
-        # In log p: rows are divided by p_i and columns multiplied, so that tiny weights do no harm.
+        # In log p rows are divided by p_i, and columns multiplied: small weights lose no accuracy.
         matrix = np.zeros((n + 1, n + 1))
         matrix[:n, :n] = kappa * size * curvature * p + rest * np.eye(n)
         matrix[:n, n], matrix[n, :n] = -1.0, p
@@ -329,7 +333,7 @@ def _sharp_step(state, start, size) -> Step | None:
     Multipliers s_i >= 0 of p_i >= 0 with p_i s_i -> 0.
     """
     n = len(start)
-    # The start is moved off the boundary by so little that the potential changes by O(1).
+    # The start is moved away from the boundary, but so little that the potential changes by O(1).
     inside = min(0.1, 0.3 / size) / n
     p = np.maximum(start, inside)
     p /= p.sum()
@@ -372,7 +376,8 @@ def _sharp_step(state, start, size) -> Step | None:
 
 def _solve(matrix, right):
     """The solution of the linear system; None for a singular matrix."""
-    # Rows of samples with tiny weights may be huge or tiny. Scaled rows keep the others' digits.
+    # Rows of samples with very small weights may be very large or small; scaling them to 1 avoids
+    # a loss of accuracy in the other rows.
     heights = np.max(np.abs(matrix), axis=1)
     try:
         return np.linalg.solve(matrix / heights[:, None], right / heights)

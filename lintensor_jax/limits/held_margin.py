@@ -6,10 +6,10 @@ On the log-arc-length clock the direction theta on the unit sphere obeys
 
 and the growing norm enters only through the softmax p: the larger the margin, the sharper is p.
 Slow modes of the direction (a flow that leaves a saddle, for example) need an arc length s of 10
-to 100. In that arc the margin grows like e^(depth s), beyond the range of floating point. With
-the norm held fixed the stiffness of the equation stays constant. Its end lies within 1/margin of
-the end of the flow with the growing norm. The path in time is a different one; only the limit is
-the same.
+to 100. In that arc the margin grows like e^(depth s), beyond the range of floating point. If the
+norm is held fixed, the stiffness of the equation is constant. The end of this flow differs from
+that of the flow with the growing norm by at most 1/margin. The path in time is a different one;
+only the limit is the same.
 """
 
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from ..dynamics.system import System
 
 
 class HeldMarginEnd(NamedTuple):
-    """End of a flow at held margin: `theta` (p,), the speed |dtheta/ds|, the number of steps."""
+    """The end of a flow at a fixed margin: `theta` (p,), the speed |dtheta/ds|, the step count."""
 
     theta: Float[Array, " p"]
     speed: Scalar
@@ -49,7 +49,7 @@ def direction_at_held_margin(
     atol: float | Scalar,
     max_steps: int = 2000,
 ) -> HeldMarginEnd:
-    """Integrate the direction over the arc length `arc`, for at most `max_steps` steps."""
+    """Integrate the direction over the arc length `arc`, in at most `max_steps` steps."""
     args = (system, log_scale)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(_velocity),

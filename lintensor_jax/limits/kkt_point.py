@@ -4,10 +4,10 @@ In direction, a flow on separable data tends to a point of
 
     Theta = sum_i nu_i grad m_i(Theta),   nu_i >= 0,   m_i(Theta) >= 1,   nu_i (m_i(Theta) - 1) = 0
 
-(Gunasekar et al. 2018, Theorem 4, eq. 16; Lyu & Li 2020). The end of the
-flow gives a first guess of the support, the samples with nu_i > 0. The equations are then solved
-to rounding. If a multiplier is negative or a margin is below 1, the support is changed and the
-equations are solved again.
+(Gunasekar et al. 2018, Theorem 4, eq. 16; Lyu & Li 2020). The end of the flow gives a first guess
+of the support, the samples with nu_i > 0. The equations are then solved to rounding. If a
+multiplier is negative or a margin is below 1, the support is changed and the equations are solved
+again.
 """
 
 from typing import Any, NamedTuple
@@ -25,7 +25,8 @@ from ..dynamics.system import System
 LARGEST_SYSTEM = 3000
 # The equations count as solved below this residual. Levenberg-Marquardt reaches about 1e-15.
 _SOLVED = 1e-10
-# Rounding errors that are allowed in multipliers and margins, where several supports are solutions.
+# The allowed violation of multipliers and margins. They have rounding errors if several supports
+# are solutions.
 _SLACK = 1e-9
 # A sample with a larger share of the softmax is in the first guess of the support. At large margins
 # the shares of all other samples are negligible. At small margins the repair corrects the guess.
@@ -35,8 +36,8 @@ _SHARE = 1e-6
 class KKTPoint(NamedTuple):
     """The result of Levenberg-Marquardt.
 
-    - `theta` (p,): unit parameters; `multipliers` (n,), zero off the support. Their unit
-      makes the smallest margin of `theta` 1, so that they sum to 1 / depth.
+    - `theta` (p,): unit parameters; `multipliers` (n,), zero off the support. They are in the unit
+      in which the smallest margin of `theta` is 1, so that their sum is 1 / depth.
     - `residual`: the largest entry of both sets of equations, scale-free.
     - `problem_with`: None for a KKT point, else a sentence that names the violated condition.
     - `num_supports`: the number of supports that were tried.
@@ -119,7 +120,7 @@ def _repaired(active, multipliers, margins, residual):
     active = active.copy()
     short = np.where(active, np.inf, margins)
     if not residual <= _SOLVED and np.min(short) > 1 - _SLACK:
-        # These samples cannot all have margin 1: the smallest multiplier's sample is removed.
+        # These samples cannot all have margin 1: remove the one with the smallest multiplier.
         active[np.argmin(np.where(active, multipliers, np.inf))] = False
     elif np.min(short) < 1 - _SLACK:
         active[np.argmin(short)] = True

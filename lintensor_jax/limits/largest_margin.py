@@ -1,10 +1,11 @@
-"""The limit direction of many parameters in two layers: their maximum margin, where it is unique.
+"""The limit direction of two layers with many parameters: the maximum margin, if it is unique.
 
 In two layers with an orthogonal decomposition a flow that separates the data tends to the maximum
 margin in the l1 norm of rho, beta = S^T rho (Gunasekar et al. 2018, Theorems 2 and 4; Yun et al.
-2021, Theorem 2). So where there is only one such margin, the flow's way to margin 1e5 decides
-nothing. For few parameters it is cheap and is integrated. An implicit step costs the cube of their
-number; for many the flow goes to a small margin by explicit steps, and the point is computed.
+2021, Theorem 2). If there is only one such margin, the flow to margin 1e5 adds no information. The
+cost of an implicit step is the cube of the number of parameters. For few parameters that is cheap,
+and the flow is integrated. For many it goes to a small margin only, by explicit steps, and the
+limit is computed as the solution of the margin problem.
 """
 
 from types import SimpleNamespace
@@ -26,16 +27,17 @@ from ..theory.least_norm.max_margin import MarginPrecisionError
 from ..theory.least_norm.norms import FourierL1Norm, L1Norm
 from .dual_flow import dual_form
 
-# Up to so many parameters the flow itself goes to a large margin, and its end decides.
+# Up to this many parameters the flow is integrated to a large margin, and its end is used.
 _FEW = 80
-# Where the flow of many parameters ends. An explicit step moves the margin by about a fifth there.
+# The margin at which the flow of many parameters stops. An explicit step changes the margin by
+# about a fifth there.
 _MARGIN, _MOST_STEPS = 10.0, 4000
-# Components of rho below this share of the largest are rounding of a change of basis.
+# Components of rho below this share of the largest are rounding errors of a change of basis.
 _DUST = 1e-12
 
 
 def early_flow(network: Any, problem: Any, rtol: float) -> FlowSolution | None:
-    """The flow to a small margin, by explicit steps; None where it does not come so far."""
+    """The flow to margin 10, by explicit steps; None if it does not reach that margin."""
     flow = gradient_flow(
         network,
         problem,
@@ -49,7 +51,7 @@ def early_flow(network: Any, problem: Any, rtol: float) -> FlowSolution | None:
 
 
 def is_determined(network: Any, problem: Any) -> bool:
-    """Whether the network is large and of the kind whose limit the maximum margin can be."""
+    """Whether the network has many parameters, and a limit that can be the maximum margin."""
     tail = getattr(getattr(problem, "margin_loss", None), "tail", None)
     if getattr(network, "depth", None) != 2 or not isinstance(tail, ExponentialTail):
         return False
@@ -70,7 +72,7 @@ def dual_form_of(network: Any, problem: Any) -> Any:
 def largest_margin_network(network: Any, problem: Any) -> tuple[Any, np.ndarray] | None:
     """Balanced layers at the maximum margin, with the network's signs and phases; multipliers (n,).
 
-    None where the maximum margin is not unique, or the flow from this network cannot reach it: a
+    None if the maximum margin is not unique, or if the flow from this network cannot reach it: a
     component of rho that is zero in both layers stays zero, and one with |eta_1| = |eta_2| keeps
     its sign.
     """

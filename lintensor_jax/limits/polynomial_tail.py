@@ -1,11 +1,11 @@
 """Limit directions of losses with a polynomial tail: stationary points of sum_i m_i^-a.
 
-With -l'(m) about c a m^-(a + 1) the softmax of the slopes at large margins depends on the ratios of
-the margins alone. The unit parameters theta then follow, in arc length, the ascent of
+If -l'(m) is about c a m^-(a + 1), the softmax of the slopes at large margins depends only on the
+ratios of the margins. The unit parameters theta then follow, in arc length, the gradient ascent of
 
     h(theta) = -(1/a) log sum_i m_i(theta)^-a        on the unit sphere,
 
-so that they tend to a stationary point of h, where theta = grad h(theta) / depth. For one layer
+so that they tend to a stationary point of h, at which theta = grad h(theta) / depth. For one layer
 that is the direction of the minimum of the loss on large spheres (Ji et al. 2020).
 """
 
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from ..dynamics.system import System
 
-# A dense Hessian of this many rows, at most, tells a saddle from a maximum.
+# Up to this many parameters a dense Hessian is computed, to distinguish a saddle from a maximum.
 LARGEST_HESSIAN = 600
 # Eigenvalues of the Hessian up to this one count as zero; it has zeros along the network's
 # symmetries.
@@ -51,7 +51,7 @@ class PolynomialTailCertificate(eqx.Module):
         return self.residual <= self.tolerance and not self.is_saddle
 
     def __str__(self) -> str:
-        """The verdict, with what was measured."""
+        """The verdict, with residual and curvature."""
         verdict = "Stationary" if self.is_stationary else "Not stationary"
         verdict = "A saddle" if self.is_saddle else verdict
         text = (
@@ -75,7 +75,7 @@ def stationary_point(system: System, theta: Float[Array, " p"], power: float) ->
 def certificate_at(
     system: System, theta: Float[Array, " p"], power: float, tolerance: float
 ) -> PolynomialTailCertificate:
-    """What is measured at unit parameters `theta` with positive margins."""
+    """The certificate at unit parameters `theta` with positive margins."""
     a = jnp.asarray(power, theta.dtype)
     residual = float(jnp.linalg.norm(_equations(theta, (system, a))))
     largest = None
@@ -98,7 +98,7 @@ def _equations(theta, args):
 
 @eqx.filter_jit
 def _hessian(system, theta, power):
-    """Of h - depth log|theta|, which does not change with |theta|."""
+    """The Hessian of h - depth log|theta|, which does not change with |theta|."""
 
     def on_sphere(theta):
         return _height(theta, system, power) - system.depth * jnp.log(jnp.linalg.norm(theta))

@@ -7,13 +7,14 @@ from ..networks.pair import check_pair, same_dtype
 
 _RTOL = 1e-6
 _LEAST_RTOL = 1e-12
-# In roundings of the dtype: the smallest tolerance of a flow, and what certificates reach.
+# In roundings of the dtype: the smallest tolerance of a flow, and the smallest default of
+# certificates.
 _SMALLEST_ULPS, _REACHED_ULPS = 64, 1024
 _TOLERANCE = 1e-10
 
 
 def rtol_of(network, problem):
-    """Tolerance for a start whose margins may be huge already: the softmax sees margin * rtol."""
+    """The tolerance of the flow; for large margins the effect on the softmax is margin * rtol."""
     check_pair(network, problem)
     largest = float(jnp.max(jnp.abs(problem.margins(network.linear_coefficients()))))
     dtype = same_dtype(network, problem)[1].X.dtype
@@ -22,12 +23,12 @@ def rtol_of(network, problem):
 
 
 def rtol_of_dtype(dtype):
-    """The tolerance of steps in float64, or what the dtype keeps."""
+    """The relative tolerance of steps: 1e-6, or 64 roundings of the dtype if this is larger."""
     return max(_RTOL, _SMALLEST_ULPS * float(jnp.finfo(dtype).eps))
 
 
 def require_tolerance(tolerance):
-    """ValueError for a tolerance of the certificates that is no number between 0 and 1."""
+    """Raise ValueError unless the tolerance of the certificates is None or between 0 and 1."""
     if tolerance is not None and not 0 < as_number(tolerance, "tolerance", "limit_direction") < 1:
         raise ValueError(
             f"limit_direction: tolerance must lie strictly between 0 and 1, got {tolerance!r}; "
@@ -36,7 +37,10 @@ def require_tolerance(tolerance):
 
 
 def certificate_tolerance(tolerance, dtype) -> float:
-    """The tolerance of the certificates, by default one that the dtype can reach."""
+    """The tolerance of the certificates; the default is max(1e-10, 1024 roundings of the dtype).
+
+    ValueError for a tolerance below 16 roundings.
+    """
     eps = max(float(jnp.finfo(kind).eps) for kind in (dtype, jnp.result_type(float)))
     if tolerance is None:
         return max(_TOLERANCE, _REACHED_ULPS * eps)

@@ -1,4 +1,4 @@
-"""Predictions: every theorem as a limit, a bound or a certificate. Knows nothing of `dynamics`."""
+"""Predictions: every theorem as a limit, a bound or a certificate. Does not import `dynamics`."""
 
 from .assumptions import Assumption as Assumption
 from .certificates.certify import Certificate as Certificate

@@ -12,7 +12,7 @@ from ..networks.closed_forms import closed_form
 from ..networks.decomposition import decomposition_of
 
 YUN = "Yun et al. 2021"
-# Zeros and equalities may be off by the rounding of parameters and data that were computed.
+# Zeros and equalities of computed parameters and data hold up to this many roundings.
 _ROUNDING_ULPS = 256
 
 
@@ -24,9 +24,9 @@ class Assumption(eqx.Module):
     """One assumption of a theorem, and whether a network and a problem satisfy it.
 
     - `statement`: in words.
-    - `value`: what was measured: a number, a tuple of integers, a word, or None where there is
+    - `value`: what was measured: a number, a tuple of integers, a word, or None if there is
       nothing to measure before the flow has run.
-    - `holds`: True, False, or None where it cannot be known before the flow has run.
+    - `holds`: True, False, or None if it cannot be known before the flow has run.
     - `source`: paper and statement.
     """
 
@@ -49,7 +49,7 @@ class Assumption(eqx.Module):
 
 
 def rounding(array: ArrayLike) -> float:
-    """What counts as zero, relative to the largest entry of `array`."""
+    """The largest modulus that counts as zero, relative to the largest entry of `array`."""
     return _ROUNDING_ULPS * float(jnp.finfo(jnp.asarray(array).dtype).eps)
 
 
@@ -59,7 +59,7 @@ def violated(error: AssumptionFails, source: str) -> Assumption:
 
 
 def underdetermined(rows: ArrayLike, source: str) -> tuple[Assumption, Assumption]:
-    """At most as many samples as coefficients, and none of them dependent on the others.
+    """At most as many samples as coefficients, and the samples are linearly independent.
 
     `rows`: shape (n, d). The value of the second is the smallest singular value over the largest;
     0 if n > d.
@@ -84,8 +84,8 @@ class Components(eqx.Module):
 
     - `values`: shape (L, m); row l is U_l^T v_l, real or complex.
     - `S`: shape (m, d), or None for the identity.
-    - `assumptions`: that it has such coordinates, as measured.
-    - `tolerance`: what counts as zero, relative to the largest value.
+    - `assumptions`: that the network has such coordinates, as measured.
+    - `tolerance`: up to this share of the largest value a value counts as zero.
     """
 
     values: Any
@@ -95,9 +95,9 @@ class Components(eqx.Module):
 
     @property
     def is_real(self) -> Assumption:
-        """That S and all U_l are real, as Theorem 5 asks; value: the largest imaginary part.
+        """That S and all U_l are real, as Theorem 5 requires.
 
-        Relative to the largest entry of S.
+        The value is the largest imaginary part of S, relative to the largest entry of S.
         """
         S = np.zeros(1) if self.S is None else np.asarray(self.S)
         value = float(np.max(np.abs(np.imag(S))) / np.max(np.abs(S))) if S.any() else 0.0
@@ -106,7 +106,7 @@ class Components(eqx.Module):
 
 
 def components_of(network: Any) -> Components:
-    """The network's components along its singular vectors; AssumptionFails where it has none."""
+    """The network's components along its singular vectors; AssumptionFails if it has none."""
     source = f"{YUN}, Assumption 1"
     statement = "the data tensor is orthogonally decomposable, relative error"
     known = (Assumption(statement, 0.0, True, source),)
@@ -120,7 +120,7 @@ def components_of(network: Any) -> Components:
         found = decomposition_of(network)
     values = jnp.stack([v @ u for u, v in zip(found.bases, network.factors, strict=True)])
     defect = _orthogonality_defect(found)
-    # A decomposition that was found numerically is as good as that test's own tolerance.
+    # A decomposition that was found numerically is only as accurate as the tolerance of its test.
     tolerance = float(jnp.finfo(values.dtype).eps) ** 0.5 if found.residual else rounding(values)
     return Components(
         values,
@@ -171,7 +171,7 @@ def equal_first_layers(values: ArrayLike, tolerance: float, source: str) -> tupl
 
 
 def smallest_layer(values: ArrayLike, tolerance: float, source: str) -> Assumption:
-    """Theorem 2's initial condition; the last layer plays the small one if it can (Remark 2)."""
+    """Theorem 2's initial condition; layer k is the last if that meets it, else any (Remark 2)."""
     squares = np.abs(np.asarray(values)) ** 2
     depth = len(squares)
     gaps = [
@@ -204,11 +204,11 @@ def two_layer_gap(first: ArrayLike, second: ArrayLike, tolerance: float) -> Assu
 
 
 def is_tensor_network(network: Any) -> bool:
-    """Whether it has what Theorems 2, 3, 5 and 6 speak about, and a scalar output."""
+    """Whether it has a data tensor and factors, as in Theorems 2, 3, 5 and 6, and one output."""
     shown = ("data_tensor", "factors", "with_factors", "depth")
     return all(hasattr(network, n) for n in shown) and network.linear_coefficients().ndim == 1
 
 
 def log_loss(network: Any, problem: Any) -> float:
-    """log L(0)."""
+    """log L(0), the natural logarithm of the loss at the network's current parameters."""
     return float(problem.log_loss(network.linear_coefficients()))

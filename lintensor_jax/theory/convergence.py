@@ -1,4 +1,4 @@
-"""What can be decided, before a flow has run, about the claim that its loss tends to its least."""
+"""Whether a flow's loss tends to its least value, as far as this is known before the flow runs."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,11 +15,13 @@ from .row_space import row_space
 
 
 def refuted_convergence(network: Any, problem: Any) -> Assumption | None:
-    """An assumption that fails and says why this flow's loss cannot tend to 0; None if open.
+    """A failed assumption that states why this flow's loss cannot tend to 0; None if open.
 
-    Three reasons are decided: the start is a critical point, where no flow moves; the targets have
-    a higher rank than the narrowest layer lets through; the start lies in an invariant set that
-    excludes the solution (`invariant_sets`).
+    Three reasons are tested:
+
+    - the start is a critical point, so the flow does not move;
+    - the rank of the targets is larger than the width of the narrowest layer;
+    - the start lies in an invariant set that excludes the solution (`invariant_sets`).
 
     **Arguments**
 
@@ -34,10 +36,10 @@ def refuted_convergence(network: Any, problem: Any) -> Assumption | None:
 
 
 def critical_start(network: Any, problem: Any) -> Assumption | None:
-    """An assumption that fails if no flow moves from this start, which is no global minimum."""
+    """A failed assumption if the start is a critical point and no global minimum; else None."""
     beta, pull = coefficients_and_pullback(network)
     if problem.has_margins:
-        # The softmax of the slopes: the gradient without its size, which may underflow.
+        # The softmax of the log slopes normalises the gradient, which may underflow otherwise.
         weights = jax.nn.softmax(problem.log_slopes(problem.margins(beta)), axis=None)
         gradient = problem.margins_adjoint(weights)
     else:
@@ -74,7 +76,8 @@ def _too_narrow(network, problem):
 def convergence(network: Any, problem: Any, proofs: Iterable[Assumption | None], goal: str):
     """The assumption `goal` ("the loss tends to 0"): proved, refuted, or open.
 
-    `proofs`: assumptions that imply it if they hold; None and what does not hold proves nothing.
+    `proofs`: assumptions that imply the goal if they hold. Entries that are None or do not hold
+    are skipped.
     """
     refuted = refuted_convergence(network, problem)
     if refuted is not None:

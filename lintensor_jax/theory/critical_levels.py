@@ -1,10 +1,10 @@
-"""Where a fully connected network cannot get stuck: the losses of its critical points.
+"""The losses at the critical points of a fully connected network: a flow below them converges.
 
 With the singular value decomposition X = W S Phi^T, T = W^T y and M = S Phi^T beta the loss is
 1/2 |T - M|^2 plus a constant. At a critical point the gradients of the first and of the last layer
 vanish: (M - T) M^T = 0 and M^T (M - T) = 0. So M = P T with the projection P on the range of M,
-and P commutes with T T^T: the critical points of any depth L >= 2 are M = T on some of the singular
-vectors of T, M = 0 on the others. (Baldi & Hornik 1989 for two layers.)
+and P commutes with T T^T. At a critical point of any depth L >= 2, M equals T on some of the
+singular vectors of T and is 0 on the others. (Baldi & Hornik 1989 for two layers.)
 
 The loss along a flow decreases, and a flow converges to a critical point (it is bounded, because
 the layers' differences are conserved; Bah et al. 2021; Eftekhari 2020, Lemma 9). So a flow that
@@ -23,11 +23,11 @@ _SOURCE = "this package, from the critical points of Baldi & Hornik 1989"
 
 
 class Levels(NamedTuple):
-    """The excess losses of a network's critical points, over the least loss of all beta.
+    """Losses at a network's critical points, minus the least loss over all beta.
 
-    - `least`: of the global minimum over the matrices whose rank the network can have.
-    - `next`: the lowest of the other critical points; infinite if there are none.
-    - `rank`: of the global minimum. `is_unique`: whether M is the same at all global minima.
+    - `least`: at the global minimum over the matrices whose rank the network can have.
+    - `next`: at the lowest of the other critical points; infinite if there are none.
+    - `rank`: that of M at the global minimum. `is_unique`: whether all global minima have one M.
     - `wanted`: the rank of T, that is of the targets in the range of X.
     """
 
@@ -39,10 +39,10 @@ class Levels(NamedTuple):
 
 
 def critical_levels(weights: Any, data: RowSpace) -> Levels:
-    """Those of a fully connected network with these `weights` for the squared loss."""
+    """The levels of a fully connected network with these `weights`, for the squared loss."""
     sizes = np.linalg.svd(data.projected(), compute_uv=False)
     scale = float(sizes[0]) if sizes.size else 0.0
-    # Only singular values that no rounding has made count.
+    # Singular values that may be rounding errors count as zero.
     zero = 4 * rounding(data.sizes) * max(data.shape) * scale
     wanted = int(np.sum(sizes > zero))
     width = min((w.shape[0] for w in weights[1:]), default=wanted)
@@ -51,18 +51,19 @@ def critical_levels(weights: Any, data: RowSpace) -> Levels:
     if rank == 0:
         return Levels(0.0, np.inf, 0, True, wanted)
     least = 0.5 * float(squares[rank:].sum())
-    # The next level keeps the (k+1)-th singular vector instead of the k-th, or none instead.
+    # The next level replaces the k-th singular vector by the (k+1)-th; without one it drops the
+    # k-th.
     other = 0.5 * float(squares[rank - 1] + squares[rank + 1 :].sum())
     is_unique = rank == wanted or sizes[rank - 1] - sizes[rank] > zero
     return Levels(least, other if is_unique else least, rank, bool(is_unique), wanted)
 
 
 def below_the_saddles(network: Any, problem: Any, data: RowSpace) -> Assumption | None:
-    """That the start lies below every critical point but the global minima; None if it does not.
+    """That the loss at the start is below that of every saddle; None if it is not.
 
-    `network`: fully connected, at a start that is no critical point. For another loss than the
-    squared one this is known for a single output only: there every other critical point has
-    beta = 0, in every depth.
+    Saddles are all critical points but the global minima. `network`: fully connected, at a start
+    that is no critical point. For losses other than the squared one the saddles are known for a
+    single output only: there they have beta = 0, at every depth.
     """
     beta = network.linear_coefficients()
     levels = critical_levels(network.weights, data)

@@ -1,13 +1,13 @@
 """Invariant sets that exclude the solution: a flow that starts in one cannot converge.
 
-* In two layers on one direction of data every growing component of the start is zero, so that the
+* Two layers, data along one direction: if every growing component of the start is zero, the
   prediction keeps its sign (Yun et al. 2021, proof of Theorem 6; Ji & Telgarsky 2019, Appendix A).
 * Balanced layers keep the rank of their product, and the sign of its determinant (Eftekhari 2020,
   Lemma 11).
-* A mode of the targets on which two layers are opposite, u = -v, or zero, and that no other mode
-  drives, keeps u = -v.
+* Two layers that are opposite on one mode of the targets, u = -v (or zero), stay so if no other
+  mode is coupled to it.
 
-Directions of data that the flow never takes do not count.
+Only the directions of the data that the flow can reach count.
 """
 
 import functools
@@ -22,12 +22,12 @@ from .assumptions import Assumption, is_tensor_network, rounding
 from .row_space import row_space
 
 CLAIM = "the loss tends to its least value"
-# How far a sum of two layers may be from zero by the rounding of a singular value decomposition.
+# A sum of two layers that is zero may differ from zero by this many roundings, from the SVD.
 _ROUNDINGS = 16
 
 
 def excluded_by_an_invariant_set(network: Any, problem: Any) -> Assumption | None:
-    """An assumption that fails, if the start is known to lie in such a set; else None."""
+    """A failed assumption if the start is known to lie in such a set; else None."""
     for decide in (_keeps_its_sign, _keeps_rank_and_sign, _keeps_a_mode):
         found = decide(network, problem)
         if found is not None:
@@ -36,7 +36,10 @@ def excluded_by_an_invariant_set(network: Any, problem: Any) -> Assumption | Non
 
 
 def _keeps_its_sign(network, problem):
-    """Two layers, one direction of data: v_1 and v_2 turn hyperbolically, each (a, b) by itself."""
+    """Two layers, one direction of data: each pair (a_j, b_j) follows a hyperbolic rotation.
+
+    a + sign(y) b grows and a - sign(y) b decays. If all a + sign(y) b are zero, they stay zero.
+    """
     if not is_tensor_network(network) or network.depth != 2 or np.ndim(problem.y) != 1:
         return None
     direction = _only_direction(problem) or _eigenvector(network, problem)
@@ -61,9 +64,9 @@ def _keeps_its_sign(network, problem):
 
 
 def _only_direction(problem):
-    """x and the sign of the predictions that are asked for, where all samples are multiples of x.
+    """x and the sign of the wanted predictions, if all samples are multiples of x.
 
-    None where the samples span more than one direction, or no predictor has zero loss.
+    None if the samples span more than one direction, or if no predictor has zero loss.
     """
     X, y = np.asarray(problem.X), np.asarray(problem.y)
     left, sizes, right = np.linalg.svd(X, full_matrices=False)
@@ -76,15 +79,16 @@ def _only_direction(problem):
     wanted = float(along @ y) / float(along @ along)
     off = np.linalg.norm(along * wanted - y) > rounding(y) * np.linalg.norm(y)
     if off and not problem.has_squared_loss:
-        return None  # its least value need not be where that of the squared loss is
+        return None  # its minimum need not be at the minimum of the squared loss
     return (right[0], np.sign(wanted)) if wanted else None
 
 
 def _keeps_rank_and_sign(network, problem):
     """Balanced layers of any depth: the product keeps its rank, so its determinant has one sign.
 
-    In the row space of the data. With one number in each layer the two smallest suffice: if they
-    are equal, neither passes zero before the other, and there the flow would stand.
+    The first layer is restricted to the row space of the data. If each layer is one number, it is
+    enough that the two smallest moduli are equal: both could pass zero only at the same time, and
+    two zero layers are a critical point, which no flow reaches in finite time.
     """
     if not isinstance(network, FullyConnectedNetwork):
         return None
@@ -138,10 +142,10 @@ def _rank(matrix):
 
 
 def _eigenvector(network, problem):
-    """x and sign, where the flow of fully connected layers never leaves one direction.
+    """x and sign, if the flow of fully connected layers stays along one direction; else None.
 
-    It does not if b = X^+ y is an eigenvector of X^T X and the first layer has, in the row space of
-    X, columns along b only: then so has its velocity, -X^T r times a row.
+    It does so if b = X^+ y is an eigenvector of X^T X and all columns of the first layer, projected
+    on the row space of X, are along b: then those of its velocity, -X^T r times a row, are as well.
     """
     is_covered = isinstance(network, FullyConnectedNetwork) and np.ndim(problem.y) == 1
     if problem.has_margins or not is_covered:
@@ -164,8 +168,9 @@ def _eigenvector(network, problem):
 def _keeps_a_mode(network, problem):
     """A singular pair p, s of the targets T with T s = t p, t > 0, on which W_2 s = -W_1^T p = z.
 
-    If S^2 p, W_1 z are along p and W_2^T z along s, all these relations stay, and p^T M s = -|z|^2.
-    In row space coordinates, M = W_1 W_2; the pairs that are tried are those of T and of M.
+    If S^2 p and W_1 z are along p and W_2^T z is along s, the flow keeps all these relations, and
+    p^T M s = -|z|^2. All are in row space coordinates, with M = W_1 W_2. The singular pairs of T
+    and of M are tried.
     """
     if not isinstance(network, FullyConnectedNetwork) or network.depth != 2:
         return None

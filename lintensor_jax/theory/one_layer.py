@@ -1,4 +1,4 @@
-"""One linear layer: where its flows go, for every kind of problem."""
+"""One linear layer: the limits of its flows, for every kind of problem."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +19,7 @@ SOUDRY = "Soudry et al. 2018"
 
 
 def one_layer_candidates(network: LinearNetwork, problem: Any) -> Iterator[Candidate]:
-    """The theorem about one layer on `problem`, which counts the bias if there is one."""
+    """The theorem about one layer on `problem`; its data have a column for the bias, if any."""
     yield _max_margin(network, problem) if problem.has_margins else _projection(network, problem)
 
 
@@ -41,8 +41,8 @@ def _max_margin(network, problem):
     )
     if network.has_bias:
         notes += (
-            "A flow counts the bias as it counts every weight; max_margin leaves it free, and is "
-            "another separator.",
+            "A flow counts the bias like every weight; in max_margin(problem) no norm counts it, "
+            "so that its separator is another one.",
         )
 
     def conclude():

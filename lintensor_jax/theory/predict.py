@@ -1,4 +1,4 @@
-"""Which theorem covers a network and a problem, whether its assumptions hold, what it predicts."""
+"""`predict`: the theorem that covers a network and a problem, its assumptions, its prediction."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,18 +38,18 @@ def predict(
     theorems: Sequence[Theorem] = (),
     weight_decay: float | Scalar = 0.0,
 ) -> Prediction:
-    """Where gradient flow from `network`'s current parameters goes, according to theory.
+    """The limit of gradient flow from `network`'s current parameters, according to theory.
 
-    Given the solution of another training in place of the network, where that training goes.
+    With the solution of another training in place of the network: the limit of that training.
 
-    All theorems about this architecture and problem are measured, the most specific first: every
-    assumption on the current parameters (the initial scale alpha is part of them) and on the data.
-    An assumption about the flow's future, such as that its loss tends to 0, is proved, refuted or
-    open. The answer is the first theorem whose assumptions are all proved; if there is none, the
-    first that violates nothing, with what is open: its kind is "open", never "exact".
-    `.considered` lists all of them.
+    All theorems about this architecture and problem are tested, the most specific first. Their
+    assumptions are measured on the data and on the current parameters, which include the initial
+    scale alpha. An assumption about the flow's future, such as that its loss tends to 0, is proved,
+    refuted or open. The answer is the first theorem whose assumptions are all proved. If there is
+    none, it is the first theorem that violates nothing; its kind is then "open", never "exact".
+    `.considered` lists all theorems.
     ``print(lt.predict(network, problem))`` explains the outcome in words. If nothing applies,
-    `.theorem`, `.limit` and `.kind` are None and `.assumptions` has the violated one with its
+    `.theorem`, `.limit` and `.kind` are None, and `.assumptions` has the violated one with its
     value. No flow is integrated.
 
     - `Regression`: Yun et al. 2021, Theorem 6 (two layers, data of one direction), Theorem 5 with
@@ -70,21 +70,21 @@ def predict(
 
     **Arguments**
 
-    - `network`: any network of this package; your own with `data_tensor`, `factors` and
-      `with_factors` (and `depth`) is covered by the theorems on linear tensor networks. Or the
-      solution of `gradient_descent`, `stochastic_flow` or `heavy_ball_flow`, which knows what
-      trained it: then this is `effective_limit(solution, problem)`.
-    - `problem`: one of the above, with any loss. A theorem asks the loss for the facts that it
-      needs, such as an exponential tail; where the loss does not state them, the theorem is not
-      claimed. About another problem of your own nothing is predicted.
+    - `network`: any network of this package. The theorems on linear tensor networks also cover a
+      user's network with `data_tensor`, `factors`, `with_factors` and `depth`. Or the solution of
+      `gradient_descent`, `stochastic_flow` or `heavy_ball_flow`, which records how it was trained:
+      then the result is `effective_limit(solution, problem)`.
+    - `problem`: one of the above, with any loss. A theorem reads from the loss the facts that it
+      needs, such as an exponential tail. If the loss does not state them, the theorem does not
+      apply. For other problem classes nothing is predicted.
     - `theorems`: functions of network and problem, each yielding `theory.Candidate`s; they are
       tried before the theorems of this package, in the order given. For networks only.
     - `weight_decay`: lambda >= 0 of the penalty lambda/2 |Theta|^2, as in `gradient_flow`; or pass
       `Penalized(problem, weight_decay)` as the problem. For networks only.
 
-    **Raises** ValueError if the two do not fit each other, for the solution of a gradient flow (it
-    does not keep its start), or for traced arrays: it runs on the host; TypeError if `theorems` is
-    no sequence of functions.
+    **Raises** ValueError if network and problem do not fit each other, for the solution of a
+    gradient flow (it does not store its start), or for traced arrays (`predict` runs on the host);
+    TypeError if `theorems` is not a sequence of functions.
     """
     theorems = as_sequence(theorems, "theorems", "predict")
     for theorem in theorems:
@@ -94,11 +94,11 @@ def predict(
                 f"theory.Candidate, got {in_words(theorem)}; pass the functions themselves."
             )
     solved = hasattr(network, "effective_start") or hasattr(network, "network")
-    if solved and not hasattr(network, "linear_coefficients"):  # a network around another has them
+    if solved and not hasattr(network, "linear_coefficients"):  # a network may wrap a network
         return _of_training(network, problem, theorems, weight_decay)
     shape = check_pair(network, problem)
     problem = with_weight_decay(problem, weight_decay)
-    # Flows count a bias as any other coefficient; only norms and weight decay leave it free.
+    # For a flow a bias is a coefficient like any other; only norms and weight decay exclude it.
     problem = problem_of(network, problem)
     _require_concrete(network, problem)
     decay = weight_decay_of(problem)
@@ -123,7 +123,7 @@ def _of_training(solution, problem, theorems, weight_decay) -> Prediction:
     if not (isinstance(weight_decay, int | float) and weight_decay == 0):
         raise ValueError(
             "predict: weight_decay is for the flow of a network, got one with a "
-            f"{type(solution).__name__}, which knows what trained it; leave it out."
+            f"{type(solution).__name__}, which records how it was trained; leave it out."
         )
     if not hasattr(solution, "effective_start"):
         raise ValueError(

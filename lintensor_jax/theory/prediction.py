@@ -1,4 +1,4 @@
-"""Predictions as objects: which theorem, what it assumes, what follows, and all of it in words."""
+"""Predictions as objects: the theorem, its assumptions, its conclusion, and a text of all three."""
 
 import abc
 import enum
@@ -17,15 +17,15 @@ from .assumptions import Assumption
 class Kind(enum.StrEnum):
     """What a prediction claims; equal to its own text, as in ``prediction.kind == "exact"``."""
 
-    #: The flow from these very parameters ends there: every assumption is proved.
+    #: The flow from exactly these parameters ends at `limit`: every assumption is proved.
     EXACT = "exact"
-    #: The same is claimed, but it is proved only if what is open holds; `Prediction.open` lists it.
+    #: The same claim as for EXACT, if the open assumptions hold; `Prediction.open` lists them.
     OPEN = "open"
-    #: The limit tends to it as the initial scale alpha tends to 0.
+    #: The flow's end tends to `limit` as the initial scale alpha tends to 0.
     ALPHA_TO_ZERO = "alpha_to_zero"
-    #: The limit is a stationary point of a known problem, which may have several.
+    #: The flow ends at a stationary point of a known problem, which may have several.
     STATIONARY = "stationary"
-    #: The limit tends to it as the parameters have to move less beside their size.
+    #: The flow's end tends to `limit` as the parameters' relative change tends to 0.
     LAZY = "lazy"
 
 
@@ -44,7 +44,7 @@ class AbstractLossBound(eqx.Module):
     @property
     @abc.abstractmethod
     def formula(self) -> str:
-        """The bound in letters."""
+        """The bound as a formula in t and c."""
 
     @abc.abstractmethod
     def log_bound(self, log_time: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
@@ -68,11 +68,11 @@ class ExponentialDecay(AbstractLossBound):
 
     @property
     def formula(self) -> str:
-        """The bound in letters."""
+        """The bound as a formula in t and c."""
         return "L(t) <= L(0) exp(-c t)"
 
     def log_bound(self, log_time: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
-        """log L(0) - c t."""
+        """log L(0) - c t, of the shape of `log_time`."""
         return self.log_initial_loss - self.value * jnp.exp(log_time)
 
 
@@ -88,11 +88,11 @@ class HarmonicDecay(AbstractLossBound):
 
     @property
     def formula(self) -> str:
-        """The bound in letters."""
+        """The bound as a formula in t and c."""
         return "L(t) <= L(0) / (1 + c L(0) t)"
 
     def log_bound(self, log_time: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
-        """log L(0) - log(1 + c L(0) t)."""
+        """log L(0) - log(1 + c L(0) t), of the shape of `log_time`."""
         log_value = math.log(self.value) if self.value > 0 else -math.inf  # it may underflow
         log_growth = log_value + self.log_initial_loss + jnp.asarray(log_time)
         return self.log_initial_loss - jnp.logaddexp(0.0, log_growth)
@@ -110,8 +110,9 @@ class Conclusion(NamedTuple):
 class Candidate(NamedTuple):
     """A theorem about this architecture and this kind of problem, with its assumptions measured.
 
-    `conclude` is called only if none of them is violated, `otherwise` are remarks for that case.
-    What it calls exact is called open where an assumption is.
+    - `conclude`: called only if no assumption is violated. If one is open, a conclusion of kind
+      EXACT becomes one of kind OPEN.
+    - `otherwise`: remarks for the case that an assumption is violated.
     """
 
     theorem: str
@@ -126,14 +127,14 @@ class Candidate(NamedTuple):
 
     @property
     def is_proved(self) -> bool:
-        """Whether every assumption holds, and none is open."""
+        """Whether every assumption holds; an open one does not."""
         return all(a.holds for a in self.assumptions)
 
 
 class Considered(eqx.Module):
-    """A theorem about this architecture and kind of problem, and what is known of its assumptions.
+    """A theorem about this architecture and kind of problem, with its assumptions measured.
 
-    - `theorem`: its name. `assumptions`: all of them, measured.
+    - `theorem`: its name. `assumptions`: all of them.
     """
 
     theorem: str = eqx.field(static=True)
@@ -158,21 +159,22 @@ class Considered(eqx.Module):
 
 
 class Prediction(eqx.Module):
-    """Where a flow will go, according to which theorem; `print` it for the reasons in words.
+    """The limit of a flow according to a theorem; `print` it for the reasons in words.
 
     - `theorem`: for example "Theorem 5 (Corollary 5)"; None if nothing applies.
     - `limit`: the linear coefficients at the limit, shape (d,), (d, m) or (d, d), in units of y/X;
       for classification their unit direction. None if it is not known.
     - `kind`: `Kind`, None if nothing applies. It compares equal to "exact" (all assumptions are
       proved: the flow ends at `limit`), "open" (it does so if the assumptions in `open` hold),
-      "alpha_to_zero", "stationary", "lazy". Of the last three see `is_proved`.
+      "alpha_to_zero", "stationary" or "lazy". For the last three, `is_proved` states whether all
+      assumptions are proved.
     - `assumptions`: all those of the theorem, each with its measured value. If nothing applies,
-      those of the theorem which came closest (fewest violated, then most specific).
+      those of the closest theorem (fewest violated; of several the most specific).
     - `rate`: a bound on the loss along the flow, or None.
     - `notes`: remarks in words.
     - `considered`: every theorem about this architecture and kind of problem, of all papers, the
       most specific first. Each has a `verdict`: all its assumptions are proved, or some are open
-      (as that the loss tends to 0), or one is violated.
+      (for example that the loss tends to 0), or one is violated.
     - `subject`: network and problem in words.
     """
 
@@ -198,12 +200,12 @@ class Prediction(eqx.Module):
 
     @property
     def rejected(self) -> tuple[Considered, ...]:
-        """The theorems that violate something."""
+        """The theorems with a violated assumption."""
         return tuple(c for c in self.considered if c.violated)
 
     @property
     def violated(self) -> tuple[Assumption, ...]:
-        """Every violated assumption, of the rejected theorems too, each once."""
+        """The violated assumptions of all rejected theorems, without repetition."""
         return tuple(dict.fromkeys(a for r in self.rejected for a in r.violated))
 
     def __str__(self) -> str:
@@ -225,7 +227,7 @@ class Prediction(eqx.Module):
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        """The same for notebooks."""
+        """The text of `__str__` as HTML, for notebooks."""
         return as_html(self)
 
     def _verdict(self):
@@ -261,10 +263,11 @@ class Prediction(eqx.Module):
 def choose(
     subject: str, given: Iterable[Candidate], candidates: Iterable[Candidate], unknown: Candidate
 ) -> Prediction:
-    """The first candidate that is proved, else the first that violates nothing, else a refusal.
+    """The prediction of the first candidate that is proved, else of the first not violated.
 
-    `given` come before `candidates`: the first of them that violates nothing is taken. A refusal
-    names the closest of all. `unknown` is what is refused if there are no candidates.
+    Candidates in `given` precede those in `candidates`: the first of `given` that violates nothing
+    is taken, even if an assumption is open. If all are violated, the prediction is a refusal with
+    the assumptions of the closest candidate. `unknown` is refused if there are no candidates.
     """
     of_user, ours = tuple(given), tuple(candidates)
     possible = [c for c in of_user if not c.violated]
@@ -299,10 +302,10 @@ def choose(
 
 
 def _closest(considered):
-    """The fewest violations; of several, the first, which is the most specific."""
+    """The theorem with the fewest violations; of several the first, which is the most specific."""
     return min(considered, key=lambda c: len(c.violated))
 
 
 def nothing_to_conclude() -> Conclusion:
-    """The `conclude` of a candidate that is known to violate something."""
+    """The `conclude` of a candidate with a violated assumption; it is never called."""
     raise AssertionError("a theorem with a violated assumption concludes nothing")

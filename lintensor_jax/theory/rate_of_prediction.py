@@ -7,9 +7,9 @@ from .rates.bounds import Bound
 def yun_rate_bound(network, problem) -> Bound:
     """Theorems 2, 5, 6 and 7 of Yun et al. 2021 (and relatives) as one bound on the loss.
 
-    It is `predict(network, problem).rate` with the assumptions of the theorem that was found to
-    apply: exp(-c t) for regression; 1/(1 + c L(0) t) for classification, where Theorems 2 and 3
-    print 1/(1 + c t). The value is c.
+    It is `predict(network, problem).rate` with the assumptions of the theorem that applies. The
+    loss decays at least as exp(-c t) for regression, and as 1/(1 + c L(0) t) for classification
+    (Theorems 2 and 3 print 1/(1 + c t)). The value is c.
 
     **Raises** ValueError if no theorem with a rate applies; the message names what is violated.
     """

@@ -1,7 +1,7 @@
-"""Data that are dependent, too many, or contradictory: what the flow of a network sees of them.
+"""Dependent, too many, or contradictory data: the part of them that a network's flow depends on.
 
-The gradient of the loss in beta is X^T r. So a flow of the squared loss is that of r = rank X
-independent rows: with the singular value decomposition X = U S V^T the loss is
+The gradient of the squared loss in beta is X^T (X beta - y). So its flow is the flow on
+r = rank X independent rows: with the singular value decomposition X = U S V^T the loss is
 1/2 |S V^T beta - U^T y|^2 plus a constant, the least loss. A theorem that is stated for data of
 full row rank applies to the rows S V^T and the targets U^T y.
 """
@@ -20,7 +20,7 @@ _CAN_BE_SOLVED = "X beta = y can be solved: the least |X beta - y| over |y|"
 class RowSpace(NamedTuple):
     """Independent rows and their targets, for the flow of the same loss.
 
-    - `rows` (r, q), `targets` (r,) or (r, m): X and y themselves where X has full row rank.
+    - `rows` (r, q), `targets` (r,) or (r, m): X and y themselves if X has full row rank.
     - `misfit`: the least |X beta - y| over |y|.
     - `shape`: that of X, (n, q).
     - `basis` (r, q): an orthonormal basis of the rows; `sizes` (r,): the singular values of X.
@@ -35,7 +35,7 @@ class RowSpace(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """r."""
+        """The rank r of X."""
         return len(self.sizes)
 
     @property
@@ -45,30 +45,29 @@ class RowSpace(NamedTuple):
 
     @property
     def goal(self) -> str:
-        """What a flow can reach: "the loss tends to 0", or to its least value."""
+        """The goal of a flow: "the loss tends to 0", or "... to its least value"."""
         return "the loss tends to " + ("0" if self.is_solvable else "its least value")
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a prediction says about such data."""
+        """The notes of a prediction about such data; none if X has full row rank."""
         n = self.shape[0]
         if self.rank == n:
             return ()
-        words = f"X has {n} rows and rank {self.rank}: the flow sees {self.rank} combinations of "
-        words += "the rows only, and the theorem is applied to these."
+        words = f"X has {n} rows and rank {self.rank}: the flow depends on {self.rank} "
+        words += "combinations of the rows only, and the theorem is applied to these."
         if self.is_solvable:
             return (words,)
         return (
             words,
             f"X beta = y has no solution (misfit {self.misfit:.3g} |y|): the flow ends at the "
-            "least squares, and a loss bound is one on the loss above its least value.",
+            "least squares, and a loss bound is a bound on the loss minus its least value.",
         )
 
     def of(self, squared_loss: bool, source: str) -> tuple[Assumption, ...]:
         """What a theorem assumes of the data: a zero loss exists, or the loss is the squared one.
 
-        Where X beta = y has no solution, another loss than the squared one has its least value
-        elsewhere.
+        If X beta = y has no solution, the minimum of another loss is not the least squares.
         """
         some = Assumption("X is not zero, its rank", self.rank, self.rank > 0, source)
         if self.rank == self.shape[0]:
@@ -82,9 +81,9 @@ class RowSpace(NamedTuple):
         return (some, Assumption(least, self.misfit, True, "this package"))
 
     def least_squares(self, most: int | None = None) -> Array:
-        """X^+ y, the solution of least l2 norm; with `most` that of rank `most` at the most.
+        """X^+ y, the least-squares solution of least l2 norm, shape (q,) or (q, m).
 
-        The latter minimises |X beta - y| over the matrices of that rank.
+        With `most`, it minimises |X beta - y| over the matrices of rank at most `most`.
         """
         rows, targets = np.asarray(self.rows), np.asarray(self.targets)
         flat = self.projected(targets)

@@ -1,4 +1,4 @@
-"""That the data are separable, as an assumption."""
+"""Linear separability of the data as an `Assumption`."""
 
 from typing import Any
 

@@ -110,7 +110,7 @@ def test_what_a_loss_does_not_say_is_not_predicted():
     assert prediction.theorem is None
     assert prediction.limit is None
     assert prediction.violated[0].statement.startswith("Undescribed is convex")
-    assert "does not say" in str(prediction)
+    assert "does not state whether" in str(prediction)
     problem = lt.Regression(data, targets, Described())
     found: Any = lt.predict(network, problem)
     assert found.kind == "exact"

@@ -33,7 +33,7 @@ def flow_to(margin, network, data, rtol=1e-6) -> Any:
 
 
 def assert_certified(limit, data):
-    """The claim, checked on what is returned and not by the package's own certificate."""
+    """Check the KKT conditions on the returned arrays, without the package's certificate."""
     assert limit.succeeded
     margins = np.asarray(data.margins(limit.network.linear_coefficients()))
     assert margins.min() >= 1 - 1e-9
@@ -53,7 +53,7 @@ def assert_certified(limit, data):
 
 
 def test_a_saddle_is_found_as_one_and_followed():
-    # Both flows end their way to margin 1e5 at a saddle of the l1 problem, in two layers.
+    # At margin 1e5 both two-layer flows are near a saddle of the l1 problem.
     for index in (2, 5):
         data = problem(index)
         flow = flow_to(1e5, diagonal(index, 0.01), data)
@@ -66,7 +66,7 @@ def test_a_saddle_is_found_as_one_and_followed():
         limit = lt.limit_direction(flow, data)
         assert_certified(limit, data)
         expected = lt.max_margin(data, lt.L1Norm()).direction
-        # Both are solved to rounding; the issue asks for 1e-6.
+        # Both are solved to rounding; the required accuracy is 1e-6.
         np.testing.assert_allclose(limit.direction, expected, rtol=0, atol=1e-12)
         assert limit.moved > 0.01
         assert "stationary" in str(limit)
@@ -97,7 +97,7 @@ def test_scaled_duplicated_and_logistic(scale):
 
 @pytest.mark.slow
 def test_short_filters_go_where_the_longer_flow_goes():
-    # No regulariser is known in predictor space: there are many KKT points, and the flow decides.
+    # No regulariser is known in predictor space. The flow selects one of many KKT points.
     data = problem(3, n=8, d=5)
     like = lt.ConvolutionalNetwork.zeros(5, (2, 2, 5))
     moved = []
@@ -109,7 +109,7 @@ def test_short_filters_go_where_the_longer_flow_goes():
         further = flow.continued(stop=lt.StopAtMargin(1e8), rtol=1e-8)
         distance = np.linalg.norm(further.direction[-1] - limit.direction)
         moved.append((limit.moved, distance))
-        # The flow's own error falls like a power of the margin, slowly; but it does fall.
+        # The error of the flow's direction falls slowly, like a power of the margin.
         assert distance < 0.05
         assert distance <= limit.moved + 1e-8
     assert max(distance for _, distance in moved) > 0
@@ -148,7 +148,7 @@ def test_one_sample_and_any_two_layer_tensor():
 
 
 class Squares(eqx.Module):
-    """A user's own network: beta = u * u, which is never negative."""
+    """A user's network: beta = u * u, which is never negative."""
 
     u: Array
     depth = 2
@@ -205,7 +205,7 @@ def test_refusals():
 
 @pytest.mark.parametrize("size", [0.0, 1e-40])
 def test_a_coordinate_that_the_solver_froze(size):
-    """At a saddle for good if it is exactly zero in both layers; else the dual flow revives it."""
+    """If it is 0 in both layers, the limit is a saddle; otherwise the dual flow lets it grow."""
     data = problem(2)
     best = lt.max_margin(data, lt.L1Norm()).direction
     frozen = int(np.argmin(np.where(np.abs(best) > 0.01, np.abs(best), np.inf)))
@@ -251,5 +251,5 @@ def test_single_precision_has_a_default_tolerance_that_it_can_reach(x64):
         found = np.asarray(limit.direction, float)
     exact = lt.max_margin(lt.Classification(X.astype(float), y.astype(float)), lt.L1Norm())
     expected = np.asarray(exact.coefficients) / np.linalg.norm(exact.coefficients)
-    # A thousand roundings of float32.
+    # The bound is a thousand roundings of float32.
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)

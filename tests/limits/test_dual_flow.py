@@ -21,8 +21,8 @@ D, N = 10, 20
 clarabel: Any = _clarabel  # its module states no types
 DIAGONAL = lt.DiagonalNetwork.zeros(2, D)
 CONVOLUTION = lt.ConvolutionalNetwork.zeros(D, (D, D))
-# HiGHS solves its linear program to rounding; a cone program's direction is good to about the root
-# of its gap, 1e-13: there the optimality conditions say more.
+# HiGHS solves its linear program to rounding. The direction of a cone program has an error of about
+# the root of its gap, 1e-13; its optimality conditions are a sharper test.
 LINEAR, CONIC, OPTIMAL = 1e-9, 1e-6, 1e-9
 
 
@@ -139,10 +139,10 @@ def test_small_steps_converge_to_the_flow(template):
             )
         )
     ratios = np.array(errors[:-1]) / np.array(errors[1:])
-    # First order: 2, up to the next order of the error.
+    # The order is one: the ratio is 2, up to the next order of the error.
     assert (ratios > 1.7).all(), (errors, ratios)
     assert (ratios < 2.4).all(), (errors, ratios)
-    # Misaligned phases and a moderate margin: an error of order h.
+    # Phases are misaligned and the margin is moderate, so the error is of order h.
     assert np.max(errors[-1]) < 0.1
 
 
@@ -158,13 +158,13 @@ def test_the_limit_is_the_maximum_margin(template, index):
     np.testing.assert_allclose(unit(beta), found.direction, rtol=0, atol=1e-13)
     np.testing.assert_allclose(np.min(data.margins(beta)), 1.0, rtol=1e-13)
     assert type(found.network) is type(start)
-    # The multipliers of the samples: on the simplex, and only where the margin is the smallest.
+    # The multipliers are on the simplex; they are positive only at the smallest margin.
     np.testing.assert_allclose(jnp.sum(found.dual), 1.0, rtol=1e-13)
     slack = data.margins(beta) - 1
     assert jnp.max(found.dual * slack) < 1e-9
     decomposition = start.orthogonal_decomposition()
     np.testing.assert_allclose((decomposition.S.T @ found.rho).real, beta, rtol=0, atol=1e-12)
-    # Balanced, so in parameter space it is the KKT point Theta ~ sum_i p_i grad m_i.
+    # The layers are balanced, so they are the KKT point Theta ~ sum_i p_i grad m_i.
     v, w = found.network.factors
     np.testing.assert_allclose(jnp.vdot(v, v), jnp.vdot(w, w), rtol=1e-10)
     pull = eqx.filter_grad(lambda net: found.dual @ data.margins(net.linear_coefficients()))
@@ -184,14 +184,14 @@ def test_from_the_end_of_a_flow(template):
     end: Any = lt.gradient_flow(start, data, stop=lt.StopAtMargin(1e4), rtol=1e-6)
     found = continue_direction(end.network, data)
     np.testing.assert_allclose(found.log_margins[0], end.log_margin[-1], rtol=0, atol=1e-9)
-    # Every step multiplies the margins; the continuation never falls back.
+    # Every step multiplies the margins, so they never decrease.
     assert (np.diff(found.log_margins) > 0).all()
     assert found.settled
     assert_limit(found, start, data)
 
 
 def saddle():
-    """A point on the wrong side: the l1 limit of the network without its most useful coordinate."""
+    """A saddle: the l1 limit of the network without its largest coordinate."""
     data = problem(4, n=8)  # so few that any nine coordinates separate them
     Z = np.asarray(data.signed_data)
     best = l1_direction(Z)
@@ -207,11 +207,11 @@ def saddle():
 @pytest.mark.parametrize("log10_size", [-12, -100, -300])
 def test_leaves_a_saddle(log10_size):
     data, layers, dropped, best, rest = saddle()
-    # What the flow kept of all zero coordinates, far below any solver's absolute tolerance.
+    # A flow leaves such small values in zero coordinates, far below a solver's absolute tolerance.
     layers[0] = np.where(layers[0] == 0, 10.0**log10_size, layers[0])
     found = continue_direction(lt.DiagonalNetwork(layers), data)
     assert found.settled
-    # First it rests where it is: the plateau is longer than float64's range of margins.
+    # At first the direction is constant: this plateau is longer than float64's range of margins.
     assert np.linalg.norm(rest - best) > 0.05
     np.testing.assert_allclose(found.direction, best, rtol=0, atol=LINEAR)
     assert abs(found.direction[dropped]) > 0.1
@@ -241,7 +241,7 @@ def test_balanced_coordinates_keep_their_sign():
     signs = np.where(best == 0, 1.0, np.sign(best))
     first, second = size.copy(), size * signs
     second[worst] *= -1
-    # All others free to take either sign: a - b and a + b both nonzero.
+    # All other coordinates can take both signs: a - b and a + b are nonzero.
     others = np.arange(D) != worst
     first[others] *= 2
     found = continue_direction(lt.DiagonalNetwork(np.stack([first, second])), data)
@@ -254,7 +254,7 @@ def test_balanced_coordinates_keep_their_sign():
 
 @pytest.mark.parametrize("template", [DIAGONAL, CONVOLUTION], ids=["diagonal", "convolution"])
 def test_margins_that_only_logarithms_hold(template):
-    # Margins start at 1e-900, and the steps that lead on from there are as large.
+    # Margins start at 1e-900, and the first steps must have the same size.
     start = gaussian(template, jax.random.key(0), 1e-300)
     found = continue_direction(start, problem(0, 1e-300), growth=4.0)
     assert found.settled
@@ -307,7 +307,7 @@ def test_other_two_layer_networks():
 def test_nearly_inseparable_data():
     rng = np.random.default_rng(0)
     X, w = rng.standard_normal((N, D)), unit(rng.standard_normal(D))
-    # Margin 1e-4: rounding of the angles costs 1e4 squared of float64's digits.
+    # At margin 1e-4 rounding of the angles is amplified by 1e4 squared.
     X = X - (X @ w)[:, None] * w + 1e-4 * np.abs(rng.standard_normal(N))[:, None] * w
     data = lt.Classification(X, np.ones(N))
     for template in (DIAGONAL, CONVOLUTION):

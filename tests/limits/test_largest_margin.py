@@ -24,7 +24,7 @@ def _problem(seed, n=20, d=10):
 
 
 def _gaussian(network, seed, scale=0.3):
-    """All leaves normal."""
+    """The network with normal random numbers in all leaves."""
     leaves, tree = jax.tree.flatten(network)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     moved = [
@@ -51,13 +51,13 @@ def test_a_short_flow_and_the_limit_of_the_long_one(monkeypatch):
     np.testing.assert_allclose(
         short.direction, lt.max_margin(data, lt.L1Norm()).direction, rtol=0, atol=1e-11
     )
-    # The layers have the signs of the long flow's: the sums of layers that grow keep theirs.
+    # The layers have the signs of those of the long flow, because growing sums keep their signs.
     for mine, theirs in zip(short.network.weights, long.network.weights, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-9)
 
 
 def test_two_hundred_features():
-    """What is computed in place of a long flow, without the short one: certified to rounding."""
+    """The maximum margin that replaces a long flow is certified to rounding."""
     data, network = _problem(0, n=500, d=200), _gaussian(lt.DiagonalNetwork.zeros(2, 200), 0)
     assert largest_margin.is_determined(network, data)
     beta = network.linear_coefficients()
@@ -99,23 +99,23 @@ def test_signs_and_zeros_that_a_flow_keeps():
     best = np.asarray(lt.max_margin(data, lt.L1Norm()).direction)
     j = int(np.argmax(np.abs(best)))
     weights = _gaussian(lt.DiagonalNetwork.zeros(2, 10), 2).weights
-    # Zero in both layers, and equal layers that keep the wrong sign: no flow comes there.
+    # No flow reaches the maximum margin if j is zero in both layers, or keeps the wrong sign.
     for value in (jnp.zeros(2), jnp.array([0.1, -0.1 * np.sign(best[j])])):
         network = lt.DiagonalNetwork(weights.at[:, j].set(value))
         assert largest_margin_network(network, data) is None
-    # Of the right sign, or only nearly equal: one does.
+    # A flow reaches it if equal layers have the right sign, or if they are only nearly equal.
     for value in (jnp.array([0.1, 0.1 * np.sign(best[j])]), jnp.array([0.1, 0.1 + 1e-6])):
         network = lt.DiagonalNetwork(weights.at[:, j].set(value))
         assert largest_margin_network(network, data) is not None
 
 
 def test_several_maximum_margins_are_left_to_the_flow():
-    # The l1 norm does not tell the two equal columns apart.
+    # For the l1 norm the two equal columns are interchangeable.
     X = np.array([[1.0, 1.0, 0.2], [-2.0, -2.0, 0.5], [1.5, 1.5, -1.0]])
     data = lt.Classification(X, np.array([1.0, -1.0, 1.0]))
     assert not lt.max_margin(data, lt.L1Norm()).unique
     assert largest_margin_network(_gaussian(lt.DiagonalNetwork.zeros(2, 3), 0), data) is None
-    # Data that nothing separates, and networks without such coordinates.
+    # It also returns None for data that are not separable, and for networks without coordinates.
     nothing = lt.Classification(np.array([[1.0], [1.0]]), np.array([1.0, -1.0]))
     assert largest_margin_network(_gaussian(lt.DiagonalNetwork.zeros(2, 1), 0), nothing) is None
     deep = _gaussian(lt.DiagonalNetwork.zeros(3, 10), 0)

@@ -20,11 +20,11 @@ def fully_connected(*weights):
 def assert_flow_ends_at(network, problem, found, **options):
     assert found.limit is not None
     flow = lt.gradient_flow(network, problem, throw=False, **options)
-    # The residual rule with the finish, or the explicit method's level at a positive least loss.
+    # The end is exact after a finish; at a positive least loss it has the explicit method's error.
     np.testing.assert_allclose(flow.coefficients[-1], found.limit, rtol=0, atol=1e-6)
 
 
-# One shape of data for all, so that each network's flow is compiled once.
+# All data have one shape, so that each network's flow is compiled once.
 MIX = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, -1.0], [0.5, 0.0]])
 DATA = {
     "dependent": (MIX @ X, MIX @ [1.0, 0.5]),
@@ -52,7 +52,7 @@ def test_theorems_need_the_row_space_only(name, data):
         assert name in str(found.theorem)
     assert found.rate is not None or data == "one direction"
     assert_flow_ends_at(network, problem, found)
-    # The loss above its least value is below the bound.
+    # The difference of the loss and its least value is below the bound.
     if found.rate is not None and data == "contradictory":
         least = np.linalg.lstsq(problem.X, problem.y)[0]
         rest = 0.5 * np.sum((problem.X @ least - problem.y) ** 2)
@@ -137,7 +137,7 @@ def test_eftekhari_names_theorem_20s_rates():
 
 @pytest.mark.slow
 def test_min_theorem_3_without_the_invariant_set():
-    """Two outputs, c(0) > 0: the loss tends to 0 at a rate, the limit depends on the start."""
+    """Two outputs and c(0) > 0: the loss tends to 0 at a rate, and no limit is predicted."""
     network = fully_connected(RNG.normal(size=(3, 4)), 0.1 * RNG.normal(size=(4, 2)))
     problem = lt.Regression(X, [[1.0, 0.2], [-0.5, 0.7]])
     found = lt.predict(network, problem)
@@ -152,7 +152,7 @@ def test_min_theorem_3_without_the_invariant_set():
 
 
 def test_a_start_below_every_saddle():
-    """Three layers, below the loss of beta = 0: it tends to its least value, which is proved."""
+    """Below the loss of beta = 0 the loss of three layers provably tends to its least value."""
     problem = lt.Regression(X, [1.0, -0.5])
     near = 0.4 * np.linalg.pinv(X) @ np.array([1.0, -0.5])
     network = fully_connected(np.outer(near, [1.0, 0.2]), np.eye(2), np.array([1.0, 0.0]))

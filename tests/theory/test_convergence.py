@@ -1,4 +1,4 @@
-"""What is decided of convergence before a flow runs: no limit is predicted that cannot be."""
+"""Convergence is decided before a flow runs: no limit is predicted that the flow cannot reach."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,8 +37,8 @@ def test_a_flow_that_cannot_converge_has_no_predicted_limit(network, problem, re
     assert found.theorem is None
     assert found.limit is None
     assert any(reason in a.statement and a.holds is False for a in found.violated)
-    # The flow agrees, until rounding takes it off (e^(2 sqrt(5) t) times 1e-16 for the last digit
-    # of the balanced start): it keeps a loss that is not the least.
+    # The flow agrees: it keeps a loss that is not the least, until rounding has grown (1e-16, the
+    # last digit of the balanced start, times e^(2 sqrt(5) t)).
     flow = lt.gradient_flow(network, problem, finish=None, stop=lt.StopAtTime(3.0), throw=False)
     assert float(flow.log_loss[-1]) > -5.0
 

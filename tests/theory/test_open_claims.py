@@ -1,4 +1,4 @@
-"""What is open is said to be open, in every word that a user sees."""
+"""If something is open, all words that a user sees say that it is open."""
 
 import jax.numpy as jnp
 import pytest
@@ -19,7 +19,7 @@ OPEN_START = lt.FullyConnectedNetwork((0.1 * EYE, 0.1 * EYE, ETA))
 
 
 def test_what_is_open_is_never_called_exact():
-    """Also of a theorem of the user's."""
+    """This also holds for a user's theorem."""
     open_question = lt.theory.Assumption("it rains", None, None, "the weather")
     end = lt.theory.Conclusion(lt.theory.Kind.EXACT, jnp.zeros(4))
     mine = lt.theory.Candidate("Mine", (open_question,), lambda: end)
@@ -31,7 +31,7 @@ def test_what_is_open_is_never_called_exact():
     )
     assert "Limit, if so: [0" in text
     assert "which is open: it rains" in found._repr_html_()
-    # The weaker claims keep their names, and say what is open, too.
+    # Weaker claims keep their names, and they also say what is open.
     weaker = lt.predict(OPEN_START, REGRESSION)
     assert (weaker.kind, weaker.is_proved) == ("alpha_to_zero", False)
     assert "tends to 0, if this holds, which is open: " in str(weaker)

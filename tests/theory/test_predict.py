@@ -1,4 +1,4 @@
-"""`predict`: the theorem it names, what it measures, and its limits against simulated flows."""
+"""`predict`: the theorem that it names, its measured values, and its limits against flows."""
 
 import diffrax
 import equinox as eqx
@@ -30,7 +30,7 @@ from prediction_cases import (
 import lintensor_jax as lt
 from lintensor_jax.initialization import gaussian
 
-SOLVER = diffrax.Tsit5()  # these flows are mild; it compiles fastest
+SOLVER = diffrax.Tsit5()  # it compiles fastest, and these flows are not stiff
 
 
 def coefficients(network):
@@ -42,12 +42,12 @@ def tensor():
     return lt.TensorNetwork(np.einsum("jd,aj,bj,cj->abcd", S, *bases), factors)
 
 
-# One theorem for each formula of a rate: times to save at cost compilation.
+# One theorem for each formula of a rate, because saved times need another compilation.
 RATED = ("Theorem 5 (Corollary 5)", "Theorem 6", "Theorems 1 and 3 of Woodworth")
 
 
 def flow_of(network, problem, span=10.0):
-    """Its end; and log t, log L at four times, whose number is part of what is compiled."""
+    """The flow's end, and log t and log L at four times; their number needs a compilation."""
     times = span * jnp.asarray([0.1, 0.2, 0.5, 1.0])
     flow = lt.gradient_flow(network, problem, solver=SOLVER, saveat=times)
     return coefficients(flow.network), flow.log_time[:-1], flow.log_loss[:-1]
@@ -58,7 +58,7 @@ def assert_loss_is_below(bound, log_time, log_loss):
     assert np.all(np.asarray(log_loss) <= np.asarray(bound.log_bound(log_time)) + 1e-6)
 
 
-# Their limits are tested in theory/regression/test_other_mirror_maps.py and test_yun_theorem_5.py.
+# theory/regression/test_other_mirror_maps.py and test_yun_theorem_5.py test the limits of these.
 ELSEWHERE = (
     "two-layer mirror flow",
     "Theorems 1 and 3 of Woodworth",
@@ -102,7 +102,7 @@ def test_signs_and_scales_of_layers_are_read_from_the_parameters():
 def test_the_numerical_decomposition_predicts_as_the_given_one():
     found = lt.predict(tensor(), REGRESSION)
     assert found.theorem == "Theorem 5"
-    # Singular vectors carry the rounding of the decomposition, 1e-14, over their gaps.
+    # Singular vectors have the error of the decomposition, 1e-14, divided by their gaps.
     assert found.limit is not None
     np.testing.assert_allclose(found.limit, limit_of(orthogonal(3), REGRESSION), rtol=1e-9)
 
@@ -127,13 +127,13 @@ def test_networks_of_ones_own_are_tested_for_assumption_1():
     layers = (jnp.asarray(ETA), jnp.asarray(-ETA), jnp.zeros(4))
     prediction = lt.predict(OwnNetwork(layers), REGRESSION)
     assert prediction.theorem == "Theorem 5"
-    # As above: the rounding of a numerical decomposition.
+    # The error is that of a numerical decomposition, as above.
     limit = limit_of(diagonal(ETA, -ETA, ZERO), REGRESSION)
     np.testing.assert_allclose(limit_of(OwnNetwork(layers), REGRESSION), limit, rtol=1e-9)
 
 
 def test_layers_choose_the_eigenbasis_where_sensors_leave_it_open():
-    # Both sensors have two equal eigenvalues; the layers are diagonal in one of the bases.
+    # Both sensors have two equal eigenvalues; the layers are diagonal in one of the eigenbases.
     repeated = np.stack([np.diag([1.0, 1.0, 2.0, 0.5]), np.diag([0.3, 0.3, -1.0, 2.0])])
     turn = np.eye(4)
     turn[:2, :2] = [[0.6, -0.8], [0.8, 0.6]]
@@ -158,7 +158,7 @@ def test_warns_where_rounding_leaves_the_commuting_matrices():
         error = np.abs(flow_of(network, problem)[0] - prediction.limit).max()
         return error / np.abs(prediction.limit).max(), any("rounded" in n for n in prediction.notes)
 
-    # As everywhere here the flow's own accuracy; then a limit of another kind, not a small error.
+    # First the error is that of the flow, as in all tests here; then the limit is a different one.
     error, warned = run(0.3)
     assert error < 1e-7
     assert not warned
@@ -190,7 +190,7 @@ def test_unbalanced_differential_networks_are_two_layers():
 
 
 def test_theorem_7():
-    # Dead units are left out. From zero coefficients the limit would be exact for every alpha.
+    # Dead units do not count. From zero coefficients the limit would be exact for every alpha.
     start = matching(lt.FullyConnectedNetwork.zeros((4, 6, 5)), ETA)
     prediction = lt.predict(start.scaled(0.3), REGRESSION)
     assert (prediction.theorem, prediction.kind) == ("Theorem 7", "alpha_to_zero")
@@ -239,7 +239,7 @@ def relative_asymmetry(sensors):
 
 
 class Opaque(eqx.Module):
-    """A network that states nothing but its coefficients."""
+    """A network that states only its coefficients."""
 
     weights: jax.Array
 

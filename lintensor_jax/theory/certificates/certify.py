@@ -2,9 +2,10 @@
 
 In *parameter space* the problem is min |Theta|^2 subject to y_i <x_i, beta(Theta)> >= 1 (Gunasekar
 et al. 2018, eq. 14; its stationary points: Theorem 4, eq. 16), in *predictor space* min R(beta)
-subject to y_i <x_i, beta> >= 1 (eq. 11-13 and 15; Yun et al. 2021, Theorem 2). A parameter that is
-zero in all layers satisfies the first whatever the data say about it: hence the saddles, which
-only the second exposes. Everything here is on the host, in float64, and has no scale.
+subject to y_i <x_i, beta> >= 1 (eq. 11-13 and 15; Yun et al. 2021, Theorem 2). A coordinate that is
+zero in all layers satisfies the parameter-space condition for any data. So some stationary points
+in parameter space are saddles; only the predictor-space condition detects them. All computations
+run on the host, in float64. The residuals do not depend on the scale of data or separator.
 """
 
 from typing import Any
@@ -29,47 +30,48 @@ from .predictor_space import Regularizer, in_predictor_space
 
 # Computed margins are off by this many roundings of sum_j |x_ij beta_j|.
 _MARGIN_ULPS = 16
-# What residuals reach, in roundings of the dtype.
+# The residual that a stationary point can still have by rounding, in roundings of the dtype.
 _REACHED_ULPS = 1024
 
 
 class Certificate(eqx.Module):
-    """How far a separator is from stationarity; `print` it for what holds and what is violated.
+    """How far a separator is from stationarity; `print` it to see which conditions are violated.
 
-    With p_i = nu_i / sum_k nu_k both residuals are the smallest over nu >= 0 of stationarity and
-    complementarity sum_i p_i (m_i / min m - 1) together, for *all* samples: next to a stationary
-    point they are proportional to the distance, with no threshold between support and rest.
+    Each residual is a minimum over nu >= 0. What is minimised combines the error of stationarity
+    with that of complementarity, sum_i p_i (m_i / min m - 1), where p_i = nu_i / sum_k nu_k. *All*
+    samples enter, and no threshold selects the support. So next to a stationary point a residual
+    is proportional to the distance from it.
     """
 
     #: |Theta - sum_i nu_i grad m_i(Theta)| / |Theta| where the smallest margin is 1 (eq. 16);
     #: None if only coefficients were given.
     parameter_residual: float | None = eqx.field(static=True)
-    #: The same for the regulariser R of the linear coefficients; None where none is known.
+    #: The same for the regulariser R of the linear coefficients; None if no R is known.
     #: L = 2 (l1, l2): |G - P(w + G)| in the dual norm, w of norm 1, G = sum_i nu_i y_i x_i and P
     #: the projection on the dual ball. L > 2: the parameter-space residual of the balanced
-    #: diagonal network with that rho. A gradient: relative to its length; a prox: |beta - u|_2
-    #: with u the proximal step of R and the constraints from |beta|_2 = 1.
+    #: diagonal network with that rho. R given by its gradient: relative to the gradient's length.
+    #: R given by its prox: |beta - u|_2 at |beta|_2 = 1, u the proximal step of R and constraints.
     predictor_residual: float | None = eqx.field(static=True)
-    #: Margins that are the smallest one up to the tolerance, shape (n,); of m classes (n, m - 1).
+    #: True for margins that equal the smallest one up to the tolerance. Shape (n,); for m classes
+    #: (n, m - 1).
     support: Bool[Array, "..."]
-    #: nu >= 0, of the same shape, of eq. 16 where the smallest margin is 1; if only coefficients
-    #: were given, those with sum_i nu_i y_i x_i in the subdifferential of R (for a norm at
-    #: margin 1, so that their sum is the norm; for a `Regularizer` at |beta|_2 = 1).
+    #: nu >= 0 of eq. 16 where the smallest margin is 1; the shape is that of `support`. If only
+    #: coefficients were given: nu with sum_i nu_i y_i x_i in the subdifferential of R (for a norm
+    #: at margin 1, so that their sum is the norm; for a `Regularizer` at |beta|_2 = 1).
     multipliers: Float[Array, "..."]
     #: max |u_j| over the zero coordinates of rho, u = sum_i nu_i S^* y_i x_i, in units of the dual
-    #: norm: at most 1 at a stationary point for L = 2, no condition for L > 2. Zero is what is
-    #: below tolerance * max |rho|: it cannot move a residual by more than that. None without a
-    #: norm that has coordinates.
+    #: norm. At most 1 at a stationary point for L = 2; no condition for L > 2. A coordinate counts
+    #: as zero below tolerance * max |rho|. None if R is no norm with coordinates.
     worst_off_support: float | None = eqx.field(static=True)
     #: The regulariser in words.
     regularizer: str | None = eqx.field(static=True)
     #: What rounding of the multipliers alone may add to a residual: about 1e-14 over the normalised
-    #: margin. It exceeds the tolerance only where the data are nearly contradictory.
+    #: margin. It exceeds the tolerance only if the data are nearly contradictory.
     resolution: float = eqx.field(static=True)
     #: Residuals up to this one, or up to the resolution, count as zero.
     tolerance: float = eqx.field(static=True)
-    #: What to know about the loss: empty for an exponential tail, to whose flows the certificate
-    #: applies.
+    #: Why flows of this loss need not end at a stationary point. Empty for losses with an
+    #: exponential tail: the certificate applies to their flows.
     remark: str = eqx.field(static=True, default="")
 
     @property
@@ -80,7 +82,7 @@ class Certificate(eqx.Module):
 
     @property
     def is_saddle(self) -> bool:
-        """Stationary in parameter space, though not in predictor space: a flow can leave it."""
+        """Stationary in parameter space, but not in predictor space: a flow can leave it."""
         parameter, predictor = self.parameter_residual, self.predictor_residual
         if parameter is None or predictor is None:
             return False
@@ -124,7 +126,7 @@ class Certificate(eqx.Module):
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        """The same for notebooks."""
+        """The text of `__str__` as HTML, for notebooks."""
         return as_html(self)
 
 
@@ -141,17 +143,17 @@ def certify(
 
     **Arguments**
 
-    - `network_or_coefficients`: a network (also a module of your own with `linear_coefficients`
-      and `depth`), or linear coefficients of shape (d,), for m classes (d, m). Only the direction
+    - `network_or_coefficients`: a network (also a user's module with `linear_coefficients` and
+      `depth`), or linear coefficients of shape (d,), for m classes (d, m). Only the direction
       counts.
     - `problem`: a `Classification` or `MulticlassClassification`, all margins positive.
-    - `regularizer`: a norm object or a `Regularizer`. Default: the network's own. Fully connected:
-      l2; two layers with several outputs, as wide as beta: the nuclear norm.
+    - `regularizer`: a norm object or a `Regularizer`. Default: that of the network. Fully
+      connected: l2; two layers with several outputs, as wide as beta: the nuclear norm.
       `DiagonalNetwork`, `DifferentialDiagonalNetwork`: l_{2/L}. Full-length convolutions,
       `OrthogonalNetwork`, and a `TensorNetwork` with an orthogonal decomposition: l_{2/L} of
-      rho = prod_l U_l^T v_l, beta = S^T rho, real or complex. A user's own network says which
+      rho = prod_l U_l^T v_l, beta = S^T rho, real or complex. A user's network states its norm
       by `induced_norm_order()`, or by `orthogonal_decomposition()` and `factors`; its
-      `induced_regularizer(beta)` is used where it is smooth. None is known for others.
+      `induced_regularizer(beta)` is used where it is smooth. None is known for other networks.
     - `tolerance`: residuals and relative differences of margins up to this one count as zero.
       Default: 1e-8, and 1e-4 where JAX is in float32.
 
@@ -160,7 +162,7 @@ def certify(
     problem = problem_of(network_or_coefficients, problem)
     signed, scale = _signed_data(problem)
     if tolerance is None:
-        # In float32 a network is certified in float32, and 1e-8 is below its rounding.
+        # If JAX is in float32, the network is evaluated in float32, and 1e-8 is below its rounding.
         tolerance = max(1e-8, _REACHED_ULPS * float(jnp.finfo(jnp.result_type(float)).eps))
     _require_tolerance(tolerance)
     is_network = hasattr(network_or_coefficients, "linear_coefficients")
@@ -201,7 +203,7 @@ def certify(
 
 
 def _remark(loss):
-    """Why a flow need not end at a point that is stationary; empty for exponential tails."""
+    """Why a flow need not end at a stationary point; empty for exponential tails."""
     if isinstance(loss.tail, ExponentialTail):
         return ""
     tail = "states no tail" if loss.tail is None else f"has a tail that is {loss.tail}"
@@ -212,7 +214,7 @@ def _remark(loss):
 
 
 def _margins(signed, beta):
-    """min m, and m_i / min m - 1 less what rounding explains."""
+    """min m, and the excesses m_i / min m - 1, reduced by what rounding may have added."""
     margins = signed @ beta
     sizes = np.linalg.norm(signed, axis=1) * np.linalg.norm(beta)
     normalised = margins / np.where(sizes > 0, sizes, 1.0)
@@ -243,7 +245,7 @@ def _flat(tree, array_module: Any = np):
 
 
 def _unit_network(network: Any, tolerance):
-    """The network at |Theta| = 1, in float64 where JAX has it."""
+    """The network at |Theta| = 1, in float64 if JAX has it enabled."""
     if not hasattr(network, "depth"):
         raise ValueError(
             f"certify: network_or_coefficients must state its depth, got {type(network).__name__} "
@@ -287,7 +289,7 @@ def _coefficients(value: ArrayLike):
 
 
 def _given(value):
-    """What was given instead; results of flows hold what is meant."""
+    """The given value in words; for the result of a flow, which of its fields to pass instead."""
     if not hasattr(value, "network"):
         return in_words(value)
     last = ".direction" if np.ndim(getattr(value, "direction", ())) == 1 else ".direction[-1]"
@@ -295,14 +297,14 @@ def _given(value):
 
 
 def _signed_data(problem):
-    """The rows y_i x_i over their largest modulus, and that."""
+    """The rows y_i x_i divided by their largest modulus, and this modulus."""
     if not getattr(problem, "has_margins", False):
         raise ValueError(
             f"certify: problem must be a Classification, got {type(problem).__name__}; the limits "
             "of regression flows are points, not directions: see predict and min_norm."
         )
     _require_concrete(problem, "problem")
-    with jax.ensure_compile_time_eval():  # under jax.jit the network is refused, in words
+    with jax.ensure_compile_time_eval():  # jax.jit is refused later, with a message about it
         signed = np.asarray(problem.signed_data, np.float64)
     signed = signed.reshape(-1, *problem.coefficient_shape)
     scale = np.max(np.abs(signed)) or 1.0

@@ -1,4 +1,4 @@
-"""Induced regularisers: the least |Theta|^2 that gives linear coefficients, and who attains it.
+"""Induced regularisers: the least |Theta|^2 for given linear coefficients, and its minimiser.
 
 Source: Gunasekar et al. 2018, eq. 15 and Lemmas 5 to 7.
 """
@@ -26,19 +26,19 @@ def induced_regularizer(like: Any, beta: Float[ArrayLike, "..."]) -> Float[Array
     - diagonal: L sum_j |beta_j|^{2/L} (Lemma 6); differential diagonal: sum_j |beta_j|^{2/L};
     - full-length convolution: (L/d) sum_k |DFT(beta)_k|^{2/L} with the unnormalised DFT (numpy's),
       which is L d^{1/L - 1} sum_k |(F beta)_k|^{2/L} with the unitary F. Erratum: Lemma 7 prints
-      the factor L, which is right for neither.
+      the factor L, which is correct for neither DFT.
 
-    `minimal_network` attains it.
+    `minimal_network` attains the minimum.
 
     **Arguments**
 
-    - `like`: a network of that architecture; its parameters' values do not matter.
-    - `beta`: of the shape of its linear coefficients.
+    - `like`: a network of that architecture; the values of its parameters do not matter.
+    - `beta`: has the shape of the linear coefficients of `like`.
 
-    A user's own network has a method `induced_regularizer(beta)`.
+    A network class of the user must have a method `induced_regularizer(beta)`.
 
-    **Raises** ValueError for architectures without one, for coefficients of another shape, and for
-    those whose rank is larger than the narrowest hidden layer.
+    **Raises** ValueError for architectures without a known R, for coefficients of another shape,
+    and for coefficients whose rank is larger than the narrowest hidden layer.
     """
     return _asked(like, "induced_regularizer", beta)
 
@@ -57,7 +57,7 @@ def minimal_network(like: Network, beta: Float[ArrayLike, "..."]) -> Network:
 
 
 def _asked(like, owner, beta):
-    """What the network's method of the name of its caller returns."""
+    """The value of the network's method that has the caller's name, `owner`."""
     checked = _coefficients(like, beta, owner) if hasattr(like, owner) else None
     value = closed_form(like, owner, checked)
     if value is None:

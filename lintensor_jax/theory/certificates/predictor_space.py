@@ -22,21 +22,21 @@ from ..least_norm.gauges import AbstractGauge, GroupGauge
 from ..least_norm.multipliers import approximate_multipliers, proximal_step, resolution
 from ..least_norm.norms import AbstractNorm, L1Norm, L2Norm, LpNorm, NuclearNorm, gauge_of
 
-# Random directions in which a regulariser is looked at.
+# Random directions along which a regulariser is tested for a kink.
 _DIRECTIONS = 4
 
 
 class Regularizer(eqx.Module):
-    """A regulariser R(beta) of your own, for `certify`: given as its gradient or as its prox.
+    """A user's regulariser R(beta) for `certify`, given by its gradient or by its prox.
 
     R must be positively homogeneous of some degree (as every min |Theta|^2 subject to
-    beta(Theta) = beta is), so that stationarity is a property of the direction: both functions are
-    called with |beta|_2 = 1 only.
+    beta(Theta) = beta is). Then stationarity depends on the direction of beta only. `gradient` is
+    called at |beta|_2 = 1 only.
 
     **Arguments**: one of
 
-    - `gradient`: beta (d,) -> a gradient of R, shape (d,), or a subgradient where R has a kink:
-      only that one is tested. The condition is gradient(beta) = sum_i nu_i y_i x_i, nu >= 0.
+    - `gradient`: beta (d,) -> the gradient of R, shape (d,); where R has a kink, one subgradient,
+      and only this one is tested. The condition is gradient(beta) = sum_i nu_i y_i x_i, nu >= 0.
     - `prox`: v (d,) -> argmin_u R(u) + |u - v|_2^2 / 2 for a *convex* R, traceable by JAX. The
       condition is beta = prox(beta + sum_i nu_i y_i x_i), nu >= 0: it covers all subgradients.
     """
@@ -55,10 +55,10 @@ class Regularizer(eqx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Stationarity:
-    """The predictor-space part of a certificate, for data scaled to largest entry 1."""
+    """The predictor-space part of a certificate, for data scaled so that the largest entry is 1."""
 
     residual: float
-    #: What rounding of the multipliers alone may add to it.
+    #: What rounding of the multipliers alone may add to the residual.
     resolution: float
     multipliers: np.ndarray
     worst_off_support: float | None
@@ -66,11 +66,11 @@ class Stationarity:
 
 
 def in_predictor_space(network, beta, signed, slack, regularizer, tolerance) -> Stationarity | None:
-    """The certificate's predictor-space part; None where no regulariser is given or known.
+    """The predictor-space part of the certificate; None if no regulariser is given or known.
 
-    `network` is the one at |Theta| = 1 or None, `beta` (d,) or (d, m) its coefficients, `signed`
-    (n, d) or (N, d, m) the rows y_i x_i over their largest modulus, `slack` (N,) what margins
-    exceed the smallest one by.
+    - `network`: scaled to |Theta| = 1, or None. `beta` (d,) or (d, m): its coefficients.
+    - `signed` (n, d) or (N, d, m): the rows y_i x_i over their largest modulus.
+    - `slack` (N,): m_i / min m - 1 for the margins m_i.
     """
     if regularizer is None:
         if network is None:
@@ -88,7 +88,7 @@ def in_predictor_space(network, beta, signed, slack, regularizer, tolerance) -> 
     if isinstance(regularizer, AbstractNorm):
         gauge, form = gauge_of(regularizer, beta.shape, "certify")
         rho = form.coordinates(beta.ravel())
-        # A change of basis leaves dust, and a power below 1 would blow it up.
+        # A change of basis turns zeros into rounding errors, and a power below 1 enlarges these.
         rho = rho if form.basis is None else gauge.cleaned(rho)
         name = f"{type(regularizer).__name__}"
         rows = form.measurements(signed.reshape(len(signed), -1))
@@ -114,7 +114,7 @@ def in_predictor_space(network, beta, signed, slack, regularizer, tolerance) -> 
 
 
 def _norm_of(network) -> AbstractNorm | None:
-    """The norm of which the network says that its regulariser is an increasing function."""
+    """The norm such that the network's regulariser is an increasing function of it, if known."""
     order = closed_form(network, "induced_norm_order")
     if order is None:
         of_singular_values = closed_form(network, "induced_singular_norm_order")
@@ -123,7 +123,10 @@ def _norm_of(network) -> AbstractNorm | None:
 
 
 def _has_components(network):
-    """Whether R is the l_{2/L} quasi-norm of rho: a decomposition, and layers that are not tied."""
+    """Whether R is the l_{2/L} quasi-norm of rho.
+
+    It is if the network has a decomposition and no parameter is shared between layers.
+    """
     if hasattr(network, "singular_components"):
         return True
     if not (hasattr(network, "orthogonal_decomposition") and hasattr(network, "factors")):
@@ -133,9 +136,10 @@ def _has_components(network):
 
 
 def _smooth_regularizer(network, beta) -> Regularizer | None:
-    """The network's own R by its gradient, where R is smooth: at a kink one gradient says nothing.
+    """The network's `induced_regularizer`, by its gradient; None if it has a kink at beta.
 
-    A kink is seen as a second difference along random directions that does not fall with the step.
+    At a kink one gradient does not decide stationarity. A kink shows as a second difference along
+    a random direction that is proportional to the step and not to its square.
     """
     direction = jnp.asarray(beta / np.linalg.norm(beta))
     if closed_form(network, "induced_regularizer", direction) is None:
@@ -159,7 +163,8 @@ def _of_components(network, signed, slack, tolerance):
     except AssumptionFails:
         return None
     values = np.asarray(found.values)
-    # What the change of basis leaves of a zero weight. It stands for as much of |Theta|, no more.
+    # The change of basis turns zero weights into rounding errors. Setting them to zero changes
+    # |Theta| by no more than their size.
     values = np.where(np.abs(values) > rounding(values) * np.abs(values).max(), values, 0.0)
     rho = np.prod(values, axis=0)
     rows = signed if found.S is None else signed @ np.asarray(found.S).T
@@ -174,10 +179,10 @@ def _of_components(network, signed, slack, tolerance):
 
 
 def _of_gauge(gauge: AbstractGauge, rows, rho, slack, tolerance, name) -> Stationarity:
-    """min gauge(rho): the multipliers are those of the balanced network with this rho.
+    """Stationarity for min gauge(rho): the multipliers are those of the balanced network at rho.
 
-    Where the subgradients at rho are many, those of an optimum of the convex problem: they belong
-    to all of its optima, and so to this point if it is one.
+    If the gauge has many subgradients at rho, the multipliers are those of an optimum of the
+    convex problem. They belong to every optimum, hence to this point if it is an optimum.
     """
     w = rho / np.max(np.abs(rho))
     w = w / gauge.value(w)
@@ -197,7 +202,7 @@ def _of_gauge(gauge: AbstractGauge, rows, rho, slack, tolerance, name) -> Statio
         if gauge.is_convex:
             residual, noise = measured(shares), resolution(rows / level, shares)
             if residual > tolerance and _is_dependent(columns[slack <= tolerance], tolerance):
-                # The nonzero coordinates leave the multipliers open.
+                # The nonzero coordinates do not determine the multipliers.
                 other = _optimal_shares(gauge, rows, level)
                 if measured(other) <= tolerance:
                     shares, residual = other, measured(other)
@@ -236,7 +241,7 @@ def _of_gradient(gradient, direction, signed, slack):
     slope, direction = slope.ravel(), direction.ravel()
     signed = signed.reshape(len(signed), -1)
     growth, length = slope @ direction, np.linalg.norm(slope)
-    # Of an R of degree 0 the growth is zero, and rounding alone decides about its sign.
+    # For an R of degree 0 the growth is zero, and its computed sign is rounding.
     if not growth > 16 * np.finfo(float).eps * (np.abs(slope) @ np.abs(direction)):
         raise ValueError(
             "certify: regularizer.gradient must be that of a positive, positively homogeneous R, "

@@ -1,8 +1,8 @@
 """Alignment of the layers of deep linear networks (Ji & Telgarsky 2019).
 
-The paper multiplies from the left, W_L ... W_1 x; this package from the right, x^T W_1 ... W_L. Its
-W_k is our W_k transposed, so that its left singular vectors u_k (right v_k) are our right (left)
-ones. Its risk R is the *mean* loss, ours over the number of samples.
+The paper multiplies from the left, W_L ... W_1 x; this package from the right, x^T W_1 ... W_L. The
+paper's W_k is our W_k transposed, so that its left singular vectors u_k (right v_k) are our right
+(left) ones. Its risk R is the *mean* loss: our loss, a sum, divided by the number of samples.
 """
 
 import itertools
@@ -28,15 +28,15 @@ class Alignment(eqx.Module):
     Layers are counted from the input. s_1 >= s_2 >= ... are a layer's singular values.
 
     - `spectral_norms` (L,): |W_k|_2 = s_1; `frobenius_norms` (L,): |W_k|_F.
-    - `remainder_norms` (L,): (|W_k|_F^2 - |W_k|_2^2)^(1/2) = |(s_2, s_3, ...)|, without the
-      cancellation of that difference.
+    - `remainder_norms` (L,): (|W_k|_F^2 - |W_k|_2^2)^(1/2) = |(s_2, s_3, ...)|, computed without
+      cancellation.
     - `rank_one_ratios` (L,): |W_k|_2 / |W_k|_F, in [1/sqrt(rank), 1]; 0 for a layer that is zero.
     - `misalignments` (L-1,): 1 - <v_{k+1}, u_k>^2, the squared sine of the angle between the
-      output direction u_k of layer k and the input direction v_{k+1} of the next one, again
+      output direction u_k of layer k and the input direction v_{k+1} of the next one, computed
       without cancellation; 1 next to a layer that is zero. If a largest singular value is multiple,
-      any of its singular vectors.
-    - `input_direction` (d,): v_1, the unit vector to which the first layer listens; its sign is
-      arbitrary.
+      one of its singular vectors is used.
+    - `input_direction` (d,): v_1, the unit input vector that the first layer amplifies most; its
+      sign is arbitrary.
     - `imbalance`: the D of Lemma 2.6, evaluated at this network; see `alignment_constant`.
     """
 
@@ -50,15 +50,15 @@ class Alignment(eqx.Module):
 
     @property
     def overlaps(self) -> Float[Array, " pairs"]:
-        """<v_{k+1}, u_k>^2."""
+        """<v_{k+1}, u_k>^2, shape (L-1,)."""
         return 1 - self.misalignments
 
 
 def alignment(network: FullyConnectedNetwork) -> Alignment:
     """Measure the alignment of a fully-connected network's layers, with any number of outputs.
 
-    Traceable by `jax.jit` and `jax.vmap`, and a value for `gradient_flow(..., observe=alignment)`.
-    Layers are scaled before they are squared: norms up to the largest float are measured.
+    Traceable by `jax.jit` and `jax.vmap`, and usable as `gradient_flow(..., observe=alignment)`.
+    Layers are scaled before they are squared, so that norms up to the largest float are measured.
 
     Source: Ji & Telgarsky 2019, Theorem 2.2 and Lemma 2.6.
     """
@@ -80,9 +80,9 @@ def alignment(network: FullyConnectedNetwork) -> Alignment:
 def alignment_constant(network: FullyConnectedNetwork) -> Scalar:
     """D = max_k |W_k|_F^2 - |W_L|_F^2 + sum_{k<L} |W_k^T W_k - W_{k+1} W_{k+1}^T|_2 >= 0.
 
-    In units of squared parameters; 0 for balanced layers. Every term is conserved by gradient
-    flow, so D is; measured at large norms it carries the rounding of squared norms, so measure it
-    at the start. (It is not the imbalance of Min et al. 2021.)
+    In units of squared parameters; 0 for balanced layers. Gradient flow conserves every term, and
+    so D. At large norms D has the rounding error of squared norms, so measure it at the start. (It
+    is not the imbalance of Min et al. 2021.)
 
     Source: Ji & Telgarsky 2019, section 2.1.
     """
@@ -94,7 +94,7 @@ def alignment_constant(network: FullyConnectedNetwork) -> Scalar:
     gaps = [before.T @ before - after @ after.T for before, after in itertools.pairwise(weights)]
     # The gaps are symmetric: their 2-norm is the largest |eigenvalue|.
     sizes = [jnp.max(jnp.abs(jnp.linalg.eigvalsh(gap))) for gap in gaps]
-    # Scaled last and factor by factor: squares of what is smaller than 1e-154 underflow.
+    # Multiplied by the scale last and twice: scale^2 underflows for a scale below 1e-154.
     return scale * (scale * (jnp.max(squares) - squares[-1] + jnp.sum(jnp.stack(sizes))))
 
 
@@ -107,7 +107,7 @@ class AlignmentBounds(eqx.Module):
       |W_{k+1}|_2^2 (1 - <v_{k+1}, u_k>^2), which is the second bound times |W_{k+1}|_2^2.
     - `norm_growth` (L,): |W_k|_F^2 - |W_k(0)|_F^2, the same for every layer along a flow.
     - `growth_spread` <= `growth_spread_limit`: the largest difference between two layers' growth
-      (eq. 2.5 and C.17); its limit is 0 along a flow.
+      (eq. 2.5 and C.17); the limit is 0 along a flow.
     """
 
     alignment: Alignment
@@ -121,9 +121,9 @@ class AlignmentBounds(eqx.Module):
 
     @property
     def slack(self) -> Float[Array, "..."]:
-        """What the tightest of the first two bounds leaves: negative if one is violated.
+        """The smaller slack of the first two bounds: negative if one is violated.
 
-        Of a batch, made by `jax.vmap`, one number each.
+        For a batch made by `jax.vmap`, one number for each element.
         """
         return jnp.minimum(
             jnp.min(self.remainder_limit[..., None] - self.remainder, axis=-1),
@@ -144,12 +144,12 @@ def alignment_bounds(
     * <v_{k+1}, u_k>^2 >= 1 - (D + |W_{k+1}(0)|_2^2 + |W_k(0)|_2^2) / |W_{k+1}|_2^2.
 
     Gradient descent with the steps of Assumption 3.5 (Lemma C.7): D + 2 R(0) in the first and
-    D + 3 R(0) in the second. Along a flow that is integrated numerically the bounds hold up to its
-    invariant drift, times the largest squared norm. Traceable.
+    D + 3 R(0) in the second. Along a numerically integrated flow the bounds hold up to the relative
+    drift of its invariants times the largest squared norm. Traceable.
 
     **Arguments**
 
-    - `initial`, `network`: one shape, scalar output.
+    - `initial`, `network`: of the same shapes, with scalar output.
     - `initial_risk`: 0 for gradient flow; for gradient descent R(0), the *mean* loss at `initial`:
       `problem.loss(initial.linear_coefficients()) / len(problem.y)`.
     """
@@ -164,7 +164,7 @@ def alignment_bounds(
     before, after = alignment(initial), alignment(network)
     start, risk = before.imbalance, jnp.asarray(initial_risk, before.imbalance.dtype)
     squares = before.spectral_norms**2
-    # As a product of differences and sums: growth keeps its digits while it is small.
+    # A difference of squares as a product: this does not cancel while the growth is small.
     growth = (after.frobenius_norms - before.frobenius_norms) * (
         after.frobenius_norms + before.frobenius_norms
     )
@@ -185,12 +185,13 @@ def learning_conditions(
 ) -> tuple[Assumption, Assumption]:
     """Assumption 1.2: R(W(0)) <= R(0), and W(0) is not a critical point. Any network.
 
-    Under both the risk tends to zero on separable data, for gradient flow (Theorem 2.2) and for
+    If both hold, the risk tends to zero on separable data, for gradient flow (Theorem 2.2) and for
     gradient descent with the steps of Assumption 3.5 (Theorem 3.6). Without the first it may not:
     w_1 = -w_2 at depth 2 (Appendix A).
 
-    The gradient's size is relative to the Jacobian of the coefficients times the lengths of the
-    samples, weighted by the losses' slopes: in [0, 1] however small the loss is.
+    The size of the gradient is relative to the Jacobian of the coefficients times the lengths of
+    the samples, weighted by the slopes of the losses. So it is in [0, 1] for any loss, however
+    small.
     """
     if not problem.has_margins:
         raise ValueError(
@@ -205,12 +206,13 @@ def learning_conditions(
     )
 
 
-@eqx.filter_jit  # alone its operations would be thirty small compilations
+@eqx.filter_jit  # without jit each of its thirty operations would be compiled separately
 def _excess_and_gradient(network, problem):
     """log R(W) - log R(0), and the relative size of the gradient."""
     beta, pull = coefficients_and_pullback(network)
     excess = problem.log_loss(beta) - problem.log_loss(jnp.zeros_like(beta))
-    # The mean of the z_i under the softmax of the slopes: the gradient without its size.
+    # The mean of the z_i under the softmax of the log slopes: the gradient up to its size, which
+    # may underflow.
     weights = jax.nn.softmax(problem.log_slopes(problem.margins(beta)), axis=None)
     gradient = _norm(pull(problem.margins_adjoint(weights)))
     shares = jnp.sum(weights.reshape(len(problem.X), -1), axis=1)
@@ -227,10 +229,10 @@ def smoothness(
 ) -> Scalar:
     """beta(R) = 2 L^2 R^(2L-2) (beta B^2 + G B): the mean loss is beta(R)-smooth on B(R).
 
-    B(R) holds the networks with |W_k|_F <= R for every layer, R >= 1; B is the largest |x_i|, and
-    the loss is beta-smooth and G-Lipschitz (logistic: 1/4 and 1). The paper has B = 1, and its
-    beta(R) is no smoothness constant for longer samples. For a loss summed over n samples multiply
-    by n. Traceable in the numbers.
+    B(R) is the set of networks with |W_k|_F <= R for every layer, R >= 1. B is the largest |x_i|,
+    and the loss is beta-smooth and G-Lipschitz (logistic: 1/4 and 1). The paper has B = 1; its
+    beta(R) is no smoothness constant for longer samples. For the loss summed over n samples
+    multiply by n. `radius` and `data_norm` may be traced.
 
     Source: Ji & Telgarsky 2019, Lemma 3.2; its proof with (C.3) for |x_i| <= B.
 
@@ -264,7 +266,7 @@ def smoothness(
 
 
 class _Layer(NamedTuple):
-    """The singular values of a layer over its largest entry, and its largest singular vectors."""
+    """The singular values of a layer divided by its largest entry, and its top singular vectors."""
 
     scale: Array
     sizes: Array
@@ -279,7 +281,7 @@ class _Layer(NamedTuple):
 
 
 def _misalignment(before, after):
-    # 1 - cos^2 loses the small angle that |v - u <u, v>| keeps.
+    # 1 - cos^2 cancels for small angles; |v - u <u, v>| does not.
     u, v = before.top_right, after.top_left
     sine = jnp.linalg.norm(v - u * (u @ v))
     return jnp.where((before.scale > 0) & (after.scale > 0), jnp.minimum(sine**2, 1.0), 1.0)

@@ -1,4 +1,4 @@
-"""What is known about the limit directions of classification flows, most specific first."""
+"""The theorems about the limit directions of classification flows, the most specific first."""
 
 import types
 from collections.abc import Iterator
@@ -37,17 +37,17 @@ from .alignment import learning_conditions
 from .gunasekar import gunasekar_candidates
 from .ji_telgarsky import ji_telgarsky_candidate
 
-# Singular values above this share of the largest leave it late.
+# If another singular value is above this share of the largest, a note says that the flow is slow.
 _CLOSE = 1 - 1e-3
 
 
 def classification_candidates(network: Any, problem: Classification) -> Iterator[Candidate]:
     """The theorems about this architecture on `Classification`.
 
-    All of them are about losses with an exponential tail. A loss that states another tail, or none,
-    violates that.
+    All of them assume a loss with an exponential tail. A loss that states another tail, or none,
+    violates this assumption.
     """
-    if problem.has_bias:  # to the flow of such a network the ones are a column like the others
+    if problem.has_bias:  # for these networks the column of ones is a column like the others
         problem = Classification(problem.X, problem.y, problem.margin_loss)
     tail = problem.margin_loss.tail
     for candidate in _of_exponential_tail(network, problem):
@@ -101,7 +101,7 @@ def _of_exponential_tail(network, problem):
 
 
 def _with_tail(candidate, problem):
-    """With the remark on losses of which only the tail is exponential."""
+    """The candidate with the note on losses of which only the tail is exponential."""
 
     def conclude():
         found = candidate.conclude()
@@ -123,7 +123,7 @@ def _one_sample(network, problem, separable):
     first, second = network.factors
     left, s, right = jnp.linalg.svd(network.data_tensor(x), full_matrices=False)
     size = float(jnp.linalg.norm(s))
-    # Theorem 6 asks for the same gap, and has it for coinciding singular values, too.
+    # The gap of Theorem 6 is the same condition, and is computed for equal singular values too.
     gap = float(limit_point_two_layer(network, Regression(problem.X, problem.y)).gap)
     zero = rounding(s) * max(float(v @ v) for v in network.factors)
     assumptions = (
@@ -140,9 +140,9 @@ def _one_sample(network, problem, separable):
     is_short = isinstance(network, ConvolutionalNetwork) and network.filters[0].shape[0] <= 2
 
     def conclude():
-        # Equal to rounding only: the smaller of two different values drops out in the limit.
+        # Only values that agree to rounding: a smaller one has no share of the limit.
         top = s >= s[0] * (1 - rounding(s))
-        # a cosh + b sinh and a sinh + b cosh of the angle s nu, nu -> y infinity.
+        # The limit of a cosh + b sinh and a sinh + b cosh of the angle s nu as nu -> y infinity.
         grown = jnp.where(top, left.T @ first + y * (right @ second), 0)
         grown = grown / jnp.max(jnp.abs(grown))  # its square may underflow
         v1, v2 = left @ grown, y * (right.T @ grown)
@@ -157,7 +157,7 @@ def _one_sample(network, problem, separable):
         if behind > _CLOSE:
             notes += (
                 f"The next singular value is {1 - behind:.2g} below the largest, relatively: the "
-                "flow comes near this direction only once its log margin exceeds the inverse.",
+                "flow is near this direction only if its log margin exceeds the inverse of that.",
             )
         rate = _decay(network, problem, gap * size**2, "alpha^2 lambda |s|^2", "Theorem 3")
         return Conclusion(Kind.EXACT, beta / jnp.linalg.norm(beta), rate, notes + _tail(problem))
@@ -189,7 +189,7 @@ def _fully_connected(network, problem, separable, margin):
 
 
 def _decided(network, problem, below):
-    """`below` proved by Assumption 1.2 of Ji & Telgarsky 2019, refuted, or open as it was."""
+    """`below`, proved by Assumption 1.2 of Ji & Telgarsky 2019, refuted, or still open."""
     refuted = refuted_convergence(network, problem)
     if refuted is not None:
         return refuted
@@ -201,9 +201,9 @@ def _decided(network, problem, below):
 
 
 def _loss_is_small(network, problem, source):
-    """That the loss of now already proves every sample to be classified correctly.
+    """That the current loss is small enough to imply that every sample is classified correctly.
 
-    Where the sum of the losses is below l(0), each of them is, and every margin is positive.
+    If the sum of the losses is below l(0), each of them is, and every margin is positive.
     """
     level = float(np.exp(problem.margin_loss.log_value(jnp.zeros(()))))
     value = float(np.exp(min(log_loss(network, problem), 700.0)))
@@ -230,7 +230,8 @@ def _orthogonal(network, problem, separable, margin):
     corollary = "2" if isinstance(network, DiagonalNetwork) else "3" if is_convolution else None
     name = "Theorem 2" + (f" (Corollary {corollary})" if corollary else "")
     start = smallest_layer(found.values, found.tolerance, source)
-    # Theorem 2 assumes more than two layers in real coordinates need: they are a mirror flow.
+    # For two layers in real coordinates the assumption of Theorem 2 is not needed, because their
+    # flow is a mirror flow.
     moves = _converges(problem, source)
     if network.depth == 2 and found.is_real.holds:
         moves = Assumption(
@@ -256,7 +257,7 @@ def _orthogonal(network, problem, separable, margin):
             f"The direction is that of a stationary point z of {known[corollary]} "
             "subject to y_i <x_i, z> >= 1; there may be several, and the start decides.",
         )
-        # In one dimension all that separate have the same direction.
+        # In one dimension all separators have the same direction.
         limit = is_separable(problem).certificate if problem.X.shape[1] == 1 else None
         return Conclusion(Kind.STATIONARY, limit, rate, notes + _tail(problem))
 
@@ -264,7 +265,7 @@ def _orthogonal(network, problem, separable, margin):
 
 
 def _sparsest(network, components, problem):
-    """The optimum of the l1 max-margin problem in the coordinates of Assumption 1: L = 2."""
+    """For L = 2: the optimum of the l1 max-margin problem in the coordinates of Assumption 1."""
     S, tolerance = components.S, components.tolerance
     if S is None:
         found = max_margin(problem, L1Norm())
@@ -294,10 +295,10 @@ def _sparsest(network, components, problem):
 
 
 def _distinct_rows(S, tolerance):
-    """S without rows that are another row, or its conjugate, times a number of modulus <= 1.
+    """S without rows that are a multiple of another row or its conjugate, by a modulus <= 1.
 
-    Their share of rho can be moved to that row at no cost, and z stays: without them rho is as
-    unique as z.
+    Their share of rho can be moved to that other row. This does not increase |rho|_1 and does not
+    change z. Without these rows rho is unique if z is.
     """
     rows = np.asarray(S)
     kept = []
@@ -312,7 +313,7 @@ def _distinct_rows(S, tolerance):
 def _singular_vectors(network, problem, separable):
     source = f"{YUN}, Theorem 1"
     below = _loss_is_small(network, problem, source)
-    if not below.holds:  # it may yet come to hold: `otherwise` of Theorem 2 says so
+    if not below.holds:  # it may hold later in the flow: `otherwise` of Theorem 2 says so
         return
     note = "The layers tend in direction to singular vectors of M(-u), u = lim X^T r / |X^T r|."
     yield Candidate(
@@ -323,7 +324,7 @@ def _singular_vectors(network, problem, separable):
 
 
 def _decay(network, problem, value, constant, where):
-    """The bound for the exponential loss; for another loss with a smaller constant, if known."""
+    """The loss bound; for a loss other than the exponential with a smaller constant, or None."""
     initial = log_loss(network, problem)
     source = f"c = {constant}; Yun et al. 2021, {where}, which print 1 + c t"
     least = problem.margin_loss.least_slope_over_value(initial)

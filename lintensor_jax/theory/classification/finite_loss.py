@@ -1,24 +1,23 @@
 """The direction of a classification flow at a *finite* loss (Moroshko et al. 2020).
 
-Limits t -> infinity do not depend on the initial scale; flows at any loss that a computer reaches
-do. For
+The limits t -> infinity do not depend on the initial scale, but directions at a finite loss do. For
 beta = u_+^D - u_-^D from u_+ = u_- = alpha in every coordinate and the exponential loss, the
-direction at loss eps depends on mu = alpha^D / log(1/eps) alone, up to O(1 / log(1/eps)). With
+direction at loss eps depends on mu = alpha^D / log(1/eps) only, up to O(1 / log(1/eps)). With
 q_D = int h_D^-1, h_2(s) = 2 sinh s, h_D(s) = (1-s)^(-D/(D-2)) - (1+s)^(-D/(D-2)) for D >= 3
 (Woodworth et al. 2020) it is near
 
     w(mu) = argmin sum_j mu q_D(w_j / mu)   subject to   y_i <x_i, w> >= 1                (program)
 
-that is w = mu h_D(sum_i nu_i y_i x_i), nu >= 0, nu_i = 0 where the margin exceeds 1; mu -> 0 is the
+that is w = mu h_D(sum_i nu_i y_i x_i), nu >= 0, nu_i = 0 if the margin exceeds 1; mu -> 0 is the
 l1 and mu -> infinity the l2 maximum margin. But nu_i of the flow, the integral of exp(-m_i), never
-falls. That of the program falls when a sample leaves the support while mu decreases from infinity
-(t = 0). From there on the flow keeps its accumulated nu_i:
+decreases. That of the program decreases when a sample leaves the support while mu decreases from
+infinity (t = 0). From then on the flow keeps its accumulated nu_i:
 
-    w = mu h_D(sum_i nu_i y_i x_i),  y_i <x_i, w> >= 1,  dnu_i >= 0, and only where it is 1  (path)
+    w = mu h_D(sum_i nu_i y_i x_i),  y_i <x_i, w> >= 1,  dnu_i >= 0, 0 for margins above 1   (path)
 
-The two agree as long as no nu_i of the program falls. Afterwards the distance between the flow and
-the program does not tend to 0 with eps at fixed mu; that to the path does. Everything here is on
-the host, in float64.
+The two agree as long as no nu_i of the program decreases. Afterwards the distance of the flow from
+the program does not tend to 0 with eps at fixed mu; its distance from the path does. All
+computations run on the host, in float64.
 """
 
 import math
@@ -36,17 +35,17 @@ from ...networks import DifferentialDiagonalNetwork
 from ...problems import Classification
 from ..least_norm.max_margin import NonSeparableError, is_separable
 
-# The last weight of the barrier: n times it does not change the optimum. The following polish needs
-# only the right support.
+# The barrier's weight tau is multiplied by the first until n tau is below the second times sum nu:
+# that does not change the optimum, and the polish that follows needs only the right support.
 _SHRINK, _LEAST_BARRIER = 0.1, 1e-13
 _MOST_STEPS, _MOST_POLISH_STEPS = 60, 20
 _USELESS = 1e-6
-# A polished step of the path whose residual is larger did not have the right support.
+# If a polished step of the path has a larger residual, its guess of the support was wrong.
 _POLISHED = 1e-10
-# The path starts where w / mu is this small: there nu is that of the l2 problem, over mu.
+# The path starts at a mu for which w / mu is this small: there nu is that of the l2 problem / mu.
 _LINEAR = 0.01
-# Steps of log mu. A sample that leaves the support does so where its nu_i has its maximum, so that
-# the error is of second order: of the order of 1e-4 in the direction.
+# The step of log mu. A sample leaves the support at the maximum of its nu_i, so that the error is
+# of second order in the step: about 1e-4 in the direction.
 _STRIDE = 0.1
 
 
@@ -57,9 +56,9 @@ class FiniteLossDirection(eqx.Module):
     - `multipliers` (n,): nu >= 0.
     - `mu`, `depth`: as given, mu in the units of w.
     - `kkt_residual`: of the program: the largest of 1 - y_i <x_i, w> and
-      nu_i |1 - y_i <x_i, w>| / sum nu; stationarity holds by construction. It is rounding
-      for `interpolated_max_margin`. For a flow's prediction it is the distance from the program,
-      which samples that have left the support cause.
+      nu_i |1 - y_i <x_i, w>| / sum nu; stationarity holds by construction. It is of the size of
+      rounding for `interpolated_max_margin`. For a flow's prediction it measures the distance from
+      the program, which is due to samples that have left the support.
     """
 
     coefficients: Float[Array, " d"]
@@ -79,8 +78,8 @@ def interpolated_max_margin(problem: Classification, depth: int, mu: float) -> F
     - `depth`: D >= 2.
     - `mu`: positive, in the units of w (1/X).
 
-    **Raises** `NonSeparableError` (a ValueError, with a certificate); ValueError for bad input,
-    and for D >= 3 where mu is so small that 1 - s no longer resolves w.
+    **Raises** `NonSeparableError` (a ValueError, with a certificate) if the data are not separable;
+    ValueError for bad input, and if D >= 3 and mu is so small that 1 - s no longer resolves w.
 
     Source: Moroshko et al. 2020; Woodworth et al. 2020 for q_D.
     """
@@ -100,7 +99,7 @@ def finite_loss_path(
 
     Arguments and errors as `interpolated_max_margin`; `mus` in any order.
 
-    Source: this package; Moroshko et al. 2020 for the limit as long as no nu_i falls.
+    Source: this package; Moroshko et al. 2020 for the limit as long as no nu_i decreases.
     """
     rows, unit = _unit_rows(problem, depth, mus, "finite_loss_path")
     floor = np.zeros(len(rows))
@@ -135,7 +134,7 @@ def direction_at_loss(
     - `problem`: a separable `Classification` with the exponential loss.
     - `log_loss`: natural logarithm of the loss, negative (`FlowSolution.log_loss`).
 
-    **Raises** ValueError where one of these does not hold, and as `interpolated_max_margin`.
+    **Raises** ValueError if one of these does not hold, and as `interpolated_max_margin`.
     """
     _require_problem(problem, "direction_at_loss")
     if not isinstance(network, DifferentialDiagonalNetwork):
@@ -186,7 +185,7 @@ class _Program:
         return 2 * self.mu * np.cosh(z) ** p * np.sinh(p * z)
 
     def hessian(self, nu: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Of mu sum q_D^* in the multipliers of `rows`, at nu."""
+        """The Hessian of mu sum q_D^* in the multipliers of `rows`, at nu."""
         s = self.slopes(nu)
         if self.depth == 2:
             weights = 2 * self.mu * np.cosh(s)
@@ -196,7 +195,7 @@ class _Program:
         return (rows * weights) @ rows.T
 
     def contains(self, nu: np.ndarray) -> bool:
-        """Whether h_D is finite there."""
+        """Whether h_D is finite at the slopes of nu."""
         return bool(np.abs(self.slopes(nu)).max() < (700 if self.depth == 2 else 1))
 
     def barrier(self, nu: np.ndarray, tau: float) -> float:
@@ -212,13 +211,13 @@ class _Program:
         return float(self.mu * conjugate.sum() - nu.sum() - tau * np.log(rise).sum())
 
     def solve(self, support: np.ndarray | None = None) -> np.ndarray:
-        """The maximum; `support` is a guess of where nu > floor that saves the barrier's steps."""
+        """The maximiser nu. A correct guess `support` of nu > floor saves the barrier's steps."""
         if support is not None:
             nu = self._polished(self.floor, support)
             if self.residual(nu, nu - self.floor) <= _POLISHED:
                 return nu
         n = len(self.rows)
-        # Inside the domain, and with w of order one.
+        # The start is inside the domain, with w of order one.
         rise = np.full(n, 0.5 / np.abs(self.rows.sum(axis=0)).max())
         while not self.contains(self.floor + rise) or np.abs(self.primal(rise)).max() > 1:
             rise /= 2
@@ -235,7 +234,7 @@ class _Program:
         for _ in range(_MOST_STEPS):
             rise = nu - self.floor
             gradient = self.rows @ self.primal(nu) - 1 - tau / rise
-            # In units of their increments the multipliers of all samples are comparable.
+            # The system is scaled by the rises: so the multipliers of all samples are comparable.
             hessian = rise[:, None] * self.hessian(nu, self.rows) * rise[None, :]
             step = -rise * np.linalg.solve(hessian + tau * np.eye(len(nu)), rise * gradient)
             decrement = float(-gradient @ step)
@@ -262,7 +261,7 @@ class _Program:
             nu = trial
             if np.abs(step).max(initial=0.0) <= 1e-15 * nu.max():
                 break
-        # Rounding errors of a sample whose multiplier is about to stop growing.
+        # A multiplier that stops growing may be below its floor by a rounding error.
         low = nu < self.floor
         return np.where(low & (nu > self.floor * (1 - 1e-14)), self.floor, nu)
 
@@ -293,7 +292,7 @@ def _found(program, nu, unit):
 
 
 def _unit_rows(problem, depth, mus, owner):
-    """The rows y_i x_i in units of their l2 margin, and that: w is then of order one."""
+    """The rows y_i x_i divided by their l2 margin, and this margin: w is then of order one."""
     _require_problem(problem, owner)
     if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 2:
         raise ValueError(

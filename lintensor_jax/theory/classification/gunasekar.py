@@ -25,9 +25,9 @@ GUNASEKAR = "Gunasekar et al. 2018"
 def gunasekar_candidates(
     network: Any, problem: Classification, separable: Assumption
 ) -> Iterator[Candidate]:
-    """Those about this architecture, and Theorem 4 about every homogeneous network."""
+    """The theorems about this architecture, and Theorem 4 about every homogeneous network."""
     depth = getattr(network, "depth", None)
-    if not depth:  # not homogeneous, as with a bias beside the network
+    if not depth:  # not homogeneous, for example a network with a bias
         return
     to_zero = _loss_tends_to_zero(network, problem)
     moves = _later("the parameters converge in direction")
@@ -66,7 +66,7 @@ def _in_frequency(problem, depth):
     found = max_margin(problem, FourierL1Norm())
     if found.unique:
         return Conclusion(Kind.EXACT, found.direction)
-    note = "The program min |DFT beta|_1 has several optima, or it is not known to have one only."
+    note = "The program min |DFT beta|_1 has several optima, or uniqueness is not certified."
     return Conclusion(Kind.STATIONARY, None, None, (note,))
 
 
@@ -97,11 +97,11 @@ def _loss_tends_to_zero(network, problem):
 
 
 def _excluded_by_signs(network, problem):
-    """An assumption that fails, where coordinates that keep their signs cannot separate the data.
+    """A failed assumption if coordinates that keep their signs cannot separate the data; else None.
 
     In the coordinates of Assumption 1 each w_lj^2 - w_kj^2 is conserved. If the two smallest
-    |w_lj| of a coordinate are equal, neither of them can pass zero before the other does, which is
-    a fixed point of this coordinate: all signs of the coordinate stay.
+    |w_lj| of a coordinate are equal, both could reach zero only at the same time. That is a fixed
+    point of this coordinate. So all its signs are constant.
     """
     if isinstance(network, FullyConnectedNetwork) or not is_tensor_network(network):
         return None

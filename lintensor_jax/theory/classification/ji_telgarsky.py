@@ -1,8 +1,9 @@
 """The maximum margin of fully connected networks by Ji & Telgarsky 2019: section 2.2.
 
-Its data condition is about the support vectors z_i = y_i x_i, those of the least margin along the
-maximum-margin direction u: they span the space of the data (Assumption 2.7), and zero lies inside
-the convex hull of their parts orthogonal to u (Lemma 2.10, true of almost all data).
+The conditions on the data are about the support vectors z_i = y_i x_i, those of the least margin
+along the maximum-margin direction u. They span the space of the data (Assumption 2.7), and zero is
+an interior point of the convex hull of their parts orthogonal to u (Lemma 2.10; it holds for almost
+all data).
 """
 
 import itertools
@@ -20,19 +21,21 @@ from ..least_norm.norms import L2Norm
 from ..prediction import Candidate, Conclusion, Kind
 from .alignment import JI_TELGARSKY, learning_conditions
 
-# Vertices of the polar polytope are tried one by one, up to this many.
+# The most choices of support vectors that are tried as vertices of the polar polytope.
 _MOST_VERTICES = 200_000
-# What is orthogonal to the direction of an optimum, relative to the samples, is zero below this.
+# The part of a sample orthogonal to the optimal direction, relative to the samples, counts as zero
+# below this.
 _FLAT = 1e-9
-# A multiplier of an optimum that is computed to 1e-13 is positive above this.
+# A multiplier counts as positive above this share of the largest; optima have errors of 1e-13.
 _POSITIVE = 1e-8
 
 
 def lemma_2_10(problem: Classification) -> float:
     """alpha = min over unit xi orthogonal to u of max_{i in S} <xi, z_i>; S: the support vectors.
 
-    Within the span of the data, in units of X. It is 1 over the length of the longest vertex of the
-    polytope <x, z_i> <= 1, i in S, in the orthogonal complement of u; 0 if that is unbounded.
+    xi lies in the span of the data; alpha is in units of X. It is 1 over the length of the longest
+    vertex of the polytope <x, z_i> <= 1, i in S, in the orthogonal complement of u; 0 if the
+    polytope is unbounded.
 
     **Raises** ValueError if the vertices are too many to try (more than 200,000 choices), and
     `NonSeparableError` for data that are not separable.
@@ -64,11 +67,11 @@ def lemma_2_10(problem: Classification) -> float:
 
 
 def lemma_2_11(problem: Classification) -> float:
-    """The length of the part of w orthogonal to u above which a flow from w shortens it.
+    """A bound on |w_perp|, w_perp the part of w orthogonal to u: above it a flow shortens w_perp.
 
-    (1 + log n) / alpha for the exponential loss and 2 n / (e alpha) for one with slope at most that
-    of the exponential, such as the logistic loss: <w_perp, grad R(w)> >= 0 for every longer w_perp
-    and <w, u> >= 0.
+    It is (1 + log n) / alpha for the exponential loss, and 2 n / (e alpha) for a loss with slope at
+    most that of the exponential, such as the logistic loss. For every longer w_perp and
+    <w, u> >= 0, <w_perp, grad R(w)> >= 0.
 
     Source: Ji & Telgarsky 2019, Lemma 2.11; the constant of the exponential loss is that of its
     proof. Raises as `lemma_2_10`.
@@ -86,13 +89,13 @@ def _across(problem, found: MaxMargin):
     rest = rows - np.outer(rows @ u, u)
     sizes, right = np.linalg.svd(rest, full_matrices=False)[1:]
     scale = float(np.max(np.linalg.norm(rows, axis=1)))
-    # u itself carries the error of the conic program.
+    # The threshold covers the error of u, which comes from a numerical program.
     basis = right[sizes > max(_FLAT, rounding(rows)) * scale]
     return rest[np.asarray(found.support)] @ basis.T, len(basis)
 
 
 def _zero_is_inside(found: MaxMargin, count, dimension) -> bool | None:
-    """Whether all multipliers can be positive; None if more support vectors leave a choice."""
+    """Whether all multipliers can be positive; None if more support vectors make it ambiguous."""
     weights = np.asarray(found.multipliers)[np.asarray(found.support)]
     if np.all(weights > _POSITIVE * weights.max()):
         return True
@@ -109,7 +112,7 @@ def ji_telgarsky_candidate(
         return Candidate(name, (separable, *conditions), lambda: Conclusion(Kind.EXACT, None))
     found = max_margin(problem, L2Norm())
     across, dimension = _across(problem, found)
-    # In the data's units: what is across a single support vector is all error of the program.
+    # The tolerance is relative to the data: with one support vector `across` is only an error.
     scale = float(jnp.max(jnp.linalg.norm(problem.X, axis=1)))
     rank = int(np.linalg.matrix_rank(across, tol=_FLAT * scale)) if dimension else 0
     spans = Assumption(
@@ -127,8 +130,8 @@ def ji_telgarsky_candidate(
         f"{JI_TELGARSKY}, Lemma 2.10",
     )
     notes = (
-        "Proved are also: every layer's norm grows without bound, the layers tend to rank one and "
-        "align.",
+        "It is also proved that every layer's norm grows without bound, and that the layers tend "
+        "to rank one and align.",
     )
     return Candidate(
         name,

@@ -15,7 +15,7 @@ LYU_LI = "Lyu & Li 2020, appendix G"
 
 
 def multiclass_candidates(network: Any, problem: Any) -> Iterator[Candidate]:
-    """Lyu & Li's statement for any homogeneous network on `MulticlassClassification`."""
+    """The theorem of Lyu & Li for any homogeneous network on `MulticlassClassification`."""
     depth = int(getattr(network, "depth", 0))
     homogeneous = Assumption("the network is homogeneous, its depth", depth, depth >= 1, LYU_LI)
     separable, _ = separability(problem, LYU_LI)
@@ -41,7 +41,7 @@ def multiclass_candidates(network: Any, problem: Any) -> Iterator[Candidate]:
 
 
 def _candidate_norm(network):
-    """What the KKT point may be, said to be a candidate."""
+    """Notes that name the problem whose solution the KKT point may be, without a proof."""
     order = closed_form(network, "induced_norm_order")
     singular = closed_form(network, "induced_singular_norm_order")
     if singular == 1:

@@ -5,8 +5,8 @@ of the data tensor M(-u) in Lim's sense (eq. 8): with unit vectors v_l and one s
 
     M(-u) o (v_1, ..., v_{l-1}, I, v_{l+1}, ..., v_L) = s v_l    for all l.
 
-Both sides of the theorem are measured here: `singular_vector_residual` is the defect of eq. 8, and
-`residual_direction` with `remaining_variation` is the assumption. No data tensor is formed.
+Conclusion and assumption are both measured here. `singular_vector_residual` is the defect of eq. 8.
+`residual_direction` with `remaining_variation` measures the assumption. No data tensor is formed.
 """
 
 from typing import Any
@@ -24,8 +24,8 @@ class SingularVectors(eqx.Module):
     """How nearly a network's layers are singular vectors of M(-u) (Yun et al. 2021, eq. 8).
 
     - `residuals` (L,): |g_l - s v_l|_2 / |g_l|_2 with unit v_l, and g_l the contraction of M(-u)
-      with all of them but v_l. That is the sine of the angle between v_l and g_l: dimensionless, at
-      most 1; 0 where g_l = 0, which is a singular vector of value 0.
+      with all layers but v_l. That is the sine of the angle between v_l and g_l: dimensionless, at
+      most 1; 0 if g_l = 0, which is a singular vector of value 0.
     - `value`: s = M(-u) o (v_1, ..., v_L), common to all layers, in units of |M(u)| for unit u. It
       is positive at the limit of a flow.
     """
@@ -79,7 +79,7 @@ def _singular_vectors(network, u):
     beta, pullback = coefficients_and_pullback(network.with_factors(directions))
     residuals = []
     for v, g in zip(directions, pullback(_unit(-u)).factors, strict=True):
-        # With the unit g the part orthogonal to v is resolved even if s is tiny.
+        # g is scaled to length 1: so its part orthogonal to v is resolved even if s is very small.
         g = _unit(g)
         residuals.append(jnp.linalg.norm(g - (g @ v) * v))
     return SingularVectors(jnp.stack(residuals), beta @ _unit(-u))
@@ -95,8 +95,8 @@ def residual_direction(
 ) -> Float[Array, "*T d"]:
     """u = X^T r / |X^T r|_2 at linear coefficients of shape (d,), or (T, d) along a flow.
 
-    Computed from the logarithms of the r_i, which underflow at margins of a thousand. Where
-    several samples share the smallest margin m, rounding of m leaves an error of about m * 1e-16.
+    Computed from the logarithms of the r_i, because the r_i underflow at margins of a thousand. If
+    several samples share the smallest margin m, rounding of m gives an error of about m * 1e-16.
 
     Source: Yun, Krishnan & Mobahi 2021, Theorem 1.
     """
@@ -126,11 +126,11 @@ def _residual_direction(problem, coefficients):
 
 
 def remaining_variation(directions: Float[Array, "T d"]) -> Float[Array, " T"]:
-    """sup |u(s) - u(s')|_2 over saved times s, s' >= t, for each t: Cauchy's criterion, measured.
+    """sup |u(s) - u(s')|_2 over saved times s, s' >= t, for each t: Cauchy's criterion.
 
-    u converges if and only if this tends to zero, for any limit. The last entry is 0 by
-    definition: look at how the others fall. It is the assumption of Theorems 1 and 2 of Yun,
-    Krishnan & Mobahi 2021, for `residual_direction` along a flow.
+    u converges if and only if the supremum tends to zero. The last entry is 0 by definition, so
+    only the other entries show convergence. Theorems 1 and 2 of Yun, Krishnan & Mobahi 2021 assume
+    this convergence of `residual_direction` along a flow.
 
     **Arguments**
 

@@ -1,4 +1,4 @@
-"""Both ends of the spectrum of a symmetric operator that is known by its products with vectors."""
+"""Both ends of the spectrum of a symmetric operator that is given by products with vectors."""
 
 import functools
 import math
@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-_CHUNK = 20  # steps between two looks at the Ritz values
+_CHUNK = 20  # steps between two computations of the Ritz values
 
 
 class Extremes(NamedTuple):
-    """The smallest and the largest Ritz value, with the vector and what is known of their errors.
+    """The smallest and the largest Ritz value, a Ritz vector, and bounds on the errors.
 
     - `smallest`, `largest`: Rayleigh quotients, so that the true ends lie outside or on them.
     - `smallest_error`, `largest_error`: residual norms: an eigenvalue lies within this distance.
@@ -73,8 +73,8 @@ def extreme_eigenvalues(
         done += count
         a, b = np.asarray(diagonal[:done]), np.asarray(beyond[:done])
         largest = np.max(np.abs(a)) + np.max(b)
-        # A remainder that is all rounding: the Krylov space is invariant, and holds a vector of
-        # every eigenspace (a random start is orthogonal to none).
+        # If the remainder is only rounding, the Krylov space is invariant. It then contains a
+        # vector of every eigenspace, because a random start is orthogonal to none.
         broken = np.flatnonzero(b <= 10 * math.sqrt(size) * eps * largest)
         used = int(broken[0]) + 1 if broken.size else done
         exhausted = bool(broken.size) or done == size

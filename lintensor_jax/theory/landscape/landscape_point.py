@@ -1,7 +1,7 @@
-"""Where in the landscape of the loss a network stands: stationary points of first and second order.
+"""The kind of point at which a network is: stationary of first or second order, or neither.
 
-Gradient and Hessian are those of the loss with respect to the layers. Products with the Hessian and
-Lanczos' method answer for 1e5 parameters in seconds; the Hessian itself is never formed.
+Gradient and Hessian are those of the loss with respect to the layers. Lanczos' method uses products
+with the Hessian only, and takes seconds for 1e5 parameters; the Hessian is never formed.
 """
 
 import enum
@@ -39,17 +39,17 @@ class LandscapePoint(eqx.Module):
     """The verdict of `landscape_point`, and the numbers behind it.
 
     - `kind`: a `PointKind`, which equals its own text.
-    - `gradient_norm`: |grad L|; `gradient_scale`: what it is measured against.
+    - `gradient_norm`: |grad L|; `gradient_scale`: the scale that `tolerance` multiplies.
     - `smallest_eigenvalue`, `largest_eigenvalue`: of the Hessian, as Rayleigh quotients: the true
       ends lie outside or on them. An eigenvalue lies within `smallest_error`, `largest_error`.
     - `lower_bound`: no eigenvalue lies below, with probability 1 - 1e-6 over Lanczos' start; -inf
-      after too few products to say.
+      after too few products for a bound.
     - `escape_direction`: a network-shaped pytree of unit norm with the curvature
-      `smallest_eigenvalue`: downhill to second order at a strict saddle.
+      `smallest_eigenvalue`: at a strict saddle the loss decreases along it to second order.
     - `rank`: the numerical rank of beta as a matrix (d, m); `largest_rank`: of any beta of this
       architecture, the r of Theorem 8; 0 if not known.
     - `loss`, `least_loss`: L, and its global minimum (Eckart & Young: the best approximation of
-      rank r); None where it is not known in closed form.
+      rank r); None if it is not known in closed form.
     - `num_products`: products with the Hessian.
     """
 
@@ -79,7 +79,7 @@ class LandscapePoint(eqx.Module):
         return self.is_stationary and self.kind is not PointKind.STRICT_SADDLE
 
     def __str__(self) -> str:
-        """In words, with the numbers."""
+        """The kind of the point, then one line for each number."""
         least = "unknown" if self.least_loss is None else f"{self.least_loss:.9g}"
         return "\n".join(
             [
@@ -107,12 +107,12 @@ def landscape_point(
 
     * The gradient counts as zero at |grad L| <= tolerance sqrt(h) (|y| + |r|), h the largest
       absolute Hessian eigenvalue (sqrt(h) is the size of d(predictions)/d(Theta)).
-    * Curvature counts as negative below -tolerance h. A strict saddle is certain (its escape
-      direction is at hand); the absence of negative curvature is certain down to `lower_bound`.
+    * Curvature counts as negative below -tolerance h. A strict saddle is certain, since its escape
+      direction is known. The absence of negative curvature is certain down to `lower_bound`.
     * A second-order point is the global minimum if grad L(beta) vanishes (the loss is convex in
-      beta), or if its loss is the best one of rank r: Theorem 8 says that it must be if beta has
-      rank r <= rank(X X^+ y), and leaves lower ranks open: zero is spurious for L >= 3. Relative
-      differences of the loss below 1e4 tolerance^2 are not seen.
+      beta), or if its loss is the least one of rank r. By Theorem 8 it is so if beta has rank
+      r <= rank(X X^+ y). For lower ranks the theorem states nothing: zero is spurious for L >= 3.
+      Relative differences of the loss below 1e4 tolerance^2 are not resolved.
 
     Erratum: Eftekhari 2020, after Theorem 8, calls zero a spurious second-order point for L >= 2.
     At L = 2 it is a strict saddle, with smallest Hessian eigenvalue -s_1(X^T y).
@@ -123,8 +123,8 @@ def landscape_point(
     - `problem`: any problem.
     - `tolerance`: relative, default sqrt(eps). A point taken from a flow is stationary to about the
       residual at which the flow stopped.
-    - `max_products`: at most so many products with the Hessian, and vectors of memory.
-    - `key`: draws Lanczos' start; default `jax.random.key(0)`.
+    - `max_products`: the most products with the Hessian; also the most vectors kept in memory.
+    - `key`: for the random start of Lanczos' method; default `jax.random.key(0)`.
 
     ValueError for coefficients whose shape is not that of the problem, and for a bad tolerance.
 
@@ -158,7 +158,7 @@ def landscape_point(
         kind = PointKind.STRICT_SADDLE
     elif pull <= tolerance * sensors * size:
         kind = PointKind.GLOBAL_MINIMUM
-    elif most == min(matrix.shape):  # it reaches every beta, and the loss is convex in beta
+    elif most == min(matrix.shape):  # the network reaches every beta; the loss is convex in beta
         kind = PointKind.SPURIOUS
     elif least is None:
         kind = PointKind.SECOND_ORDER
@@ -207,7 +207,10 @@ def least_loss(network: eqx.Module, problem: AbstractProblem) -> float | None:
 
 
 def hessian(network: eqx.Module, problem: AbstractProblem) -> Float[Array, "p p"]:
-    """The whole Hessian of the loss at a network's p parameters, in their flat order; small p."""
+    """The whole Hessian of the loss, shape (p, p), for a network's p parameters in flat order.
+
+    For small p only: it takes p products and p^2 numbers of memory.
+    """
     parameters, rest = split(network)
     size = ravel_pytree(parameters)[0].size
     return jax.vmap(lambda v: _product(v, (parameters, rest, problem)))(jnp.eye(size))
@@ -232,14 +235,14 @@ def _first_order(parameters, rest, problem):
     pull = problem.adjoint(residual)
     norm = jnp.linalg.norm(ravel_pytree(vjp(pull)[0])[0])
     size = jnp.linalg.norm(problem.y) + jnp.linalg.norm(residual)
-    # A normal vector g has E|X g|^2 = |X|^2; the scale of a tolerance need not be sharper.
+    # A normal vector g has E|X g|^2 = |X|_F^2. As a scale for a tolerance one draw is enough.
     probe = jax.random.normal(jax.random.key(0), beta.shape, beta.dtype)
     sensors = jnp.linalg.norm(problem.predictions(probe))
     return beta, problem.loss(beta), norm, jnp.linalg.norm(pull), size, sensors
 
 
 def _largest_rank(network, most):
-    """The r of Eftekhari 2020, eq. (9), at most `most`; 0 where the network does not know it."""
+    """The r of Eftekhari 2020, eq. (9), at most `most`; 0 if the network does not state it."""
     largest = closed_form(network, "largest_rank")
     return 0 if largest is None else min(most, largest)
 

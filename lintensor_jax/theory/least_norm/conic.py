@@ -1,8 +1,8 @@
 """A small wrapper over Clarabel: maximise t subject to A w + F c >= t b (or = t b), |w| <= 1.
 
-This bounded form is used instead of minimising |w| subject to A w >= b because everything in it
-stays of order one however small the margin t is, and because on non-separable data it has an
-optimum too (t = 0), whose multipliers are the certificate. The norm does not count c.
+This bounded form is used instead of minimising |w| subject to A w >= b, for two reasons. All its
+numbers are of order one however small the margin t is. And it has an optimum (t = 0) on
+non-separable data as well, whose multipliers are the certificate. The norm does not count c.
 """
 
 import dataclasses
@@ -25,17 +25,17 @@ class Constraints:
 
     @staticmethod
     def of(rows: np.ndarray, targets: np.ndarray, equality: bool, free=None) -> "Constraints":
-        """`free` is None where the norm counts every coefficient."""
+        """Constraints from their parts; `free` is None if the norm counts every coefficient."""
         return Constraints(
             rows, targets, np.zeros((len(rows), 0)) if free is None else free, equality
         )
 
     def on(self, columns: np.ndarray) -> "Constraints":
-        """With some of the coordinates of w only, by mask."""
+        """The constraints on the coordinates of w in the mask `columns`, the others being zero."""
         return dataclasses.replace(self, rows=self.rows[:, columns])
 
     def tight(self, kept: np.ndarray) -> "Constraints":
-        """Some of the rows only, by mask."""
+        """The constraints of the rows in the mask `kept`."""
         return Constraints(self.rows[kept], self.targets[kept], self.free[kept], self.equality)
 
     def reached(self, w: np.ndarray, c: np.ndarray) -> np.ndarray:
@@ -45,10 +45,7 @@ class Constraints:
 
 @dataclasses.dataclass(frozen=True)
 class ConicSolution:
-    """A point w with |w| <= 1, free coefficients c, the level t, and the multipliers p.
-
-    b^T p = 1.
-    """
+    """A point w with |w| <= 1, free coefficients c, the level t, multipliers p with b^T p = 1."""
 
     point: np.ndarray
     free: np.ndarray
@@ -196,7 +193,7 @@ def _solve(matrix, right, cones):
     cone_objects = [getattr(clarabel, name)(argument) for name, argument in cones]
     settings = clarabel.DefaultSettings()  # pyright: ignore[reportAttributeAccessIssue]
     settings.verbose = False
-    settings.max_threads = 1  # with one thread the bits do not depend on the machine's load
+    settings.max_threads = 1  # with more threads rounding depends on the machine's load
     # A zero optimum (non-separable data) must not be mistaken for an infeasible program.
     settings.tol_infeas_abs = settings.tol_infeas_rel = 1e-16
     # The tolerance of "AlmostSolved"; its default is 1e-4.
@@ -232,10 +229,10 @@ def _solve(matrix, right, cones):
 
 
 def _by_highs(matrix, cost, right, cones):
-    """The same for a linear program, by the simplex method of HiGHS; None where that fails too.
+    """`_solve` for a linear program by the simplex method of HiGHS; None if that fails too.
 
-    Inner-point methods can break down at an optimum with many tight constraints, which is where the
-    simplex method ends. SciPy, which comes with JAX, has HiGHS.
+    Inner-point methods can break down at an optimum with many tight constraints; the simplex method
+    ends at such points. HiGHS is part of SciPy, which is installed with JAX.
     """
     from scipy.optimize import linprog
 

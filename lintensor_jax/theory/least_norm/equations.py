@@ -36,7 +36,7 @@ class Equations:
     @property
     def size(self):
         """|reduced|_2, the l2 norm of the smallest solution."""
-        largest = np.max(np.abs(self.reduced), initial=0.0)  # its square may be no float
+        largest = np.max(np.abs(self.reduced), initial=0.0)  # its square may over- or underflow
         return largest * np.linalg.norm(self.reduced / largest) if largest > 0 else 0.0
 
     @property
@@ -51,21 +51,21 @@ class Equations:
 
 
 def orthonormal(rows: np.ndarray, target: np.ndarray) -> Equations:
-    """The equations rows @ rho = target, by the singular values that are not rounding."""
+    """The equations rows @ rho = target, without singular values that may be rounding errors."""
     left, singular, right = np.linalg.svd(rows, full_matrices=False)
     kept = singular > max(rows.shape) * EPS * singular[0]
     return Equations(rows, target, left[:, kept], singular[kept], right[kept])
 
 
 def of_order_one(values: ArrayLike) -> tuple[np.ndarray, int]:
-    """`values` over a power of two, so that the largest lies in [1/2, 1), and the exponent."""
+    """`values` divided by a power of two, so that the largest is in [1/2, 1); and the exponent."""
     array = np.asarray(values, np.float64)
     exponent = int(np.frexp(np.max(np.abs(array), initial=0.0))[1])
     return np.ldexp(array, -exponent), exponent
 
 
 def in_units(values: ArrayLike, exponent: int, dtype: Any) -> Array:
-    """The inverse of `of_order_one`; ValueError where the largest is no float of that dtype."""
+    """The inverse of `of_order_one`; ValueError if the largest is outside the range of `dtype`."""
     values = np.asarray(values, np.float64)
     with np.errstate(over="ignore", under="ignore"):
         found = np.ldexp(values, exponent).astype(dtype)

@@ -1,7 +1,7 @@
-"""Factors of one dense matrix, with which many right-hand sides are solved: LAPACK as it is.
+"""Factors of one dense matrix, reused for many right-hand sides, by direct calls of LAPACK.
 
-SciPy comes with JAX; it is imported where it is used. Its wrappers of Cholesky and LU take longer
-than the factorisation of a small matrix.
+SciPy's wrappers of Cholesky and LU take longer than the factorisation of a small matrix. SciPy is
+installed with JAX. It is imported inside the function that needs it.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,15 @@ import numpy as np
 
 
 def cholesky(matrix: np.ndarray) -> Callable[[np.ndarray], np.ndarray] | None:
-    """The solver of a symmetric matrix, which is overwritten; None if it is not positive."""
+    """A solver for a symmetric matrix, which is overwritten; None if not positive definite."""
     lapack = _lapack()
-    # The transpose of rows in order is a matrix of columns in order, which LAPACK takes uncopied.
+    # The transpose of a row-major matrix is column-major, so LAPACK does not copy it.
     factor, failed = lapack.dpotrf(matrix.T, lower=1, overwrite_a=1, clean=0)
     return None if failed else lambda right: lapack.dpotrs(factor, right, lower=1)[0]
 
 
 def lu(matrix: np.ndarray) -> Callable[..., np.ndarray] | None:
-    """The solver of a square matrix, or of its transpose, `trans=1`; None if it is singular."""
+    """A solver for a square matrix, or with `trans=1` for its transpose; None if singular."""
     lapack = _lapack()
     factors, pivots, failed = lapack.dgetrf(matrix)
     if failed:

@@ -14,7 +14,8 @@ from .vertex import dense_optima
 
 # Polishing stops when a candidate's optimality conditions hold to this residual.
 _POLISHED = 1e-14
-# An optimum of dense linear algebra counts below the first; below the second it is polished.
+# KKT residuals: an optimum of dense linear algebra is accepted below the first, and polished below
+# the second.
 _ACCURATE, _NEAR = 1e-12, 1e-4
 _THRESHOLDS = (None, 1e-3, 1e-5, 1e-7, 1e-9)
 _REPAIRS = 8
@@ -24,7 +25,7 @@ _REWEIGHTINGS = 200
 def optimum(gauge: AbstractGauge, given: Constraints) -> tuple[Level, float]:
     """The polished optimum of the convex program, and its KKT residual.
 
-    Where dense linear algebra finds it to rounding, no conic solver is called.
+    If dense linear algebra finds it to rounding, no conic solver is called.
     """
     found = _dense_optimum(gauge, given)
     if found is not None:
@@ -40,7 +41,7 @@ def optimum(gauge: AbstractGauge, given: Constraints) -> tuple[Level, float]:
 
 
 def _dense_optimum(gauge: AbstractGauge, given: Constraints) -> tuple[Level, float] | None:
-    """The optimum by dense linear algebra, and its residual; None where it is not accurate."""
+    """The optimum by dense linear algebra, and its residual; None if it is not accurate."""
     if gauge.measure is None:
         return None
     level, residual = None, np.inf
@@ -66,7 +67,7 @@ def kkt_residual(
     slack = given.reached(rho, free) - given.targets
     parts = [gauge.stationarity(rho / value, given.rows.T @ multipliers)]
     if free.size:
-        # What must cancel, relative to the size of what cancels.
+        # The sum that must vanish, relative to the size of its terms.
         scale = np.max(np.abs(given.free).T @ np.abs(multipliers))
         parts.append(np.max(np.abs(given.free.T @ multipliers)) / scale)
     if given.equality:
@@ -75,7 +76,7 @@ def kkt_residual(
         parts.append(np.max(-slack / given.targets))
         parts.append(np.max(np.abs(multipliers * slack)) / value)
         parts.append(np.max(-multipliers * given.targets) / value)
-    # NumPy keeps a NaN, which max() may lose. The largest can be -0.0, which would be printed so.
+    # np.max keeps a NaN, which max() may lose. abs() turns a -0.0 into 0.0 for printing.
     return abs(float(np.max([0.0, *parts])))
 
 
@@ -98,8 +99,8 @@ def solve_level(gauge: AbstractGauge, given: Constraints) -> Level:
 def polish(gauge: AbstractGauge, given: Constraints, start: Level) -> tuple[Level, float]:
     """The start or the best of several active-set polishes of it, with its KKT residual.
 
-    Each guess of the support gives a square system of optimality equations, solved by Newton to
-    rounding; which guess is right is for the independently measured residual to say.
+    Each guess of the support gives a square system of optimality equations, which Newton's method
+    solves to rounding. The independently measured residual decides which guess is taken.
     """
     best, best_residual = start, level_residual(gauge, given, start)
     if not start.level > 0:
@@ -152,7 +153,7 @@ def level_residual(gauge: AbstractGauge, given: Constraints, at: Level) -> float
 def is_unique(gauge: AbstractGauge, given: Constraints, at: Level) -> bool | None:
     """Whether the optimum is unique; None if that would take too long to decide.
 
-    It is if the binding rows separate the directions of the gauge's face.
+    It is unique if no direction of the gauge's face is in the kernel of the binding rows.
     """
     if not gauge.is_convex:
         return None
@@ -178,9 +179,9 @@ def reweighted(
     """A stationary point for a power below 1, from `start`, and its KKT residual.
 
     Iteratively reweighted l1 (Candes, Wakin & Boyd 2008) without smoothing: the concave power is
-    replaced by its tangent, so the quasi-norm never grows, and zeros stay zero. The
-    constraints must be met by some point on the support of the start: this is for the caller to
-    decide. None if no such point is found in float64.
+    replaced by its tangent, so the quasi-norm never grows, and zeros stay zero. Some point on the
+    support of the start must satisfy the constraints; the caller checks this. None if no such
+    point is found in float64.
     """
     point = gauge.cleaned(start)
     size = gauge.value(point)
@@ -199,7 +200,7 @@ def reweighted(
         solved = solve_level(convex, stretched)
         if not solved.level > 1e-12 * np.abs(given.rows).max():
             break
-        # The polish makes zeros exact. The solver leaves tiny entries, which a power < 1 amplifies.
+        # The solver leaves tiny entries, which a power < 1 amplifies. The polish makes them zero.
         solved, _ = polish(convex, stretched, solved)
         moved = np.zeros_like(point)
         moved[on] = stretch * solved.point

@@ -1,8 +1,8 @@
-"""Gauges: what the programs of `max_margin` and `min_norm` know about a norm of vectors.
+"""Gauges: the properties of a norm of vectors that `max_margin` and `min_norm` use.
 
 A gauge works on rows A (n, D) and targets b (n,): the point w has gauge 1, A w >= t b (or = t b),
 and p are the multipliers, b^T p = 1. The minimiser of the norm is w / t, its multipliers p / t.
-Optimal means: A^T p / t is a subgradient of the gauge at w, p >= 0, p_i > 0 only where tight.
+Optimal means: A^T p / t is a subgradient of the gauge at w, p >= 0, p_i > 0 only for tight rows.
 """
 
 import abc
@@ -27,12 +27,12 @@ ZERO = 1e-8
 # The rounding of a change of basis is at most this share of the largest group.
 _DUST = 1e-12
 
-#: Unknowns z, the level, and z, p, t -> equations; None where they are not defined.
+#: Unknowns z, the level, and z, p, t -> equations, or None if these are not defined there.
 Unknowns = tuple[np.ndarray, float, Callable[..., Equations | None]]
 
 
 class AbstractGauge(abc.ABC):
-    """A norm of vectors w (D,) as the programs see it; convex unless it says otherwise."""
+    """A norm of vectors w (D,), as used by the programs; convex unless `is_convex` is False."""
 
     is_convex: bool = True
 
@@ -42,11 +42,11 @@ class AbstractGauge(abc.ABC):
 
     @abc.abstractmethod
     def solve(self, given: Constraints) -> ConicSolution:
-        """The convex program."""
+        """The solution of the convex program by a conic solver."""
 
     @abc.abstractmethod
     def stationarity(self, w: np.ndarray, gradient: np.ndarray) -> float:
-        """The distance of `gradient` from a subgradient at w (gauge 1), in the dual norm.
+        """The distance of G = `gradient` from a subgradient at w (gauge 1), in the dual norm.
 
         Convex: |G - P(w + G)|, P the projection on the dual unit ball; zero iff G is a subgradient.
         """
@@ -57,7 +57,10 @@ class AbstractGauge(abc.ABC):
 
     @abc.abstractmethod
     def active(self, w: np.ndarray, gradient: np.ndarray, threshold: float | None) -> np.ndarray:
-        """What to keep in the polish: by strict complementarity, or by size if a threshold."""
+        """Mask of the coordinates to keep in the polish (groups, singular directions).
+
+        Chosen by size with a `threshold`, else by strict complementarity.
+        """
 
     @abc.abstractmethod
     def unknowns(
@@ -67,24 +70,24 @@ class AbstractGauge(abc.ABC):
 
     @property
     def measure(self) -> Measure | None:
-        """Which program of dense linear algebra finds the optimum; None where only `solve` does."""
+        """The program of dense linear algebra that finds the optimum; None if only `solve` does."""
         return None
 
     def cleaned(self, w: np.ndarray) -> np.ndarray:
-        """w without the rounding of a change of basis, where that matters."""
+        """w without the rounding of a change of basis, if the gauge would amplify it."""
         return w
 
     def face(self, w: np.ndarray, gradient: np.ndarray) -> tuple[np.ndarray, bool]:
-        """Directions (D, k) in which another optimum can lie, and strict complementarity.
+        """Directions (D, k) in which another optimum can lie, and strict complementarity (bool).
 
-        Every optimum has the subgradient `gradient`. Directions None: the optimum is unique.
+        Every optimum has the subgradient `gradient`. With k = 0 the optimum is unique.
         """
         return np.zeros((w.size, 0)), False
 
     def balanced(self, w: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Rows (n, K) and a target (K,) with rows^T p = target iff p are multipliers at w.
 
-        None where the subgradients at w are many, or jump next to w.
+        None if there are many subgradients at w, or if they jump next to w.
         """
         return None
 
@@ -120,7 +123,7 @@ class GroupGauge(AbstractGauge):
 
     @property
     def measure(self) -> Measure | None:
-        """The sum of moduli where every coordinate is a group, the l2 norm of a single group."""
+        """The sum of moduli if every coordinate is a group; the l2 norm if all are one group."""
         if self.power < 1:
             return None
         if self.labels.max() == 0 and self.labels.size > 1:
@@ -129,15 +132,15 @@ class GroupGauge(AbstractGauge):
         return Measure.SUM if alone else None
 
     def solve(self, given: Constraints) -> ConicSolution:
-        """The convex program; the power must be 1."""
+        """The solution of the convex program; the power must be 1."""
         return largest_level_of_groups(given, self.labels)
 
     def dual(self, gradient: np.ndarray) -> float:
-        """The largest |G_g|_2."""
+        """The dual norm, max_g |G_g|_2."""
         return float(self.group_norms(gradient).max())
 
     def stationarity(self, w: np.ndarray, gradient: np.ndarray) -> float:
-        """As for every gauge. Power < 1: only groups that are not zero carry a condition.
+        """As in `AbstractGauge`. Power < 1: there is no condition on groups that are zero.
 
         Source: Yun et al. 2021, Theorem 2.
         """
@@ -161,8 +164,9 @@ class GroupGauge(AbstractGauge):
     def unknowns(self, start, gradient, active, given) -> Unknowns:
         """The coordinates of the active groups.
 
-        At gauge 1 they are tiny for a small power (k^(-1/power) for k equal ones). Therefore the
-        largest coordinate of the start is 1 there, and the gauge is kept at that of the start.
+        For a small power they are tiny at gauge 1 (k^(-1/power) for k equal ones). Therefore the
+        unknowns are scaled so that the largest coordinate of the start is 1, and the gauge is kept
+        at that of the scaled start.
         """
         q = self.power
         on = active[self.labels]
@@ -193,7 +197,7 @@ class GroupGauge(AbstractGauge):
         return x0, start.level * size, equations
 
     def shrunk(self, w: np.ndarray, size: float) -> np.ndarray:
-        """argmin_u size gauge(u) + |u - w|^2 / 2: groups shortened by `size`; power 1 only."""
+        """argmin_u size gauge(u) + |u - w|^2 / 2: groups shortened by `size`; for power 1 only."""
         sizes = self.group_norms(w)[self.labels]
         return w * np.maximum(1.0 - size / np.where(sizes > 0, sizes, 1.0), 0.0)
 
@@ -209,8 +213,8 @@ class GroupGauge(AbstractGauge):
     def balanced(self, w, rows):
         """The conditions in the weights |w_g|^(q/2) of the balanced network with this w.
 
-        There the conditions on small coordinates weigh as little as in parameter space, and no
-        threshold is needed to tell which coordinates are zero.
+        So the conditions on small coordinates have the same small weight as in parameter space, and
+        no threshold is needed to decide which coordinates are zero.
         """
         sizes = self.group_norms(w)[self.labels]
         on = sizes > 0
@@ -240,25 +244,28 @@ class PowerGauge(AbstractGauge):
         return _power_norm(gradient, self.conjugate)
 
     def solve(self, given: Constraints) -> ConicSolution:
-        """A program of power cones."""
+        """The solution of a program of power cones."""
         return largest_level_of_powers(given, self.power)
 
     def stationarity(self, w: np.ndarray, gradient: np.ndarray) -> float:
-        """How far (w, G) is from a pair of a point and its gradient, by moving one of the two.
+        """The distance of (w, G) from a pair of a point and its gradient, if one of the two moves.
 
-        The gradient is |w|^(power - 1) sign w. Near power 1 it jumps at zeros of w, its inverse
-        near infinity at zeros of G: the smaller distance is the one that says something.
+        The gradient is |w|^(power - 1) sign w. For a power near 1 it jumps at zeros of w; for a
+        power near infinity its inverse jumps at zeros of G. So the smaller distance is returned.
         """
         by_gradient = self.dual(gradient - _signed_power(w, self.power - 1))
         by_point = self.value(w - _signed_power(gradient, self.conjugate - 1))
         return min(by_gradient, by_point)
 
     def active(self, w, gradient, threshold):
-        """All coordinates."""
+        """A mask of all coordinates."""
         return np.ones(w.size, bool)
 
     def unknowns(self, start, gradient, active, given) -> Unknowns:
-        """All coordinates, tied to the gradient in the direction in which the map is smooth."""
+        """All coordinates. Their relation to the gradient is written as the smooth one of two maps.
+
+        For power >= 2 this is the map from w to the gradient, below 2 its inverse.
+        """
         q, dual, rows = self.power, self.conjugate, given.rows
         eye = np.eye(start.point.size)
 
@@ -277,7 +284,7 @@ class PowerGauge(AbstractGauge):
         def below_two(w, p, t):
             g = rows.T @ p / t
             curvature = (dual - 1) * np.abs(g) ** (dual - 2)
-            # sum |G|^dual = 1 follows: <G, w> = 1 by the other equations. It fixes rounding only.
+            # sum |G|^dual = 1 is not imposed: it follows from <G, w> = 1, which the others imply.
             return Equations(
                 w,
                 eye,
@@ -299,20 +306,20 @@ class MaxGauge(AbstractGauge):
         return float(np.max(np.abs(w)))
 
     def dual(self, gradient: np.ndarray) -> float:
-        """The l1 norm."""
+        """The l1 norm of the gradient."""
         return float(np.sum(np.abs(gradient)))
 
     @property
     def measure(self) -> Measure:
-        """The largest modulus."""
+        """`Measure.LARGEST`: the dense program minimises the largest modulus."""
         return Measure.LARGEST
 
     def solve(self, given: Constraints) -> ConicSolution:
-        """The linear program."""
+        """The solution of the linear program."""
         return largest_level_of_moduli(given)
 
     def stationarity(self, w: np.ndarray, gradient: np.ndarray) -> float:
-        """As for every gauge, in the l1 norm."""
+        """|G - P(w + G)| as in `AbstractGauge`, in the l1 norm."""
         shifted = w + gradient
         sizes = on_simplex(np.abs(shifted))
         return float(np.sum(np.abs(gradient - np.sign(shifted) * sizes)))

@@ -1,10 +1,11 @@
 """Least norms of dense data by a primal-dual inner-point method: l1, l2 and l-infinity.
 
-    min |w|   subject to   A w + F c >= b  (or = b),   F of few columns that the norm does not count
+    min |w|   subject to   A w + F c >= b  (or = b)
 
-The linear algebra of one step is one Cholesky factorisation of an n x n or D x D matrix, whichever
-is cheaper. A general conic solver factorises the matrix of all constraints and epigraphs instead,
-as a sparse one. On data that nothing separates the method does not converge, and says so.
+F has few columns, and the norm does not count their coefficients c. One step needs one Cholesky
+factorisation of an n x n or D x D matrix, whichever is cheaper. A general conic solver factorises
+the larger sparse matrix of all constraints and epigraphs. On data that are not separable the method
+does not converge; then it yields no iterate.
 
 Source: Mehrotra 1992; Nocedal & Wright 2006, chapters 14 and 16.6.
 """
@@ -19,16 +20,17 @@ from .conic import Constraints
 from .factors import cholesky
 
 _MOST_STEPS = 60
-# Of the residuals and of the complementarity, relative to the size of their terms. At the first it
-# is mostly known which rows are tight; beyond the last nothing is gained.
+# An iterate is yielded when its residuals and its complementarity, relative to the size of their
+# terms, are below one of these. At the first it is mostly known which rows are tight. An error
+# below the last does not help the caller.
 _HANDED_OVER = (1e-6, 1e-8, 1e-11)
-# Steps without progress, after which rounding has won.
+# After so many steps without progress rounding dominates, and the method stops.
 _PATIENCE = 8
 _TO_BOUNDARY = 0.9995
 
 
 class Measure(enum.Enum):
-    """Which norm: sum of moduli, largest modulus, or half the squared l2 norm."""
+    """The norm to minimise: sum of moduli, largest modulus, or half the squared l2 norm."""
 
     SUM = "sum"
     LARGEST = "largest"
@@ -39,8 +41,8 @@ class Measure(enum.Enum):
 class InnerPoint:
     """The last iterate: w (D,), c (k,), slack (n,) and multipliers p (n,) of the rows.
 
-    `room` (2, D) and `forces` (2, D): e - w and e + w below the bounds |w| <= e, with their
-    multipliers, so that A^T p = forces[0] - forces[1]; no entries for the l2 norm.
+    `room` (2, D): the slacks e - w and e + w of the bounds |w| <= e. `forces` (2, D): their
+    multipliers, so that A^T p = forces[0] - forces[1]. Both are empty for the l2 norm.
     """
 
     point: np.ndarray
@@ -52,8 +54,8 @@ class InnerPoint:
 
 
 def inner_points(given: Constraints, measure: Measure) -> Iterator[InnerPoint]:
-    """Ever more accurate iterates, relative errors 1e-6 to 1e-11; fewer where it breaks down."""
-    with np.errstate(all="ignore"):  # what overflows is no progress, and is found below
+    """Iterates of increasing accuracy, relative errors 1e-6 to 1e-11; fewer after a breakdown."""
+    with np.errstate(all="ignore"):  # an overflow counts as a step without progress
         yield from _Iteration(given, measure).run()
 
 
@@ -72,7 +74,10 @@ class _Iteration:
         self._start()
 
     def _start(self):
-        """Along A^T b, of mean margin 1 relative to the targets; everything else of that size."""
+        """Start along A^T b, scaled to mean margin 1 relative to the targets.
+
+        Slacks and multipliers get the corresponding size.
+        """
         A, b = self.A, self.b
         w = A.T @ b
         dual = {
@@ -104,7 +109,7 @@ class _Iteration:
         return np.stack([e - w, e + w]) if self.bounded else np.zeros((2, 0))
 
     def run(self):
-        """Steps until one more would not help; an iterate each time that it is so accurate."""
+        """Step until no progress is made; yield an iterate below each error of `_HANDED_OVER`."""
         best, stalled, wanted = np.inf, 0, list(_HANDED_OVER)
         for _ in range(_MOST_STEPS):
             defects = self._defects()
@@ -149,7 +154,7 @@ class _Iteration:
         )
 
     def _step(self, defects):
-        """A predictor and a corrector with the same factors; False where these do not exist."""
+        """A predictor and a corrector with the same factors; False if these do not exist."""
         if not self._factorise():
             return False
         products = self.s * self.p if not self.equality else np.zeros(0), self.room * self.forces
@@ -182,7 +187,7 @@ class _Iteration:
         if not self.equality:
             dual = min(dual, _reach(self.p, dp))
         primal, dual = min(1.0, share * primal), min(1.0, share * dual)
-        # The quadratic norm ties w to p: both take the shorter step.
+        # For the quadratic norm w = A^T p couples primal and dual: both take the shorter step.
         return (primal, dual) if self.bounded else (min(primal, dual),) * 2
 
     def _factorise(self):
@@ -241,7 +246,7 @@ class _Iteration:
         return bool(np.isfinite(schur).all())
 
     def _inverse(self, f):
-        """The inverse of the matrix of w on f, with the height eliminated."""
+        """The inverse of the matrix of w, times f; the bound e of l-infinity is eliminated."""
         found = f / self.diagonal
         if self.measure is Measure.LARGEST:
             found = found + self.tilt * (self.tilt @ f / self.height)

@@ -29,11 +29,11 @@ class NuclearGauge(AbstractGauge):
         return float(np.linalg.norm(gradient.reshape(self.shape), 2))
 
     def solve(self, given: Constraints) -> ConicSolution:
-        """The semidefinite program."""
+        """The solution of the semidefinite program."""
         return largest_level_of_nuclear(given, self.shape)
 
     def stationarity(self, w: np.ndarray, gradient: np.ndarray) -> float:
-        """As for every gauge, in the operator norm."""
+        """|G - P(w + G)| as in `AbstractGauge`, in the operator norm."""
         left, sizes, right = np.linalg.svd((w + gradient).reshape(self.shape), full_matrices=False)
         projected = (left * np.minimum(sizes, 1.0)) @ right
         return float(np.linalg.norm(gradient.reshape(self.shape) - projected, 2))
@@ -49,7 +49,7 @@ class NuclearGauge(AbstractGauge):
     def unknowns(self, start, gradient, active, given) -> Unknowns:
         """U, V with w = U V^T of the active rank: G V = t U, G^T U = t V.
 
-        The rotations of (U, V) leave w alone; the minimum-norm step takes none of them.
+        Rotations of (U, V) do not change w; the minimum-norm step has no component along them.
         """
         tall, wide = self.shape
         left, sizes, right = np.linalg.svd(start.point.reshape(self.shape), full_matrices=False)
@@ -85,12 +85,12 @@ class NuclearGauge(AbstractGauge):
         return z0, start.level, equations
 
     def shrunk(self, w: np.ndarray, size: float) -> np.ndarray:
-        """argmin_u size gauge(u) + |u - w|^2 / 2: every singular value less `size`, or zero."""
+        """argmin_u size gauge(u) + |u - w|^2 / 2: singular values become max(s - size, 0)."""
         left, sizes, right = np.linalg.svd(w.reshape(self.shape), full_matrices=False)
         return ((left * np.maximum(sizes - size, 0.0)) @ right).ravel()
 
     def face(self, w, gradient):
-        """As for groups: every optimum is U M V^T, M >= 0, on the top singular space of G."""
+        """Every optimum is U M V^T, M >= 0, with the top singular vectors U, V of G."""
         left, dual, right = np.linalg.svd(gradient.reshape(self.shape), full_matrices=False)
         top = int((dual >= 1.0 - ZERO).sum())
         row, column = np.triu_indices(top)
@@ -129,17 +129,17 @@ class SpectralGauge(AbstractGauge):
         return float(np.linalg.svd(gradient.reshape(self.shape), compute_uv=False).sum())
 
     def solve(self, given: Constraints) -> ConicSolution:
-        """The semidefinite program."""
+        """The solution of the semidefinite program."""
         return largest_level_of_spectral(given, self.shape)
 
     def stationarity(self, w: np.ndarray, gradient: np.ndarray) -> float:
-        """As for every gauge, in the nuclear norm."""
+        """|G - P(w + G)| as in `AbstractGauge`, in the nuclear norm."""
         left, sizes, right = np.linalg.svd((w + gradient).reshape(self.shape), full_matrices=False)
         projected = (left * on_simplex(sizes)) @ right
         return self.dual(gradient - projected.ravel())
 
     def active(self, w, gradient, threshold):
-        """Singular directions of largest size: those of the gradient."""
+        """The singular directions of w of the largest size: those in the range of the gradient."""
         dual = np.linalg.svd(gradient.reshape(self.shape), compute_uv=False)
         if threshold is not None:
             return dual > threshold * dual.max()
@@ -148,7 +148,7 @@ class SpectralGauge(AbstractGauge):
     def unknowns(self, start, gradient, active, given) -> Unknowns:
         """W, and U, V, S with G = U S V^T, S symmetric, U^T U = I, W V = U, W^T U = V.
 
-        The rotations of (U, S, V) leave G alone; the minimum-norm step takes none of them.
+        Rotations of (U, S, V) do not change G; the minimum-norm step has no component along them.
         """
         tall, wide = self.shape
         rank = max(1, int(active.sum()))
@@ -181,7 +181,7 @@ class SpectralGauge(AbstractGauge):
         return z0, start.level, equations
 
     def face(self, w, gradient):
-        """Every optimum is U V^T + U' Z V'^T: U, V of G, U', V' their complements."""
+        """Every optimum is U V^T + U' Z V'^T: U, V from the SVD of G; U', V' their complements."""
         left, dual, right = np.linalg.svd(gradient.reshape(self.shape))
         rank = int((dual > ZERO * dual[0]).sum())
         rest, other = left[:, rank:], right[rank:].T

@@ -85,7 +85,7 @@ class MaxMargin(eqx.Module):
     #: nu >= 0, of the margins' shape, (n,) or (n, m - 1): sum_i nu_i y_i x_i is a subgradient of
     #: the norm at z, sum nu = |z|.
     multipliers: Float[Array, "..."]
-    #: Margins that are 1 (tight), of the same shape.
+    #: True for margins that are 1 (tight), of the same shape.
     support: Bool[Array, "..."]
     #: The largest violation of the optimality conditions by (z, nu), dimensionless: stationarity
     #: in units of the dual norm, 1 - y_i <x_i, z>, and nu_i |1 - y_i <x_i, z>| / |z|.
@@ -109,7 +109,7 @@ class MaxMargin(eqx.Module):
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        """The same for notebooks."""
+        """The text of `__str__` as HTML, for notebooks."""
         return as_html(self)
 
 
@@ -123,15 +123,15 @@ def max_margin(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -
 
     - `problem`: a `Classification` or `MulticlassClassification`, or any object whose `signed_data`
       holds the rows y_i x_i, shape (n, d), or (n, d, m) for coefficients that are matrices.
-      Concrete arrays. With `bias=True` the last coefficient is left free: no norm counts it.
+      Concrete arrays. With `bias=True` no norm counts the last coefficient.
     - `norm`: a norm object: `L2Norm`, `WeightedL2Norm`, `L1Norm`, `LInfNorm`, `LpNorm`,
       `FourierL1Norm`, and for matrices `L21Norm`, `NuclearNorm`, `SpectralNorm`. For `LpNorm` and
       `FourierLpNorm` with p < 1 (not convex) the answer is a *stationary* point, reached from
       `start` by iteratively reweighted l1.
     - `start`: coefficients that separate the data, by margins above 8 eps sqrt(D) |x_i| |start|;
-      only for p < 1. A stationary point next to the start is kept; coordinates that are zero in
-      it stay zero. Below 1e-12 of the largest one (in the coordinates of the norm) a coordinate
-      counts as zero. Default: the l2 solution.
+      only for p < 1. If a stationary point is next to the start, it is the answer. Coordinates that
+      are zero in the start stay zero; a coordinate (of the norm) counts as zero below 1e-12 of the
+      largest one. Default: the l2 solution.
 
     **Raises** `NonSeparableError` (a ValueError, with the certificate) if no z exists;
     `MarginPrecisionError` (a ValueError) if the margin is below what float64 can resolve;
@@ -154,7 +154,8 @@ def max_margin(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -
     _require_separating(given, level, level.multipliers * given.targets, data)
     z, c = form.coefficients(level.point / level.level / scale), level.free / level.level / scale
     multipliers = level.multipliers / level.level / lengths
-    # Measured for the returned values, in user units up to a common factor against underflow.
+    # The residual is measured for the returned values, in the user's units up to a common factor,
+    # which avoids underflow.
     rho = gauge.cleaned(form.coordinates(z) * scale)
     ones = np.ones(len(measured))
     users = Constraints.of(measured / scale, ones, False, data.free / scale)
@@ -181,10 +182,11 @@ def max_margin(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -
 
 
 def is_separable(problem) -> Separability:
-    """Whether some w has y_i <x_i, w> > 0 for all i, with a certificate either way.
+    """Whether some w has y_i <x_i, w> > 0 for all i, with a certificate in both cases.
 
     By Gordan's theorem exactly one of two things exists: such a w, or weights p >= 0 with sum 1
-    and sum_i p_i y_i x_i = 0. (Through the origin, unless the problem has `bias=True`.)
+    and sum_i p_i y_i x_i = 0. The separating plane passes through the origin, unless the problem
+    has `bias=True`.
 
     **Arguments**
 
@@ -229,13 +231,13 @@ def _stationary_level(given: Constraints, gauge, form, start, data: SignedRows) 
 
 
 def _doubt(given):
-    """The largest computed value of a normalised margin that is exactly zero."""
+    """The largest value that rounding can give to a normalised margin that is exactly zero."""
     size = given.rows.shape[1] + given.free.shape[1]
     return 8 * np.finfo(float).eps * np.sqrt(size)
 
 
 def _separates(given, point, free):
-    """Whether all margins are positive beyond what rounding explains."""
+    """Whether all margins are positive by more than their rounding error."""
     length = np.hypot(np.linalg.norm(point), np.linalg.norm(free))
     return np.min(given.reached(point, free)) > _doubt(given) * length
 
@@ -258,8 +260,8 @@ def _concrete_start(start, shape):
 def _normalised(rows, data: SignedRows) -> tuple[Constraints, np.ndarray]:
     """Unit rows a_i with targets b_i = min |z| / |z_i|, and the lengths |z_i|.
 
-    <z_i, w> >= 1 iff <a_i, min |z| w> >= b_i. Without this scaling the norms of samples would
-    decide which numbers the solver treats as small.
+    <z_i, w> >= 1 iff <a_i, min |z| w> >= b_i. Without this scaling the solver would treat short
+    samples as negligible.
     """
     full = np.hstack([rows, data.free])
     largest = np.max(np.abs(full), axis=1)
@@ -278,9 +280,10 @@ def _normalised(rows, data: SignedRows) -> tuple[Constraints, np.ndarray]:
 
 
 def _require_separating(given: Constraints, level: Level, weights, data: SignedRows):
-    """Raise unless the point has positive margins beyond what rounding explains.
+    """Raise unless the margins of the point are positive by more than their rounding error.
 
-    `weights`: multipliers of the rows (any scale), whose combination is zero if nothing separates.
+    `weights`: multipliers of the rows, of any scale. If the data are not separable, the combination
+    of the rows with these weights is zero.
     """
     if level.level > 0 and _separates(given, level.point, level.free):
         return
@@ -288,7 +291,8 @@ def _require_separating(given: Constraints, level: Level, weights, data: SignedR
     unit = np.hstack([same.rows, same.free])
     weights = _sharpened(unit, weights * lengths)
     residual = float(np.linalg.norm(weights @ unit))
-    # For contradictory data the residual is rounding. A margin of 1e-13 is no contradiction.
+    # For contradictory data the residual is a rounding error. For data with a margin of 1e-13 it
+    # is larger, and they are not contradictory.
     if residual > 16 * np.finfo(float).eps * np.sqrt(len(unit)):
         raise MarginPrecisionError(
             "max_margin: the margin must be resolvable in float64, but neither a separating vector "

@@ -49,8 +49,8 @@ class MinNorm(eqx.Module):
     #: stationarity in units of the dual norm, and max |X beta - y| / max |y|.
     kkt_residual: Float[Array, ""]
     #: "optimal"; "stationary" for a quasi-norm (no claim of optimality); "inaccurate" if the
-    #: KKT residual is above 1e-8, or 1e3 eps for data of a shorter dtype, whose rounding leaves
-    #: redundant equations unsolved by that much; "unchecked" if computed under a JAX
+    #: KKT residual is above max(1e-8, 1e3 eps), eps of the data's dtype: its rounding alone gives
+    #: redundant equations a misfit of that size; "unchecked" if computed under a JAX
     #: transformation.
     status: str = eqx.field(static=True)
     #: Whether beta is certified to be the only minimiser: True, False, or None if that
@@ -71,7 +71,7 @@ class MinNorm(eqx.Module):
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        """The same for notebooks."""
+        """The text of `__str__` as HTML, for notebooks."""
         return as_html(self)
 
 
@@ -84,20 +84,19 @@ def min_norm(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -> 
     **Arguments**
 
     - `problem`: a `Regression` (y of shape (n,) or (n, m)), a `MatrixSensing` or a small
-      `MatrixCompletion`. With
-      `bias=True` the last coefficient is left free: no norm counts it.
+      `MatrixCompletion`. With `bias=True` no norm counts the last coefficient.
     - `norm`: a norm object. `L2Norm` and `WeightedL2Norm` are computed with JAX and may be traced
-      (consistency is not checked then); all others are solved in float64 on the host.
+      (then consistency is not checked); all others are solved in float64 on the host.
       For `LpNorm` and `FourierLpNorm` with p < 1 (not convex) the answer is a *stationary* point,
       reached from `start` by iteratively reweighted l1.
-    - `start`: coefficients, only for p < 1. A stationary point next to the start is kept;
-      coordinates that are zero in it stay zero. Below 1e-12 of the largest one (in the
-      coordinates of the norm) a coordinate counts as zero. Default: the l2 solution.
+    - `start`: coefficients, only for p < 1. If a stationary point is next to the start, it is the
+      answer. Coordinates that are zero in the start stay zero; a coordinate (of the norm) counts
+      as zero below 1e-12 of the largest one. Default: the l2 solution.
 
     **Raises** `InconsistentEquationsError` (a ValueError, with the size of the inconsistency) if
     no beta satisfies the equations; ValueError for a problem, norm or start that does not fit,
-    and if the equations cannot be solved on the nonzero coordinates of the start. Both limits are
-    a relative misfit of sqrt(eps) of the data's dtype.
+    and if the equations cannot be solved on the nonzero coordinates of the start. Equations count
+    as unsolved above a relative misfit of sqrt(eps), eps of the data's dtype.
     """
     sensors, y, shape = _equations(problem)
     if getattr(problem, "has_bias", False):
@@ -106,7 +105,7 @@ def min_norm(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -> 
 
 
 def _with_free_bias(sensors, y, norm, start):
-    """The last coefficient is a bias that no norm counts: data and targets less their means."""
+    """The last coefficient is a bias that no norm counts: data and targets minus their means."""
     counted = sensors[:, :-1]
     means = [jnp.mean(values, axis=0, keepdims=True) for values in (counted, y)]
     shape = counted.shape[1:] + y.shape[1:]
@@ -164,7 +163,7 @@ def _least_squares(sensors, y, shape, norm):
         return inverse @ target, inverse
 
     def multiply(inverse, unit):
-        # In the row space rho = A^T nu: nu is the least-squares solution of that.
+        # rho lies in the row space: nu is the least-squares solution of rho = A^T nu.
         return inverse.T @ unit
 
     outputs = y.reshape(n, -1)
@@ -176,7 +175,7 @@ def _least_squares(sensors, y, shape, norm):
     beta = rho / weights
     value = euclidean(jnp.ravel(rho))
     safe = jnp.where(value > 0, value, 1.0)
-    # Of rho of length 1: the product with rho itself may be no float.
+    # rho is scaled to length 1, because the product with rho itself may overflow.
     multiply = multiply if one else jax.vmap(multiply, (0, 1), 1)
     multipliers = multiply(inverse, rho / safe)
     misfit = jnp.max(jnp.abs(sensors @ beta - outputs))
@@ -204,7 +203,7 @@ def _on_host(sensors, y, shape, norm, start):
     is_convex = gauge.is_convex
     if is_convex and start is not None:
         raise ValueError(_superfluous_start(norm))
-    # Data and targets of order one: their ratio may be near the ends of the floats.
+    # Data and targets are scaled to order one: their ratio may be near the limits of float64.
     target, by_y = of_order_one(y)
     one_output, by_x = of_order_one(sensors)
     rows = np.kron(one_output, np.eye(target[0].size)) if target.ndim == 2 else one_output
@@ -222,7 +221,7 @@ def _on_host(sensors, y, shape, norm, start):
         begin = None if start is None else _start(start, shape, form)
         rho, multipliers = _stationary_point(gauge, equations, begin, y.dtype)
     beta = form.coefficients(rho)
-    # Measured for the returned values, with the user's equations.
+    # The residual is measured for the returned values, with the user's equations.
     rho = gauge.cleaned(form.coordinates(beta) / equations.size)
     scale = np.max(np.abs(equations.target))
     users = Constraints.of(

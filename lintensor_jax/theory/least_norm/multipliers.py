@@ -21,10 +21,10 @@ class Shares(NamedTuple):
 
 
 def resolution(columns: np.ndarray, weights: np.ndarray) -> float:
-    """What rounding the weights can add to |sum_i weights_i columns_i|, shapes (n, D), (n,).
+    """How much rounding of the weights can add to |sum_i weights_i columns_i|.
 
-    Large where the data nearly contradict each other: the columns are of the size of one over the
-    normalised margin, and cancel.
+    Shapes (n, D), (n,). It is large if the data nearly contradict each other: then the columns
+    have the size of one over the normalised margin, and cancel.
     """
     return _ROUNDINGS * _EPS * float(np.abs(weights) @ np.linalg.norm(columns, axis=1))
 
@@ -33,14 +33,15 @@ def approximate_multipliers(columns: np.ndarray, target: np.ndarray, slack: np.n
     """p >= 0 with target = sum_i p_i columns_i and sum_i p_i slack_i = 0 as nearly as possible.
 
     Shapes (n, D), (D,), (n,); |target|_2 = 1, slack_i >= 0. The residual is the l2 norm of both
-    defects together: the sine of an angle, so that only the direction of p is to be found. The
-    part of the columns along the target may then have any weight; the one taken here keeps the
-    problem well conditioned when the rest of the columns is huge (small margins) and cancels.
+    defects together. For the best length of p it is the sine of an angle, so that only the
+    direction of p is unknown. Then the part of the columns along the target may have any weight.
+    The weight used here keeps the problem well conditioned if the rest of the columns is huge
+    (small margins) and cancels.
     """
     along = columns @ target
     across = columns - np.outer(along, target)
     lengths = np.maximum(np.linalg.norm(across, axis=1), np.abs(along))
-    # Beside huge columns the squares of slacks would be lost to rounding; they get a weight.
+    # Beside huge columns the squares of slacks would be lost to rounding: slacks get a weight.
     weights = max(1.0, lengths.max()) ** np.array([0.0, 0.5, 1.0])
     candidates = [_shares(along, across, slack, lengths, weight) for weight in weights]
     p = min(candidates, key=lambda p: _defect(p, along, across, slack))
@@ -67,8 +68,8 @@ def nonnegative_least_squares(
 ) -> np.ndarray:
     """argmin |matrix @ x - right|_2 over x >= 0: shapes (m, n), (m,) -> (n,).
 
-    `guess`, a mask (n,): entries that are taken to be positive at first. If they are those of the
-    solution, it takes one least-squares problem instead of one for each.
+    `guess`, a mask (n,): entries that are assumed positive at first. If these are the positive
+    entries of the solution, one least-squares problem is solved instead of one for each entry.
 
     Source: Lawson & Hanson 1974, chapter 23, on columns of length 1.
     """
@@ -82,12 +83,12 @@ def nonnegative_least_squares(
     while not (passive | refused).all():
         slope = np.where(passive | refused, -np.inf, columns.T @ (right - columns @ x))
         entering = int(np.argmax(slope))
-        # Slopes of this size are rounding of the terms of the residual.
+        # Slopes of this size are rounding errors of the terms of the residual.
         if slope[entering] <= _EPS * (np.linalg.norm(right) + np.sum(x)):
             break
         trial, allowed = _exchange(columns, right, x, passive, entering)
         reached = np.linalg.norm(columns @ trial - right)
-        # Each exchange gets strictly closer, unless rounding alone made its slope positive.
+        # An exchange decreases the residual, unless its slope is positive by rounding only.
         if trial[entering] > 0 and reached < left:
             x, passive, left = trial, allowed, reached
             refused[:] = False
@@ -97,7 +98,7 @@ def nonnegative_least_squares(
 
 
 def _begun(columns, right, guess):
-    """The solution on the guessed entries less those that are not positive, and its entries."""
+    """The solution on the guessed entries, without those that are not positive; and its mask."""
     size = columns.shape[1]
     x, passive = np.zeros(size), np.zeros(size, bool) if guess is None else guess.copy()
     # With more entries than equations the solution is not determined.
@@ -137,10 +138,10 @@ def proximal_step(
 ) -> tuple[np.ndarray, np.ndarray]:
     """argmin_u R(u) + |u - point|_2^2 / 2 subject to rows @ u >= level, and its multipliers.
 
-    `prox` is that of the convex R without constraints. Where rows @ point >= level, the step is
-    zero if and only if the point is optimal among such points (Rockafellar 1976). Solved in the
-    dual, u = prox(point + rows^T nu) with nu >= 0: accelerated projected gradient steps, and
-    semismooth Newton steps where these get closer.
+    `prox` is that of the convex R without constraints. If rows @ point >= level, the step is zero
+    if and only if the point minimises R under the constraints (Rockafellar 1976). The dual problem
+    is solved, u = prox(point + rows^T nu) with nu >= 0: a semismooth Newton step if it halves the
+    defect, else accelerated projected gradient steps.
     """
     lengths = np.linalg.norm(rows, axis=1)
     unit, targets = rows / lengths[:, None], level / lengths
@@ -166,7 +167,7 @@ def proximal_step(
         if not defect(trial) <= 0.5 * left:
             trial = _accelerated(nu, gradient_step)
         new = defect(trial)
-        # The defect does not fall any more, and is of the size of rounding.
+        # The defect no longer decreases, and is of the size of rounding.
         if new >= left and left <= 1e3 * _EPS:
             break
         nu, left = trial, new
@@ -185,7 +186,7 @@ def _newton_step(nu, point, unit, targets, smoothness, moved, differentiate):
 
 
 def _accelerated(nu, gradient_step, num_steps=100):
-    """Nesterov's method, restarted where the step turns against the momentum."""
+    """Nesterov's method, restarted if the step has a negative product with the momentum."""
     previous, at, momentum = nu, nu, 1.0
     for _ in range(num_steps):
         new = gradient_step(at)

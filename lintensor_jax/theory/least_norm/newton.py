@@ -20,7 +20,7 @@ _STEPS = 12
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """w of gauge 1 with rows @ w + free @ c >= level targets; multipliers p, targets^T p = 1."""
+    """w of gauge 1, rows @ w + free @ c >= level * targets; multipliers p with targets^T p = 1."""
 
     point: np.ndarray
     free: np.ndarray
@@ -45,7 +45,7 @@ class Equations:
 
 
 def newton(gauge: Any, given: Constraints, start: Level, active: np.ndarray) -> Level | None:
-    """The solution next to the start if all rows of `given` are tight; None where Newton fails.
+    """The solution next to the start if all rows of `given` are tight; None if Newton fails.
 
     `gauge.unknowns(start, gradient, active)` gives z and the functions of it; see `Equations`.
     The multipliers of the start are those of the rows of `given`.
@@ -98,5 +98,6 @@ def _min_norm_step(jacobian, defect):
     """The least-squares solution of J step = -defect of minimum norm, or None."""
     if not (np.isfinite(jacobian).all() and np.isfinite(defect).all()):
         return None
-    # Redundant samples make J singular on purpose; 1e-13 still keeps margins of 1e-8 (J ~ t).
+    # Redundant samples make J singular. Below 1e-13 singular values count as zero; those of a
+    # margin t = 1e-8 do not, because J is proportional to t.
     return np.linalg.lstsq(jacobian, -defect, rcond=1e-13)[0]

@@ -1,7 +1,7 @@
-"""Norms and quasi-norms of linear coefficients: the limits of the flows minimise them.
+"""Norms and quasi-norms of linear coefficients, which the limits of flows minimise.
 
-A norm states its gauge: what the programs of `max_margin` and `min_norm` know about it, for
-coordinates rho = scale * (Q beta) with Q orthogonal (`gauges.py`, `matrix_gauges.py`).
+A norm returns its gauge, which `max_margin` and `min_norm` use, and the coordinates of the gauge,
+rho = scale * (Q beta) with Q orthogonal (`gauges.py`, `matrix_gauges.py`).
 """
 
 import abc
@@ -60,16 +60,16 @@ class AbstractNorm(eqx.Module):
 
     @abc.abstractmethod
     def gauge(self, shape: tuple[int, ...]) -> tuple[AbstractGauge, Coordinates]:
-        """The gauge for coefficients of that shape, and the coordinates in which it is one.
+        """The gauge for coefficients of that shape, and the coordinates on which it acts.
 
-        ValueError where the norm is not defined for the shape.
+        ValueError if the norm is not defined for the shape.
         """
 
 
 def gauge_of(
     norm: AbstractNorm, shape: tuple[int, ...], owner: str
 ) -> tuple[AbstractGauge, Coordinates]:
-    """The norm's gauge; ValueError for what is no norm."""
+    """The norm's gauge and coordinates; ValueError if `norm` is no norm object."""
     if isinstance(norm, AbstractNorm):
         return norm.gauge(shape)
     raise ValueError(
@@ -262,7 +262,7 @@ class LpNorm(AbstractNorm):
         return jnp.max(moduli) if self.p == np.inf else _quasi_norm(moduli, self.p)
 
     def gauge(self, shape: tuple[int, ...]) -> tuple[AbstractGauge, Coordinates]:
-        """Every coordinate is a group for p <= 1, all are one for p = 2."""
+        """p <= 1: one group for each coordinate. p = 2: one group of all. Else a power or max."""
         if self.p == 2:
             return L2Norm().gauge(shape)
         if self.p <= 1:
@@ -300,8 +300,8 @@ class FourierLpNorm(AbstractNorm):
 def _fourier_form(size: int, power: float) -> tuple[AbstractGauge, Coordinates]:
     """The real orthonormal DFT basis, with each conjugate pair of frequencies as one group.
 
-    The pair counts twice, at modulus |rho_g| / sqrt(2): 2 (|rho_g| / sqrt 2)^p is the p-th power
-    of 2^(1/p - 1/2) |rho_g|.
+    A pair contributes two terms of modulus |rho_g| / sqrt(2): 2 (|rho_g| / sqrt 2)^p is the p-th
+    power of 2^(1/p - 1/2) |rho_g|.
     """
     labels = np.array([(k + 1) // 2 for k in range(size)])
     paired = (labels > 0) & (2 * labels != size)
@@ -320,13 +320,13 @@ def _one_group(scale) -> tuple[AbstractGauge, Coordinates]:
 def euclidean(values: Float[Array, "... k"]) -> Float[Array, "..."]:
     """The l2 norm over the last axis, without overflow or underflow of the squares."""
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(values), axis=-1))
-    # Infinite and NaN entries are left as they are; so is a row of zeros.
+    # Rows that are zero, or have infinite or NaN entries, are not scaled.
     safe = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0)
     return safe * jnp.linalg.norm(values / safe[..., None], axis=-1)
 
 
 def _quasi_norm(moduli, p):
-    # Divided by the largest entry: for small p the sum of p-th powers overflows after ^(1/p).
+    # Without the division by the largest entry ^(1/p) can overflow or underflow for small p.
     largest = jnp.max(moduli)
     safe = jnp.where(largest > 0, largest, 1.0)
     return largest * jnp.sum((moduli / safe) ** p) ** (1 / p)

@@ -1,4 +1,4 @@
-"""The data of a maximum-margin problem as arrays of the host: rows, and the bias left free."""
+"""The data of a maximum-margin problem as NumPy arrays: the rows, with the bias columns apart."""
 
 import dataclasses
 from typing import Any
@@ -13,10 +13,11 @@ _EPS = float(np.finfo(float).eps)
 class SignedRows:
     """Margins are counted @ w + free @ c, w the coefficients that norms count, c the bias.
 
-    - `counted` (N, D), `free` (N, k): k = 0 without a bias. The columns of `free` are independent:
-      with several outputs a bias that is the same for all of them changes no margin.
+    - `counted` (N, D), `free` (N, k): k = 0 without a bias. The columns of `free` are independent.
+      With several outputs k is smaller than their number, because a bias that is the same for all
+      outputs changes no margin.
     - `directions` (K, k): the K entries of the bias are directions @ c.
-    - `shape`: of the coefficients that are counted; `margins_shape`: of the margins, (n,) or more.
+    - `shape`: that of the counted coefficients. `margins_shape`: (n,), or (n, m - 1) for m classes.
     """
 
     counted: np.ndarray
@@ -28,7 +29,7 @@ class SignedRows:
 
     @staticmethod
     def of(problem: Any, owner: str) -> "SignedRows":
-        """From `problem.signed_data`, in float64."""
+        """The rows of `problem.signed_data`, in float64."""
         signed = getattr(problem, "signed_data", None)
         if signed is None:
             raise ValueError(
@@ -74,7 +75,7 @@ class SignedRows:
         return np.hstack([self.counted, self.free])
 
     def coefficients(self, w: np.ndarray, c: np.ndarray) -> np.ndarray:
-        """All coefficients, the bias last, in their own shape."""
+        """All coefficients in the shape `coefficient_shape`, the bias last."""
         if not self.directions.size:
             return w.reshape(self.shape)
         bias = (self.directions @ c).reshape(1, *self.shape[1:])

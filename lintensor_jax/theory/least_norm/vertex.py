@@ -1,7 +1,7 @@
-"""From an inner point to the optimum, to rounding: the equations of what is tight there.
+"""From an inner point to the optimum, to rounding: solve the equations of the tight constraints.
 
-In l1 and l-infinity the optimum is a vertex, where as many rows are tight as there are unknowns; in
-l2 the multipliers of the tight rows solve a system with their Gram matrix.
+For l1 and l-infinity the optimum is a vertex, where as many rows are tight as there are unknowns.
+For l2 the multipliers of the tight rows solve a system with the Gram matrix of these rows.
 """
 
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from .interior_point import InnerPoint, Measure, inner_points
 from .newton import Level
 
 _REPAIRS = 12
-# Rounding that is allowed in signs and margins while the tight rows are found.
+# Signs and margins may be violated by this rounding while the tight rows are determined.
 _SLACK = 1e-11
 
 
 def dense_optima(given: Constraints, measure: Measure) -> Iterator[Level]:
-    """Guesses of the optimum, of gauge 1, ever better ones; none where nothing converges.
+    """Guesses of the optimum, scaled to gauge 1, in order of accuracy; none without convergence.
 
-    Each is the optimum to rounding if its tight rows are those of the optimum. Where they do not
-    determine a point, it is the iterate of the inner-point method.
+    A guess is the optimum to rounding if its tight rows are those of the optimum. If they do not
+    determine a point, the guess is the iterate of the inner-point method.
     """
     finish = _by_rows if measure is Measure.EUCLIDEAN else _vertex
     for inner in inner_points(given, measure):
@@ -60,11 +60,11 @@ def _tight(given, inner):
 
 
 def _vertex(given: Constraints, inner: InnerPoint, measure: Measure):
-    """w, c, p of the vertex next to the inner point; None where its equations are not square."""
+    """w, c, p of the vertex next to the inner point; None if its equations are not square."""
     tight = _tight(given, inner)
     height = np.max(np.abs(inner.point))
     if measure is Measure.SUM:
-        # |A^T p| = 1 where a coordinate is not zero.
+        # A coordinate counts as nonzero if |A^T p| is closer to 1 there than the coordinate to 0.
         on = np.abs(inner.point) > height * np.min(2 * inner.forces, axis=0)
         columns, target = given.rows[:, on], np.sign(inner.point[on])
     else:
@@ -100,7 +100,10 @@ def _solve_both(matrix, right, right_of_transposed):
 
 
 def _by_rows(given: Constraints, inner: InnerPoint, _):
-    """w, c, p of the l2 optimum by the Gram matrix of the tight rows, which are repaired."""
+    """w, c, p of the l2 optimum by the Gram matrix of the tight rows.
+
+    Rows of the wrong sign are removed and violated rows are added until none is left.
+    """
     tight = _tight(given, inner)
     for _ in range(_REPAIRS):
         found = _of_gram(given, tight) if tight.any() else None
@@ -119,7 +122,7 @@ def _by_rows(given: Constraints, inner: InnerPoint, _):
 
 
 def _of_gram(given: Constraints, tight):
-    """A_T A_T^T p + F c = b_T with F^T p = 0, refined in the rows themselves."""
+    """A_T A_T^T p + F c = b_T with F^T p = 0; refined by residuals in the rows, not in the Gram."""
     rows, free, targets = given.rows[tight], given.free[tight], given.targets[tight]
     number, k = free.shape
     matrix = np.zeros((number + k, number + k))

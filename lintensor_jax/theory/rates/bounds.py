@@ -1,7 +1,6 @@
 """Each statement of Min et al. 2021 as a bound with its assumptions.
 
-The numbers are computed in `imbalance`. Here their assumptions are checked. Everything is evaluated
-on concrete arrays.
+The numbers are computed in `imbalance`. This module checks their assumptions, on concrete arrays.
 """
 
 import math
@@ -41,7 +40,7 @@ class Bound(eqx.Module):
         return False if False in verdicts else None if None in verdicts else True
 
     def __str__(self) -> str:
-        """Theorem, quantity, value and assumptions."""
+        """Theorem, verdict, quantity and value on one line, then the assumptions."""
         verdict = {True: "applies", False: "does not apply", None: "is open"}[self.holds]
         head = f"{self.theorem} {verdict}: {self.quantity} {self.value:.6g}"
         return "\n".join([head, *(f"  {a}" for a in self.assumptions)])
@@ -50,13 +49,13 @@ class Bound(eqx.Module):
 def rate_bounds(network: FullyConnectedNetwork, problem: Regression) -> tuple[Bound, ...]:
     """Proposition 1, Theorem 3, Corollaries 4 to 6 and eq. (22) at a network's parameters.
 
-    As functions of time (`decay`) they bound the loss above its minimum, from this point on:
-    L stands for L - L* there. Theorem 3 read at a point of a flow is Corollary 6; time counts from
-    that point.
+    As functions of time (`decay`) they bound the loss above its minimum, from this point on: the L
+    of their formula is L - L*. Theorem 3 at a later point of a flow is Corollary 6; time counts
+    from that point.
 
     Errata: Corollary 5 prints the rate 2 l_r(Sigma) c(0), and Corollary 6 the decay exp(-l_r(Sigma)
     c(t_0) t) from t_0 on. Without that 2, and with t - t_0 for t, they follow from Theorem 3; as
-    printed they fail for a scalar network.
+    printed they are false for a scalar network.
 
     Source: Min et al. 2021, section 3. Raises as `convergence_rate_bound`.
     """
@@ -112,9 +111,10 @@ def rate_bounds(network: FullyConnectedNetwork, problem: Regression) -> tuple[Bo
 def deviation_bound(network: FullyConnectedNetwork, problem: Regression) -> Bound:
     """A bound on the distance of the flow's limit from the min-norm solution, in |.|_F.
 
-    |U V^T - beta| <= |(V U_2^T; U_1 U_2^T)(0)|_F exp(2 sqrt(l_1(Sigma)) |E(0)|_F / c), c being the
-    rate of Theorem 3; 0 in the invariant set of Proposition 10. This is what the proof of Theorem
-    12 shows (E.11, Theorem 3 instead of Corollary 4) before it turns to random parameters.
+    |U V^T - beta| <= |(V U_2^T; U_1 U_2^T)(0)|_F exp(2 sqrt(l_1(Sigma)) |E(0)|_F / c), where c is
+    the rate of Theorem 3. The bound is 0 in the invariant set of Proposition 10. The proof of
+    Theorem 12 shows it (E.11, with Theorem 3 instead of Corollary 4) before it specialises to
+    random parameters.
 
     Source: Min et al. 2021, eq. (32) and Appendix E. Raises as `convergence_rate_bound`.
     """
@@ -123,7 +123,7 @@ def deviation_bound(network: FullyConnectedNetwork, problem: Regression) -> Boun
     away = distance_from_invariant_set(network, problem)
     sizes = [float(jnp.linalg.norm(w)) for w in network.weights]
     if away <= rounding(network.weights[0]) * sizes[0] * max(sizes):
-        away = 0.0  # the exponential may be astronomical
+        away = 0.0  # rounding times a very large exponential would not be small
     scale = float(jnp.max(jnp.abs(found.imbalance.eigenvalues))) * float(found.smallest_eigenvalue)
     converges = Assumption(
         "the guaranteed rate is positive",
@@ -162,7 +162,7 @@ def resting_part(network: FullyConnectedNetwork, problem: Regression) -> Array:
 
 
 def growth(exponent: float) -> float:
-    """exp(exponent); infinite where it overflows, so that the bound is trivial."""
+    """exp(exponent); infinite if it would overflow, which makes the bound trivial."""
     return math.exp(exponent) if exponent < 700 else math.inf
 
 

@@ -1,8 +1,8 @@
 """Rates of two-layer linear networks from their imbalance (Min et al. 2021).
 
 The paper's U (n, h) is our first layer W_1 (d, h), its V (m, h) our last layer transposed, so that
-U V^T = W_1 W_2. Its loss 1/2 |Y - X U V^T|_F^2 is that of `Regression`, factor included: rates and
-times need no conversion. (Its experiments average over n samples and drop the 1/2: the flow of
+U V^T = W_1 W_2. Its loss 1/2 |Y - X U V^T|_F^2 is that of `Regression`, with the same factor: rates
+and times need no conversion. (Its experiments average over n samples and omit the 1/2: the flow of
 |Y - X U V^T|_F^2 / n is this one with time multiplied by 2/n.)
 
 With the singular value decomposition X = W [S 0] [Phi_1 Phi_2]^T, r = rank X, Sigma = S^2:
@@ -29,7 +29,7 @@ MIN = "Min et al. 2021"
 
 
 class Imbalance(eqx.Module):
-    """The imbalance D = U_1^T U_1 - V^T V, which gradient flow conserves; squared parameters.
+    """The imbalance D = U_1^T U_1 - V^T V, conserved by gradient flow; unit: squared parameters.
 
     - `first` (k, h): U_1, with zero rows beyond the rank, k = min(n, d); `last` (m, h): V.
     - `rank`: r.
@@ -51,16 +51,17 @@ class Imbalance(eqx.Module):
 
     @property
     def matrix(self) -> Float[Array, "h h"]:
-        """D, shape (h, h). All other arrays here have fewer entries."""
+        """D, shape (h, h). For wide layers all other arrays of this class have fewer entries."""
         return self.first.T @ self.first - self.last.T @ self.last
 
 
 def imbalance(network: FullyConnectedNetwork, problem: Regression) -> Imbalance:
     """Measure the imbalance of a two-layer network on a problem's data.
 
-    Only the range of X^T counts: D is not the difference of the layers' own Gram matrices unless
-    X has rank d. Costs O(h (r + m)^2): the spectrum of D comes from r + m vectors. Traceable by
-    `jax.jit` and `jax.vmap`, and a value for `gradient_flow(..., observe=...)`.
+    Only the part of layer 1 in the range of X^T counts: D is the difference of the Gram matrices
+    of both layers only if X has rank d. The cost is O(h (r + m)^2), because the spectrum of D
+    follows from r + m vectors. Traceable by `jax.jit` and `jax.vmap`, and usable in
+    `gradient_flow(..., observe=...)`.
 
     **Arguments**
 
@@ -76,11 +77,11 @@ def imbalance(network: FullyConnectedNetwork, problem: Regression) -> Imbalance:
 class ConvergenceRateBound(eqx.Module):
     """Lower bounds on the rate at which the excess loss L~ = L - L* decays, in units of 1/time.
 
-    - `instantaneous`: Proposition 1, -dL~/dt / L~ >= this at this point.
+    - `instantaneous`: Proposition 1, -dL~/dt / L~ >= `instantaneous` at this point.
     - `guaranteed`: Theorem 3, L~(t) <= exp(-guaranteed t) L~(0) along the whole flow from here. At
       a point reached at t_0 it is Corollary 6: L~(t) <= exp(-guaranteed (t - t_0)) L~(t_0).
     - `by_imbalance`: Corollary 4, 2 l_r(Sigma) D_u: the part of `guaranteed` that needs no margin.
-    - `asymptotic`: eq. (22), what `guaranteed` tends to along a flow whose loss tends to L*.
+    - `asymptotic`: eq. (22), the limit of `guaranteed` along a flow whose loss tends to L*.
     - `margins` (2,): pos(s_k(W^T Y) - |E|_F) for k = m and k = r, in units of y.
     - `error_norm`: |E|_F; `optimal_loss`: L*.
     - `smallest_eigenvalue`, `largest_eigenvalue`: l_r(Sigma) and l_1(Sigma).
@@ -114,8 +115,9 @@ def convergence_rate_bound(
     * Proposition 1: l_r(Sigma) c(s_m(U_1 V^T), s_r(U_1 V^T));
     * Theorem 3: the same with pos(s_k(W^T Y) - |E|_F) / sqrt(l_1(Sigma)) for s_k(U_1 V^T).
 
-    Both hold for h >= min(m, r) (for narrower layers they are zero) and any y: on inconsistent
-    data for the loss above its minimum. Traceable. Arguments and errors are those of `imbalance`.
+    Both hold for h >= min(m, r) and any y. For narrower layers they are zero. For inconsistent
+    data they bound the decay of the loss above its minimum. Traceable. Arguments and errors are
+    those of `imbalance`.
 
     Source: Min et al. 2021, Proposition 1 and Theorem 3.
     """
@@ -123,7 +125,7 @@ def convergence_rate_bound(
     return _rates_of(network, problem)
 
 
-@eqx.filter_jit  # without jit its operations would be forty small compilations
+@eqx.filter_jit  # without jit each of its forty operations would be compiled separately
 def _rates_of(network, problem):
     at = _Coordinates.of(network, problem)
     found = _imbalance(at)
@@ -133,7 +135,7 @@ def _rates_of(network, problem):
     size = jnp.linalg.norm(error)
 
     def both(values):
-        """s_m and s_r."""
+        """The m-th and the r-th of decreasing `values`, as an array of shape (2,)."""
         return jnp.stack([_kth(values, at.last.shape[0]), _kth(values, at.rank)])
 
     products = both(_singular_values(at.first @ at.last.T))
@@ -197,7 +199,7 @@ def _imbalance(at):
     signs = jnp.concatenate([jnp.ones(len(at.first)), -jnp.ones(len(at.last))]).astype(rows.dtype)
     width = rows.shape[1]
     if len(rows) < width:
-        # D = Q (R J R^T) Q^T with the rows' transpose Q R.
+        # D = Q (R J R^T) Q^T, where Q R is the transpose of `rows` and J the diagonal of `signs`.
         rows = jnp.linalg.qr(rows.T, mode="r").T
     gram = rows.T @ (signs[:, None] * rows)
     values = jnp.linalg.eigvalsh((gram + gram.T) / 2)
@@ -237,7 +239,7 @@ def _singular_values(matrix):
 
 
 def require_two_layers(owner: str, network: Any, problem: Any) -> None:
-    """ValueError unless it is a two-layer fully-connected network on data that fit it."""
+    """Raise ValueError unless `network` is fully connected with two layers, and fits the data."""
     if not isinstance(network, FullyConnectedNetwork) or network.depth != 2:
         got = type(network).__name__
         if isinstance(network, FullyConnectedNetwork):

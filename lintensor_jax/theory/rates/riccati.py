@@ -18,8 +18,8 @@ class RiccatiTrajectory(eqx.Module):
     """A two-layer flow at T times, as `riccati_trajectory` predicts it.
 
     - `time` (T,): physical time.
-    - `gram` (T, d + m, d + m): Q Q^T with Q = [W_1; W_2^T]: all that is left of the layers once
-      rotations of the hidden units are divided out. Its blocks are W_1 W_1^T, beta, W_2^T W_2.
+    - `gram` (T, d + m, d + m): Q Q^T with Q = [W_1; W_2^T]. It determines the layers up to a
+      rotation of the hidden units. Its blocks are W_1 W_1^T, beta, W_2^T W_2.
     - `coefficients` (T, d, m), or (T, d) for a scalar output: beta = W_1 W_2.
     - `imbalance`: lambda, with W_2 W_2^T - W_1^T W_1 = lambda I.
     """
@@ -45,8 +45,8 @@ def riccati_trajectory(
 
         Q Q^T(t) = e^{Ft} Q_0 [I + Q_0^T G Q_0]^{-1} Q_0^T e^{Ft},   G = int_0^t e^{2Fs} ds.
 
-    It is evaluated by the eigenvalues of F and a QR decomposition of [G^{1/2} Q_0; I], with rows in
-    logarithms, so that no exponential overflows and slow modes survive beside fast ones.
+    It is evaluated by the eigenvalues of F and a QR decomposition of [G^{1/2} Q_0; I], with sorted
+    rows and pivoted columns. So slow modes keep their accuracy beside fast ones.
 
     **Arguments**
 
@@ -57,7 +57,7 @@ def riccati_trajectory(
 
     **Raises** `AssumptionFails` (a ValueError) if the layers or the data are not of this kind;
     ValueError for another architecture, negative times, and times so long that the ratio of two
-    modes leaves the range of floating point (1e300: the flow has converged long before).
+    modes exceeds the range of floating point (1e300; the fastest mode has converged long before).
 
     Source: Fukumizu 1998; Braun et al. 2022 (lambda = 0) and Domine et al. 2025 (any lambda). For
     one mode and lambda = 0 it is the sigmoid of Saxe et al. 2014.
@@ -76,9 +76,9 @@ def riccati_trajectory(
     speed = float(scale * (0.5 * abs(imbalance) + jnp.linalg.norm(cross, 2)))
     if speed * float(jnp.max(times, initial=0)) > _LONGEST:
         raise ValueError(
-            f"times: must be at most {_LONGEST / speed:.3g} here, got {float(jnp.max(times)):.3g}, "
-            "where the fastest mode, long converged, overflows; follow slower ones by "
-            "gradient_flow."
+            f"times: must be at most {_LONGEST / speed:.3g} here, got {float(jnp.max(times)):.3g}; "
+            "at longer times the fastest mode, which has converged before, overflows; use "
+            "gradient_flow for slower modes."
         )
     gram = _gram(first, last, cross, imbalance, scale * times)
     d = first.shape[0]
@@ -86,7 +86,7 @@ def riccati_trajectory(
     return RiccatiTrajectory(times, gram, beta, imbalance)
 
 
-# exp(340)^2 is below the largest float64; differences of two modes may reach twice that.
+# exp(2 * 340) is below the largest float64. The exponents of two modes differ by 2 * 340 at most.
 _LONGEST = 340.0
 
 
@@ -115,8 +115,8 @@ def _factor(start, rates, time):
     # Householder's QR is stable row by row if large rows come first and columns are pivoted.
     order = jnp.argsort(-jnp.max(jnp.abs(stacked), axis=1))
     Q, R, pivots = jax.scipy.linalg.qr(stacked[order], mode="economic", pivoting=True)
-    # Once modes have grown apart R is too ill-conditioned to divide by, and Q = G^{1/2} Q_0 R^{-1}
-    # is not; before that G may be zero.
+    # Late, the modes differ so much in size that R is ill-conditioned. So the factor comes from
+    # Q = G^{1/2} Q_0 R^{-1} instead of a division by R. Early, G may be zero, and R is divided by.
     grown = (jnp.exp(0.5 * jnp.minimum(x, 0)) / jnp.where(root > 0, root, 1.0))[:, None]
     late = grown * Q[jnp.argsort(order)[: start.shape[0]]]
     moved = jnp.exp(jnp.minimum(rates * time, 1.0))[:, None] * start[:, pivots]

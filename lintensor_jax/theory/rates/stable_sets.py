@@ -66,7 +66,7 @@ def rank_one_target(problem: Regression) -> RankOneTarget:
 
 
 class StableSet(eqx.Module):
-    """Rank-one beta = u s v^T with (alpha - gamma_Z) s_Z < s < beta s_Z and u^T Z_1 v > alpha s_Z.
+    """Rank-one beta = u s v^T, (alpha - gamma_Z) s_Z < s < upper s_Z and u^T Z_1 v > alpha s_Z.
 
     `upper` (the paper's beta) is infinite for N_alpha of Theorem 16, eq. (28), and finite for
     N_{alpha,beta} of Theorem 20, eq. (36). By Lemmas 15 and 19 a balanced flow does not leave
@@ -78,9 +78,9 @@ class StableSet(eqx.Module):
     upper: float = eqx.field(static=True)
 
     def slack(self, coefficients: Float[ArrayLike, "*T d m"]) -> Float[Array, "*T"]:
-        """The smallest slack of the conditions, in units of s_Z: positive inside, else outside.
+        """The smallest slack of the conditions, in units of s_Z: positive inside the set only.
 
-        - `coefficients`: one beta, or a stack of them; -inf where beta is not of rank one.
+        It is -inf if beta is not of rank one. `coefficients`: one beta, or a stack of them.
         """
         beta = _as_matrices(self.target, coefficients)
         left, sizes, right = jnp.linalg.svd(beta, full_matrices=False)
@@ -99,7 +99,7 @@ class StableSet(eqx.Module):
         return smallest
 
     def contains(self, coefficients: Float[ArrayLike, "d m"]) -> bool:
-        """Whether beta is a member."""
+        """Whether beta lies in the set."""
         return bool(self.slack(coefficients) > 0)
 
 
@@ -149,10 +149,10 @@ class ConvergenceBound(eqx.Module):
     def log_bound(
         self, times: Float[ArrayLike, " T"], coefficients: Float[ArrayLike, "T d m"]
     ) -> Float[Array, " T"]:
-        """log of the bound on |beta(t) - Z_1|^2 from the first of `times` on.
+        """log of the bound on |beta(t) - Z_1|^2, shape (T,), from the first of `times` on.
 
-        tau, where the rate changes, is the first of the times with s <= sqrt(6) s_Z. The
-        factor is the distance at the first time, as in (38), not that at tau, as in (39), which is
+        The rate changes at tau, the first of `times` with s <= sqrt(6) s_Z. The factor of the
+        bound is the distance at the first time, as in (38). The distance at tau, as in (39), is
         smaller.
         """
         times = jnp.asarray(times)
@@ -160,7 +160,7 @@ class ConvergenceBound(eqx.Module):
         beta = _as_matrices(target, coefficients)
         sizes = jnp.linalg.norm(beta, axis=(-2, -1))  # rank one
         near = sizes <= math.sqrt(6) * target.size
-        # Before the first near time: infinity, so that every time is a faraway one.
+        # tau is infinite if no time is near: then the faraway rate holds at all times.
         tau = jnp.min(jnp.where(near, times, jnp.inf))
         fast = jnp.minimum(times, tau) - times[0]
         slow = jnp.maximum(times - tau, 0.0)
@@ -184,7 +184,7 @@ def convergence_bound(
         faraway: c L s_Z^p ((alpha - gamma)^p - 2 gamma beta^p),            p = 2 - 2/L
         nearby:  c   s_Z^p (alpha (alpha - gamma)^p - 2 gamma L beta^p)
 
-    Erratum: (38) prints s_Z^(-2/L) for s_Z^p, which is a rate of other units and fails for s_Z < 1.
+    Erratum: (38) prints s_Z^(-2/L) for s_Z^p. That rate has other units and fails for s_Z < 1.
 
     **Arguments**: those of `stable_set`, and the number of layers `depth` >= 2.
 
@@ -209,15 +209,16 @@ def nearby_rates(problem: Regression, depth: int) -> dict[str, float]:
     The end-to-end flow (Eftekhari 2020, eq. 17) linearised at Z_1 on the matrices of rank one, in
     units of c s_Z^(2-2/L):
 
-    * "size": L, the singular value s (both singular vectors stay);
+    * "size": L, the singular value s (both singular vectors are constant);
     * "slow", "fast": 1 -+ gamma_Z, the pair u_2 v^T -+ u v_2^T of the second singular vectors;
     * "kernel": 1, directions u_i v^T or u v_i^T on which Z vanishes; absent for square Z of full
       rank.
 
-    So |beta - Z_1| finally decays at "slow" where gamma_Z > 0 (at "kernel" for one output). Its
-    only dependence on the depth is s_Z^(-2/L): deeper is slower nearby if s_Z < 1, faster if
-    s_Z > 1, and makes no difference at s_Z = 1. This answers the question that the paper leaves
-    open after its Figure 1 (whose data have s_Z < 1); it is a result of this package.
+    So |beta - Z_1| finally decays at "slow" if gamma_Z > 0 (at "kernel" for one output). Of this
+    rate only the factor s_Z^(-2/L) depends on the depth: deeper networks are slower near Z_1 if
+    s_Z < 1 and faster if s_Z > 1; at s_Z = 1 the depth makes no difference. The paper leaves this
+    question open after its Figure 1 (whose data have s_Z < 1). The answer is a result of this
+    package.
     """
     target = rank_one_target(problem)
     unit = float(target.scale * target.size ** _power(depth))

@@ -1,9 +1,9 @@
 """Wide two-layer networks with random parameters: Lemma 11 and Theorem 12 of Min et al. 2021.
 
 Entries of U and V are independent, N(0, h^(-2a)) with 1/4 < a <= 1/2 and the width h. Constants are
-explicit. The one random event, of probability at least 1 - delta, is that all singular values of
-h^a [V^T U^T], shape (h, m + d), lie within q = sqrt(m + d) + sqrt(2 log(2/delta)) of sqrt(h)
-(Davidson & Szarek 2001, Theorem 2.13).
+explicit. All statements hold on one random event of probability at least 1 - delta: all singular
+values of h^a [V^T U^T], shape (h, m + d), differ from sqrt(h) by at most
+q = sqrt(m + d) + sqrt(2 log(2/delta)) (Davidson & Szarek 2001, Theorem 2.13).
 """
 
 import math
@@ -21,7 +21,7 @@ def lemma_11(
 ) -> tuple[Bound, Bound, Bound]:
     """Imbalance, distance from the invariant set, and size of the product, at the start.
 
-    For h > 16 q^2, all three together with probability at least 1 - delta:
+    For h > 16 q^2, with probability at least 1 - delta all three hold together:
 
     * D_u > h^(1-2a);
     * |(V U_2^T; U_1 U_2^T)|_F <= 2 sqrt(m + r) q / h^(2a-1/2);

@@ -1,9 +1,9 @@
-"""When a coordinate of a diagonal network grows from a vanishing start: ends of its mirror map.
+"""Thresholds at which a coordinate of a diagonal network grows from a vanishing start.
 
 Every coordinate of a diagonal network obeys d v_l/d zeta = prod_{k != l} v_k, zeta = -int grad dt.
-From alpha v it grows to size one where zeta leaves an interval, which tends to
-unit(alpha) * [lower, upper] as alpha -> 0, unit(alpha) = log(1/alpha) for two layers and
-alpha^(2-L) for L >= 3.
+From alpha v it grows to size one when zeta leaves an interval, the domain of its mirror map. As
+alpha -> 0 the interval tends to unit(alpha) * [lower, upper], with unit(alpha) = log(1/alpha) for
+two layers and alpha^(2-L) for L >= 3.
 """
 
 import numpy as np
@@ -12,26 +12,26 @@ from jaxtyping import Float
 from ...networks import mirror_map
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
-# The integrands fall as e^(-(L-2) x): what is left beyond this exponent is below rounding.
+# The integrands fall as e^(-(L-2) x): the rest beyond this exponent is below rounding.
 _EXPONENT = 40.0
 
 
 def default_thresholds(depth: int, dimension: int) -> tuple[np.ndarray, np.ndarray]:
-    """(lower, upper), shape (d,), of equal first layers of ones and a zero last one.
+    """(lower, upper), shapes (d,), for first layers of ones and a last layer of zeros.
 
-    1 for two layers, and Lemma 4's c_L for L >= 3 (Yun et al. 2021, Theorem 5).
+    They are -+1 for two layers, and -+c_L of Lemma 4 for L >= 3 (Yun et al. 2021, Theorem 5).
     """
     size = 1.0 if depth == 2 else mirror_map.boundary(depth)
     return np.full(dimension, -size), np.full(dimension, size)
 
 
 def thresholds(start: Float[np.ndarray, "L d"]) -> tuple[np.ndarray, np.ndarray]:
-    """(lower, upper), shape (d,), of the start alpha * `start`; infinite where there is none.
+    """(lower, upper), shapes (d,), for the start alpha * `start`; infinite if there is none.
 
-    With z the layer of the smallest modulus of a coordinate and c_l = v_l^2 - z^2 >= 0, both
-    conserved, dz/dzeta = +- prod sqrt(z^2 + c_l). For L >= 3 z is infinite after a finite zeta. A
-    coordinate with two smallest layers of equal modulus keeps its sign, and never moves if they
-    are zero.
+    For one coordinate let z be the layer of the smallest modulus, and c_l = v_l^2 - z^2 >= 0, which
+    the flow conserves. Then dz/dzeta = +- prod sqrt(z^2 + c_l). For L >= 3 z becomes infinite at a
+    finite zeta. A coordinate whose two smallest layers have equal modulus keeps its sign. If these
+    two are zero, it never moves.
     """
     found = [_of_one(column) for column in np.asarray(start, np.float64).T]
     lower, upper = np.asarray(found).T
@@ -41,9 +41,9 @@ def thresholds(start: Float[np.ndarray, "L d"]) -> tuple[np.ndarray, np.ndarray]
 def _of_one(layers):
     order = np.argsort(np.abs(layers), kind="stable")
     smallest, others = layers[order[0]], layers[order[1:]]
-    direction = np.prod(np.sign(others))  # z moves this way where zeta grows
+    direction = np.prod(np.sign(others))  # the sign of dz/dzeta
     gaps = (np.abs(others) - np.abs(smallest)) * (np.abs(others) + np.abs(smallest))
-    ends = [np.inf, np.inf]  # of z growing to -inf, to +inf
+    ends = [np.inf, np.inf]  # the lengths of zeta until z is -inf, +inf
     for place, sign in enumerate((-1.0, 1.0)):
         time = _time_to_infinity if gaps[0] > 0 else _time_of_tied
         ends[place] = time(sign * smallest, gaps)
@@ -67,7 +67,7 @@ def _time_to_infinity(start, gaps):
 
 
 def _time_of_tied(start, gaps):
-    """The same where some gaps are zero: z keeps its sign, so that only one direction ends."""
+    """`_time_to_infinity` with a zero gap: z keeps its sign, so it is infinite for start <= 0."""
     if start <= 0:
         return np.inf
     if gaps.size == 1:

@@ -16,9 +16,9 @@ from ..rates.stable_sets import SOURCE, RankOneTarget, convergence_bound, rank_o
 def eftekhari_candidate(network: Any, problem: Any) -> Iterator[Candidate]:
     """Theorem 16, with the rates of Theorem 20: the limit is Z_1, for any number of layers.
 
-    Theorem 16 leaves out starts of measure zero. None has to be left out: a critical point of rank
-    one is s_j u_j v_j^T with singular vectors of Z, and those with j > 1 have u^T Z_1 v = 0, which
-    is outside the stable set. Yields nothing for networks without a layer of one neuron.
+    Theorem 16 excludes starts of measure zero. This exclusion is not needed: a critical point of
+    rank one is s_j u_j v_j^T with singular vectors of Z. Those with j > 1 have u^T Z_1 v = 0, so
+    they are outside the stable set. Yields nothing for networks without a layer of one neuron.
     """
     widths = (*(w.shape[0] for w in network.weights), int(np.prod(network.weights[-1].shape[1:])))
     if min(widths) != 1 or not problem.has_squared_loss:
@@ -52,9 +52,9 @@ def eftekhari_candidate(network: Any, problem: Any) -> Iterator[Candidate]:
     def conclude():
         limit = target.matrix.reshape(network.linear_coefficients().shape)
         notes = (
-            "The limit is Z_1, the best approximation of X^T y / c of rank one. The theorem leaves "
-            "out starts of measure zero; none has to be left out, since no other critical point of "
-            "rank one lies in the stable set.",
+            "The limit is Z_1, the best approximation of X^T y / c of rank one. The theorem "
+            "excludes starts of measure zero. This exclusion is not needed, since no other "
+            "critical point of rank one is in the stable set.",
             _rates(target, problem, network.depth, overlap, float(sizes[0]) / float(target.size)),
         )
         return Conclusion(Kind.EXACT, limit, None, notes)

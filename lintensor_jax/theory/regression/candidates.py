@@ -1,4 +1,4 @@
-"""What is known about the limits of regression flows, most specific first."""
+"""The theorems about the limits of regression flows, the most specific first."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -42,7 +42,7 @@ from .yun_theorem_5 import (
 from .yun_theorem_6 import limit_point_two_layer
 
 _TWO_LAYERS = "two-layer mirror flow (Woodworth et al. 2020, Azulay et al. 2021)"
-# Two limits that differ by less, relatively, are the same up to the error of the two programs.
+# Limits with a smaller relative difference are the same up to the errors of the two programs.
 _SAME_LIMIT = 1e-9
 _NUCLEAR = (
     "Conjecture (Gunasekar et al. 2017), not a prediction: as alpha -> 0 the limit is near the "
@@ -53,8 +53,8 @@ _NUCLEAR = (
 def regression_candidates(network: Any, problem: Regression) -> Iterator[Candidate]:
     """The theorems about this architecture on `Regression`.
 
-    For another loss than the squared one nu of d nu/dt = -l'(r) stays in the same span, so that a
-    flow that fits the data ends at the same point; only its time differs.
+    For a loss other than the squared one, d nu/dt = -l'(r) keeps the same span. So a flow that fits
+    the data ends at the same point; only its time differs.
     """
     if isinstance(network, MatrixFactorizationNetwork):
         network = FullyConnectedNetwork(network.weights)
@@ -66,7 +66,7 @@ def regression_candidates(network: Any, problem: Regression) -> Iterator[Candida
 
 
 def _with_remarks(candidate, data):
-    """What the data are to the flow, and whether the limit is the one of least l2 norm."""
+    """The candidate with notes on the data, and on whether its limit has the least l2 norm."""
 
     def conclude():
         conclusion = candidate.conclude()
@@ -103,8 +103,8 @@ def _of_another_loss(candidate, loss):
     if loss.is_convex_with_minimum_at_zero is None:
         otherwise = (
             *otherwise,
-            f"{name} does not say whether it is convex with its only minimum at zero; it says so "
-            "by the property `is_convex_with_minimum_at_zero`.",
+            f"{name} does not state whether it is convex with its only minimum at zero; the "
+            "property `is_convex_with_minimum_at_zero` states it.",
         )
 
     def conclude():
@@ -129,7 +129,7 @@ def _candidates(network, problem, data):
 
 
 def _one_sample(network, problem, data):
-    """Theorem 6, for data of one direction: they act as one sample."""
+    """Theorem 6, for data along one direction, which are equivalent to one sample."""
     source = f"{YUN}, Theorem 6"
     alone = Regression(data.rows, data.targets) if data.rank else problem
     found = limit_point_two_layer(network, alone)
@@ -144,7 +144,7 @@ def _one_sample(network, problem, data):
         gap > zero,
         source,
     )
-    # Where rounding alone keeps y in reach, the exact start may be one from which it is not.
+    # If g reaches y by rounding only, it may not do so from the exact start: test this first.
     in_reach = refuted_convergence(network, problem) or Assumption(
         "y lies in the range of g: nu = g^{-1}(y / alpha^2) is finite", nu, np.isfinite(nu), source
     )
@@ -234,8 +234,8 @@ def sensing_candidates(network: Any, problem: MatrixSensing) -> Iterator[Candida
         source,
     )
     layers = jnp.stack(network.weights)
-    # Layers that are diagonal in *some* common eigenbasis: where eigenvalues of all sensors
-    # coincide, the layers choose it.
+    # The layers need to be diagonal in *some* common eigenbasis of the sensors. If eigenvalues of
+    # all sensors coincide, the basis is not unique: diagonalise sensors and layers together.
     both = MatrixSensing(
         jnp.concatenate([problem.A, layers]), jnp.zeros(count + len(layers), layers.dtype)
     )
@@ -267,10 +267,10 @@ def sensing_candidates(network: Any, problem: MatrixSensing) -> Iterator[Candida
 
 
 def _with_rounding(candidate, values):
-    """The candidate, with a note where rounding takes a flow away from the commuting matrices.
+    """The candidate, with a note if rounding moves a flow away from the commuting matrices.
 
-    Floats keep zeros off the diagonal. In any other eigenbasis those are rounding errors, which
-    grow: by about exp(g), g = (max |beta| / alpha^L)^((L-2)/L), as measured for L = 3, 4, d = 4, 6.
+    Arithmetic keeps exact zeros off the diagonal. In another eigenbasis they are rounding errors,
+    which grow by about exp(g), g = (max |beta| / alpha^L)^((L-2)/L) (measured: L = 3, 4; d = 4, 6).
     """
 
     def conclude():
@@ -284,9 +284,9 @@ def _with_rounding(candidate, values):
         if log_error < np.log(1e-10):
             return conclusion
         note = (
-            "In rounded arithmetic the commuting matrices are left: zeros off the diagonal of the "
-            f"sensors' eigenbasis are expected to grow to {np.exp(min(log_error, 0)):.0e} of the "
-            "limit, so that gradient_flow (or descent) need not end there; mirror_flow does."
+            "By rounding the flow leaves the commuting matrices: entries off the diagonal of the "
+            f"sensors' eigenbasis are expected to grow from 0 to {np.exp(min(log_error, 0)):.0e} "
+            "of the limit. gradient_flow (or descent) may end elsewhere; mirror_flow ends there."
         )
         return conclusion._replace(notes=(*conclusion.notes, note))
 
@@ -302,7 +302,7 @@ def _interpolation(
     lift: Callable[[Array], Array],
     tolerance: float,
 ) -> Iterator[Candidate]:
-    """Theorem 5, then any two layers, for the diagonal network `values` on measurements `rows`."""
+    """Theorem 5, then that on any two layers: diagonal network `values`, measurements `rows`."""
     depth = len(values)
     data = row_space(rows, problem.y)
     setting = (*setting, *data.of(problem.has_squared_loss, f"{YUN}, section 5"))
@@ -326,7 +326,7 @@ def _interpolation(
         )
 
     def theorem_5():
-        # Signs of the first layers belong to S: then all of them equal |eta|.
+        # The signs of the first layers are moved into S, so that all these layers equal |eta|.
         signs = jnp.prod(jnp.sign(values[:-1]), axis=0)
         alpha = jnp.max(jnp.abs(values[0]))
         eta = jnp.abs(values[0]) / alpha
@@ -384,7 +384,7 @@ def _differential(network, problem, data):
 
     yield Candidate("Theorems 1 and 3 of Woodworth et al. 2020", (*known, *start), equal)
     if depth == 2:
-        # (u_+ + u_-) (u_+ - u_-) is a product of two layers, with the flow of time doubled.
+        # (u_+ + u_-) (u_+ - u_-) is a product of two layers; its flow runs at twice the speed.
         first, second = plus + minus, plus - minus
         unbalanced = two_layer_gap(first, second, zero)
         yield Candidate(

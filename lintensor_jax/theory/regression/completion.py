@@ -1,4 +1,4 @@
-"""What is known about the limits of matrix completion: little, and it says so."""
+"""Limits of matrix completion: known for entries on the diagonal, otherwise open."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +15,7 @@ from ..prediction import Candidate, nothing_to_conclude
 from .candidates import sensing_candidates
 
 _OPEN = (
-    "Where a flow of matrix completion ends is open. Conjecture for two layers (Gunasekar et al. "
+    "The limits of matrix completion are open. Conjecture for two layers (Gunasekar et al. "
     "2017), not a prediction: as alpha -> 0 the limit is near the completion of least nuclear "
     "norm, lintensor_jax.min_norm(problem, lintensor_jax.NuclearNorm()).",
     "Deeper networks prefer lower rank (Arora et al. 2019). No norm explains their limits: Razin "

@@ -1,12 +1,13 @@
-"""Newton's method for the multipliers alone, where the mirror map is a hyperbolic sine.
+"""Newton's method for the multipliers alone, if the mirror map is a hyperbolic sine.
 
 The multipliers nu of A rho = b minimise the convex function sum_j size_j cosh(a_j) / rate - b . nu
 with a = rate A^T nu + origin. Along a line its third derivative is at most delta times its second,
-delta = max_j |change of a_j|. So a step shortened by log(1 + delta) / delta always descends
-(Bach 2010, self-concordance of exponentials), and full steps converge quadratically.
+delta = max_j |change of a_j|. So a step multiplied by log(1 + delta) / delta always decreases the
+function (Bach 2010, self-concordance of exponentials), and full steps converge quadratically.
 
-At small initial scales rounding of A^T nu moves rho far, and the normal matrix spans more orders of
-magnitude than a float has. The end is accepted only if the equations hold to rounding there.
+At small initial scales a rounding error of A^T nu changes rho much, and the entries of the normal
+matrix differ by more orders of magnitude than a float resolves. The result is accepted only if the
+equations hold to rounding.
 """
 
 from typing import NamedTuple
@@ -37,7 +38,7 @@ def solve_directly(
 ) -> DirectSolution:
     """rho and nu with rows @ rho = values and slope(rho) = rows^T nu.
 
-    The rows are orthonormal, or zero beyond the rank: then that entry of nu is 0.
+    The rows are orthonormal. Rows beyond the rank are zero; their entries of nu are 0.
     """
     missing = jnp.where(jnp.any(rows != 0, axis=1), 0, 1).astype(rows.dtype)
 
@@ -45,7 +46,7 @@ def solve_directly(
         return mirror_map.rate * (nu @ rows) + mirror_map.origin
 
     def newton_step(a, rho):
-        """The change of nu, and what rho changes by it to first order."""
+        """The change of nu, and the resulting change of rho to first order."""
         size = jnp.exp(mirror_map.log_size + jnp.abs(a))
         steepness = mirror_map.rate / 2 * (size + jnp.exp(mirror_map.log_size - jnp.abs(a)))
         normal = (rows * steepness[None, :]) @ rows.T + jnp.diag(missing)
@@ -86,12 +87,12 @@ def _solved(normal, right):
 
 
 def _rounded_rho(mirror_map, a):
-    """size sinh a; with the rounding of size where |a| is small."""
+    """size sinh a, with the absolute rounding error of size if |a| is small."""
     larger = jnp.exp(mirror_map.log_size + jnp.abs(a))
     return jnp.sign(a) * (larger - jnp.exp(mirror_map.log_size - jnp.abs(a))) / 2
 
 
 def _accurate_rho(mirror_map, a):
-    """size sinh a to a few roundings, also where the sinh alone would overflow."""
+    """size sinh a to a few roundings, even if sinh a overflows."""
     larger = jnp.exp(mirror_map.log_size + jnp.abs(a))
     return jnp.sign(a) * larger * -jnp.expm1(-2 * jnp.abs(a)) / 2

@@ -8,9 +8,9 @@ where slope_j is the derivative of the potential's j-th term (Yun et al. 2021, e
 conditions in F.2.2). Neither rho nor nu alone can be the unknown: at a small initial scale rho_j
 varies over hundreds of orders of magnitude, and A^T nu lies within rounding of the end of the
 slope's range. Here rho and slope are both functions of a third coordinate z (`AbstractMirror`), and
-Newton's method runs in (z, nu) along a path of decreasing initial scales. Where the mirror map is a
-hyperbolic sine, Newton's method in nu alone is tried first (`direct_newton`): it serves unless the
-initial scale is small, at a tenth of the cost.
+Newton's method runs in (z, nu) along a path of decreasing initial scales. If the mirror map is a
+hyperbolic sine, Newton's method in nu alone is tried first (`direct_newton`). It has a tenth of the
+cost, and succeeds unless the initial scale is small.
 """
 
 from typing import NamedTuple
@@ -23,17 +23,17 @@ from .direct_newton import solve_directly
 from .mirror import AbstractMirror
 
 _MAX_ITERATIONS = 200
-# A step in z above this is shortened to it: rho is exponential in z.
+# The longest step in z; longer ones are shortened, because rho is exponential in z.
 _LONGEST_STEP = 1.0
-# The path goes on to the next scale once the correction at this one is below `_ON_PATH`, and
-# doubles its stride (in the logarithm of the scale) once it is below `_NEAR_PATH`.
+# The path continues to the next scale if the correction at this one is below `_ON_PATH`. It
+# doubles its stride (in the logarithm of the scale) if the correction is below `_NEAR_PATH`.
 _ON_PATH = 0.5
 _NEAR_PATH = 0.1
 _FIRST_STRIDE = 2.3
 _FASTEST = 4
-# Residuals below this many units of their own rounding, summed in absolute values, are taken as 0.
+# Residuals below this many roundings of the sum of their terms' moduli are taken as 0.
 _ROUNDINGS = 1
-# Pivots are chosen anew once an entry of `_Factors.E` exceeds this.
+# New pivots are chosen if an entry of `_Factors.E` exceeds this.
 _LARGEST_ENTRY = 4.0
 
 
@@ -42,7 +42,7 @@ class MirrorSolution(NamedTuple):
 
     - `rho` (m,), `nu` (n,): the minimiser and its multipliers, in the slope's unit.
     - `z` (m,): rho's coordinate.
-    - `num_iterations`: linear systems solved, along the whole path or without one.
+    - `num_iterations`: the number of linear systems solved, by `direct_newton` and on the path.
     - `converged`: whether the last step, at the wanted scale, was below sqrt(eps) in z.
     - `stationarity`: max_j |slope_j - [A^T nu]_j| / max_j |slope_j|; 0 for a zero slope.
     """
@@ -58,16 +58,15 @@ class MirrorSolution(NamedTuple):
 def minimize(
     mirror: AbstractMirror, rows: Float[Array, "n m"], values: Float[Array, " n"]
 ) -> MirrorSolution:
-    """Minimises the potential of `mirror` subject to rows @ rho = values.
+    """Minimise the potential of `mirror` subject to rows @ rho = values.
 
     If the equations contradict each other, `values` is replaced by its projection on the range of
-    `rows` (as gradient flow does); of several multipliers it takes the shortest. It never
-    raises: look at `converged`, `stationarity` and rows @ rho - values.
+    `rows` (as by gradient flow). If the multipliers are not unique, the shortest are returned. It
+    never raises: check `converged`, `stationarity` and rows @ rho - values.
 
-    Where the slope is within rounding of the end of its range, nu has no information on rho any
-    more; z has. Then rho is the minimiser for a potential whose slopes are off by a few units of
-    rounding (a backward error), which moves rho only if the l1 problem of the limit has two
-    solutions, or nearly so.
+    If the slope is within rounding of the end of its range, nu does not determine rho, but z does.
+    Then rho is the minimiser for a potential whose slopes are off by a few roundings (a backward
+    error). That changes rho only if the l1 problem of the limit has two solutions, or nearly so.
 
     Works under `jax.jit` and `jax.vmap`, and has implicit derivatives of first order, forward and
     reverse, in `mirror`, `rows` and `values` (in `rows`: for full row rank).
@@ -78,7 +77,7 @@ def minimize(
     end = _end(fixed[0], equations)
     z, nu = end.z, equations.transform.T @ end.nu
     rho, nu = _at_solution(mirror, rows, values, equations, z, nu, end.rho)
-    # The z of rho, with its derivative; and to first order what z's own rounding had left.
+    # The coordinate z of rho, with its derivative, and corrected to first order for rounding in z.
     steepness = jnp.exp(-fixed[0].log_drho_dz(z))
     coordinate = z + steepness * (rho - mirror.rho(z))
     slope = fixed[0].slope(z)
@@ -93,11 +92,11 @@ class _Equations(NamedTuple):
 
     rows: Array
     values: Array
-    transform: Array  # (k, n): what the given rows were multiplied with
+    transform: Array  # (k, n): transform @ (the given rows) = rows
 
 
 def _orthonormal(rows, values):
-    # Rows first brought to length one, so that none drowns in the rounding of a longer one.
+    # Rows are first scaled to length one, so that none is lost in the rounding of a longer one.
     lengths = jnp.linalg.norm(rows, axis=1)
     lengths = jnp.where(lengths > 0, lengths, 1)
     # The singular values of a wide matrix are those of a small triangle.
@@ -105,7 +104,7 @@ def _orthonormal(rows, values):
     left, sizes, right = jnp.linalg.svd(R.T, full_matrices=False)
     right = right @ Q.T
     kept = sizes > jnp.finfo(sizes.dtype).eps * max(rows.shape) * sizes[0]
-    # The projection on the range of the given rows; the identity where they are independent.
+    # The projection on the range of the given rows; the identity if they are independent.
     spanning = lengths[:, None] * jnp.where(kept, left, 0)
     projected = spanning @ jnp.linalg.pinv(spanning) @ values
     full = jnp.all(kept) & (rows.shape[0] <= rows.shape[1])
@@ -120,9 +119,9 @@ class _Factors(NamedTuple):
     """The weighted projections of one Newton step, W = diag(drho/dslope) = e^log_unit diag(d^2).
 
     E = basis @ rows @ diag(d) has a unit matrix in the columns `pivots`; `cholesky` is that of
-    E E^T. The pivots are the largest entries of what is left at each stage of an elimination, so
-    that E's entries are of order one: E E^T is well conditioned however widely the weights range.
-    That is why no normal matrix of the rows themselves, nor an unpivoted QR of them, will do.
+    E E^T. The pivot at each stage of an elimination is the largest remaining entry, so that E's
+    entries are of order one. So E E^T is well conditioned for weights of any range. A normal matrix
+    of the rows themselves, or an unpivoted QR of them, is not.
     """
 
     d: Array
@@ -130,12 +129,12 @@ class _Factors(NamedTuple):
     E: Array
     basis: Array
     pivots: Array
-    present: Array  # (k,) whether the row has a pivot at all
+    present: Array  # (k,) whether the row has a pivot
     cholesky: Array
 
 
 def _factorize(mirror, rows, z, guess: _Factors | None = None):
-    """The factors at z; the pivots of `guess` are kept as long as they serve."""
+    """The factors at z; the pivots of `guess` are kept unless they make E's entries too large."""
     log_weight = mirror.log_drho_dz(z) - mirror.log_dslope_dz(z)
     log_unit = jnp.max(log_weight)
     d = jnp.exp((log_weight - log_unit) / 2)
@@ -157,7 +156,7 @@ def _with_pivots(rows, d, pivots, present):
     basis = jnp.where(both, inverse, 0) / jnp.where(present, d[pivots], 1)[:, None]
     columns = jnp.where(present, pivots, rows.shape[1])
     E = (basis @ rows) * d[None, :]
-    # What rounding left there would be of order one in a row of minute weights.
+    # Rounding errors in these columns would be of order one in a row of very small weights.
     return E.at[:, columns].set(jnp.where(both, unit, 0), mode="drop"), basis, pivots, present
 
 
@@ -191,16 +190,19 @@ def _solve_gram(factors, vector):
 
 
 def _range_part(factors, imbalance):
-    """E^T (E E^T)^-1 imbalance: times d, the weighted-shortest change with that effect on rows."""
+    """E^T (E E^T)^-1 imbalance. Times d it is the change of least weighted norm with this effect.
+
+    The effect is that on `basis @ rows @ rho`.
+    """
     return factors.E.T @ _solve_gram(factors, imbalance)
 
 
 def _kernel_part(factors, vector, rounding=None):
     """(I - P) vector, with P the projection on the range of E^T.
 
-    E^T vector[pivots] is taken off first: it lies in the range, and at the pivots, where the
-    weights are the largest, nothing is then left to cancel. Of what is left, entries that are
-    within the given `rounding` of `vector` are taken as zero.
+    E^T vector[pivots] is in the range and is subtracted first. Then the entries at the pivots,
+    where the weights are the largest, are exactly zero and do not cancel. Entries of the rest that
+    are within the given `rounding` of `vector` are taken as zero.
     """
 
     def remainder(vector, E):
@@ -215,8 +217,8 @@ def _kernel_part(factors, vector, rounding=None):
 
 
 def _unless_rounding(value, rounding):
-    # Residuals that are rounding are no reason to move; a minute entry of rho, or one whose slope
-    # is at the end of its range, would move far.
+    # A residual of the size of rounding is set to zero. Otherwise it would cause a large move of a
+    # very small entry of rho, or of one whose slope is at the end of its range.
     return jnp.where(jnp.abs(value) > _ROUNDINGS * jnp.finfo(value.dtype).eps * rounding, value, 0)
 
 
@@ -227,7 +229,7 @@ def _multipliers(factors, slope):
 
 
 def _imbalance(mirror, equations, factors, z):
-    """rows @ rho - values, in the basis that `_range_part` wants, without its rounding."""
+    """rows @ rho - values, in the basis of `_range_part`; zero where it is of rounding size."""
     rho = mirror.rho(z)
     terms = jnp.abs(rho) + jnp.abs(z) * jnp.exp(mirror.log_drho_dz(z))
     rounding = jnp.abs(equations.rows) @ terms + jnp.abs(equations.values)
@@ -246,7 +248,7 @@ class _End(NamedTuple):
 
 
 def _end(mirror, equations):
-    """By `solve_directly` where that serves, else along the path."""
+    """The solution by `solve_directly` if that converges, else along the path."""
     mirror_map = mirror.as_hyperbolic_sine
     if mirror_map is None:
         return _path_end(mirror, equations, jnp.zeros((), bool))
@@ -259,12 +261,12 @@ def _end(mirror, equations):
         path = path._replace(num_iterations=path.num_iterations + end.num_iterations)
         return path, jnp.ones((), bool)
 
-    # Not `cond`: under vmap that runs the path for every lane. This loop runs it once, or never.
+    # Not `cond`: under vmap it would always run the path. This loop runs it once, or never.
     return jax.lax.while_loop(lambda state: ~state[1], follow, (end, end.converged))[0]
 
 
 def _path_end(mirror, equations, skipped):
-    """The path's end; `skipped` lanes of a vmap take no step."""
+    """The end of the path; lanes of a vmap with `skipped` take no step."""
     end = _follow(mirror, equations, skipped)
     rho = _corrected(mirror.rho(end.z), equations, end.factors)
     return _End(end.z, end.nu, rho, end.num_iterations, end.converged)
@@ -281,7 +283,7 @@ class _State(NamedTuple):
 
 
 def _start(mirror, equations, skipped):
-    """The path's beginning, at a scale where the mirror map is linear."""
+    """The start of the path, at a scale at which the mirror map is nearly linear."""
     origin = jnp.zeros_like(equations.rows[0])
     linear = _factorize(mirror, equations.rows, origin)
     log_factor = mirror.easy_log_factor(
@@ -299,7 +301,7 @@ def _start(mirror, equations, skipped):
 
 
 def _follow(mirror, equations, skipped):
-    """The path's end, at the mirror's own scale; nu belongs to the orthonormal rows."""
+    """The end of the path, at the scale of `mirror`; nu belongs to the orthonormal rows."""
 
     def step(state):
         here = mirror.magnified(state.log_factor)
@@ -314,7 +316,8 @@ def _follow(mirror, equations, skipped):
             (state.log_factor,),
             (jnp.ones_like(state.log_factor),),
         )[1]
-        # Every change of z is weight * (rows^T dnu - ...) / (drho/dz): d / (drho/dz) in logarithms.
+        # A change of z is weight * (rows^T dnu - ...) / (drho/dz). per_z = d / (drho/dz), computed
+        # from logarithms against overflow.
         per_z = jnp.exp((here.log_drho_dz(z) + here.log_dslope_dz(z) + factors.log_unit) / -2)
         unit = jnp.exp(factors.log_unit)
         unbalanced = _kernel_part(factors, factors.d * mismatch, factors.d * rounding)
@@ -326,7 +329,8 @@ def _follow(mirror, equations, skipped):
         scaled = drho / jnp.where(factors.d > 0, factors.d, 1)
         steeper = unit * factors.d * drift
         rest = _kernel_part(factors, scaled - steeper, jnp.abs(scaled) + jnp.abs(steeper))
-        # The entries that keep their rho set the pace; what is much faster is brief, or noise.
+        # The pace is that of entries with constant rho. Much faster entries are so for a short
+        # time only, or are rounding errors: their speed is clipped.
         tangent, pace = per_z * (rest - scaled), jnp.max(per_z * jnp.abs(scaled))
         wild = jnp.max(jnp.abs(tangent)) > _FASTEST * pace
         tangent = jnp.clip(tangent, -_FASTEST * pace, _FASTEST * pace)
@@ -336,7 +340,7 @@ def _follow(mirror, equations, skipped):
         dz = factor * correction
         new_nu = _multipliers(factors, slope + dslope * (dz + move * tangent) + move * drift)
         arrived = state.log_factor <= 0
-        # Newton's error is the square of its step.
+        # The error of Newton's method is of the order of the square of its step.
         settled = size <= jnp.sqrt(jnp.finfo(z.dtype).eps)
         return _State(
             z + dz + move * tangent,
@@ -359,7 +363,7 @@ def _corrected(rho, equations, factors):
     for _ in range(2):
         imbalance = equations.rows @ rho - equations.values
         change = factors.d * _range_part(factors, factors.basis @ imbalance)
-        # Beyond the linear range (a row that only minute entries can balance) leave it alone.
+        # No correction beyond the linear range (a row that only very small entries can balance).
         small = jnp.abs(change) <= 1e-6 * (jnp.abs(rho) + jnp.max(jnp.abs(rho)))
         rho = rho - jnp.where(jnp.all(small), change, 0)
     return rho

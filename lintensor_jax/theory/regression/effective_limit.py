@@ -1,4 +1,4 @@
-"""Where a run ends that was no gradient flow: steps, noise, momentum, by its effective start."""
+"""Limits of runs other than gradient flow (steps, noise, momentum), from their effective start."""
 
 from typing import Any
 
@@ -16,27 +16,27 @@ from ..prediction import Candidate, Conclusion, Kind, Prediction, choose, nothin
 from .other_mirror_maps import project
 
 _PACKAGE = "this package"
-# The sums of a run whose residual is r change by about r^2 more until its limit.
+# A run counts as converged below this residual r: until the limit its sums change by about r^2.
 _REACHED = 1e-5
 
 
 def effective_limit(solution: Any, problem: AbstractProblem) -> Prediction:
-    """The limit of a run on two layers, from the sums that the run has kept.
+    """The limit of a run on two layers, from the sums that the run has recorded.
 
-    Whatever trains two layers u . v (steps of any length, mini-batches, noise, momentum), its limit
-    is the one of gradient flow from another start: the Bregman projection (`bregman_projection`)
-    of the *effective start*, which the solution states (`solution.effective_start`). The theorem
-    is about runs that fit the data in the end; the residual at the end is measured.
+    For every training of two layers u . v (steps of any length, mini-batches, noise, momentum) the
+    limit is that of gradient flow from another start: the Bregman projection (`bregman_projection`)
+    of the *effective start*, `solution.effective_start`. The theorem is about runs that fit the
+    data in the end; the residual at the end is measured.
 
     **Arguments**
 
     - `solution`: of `gradient_descent` (Even et al. 2023), `stochastic_flow` (Pesme et al. 2021),
-      `heavy_ball_flow` (Papazov et al. 2024), or an object of your own with `network` and
+      `heavy_ball_flow` (Papazov et al. 2024), or a user's object with `network` and
       `effective_start` (an `EffectiveStart`).
     - `problem`: the regression that it was run on, with y of shape (n,).
 
-    **Returns** a `Prediction`. For many lanes, `jax.vmap` of `theory.bregman_projection` over
-    `solution.effective_start.scale` and `.coefficients` gives the limits alone.
+    **Returns** a `Prediction`. For a batch of runs, `jax.vmap` of `theory.bregman_projection` over
+    `solution.effective_start.scale` and `.coefficients` gives the limits without the assumptions.
 
     **Raises** ValueError for a solution without the property, for batches and for traced arrays.
     """
@@ -94,7 +94,7 @@ def _candidate(network, problem: Any, start: EffectiveStart, *setting: Assumptio
 
 
 def _independent(problem):
-    """Equations with the solutions of X beta = y, where it has any, and independent rows."""
+    """Equations with independent rows, and with the solutions of X beta = y if there are any."""
     eye = jnp.eye(problem.y.shape[0], dtype=problem.y.dtype)
     rows = np.asarray(jax.vmap(lambda e: jnp.ravel(problem.adjoint(e)))(eye))
     left, sizes, right = np.linalg.svd(rows, full_matrices=False)
@@ -106,7 +106,7 @@ def _independent(problem):
 
 
 def _interpolates(network, problem) -> Assumption:
-    """That the run fits the data: open where it does not yet, false where nothing is finite."""
+    """That the run fits the data: open if it does not yet, false if it is not finite."""
     residual = problem.predictions(network.linear_coefficients()) - problem.y
     size = float(jnp.linalg.norm(problem.y))
     value = float(jnp.linalg.norm(residual)) / (size if size > 0 else 1.0)

@@ -1,7 +1,7 @@
-"""Regression with fully connected networks: what Yun, Min, Eftekhari and Azulay say of its limit.
+"""Limits of regression with fully connected networks, by Yun, Min, Eftekhari and Azulay.
 
 The limit has two parts. In the row space of X it is X^+ y, if the loss tends to its least value.
-Outside, the first layer never moves, and what the limit has there depends on the start.
+Outside the row space the first layer is constant, and the limit depends on the start.
 """
 
 from collections.abc import Iterator
@@ -54,14 +54,14 @@ def fully_connected_candidates(
 
 
 class _Start(NamedTuple):
-    """What is decided of the convergence of the loss from this start."""
+    """What is known about the convergence of the loss from this start."""
 
     conditions: tuple[Assumption, ...]  # of Theorem 7
-    rates: ConvergenceRateBound | None  # of two layers
+    rates: ConvergenceRateBound | None  # for two layers only
     theorem_3: Assumption | None
-    below: Assumption | None  # every saddle
+    below: Assumption | None  # that the start is below every saddle
     converges: Assumption
-    persists: Assumption  # the same for all smaller initial scales, too
+    persists: Assumption  # that the loss converges from all smaller initial scales as well
 
     @staticmethod
     def of(network, problem, data):
@@ -78,7 +78,7 @@ class _Start(NamedTuple):
             squared = problem if problem.has_squared_loss else Regression(problem.X, problem.y)
             rates = convergence_rate_bound(network, squared)
             imbalanced = _positive_rate(rates, data, rates.by_imbalance, "Corollary 4")
-            # The margin of Theorem 3 is one of the squared loss.
+            # The margin in the rate of Theorem 3 is defined for the squared loss only.
             theorem_3 = imbalanced
             if problem.has_squared_loss:
                 theorem_3 = _positive_rate(rates, data, rates.guaranteed, "Theorem 3")
@@ -100,12 +100,12 @@ class _Start(NamedTuple):
 
 
 def _positive_rate(rates, data, value, theorem):
-    """Min's rate as a proof that the loss tends to its least value; value: the rate."""
+    """The rate `value` of Min et al. as a proof that the loss tends to its least value."""
     value = float(value)
     largest = float(jnp.max(jnp.abs(rates.imbalance.eigenvalues)))
     size = max(largest, float(jnp.linalg.norm(rates.imbalance.last, 2)) ** 2)
     zero = rounding(rates.imbalance.eigenvalues) * float(rates.smallest_eigenvalue) * size
-    # h >= min(m, r), without which the rate is zero.
+    # The rate is zero unless h >= min(m, r), so this assumption need not be tested.
     return Assumption(
         f"{data.goal}, at the rate l_r(Sigma) c(0) > 0", value, value > zero, f"{MIN}, {theorem}"
     )
@@ -118,24 +118,24 @@ def _exponential(network, data, value, source):
 
 
 def _rate(network, data, at):
-    """The larger of the two rates that are known of the squared loss."""
+    """A bound with Theorem 7's rate if its conditions hold, else with that of Theorem 3."""
     found = []
     if all(a.holds for a in at.conditions):
         value = 2 * at.conditions[-1].value ** (network.depth - 1) * float(data.sizes[-1]) ** 2
         words = "c = 2 (alpha^2 lambda)^(L-1) s_min(X)^2; Yun et al. 2021, Theorem 7 and H.1, "
-        found.append((value, words + "which leave out the 2"))
+        found.append((value, words + "which omit the factor 2"))
     if at.theorem_3 is not None and at.theorem_3.holds:
         words = f"c = l_r(Sigma) c(0); {MIN}, Theorem 3"
         found.append((float(at.rates.guaranteed), words))
     if not found:
         return None
     if at.conditions[-1].holds and all(a.holds for a in at.conditions):
-        return _exponential(network, data, *found[0])  # Theorem 7's own
+        return _exponential(network, data, *found[0])  # the rate of Theorem 7
     return _exponential(network, data, *found[-1])
 
 
 def _proposition_10(network, problem, data, at):
-    """Min's Proposition 10, whose proof holds for any depth: V^T is the second layer there."""
+    """Min's Proposition 10. Its proof holds for any depth, with V^T the second layer."""
     name = f"Proposition 10 ({MIN})"
     if network.depth > 2:
         name += ", extended to any depth"
@@ -188,8 +188,8 @@ def _theorem_3(network, problem, data, at):
         )
         note = (
             "The layers converge (Proposition 9). In the row space of X the limit is the "
-            f"{_least_norm(data)}; outside it is what the start decides, Phi_2 U_2(0) V(inf)^T. "
-            "lintensor_jax.theory.deviation_bound bounds its size."
+            f"{_least_norm(data)}. Outside it the limit is Phi_2 U_2(0) V(inf)^T, which depends on "
+            "the start; lintensor_jax.theory.deviation_bound bounds its size."
         )
         return Conclusion(Kind.STATIONARY, None, rate, (note,))
 
@@ -197,14 +197,14 @@ def _theorem_3(network, problem, data, at):
 
 
 def _narrow(network, problem, data, at):
-    """Below every saddle, where the layers are too narrow for a zero loss."""
+    """For starts below every saddle, if the layers are too narrow for the rank of the targets."""
     if at.below is None:
         return
     levels = critical_levels(network.weights, data)
     if levels.rank == levels.wanted:
         return
     exact = _invariant_set(network, data)
-    note = f"The limit minimises |X beta - y| over the matrices of rank {levels.rank} at the most."
+    note = f"The limit minimises |X beta - y| over the matrices of rank at most {levels.rank}."
     yield Candidate(
         "Critical points of linear networks (Baldi & Hornik 1989)",
         (*exact, at.below),
@@ -213,7 +213,7 @@ def _narrow(network, problem, data, at):
 
 
 def _invariant_set(network: Any, data: RowSpace) -> tuple[Assumption, ...]:
-    """Proposition 10's two conditions, relative to the sizes of the first two layers."""
+    """Proposition 10's two conditions, relative to the squared norm of the first two layers."""
     first, second = (np.asarray(w).reshape(w.shape[0], -1) for w in network.weights[:2])
     inside = data.basis @ first
     outside = first - data.basis.T @ inside

@@ -30,10 +30,10 @@ class LinearizedFlow(eqx.Module):
     Source: Jacot et al. 2018; Chizat et al. 2019.
 
     - `start`: beta(0). `modes` (N, *shape of beta): J J^T X^T v for each eigenvector v of K.
-    - `rates` (N,): K's eigenvalues, ascending; 0 where they are rounding.
+    - `rates` (N,): the eigenvalues of K, ascending; 0 if they are below rounding.
     - `weights` (N,): -<v, r_0>.
     - `relative_move`: |Theta(inf) - Theta(0)| / |Theta(0)| of the linearised flow.
-    - `missed`: the part of r_0 that the linearised flow never fits, relative to |y|.
+    - `missed`: the norm of the part of r_0 that the linearised flow never fits, over |y|.
     """
 
     start: Float[Array, "..."]
@@ -50,7 +50,7 @@ class LinearizedFlow(eqx.Module):
         rates = jnp.where(fitted, self.rates, 1.0)
 
         def at(t):
-            # A mode with rate 0 has J^T X^T v = 0: it moves nothing.
+            # A mode with rate 0 has J^T X^T v = 0: beta does not move along it.
             grown = jnp.where(fitted, -jnp.expm1(-rates * t) / rates, 0.0)
             return self.start + jnp.tensordot(grown * self.weights, self.modes, axes=1)
 
@@ -58,7 +58,7 @@ class LinearizedFlow(eqx.Module):
 
     @property
     def limit(self) -> Float[Array, "..."]:
-        """beta(0) - J J^T X^T K^+ r_0."""
+        """The limit beta(0) - J J^T X^T K^+ r_0, of the shape of beta."""
         return self.coefficients(jnp.inf)
 
 
@@ -68,8 +68,8 @@ def linearized_flow(network: eqx.Module, problem: AbstractProblem) -> Linearized
     **Arguments**
 
     - `network`: any network. `problem`: `Regression`, `MatrixSensing` or another one with the
-      squared loss. For another convex loss with its only minimum at 0 the limit is the same (not
-      the path); pass the problem with the squared loss.
+      squared loss. For another convex loss with its only minimum at 0 the limit is the same, but
+      the path is not; pass the problem with the squared loss for the limit.
 
     ValueError for another loss, for shapes that do not fit, and for traced arrays.
     """
@@ -114,19 +114,19 @@ def _linearized(network, problem):
 
 
 def lazy_limit(network: eqx.Module, problem: AbstractProblem) -> Prediction:
-    """Where the flow goes in the lazy regime: the limit of the flow linearised at the start.
+    """The limit in the lazy regime: that of the flow linearised at the start.
 
     beta(0) + J J^T X^T (X J J^T X^T)^+ (y - X beta(0)), J = d beta/d Theta at the start. The flow's
-    limit comes near as the parameters have to move less beside their size (the measured open
-    assumption): from alpha Theta(0) as alpha^(-4) for two layers of which the last is zero. It is
-    exact for a network that is linear in its parameters.
+    limit tends to it as the relative move of the parameters tends to 0 (the measured open
+    assumption). For two layers with a zero last one, started at alpha Theta(0), the distance falls
+    as alpha^(-4). It is exact for a network that is linear in its parameters.
 
     Source: Chizat et al. 2019, Theorem 2.3; Jacot et al. 2018 for wide networks.
 
-    **Arguments** as `linearized_flow`, whose path `theory.linearized_flow` gives at any time, and
-    any loss of residuals that states that it is convex with its only minimum at 0.
+    **Arguments** as for `linearized_flow`, which gives the path at any time. In addition, any loss
+    of residuals is allowed that states that it is convex with its only minimum at 0.
 
-    **Returns** a `Prediction` of kind "lazy", without a limit where the linearised flow cannot fit
+    **Returns** a `Prediction` of kind "lazy", without a limit if the linearised flow cannot fit
     the targets.
     """
     _check(network, problem, any_loss=True)

@@ -1,4 +1,4 @@
-"""Separable potentials: a mirror map, entry by entry, in a coordinate of its own."""
+"""Separable potentials: a mirror map for each entry, in a coordinate z of this entry."""
 
 import abc
 import math
@@ -30,7 +30,7 @@ class AbstractMirror(eqx.Module):
 
     @abc.abstractmethod
     def rho(self, z: Float[Array, " m"]) -> Float[Array, " m"]:
-        """The primal variable."""
+        """The primal variable rho, shape (m,)."""
 
     @abc.abstractmethod
     def slope(self, z: Float[Array, " m"]) -> Float[Array, " m"]:
@@ -38,26 +38,26 @@ class AbstractMirror(eqx.Module):
 
     @abc.abstractmethod
     def log_drho_dz(self, z: Float[Array, " m"]) -> Float[Array, " m"]:
-        """log d rho / dz."""
+        """log(d rho / dz), shape (m,)."""
 
     @abc.abstractmethod
     def log_dslope_dz(self, z: Float[Array, " m"]) -> Float[Array, " m"]:
-        """log d slope / dz."""
+        """log(d slope / dz), shape (m,)."""
 
     @abc.abstractmethod
     def magnified(self, log_factor: Scalar) -> "AbstractMirror":
-        """The mirror that belongs to e^log_factor times the initial scale."""
+        """The mirror for the initial scale times e^log_factor."""
 
     @property
     def as_hyperbolic_sine(self) -> HyperbolicSine | None:
-        """rho as a hyperbolic sine of the slope, as for two layers; None where it is none."""
+        """rho as a hyperbolic sine of the slope, as for two layers; None if it is not one."""
         return None
 
     @abc.abstractmethod
     def easy_log_factor(self, rho: Float[Array, " m"]) -> Scalar:
-        """A log_factor >= 0 from which on the mirror is nearly linear for entries like rho's."""
+        """A log_factor >= 0 above which `magnified` is nearly linear for entries of rho's size."""
 
 
 def log_cosh(z: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """log cosh z, for a cosh beyond the floats."""
+    """log cosh z, without overflow of cosh."""
     return jnp.logaddexp(z, -z) - math.log(2)

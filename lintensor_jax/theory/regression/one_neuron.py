@@ -34,22 +34,23 @@ class NeuronLimit(eqx.Module):
 
 
 def single_neuron_limit(network: FullyConnectedNetwork, problem: Regression) -> NeuronLimit:
-    """Where gradient flow of a linear network with one hidden neuron ends, at any initial scale.
+    """The limit of gradient flow of a linear network with one hidden neuron, at any initial scale.
 
-    beta = a u with u in R^d and a scalar. u' = -a X^T r moves in the row space of X only, so its
-    part u_perp in the kernel of X stays; a^2 - |u|^2 = delta stays as well, and X u a = y at the
-    end. With b = X^+ y that leaves a^2 = c + |b|^2 / a^2, c = delta + |u_perp|^2:
+    beta = a u with u in R^d and a scalar a. u' = -a X^T r lies in the row space of X, so the part
+    u_perp of u in the kernel of X is constant. delta = a^2 - |u|^2 is constant as well, and
+    X u a = y at the end. With b = X^+ y it follows that a^2 = c + |b|^2 / a^2, c = delta +
+    |u_perp|^2:
 
         beta = b + a u_perp,   a = sign(a(0)) sqrt((c + sqrt(c^2 + 4 |b|^2)) / 2).
 
     Source: Azulay et al. 2021 treat this setting by a warped mirror flow with the same conserved
     delta; its potential has gradient sign(a) u, and solving that statement gives the closed form.
-    For c > 0 a keeps away from 0 and the limit is unique. It is also unique where the loss is at
-    most that of beta = 0: it decreases, so that a does not come back to 0; if a(0) = 0, its first
+    For c > 0 a stays away from 0 and the limit is unique. It is also unique if the loss is at most
+    that of beta = 0: the loss decreases, so that a does not return to 0. If a(0) = 0, its first
     move, u^T X^T y, decides its sign. For delta = u_perp = 0 the flow may end at a = u = 0. With
-    data of one direction it does so where a u points away from b: the limit is then 0. With more
-    directions it does so from some exceptional starts, and for c < 0 the flow may pass a = 0 or end
-    there: the branch given is the one on which it does not. `predict` says what is certain.
+    data along one direction it does so if a u points away from b: then the limit is 0. With more
+    directions it does so from exceptional starts only. For c < 0 the flow may pass a = 0 or end
+    there; the limit returned is the one without a change of sign. `predict` states what is certain.
 
     **Arguments**
 
@@ -86,7 +87,7 @@ def single_neuron_limit(network: FullyConnectedNetwork, problem: Regression) -> 
     u_perp = u - pseudo_inverse @ (problem.X @ u)
     c = imbalance + u_perp @ u_perp
     root = jnp.sqrt(c**2 + 4 * (b @ b))
-    # For c < 0 the sum below cancels; its conjugate does not.
+    # For c < 0 the sum c + root cancels, so a^2 is computed from its conjugate |c| + root.
     positive = 0.5 * (jnp.abs(c) + root)
     squared = jnp.where(c >= 0, positive, (b @ b) / jnp.where(positive > 0, positive, 1.0))
     ends_at_zero = _ends_at_zero(a, u, u_perp, b, imbalance, problem.X)
@@ -100,7 +101,7 @@ def single_neuron_limit(network: FullyConnectedNetwork, problem: Regression) -> 
 
 
 def _ends_at_zero(a, u, u_perp, b, imbalance, X):
-    """Whether data of one direction and a balanced start that points away from b lead to 0."""
+    """Whether the limit is 0: data along one direction, balanced start that points away from b."""
     zero = _ROUNDINGS * jnp.finfo(u.dtype).eps
     size = a**2 + u @ u
     balanced = (jnp.abs(imbalance) <= zero * size) & (u_perp @ u_perp <= zero * size)
@@ -118,7 +119,10 @@ def one_neuron_candidate(
 ) -> tuple[Candidate, bool]:
     """The closed form as a theorem about this network, for any number of samples.
 
-    `data`: the problem's `row_space`. `converges`: what is decided of the loss. `rate`: its bound.
+    - `data`: the problem's `row_space`.
+    - `converges`: the assumption that the loss converges; `rate`: its bound.
+
+    Also returns whether the sign of the output weight is known.
     """
     u, a = np.asarray(network.weights[0][:, 0]), float(network.weights[1][0])
     inside = data.basis @ u

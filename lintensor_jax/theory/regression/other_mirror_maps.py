@@ -81,7 +81,7 @@ class _DifferentialMirror(AbstractMirror):
         return jnp.maximum(jnp.max(log_x), 0)
 
     def potential(self, z):
-        """sum_j of the potential's terms, in the slope's unit: the Legendre transform."""
+        """The sum of the potential's terms, in the slope's unit, by a Legendre transform."""
         scale = self.log_alpha + self.log_eta
         if self.depth == 2:
             return jnp.sum(z / 4 * self.rho(z) - jnp.exp(2 * (scale + _log_sinh(z / 2))))
@@ -159,15 +159,15 @@ def differential_limit(
     Source: Woodworth et al. 2020, Theorems 1 and 3 (there eta = 1): with loss 1/2 |X beta - y|^2,
     D = 2: beta = 2 alpha^2 sinh(4 X^T nu); D >= 3: beta = alpha^D h_D(D (D-2) alpha^(D-2) X^T nu)
     with h_D(t) = (1-t)^(-D/(D-2)) - (1+t)^(-D/(D-2)). The limit minimises the `potential` whose
-    gradient is X^T nu; the paper's Q is 4 times it for D = 2 and D (D-2) / alpha^2 times it for
-    D >= 3 (same minimiser).
+    gradient is X^T nu. The paper's Q is this potential times 4 for D = 2, and times
+    D (D-2) / alpha^2 for D >= 3 (same minimiser).
 
     **Arguments**
 
     - `X`, `y`: shapes (n, d), (n,). `depth`: D >= 2, static. `alpha` > 0: a scalar. `eta`: shape
       (d,), positive; None for ones.
 
-    Transformations, derivatives and errors as `limit_point` (interpolation.py).
+    Transformations, derivatives and errors as for `limit_point`.
     """
     X, y, alpha = real(X, "X", 2), real(y, "y", 1), real(alpha, "alpha", 0)
     eta = jnp.ones(X.shape[1]) if eta is None else real(eta, "eta", 1)
@@ -206,8 +206,8 @@ def bregman_projection(
     """argmin D_phi(beta, beta_0) subject to X beta = y, for the hyperbolic entropy phi.
 
     phi(beta) = 1/2 sum_j (beta_j asinh(beta_j / mu_j) - sqrt(beta_j^2 + mu_j^2)). This is the limit
-    of beta = u . v with u^2 - v^2 = 2 mu and any start beta_0 (u and v swapped: the same). Source:
-    the mirror flow of phi, Woodworth et al. 2020; Azulay et al. 2021; Pesme & Flammarion 2023.
+    of beta = u . v with |u^2 - v^2| = 2 mu and any start beta_0. Source: the mirror flow of phi,
+    Woodworth et al. 2020; Azulay et al. 2021; Pesme & Flammarion 2023.
     `potential` is the divergence, `dual` its multipliers: asinh(beta/mu) = asinh(beta_0/mu) +
     2 X^T nu.
 
@@ -215,7 +215,7 @@ def bregman_projection(
 
     - `X`, `y`: shapes (n, d), (n,). `mu`: shape (d,), positive (of any size). `beta_0`: shape (d,).
 
-    Transformations, derivatives and errors as `limit_point` (interpolation.py).
+    Transformations, derivatives and errors as for `limit_point`.
     """
     X, y = real(X, "X", 2), real(y, "y", 1)
     mu, beta_0 = real(mu, "mu", 1), real(beta_0, "beta_0", 1)
@@ -235,7 +235,7 @@ def project(
 ) -> InterpolationLimit:
     """`bregman_projection` of rho = beta_0 with X S^T rho = y, without checks; S = None: identity.
 
-    By the logarithm of mu, which may be below what a float holds.
+    mu is given by its logarithm, because mu itself may underflow.
     """
     mirror = _UnbalancedMirror(log_mu, beta_0)
     found = minimize(mirror, X if S is None else X @ S.T, y)
@@ -270,8 +270,8 @@ def two_layer_limit(
     - `S`: real, shape (m, d), or None for the identity. `X`, `y`: shapes (n, d), (n,).
     - `first`, `second`: a and b, shape (m,).
 
-    ValueError where a_j = +-b_j: that coordinate keeps its sign, and no potential of all of R^m is
-    minimised. Otherwise as `limit_point` (interpolation.py).
+    ValueError if a_j = +-b_j for some j: that coordinate keeps its sign, and the limit minimises no
+    potential on all of R^m. Otherwise as `limit_point`.
     """
     X, y = real(X, "X", 2), real(y, "y", 1)
     first, second = real(first, "first", 1), real(second, "second", 1)
@@ -289,9 +289,9 @@ def two_layer_limit(
 
 
 def two_layer_diagonal_limit(network: DiagonalNetwork, problem: Regression) -> InterpolationLimit:
-    """`two_layer_limit` of a two-layer diagonal network: w_1 and w_2 may be anything unbalanced.
+    """`two_layer_limit` of a two-layer diagonal network, from any unbalanced w_1 and w_2.
 
-    ValueError for another depth, or where |w_1| = |w_2| in a coordinate.
+    ValueError for another depth, or if |w_1| = |w_2| in a coordinate.
     """
     require_network("the two-layer mirror map", network, DiagonalNetwork, problem)
     if network.depth != 2:

@@ -11,9 +11,9 @@ from ...messages import in_words, nonzero_entries, shown
 from ...problems import AbstractProblem, named
 from .activation_times import default_thresholds, thresholds
 
-# In units of the last place of what cancels in a gradient.
+# A gradient counts as zero below this many roundings of its terms.
 _ROUNDINGS = 64
-# Arrival times that differ by less, relative to the time so far, are one arrival.
+# Arrivals at thresholds are simultaneous if their times differ by less, relative to the time.
 _TIE = 1e-11
 
 
@@ -30,7 +30,7 @@ class SaddleToSaddle(NamedTuple):
     - `depth`: the number of layers L.
     - `unique`: whether the active columns of X were independent at every jump. If they were not,
       a point is one of several with the same predictions. (Columns that are equal up to their
-      sign are no such case: the flow keeps their coefficients equal.)
+      sign do not count: the flow keeps their coefficients equal.)
     """
 
     times: Float[np.ndarray, " K"]
@@ -43,7 +43,7 @@ class SaddleToSaddle(NamedTuple):
 
     @property
     def limit(self) -> Float[np.ndarray, " d"]:
-        """The last point."""
+        """The last of `points`, shape (d,)."""
         return self.points[-1]
 
     def at(self, time: Float[ArrayLike, "*shape"]) -> Float[np.ndarray, "*shape d"]:
@@ -57,9 +57,9 @@ class SaddleToSaddle(NamedTuple):
         return -math.log(alpha) if self.depth == 2 else float(alpha) ** (2 - self.depth)
 
     def gauge(self, beta: Float[ArrayLike, " d"]) -> float:
-        """sum_i of upper_i beta_i or lower_i beta_i, which is positive: the l1 norm if both are 1.
+        """sum_i upper_i beta_i (lower_i beta_i if beta_i < 0): the l1 norm for thresholds +-1.
 
-        Infinite where a coordinate has a sign that it never takes.
+        Infinite if a coordinate has a sign that the flow cannot give it.
         """
         beta = np.asarray(beta, np.float64)
         active = beta != 0
@@ -67,7 +67,7 @@ class SaddleToSaddle(NamedTuple):
         return float(np.sum(sides * beta[active]))
 
     def __str__(self) -> str:
-        """In words: the jumps, what changes at each, and the limit."""
+        """The jumps, the change of the support at each, and the limit."""
         unit = "log(1/alpha)" if self.depth == 2 else f"alpha^{2 - self.depth}"
         lines = [
             f"Saddle to saddle, L = {self.depth} layers, d = {self.limit.size}: "
@@ -98,17 +98,18 @@ def saddle_to_saddle(
 
         q' = -grad loss(beta),   beta_i >= 0 if q_i = upper_i, <= 0 if q_i = lower_i, = 0 else,
 
-    in which beta is piecewise constant. From q = beta = 0: hold beta until the next coordinate
-    reaches a threshold; then beta is the minimum of the loss under the sign conditions (signed
-    non-negative least squares). Coordinates may leave and come back. It ends where the gradient is
-    zero: at the minimum of sum_i upper_i |beta_i| (lower_i for negative entries) among the
-    least-squares solutions. For two layers that is the minimum-l1 solution.
+    in which beta is piecewise constant. The path starts at q = beta = 0. beta is constant until the
+    next coordinate reaches a threshold; then it jumps to the minimum of the loss under the sign
+    conditions (signed non-negative least squares). Coordinates may leave the support and return.
+    The path ends when the gradient is zero: at the minimum of sum_i upper_i |beta_i| (|lower_i| for
+    negative entries) among the least-squares solutions. For two layers from the default `start`
+    that is the minimum-l1 solution.
 
     Source: Pesme & Flammarion 2023, Algorithm 1 and Theorem 2, for two layers (thresholds +-1).
     For L >= 3 derived here in the same way: beta = alpha^L h(alpha^(L-2) zeta) with a mirror map h
-    whose domain ends at the thresholds (`activation_times`), so that beta of size one needs
-    alpha^(L-2) zeta at a threshold, and the limit is the same inclusion. Every coordinate has
-    thresholds of its own where the `start` differs. The flow's jump times come near with an error
+    whose domain ends at the thresholds (`activation_times`). So beta is of size one only if
+    alpha^(L-2) zeta is at a threshold, and the limit is the same inclusion. The thresholds of a
+    coordinate depend on its column of `start`. The error of the jump times at a finite alpha is
     O(1/log(1/alpha)) for two layers, O(alpha^(L-2)) for L >= 3.
 
     **Arguments**
@@ -117,8 +118,8 @@ def saddle_to_saddle(
     - `depth`: the number of layers L >= 2.
     - `start`: shape (L, d), the layers at alpha = 1. Default: ones, and zeros in the last layer.
 
-    ValueError for anything else, for a start with a dead coordinate, and for traced arrays: this
-    runs on the host, in NumPy.
+    ValueError for other arguments, for a start with a coordinate that never moves, and for traced
+    arrays: this runs on the host, in NumPy.
     """
     X, y = _data(problem)
     depth = _depth(depth)
@@ -176,7 +177,7 @@ def _path(X, y, lower, upper):
 
 
 def _gradient(X, y, beta):
-    """X^T (X beta - y), with 0 for what is rounding."""
+    """X^T (X beta - y), with 0 for entries of the size of rounding."""
     gradient = X.T @ (X @ beta - y)
     cancels = np.abs(X).T @ (np.abs(X) @ np.abs(beta) + np.abs(y))
     slack = _ROUNDINGS * np.finfo(np.float64).eps * (np.sum(X.shape) ** 0.5)
@@ -184,7 +185,7 @@ def _gradient(X, y, beta):
 
 
 def _waiting_times(q, velocity, lower, upper):
-    """How long each coordinate of q takes to the threshold that it moves to."""
+    """The time at which each coordinate of q reaches the threshold that it moves to."""
     distance = np.where(velocity > 0, upper - q, np.where(velocity < 0, lower - q, np.inf))
     moving = np.where(velocity == 0, 1.0, velocity)
     return np.where(velocity == 0, np.inf, distance / moving)
@@ -202,9 +203,10 @@ def _constrained_minimum(X, y, beta, q, lower, upper):
 
 
 def _nonnegative_least_squares(A, b, passive):
-    """argmin |A x - b| with x >= 0, by active sets (Lawson & Hanson 1974) from a guess of x > 0.
+    """argmin |A x - b| with x >= 0, by active sets (Lawson & Hanson 1974).
 
-    Also, whether x is the only minimum: whether the columns of zero gradient are independent.
+    `passive` is a guess of the entries that are positive. Also returns whether the columns with
+    zero gradient are independent: then x is the only minimum.
     """
     x, passive = _feasible(A, b, np.zeros(A.shape[1]), passive.copy(), is_guess=True)
     while True:
@@ -218,7 +220,7 @@ def _nonnegative_least_squares(A, b, passive):
 
 
 def _feasible(A, b, x, passive, is_guess=False):
-    """The least-squares solution on the passive set, which loses columns until it is positive."""
+    """The least-squares solution on the passive set, reduced until the solution is positive."""
     while True:
         free = np.zeros_like(x)
         if passive.any():
@@ -226,7 +228,7 @@ def _feasible(A, b, x, passive, is_guess=False):
         wrong = passive & (free <= 0)
         if not wrong.any():
             return free, passive
-        if is_guess:  # x is feasible without what would be negative
+        if is_guess:  # no feasible x is given yet: only drop the negative entries
             passive = passive & ~wrong
             continue
         reach = np.where(wrong, x / np.where(wrong, x - free, 1.0), np.inf)

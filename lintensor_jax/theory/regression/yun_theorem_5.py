@@ -14,8 +14,8 @@ from ...problems import Regression, named
 from .dual_newton import MirrorSolution, minimize
 from .power_mirror import PowerMirror
 
-# What an initial condition of a theorem may be off by, relative to the largest parameter (or data
-# entry): the rounding of a network or of data that were computed, no more.
+# An initial condition of a theorem holds up to this many roundings of the largest parameter (or
+# data entry): the rounding errors of a computed network or of computed data.
 _TOLERANCE_ULPS = 256
 
 
@@ -26,12 +26,12 @@ class InterpolationLimit(eqx.Module):
     - `rho` (m,): the minimiser of the potential.
     - `dual` (n,): its multipliers nu, the time integral of -r along the flow.
     - `coordinate` (m,): rho in the coordinate z = asinh(q) of `lintensor_jax.potential`.
-    - `potential`, `log_potential`: the value of the potential there, and its natural logarithm.
+    - `potential`, `log_potential`: the value of the potential at rho, and its natural logarithm.
     - `residual` (n,): X beta - y.
     - `stationarity`: max_j |slope_j - [S X^T nu]_j| / max_j |slope_j|, the other KKT residual.
-    - `boundary_distance`: the smallest 1 - |t_j| / c_L. Once it nears the rounding of the floats
-      (2e-16), nu alone does not determine rho; `coordinate` does. 1 for L = 2, where c_L = inf.
-    - `num_iterations`, `converged`: of Newton's method, all continuation steps counted.
+    - `boundary_distance`: the smallest 1 - |t_j| / c_L. If it is near rounding (2e-16), nu alone
+      does not determine rho; `coordinate` does. 1 for L = 2, where c_L = inf.
+    - `num_iterations`, `converged`: of Newton's method, over all continuation steps.
     """
 
     coefficients: Float[Array, " d"]
@@ -55,27 +55,27 @@ def limit_point(
     alpha: ArrayLike,
     eta: Float[ArrayLike, " m"],
 ) -> InterpolationLimit:
-    """Where the flow of an orthogonally decomposable network ends in regression.
+    """The limit of the flow of an orthogonally decomposable network in regression.
 
     Source: Yun et al. 2021, Theorem 5: from v_l = alpha U_l eta (l < L) and v_L = 0, the linear
     coefficients converge to S^T rho, with rho the minimiser of Q_{L,alpha,eta} subject to
-    X S^T rho = y. A primal-dual Newton iteration in (z, nu) along decreasing alpha: some 30
-    factorisations at most down to alpha = 1e-50 for generic data.
+    X S^T rho = y. It is computed by a primal-dual Newton iteration in (z, nu) along decreasing
+    alpha: about 30 factorisations at most down to alpha = 1e-50 for generic data.
 
     **Arguments**
 
     - `S`: real, shape (m, d), of Assumption 1; None for the identity (diagonal networks).
     - `X`, `y`: shapes (n, d), (n,). Dependent rows are allowed; equations that contradict each
-      other are solved in the least-squares sense, as the flow does.
+      other are solved in the least-squares sense, as by the flow.
     - `depth`: L >= 2, static. `alpha` > 0: a scalar (`jax.vmap` over several). `eta`: shape (m,),
       no entry zero; signs do not matter.
 
     Works under `jax.jit` and `jax.vmap`; implicit first derivatives in every array argument,
-    forward and reverse. ValueError for wrong shapes and, outside transformations, values.
+    forward and reverse. ValueError for wrong shapes and, outside transformations, wrong values.
 
-    For L >= 3 and a tiny alpha the slopes of the active coordinates are within rounding of c_L (see
-    `boundary_distance`): the result is then exact for weights of the l1 norm that are off by a few
-    units of rounding, which matters only where the weighted l1 problem is (nearly) not unique.
+    For L >= 3 and a very small alpha the slopes of the active coordinates are within rounding of
+    c_L (see `boundary_distance`). Then the result is exact for weights of the l1 norm that are off
+    by a few roundings. This matters only if the weighted l1 problem is (nearly) not unique.
     """
     X, y, eta = (real(*v) for v in ((X, "X", 2), (y, "y", 1), (eta, "eta", 1)))
     alpha = real(alpha, "alpha", 0)
@@ -115,7 +115,7 @@ def _limit_point(S, X, y, depth, alpha, eta):
 
 
 def as_limit(found: MirrorSolution, *, X, y, coefficients, **others) -> InterpolationLimit:
-    """`minimize`'s solution with what its caller adds."""
+    """An `InterpolationLimit` from the solution of `minimize` and the fields in `others`."""
     return InterpolationLimit(
         coefficients=coefficients,
         rho=found.rho,
@@ -138,8 +138,8 @@ def commuting_sensing_limit(
 
     **Arguments**
 
-    - `eigenvalues`: shape (n, d): row i holds A_i's eigenvalues, all rows in the order of *one*
-      common eigenbasis, not sorted by themselves.
+    - `eigenvalues`: shape (n, d): row i holds A_i's eigenvalues. All rows are in the order of *one*
+      common eigenbasis, not sorted row by row.
     - `y`, `depth`, `alpha`: as in `limit_point`.
     """
     eigenvalues = real(eigenvalues, "eigenvalues", 2)
@@ -149,9 +149,9 @@ def commuting_sensing_limit(
 def small_scale_weights(depth: int, eta: Float[ArrayLike, " m"]) -> Float[Array, " m"]:
     """The w of lim Q ~ sum_j w_j |rho_j| as alpha -> 0: |eta_j|^(2-L), for `L1Norm(w)`.
 
-    Source: Yun et al. 2021, Remark 4. The norm is of rho = S^-T beta. For L >= 3 the limit is
-    approached as alpha^L; for L = 2, where w = 1, as alpha^(2 (1 - u)), with u < 1 the largest
-    |dual slope| of a coordinate that vanishes (if the l1 solution is unique).
+    Source: Yun et al. 2021, Remark 4. The norm is of rho = S^-T beta. The distance from the limit
+    is O(alpha^L) for L >= 3. For L = 2, where w = 1, it is O(alpha^(2 (1 - u))), with u < 1 the
+    largest |dual slope| of a coordinate that vanishes (if the l1 solution is unique).
     """
     return jnp.abs(jnp.asarray(eta)) ** (2.0 - depth)
 
@@ -159,7 +159,8 @@ def small_scale_weights(depth: int, eta: Float[ArrayLike, " m"]) -> Float[Array,
 def large_scale_weights(depth: int, eta: Float[ArrayLike, " m"]) -> Float[Array, " m"]:
     """The w of lim Q ~ sum_j (w_j rho_j)^2 as alpha -> inf: |eta_j|^(1-L), for `WeightedL2Norm(w)`.
 
-    Source: Yun et al. 2021, Remark 4. The norm is of rho = S^-T beta; approached as alpha^(-2L).
+    Source: Yun et al. 2021, Remark 4. The norm is of rho = S^-T beta. The distance from the limit
+    is O(alpha^(-2L)).
     """
     return jnp.abs(jnp.asarray(eta)) ** (1.0 - depth)
 
@@ -172,9 +173,9 @@ class InitialCondition:
 
     - `layer_difference`: max |v_l - v_1| over l < L. `last_layer`: max |v_L|.
     - `smallest_eta`: min_j |eta_j| / max_j |eta_j|; Theorem 5 needs it positive.
-    - `odd_parameters`, `odd_data`: the largest odd part, max |x_j - x_{d-j}| / 2; 0 for networks of
-      which the theorem asks no evenness.
-    - `tolerance`: what counts as rounding.
+    - `odd_parameters`, `odd_data`: the largest odd part, max |x_j - x_{d-j}| / 2; 0 for networks
+      that the theorem does not require to be even.
+    - `tolerance`: values up to this one count as zero.
     """
 
     layer_difference: float
@@ -303,13 +304,13 @@ def _condition(layers, eta, odd_parameters, odd_data):
 
 
 def _split(start):
-    # alpha and eta of the network's own size, so that powers of neither overflow.
+    # alpha is the largest modulus, so that eta is of order one and its powers do not overflow.
     alpha = jnp.max(jnp.abs(start))
     return alpha, start / alpha
 
 
 def require_network(theorem: str, network: Any, kind: type, problem: Any) -> None:
-    """ValueError unless `network` is a `kind` and `problem` a Regression that fits it."""
+    """Raise ValueError unless `network` is a `kind` and `problem` a Regression that fits it."""
     is_regression = isinstance(problem, Regression) and problem.y.ndim == 1
     fits = is_regression and problem.residual_loss.is_convex_with_minimum_at_zero
     if not isinstance(network, kind) or not fits:
@@ -321,7 +322,7 @@ def require_network(theorem: str, network: Any, kind: type, problem: Any) -> Non
     if network.factors[-1].shape != problem.coefficient_shape:
         raise ValueError(
             f"network, problem: the input dimensions must agree, got {network.factors[-1].shape} "
-            f"and X of shape {problem.X.shape}; change the one or the other."
+            f"and X of shape {problem.X.shape}; change one of the two."
         )
 
 
@@ -347,13 +348,13 @@ def real(value: Any, name: str, ndim: int) -> Array:
 
 
 def require(holds: Any, name: str, rule: str, value: Any, fix: str) -> None:
-    """ValueError unless all of `holds`; outside transformations only."""
+    """Raise ValueError unless all entries of `holds` are true; traced values are not checked."""
     if not isinstance(holds, Tracer) and not np.all(np.asarray(holds)):
         raise ValueError(f"{name} must be {rule}, got {np.asarray(value)}; {fix}.")
 
 
 def require_depth(depth: Any) -> None:
-    """Refuse anything but an integer >= 2."""
+    """Raise ValueError unless `depth` is an integer >= 2."""
     if not isinstance(depth, int | np.integer) or isinstance(depth, bool) or depth < 2:
         raise ValueError(
             f"depth must be a Python int >= 2 (the number of layers), got {depth!r}; under jax.jit "

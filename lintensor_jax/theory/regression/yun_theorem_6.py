@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Scalar
 from ...problems import Regression, named
 
 _BISECTIONS = 128
-# Newton's method from 0 to a root tau leaves relative errors tau, tau^3, tau^7.
+# Newton's method from 0 to a small root tau has relative errors tau, tau^3, tau^7.
 _POLISHING_STEPS = 3
 _SMALL_ROOT = 1e-3
 
@@ -21,12 +21,12 @@ class TwoLayerLimit(eqx.Module):
 
     - `coefficients` (d,): beta at the limit.
     - `network`: the limit parameters.
-    - `nu`: g^{-1}(y / alpha^2), which is the time integral of -r. It is +-inf where y is out of
-      reach (see `limit_point_two_layer`).
+    - `nu`: g^{-1}(y / alpha^2), which is the time integral of -r. It is +-inf if g does not reach
+      y (see `limit_point_two_layer`).
     - `gap`: Theorem 6 assumes that it is positive: the smallest, over the singular subspaces of
       M(x), of (|U_1^T v_1(0)|^2 - |U_2^T v_2(0)|^2) / (dimension of the subspace), in units of
       squared parameters (alpha^2 lambda in the paper's letters).
-    - `residual`: <x, beta> - y at the limit; zero to rounding unless y is out of reach.
+    - `residual`: <x, beta> - y at the limit; zero to rounding unless `nu` is infinite.
     """
 
     coefficients: Float[Array, " d"]
@@ -37,7 +37,7 @@ class TwoLayerLimit(eqx.Module):
 
 
 def limit_point_two_layer(network: Any, problem: Regression) -> TwoLayerLimit:
-    """Where gradient flow from `network` ends, for two layers and a single sample (x, y).
+    """The limit of gradient flow from `network`, for two layers and a single sample (x, y).
 
     Source: Yun, Krishnan & Mobahi 2021, Theorem 6 (proof: appendix G), for any data tensor. With
     the compact singular value decomposition M(x) = U_1 diag(s) U_2^T and a = U_1^T v_1(0),
@@ -45,22 +45,22 @@ def limit_point_two_layer(network: Any, problem: Regression) -> TwoLayerLimit:
 
         g(nu) = 1/4 sum_j s_j [(a_j + b_j)^2 exp(2 s_j nu) - (a_j - b_j)^2 exp(-2 s_j nu)] = y.
 
-    Every term is carried by its logarithm, so that initial scales from 1e-150 to 1e150 work. The
-    relative error of beta is some 2 s_max |nu| eps, the effect of rounding M(x): a few 1e-13 at a
+    Every term is computed from its logarithm, so that initial scales from 1e-150 to 1e150 work. The
+    relative error of beta is about 2 s_max |nu| eps, the effect of rounding M(x): a few 1e-13 at a
     scale of 1e-100 and a few 1e-15 at 1e-8.
 
-    The theorem assumes a_j^2 - b_j^2 >= lambda > 0. Where singular values coincide, that depends on
-    the basis of their subspace; some basis gives every j the mean of a_j^2 - b_j^2 over the
-    subspace, so the condition read for every basis at once is that this mean is positive. `gap` is
-    its smallest value, with singular values closer than sqrt(eps) s_max taken as equal. It is
-    sufficient, not necessary: d nu/dt = y - g(nu) with an increasing g, so the flow converges to
-    this limit whenever g reaches y. It does not reach y only if a + b = 0 (y >= 0) or a - b = 0
-    (y <= 0) in all coordinates; then `nu` is infinite and the flow ends at g's infimum or supremum,
-    zero, as is reported here.
+    The theorem assumes a_j^2 - b_j^2 >= lambda > 0. If singular values coincide, this depends on
+    the basis of their subspace. In some basis every a_j^2 - b_j^2 is the mean over the subspace. So
+    the condition can be satisfied if and only if this mean is positive. `gap` is the smallest mean;
+    singular values closer than sqrt(eps) s_max count as equal. The condition is sufficient, not
+    necessary: d nu/dt = y - g(nu) with an increasing g, so the flow converges to this limit
+    whenever g reaches y. It does not reach y only if a + b = 0 (y >= 0) or a - b = 0 (y <= 0) in
+    all coordinates. Then `nu` is infinite, and the flow ends at the supremum or infimum of g, which
+    is zero.
 
     **Arguments**
 
-    - `network`: v_1(0), v_2(0), scale included: two layers, scalar output; it must have
+    - `network`: v_1(0), v_2(0), with the initial scale: two layers, scalar output; it must have
       `data_tensor`, `factors` and `with_factors`.
     - `problem`: `Regression` with X of shape (1, d) and y of shape (1,).
 
@@ -102,7 +102,7 @@ def _solve(a, b, s, sigma, y):
     reached = jnp.isfinite(lower) & jnp.isfinite(upper)
     lower_end, upper_end = jnp.where(reached, lower, -1), jnp.where(reached, upper, 1)
     eps = float(jnp.finfo(s.dtype).eps)
-    # The remaining error is removed by _polished; not to meet the tolerances is no failure.
+    # _polished removes the remaining error, so missing the tolerances is no failure.
     root = optx.root_find(
         _imbalance,
         optx.Bisection(rtol=4 * eps, atol=1e3 * eps, flip=False),
@@ -112,7 +112,7 @@ def _solve(a, b, s, sigma, y):
         max_steps=_BISECTIONS,
         throw=False,
     ).value
-    # The absolute tolerance spoils a small root: leave it to _polished, which starts at 0 as well.
+    # The absolute tolerance makes a small root inaccurate: _polished computes it, starting at 0.
     root = root - jax.lax.stop_gradient(jnp.where(jnp.abs(root) < _SMALL_ROOT, root, 0))
     # With both bounds infinite the flow does not move at all: g = 0 = y.
     beyond = jnp.where(jnp.isinf(lower) & jnp.isinf(upper), 0.0, lower + upper)
@@ -134,31 +134,31 @@ def _imbalance(tau, args):
     signs = [jnp.ones_like(sigma), -jnp.ones_like(sigma), -jnp.sign(fixed)[None]]
     terms = jnp.concatenate(terms)
     balance = jax.nn.softmax(terms) @ jnp.concatenate(signs)
-    # y enters the logarithms as a constant, and its derivative here: log |y| has none at y = 0.
-    # The bound only keeps 0 * inf away.
+    # In the logarithms y is a constant, because log |y| has no derivative at y = 0; the derivative
+    # by y is added here. The bound 700 avoids 0 * inf.
     return balance - (y - fixed) * jnp.exp(jnp.minimum(-jax.nn.logsumexp(terms), 700.0))
 
 
 def _upper_bound(log_plus, log_minus, sigma, y):
-    """Some tau at which g >= y; inf if there is none."""
+    """A tau at which g >= y; inf if there is none."""
     slope = 2 * jnp.where(sigma > 0, sigma, 1)
     log_y = jnp.log(jnp.abs(y))
-    # For tau >= 0: P exceeds N(0) + |y| as soon as one of its terms does.
+    # For tau >= 0: P exceeds N(0) + |y| if one of its terms does.
     target = jnp.logaddexp(jax.nn.logsumexp(log_minus), log_y)
     one_term = jnp.where(jnp.isfinite(log_plus), (target - log_plus + 1) / slope, jnp.inf)
     by_growth = jnp.maximum(jnp.min(one_term), 1.0)
-    # For y < 0: N is below |y| as soon as every term is below |y| / m.
+    # For y < 0: N is below |y| if every term is below |y| / m.
     all_terms = (log_minus + jnp.log(jnp.asarray(sigma.size, sigma.dtype)) - log_y + 1) / slope
     by_decay = jnp.where(y < 0, jnp.maximum(jnp.max(all_terms), 1.0), jnp.inf)
     return jnp.minimum(by_growth, by_decay)
 
 
 def _rotated(a, b, sigma, tau):
-    """(a cosh + b sinh, a sinh + b cosh) of sigma tau, where exp(sigma tau) may be no float."""
+    """(a cosh + b sinh, a sinh + b cosh) of sigma tau, even if exp(sigma tau) overflows."""
     angle = jnp.where(sigma > 0, sigma, 0) * jnp.where(jnp.isfinite(tau), tau, 0)
     angle = jnp.where((sigma > 0) & ~jnp.isfinite(tau), tau, angle)
     small = jnp.abs(angle) <= 1
-    # Below 1, cosh and sinh lose nothing to cancellation; above, exp does not.
+    # Up to an angle of 1 cosh and sinh do not cancel; above 1 the sums of exponentials do not.
     inner = jnp.where(small, angle, 0)
     cosh, sinh = jnp.cosh(inner), jnp.sinh(inner)
     outer = jnp.where(small, 0, angle)
@@ -177,10 +177,10 @@ def _times_exp(amplitude, exponent):
 
 
 def _polished(tau, end1, end2, s, sigma, y, reached):
-    """Newton's method for s . (end1 end2) = y, by further rotations: below the resolution of tau.
+    """Newton's method for s . (end1 end2) = y, by small rotations beyond the resolution of tau.
 
-    At alpha = 1e-100 one ulp of tau is a relative error of 1e-13 in beta; at large alpha g itself
-    cancels. The rotations take no part in differentiation, for tau has its derivative already.
+    At alpha = 1e-100 one ulp of tau is a relative error of 1e-13 in beta; at large alpha the terms
+    of g cancel. The rotations are not differentiated, because tau has its derivative already.
     """
     for _ in range(_POLISHING_STEPS):
         fixed1, fixed2, sizes, target = jax.lax.stop_gradient((end1, end2, s, y))
@@ -244,5 +244,5 @@ def _require_setting(network, problem):
     if shape.shape != problem.coefficient_shape:
         raise ValueError(
             f"network, problem: the input dimensions must agree, got coefficients of shape "
-            f"{shape.shape} and X of shape {problem.X.shape}; change the one or the other."
+            f"{shape.shape} and X of shape {problem.X.shape}; change one of the two."
         )

@@ -13,8 +13,8 @@ def convergence_conditions(network: FullyConnectedNetwork) -> tuple[Assumption, 
 
     Source: Yun et al. 2021, Theorem 7, first part; its proof (H.1, eq. 80-84) bounds the smallest
     singular value of W_1 ... W_{L-1} by (alpha^2 lambda)^((L-1)/2) for any loss and any number of
-    outputs. Units whose incoming and outgoing weights are all zero never move and are left out, so
-    that hidden layers may be wider than the input. The last value is alpha^2 lambda.
+    outputs. Units whose incoming and outgoing weights are all zero never move. They are left out,
+    so that hidden layers may be wider than the input. The last value is alpha^2 lambda.
     """
     source = f"{YUN}, Theorem 7"
     weights = _without_dead_units(network)

@@ -25,14 +25,14 @@ _POINT = "A point, for classification too: the penalty keeps beta finite."
 
 
 def decay_candidates(network: Any, problem: Penalized) -> Iterator[Candidate]:
-    """What is known of flows on the loss of `problem` plus lambda/2 |Theta|^2, lambda > 0.
+    """The theorems on flows of the loss of `problem` plus lambda/2 |Theta|^2, lambda > 0.
 
     - One layer: the ridge solution, exactly.
     - Two layers with a real orthogonal decomposition: lambda |rho|_1, exactly. In a = (u+v)/sqrt 2
       and b = (u-v)/sqrt 2 the flow is a' = -(G + lambda) a, b' = (lambda - G) b, where G is the
-      gradient in rho = u . v. It is bounded and has a limit. No a_j and b_j that starts away from
-      zero ends at zero while it grows, so that |G_j| <= lambda at the limit. That is the condition
-      of the lasso.
+      gradient in rho = u . v. It is bounded and has a limit. An a_j or b_j that starts away from
+      zero cannot tend to zero while it grows, so that |G_j| <= lambda at the limit. That is the
+      condition of the lasso.
     - Two layers of another architecture: lambda/2 R(beta), R the induced regulariser, from almost
       every start. No other critical point is stable.
     - More layers: stationary points of the same, with R not convex.

@@ -13,21 +13,21 @@ from ...problems import AbstractProblem
 from ..least_norm.gauges import GroupGauge
 from ..least_norm.matrix_gauges import NuclearGauge
 
-# Steps of the proximal gradient method, and of Newton's method.
+# The most steps of the proximal gradient method, and of Newton's method.
 _MOST_STEPS, _MOST_NEWTON_STEPS = 200_000, 100
-# The gradient's rounding, in units of its size at the start; there the steps end.
+# The proximal steps stop when the residual is below this many roundings of the initial gradient.
 _ROUNDINGS = 512
-# Matrices of more entries are not made to see whether a minimum is the only one.
+# Uniqueness is not decided if the matrix for it would have more entries.
 _MOST_ENTRIES = 2**24
-# A ridge is found by Newton's method up to this many coefficients.
+# Ridge regression is not solved for more coefficients: Newton's method needs dense Hessians.
 _MOST_RIDGE = 2000
 
 
 class PenalizedMinimum(NamedTuple):
     """The minimum of a loss and a penalty.
 
-    - `coefficients`: of the shape that was asked for.
-    - `residual`: what the gradients of the two lack of cancelling, over the gradient at zero.
+    - `coefficients`: the minimiser.
+    - `residual`: the sum of the gradients of loss and penalty, over the gradient at zero.
     - `unique`: whether it is the only minimum; None if that is not known.
     - `eps`: the relative rounding of the problem's numbers.
     """
@@ -39,14 +39,15 @@ class PenalizedMinimum(NamedTuple):
 
     @property
     def converged(self) -> bool:
-        """Whether the residual is as small as rounding lets it be, with some room."""
+        """Whether the residual is at most 1e-2 sqrt(eps)."""
         return bool(self.residual <= 1e-2 * self.eps**0.5)
 
 
 def ridge(problem: AbstractProblem, decay: float, num_free: int) -> PenalizedMinimum:
     """argmin loss(beta) + decay/2 |beta|^2, by Newton's method; the loss must be convex.
 
-    `num_free`: the last so many rows of beta are biases, which the penalty leaves alone.
+    `num_free`: the number of last rows of beta that are biases, without penalty. With more than
+    2000 coefficients no minimum is computed: the residual is infinite.
     """
     shape = problem.coefficient_shape
     counted = np.ones(shape)
@@ -106,10 +107,10 @@ def least_penalized(
     - `problem`: its loss must be convex. `weight`: positive.
     - `gauge`: of rho. `to_beta`: rho (D,) -> beta, linear; `to_rho`: its transpose.
     - `size`: D.
-    - `signs`: which coordinates of rho may be negative and which positive; None for all of both.
-      For the l1 norm only.
+    - `signs`: two masks (D,): the coordinates of rho that may be negative, and those that may be
+      positive; None for no restriction. For the l1 norm only.
 
-    `coefficients` of the result are those of rho, shape (D,).
+    `coefficients` of the result is rho, shape (D,).
     """
     eps = float(jnp.finfo(problem.y.dtype).eps)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -145,7 +146,7 @@ def _proximal_gradient(slope, shrunk, weight, start, eps):
             move = new - ahead
             there = slope(new)
             squares = move @ move
-            # Below 1e-6 the difference of two gradients is their rounding.
+            # For a relative move below 1e-6 the difference of two gradients is mostly rounding.
             seen = squares > 1e-12 * (new @ new)
             finite = np.isfinite(there).all()
             if finite and not (seen and move @ (there - now) > curvature * squares):
@@ -163,9 +164,10 @@ def _proximal_gradient(slope, shrunk, weight, start, eps):
 
 
 def _is_unique(problem, gauge, to_beta, to_rho, rho, pulled):
-    """Whether the minimum is the only one: predictions see all directions in which others lie.
+    """Whether the minimum is the only one; None if that is not known.
 
-    All minima have the same gradient, so that they lie in one face of the gauge's ball.
+    All minima have the same gradient, so that they lie in one face of the gauge's ball. The minimum
+    is the only one if every direction of this face changes the predictions.
     """
     directions, _ = gauge.face(rho, pulled)
     if directions is None or directions.shape[1] == 0:

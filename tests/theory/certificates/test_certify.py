@@ -1,6 +1,6 @@
 """certify against SciPy's NNLS and HiGHS, optimality conditions by hand, and hand-made saddles.
 
-Tolerances: at points that are exact up to rounding, residuals are a few 1e-15 (1e-13 is asked).
+Tolerances: at points that are exact up to rounding, residuals are a few 1e-15 (1e-13 is required).
 """
 
 from types import SimpleNamespace
@@ -59,7 +59,7 @@ def _named(case):
 
 
 def _at_margin_one(network, problem):
-    """Theta where the smallest margin is 1, the margins, and their gradients: plain autodiff."""
+    """Theta scaled to smallest margin 1, the margins, and their gradients by autodiff."""
     theta, rebuild = ravel_pytree(split(network)[0])
     rest = split(network)[1]
 
@@ -95,7 +95,7 @@ def test_max_margin_solutions_are_stationary(case):
         np.asarray(found.multipliers)[tight], nu, rtol=0, atol=1e-11 * nu.max()
     )
     assert (np.asarray(found.multipliers)[~tight] == 0).all()
-    # The same from linear coefficients alone: the multipliers are then those of the norm.
+    # From linear coefficients alone the multipliers are those of the norm.
     alone = certify(answer.coefficients, problem, regularizer=norm)
     assert alone.parameter_residual is None
     assert alone.predictor_residual < ROUNDING
@@ -131,10 +131,10 @@ def test_residuals_are_proportional_to_a_perturbation(case):
         moved = eqx.combine(rebuild(theta + size * direction), rest)
         found = certify(moved, problem)
         assert not found.is_stationary
-        # 20: the margins' own sensitivity, times the multipliers'.
+        # The factor 20 is the sensitivity of the margins times that of the multipliers.
         assert size / 20 < found.parameter_residual < 20 * size
         assert size / 20 < found.predictor_residual < 20 * size
-        # It is the minimum over nu of both defects: SciPy's, with the support left open, agrees.
+        # The residual is the minimum over nu of both defects, as by SciPy without a given support.
         theta_1, margins, gradients = _at_margin_one(moved, problem)
         length = np.linalg.norm(theta_1)
         columns = np.vstack([gradients.T / length, like.depth / length**2 * (margins - 1)])
@@ -148,7 +148,7 @@ def test_the_raw_end_of_a_flow_and_its_small_coordinates():
     problem = _separable(2, 10, 5)
     start = lt.DiagonalNetwork(0.3 * np.random.default_rng(0).normal(size=(2, 5)))
     shares = []
-    # A flow stops at its first step past the margin asked for, which differs between machines.
+    # A flow stops at its first step past the requested margin, which differs between machines.
     for asked in (1e4, 1e5):
         end = lt.gradient_flow(start, problem, stop=lt.StopAtMargin(asked)).network
         found = certify(end, problem)
@@ -165,7 +165,7 @@ def test_a_saddle_is_stationary_in_parameter_space_alone(fourier):
     """z = e_1 separates, but u = z_1 / z_11 has |u_2| = 6 > 1: the second coordinate must grow."""
     X = np.array([[1.0, 2.0, 0.0], [0.5, 3.0, 1.0]])
     if fourier:
-        # In the basis of the DFT: frequencies 0 and 1 of d = 3.
+        # The same data in the basis of the DFT: frequencies 0 and 1 of d = 3.
         k = 2 * np.pi * np.arange(3) / 3
         basis = np.stack([np.ones(3) / 3, np.cos(k), np.sin(k)])
         network = lt.minimal_network(lt.ConvolutionalNetwork.zeros(3, (3, 3)), np.ones(3))
@@ -182,7 +182,7 @@ def test_a_saddle_is_stationary_in_parameter_space_alone(fourier):
     assert found.is_saddle
     assert not found.is_stationary
     assert str(found).startswith("A saddle")
-    # At L = 3 the same support is a stationary point: zero coordinates carry no condition.
+    # At L = 3 the same support is a stationary point: zero coordinates have no condition.
     deep = lt.minimal_network(
         lt.ConvolutionalNetwork.zeros(3, (3, 3, 3)) if fourier else lt.DiagonalNetwork.zeros(3, 3),
         network.linear_coefficients(),
@@ -193,7 +193,7 @@ def test_a_saddle_is_stationary_in_parameter_space_alone(fourier):
 
 
 def test_multipliers_that_the_nonzero_coordinates_leave_open():
-    """Any nu_1 + nu_2 = 1 fits e_1, but only nearly equal ones give |u_2| <= 1."""
+    """All nu with nu_1 + nu_2 = 1 fit e_1, but only nearly equal ones give |u_2| <= 1."""
     problem = lt.Classification(np.array([[1.0, 1.5], [1, -1.5], [2, 1]]), np.ones(3))
     found = certify(lt.DiagonalNetwork(np.array([[1.0, 0], [1, 0]])), problem)
     assert found.is_stationary
@@ -313,7 +313,7 @@ def test_more_components_than_inputs():
     root = np.sqrt(np.abs(rho))
     factors = [bases[0] @ root, bases[1] @ (np.sign(rho) * root)]
     found = certify(lt.OrthogonalNetwork(S, bases, factors), problem)
-    # HiGHS answers to 1e-9.
+    # The accuracy of HiGHS is 1e-9.
     assert found.parameter_residual < 1e-8
     assert found.predictor_residual < 1e-8
     dual = rows.T @ -program.ineqlin.marginals
@@ -336,7 +336,7 @@ def test_complex_components_in_conjugate_pairs(pairs):
     S = mix @ rng.normal(size=(2 * pairs, 4))
     real = [np.linalg.qr(rng.normal(size=(9, 2 * pairs)))[0] for _ in range(2)]
     bases = [u @ mix.conj().T for u in real]
-    # min sum_j |rho_j|: each pair counts twice in the norm and twice in beta, so one will do.
+    # min sum_j |rho_j|: each pair counts twice in the norm and twice in beta, so half is enough.
     rows = np.asarray(problem.signed_data) @ S[::2].T
     data = SimpleNamespace(signed_data=jnp.asarray(np.stack([rows.real, -rows.imag], axis=-1)))
     half = np.asarray(lt.max_margin(data, lt.L21Norm()).coefficients) @ np.array([0.5, 0.5j])

@@ -40,7 +40,7 @@ def test_margins_of_nearly_contradictory_samples(gap):
         found = certify(network, problem)
         assert found.is_stationary
         np.testing.assert_array_equal(found.support, [True, True, False])
-        # eps / gap is all that multipliers in float64 can resolve, and it is said.
+        # Multipliers in float64 have an error of eps / gap; the text of the certificate says this.
         assert max(found.parameter_residual, found.predictor_residual) < 1e-14 / gap
         assert ("Nearly contradictory" in str(found)) == (gap == 1e-8)
 

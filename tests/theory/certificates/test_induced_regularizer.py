@@ -97,7 +97,7 @@ def test_lemma_7_in_both_conventions(depth, d):
     filters = lt.minimal_network(like, beta).filters
     attained = sum(float(w @ w) for w in filters)
     np.testing.assert_allclose(attained, value, rtol=1e-13)
-    # Lemma 3 holds with the unnormalised DFT alone.
+    # Lemma 3 holds with the unnormalised DFT only.
     np.testing.assert_allclose(
         np.prod(np.fft.fft(filters), axis=0), np.fft.fft(beta), rtol=0, atol=1e-13
     )
@@ -138,7 +138,7 @@ def test_sparse_coefficients_get_exact_zeros():
     assert (np.asarray(diagonal.weights)[:, [0, 2]] == 0).all()
     wave = np.cos(2 * np.pi * np.arange(6) / 6)
     filters = lt.minimal_network(lt.ConvolutionalNetwork.zeros(6, (6,) * 3), wave).filters
-    # The dust of the transform is dropped: its cube root would be 1e-5.
+    # Rounding of the transform is set to zero: its cube root would be 1e-5.
     spectra = np.abs(np.fft.fft(filters))
     assert np.max(spectra[:, [0, 2, 3, 4]]) < 1e-14
     for like in VECTORS:

@@ -47,7 +47,7 @@ def paper_layers(net):
 
 
 def paper_constant(net):
-    """D as printed."""
+    """The constant D as printed in the paper."""
     W = paper_layers(net)
     squares = [np.linalg.norm(w) ** 2 for w in W]
     gaps = [a @ a.T - b.T @ b for a, b in itertools.pairwise(W)]
@@ -98,7 +98,7 @@ def test_small_angles_and_small_remainders_keep_their_digits():
     first = np.diag([1e8, rest])
     net = lt.FullyConnectedNetwork((first, 1e8 * turn[:, 0]))
     found = lt.alignment(net)
-    # 1 - cos^2 = 1e-18, and 1e16 + 1e-10 - 1e16: both are lost by the printed formulas.
+    # By the printed formulas 1 - cos^2 = 1e-18 and 1e16 + 1e-10 - 1e16 would be rounded to 0.
     np.testing.assert_allclose(found.misalignments, [angle**2], rtol=1e-6)
     np.testing.assert_allclose(found.remainder_norms, [rest, 0], rtol=1e-12)
 
@@ -125,7 +125,7 @@ def flows():
     """Flows to margin 1e6 from two starts; at every step Lemma 2.6's bounds."""
     data = problem()
     found = []
-    # The implicit method alone: the automatic choice compiles twice as long.
+    # Only the implicit method is used: the automatic choice compiles twice as long.
     solver = implicit_solver(jnp.asarray(1e-8), jnp.asarray(1e-8))
     for seed in range(2):
         start = small_risk(network(seed, 0.7), data)
@@ -155,12 +155,12 @@ def test_lemma_2_6_at_every_step_of_flows_to_large_norms(flows):
         np.testing.assert_allclose(bounds.misalignment_limit[0], limits, rtol=1e-13)
         squares = np.asarray(bounds.alignment.spectral_norms) ** 2
         assert squares[-1].min() > 1e3
-        # As printed, and with every digit: by slack.
+        # The bound as printed; `slack` has it with all digits.
         assert (bounds.alignment.overlaps >= 1 - limits[None] / squares[:, 1:]).all()
-        # The conserved quantities give growth the same size in all layers (eq. 2.5).
+        # By the conserved quantities all layers grow by the same amount (eq. 2.5).
         allowed = flow.invariant_drift.max() * np.exp(2 * flow.log_norm.max())
         assert bounds.growth_spread.max() <= 4 * allowed + 1e-12
-        # The bounds say something: layers were far from aligned, and a quarter of D is too little.
+        # The bounds are not trivial: a remainder is above 1/20 of its limit. Layers are aligned.
         assert (bounds.remainder / bounds.remainder_limit[:, None]).max() > 1 / 20
         assert bounds.alignment.rank_one_ratios[-1].min() > 0.999
         assert bounds.alignment.overlaps[-1].min() > 0.999999
@@ -190,7 +190,7 @@ def test_balanced_starts_stay_aligned_to_a_margin_of_1e10():
     flow = lt.gradient_flow(start, data, stop=lt.StopAtMargin(1e10), solver=diffrax.Dopri8())
     bounds = alignment_bounds(start, flow.network)
     assert bounds.remainder_limit < 1e-15
-    # D = 0 leaves no slack: what is measured is the drift of the conserved quantities.
+    # D = 0 leaves no slack: only the drift of the conserved quantities is measured.
     allowed = 10 * flow.invariant_drift[-1] * np.exp(2 * flow.log_norm[-1])
     assert bounds.remainder.max() <= allowed
     assert bounds.alignment.rank_one_ratios.min() > 1 - 1e-12
@@ -216,7 +216,7 @@ def test_the_counterexample_of_appendix_a_never_learns():
         observe=weights_of,
     )
     first, last = flow.observed
-    # Exactly, if a machine rounds both layers alike; what it rounds unlike grows by less than e^6.
+    # The layers stay opposite, up to differences in rounding, which grow by less than e^6.
     np.testing.assert_allclose(first[:, 0], -last, rtol=0, atol=1e-13)
     assert (flow.log_loss > 0).all()
     # q = |w|^2 obeys q' = -2 q e^q, so that t = (E_1(q) - E_1(q_0)) / 2.
@@ -232,10 +232,10 @@ def test_assumption_1_2():
     assert lower.holds
     assert lower.value == 0
     assert critical.holds
-    # Two layers of zero: a saddle of every loss.
+    # Two layers are zero: this is a saddle of every loss.
     saddle = lt.FullyConnectedNetwork((jnp.zeros((2, 4)), net.weights[1], jnp.zeros(3)))
     assert [a.holds for a in learning_conditions(saddle, data)] == [True, False]
-    # Any network; and margins at which the gradient itself underflows.
+    # The conditions apply to other networks, and to margins at which the gradient underflows.
     huge = lt.DiagonalNetwork(1e3 * np.ones((2, 2)))
     good = lt.Classification([[1.0, 2.0]], [1.0])
     lower, critical = learning_conditions(huge, good)
@@ -244,7 +244,7 @@ def test_assumption_1_2():
 
 
 def hessian_of_mean_risk(data):
-    """Of two layers with two hidden units, as a function of the flat parameters (6,)."""
+    """The Hessian for two layers with two hidden units, a function of flat parameters (6,)."""
 
     def risk(theta):
         return data.loss(theta[:4].reshape(2, 2) @ theta[4:]) / data.y.shape[0]
@@ -266,7 +266,7 @@ def test_the_smoothness_constant_needs_short_samples(longest):
         corrected = smoothness(like, radius, data.margin_loss, longest)
         for trial in range(40):
             first, last = rng.normal(size=(2, 2)), rng.normal(size=2)
-            # W_1 = 0 leaves all margins at zero, where the loss bends most.
+            # With W_1 = 0 all margins are zero, where the curvature of the loss is largest.
             first *= 0 if trial == 0 else radius * rng.uniform() / np.linalg.norm(first)
             last *= radius / np.linalg.norm(last)
             theta = jnp.concatenate([first.ravel(), last])
@@ -335,7 +335,7 @@ def test_lemma_c_7_along_descent_and_not_lemma_2_6():
     data = problem()
     beta = lt.max_margin(data, lt.L2Norm()).direction
     start = lt.initialization.balanced(lt.FullyConnectedNetwork.zeros((2, 3, 3)), 0.05 * beta)
-    # Balanced start: D = 0, so that any inequality of the flow's would be broken by one step.
+    # At a balanced start D = 0, so one step would violate every inequality of the flow.
     done = lt.gradient_descent(
         start,
         data,
@@ -353,7 +353,7 @@ def test_lemma_c_7_along_descent_and_not_lemma_2_6():
     )
     assert descent.slack.min() > 0
     assert (descent.growth_spread <= descent.growth_spread_limit).all()
-    # Eq. (2.5) is of the flow: descent breaks it, by far more than rounding.
+    # Eq. (2.5) is about the flow: descent violates it, by far more than rounding.
     assert (flow.growth_spread > flow.growth_spread_limit + 1e-6).any()
 
 

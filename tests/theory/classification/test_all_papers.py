@@ -46,7 +46,7 @@ def test_full_length_convolutions_by_gunasekar():
     prediction = lt.predict(CONVOLUTION, problem)
     assert prediction.theorem == "Theorem 2 (Gunasekar et al. 2018)"
     assert (prediction.kind, prediction.is_proved) == ("open", False)
-    # A direction is reached as a power of the margin.
+    # The error of a direction is a power of the margin.
     flow = lt.gradient_flow(CONVOLUTION, problem, stop=lt.StopAtMargin(1e6))
     np.testing.assert_allclose(
         flow.direction[-1], limit_of(CONVOLUTION, problem), rtol=0, atol=1e-3
@@ -93,7 +93,7 @@ def test_nearly_equal_singular_values_are_told_apart():
 
 
 def alpha_by_linear_programs(problem, directions=4000):
-    """min over xi of max <xi, z_i> in two dimensions across u: a fine circle."""
+    """min over xi of max <xi, z_i>, by many xi on the unit circle orthogonal to u."""
     u = np.asarray(lt.max_margin(problem, lt.L2Norm()).direction)
     z = np.asarray(problem.signed_data)
     support = z[np.abs(z @ u - (z @ u).min()) < 1e-9]
@@ -107,13 +107,13 @@ def test_lemma_2_10_and_2_11():
     rng = np.random.default_rng(2)
     problem = PROBLEM
     np.testing.assert_allclose(lemma_2_10(problem), alpha_by_linear_programs(problem)[0])
-    # Four support vectors in three dimensions: points of one height around an axis.
+    # Four support vectors in three dimensions: points of the same height around an axis.
     points = np.array([[1.0, 0.2, 1.0], [-0.7, 0.9, 1.0], [-0.5, -1.0, 1.0], [0.8, -0.6, 1.0]])
     problem = lt.Classification(points, np.ones(4))
     alpha = lemma_2_10(problem)
     brute, support, u = alpha_by_linear_programs(problem)
     assert len(support) == 4
-    # 4,000 directions: second order in their distance, or first at a corner.
+    # The error of 4,000 directions is of second order in their distance, or of first at a corner.
     np.testing.assert_allclose(alpha, brute, rtol=2e-3)
     for loss in (lt.ExponentialLoss(), lt.LogisticLoss()):
         problem = lt.Classification(points, np.ones(4), loss)
@@ -138,18 +138,18 @@ def test_too_many_vertices_are_refused():
 
 @pytest.mark.slow
 def test_corollary_2_9_the_margin_of_the_normalised_layers():
-    """It tends to the largest product of unit layers, which is the l2 margin."""
+    """The margin of the normalised layers tends to the l2 margin, its largest value."""
     flow = lt.gradient_flow(START, PROBLEM, stop=lt.StopAtMargin(1e6))
     norms = np.prod([np.linalg.norm(w) for w in flow.network.weights])
     margins = np.asarray(PROBLEM.margins(flow.network.linear_coefficients())) / norms
     best = float(lt.max_margin(PROBLEM, lt.L2Norm()).margin)
     assert margins.min() <= best * (1 + 1e-12)
-    # The layers' difference is kept, so that they are rank one to 1 / margin.
+    # The layers' difference is conserved, so they are of rank one up to 1 / margin.
     np.testing.assert_allclose(margins.min(), best, rtol=1e-4)
 
 
 def test_lemma_3_4_descent_leaves_every_ball():
-    """With the constant step 1 / beta(R), |W_k|_F <= R does not last. The risk is the mean loss."""
+    """With the step 1 / beta(R), |W_k|_F <= R does not hold for ever. The risk is the mean loss."""
     problem = lt.Classification([[1.0, 0.0], [0.5, 0.8]], [1.0, 1.0], lt.LogisticLoss())
     radius = 1.6
     step = 1 / float(smoothness(START, radius, problem.margin_loss)) / 2

@@ -20,11 +20,11 @@ from scipy.integrate import solve_ivp
 import lintensor_jax as lt
 from lintensor_jax.initialization import identity
 
-# All flows have L = 2, where one NumPy flow of (v_1, v_2) serves every architecture.
+# All flows have L = 2: then one NumPy flow of (v_1, v_2) works for every architecture.
 
 LABELS = np.array([1.0, -1.0])
 BINARY = lt.Classification(X, LABELS)
-# Smooth data: the top singular values of M(x) are well apart, and directions converge fast.
+# The top singular values of M(x) are well separated, so directions converge fast.
 ONE = lt.Classification(np.array([[1.0, 2.0, 1.5, 0.5]]), LABELS[1:])
 
 
@@ -71,7 +71,7 @@ DIRECTIONS = {
 def test_limit_directions_agree_with_the_flow(theorem):
     network, problem = DIRECTIONS[theorem]
     prediction = lt.predict(network, problem)
-    # Complex coordinates are no mirror flow: that X^T r converges in direction stays open.
+    # Complex coordinates have no mirror flow, so it is open whether X^T r converges in direction.
     kind = "open" if theorem == "Theorem 2 (Corollary 3)" else "exact"
     assert (prediction.theorem, prediction.kind) == (theorem, kind)
     assert prediction.is_proved == (kind == "exact")
@@ -131,12 +131,12 @@ def test_logistic_loss_and_open_assumptions():
 
 
 def test_two_real_layers_are_a_mirror_flow_and_nothing_stays_open():
-    """Also with the logistic loss; but not where the optimum is not known to be the only one."""
+    """So is it with the logistic loss, but not if the optimum is not known to be unique."""
     for loss in (lt.ExponentialLoss(), lt.LogisticLoss()):
         proved = lt.predict(diagonal(ETA, ZERO), lt.Classification(X, LABELS, loss))
         assert (proved.kind, proved.open) == ("exact", ())
         assert any("proof P1" in a.source for a in proved.assumptions)
-    # Equal columns: every split between them is an optimum.
+    # The columns are equal: every split of a coefficient between them is an optimum.
     twins = lt.Classification([[2.0, 2.0, 0.1, 0.0], [2.0, 2.0, 0.0, 0.1]], [1.0, 1.0])
     several = lt.predict(diagonal(ETA, ZERO), twins)
     assert (several.kind, several.limit) == ("stationary", None)
@@ -183,7 +183,7 @@ def test_a_complex_decomposition_predicts_as_the_convolution_it_is():
     fourier = np.fft.fft(EYE, norm="ortho")
     network = lt.OrthogonalNetwork(2 * fourier, (fourier.conj(),) * 2, FULL.factors)
     assert lt.predict(network, BINARY).kind == "open"
-    # Two conic programs, each to its own tolerance.
+    # Two conic programs are compared, each with its tolerance.
     np.testing.assert_allclose(limit_of(network, BINARY), limit_of(FULL, BINARY), rtol=0, atol=1e-8)
 
 
@@ -195,7 +195,7 @@ def test_directions_do_not_depend_on_the_scale_even_if_its_squares_underflow():
 
 def test_violations_in_classification():
     mixed = lt.predict(diagonal(ETA, ETA, 1.5 * ETA), BINARY)
-    # The two smallest layers are equal: the signs stay, and do not separate the data.
+    # The two smallest layers are equal: the signs stay, and coefficients with them do not separate.
     assert mixed.theorem is None
     broken, signs = mixed.violated
     assert broken.value == pytest.approx(0)

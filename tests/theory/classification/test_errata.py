@@ -1,4 +1,4 @@
-"""Printed statements about classification that fail, next to the corrected ones that hold.
+"""Statements about classification that fail as printed, and the corrected ones that hold.
 
 Lemma 7's constant is in theory/certificates/test_induced_regularizer.py, Assumption 3.5 in
 test_alignment.py, the limit of Moroshko et al. 2020 in test_finite_loss.py.
@@ -77,7 +77,7 @@ def aligned_flow(samples, loss):
 
 
 def smoothed_margins(flow):
-    """As the package has it, at the times where it is positive."""
+    """The package's smoothed margins, at the times at which they are positive."""
     values = np.exp(np.asarray(flow.log_smoothed_margin))
     return values[values > 0]
 
@@ -102,7 +102,7 @@ def test_smoothed_margin_of_the_logistic_loss():
     falls = np.diff(-log_loss / square)
     assert np.all(falls < 0)
     assert (-log_loss / square)[0] > 2 * (-log_loss / square)[-1]
-    # Constant: the normalised margin 1/2. The flow's tolerance.
+    # The normalised margin is constant, 1/2, up to the flow's tolerance.
     np.testing.assert_allclose(smoothed_margins(flow), 0.5, rtol=1e-6)
     assert flow.smoothed_margin_drop is not None
     assert float(flow.smoothed_margin_drop) < 1e-6

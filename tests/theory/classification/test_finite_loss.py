@@ -1,4 +1,4 @@
-"""Directions at finite loss (Moroshko et al. 2020): programs, limits, flows, where they part."""
+"""Directions at finite loss (Moroshko et al. 2020): programs, limits, flows and differences."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def problem(seed, n=4, d=6):
     return lt.Classification(X, np.sign(X @ rng.standard_normal(d)))
 
 
-# On the first, samples leave the support on the way down in mu; on the second none does.
+# In the first problem samples leave the support as mu falls; in the second one no sample does.
 LEAVING, STAYING = problem(1), problem(5)
 
 
@@ -74,7 +74,7 @@ def test_program_against_scipy_and_its_kkt_conditions(depth):
         )
         value = objective(w, depth, mu)[0]
         assert value == pytest.approx(scipy.fun, rel=1e-9)
-        # A minimum is as sharp as the square root of its value's accuracy.
+        # The error of a minimum is the square root of its value's accuracy.
         np.testing.assert_allclose(w, scipy.x, rtol=0, atol=1e-4 * np.abs(w).max())
 
 
@@ -108,10 +108,10 @@ def test_units_of_the_data():
 
 
 def reference_path(data, depth, mus):
-    """nu(mu) of the path as the limit of the flow itself: dnu = exp(-scale (margin - 1)).
+    """Directions of the path by SciPy's dual flow dnu = exp(-scale (margin - 1)), one large alpha.
 
-    In the variables of the limit, with log(1/eps) = G as the clock: margins are G times those of
-    w, and only samples within 1/G of margin 1 grow. SciPy, at one large alpha.
+    In the variables of the limit, with log(1/eps) = G as the clock, margins are G times those of w,
+    and nu grows only for samples within 1/G of margin 1.
     """
     rows, alpha = np.asarray(data.signed_data), 3e3 ** (1 / depth)
     unit = alpha**depth
@@ -147,9 +147,9 @@ def test_path_is_where_the_dual_flow_goes(depth):
     program = [interpolated_max_margin(LEAVING, depth, mu) for mu in mus]
     assert [f.mu for f in path] == pytest.approx(mus)
     for found, reached in zip(path, expected, strict=True):
-        # log(1/eps) = 3e3 / mu: errors below 1 / log(1/eps) in units of w.
+        # log(1/eps) = 3e3 / mu, and errors are below 1 / log(1/eps) in units of w.
         np.testing.assert_allclose(found.direction, reached, rtol=0, atol=2e-3)
-    # Nothing has left the support at mu = 2, and something has at mu = 0.1.
+    # At mu = 2 no sample has left the support; at mu = 0.1 some have.
     np.testing.assert_allclose(path[0].direction, program[0].direction, rtol=0, atol=1e-9)
     assert path[0].kkt_residual < 1e-10
     assert path[-1].kkt_residual > 1e-3
@@ -182,11 +182,11 @@ def test_flows_approach_the_path_at_rate_one_over_log(depth):
     levels = np.array([1e2, 1e3, 1e4])
     for data, mu in ((STAYING, 0.1), (LEAVING, 1.0), (LEAVING, 0.1)):
         path, program = flow_errors(data, depth, mu, levels)
-        # O(1 / log(1/eps)): the constant, in units of the data, is 0.5 to 12 here.
+        # The error is O(1 / log(1/eps)), with a constant of 0.5 to 12 in units of the data.
         assert np.all(path * levels < 15)
         assert path[-1] < path[0] / 20
         if data is LEAVING and mu < 1:
-            # The limit as usually stated: the distance to the program stays.
+            # The program is the limit as usually stated: the distance to it does not tend to 0.
             assert program[-1] > 0.02
             assert program[-1] > 0.5 * program[0] / 2
         else:

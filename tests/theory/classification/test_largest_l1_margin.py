@@ -1,4 +1,4 @@
-"""Proof P1 of docs/theory.md: two real layers reach the largest l1 margin. Each step, by SciPy."""
+"""Proof P1 of docs/theory.md, step by step with SciPy: two real layers reach the l1 margin."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def _flow(rows, first, second, loss, times):
     def log_loss(m):
         return np.logaddexp.reduce(values[loss](m))
 
-    # w + Z^T nu as state: rho = |c|/2 sinh(2 .) keeps every digit.
+    # The state is w + Z^T nu, because rho = |c|/2 sinh(2 .) then keeps every digit.
     gap = first**2 - second**2
     start = 0.5 * np.arcsinh(2 * first * second / np.abs(gap))
 
@@ -58,17 +58,17 @@ def test_the_soft_margin_over_the_potential_grows_to_twice_the_largest_margin(lo
     rho, psi, soft = _flow(rows, first, second, loss, np.linspace(0, 8 / best, 60))
     ratio = (soft / psi)[soft > (0 if loss == "exponential" else 3)]
     assert len(ratio) > 30
-    # The logistic loss is exponential up to terms of the size of the loss.
+    # The logistic loss differs from the exponential one by terms of the size of the loss.
     assert np.all(np.diff(ratio) >= (-1e-9 if loss == "exponential" else -np.exp(-3)) * ratio[:-1])
     assert np.all(ratio <= 2 * best * (1 + 1e-9))
     reached = np.min(rows @ rho[:, -1]) / np.sum(np.abs(rho[:, -1]))
-    # The limit is slow. Here the exponential loss lacks 13 % at a margin of 218 and 3.0 % at 3.6e5,
+    # Convergence is slow. The exponential loss lacks 13 % at a margin of 218 and 3.0 % at 3.6e5,
     # the logistic loss 14 % at 82 and 5.0 % at 1.2e5, the end.
     np.testing.assert_allclose([ratio[-1] / 2, reached], best, rtol=0.06)
 
 
 def test_coordinates_with_equal_rows_are_proved_as_well():
-    """rho is open between the twins, and beta is not."""
+    """The split of rho between equal rows is not determined, but beta is."""
     rng = np.random.default_rng(1)
     S = np.stack([[1.0, 0.5, 0.0], [1.0, 0.5, 0.0], [0.0, 1.0, 0.3], [0.2, 0.0, 1.0]])
     factors = np.stack([1.5 + rng.random(4), rng.normal(size=4) * 0.3])
@@ -81,5 +81,5 @@ def test_coordinates_with_equal_rows_are_proved_as_well():
     np.testing.assert_allclose(np.asarray(found.limit), beta / np.linalg.norm(beta), atol=1e-9)
     rho, *_ = _flow(X @ S.T, factors[0], factors[1], "exponential", np.asarray([8 / best]))
     end = S.T @ rho[:, 0]
-    # 0.20 away at a margin of 328, 0.090 at 1.6e4, 0.040 at 8.6e5, 0.018 at 4.6e7 here.
+    # The distance is 0.20 at a margin of 328, 0.090 at 1.6e4, 0.040 at 8.6e5, 0.018 at 4.6e7.
     np.testing.assert_allclose(end / np.linalg.norm(end), np.asarray(found.limit), atol=0.03)

@@ -1,4 +1,4 @@
-"""The tail of a loss decides the limit direction; what a loss does not state is not predicted."""
+"""The tail of a loss decides the limit direction; without a stated tail nothing is predicted."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from lintensor_jax.limits.dual_flow import continue_direction
 from lintensor_jax.limits.polynomial_tail import certificate_at, stationary_point
 from lintensor_jax.theory import direction_at_loss, smoothness
 
-# z = (1, 0) once and (0, 1) five times. On the circle x^-2 + 5 y^-2 is least at (y/x)^2 = sqrt(5).
+# z is (1, 0) once and (0, 1) five times. On the circle x^-2 + 5 y^-2 is least at (y/x)^2 = sqrt(5).
 ROWS = np.array([[1.0, 0.0], *[[0.0, 1.0]] * 5])
 LEAST = np.array([1.0, 5**0.25]) / np.sqrt(1 + np.sqrt(5))
 MAX_MARGIN = np.ones(2) / np.sqrt(2)
@@ -19,7 +19,7 @@ POLYNOMIAL = lt.Classification(ROWS, np.ones(6), lt.PolynomialLoss(2.0))
 
 
 class Undescribed(lt.AbstractMarginLoss):
-    """The logistic loss, by a user who states no facts."""
+    """The logistic loss, as a user's loss that states no facts."""
 
     def log_value(self, margin):
         return lt.LogisticLoss().log_value(margin)
@@ -70,7 +70,7 @@ def test_limit_direction_is_that_of_the_tail(flow):
     assert limit.certificate.residual < 1e-14
     np.testing.assert_allclose(limit.direction, LEAST, rtol=1e-12)
     assert "sum_i m_i^-2" in str(limit)
-    # A start, instead of a flow, is followed first.
+    # If a start is given instead of a flow, its flow is computed first.
     np.testing.assert_allclose(
         lt.limit_direction(two_layers(1), POLYNOMIAL).direction, LEAST, rtol=1e-12
     )
@@ -84,7 +84,7 @@ def test_the_wall_of_floating_point_is_none_for_a_polynomial_tail():
 
 @pytest.mark.slow
 def test_deep_diagonal_networks_end_at_a_stationary_point_of_their_own_coefficients():
-    # beta = w^3 from equal layers, |Theta|^2 = 3 sum |beta_j|^(2/3): minimise sum_i m_i^-2 there.
+    # From equal layers beta = w^3: minimise sum_i m_i^-2 at fixed |Theta|^2 = 3 sum |beta_j|^(2/3).
     network = lt.DiagonalNetwork((0.3 * jnp.ones(2),) * 3)
     limit = lt.limit_direction(network, POLYNOMIAL)
     assert limit.succeeded
@@ -95,16 +95,16 @@ def test_deep_diagonal_networks_end_at_a_stationary_point_of_their_own_coefficie
 
 @pytest.mark.slow
 def test_a_saddle_of_the_sum_is_told_from_its_minimum():
-    # beta = u v in two coordinates, with u = (w, 0): a third sample asks for the other sign.
+    # One sample in two dimensions, and two layers: a matrix and a vector.
     rows = np.array([[1.0, 0.0]])
     problem = lt.Classification(rows, np.ones(1), lt.PolynomialLoss(2.0))
-    # The first unit carries the margin; the second coordinate of the hidden layer could, too.
+    # The first hidden unit produces the margin, and the second one is nearly 0: this is no saddle.
     network = network_of(np.diag([1.0, 1e-9]), np.array([1.0, 0.0]))
     system = lt.gradient_flow(network, problem, stop=lt.StopAtMargin(10.0)).system
     theta = stationary_point(system, system.initial, 2.0)
     certificate = certificate_at(system, theta, 2.0, 1e-10)
     assert certificate.is_stationary
-    # Two diagonal layers, all the weight on the second sample's direction where both serve it.
+    # Two diagonal layers that use only the second coordinate, although the first one is better.
     both = lt.Classification(np.array([[2.0, 1.0]]), np.ones(1), lt.PolynomialLoss(2.0))
     diagonal = lt.DiagonalNetwork((jnp.array([1e-200, 1.0]), jnp.array([1e-200, 1.0])))
     system = lt.gradient_flow(diagonal, both, stop=lt.StopAtMargin(3.0)).system
@@ -164,7 +164,7 @@ def test_a_loss_with_stated_facts_gets_what_the_logistic_loss_gets():
     theirs = lt.predict(two_layers(), lt.Classification(ROWS, np.ones(6), lt.LogisticLoss()))
     assert ours.theorem == theirs.theorem == "Corollary 1"
     np.testing.assert_array_equal(ours.limit, theirs.limit)
-    # Its slope over its value is not stated: no bound on the loss.
+    # The loss does not state its slope over its value, so there is no bound on the loss.
     start = network_of(1.1 * np.eye(2), np.zeros(2))
     ours, theirs = (
         lt.predict(start, lt.Classification(ROWS, np.ones(6), loss))

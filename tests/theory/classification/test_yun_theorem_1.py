@@ -50,7 +50,7 @@ NETWORKS = {
 
 
 def factors_of(network):
-    if isinstance(network, lt.FullyConnectedNetwork):  # the reference's order is C
+    if isinstance(network, lt.FullyConnectedNetwork):  # the reference has row-major order (C)
         return [np.ravel(w) for w in network.weights]
     return [np.asarray(v) for v in network.factors]
 
@@ -73,13 +73,13 @@ def dense_residuals(tensor, factors, u):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_agrees_with_the_dense_tensor(name):
     like, tensor = NETWORKS[name]
-    # Sizes must not matter: squares of these parameters would over- or underflow.
+    # The result must not depend on sizes, also if squares of parameters over- or underflow.
     for seed, scale in enumerate((1.0, 1e150, 1e-150)):
         network = gaussian(like, jax.random.key(seed), 1.0)
         u = np.random.default_rng(seed).standard_normal(D)
         expected, values = dense_residuals(tensor, factors_of(network), u)
         found = singular_vectors(network.scaled(scale), jnp.asarray(u * scale))
-        # Rounding alone.
+        # The errors are rounding only.
         np.testing.assert_allclose(found.residuals, expected, rtol=1e-10, atol=1e-14)
         np.testing.assert_allclose(found.value, values, rtol=1e-10, atol=1e-14)
         assert float(found.residual) == pytest.approx(expected.max())
@@ -96,7 +96,7 @@ def test_singular_vectors_of_a_matrix():
         found = singular_vectors(network, jnp.asarray(u))
         assert float(found.residual) < 1e-14
         assert float(found.value) == pytest.approx(sizes[k] / np.linalg.norm(u))
-    # One vector of a pair turned by an angle: its residual is the sine, not its square.
+    # If one vector of a pair is turned by an angle, its residual is the sine, not its square.
     mixed = np.cos(1e-9) * left[:, 0] + np.sin(1e-9) * left[:, 1]
     turned = lt.TensorNetwork(tensor, (jnp.asarray(mixed), jnp.asarray(right[0])))
     assert float(singular_vectors(turned, jnp.asarray(u)).residuals[0]) > 1e-10
@@ -115,7 +115,7 @@ def test_layers_become_singular_vectors():
     flow = lt.gradient_flow(
         gaussian(like, jax.random.key(3), 0.5),
         problem,
-        # To this margin no implicit method is needed, which would take long to compile.
+        # Up to this margin an explicit method is enough; an implicit one takes long to compile.
         solver=diffrax.Tsit5(),
         stop=lt.StopAtMargin(1e4),
         rtol=1e-7,
@@ -162,7 +162,7 @@ def test_remaining_variation_is_cauchys_criterion():
         later = spiral[k:]
         pairs = np.linalg.norm(later[:, None] - later[None, :], axis=2)
         assert found[k] == pytest.approx(pairs.max(), abs=1e-15)
-    # Going round and round: the last step is small, the variation is not.
+    # On a circle the last step is small, but the variation is not.
     circle = np.stack([np.cos(t / 5), np.sin(t / 5)], axis=1)
     assert float(remaining_variation(jnp.asarray(circle))[5]) == pytest.approx(2, abs=0.01)
 

@@ -12,7 +12,7 @@ RNG = np.random.default_rng(8)
 
 
 def test_lemma_18_along_rank_one_matrices():
-    """(35): the decay of 1/2 |Z_1 - W|^2 by its two terms, at random points."""
+    """Eq. (35): the decay of 1/2 |Z_1 - W|^2 is the sum of two terms, at random points."""
     samples, depth = 12, 3
     X = np.sqrt(samples) * np.linalg.qr(RNG.normal(size=(samples, 4)))[0]
     left, right = (np.linalg.qr(RNG.normal(size=(k, k)))[0] for k in (4, 3))

@@ -20,7 +20,7 @@ CASES = list(landscape_cases(np.random.default_rng(5)))
 
 
 def _dense(network, problem):
-    """The Hessian by jax.hessian, which uses neither products nor Lanczos."""
+    """The Hessian by jax.hessian, which uses neither Hessian-vector products nor Lanczos."""
     flat, unravel = ravel_pytree(network)
     return np.asarray(
         jax.hessian(lambda theta: problem.loss(unravel(theta).linear_coefficients()))(flat)
@@ -52,7 +52,7 @@ def test_known_points(case):
         np.testing.assert_allclose(values[0], known, rtol=0, atol=1e-12 * scale)
     assert expected in str(point)
     if expected == "strict saddle":
-        # Downhill along the direction, to second order.
+        # The loss falls along the escape direction, in second order.
         step = jax.tree.map(lambda w, v: w + 1e-3 * v, network, point.escape_direction)
         fall = problem.loss(step.linear_coefficients()) - point.loss
         np.testing.assert_allclose(fall, 0.5e-6 * values[0], rtol=0.05)
@@ -77,7 +77,7 @@ def test_zero_is_spurious_for_three_layers_and_not_for_two():
 def test_the_least_loss_is_that_of_the_best_approximation(width):
     rng = np.random.default_rng(width)
     X, y = rng.standard_normal((9, 4)), rng.standard_normal((9, 3))
-    X[:, 3] = X[:, 2]  # a rank-deficient X too
+    X[:, 3] = X[:, 2]  # X is rank-deficient
     # Y P_X and its best approximation of rank r, eq. (12).
     fitted = X @ np.linalg.pinv(X) @ y
     U, s, Vt = np.linalg.svd(fitted, full_matrices=False)
@@ -135,7 +135,7 @@ def test_lanczos_against_a_dense_spectrum_with_multiple_eigenvalues():
     assert max(found.smallest_error, found.largest_error) < 1e-9
     assert found.num_products < 109
     np.testing.assert_allclose(matrix @ found.direction, -2 * found.direction, rtol=0, atol=1e-8)
-    # Stopped early, it says so: the errors cover the truth, and so does the bound.
+    # If Lanczos stops early, it reports this; the true values are within its errors and bound.
     early = extreme_eigenvalues(
         lambda v, a: a @ v, matrix, matrix[0], jax.random.key(3), max_steps=8, tolerance=1e-10
     )
@@ -257,7 +257,7 @@ def test_theorem_20_and_its_misprint():
     # (38) as printed has s_Z^(-2/L) in place of s_Z^(2-2/L): a hundred times the rate here.
     printed = dataclasses.replace(bound, faraway=bound.faraway / 0.1**2)
     assert np.max(logs - np.asarray(printed.log_bound(times, beta))) > 1
-    # At tau the rate changes: the bound's slope from one time to the next is one of the two.
+    # At tau the rate changes: the slope of the bound is `faraway` before, and `nearby` after.
     slopes = -np.diff(np.asarray(bound.log_bound(times, beta))) / np.diff(times)
     np.testing.assert_allclose(slopes[0], bound.faraway, rtol=1e-6)
     np.testing.assert_allclose(slopes[-1], bound.nearby, rtol=1e-6)
@@ -314,7 +314,7 @@ def test_nearby_rates_are_the_spectrum_of_the_flow_at_its_limit(depth):
         ]
     )
     spectrum = -np.linalg.eigvals(jacobian).real / (n * size ** (2 - 2 / depth))
-    # Pairs of both smaller singular values, the fourth left vector alone, the size.
+    # The pairs of the two smaller singular values, the fourth left vector, and the size.
     expected = [depth, 1 - gap, 1 + gap, 1 - gap / 2, 1 + gap / 2, 1]
     np.testing.assert_allclose(np.sort(spectrum), np.sort(expected), rtol=1e-7)
     rates = theory.nearby_rates(problem, depth)

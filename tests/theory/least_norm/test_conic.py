@@ -1,4 +1,4 @@
-"""Where the conic solver breaks down, another one has the answer, or an error says so."""
+"""If the conic solver breaks down, another one solves the program, or there is an error."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ from lintensor_jax.theory.least_norm.gauge_programs import solve_level
 
 
 class BreaksDown:
-    """In place of Clarabel: no numbers come back."""
+    """Replaces Clarabel; its solutions are not finite."""
 
     def __init__(self, *arguments):
         self.size = arguments[0].shape[0]

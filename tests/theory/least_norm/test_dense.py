@@ -1,7 +1,7 @@
 """Dense problems in l1, l2 and l-infinity: no conic solver is called, and others agree.
 
-Tolerances: HiGHS answers to about 1e-9, Clarabel by default to 1e-8; the package's own answers are
-those of a linear system, and its KKT residual, measured for them, is asked for 1e-12.
+Tolerances: the accuracy of HiGHS is about 1e-9, that of Clarabel by default 1e-8. The package
+solves a linear system, and its measured KKT residual must be below 1e-12.
 """
 
 import clarabel

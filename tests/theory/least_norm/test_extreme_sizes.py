@@ -27,7 +27,7 @@ def test_norms_do_not_square_what_squares_cannot_hold(scale):
         12 * scale * np.sqrt(2), rel=1e-15
     )
     assert float(L21Norm()(np.diag(beta))) == pytest.approx(7 * scale, rel=1e-15)  # pyright: ignore[reportArgumentType]
-    # Of a function that is homogeneous of degree 1 the gradient has no scale.
+    # The gradient of a function that is homogeneous of degree 1 does not depend on the scale.
     np.testing.assert_allclose(jax.grad(L2Norm())(jnp.asarray(beta)), [0.6, -0.8], rtol=1e-15)
     assert float(L2Norm()(np.zeros(2))) == 0  # pyright: ignore[reportArgumentType]
     assert np.isnan(L2Norm()(np.array([np.nan, 1.0])))  # pyright: ignore[reportArgumentType]

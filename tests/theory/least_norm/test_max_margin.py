@@ -1,7 +1,7 @@
 """max_margin and is_separable against HiGHS, SCS, SLSQP, the optimality conditions, bad data.
 
-Tolerances: the package polishes to rounding (1e-13 is typical at these sizes), so its own residual
-and objective are asked for 1e-12; HiGHS answers to ~1e-9, SCS at its tightest to ~1e-8.
+Tolerances: the package polishes to rounding (1e-13 is typical at these sizes), so 1e-12 is required
+of its residual and objective. The accuracy of HiGHS is ~1e-9, the best one of SCS ~1e-8.
 """
 
 from types import SimpleNamespace
@@ -192,7 +192,7 @@ def test_quasi_norm_is_stationary(fourier):
     assert np.min(problem.margins(answer.coefficients)) > 1 - 1e-12
     assert answer.status == "stationary"
     assert answer.unique is None
-    # It must not be worse than where it started, in the quasi-norm.
+    # In the quasi-norm the solution must not be worse than the start.
     start = max_margin(problem, L2Norm()).coefficients
     assert 1 / answer.margin <= (FourierLpNorm(p) if fourier else LpNorm(p))(start)
 
@@ -212,7 +212,7 @@ def test_quasi_norm_keeps_a_stationary_start():
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_start_of_margin_zero_does_not_separate(seed):
-    # Computed, the margin of sample 0 is some 1e-17 of either sign.
+    # The computed margin of sample 0 is about 1e-17, of either sign.
     rng = np.random.default_rng(seed)
     normal = rng.normal(size=5)
     X = normal + 0.3 * rng.normal(size=(6, 5))
@@ -301,7 +301,7 @@ def test_non_separable_data_come_with_a_certificate(scale):
     weights = np.asarray(answer.certificate)
     assert (weights >= 0).all()
     np.testing.assert_allclose(weights.sum(), 1.0, rtol=1e-14)
-    # 1e-14: forty terms, each rounded.
+    # The bound 1e-14 is for the rounding of forty terms.
     assert np.linalg.norm(weights @ problem.signed_data) < 1e-14 * scale
     assert answer.residual < 1e-14
     # HiGHS agrees that z_i . w >= 1 has no solution.
@@ -393,5 +393,5 @@ def test_in_words():
 
 def test_rounding_is_not_printed_in_place_of_a_zero():
     assert shown([1.497065e-38, 1.0]) == "[0., 1.]"
-    assert shown([3e-9, 4e-9]) == "[3.e-09, 4.e-09]"  # small, and no rounding of one another
+    assert shown([3e-9, 4e-9]) == "[3.e-09, 4.e-09]"  # small numbers that are not rounding
     assert shown([2e-12, 1.0]).startswith("[2.")

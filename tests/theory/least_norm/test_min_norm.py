@@ -1,7 +1,7 @@
 """min_norm against HiGHS, SCS, lstsq, planted solutions and the optimality conditions.
 
-Tolerances: the package polishes to rounding (1e-13 is typical at these sizes); HiGHS answers to
-~1e-9, SCS at its tightest to ~1e-8.
+Tolerances: the package polishes to rounding (1e-13 is typical at these sizes); the accuracy of
+HiGHS is ~1e-9, the best one of SCS ~1e-8.
 """
 
 from types import SimpleNamespace
@@ -147,7 +147,7 @@ def test_nuclear_recovers_a_planted_matrix():
     sensors = rng.normal(size=(22, 5, 5))
     y = np.einsum("nij,ij->n", sensors, planted)
     answer = min_norm(_sensing(sensors, y), NuclearNorm())
-    # Below the 25 unknowns, but enough for rank one.
+    # There are fewer sensors than the 25 unknowns, but enough for rank one.
     np.testing.assert_allclose(answer.coefficients, planted, rtol=0, atol=1e-12)
     assert answer.unique
     dual = np.einsum("n,nij->ij", answer.multipliers, sensors)
@@ -176,7 +176,7 @@ def test_nuclear_of_commuting_sensors_is_l1_but_not_unique():
     diagonal = np.einsum("nd,de->nde", problem.X, np.eye(5))
     answer = min_norm(_sensing(diagonal, problem.y), NuclearNorm())
     np.testing.assert_allclose(answer.value, min_norm(problem, L1Norm()).value, rtol=1e-12)
-    # Diagonal sensors do not see the off-diagonal entries of the optimal face.
+    # The off-diagonal entries of the optimal face have no effect on diagonal sensors.
     assert answer.unique is False
 
 
@@ -270,7 +270,7 @@ def test_more_equations_than_coordinates_of_the_start_that_agree(seed, power, sp
 
 
 def test_dependent_coordinates_of_a_start_count_once():
-    # Columns 0 and 1 are equal: three coordinates, but they span a plane.
+    # Columns 0 and 1 are equal, so three coordinates span only a plane.
     rng = np.random.default_rng(40)
     X = rng.normal(size=(3, 5))
     X[:, 1] = X[:, 0]
@@ -284,7 +284,7 @@ def test_dependent_coordinates_of_a_start_count_once():
 
 
 def test_a_sample_that_is_small_is_not_overlooked():
-    # Sample 1 asks for beta_1 = 1, and its misfit of 1e-10 is all there is to see of it.
+    # Sample 1 requires beta_1 = 1, but its misfit is only 1e-10.
     problem = Regression([[1.0, 0.0], [0.0, 1e-10]], [1.0, 1e-10])
     with pytest.raises(ValueError, match="solvable on the nonzero coordinates of start"):
         min_norm(problem, LpNorm(0.5), start=np.array([1.0, 0.0]))
@@ -380,7 +380,7 @@ def test_bad_arguments():
 
 
 def test_in_words():
-    # In the first coordinate rounding may leave a zero: it must not cost the others their digits.
+    # If rounding leaves a zero in the first coordinate, the others must keep their printed digits.
     text = str(min_norm(Regression([[1.0, 2.0]], [1.0]), L1Norm()))
     assert text.startswith("Interpolator of least norm [optimal], the only solution\n")
     for line in ("norm             0.5", "coefficients     [0. , 0.5]", "nonzero entries  1 of 2"):
@@ -394,4 +394,4 @@ def test_in_words():
     matrix = str(min_norm(_random(3, 4, 6, (2,)), L2Norm()))
     assert "array of shape (6, 2), l2 norm " in matrix
     problems = jax.vmap(lambda y: min_norm(Regression(jnp.eye(2), y), L2Norm()))(jnp.eye(2))
-    assert "MinNorm(" in str(problems)  # a batch has no one norm to tell
+    assert "MinNorm(" in str(problems)  # a batch has several norms, so none is printed

@@ -37,7 +37,7 @@ def test_nonnegative_least_squares_against_scipy():
             right = matrix @ rng.exponential(size=columns)
         unit = matrix / np.linalg.norm(matrix, axis=0)
         expected, rest = scipy.optimize.nnls(unit, right)
-        # Without a guess, with a random one, and with the entries of the solution.
+        # Without a guess of the support, with a random one, and with the right one.
         for guess in (None, rng.random(columns) < 0.5, expected > 0):
             x = nonnegative_least_squares(matrix, right, guess)
             assert (x >= 0).all()
@@ -46,7 +46,7 @@ def test_nonnegative_least_squares_against_scipy():
 
 
 def test_huge_columns_that_cancel():
-    """The data of margins near 1e-8: plain least squares finds multipliers off by 0.1 here.
+    """Data of margins near 1e-8: here plain least squares finds multipliers with errors of 0.1.
 
     A convex combination of the tight samples' other parts vanishes by construction.
     """
@@ -61,7 +61,7 @@ def test_huge_columns_that_cancel():
         found = approximate_multipliers(columns, np.eye(9)[-1], slack)
         assert found.residual <= found.resolution < 1e-5
         np.testing.assert_allclose(found.values, weights, rtol=0, atol=1e-5)
-        # One of them loose by 1e-4: the residual is that times its share, or less.
+        # If the slack of one sample is 1e-4, the residual is at most that times its weight.
         loose = slack + 1e-4 * np.eye(14)[trial % 9]
         found = approximate_multipliers(columns, np.eye(9)[-1], loose)
         assert found.residual <= 1.01e-4 * weights[trial % 9] + found.resolution

@@ -1,4 +1,4 @@
-"""l_p for every p > 0, l_inf and spectral norms, and the bias that no norm counts.
+"""l_p for every p > 0, l_inf and spectral norms, and a bias that no norm includes.
 
 Oracles: HiGHS, SLSQP, and weak duality by definitions of NumPy: multipliers nu >= 0 with
 |sum_i nu_i z_i|_dual <= 1 and sum nu = |z| prove that z is optimal.
@@ -18,7 +18,7 @@ POWERS = [1.01, 1.2, 1.5, 2.0, 3.0, 20.0, 300.0, np.inf]
 
 
 def _separable(seed, n, shape, bias=False):
-    """Data for coefficients of that shape as `signed_data`, and with vectors a problem."""
+    """`signed_data` for coefficients of that shape, and for vectors also a problem."""
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(n, *shape))
     values = np.tensordot(X, rng.normal(size=shape), len(shape)) + 0.7 * bias
@@ -60,7 +60,7 @@ def test_max_margin_for_every_power(p, n, d, bias):
     answer = lt.max_margin(problem, lt.LpNorm(p))
     _assert_dual_proof(lt.LpNorm(p), np.asarray(problem.signed_data), bias, answer)
     assert answer.unique
-    # Stationary for `certify`, and a perturbed point is not.
+    # `certify` finds the solution stationary, and a perturbed point not.
     if not bias:
         z = np.asarray(answer.coefficients)
         assert lt.certify(z, problem, regularizer=lt.LpNorm(p)).is_stationary
@@ -75,7 +75,7 @@ def test_small_powers_with_thirty_coordinates(p, seed):
     X, y = _separable(seed, 12, (30,))
     answer = lt.max_margin(lt.Classification(X, y), lt.LpNorm(p))
     assert answer.status == "stationary"
-    # By the definition, in units in which nothing is huge: u_j = |z_j|^(1 - p) sign z_j gradient_j
+    # By the definition, in units without huge numbers: u_j = |z_j|^(1 - p) sign z_j gradient_j
     # is the same for all nonzero coordinates.
     z, nu = np.asarray(answer.coefficients), np.asarray(answer.multipliers)
     on = z != 0
@@ -162,7 +162,7 @@ def test_least_norm_with_a_free_bias():
     )
     np.testing.assert_allclose(answer.value, program.fun, rtol=1e-9)
     np.testing.assert_allclose(answer.coefficients[-1], program.x[-1], atol=1e-8)
-    # Targets that are all the same are the bias alone.
+    # If all targets are equal, the solution is the bias alone.
     constant = lt.min_norm(lt.Regression(X, np.full(4, 3.0), bias=True), lt.LInfNorm())
     np.testing.assert_allclose(constant.coefficients, np.append(np.zeros(9), 3.0), atol=1e-12)
 

@@ -28,7 +28,7 @@ SHAPES = {
 }
 
 
-# One compilation each: the ordinary tests have every regime, the slow ones every edge of it.
+# Each shape is a compilation. The ordinary tests have every regime, and the slow ones every edge.
 ORDINARY = ("r < m, h = r", "r = m", "r > m", "X of rank 2", "one output")
 EVERY = [
     name if name in ORDINARY else pytest.param(name, marks=pytest.mark.slow) for name in SHAPES
@@ -50,7 +50,7 @@ def draw(name, seed=0, first=1.0, last=1.0):
 
 
 def reference(name, network, problem):
-    """Everything by its definition, in NumPy with dense matrices."""
+    """All quantities by their definitions, in NumPy with dense matrices."""
     _, _, h, m, r = SHAPES[name]
     X, y = np.asarray(problem.X), np.asarray(problem.y).reshape(len(problem.y), -1)
     U, V = np.asarray(network.weights[0]), np.asarray(network.weights[1]).reshape(h, -1).T
@@ -132,7 +132,7 @@ def flow(network, problem, times):
         return -np.concatenate([outer.ravel(), (u.T @ slope).ravel()])
 
     start = np.concatenate([np.asarray(w).ravel() for w in network.weights])
-    # 1e-10 keeps ten digits of losses that fall by less than eight orders.
+    # With rtol 1e-10, losses that fall by less than eight orders keep enough digits.
     solved = solve_ivp(field, (0, times[-1]), start, "DOP853", t_eval=times, rtol=1e-10, atol=1e-12)
     assert solved.success
     return [lt.FullyConnectedNetwork(parts(theta)) for theta in solved.y.T]
@@ -172,7 +172,7 @@ def test_scalar_networks_have_exactly_that_rate(seed):
 
 
 def test_no_digits_are_lost_between_spreads_and_level():
-    """-D_+ + sqrt((D_+ + D_u)^2 + 4 s^2) is about 1e-12 of D_+ here, so naive floats keep four."""
+    """-D_+ + sqrt((D_+ + D_u)^2 + 4 s^2) is about 1e-12 of D_+: naively, four digits are left."""
     first, last = np.diag([1e3, 1e-3]), np.zeros((2, 1))
     problem = lt.Regression(np.eye(2), np.ones((2, 1)))
     bound = lt.convergence_rate_bound(lt.FullyConnectedNetwork([first, last]), problem)
@@ -201,7 +201,7 @@ def test_wide_networks_need_no_matrix_of_their_width():
     network = lt.initialization.width_scaled(network, jax.random.key(0))
     found = lt.imbalance(network, lt.Regression(np.eye(3)[:2], np.ones(2)))
     assert found.eigenvalues.shape == (200_000,)
-    # Two rows of U_1 and one of V, of length about 1.
+    # U_1 has two rows and V one, of length about 1.
     np.testing.assert_allclose(found.eigenvalues[:2], 1, rtol=0, atol=0.05)
     np.testing.assert_allclose(found.eigenvalues[-1], -1, rtol=0, atol=0.05)
     np.testing.assert_allclose(found.level, 2, rtol=0, atol=0.05)
@@ -248,7 +248,7 @@ def test_deviation_from_the_min_norm_solution(seed):
 
 
 def test_lemma_11_and_theorem_12():
-    """Both hold in at least 1 - delta of all draws: in all of these, as they are not tight."""
+    """Both hold in at least 1 - delta of all draws; in these in all, as they are not tight."""
     problem = lt.Regression([[1.0, 0.5]], [0.7])
     delta, width = 0.5, 400
     level, orthogonality, product = theory.lemma_11(problem, width, failure_probability=delta)
@@ -281,7 +281,7 @@ def test_theorem_12_scales_as_the_root_of_the_width():
     problem = lt.Regression([[1.0, 0.5]], [0.7])
     values = [theory.theorem_12(problem, width).value for width in (100, 10_000)]
     np.testing.assert_allclose(values[0] / values[1], 10, rtol=1e-12)
-    # For exponents below 1/2 the exponential grows milder with the width, the power less steep.
+    # At width 10,000 the bound with exponent 0.3 is weaker than that with the default exponent 1/2.
     assert theory.theorem_12(problem, 10_000, 0.3).value > values[1]
 
 
@@ -322,7 +322,7 @@ def test_theorem_7_and_corollary_4_agree_where_both_speak():
     np.testing.assert_allclose(by_imbalance, theorem_7.value, rtol=1e-12)
 
 
-ANY: Any = lt  # what it is called with is wrong on purpose
+ANY: Any = lt  # of type Any, as its functions are called with wrong arguments on purpose
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_corollary_6s_time():
     corrected = losses[0] * np.exp(-bound.value * (times - start))
     printed = losses[0] * np.exp(-bound.value * times)
     assert np.all(losses <= corrected * (1 + 1e-6))
-    # At t_0 itself by exp(c t_0) already.
+    # At t_0 the printed bound is already wrong, by the factor exp(c t_0).
     assert losses[0] > 2 * printed[0]
     assert bound.decay is not None
     np.testing.assert_allclose(bound.decay(times - start), corrected, rtol=1e-5)
@@ -86,7 +86,7 @@ def rich():
 
 
 def first_condition_alone(problem, key):
-    """V U_2^T = 0 with U_1 U_2^T != 0: only the units of V are taken out of U_2."""
+    """A start with V U_2^T = 0 and U_1 U_2^T != 0: U_2 is orthogonal to V, but not to U_1."""
     like = lt.FullyConnectedNetwork.zeros((6, 8))
     drawn = lt.initialization.gaussian(like, key)
     u, v = drawn.weights
@@ -105,7 +105,7 @@ def products(network, problem):
 
 
 def test_proposition_10_needs_both_conditions(rich):
-    """U V^T(0) in the span of the data is enough in linear regression, and not here."""
+    """U V^T(0) in the span of the data is enough in linear regression, but not here."""
     problem, solution = rich
     half = first_condition_alone(problem, jax.random.key(1))
     both = lt.initialization.invariant(half, problem, jax.random.key(1))
@@ -113,7 +113,7 @@ def test_proposition_10_needs_both_conditions(rich):
     assert products(half, problem)[1] > 1
     assert max(products(both, problem)) < 1e-13
     assert jnp.linalg.norm(theory.resting_part(both, problem)) > 1
-    # Until the loss is 1e-26 of the start, by Theorem 3.
+    # The time after which the loss is 1e-26 of the initial one, by Theorem 3.
     ends = [
         two_layer_flow(
             n, problem, [0, 60 / float(lt.convergence_rate_bound(n, problem).guaranteed)]
@@ -122,12 +122,12 @@ def test_proposition_10_needs_both_conditions(rich):
     ]
     errors = [np.max(np.abs(end[-1] - solution)) for end in ends]
     assert errors[0] > 0.1
-    # SciPy's tolerances: the flow is contracting at its end.
+    # The bound is SciPy's tolerance, because the flow contracts at its end.
     assert errors[1] < 1e-10
 
 
 def test_theorem_7s_rate_without_its_2():
-    """Printed without the 2: valid, but loose. With it the bound holds and is the tighter one."""
+    """The printed bound lacks a factor 2: it is valid, but loose. With the 2 it holds, too."""
     problem = lt.Regression(np.eye(2), [1.0, -0.5])
     network = lt.FullyConnectedNetwork([np.diag([1.0, 1.1]), [0.0, 0.0]])
     bound = theory.yun_rate_bound(network, problem)

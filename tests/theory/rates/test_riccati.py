@@ -37,7 +37,7 @@ def _against_the_flow(d, h, m, gap):
     )
     found = riccati_trajectory(network, problem, times)
     np.testing.assert_allclose(found.imbalance, gap, rtol=0, atol=1e-13)
-    # The acceptance bound; the flow's own tolerance leaves about 1e-11.
+    # The required accuracy is 1e-9; the flow's tolerance leaves about 1e-11.
     np.testing.assert_allclose(found.coefficients, flow.coefficients[:16], rtol=0, atol=1e-9)
     np.testing.assert_allclose(found.gram[:, :d, :d], flow.observed[0][:16], rtol=0, atol=1e-9)
     np.testing.assert_allclose(found.gram[:, d:, d:], flow.observed[1][:16], rtol=0, atol=1e-9)

@@ -22,7 +22,7 @@ def bound_of(first, last, targets):
 
 
 def worst_targets(first, last):
-    """Y with the error u v^T of the smallest eigenvalues of U U^T and V V^T."""
+    """Y for which the error is u v^T, of the smallest eigenvalues of U U^T and V V^T."""
     u = np.linalg.eigh(first @ first.T)[1][:, 0]
     v = np.linalg.eigh(last.T @ last)[1][:, 0]
     return first @ last + np.outer(u, v)

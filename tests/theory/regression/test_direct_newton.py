@@ -1,4 +1,4 @@
-"""Newton's method in the multipliers alone, and its hand-over to the path of initial scales."""
+"""Newton's method in the multipliers alone, and the fallback to the path of initial scales."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def test_a_few_steps_reach_the_projection(n, d, scale):
     assert found.num_iterations <= 12
     beta = np.asarray(found.coefficients)
     np.testing.assert_allclose(X @ beta, y, rtol=0, atol=1e-13 * np.abs(beta).max())
-    # The change of asinh(beta / mu) lies in the row space, with twice the multipliers.
+    # The change of asinh(beta / mu) is in the row space, with twice the multipliers.
     change = np.arcsinh(beta / mu) - np.arcsinh(start / mu)
     np.testing.assert_allclose(change, 2 * X.T @ found.dual, rtol=0, atol=1e-10)
 

@@ -1,7 +1,7 @@
 """Runs that are no gradient flow end at the Bregman projection of their effective start.
 
-The runs are plain loops of steps (`gradient_descent`, checked against NumPy in its own tests); the
-projection is a convex program, which knows nothing of them but the sums.
+The runs are plain loops of steps (`gradient_descent`, which other tests check against NumPy). The
+projection is a convex program; of the runs it uses only the sums.
 """
 
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ def orthogonal():
 
 
 class Own(eqx.Module):
-    """A user's network that is a diagonal one, and says so by a decomposition."""
+    """A user's diagonal network, which states this by a decomposition."""
 
     u: Any
     v: Any
@@ -71,9 +71,9 @@ def test_large_steps_end_where_the_effective_start_says(name):
     assert limit.limit is not None
     assert "Even et al. 2023" in limit.theorem
     assert all(a.holds for a in limit.assumptions)
-    # Rounding of 20,000 steps: measured 5e-13.
+    # The error is the rounding of 20,000 steps; measured: 5e-13.
     np.testing.assert_allclose(limit.limit, solution.coefficients[-1], rtol=0, atol=1e-9)
-    # The steps are long enough to be seen: the flow from the same start ends elsewhere.
+    # The length of the steps has an effect: the flow from the same start ends elsewhere.
     start = two_layers_of(network)
     assert start is not None
     flow = lt.theory.two_layer_limit(start.S, X, Y, start.first, start.second)
@@ -196,7 +196,7 @@ def test_a_run_that_has_not_ended_leaves_its_fit_open():
     assert limit.kind == "open"
     assert "which is open: " in str(limit)
     assert limit.limit is not None
-    # What later steps add to the sums is of second order in them.
+    # Later steps change the sums only in second order.
     end = _solution(optax.sgd(0.01), 20_000).coefficients[-1]
     np.testing.assert_allclose(limit.limit, end, rtol=0, atol=2e-2)
     assert np.abs(solution.coefficients[-1] - end).max() > 0.1

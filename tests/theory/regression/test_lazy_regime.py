@@ -42,7 +42,7 @@ def test_the_closed_form_is_the_matrix_exponential(name):
         shaped = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
         return np.asarray(jax.tree.unflatten(structure, shaped).linear_coefficients())
 
-    step = 1e-3  # multilinear: central differences are exact up to rounding for layers of their own
+    step = 1e-3  # beta is multilinear: central differences in one layer are exact up to rounding
     columns = [(beta(theta + e) - beta(theta - e)) / (2 * step) for e in step * np.eye(theta.size)]
     J = np.stack(columns, axis=1)
     X, y = np.asarray(problem.X), np.asarray(problem.y)
@@ -91,7 +91,7 @@ def test_the_distance_falls_as_the_scale_to_the_minus_four():
         end = flow_limit(problem, alpha * eta, 0 * eta)
         distances.append(np.max(np.abs(lazy_limit(network, problem) - end)))
         moves.append(prediction.assumptions[-1].value)
-    # At finite scales the exponent is not exactly 4; 4 +- 0.1 tells it from 3 and from 5.
+    # At finite scales the exponent is not exactly 4; within 0.1 of 4 it is not 3 or 5.
     slopes = -np.diff(np.log(distances)) / np.log(2)
     np.testing.assert_allclose(slopes[1:], 4, atol=0.1)
     np.testing.assert_allclose(-np.diff(np.log(moves)) / np.log(2), 2, atol=1e-6)

@@ -23,11 +23,11 @@ def test_closed_form_is_the_flow_limit(scale, ratio):
     network = _network(scale * u, scale * ratio * np.linalg.norm(u))
     predicted = single_neuron_limit(network, PROBLEM)
     flow = lt.gradient_flow(network, PROBLEM, rtol=1e-10)
-    # The flow's own tolerance, with two digits in reserve.
+    # The bound is the flow's tolerance times 100.
     np.testing.assert_allclose(predicted.coefficients, flow.coefficients[-1], rtol=0, atol=1e-8)
     for mine, theirs in zip(predicted.network.weights, flow.network.weights, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-8)
-    # Layers of norms 7 and 15 at the largest scale: rounding of their product, a few times over.
+    # At the largest scale the layers have norms 7 and 15; the error is the rounding of products.
     np.testing.assert_allclose(PROBLEM.X @ predicted.coefficients, PROBLEM.y, rtol=0, atol=1e-12)
     assert float(predicted.imbalance) >= -1e-12 * scale**2
 
@@ -51,7 +51,7 @@ def test_refusals():
         single_neuron_limit(lt.FullyConnectedNetwork.zeros((6, 2)), PROBLEM)
     with pytest.raises(ValueError, match="nonzero output weight"):
         single_neuron_limit(_network(jnp.zeros(6), 0.0), PROBLEM)
-    # The same sample with two targets: the flow has a limit, but not this one.
+    # The same sample has two targets: the flow has a limit, but not that of the closed form.
     twice = lt.Regression(jnp.stack([PROBLEM.X[0], PROBLEM.X[0]]), np.array([1.0, 2.0]))
     with pytest.raises(InconsistentEquationsError, match="single_neuron_limit: y must lie in the"):
         single_neuron_limit(_network(jnp.ones(6), 1.0), twice)

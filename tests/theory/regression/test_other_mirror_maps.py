@@ -21,7 +21,7 @@ def _end_of_flow(start, gradient, residual, time=20.0):
         theta = scipy.integrate.solve_ivp(
             lambda _, theta: -gradient(theta), (0, time), theta, "DOP853", rtol=1e-11, atol=1e-14
         ).y[:, -1]
-        # Below this an explicit solver hovers at its limit of stability.
+        # Below this residual an explicit solver is at its limit of stability.
         if np.max(np.abs(residual(theta))) < 1e-10:
             return theta
     raise AssertionError("the oracle's flow did not arrive")
@@ -29,7 +29,7 @@ def _end_of_flow(start, gradient, residual, time=20.0):
 
 def _data(seed, n=2, d=5):
     rng = np.random.default_rng(seed)
-    # Orthonormal rows: the flows of the oracles are then not stiff.
+    # With orthonormal rows the flows of the oracles are not stiff.
     return np.linalg.qr(rng.normal(size=(d, n)))[0].T, rng.normal(size=n), rng
 
 
@@ -51,7 +51,7 @@ def test_the_differential_flow_ends_at_the_limit(depth, alpha):
     plus, minus = _end_of_flow([alpha * eta, alpha * eta], gradient, residual).reshape(2, 5)
     limit = mirror_limits.differential_limit(X, y, depth, alpha, eta)
     assert bool(limit.converged)
-    # rtol 1e-11 per step over some hundred steps.
+    # The error is that of some hundred steps with rtol 1e-11.
     np.testing.assert_allclose(limit.coefficients, plus**depth - minus**depth, rtol=0, atol=1e-8)
     # The parameters of the limit, from nu alone.
     s = X.T @ np.asarray(limit.dual)
@@ -77,7 +77,7 @@ def test_the_differential_potential(depth, alpha):
     assert np.max(np.abs(limit.residual)) <= 1e-13
     assert float(limit.stationarity) <= 1e-12
 
-    # The integral of the slope d(potential)/d(rho), over z and by SciPy's quadrature.
+    # The integral of the slope d(potential)/d(rho) over z, by SciPy's quadrature.
     def integrand(z):
         if depth == 2:
             return alpha**2 * z / 2 * np.cosh(z)

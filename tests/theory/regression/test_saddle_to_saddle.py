@@ -1,4 +1,4 @@
-"""The path from saddle to saddle: flows of ever smaller scale, a linear program, known cases."""
+"""The path from saddle to saddle against flows of decreasing scale and a linear program."""
 
 import itertools
 
@@ -83,12 +83,12 @@ def test_the_flow_jumps_at_these_times_between_these_points():
         unit = path.time_unit(alpha)
         times = jump_times(flow, saddle_losses(problem, path)) / unit
         scaled.append((times - path.times) * unit)
-    # The error of the times is O(1/log(1/alpha)): it halves twice, and tends to 0.
+    # The error of the times is O(1/log(1/alpha)), which halves from each scale to the next.
     assert np.max(np.abs(scaled)) < 10
     assert np.max(np.abs(scaled[-1])) / unit < 0.02
     distances = np.abs(np.asarray(flow.coefficients)[None] - path.points[:, None])
     assert np.max(np.min(np.max(distances, axis=2), axis=1)) < 1e-6
-    # Half-way between two jumps, in the algorithm's units.
+    # Between two jumps the path is at its point; times are in the algorithm's units.
     middles = (path.times[1:] + path.times[:-1]) / 2
     np.testing.assert_array_equal(path.at(middles), path.points[1:-1])
 
@@ -123,7 +123,7 @@ def test_three_layers_have_the_same_points_and_later_jumps():
         times, _ = three_layer_flow(problem, three, alpha, start)
         errors.append(np.max(np.abs(times - three.times) / three.times))
     assert errors[2] < 1e-3
-    # O(alpha): the time in which a coordinate passes from the size of the start to that of beta.
+    # The error is O(alpha), the time in which a coordinate grows from its start to beta's size.
     assert errors[1] < errors[0] / 5
     assert errors[2] < errors[1] / 5
 
@@ -180,7 +180,7 @@ def test_thresholds_of_the_default_start_and_of_balanced_ones():
         ones = np.ones((depth, 2))
         ones[-1] = 0
         np.testing.assert_allclose(thresholds(ones), default_thresholds(depth, 2), rtol=1e-13)
-    # dw/dzeta = w^(L-1) from w = 1 ends at 1/(L-2); towards 0 it takes for ever.
+    # dw/dzeta = w^(L-1) from w = 1 is infinite at zeta = 1/(L-2); it never reaches 0.
     lower, upper = thresholds(np.ones((4, 1)))
     np.testing.assert_allclose(upper, 1 / 2, rtol=1e-13)
     assert lower[0] == -np.inf
@@ -198,7 +198,7 @@ def test_a_start_of_its_own_for_each_coordinate():
     assert np.all(np.isfinite(path.upper))
     np.testing.assert_allclose(path.limit, least_gauge(X, y, path.lower, path.upper), atol=1e-10)
     times, end = three_layer_flow(problem, path, 1e-3, start)
-    # Three layers from the scale 1e-3 are O(1e-3) from their limit of vanishing scale.
+    # At scale 1e-3 three layers differ by O(1e-3) from the limit of vanishing scale.
     np.testing.assert_allclose(times, path.times, rtol=0.02)
     np.testing.assert_allclose(end, path.limit, atol=0.01)
 

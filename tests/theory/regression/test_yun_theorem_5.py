@@ -21,7 +21,7 @@ SLOW = pytest.mark.slow
 def _problem(seed, n, m, d=None) -> Any:
     rng = np.random.default_rng(seed)
     S = None if d is None else rng.normal(size=(m, d))
-    # Orthonormal rows: the flows of the oracles are then not stiff.
+    # With orthonormal rows the flows of the oracles are not stiff.
     X = np.linalg.qr(rng.normal(size=(d or m, n)))[0].T
     eta = rng.uniform(0.5, 1.5, m) * rng.choice([-1, 1], m)
     return S, X, rng.normal(size=n), eta
@@ -34,7 +34,7 @@ def _end_of_flow(start, gradient, residual, time=40.0):
         theta = scipy.integrate.solve_ivp(
             lambda _, theta: -gradient(theta), (0, time), theta, "DOP853", rtol=1e-11, atol=1e-14
         ).y[:, -1]
-        # Below this an explicit solver hovers at its limit of stability.
+        # Below this residual an explicit solver is at its limit of stability.
         if np.max(np.abs(residual(theta))) < 1e-10:
             return theta
     raise AssertionError("the oracle's flow did not arrive")
@@ -59,7 +59,7 @@ def test_the_flow_ends_at_the_limit_point(depth, alpha):
     end = _end_of_flow(start, gradient, residual)
     limit = theory.limit_point(S, X, y, depth, alpha, eta)
     assert bool(limit.converged)
-    # rtol 1e-11 per step over some hundred steps.
+    # The error is that of some hundred steps with rtol 1e-11.
     rho = np.prod(end.reshape(depth, 5), axis=0)
     np.testing.assert_allclose(limit.rho, rho, rtol=0, atol=1e-8)
     np.testing.assert_allclose(limit.coefficients, S.T @ rho, rtol=0, atol=1e-8)
@@ -70,8 +70,8 @@ def test_the_flow_ends_at_the_limit_point(depth, alpha):
     ("depth", "alpha"), [(3, 1e-8), (2, 1e-50), (2, 1e8), (4, 1e-8), (4, 1e-2)]
 )
 def test_stationary_to_many_digits(depth, alpha):
-    # The KKT conditions have one solution (Q is strictly convex). mpmath's Newton iteration looks
-    # for it with 150 digits, from the result: had that been wrong it would have moved.
+    # The KKT conditions have one solution (Q is strictly convex). From the result, mpmath's Newton
+    # iteration computes it with 150 digits; it would move away from a wrong result.
     n, d = 3, 8
     _, X, y, eta = _problem(10 * depth, n, d)
     limit = theory.limit_point(None, X, y, depth, alpha, eta)
@@ -96,7 +96,7 @@ def test_stationary_to_many_digits(depth, alpha):
                 s ** (2 - depth) * mpmath.cosh(v) ** (2 - depth)
                 for s, v in zip(scale, z, strict=True)
             ]
-            # Unknowns: dz and the whole nu, in which the equations are linear.
+            # The unknowns are dz and the whole nu, in which the equations are linear.
             left, right = mpmath.matrix(d + n, d + n), mpmath.matrix(d + n, 1)
             for j in range(d):
                 left[j, j], right[j] = dslope[j], -slope[j]
@@ -121,14 +121,14 @@ def test_all_scales_in_one_batch(depth):
     n, d = 8, 60
     _, X, y, eta = _problem(depth, n, d)
     alphas = [10.0**k for k in (-8, -5, -3, -2, -1, 0, 2, 8)] + [1e-8, 0.1]
-    # All with the same targets, but for their opposites, and zero, at the end.
+    # All lanes have the same targets, except the last two: their negatives, and zero.
     targets = [y] * 8 + [-y, 0 * y]
     limits = jax.vmap(lambda alpha, y: theory.limit_point(None, X, y, depth, alpha, eta))(
         jnp.asarray(alphas), jnp.stack(targets)
     )
     assert np.all(limits.converged)
     assert np.max(limits.num_iterations) <= 60
-    # A few roundings of a sum of d products.
+    # The bound is a few roundings of a sum of d products.
     assert np.max(np.abs(limits.residual)) <= 1e-13
     assert np.max(limits.stationarity) <= 1e-12
     # Only the l1 problem's n active coordinates are large; t is within rounding of c_L there.
@@ -136,7 +136,7 @@ def test_all_scales_in_one_batch(depth):
         assert float(limits.boundary_distance[0]) < 1e-7
     np.testing.assert_allclose(limits.coefficients[-2], -limits.coefficients[0], rtol=0, atol=1e-13)
     np.testing.assert_array_equal(limits.coefficients[-1], 0)
-    # An independent statement of the smallest scale: the l1 program's solution, by HiGHS.
+    # At the smallest scale the limit is the l1 program's solution, here by HiGHS.
     if depth > 2:
         weights = np.abs(eta) ** (2.0 - depth)
         program = scipy.optimize.linprog(np.tile(weights, 2), A_eq=np.hstack([X, -X]), b_eq=y)
@@ -222,7 +222,7 @@ def test_even_convolution(depth, d):
     assert kernel.shape[1] > 0
     for move in (*kernel.T, *-kernel.T):
         assert objective(np.asarray(limit.coefficients) + 1e-3 * move) > best
-    # As printed, without the scale, the objective falls on from there along feasible vectors.
+    # As printed, without the scale, the objective is not stationary there along feasible vectors.
     slopes = [
         (objective(limit.coefficients + 1e-5 * k, 1.0) - objective(limit.coefficients, 1.0)) / 1e-5
         for k in kernel.T
@@ -271,13 +271,13 @@ def test_small_scales_reach_weighted_l1_at_the_rate_of_theory(depth):
         lt.min_norm(lt.Regression(X, y), lt.L1Norm(weights)).coefficients, l1, rtol=0, atol=1e-7
     )
     active = np.abs(l1) > 1e-9
-    assert active.sum() == n  # A vertex that is not degenerate: else the rates below need not hold.
+    assert active.sum() == n  # the vertex is not degenerate: otherwise the rates need not hold
     basis = X[:, active]
     l1[active] = np.linalg.solve(basis, y)
     u = np.abs(X.T @ program.eqlin.marginals) / weights
     rate = depth if depth > 2 else 2 * (1 - np.max(u[~active]))
-    # From an error of about 1e-6 to one of 10^-9.5: what is left of the next order, relatively
-    # alpha^(L-2), is small by then, and the rounding of beta is not reached.
+    # The errors are about 1e-6 and 10^-9.5: there the next order, relatively alpha^(L-2), is small,
+    # and both errors are above the rounding of beta.
     alphas = (10 ** (-6 / rate), 10 ** (-9.5 / rate))
     errors = [
         np.max(np.abs(theory.limit_point(None, X, y, depth, a, eta).coefficients - l1))

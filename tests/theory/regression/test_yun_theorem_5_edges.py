@@ -13,7 +13,7 @@ from lintensor_jax.theory.regression import yun_theorem_5 as theory
 def _problem(seed, n, m, d=None) -> Any:
     rng = np.random.default_rng(seed)
     S = None if d is None else rng.normal(size=(m, d))
-    # Orthonormal rows: the flows of the oracles are then not stiff.
+    # With orthonormal rows the flows of the oracles are not stiff.
     X = np.linalg.qr(rng.normal(size=(d or m, n)))[0].T
     eta = rng.uniform(0.5, 1.5, m) * rng.choice([-1, 1], m)
     return S, X, rng.normal(size=n), eta
@@ -35,7 +35,7 @@ def _dependent(rng, X):
 
 @pytest.mark.parametrize("depth", [2, 5])
 def test_degenerate_data(depth):
-    # Fewer active coordinates than equations; equal columns; dependent rows.
+    # Data with fewer active coordinates than equations, with equal columns, with dependent rows.
     rng = np.random.default_rng(8)
     for data in (_sparse, _twins, _dependent):
         X, y = data(rng, rng.normal(size=(3, 8)))
@@ -45,7 +45,7 @@ def test_degenerate_data(depth):
             assert np.max(np.abs(limit.residual)) <= 1e-12
             assert limit.stationarity <= 1e-12
             if data is _twins:
-                # By symmetry; slopes that agree to rounding know the twins to that, no better.
+                # The twins are opposite by symmetry. Equal slopes determine them only to 1e-6.
                 np.testing.assert_allclose(limit.rho[:4], -limit.rho[4:], rtol=0, atol=1e-6)
 
 
@@ -70,7 +70,7 @@ def test_float32():
         single, double = limits
         assert single.coefficients.dtype == np.float32
         assert bool(single.converged)
-        # Some 100 roundings of entries of order one.
+        # The bound is some 100 roundings of entries of order one.
         np.testing.assert_allclose(single.coefficients, double.coefficients, rtol=0, atol=1e-5)
 
 

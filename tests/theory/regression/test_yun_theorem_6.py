@@ -39,12 +39,12 @@ def problem(y, x: Any = X):
 
 
 def start(name, alpha):
-    """Random directions: they need not satisfy the theorem's sufficient condition."""
+    """A start in random directions, which need not satisfy the theorem's sufficient condition."""
     return gaussian(NETWORKS[name], jax.random.key(4), alpha)
 
 
 def exact_limit(network, y, guess):
-    """(nu, beta) by mpmath, from the flow's own equations: no SVD, no formula of the theorem.
+    """(nu, beta) by mpmath, from the equations of the flow: no SVD, no formula of the theorem.
 
     v' = nu' [[0, M], [M^T, 0]] v, so v = expm(nu B) v(0), and nu solves v_1^T M v_2 = y; `guess`
     only starts Newton's method, whose end is checked.
@@ -86,8 +86,8 @@ def test_limit_against_mpmath(name, alpha, y):
             abs(mpmath.mpf(float(ours)) - b)
             for ours, b in zip(limit.coefficients, beta, strict=True)
         )
-    # M(x)'s singular values have an error of a few ulp, which nu multiplies: the problem's own
-    # condition number. Elsewhere a few ulp.
+    # The singular values of M(x) have errors of a few ulp, which nu multiplies: this is the
+    # condition number of the problem. All other errors are a few ulp.
     s_max = np.linalg.norm(np.asarray(network.data_tensor(X[0])), 2)
     condition = 1 + 2 * s_max * abs(float(limit.nu))
     assert error <= 6 * EPS * condition * scale
@@ -98,7 +98,7 @@ def test_limit_against_mpmath(name, alpha, y):
 @pytest.mark.slow_beyond(2)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_limit_against_an_independent_integration(name):
-    """The parameters, not only beta: SciPy's DOP853 to rtol = 1e-12, until the residual is gone."""
+    """All parameters agree with SciPy's DOP853 at rtol = 1e-12, at a negligible residual."""
     network, data = start(name, 0.3), problem(1.5)
     limit = predict(network, data)
     parameters, rest = split(network)
@@ -137,7 +137,7 @@ def test_small_initialization_finds_the_norms_of_each_architecture():
     ]
     for like, expected in cases:
         network = matching(like, jnp.array([0.3, -0.8])).scaled(1e-30)
-        # The neglected singular value leaves 1e-30 to the power 2 (1 - s_2 / s_1) at least.
+        # The error by the smaller singular value s_2 is about 1e-30 to the power 2 (1 - s_2 / s_1).
         np.testing.assert_allclose(
             predict(network, data).coefficients, expected, rtol=0, atol=1e-14
         )
@@ -172,14 +172,14 @@ def test_gap_is_read_from_the_definition_and_from_subspaces():
         equal = problem(1.0, x=[[1.0, -1.0 - nudge, 0.3]])
         gap = predict(lt.DiagonalNetwork(weights), equal).gap
         np.testing.assert_allclose(gap, 0.0, rtol=0, atol=1e-14)
-    # A sample without its second coordinate: that singular value is dropped.
+    # If the sample's second coordinate is zero, its singular value does not count.
     compact = predict(lt.DiagonalNetwork(weights), problem(1.0, x=[[1.0, 0.0, 0.3]]))
     np.testing.assert_allclose(compact.gap, 3.0, rtol=1e-14)
     np.testing.assert_allclose(compact.network.weights[:, 1], weights[:, 1], rtol=1e-14)
 
 
 def test_rotating_hidden_units_changes_nothing():
-    """In the degenerate subspace of a fully-connected network every basis is as good."""
+    """In the degenerate subspace of a fully-connected network all bases give the same limit."""
     network = gaussian(lt.FullyConnectedNetwork.zeros((D, 4)), jax.random.key(0))
     rotation = jnp.linalg.qr(jax.random.normal(jax.random.key(1), (4, 4)))[0]
     W, w = network.weights
@@ -201,11 +201,11 @@ def test_rotating_hidden_units_changes_nothing():
         ((1.0, 1.0), (1.0, 1.0), 2.0, None, None),
         ((1.0, 1.0), (-1.0, -1.0), 2.0, np.inf, (0.0, 0.0)),
         ((1.0, 1.0), (-1.0, -1.0), -2.0, None, None),
-        ((1.0, 1.0), (0.0, 0.0), 0.0, 0.0, (0.0, 0.0)),  # there already
+        ((1.0, 1.0), (0.0, 0.0), 0.0, 0.0, (0.0, 0.0)),  # the start is the limit
     ],
 )
 def test_targets_out_of_reach(first, last, y, nu, beta):
-    """Where g does not reach y the loss does not vanish, and the residual says so."""
+    """If g does not reach y, the loss does not tend to 0, and the residual is not zero."""
     network = lt.DiagonalNetwork(jnp.array([first, last]))
     limit = predict(network, problem(y, x=[[1.0, 2.0]]))
     if beta is None:

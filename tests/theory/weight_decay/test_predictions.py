@@ -1,4 +1,4 @@
-"""Predictions of flows with weight decay, against solvers and conditions that know no prediction.
+"""Predictions of flows with weight decay, against independent solvers and optimality conditions.
 
 Ridge against its closed form and SciPy, the lasso against coordinate descent, the other penalties
 against their optimality conditions, and all of them against flows: here and, for the slower
@@ -87,7 +87,7 @@ def test_one_layer_of_several_classes_is_ridge():
 
 def test_two_diagonal_layers_are_the_lasso():
     network = lt.DiagonalNetwork(RNG.standard_normal((2, D)))
-    for share in (0.02, 0.2, 0.7, 1.1):  # the last one: zero
+    for share in (0.02, 0.2, 0.7, 1.1):  # for the last one the lasso is zero
         penalty = share * float(np.abs(X.T @ Y).max())
         found: Any = lt.predict(network, lt.Regression(X, Y), weight_decay=penalty)
         assert found.kind == "exact"
@@ -96,8 +96,8 @@ def test_two_diagonal_layers_are_the_lasso():
 
 
 def test_balanced_coordinates_keep_their_signs():
-    """u = v > 0 gives beta >= 0 for ever, u = -v gives beta <= 0."""
-    signs = np.array([1.0, -1, -1, 1, 1, -1])  # two of them against the lasso's
+    """From u = v > 0 beta stays >= 0, and from u = -v it stays <= 0."""
+    signs = np.array([1.0, -1, -1, 1, 1, -1])  # two of them differ from the lasso's
     start = balanced(lt.DiagonalNetwork.zeros(2, D), jnp.asarray(signs))
     problem = lt.Regression(X, Y)
     found: Any = lt.predict(start, problem, weight_decay=PENALTY)
@@ -187,7 +187,7 @@ def test_what_is_not_known_is_not_predicted():
     assert lt.predict(narrow, several, weight_decay=0.1).kind == "stationary"
     two = lt.with_bias(lt.DiagonalNetwork(np.ones((2, D))))
     assert lt.predict(two, problem, weight_decay=0.1).theorem is None
-    # Twin columns: several minima of the lasso.
+    # The columns occur twice, so the lasso has several minima.
     twins = lt.Regression(np.column_stack([X, X]), Y)
     network = lt.DiagonalNetwork(RNG.standard_normal((2, 2 * D)))
     assert lt.predict(network, twins, weight_decay=1e-3).kind == "open"
