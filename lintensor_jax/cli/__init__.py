@@ -1,4 +1,4 @@
-"""The command line: it reads arguments and writes files and messages. No numerics is done here.
+"""The command line: it reads arguments and writes files and messages. It does no numerical work.
 
 `main.py`: the program. `terminal.py`: helpers of all commands. The other modules: the commands.
 """

@@ -10,13 +10,14 @@ from typing import Any
 
 from .terminal import UsageError, cache_settings
 
-_LOOK = 5.0  # seconds between two looks at the workers of this machine
-_PATIENCE = 60.0  # seconds without a change while a worker is missing: starting takes some of them
+_LOOK = 5.0  # seconds between two checks of the workers of this machine
+# Seconds that a worker may be missing without any change; a worker needs some of them to start.
+_PATIENCE = 60.0
 
 
 @contextlib.contextmanager
 def client_of(address: str | None) -> Iterator[Any]:
-    """A client of a Dask cluster; None without an address."""
+    """Yield a client of a Dask cluster; None without an address."""
     if address is None:
         yield None
         return
@@ -71,9 +72,9 @@ def _of_this_machine(workers: int) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _kept_at(cluster: Any, workers: int) -> Iterator[None]:
-    """Start workers, and others in place of those that Dask has given up.
+    """Start `workers` workers, and replace those that Dask does not start again.
 
-    Dask starts a worker again that dies, but not one that dies while it starts.
+    Dask starts a worker again if it dies, but not if it dies during its start.
     """
     ended = threading.Event()
 

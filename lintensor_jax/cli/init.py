@@ -7,7 +7,7 @@ from typing import Any
 
 from .terminal import UsageError
 
-#: Starters by kind, files in `starters`.
+#: The kinds of starters. Each is a TOML file in the folder `starters`.
 KINDS = ("regression", "classification", "random-data", "multiclass", "completion")
 
 
@@ -16,7 +16,8 @@ def add_commands(commands: Any) -> None:
     init = commands.add_parser(
         "init",
         help="write a commented starter configuration for a sweep",
-        description="Write a commented sweep configuration that runs in seconds as it is, to edit.",
+        description="Write a sweep configuration with comments, to be edited. Without changes it "
+        "runs in seconds.",
     )
     init.add_argument(
         "file",
@@ -29,7 +30,7 @@ def add_commands(commands: Any) -> None:
     init.add_argument(
         "--kind", choices=KINDS, default=KINDS[0], help=f"the kind of problem (default: {KINDS[0]})"
     )
-    init.add_argument("--force", action="store_true", help="overwrite FILE if it is there")
+    init.add_argument("--force", action="store_true", help="overwrite FILE if it exists")
     init.add_argument("--json", action="store_true", help="print only JSON")
     init.set_defaults(command=init_command)
 

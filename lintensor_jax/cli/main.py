@@ -22,7 +22,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """As argparse does, with a suggestion for a word that is not known."""
+        """Check as argparse does, with a suggestion for a word that is not known."""
         if action.choices is not None and value not in action.choices:
             what = "COMMAND" if action.dest == argparse.SUPPRESS else None
             name = what or "/".join(action.option_strings) or str(action.metavar)
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has closed the pipe, as in `| head -1`. The flush at exit must not raise again.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13  # as a program that SIGPIPE ended
+        return 128 + 13  # the exit code of a program that SIGPIPE ended
 
 
 def _run(argv):

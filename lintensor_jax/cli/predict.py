@@ -95,7 +95,7 @@ def _print_scales(combination):
     span = f"{len(alphas)} alphas from {alphas[0]:.4g} to {alphas[-1]:.4g}"
     claims = {(p.theorem, p.kind) for p in predictions}
     if len(claims) == 1 and predictions[0].limit is None:
-        _print_wrapped(f"Over the initial scale: no limit either at {span}.")
+        _print_wrapped(f"Over the initial scale: no limit is predicted at {span}.")
         return
     if len(claims) == 1 and all(d is not None and d < _SAME for d in distances):
         _print_wrapped(f"Over the initial scale: the same limit at {span}.")
@@ -178,7 +178,7 @@ def _listed(assumptions):
 
 
 def _finite(value):
-    """The value with infinities and NaN as text, which JSON does not have."""
+    """The value with infinities and NaN as text, because JSON has no such numbers."""
     match value:
         case dict():
             return {key: _finite(item) for key, item in value.items()}
@@ -191,7 +191,7 @@ def _finite(value):
 
 
 def _short(value):
-    """A value in short: up to four entries of a list, else their number."""
+    """A value as short text: a list of up to four entries, or the number of its entries."""
     if value is None:
         return "-"
     if not isinstance(value, list):

@@ -29,8 +29,8 @@ def add_commands(commands: Any) -> None:
         "reproduce",
         help="run a paper's experiments: figures, tables and checks",
         description="Run a paper's experiments and write figures (PNG, PDF) and tables "
-        '(Markdown, JSON); "all" writes a page of everything as well (index.html). '
-        "Exit code 1 if a check fails its bound.",
+        '(Markdown, JSON); "all" also writes one page about all experiments (index.html). '
+        "The exit code is 1 if a check fails its bound.",
         epilog=f"experiments: {', '.join(experiments.EXPERIMENTS)}",
     )
     reproduce.add_argument("name", metavar="NAME", help='an experiment, or "all"')
@@ -44,7 +44,7 @@ def add_commands(commands: Any) -> None:
         "--jobs",
         metavar="N",
         type=int,
-        help='with "all": experiments at once (default: one for each core, at most 4)',
+        help='with "all": how many experiments run at once (default: one for each core, at most 4)',
     )
     reproduce.add_argument("--json", action="store_true", help="print only JSON")
     quiet_argument(reproduce)
@@ -108,7 +108,7 @@ def _reproduce_all(names, arguments) -> int:
 
 
 def _jobs(asked: int | None) -> int:
-    """The number of experiments at once: `asked`, or one for each core, or 1 on a GPU."""
+    """How many experiments run at once: `asked`, else one for each core, at most 4; 1 on a GPU."""
     import jax
 
     if asked is not None:
@@ -124,7 +124,7 @@ def _run_all(folders: dict[str, Path], arguments, jobs: int) -> Iterator[Experim
         for name, folder in folders.items():
             yield _run_one_of_all(name, folder, arguments)
         return
-    # Processes: compilation, which takes most of the time, keeps one thread busy.
+    # Processes, because compilation takes most of the time and runs in one thread.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         arguments = argparse.Namespace(**{**vars(arguments), "command": None})
         yield from pool.map(
@@ -138,7 +138,7 @@ def _run_one_of_all(name: str, folder: Path, arguments) -> ExperimentRun:
 
 
 def _run_in_own_process(name: str, folder: Path, arguments) -> ExperimentRun:
-    """`_run_one_of_all` in a worker process; tables are formatted there, as text can be sent."""
+    """`_run_one_of_all` in a worker process, which formats the tables: only text can be sent."""
     configure_jax()
     done = _run_one_of_all(name, folder, arguments)
     if done.report is None:
@@ -189,7 +189,7 @@ def _print_report(report, written):
     from rich.console import Console
     from rich.table import Table
 
-    # A file or a pipe has no width; in it a table is as wide as its cells need.
+    # A file or a pipe has no width, so a table there is as wide as its cells need.
     console = Console(
         highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_WIDTH
     )

@@ -21,8 +21,8 @@ from .sweep_words import (
 )
 from .terminal import UsageError, configure_jax, quiet_argument
 
-# Each device has threads of its own: 100,000 devices stop a machine. More than cores are of no use,
-# except to try on a small machine what a large one will do.
+# Each device has its own threads, so 100,000 devices would stop a machine. More devices than cores
+# are useful only to try on a small machine what a large one will do.
 _ALWAYS_ALLOWED_DEVICES = 8
 _CHUNKS = re.compile(r"(\d{1,12})(?:-(\d{1,12}))?")
 
@@ -44,7 +44,8 @@ def add_commands(commands: Any) -> None:
     sweep.add_argument(
         "--dry-run",
         action="store_true",
-        help="print how many lanes (single flows), compilations, memory, disk; run nothing",
+        help="print the numbers of lanes (single flows) and compilations, memory and disk; "
+        "run nothing",
     )
     sweep.add_argument(
         "--no-work",
@@ -70,7 +71,7 @@ def add_commands(commands: Any) -> None:
         commands,
         "work",
         work_command,
-        "compute chunks of a sweep, beside other processes",
+        "compute chunks of a sweep, together with other processes",
         "Compute the chunks of a sweep (flows that are saved together) that nobody has computed "
         "yet. Any number of these commands may run at once, on any machines that see the folder: "
         "they share the work, and if one dies the others compute its chunk.",
@@ -90,8 +91,8 @@ def _devices(parser):
         "--devices",
         metavar="N",
         type=int,
-        help="CPU devices that compute side by side (default: 1, where small networks use every "
-        "core all the same; more are for large networks and for implicit methods)",
+        help="CPU devices that compute side by side (default: 1; small networks use every core "
+        "with one device; more are for large networks and for implicit methods)",
     )
 
 
@@ -170,7 +171,7 @@ def work_command(arguments: Any) -> int:
 
 
 def _numbers(text: str, count: int) -> list[int]:
-    """The numbers in "0-99" or "0-9,20-29". A last number beyond the sweep's is cut."""
+    """The numbers in "0-99" or "0-9,20-29". A last number beyond the last chunk is reduced."""
     found: list[int] = []
     for part in text.split(","):
         match = _CHUNKS.fullmatch(part.strip())

@@ -30,8 +30,8 @@ def add_commands(commands: Any) -> None:
         status_command,
         "how many flows of a sweep are done",
         "Print how many lanes of a sweep are done (a lane is one flow, from one point of the "
-        "grid), how they ended, how many chunks that is (some lanes that are computed and saved "
-        "together), and who is at work on it.",
+        "grid), how they ended, how many chunks are done (a chunk is some lanes that are computed "
+        "and saved together), and which processes work on it.",
     )
     folder_argument(status)
     verify = command(
@@ -92,12 +92,12 @@ def verify_command(arguments: Any) -> int:
 
 @contextlib.contextmanager
 def _odd_stores(folder: Path) -> Iterator[None]:
-    """A store whose entries are of other kinds than this package writes is refused in one line."""
+    """Refuse a store with entries that this package does not write, by an error of one line."""
     try:
         yield
     except (AttributeError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise UsageError(
-            f"{folder}: is no store that this package wrote, or damaged ({type(error).__name__}: "
+            f"{folder}: is not a store of this package, or is damaged ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:100]}); lintensor-jax verify says which file."
         ) from error
 

@@ -13,7 +13,7 @@ from .terminal import SECONDS_BETWEEN_LINES, UsageError
 
 
 def command(commands: Any, name: str, function: Any, words: str, description: str) -> Any:
-    """A subparser with the option --json."""
+    """Add and return the subparser of the command `name`, with the option --json."""
     parser = commands.add_parser(name, help=words, description=description)
     parser.add_argument("--json", action="store_true", help="print only JSON")
     parser.set_defaults(command=function)
@@ -21,13 +21,13 @@ def command(commands: Any, name: str, function: Any, words: str, description: st
 
 
 def folder_argument(parser: Any) -> None:
-    """The argument DIR."""
+    """Add the argument DIR to `parser`."""
     parser.add_argument("folder", metavar="DIR", type=Path, help="a sweep's folder")
 
 
 @contextlib.contextmanager
 def library_errors_as_usage_errors(where: Path) -> Iterator[None]:
-    """Errors of the library as `UsageError`, whose message is one line; `where` is its prefix."""
+    """Turn errors of the library into `UsageError`s of one line; `where` is the prefix."""
     from ..config import ConfigError
     from ..sweeps.store.errors import SweepError
 
@@ -46,7 +46,7 @@ def library_errors_as_usage_errors(where: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def watched(quiet: bool) -> Iterator[Callable[[Any], None] | None]:
-    """A function that shows progress: as a bar on a terminal, else as lines."""
+    """Yield a function that shows progress: a bar on a terminal, else lines; None if `quiet`."""
     if quiet:
         yield None
         return
@@ -74,7 +74,7 @@ def watched(quiet: bool) -> Iterator[Callable[[Any], None] | None]:
 
 @contextlib.contextmanager
 def _progress_lines() -> Iterator[Callable[[Any], None]]:
-    """A function that prints progress for a log: at most one line in 10 seconds, and the end."""
+    """Yield a function that prints progress: at most one line in 10 seconds, and the end."""
     began = time.monotonic()
     last_line, last = -math.inf, None
 

@@ -24,7 +24,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def termination_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C, so that what is under way ends in order."""
+    """Treat SIGTERM as Ctrl-C, so that a running command ends in the same way."""
 
     def stop(*_: Any) -> None:
         raise Terminated
@@ -60,7 +60,7 @@ def configure_jax():
 
 
 def cache_settings() -> dict[str, str]:
-    """The same settings as environment variables, for processes that this one starts."""
+    """The settings of `configure_jax` as environment variables, for processes to be started."""
     settings = {"jax_compilation_cache_dir": _cache_folder(), **_CACHE, "jax_enable_x64": True}
     names = {name.upper(): str(value) for name, value in settings.items()}
     return {name: os.environ.get(name, value) for name, value in names.items()}
@@ -72,7 +72,7 @@ def _cache_folder() -> str:
 
 
 def quiet_argument(parser: Any) -> None:
-    """The option --quiet."""
+    """Add the option --quiet to `parser`."""
     parser.add_argument(
         "--quiet", action="store_true", help="print nothing but errors and checks that fail"
     )
@@ -80,7 +80,7 @@ def quiet_argument(parser: Any) -> None:
 
 @contextlib.contextmanager
 def progress(quiet: bool):
-    """A function that iterates over jobs: behind a bar on a terminal, else with lines for a log."""
+    """Yield a function that iterates over jobs and shows a bar on a terminal, else lines."""
     if quiet:
         yield iter
         return

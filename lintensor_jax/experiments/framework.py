@@ -108,7 +108,7 @@ def run_experiment(
     """Run the experiment `name` and write its tables and figures to `folder`.
 
     `quick` reduces the configuration. Raises ConfigError for a mistake in `config_file`, and
-    where the library refuses what the file sets.
+    for a value in it that the library refuses.
     """
     from ..figures.style import save
 
@@ -160,9 +160,10 @@ def run_or_keep_error(name: str, folder: Path, command: str, **options: Any) -> 
 def compute_two_at_a_time(
     jobs: Sequence[J], compute: Callable[[J], Any], track: Track, alone: Sequence[J] = ()
 ) -> dict[J, Any]:
-    """`compute(job)` of every job, by job, in two threads; the jobs of `alone` run last, in one.
+    """Call `compute(job)` for every job; returns the results by job.
 
-    Compilation takes most of the time of an experiment, and uses one core.
+    Two threads work on `jobs`, because compilation takes most of the time of an experiment and uses
+    one core. Afterwards the jobs of `alone` run one after the other.
     """
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         pending = {job: pool.submit(compute, job) for job in jobs}

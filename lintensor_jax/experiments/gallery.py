@@ -1,4 +1,4 @@
-"""One page for all experiments: figures, ours beside the papers', checks, times and versions."""
+"""One page for all experiments: figures, comparisons with the papers, checks, times, versions."""
 
 import datetime
 import html
@@ -15,7 +15,7 @@ def gallery(
 ) -> str:
     """The HTML page, one section for each experiment. It holds the pictures and links to the PDFs.
 
-    `command` ran the experiments, `jobs` of them at once, in `seconds`; their files are in
+    The experiments were run by `command`, `jobs` of them at once, in `seconds`. Their files are in
     `folder`.
     """
     navigation = [("overview", "Overview"), *((s.name, s.name) for s in sections)]
@@ -133,7 +133,7 @@ def _checks(report: Report):
         for check in report.checks
     ]
     kept = sum(check.passed for check in report.checks)
-    # The list is open where a check failed, so that the reader sees it at once.
+    # The list is open if a check failed, so that the reader sees it at once.
     is_open = "" if report.passed else " open"
     return (
         f"<details{is_open}><summary>Checks: {kept} of {len(rows)} kept</summary>"

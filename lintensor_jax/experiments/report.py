@@ -13,10 +13,10 @@ from ..versions import library_versions
 
 REPORT_FILES = ("table.md", "results.json")
 _COLUMN_NOTES = {
-    "drift": "drift: the largest change of a conserved quantity along the flow, over the largest "
-    "squared norm of the parameters so far; an exact flow has 0.",
-    "finish (relative step)": "finish (relative step): how far the last step, a Gauss-Newton step "
-    "from where the flow was stopped onto the interpolating solutions, moved beta, relative to it.",
+    "drift": "drift: the largest change of a conserved quantity along the flow, divided by the "
+    "largest squared norm of the parameters up to that time. An exact flow has 0.",
+    "finish (relative step)": "finish (relative step): how far the last step moved beta, relative "
+    "to beta. It is a Gauss-Newton step from the end of the flow to the interpolating solutions.",
 }
 
 
@@ -44,7 +44,7 @@ class Table:
 
     @property
     def note(self) -> str:
-        """The meaning of the columns that need more words than their heading has; may be empty."""
+        """An explanation of the columns whose headings do not suffice; may be empty."""
         headings = [column.heading for column in self.columns]
         return " ".join(words for name, words in _COLUMN_NOTES.items() if name in headings)
 
@@ -69,7 +69,7 @@ class Table:
 class Claim:
     """One statement, number or figure of a paper, and the result here.
 
-    - `agrees`: whether both agree. None where they cannot be compared: the paper leaves the
+    - `agrees`: whether both agree. None if they cannot be compared: the paper leaves the
       question open, or the run is shorter than the paper's.
     - `erratum`: whether a difference is a mistake of the paper, which is corrected here.
     """
@@ -91,11 +91,11 @@ COMPARISON, ERRATUM = "comparison", "erratum"
 
 
 def comparison(claims: Iterable[Claim]) -> Table:
-    """The table that compares the results here with the paper's."""
+    """The table that compares the results here with those of the paper."""
     keys = ("quantity", "paper", "ours", "verdict")
     columns = tuple(Column(key, heading) for key, heading in zip(keys, CLAIM_HEADINGS, strict=True))
     rows = [{**dataclasses.asdict(claim), "verdict": claim.verdict} for claim in claims]
-    return Table(COMPARISON, "Ours beside the paper's", columns, rows)
+    return Table(COMPARISON, "The paper's results and the results here", columns, rows)
 
 
 CLAIM_HEADINGS = ("quantity", "the paper", "here", "agreement")
@@ -117,12 +117,12 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether `worst` is at most `bound`; a NaN is not."""
+        """Whether `worst` is at most `bound`; False if `worst` is NaN."""
         return self.worst <= self.bound
 
     @property
     def is_none(self) -> bool:
-        """Whether the bound is 0 and so is the value, as for a number of failures."""
+        """Whether bound and value are both 0, as for a number of failures."""
         return self.worst == 0 == self.bound
 
     def __str__(self) -> str:
@@ -160,7 +160,7 @@ class Report:
 
     - `config`: the configuration that was run.
     - `reduced`: what `reduce` left out, one note each.
-    - `captions`: by figure, the figure of the paper that it shows, or that the paper has none.
+    - `captions`: by figure, which figure of the paper it shows, or that it is not in the paper.
     """
 
     experiment: str

@@ -16,7 +16,7 @@ _WIDTH, _HEIGHT = 4.9, 3.5  # legible at a page's width and, at two thirds, in a
 _LOG_SMALLEST_FLOAT = 745.13  # -log(2^-1074)
 _LEAST_LOG_INVERSE_LOSS = 0.5
 _PATH = {"lw": 1.2, "alpha": 0.85, "zorder": 3, "solid_capstyle": "butt"}
-# A kind of line for each start; of five starts and more some have the same.
+# One kind of line for each start. With more than four starts, some have the same kind.
 _DASHES = ("-", (0, (5, 1.6)), (0, (1, 1.2)), (0, (5, 1.4, 1, 1.4)))
 _REACHED = "0.91"
 _STOP = {"ls": "none", "mec": "black", "mew": 0.8, "zorder": 5}
@@ -27,8 +27,8 @@ class Approach:
     """Flows of one architecture, and the ends of an algorithm that stops at larger losses.
 
     - `log_inverse_loss`, `angle`: for each flow arrays (T,): log(1/loss), and the angle between
-      direction and limit in degrees. Values that are not positive are left out. Flows of one
-      number belong to one start, and have the same kind of line in all architectures.
+      direction and limit in degrees. Values that are not positive are left out. The k-th flows of
+      all architectures belong to the same start and have the same kind of line.
     - `stop_log_inverse_loss`, `stop_angle`: (k,), the ends of the algorithm.
     """
 
@@ -42,7 +42,7 @@ class Approach:
 def approach_figure(approaches: Sequence[Approach], words: str, title: str = "") -> Figure:
     """One panel. `words`: two lines that explain the markers and the lines.
 
-    Losses down to the last marker lie in a grey band, which the legend names.
+    A grey band covers the losses down to the last marker. The legend names it.
     """
     with style.house_style():
         figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
@@ -104,7 +104,7 @@ def _loss(exponent):
 
 
 def _legend_of_starts(axes, approaches):
-    """Below the lines, where no line is: angles are small at the smallest losses only."""
+    """In the lower part, which has no lines: only the smallest losses have small angles."""
     starts = max(len(approach.angle) for approach in approaches)
     if 1 < starts <= len(_DASHES):
         look = {"color": style.NEUTRAL, "lw": 1.2}

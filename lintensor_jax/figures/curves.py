@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 
 from . import style
 
-# Colours after Okabe & Ito, without style.COLOURS, which are those of the architectures. Neighbours
-# differ in lightness, too.
+# Colours after Okabe & Ito, without those of style.COLOURS, which are for architectures. Neighbours
+# differ in lightness as well.
 PALETTE = ("#CC79A7", "#0A5C8C", "#E69F00", "#000000")
 DASHES = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.3, 1.2, 1.3)))
 MARKERS = ("o", "x", "s", "+")
@@ -57,8 +57,8 @@ def curve_figure(
 ) -> Figure:
     """Panels side by side with one legend below; panels with equal labels share the y axis.
 
-    `height` is that of the axes in inches. `quantities` have the first colours in this order, drawn
-    or not, so that several figures agree.
+    `height`: of the axes, in inches. `quantities` get the first colours, in this order, even if
+    they are not drawn, so that several figures have the same colours.
     """
     curves = [curve for panel in panels for curve in panel.curves]
     looks = _Looks.of(curves, quantities)
@@ -134,7 +134,7 @@ def _assigned(what: str, names: Sequence[str], looks: Sequence[Any]) -> dict[str
     names = list(dict.fromkeys(names))
     if len(names) > len(looks):
         raise ValueError(
-            f"curves: at most {len(looks)} {what} can be told apart, got {names}; draw several "
+            f"curves: at most {len(looks)} {what} can be distinguished, got {names}; draw several "
             "figures."
         )
     return dict(zip(names, looks, strict=False))

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = "") -> str:
-    """An HTML table of escaped cells; `headings` may be empty, `kind` is a class of the style.
+    """An HTML table of escaped cells; `headings` may be empty, `kind` is a CSS class or "".
 
     A cell that is a `Verdict` is coloured.
     """
@@ -42,8 +42,8 @@ def _cell(value):
 def picture(name: str, png: bytes, caption: str = "", narrow: bytes | None = None) -> str:
     """A PNG inside the page; `caption` is HTML.
 
-    `narrow`: the same in another layout, shown where the window is narrow. Without it, the picture
-    is scrolled there, so that its text stays readable.
+    `narrow`: the same picture in another layout, shown in a narrow window. Without it, a narrow
+    window scrolls the picture, so that its text stays readable.
     """
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
     image = f'<img alt="{html.escape(name)}" src="{_as_source(png)}">'
@@ -58,7 +58,7 @@ def _as_source(png: bytes) -> str:
 
 
 def page(title: str, body: str, navigation: Sequence[tuple[str, str]] = ()) -> str:
-    """A whole page; `navigation`: (anchor, words), beside the text where the window is wide."""
+    """A whole page; `navigation`: links (anchor, words), in a wide window beside the text."""
     links = "".join(
         f'<li><a href="#{html.escape(anchor)}">{html.escape(words)}</a></li>'
         for anchor, words in navigation

@@ -35,7 +35,7 @@ class Line:
 
     - `colour`: an index into `COLOURS`, or the name of an architecture in `style.COLOURS`, for the
       colour that it has in every figure. Anything else is a ValueError.
-    - `dashed`: whether it is; `width` in points; `end_marker`: whether a dot marks its last point.
+    - `dashed`: whether the line is; `width`: in points; `end_marker`: a dot at its last point.
     """
 
     x: np.ndarray
@@ -82,7 +82,7 @@ class LinePanel:
         return [(line.label, line.look) for line in (*self.lines, *self.right)]
 
     def draw(self, axes: Axes) -> None:
-        """Draw into `axes`."""
+        """Draw the panel into `axes`."""
         for line in self.lines:
             axes.plot(line.x, line.y, **line.look)
         axes.set(
@@ -130,7 +130,7 @@ class PointPanel:
         return [*entries, *_CLASSES.items(), *arrow]
 
     def draw(self, axes: Axes) -> None:
-        """Draw into `axes`."""
+        """Draw the panel into `axes`."""
         reach = 1.15 * float(np.max(np.abs(self.points)))
         for line in self.boundaries:
             along = np.array([-line.x[1], line.x[0]]) / np.linalg.norm(line.x) * 2 * reach
@@ -151,9 +151,9 @@ class PointPanel:
 def panel_figure(
     rows: Sequence[Sequence[LinePanel | PointPanel]], height: float, columns: int = 4
 ) -> Figure:
-    """Rows of panels, each `height` inches high, over one legend of `columns` columns.
+    """Rows of panels, each `height` inches high, above one legend of `columns` columns.
 
-    The legend, read along its rows, has the lines in the order of the panels.
+    Along its rows, the legend has the lines in the order of the panels.
     """
     looks: dict[str, dict[str, Any]] = {}
     for row in rows:

@@ -17,7 +17,7 @@ Window = tuple[tuple[float, float], tuple[float, float]]
 class PlanePanel:
     """What one panel shows; every array's last axis holds the two coefficients.
 
-    - `title`; `window`: ((x_min, x_max), (y_min, y_max)), at which everything is clipped.
+    - `title`. `window`: ((x_min, x_max), (y_min, y_max)); everything outside is cut off.
     - `starts`: (k, 2). A ray from the origin through each shows its direction at any scale.
     - `flows`: for each architecture a sequence of trajectories, each (T, 2).
     - `descents`: the same for a discrete algorithm, drawn thin and dashed.
@@ -97,7 +97,7 @@ def _magnify(axes: Axes, panel: PlanePanel) -> None:
 
 
 def _factor(axes: Axes, half: float) -> str:
-    """The magnification of an inset whose window has this half width, with one digit."""
+    """The magnification of an inset whose window has the half width `half`, with one digit."""
     left, right = axes.get_xlim()
     return f"{float(f'{(right - left) / (2 * half) * _INSET[2]:.1g}'):,.0f}"
 

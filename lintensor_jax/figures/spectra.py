@@ -37,7 +37,7 @@ class Profile:
 def profile_figure(
     rows: Sequence[Sequence[Profile]], limit_label: str, reached_label: str
 ) -> Figure:
-    """A grid of stem plots: rows in pairs, one architecture each; all share the y axis."""
+    """A grid of stem plots, a pair of rows for each architecture; all share the y axis."""
     with style.house_style():
         figure = Figure(figsize=(style.PAGE_WIDTH, 1.12 * len(rows) + 0.6), layout="constrained")
         figure.get_layout_engine().set(hspace=0.03, h_pad=0.02)  # pyright: ignore
@@ -63,7 +63,7 @@ def profile_figure(
 
 
 def _two_row_legend(figure, first, second):
-    """One row for each; matplotlib fills columns."""
+    """A legend with `first` above `second`. Matplotlib fills legends column by column."""
     blank = Line2D([], [], ls="none", label=" ")
     pairs = list(itertools.zip_longest(first, second, fillvalue=blank))
     handles = [handle for pair in pairs for handle in pair]

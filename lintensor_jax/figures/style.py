@@ -41,22 +41,22 @@ _SETTINGS: dict[Any, Any] = {
     "lines.linewidth": 1.3,
     "lines.solid_capstyle": "round",
     "mathtext.fontset": "stix",
-    "pdf.fonttype": 42,  # text stays text
+    "pdf.fonttype": 42,  # text in a PDF stays selectable text
     "savefig.dpi": 220,
 }
 
 
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
-    """matplotlib's settings for figures made inside this context."""
+    """Settings of matplotlib for figures that are made inside this context."""
     with mpl.rc_context(_SETTINGS):
         yield
 
 
 def label_decades(axes: Axes) -> None:
-    """On logarithmic axes, once all is drawn: labels at decades, or at 1, 2, 5 where those are few.
+    """Label logarithmic axes at decades, or at 1, 2, 5 if fewer than two decades are in view.
 
-    Matplotlib's own labels between the decades run into each other.
+    To be called after everything is drawn. Matplotlib's labels between the decades would overlap.
     """
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() != "log":
@@ -75,15 +75,15 @@ def label_decades(axes: Axes) -> None:
 
 
 def along_rows(handles: Sequence[Any], columns: int) -> list[Any]:
-    """A legend's handles such that they follow each other along its rows, as people read them.
+    """The handles of a legend, reordered so that they follow each other along its rows.
 
-    Matplotlib fills the columns one after the other.
+    Matplotlib fills a legend column by column, but people read along the rows.
     """
     return [handle for k in range(columns) for handle in handles[k::columns]]
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """`figure` as PNG and PDF, named `stem` with these suffixes; returns the paths."""
+    """Save `figure` as PNG and PDF, named `stem` with these suffixes; returns the paths."""
     paths = [stem.with_suffix(".png"), stem.with_suffix(".pdf")]
     with house_style():
         figure.savefig(paths[0])
@@ -93,7 +93,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 
 
 def png(figure: Figure) -> bytes:
-    """`figure` as a PNG for a screen."""
+    """`figure` as a PNG for a screen, 150 dpi."""
     buffer = io.BytesIO()
     with house_style():
         figure.savefig(buffer, format="png", dpi=150)

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from . import style
 
 _OTHERS = ("#CC79A7", "#0A5C8C", "#E69F00", "#000000", "#56B4E9", "#8C564B")
-_FEW = 15  # up to this many points, each has a marker
+_FEW = 15  # fewer points than this have a marker each; at most this many circles are drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +46,9 @@ class BandPanel:
 
 
 def band_figure(panels: Sequence[BandPanel], columns: int = 2, note: str = "") -> Figure:
-    """Panels in rows over one x axis, with one legend; `note` is a line above them.
+    """Panels in rows over one x axis, with one legend; `note` is text above them.
 
-    The line is the median, the band holds 80% of the flows, open circles are the medians of
-    `predicted`.
+    Lines are medians, bands hold 80% of the flows, and open circles are medians of `predicted`.
     """
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
@@ -120,7 +119,7 @@ def _draw(axes: Axes, panel: BandPanel, colours, everywhere) -> None:
 
 
 def _quantiles(x, values, positive_only):
-    """Those x where a value can be drawn, and there the 10%, 50% and 90% of the flows."""
+    """The x at which a value can be drawn, and the 10%, 50% and 90% quantiles of the flows."""
     values = np.where(np.isfinite(values), values, np.nan)
     if positive_only:
         values = np.where(values > 0, values, np.nan)
@@ -132,7 +131,7 @@ def _quantiles(x, values, positive_only):
 
 def _spans(values, factor) -> bool:
     values = values[np.isfinite(values) & (values != 0)]
-    # The bound is lowered by rounding, so that a span of exactly this factor counts.
+    # The bound is lowered a little, so that in spite of rounding a span of this factor counts.
     return bool(
         values.size and (values > 0).all() and values.max() >= factor * values.min() * (1 - 1e-9)
     )

@@ -6,7 +6,7 @@ from lintensor_jax.cli import cluster
 
 
 class Fake:
-    """A cluster whose second worker starts only when it is asked for again."""
+    """A cluster whose second worker starts only at the second request."""
 
     def __init__(self):
         self.asked: list[int] = []

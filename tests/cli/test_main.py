@@ -1,4 +1,4 @@
-"""The command line: a whole quick run, its numbers, its files, and every kind of mistake."""
+"""The command line: a whole quick run with its numbers and files, and every kind of mistake."""
 
 import dataclasses
 import io
@@ -33,7 +33,7 @@ CACHE_OPTIONS = (
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
-    """The command line turns JAX's cache on: keep it out of the user's, and off afterwards."""
+    """Use a temporary cache, as the command line turns JAX's cache on; turn it off afterwards."""
     before = {name: getattr(jax.config, name) for name in CACHE_OPTIONS}
     folder = tmp_path_factory.mktemp("cache")
     jax.config.update("jax_compilation_cache_dir", None)
@@ -85,7 +85,7 @@ def test_a_quick_run_passes_and_prints_only_json(result):
 
 
 def test_a_second_run_finds_the_flows_compiled(result, cache):
-    # A program with a callback in it (a run-time check, a progress meter) would not be kept.
+    # JAX's cache does not keep a program with a callback (a run-time check, a progress meter).
     assert result[0] == 0
     flows = {path.name for path in cache.rglob("jit_lane-*-cache")}
     assert len(flows) == 6
@@ -101,12 +101,12 @@ def _runs(result, task):
 def test_all_regression_limits_agree_with_theorem_6(result):
     for row in _runs(result, "regression"):
         assert math.dist(row["reached"], row["predicted"]) <= 1e-8
-        # Recomputed here: the limit interpolates the sample, 1 beta_1 + 2 beta_2 = 1.
+        # The limit must interpolate the sample: 1 beta_1 + 2 beta_2 = 1.
         assert abs(row["reached"][0] + 2 * row["reached"][1] - 1) < 1e-9
         assert row["status"] == "residual"
-        # Conserved to 100 rtol, as every flow of the package.
+        # The invariants are conserved to 100 rtol, as in every flow of the package.
         assert row["invariant_drift"] <= 1e-8
-        # The paper's steps of 1e-3 follow the flow to about their own size.
+        # The paper's steps of 1e-3 follow the flow with an error of about 1e-3.
         assert row["descent_distance"] < 5e-3
 
 
@@ -133,12 +133,12 @@ def test_at_the_papers_loss_the_directions_still_depend_on_the_start(result):
 
 def test_curves_between_saved_steps_are_smooth_and_pass_through_them():
     times = np.array([0.0, 0.1, 0.25, 0.3, 0.5, 0.75, 1.0])
-    # Slopes from parabolas are exact for a parabola, and so is the cubic between two of them.
+    # Slopes come from parabolas, so they and the cubics between points are exact for a parabola.
     values = np.stack([times**2, 1 - 3 * times], axis=1)
     curve = resampled(times, values, 61)
     np.testing.assert_allclose(curve[::10], values, rtol=0, atol=1e-14)
     np.testing.assert_allclose(curve[:, 0], ((1 - curve[:, 1]) / 3) ** 2, rtol=0, atol=1e-14)
-    # A flow that is over at once has one or two points.
+    # A flow that ends at once has one or two points.
     np.testing.assert_array_equal(resampled(times[:1], values[:1], 3), values[[0, 0, 0]])
     np.testing.assert_array_equal(resampled(times[:2], values[:2], 2), values[:2])
 
@@ -221,7 +221,7 @@ def test_mistakes_in_the_configuration(one_line_error, tmp_path):
     path.write_text("[classification]\nX = [[1, 0], [1, 0]]\n")
     message = one_line_error("reproduce", "yun2021", "--config", path, "--out", out)
     assert f"{path}: classification.X must be separable" in message
-    # What only the library knows: float64 has no such tolerance.
+    # Only the library knows that float64 cannot have this tolerance.
     path.write_text("[regression]\nrtol = 1e-20\n")
     message = one_line_error("reproduce", "yun2021", "--config", path, "--out", out)
     assert f"{path}: rtol: " in message
@@ -243,7 +243,7 @@ def test_version(capsys):
 
 
 def test_what_rounds_to_zero_has_no_sign():
-    # From ones to a sign that is meant: half a unit of the last digit.
+    # Below half a unit of the last digit a number is shown as 0, without a sign.
     assert vector(np.array([-1e-9, -0.0, 1e-9, -6e-5])) == "[0.0000, 0.0000, 0.0000, -0.0001]"
 
 
@@ -252,7 +252,7 @@ def test_a_broken_bound_fails_and_names_the_row():
     check = worst_of("distance", rows, "distance", 1e-3, lambda row: row["name"])
     assert not check.passed
     assert str(check) == "FAILED: distance, worst 0.002 is not <= 0.001 (b)"
-    # A NaN is the worst value of all, wherever it stands, and keeps no bound.
+    # A NaN is the worst value in every row, and it violates every bound.
     for place in (0, 1):
         rows = [{"distance": 0.0, "name": "a"}]
         rows.insert(place, {"distance": math.nan, "name": "bad"})

@@ -1,4 +1,4 @@
-"""`init` and `predict`: a starter that runs as it is, and the theory of a sweep before it runs."""
+"""`init` writes a configuration that runs unchanged; `predict` prints the theory of a sweep."""
 
 import json
 import tomllib
@@ -52,7 +52,7 @@ def test_a_prediction_assumption_by_assumption(tmp_path, capsys):
     # Yun et al. 2021, eq. 73 with matching starts of gap 1: c = 2 alpha^2 |s|^2, s = (1, 2).
     assert one["rate"]["c"] == pytest.approx(2 * 0.01**2 * 5)
     limits = np.array([start["limit"] for start in one["over_starts"]])
-    # Both interpolate; the small scale ends nearer the sparse solution (0, 1/2).
+    # Both limits interpolate; that of the small scale is nearer to the sparse solution (0, 1/2).
     np.testing.assert_allclose(limits @ [1, 2], 1, rtol=0, atol=1e-9)
     assert abs(limits[0, 0]) < 0.01 < 0.1 < abs(limits[1, 0])
     moved = [start["distance_to_first"] for start in one["over_starts"]]
@@ -83,7 +83,7 @@ def test_where_nothing_applies_it_says_why(tmp_path, capsys):
     assert [a for r in one["rejected"] for a in r["violated"] if a["holds"] is False]
     out = " ".join(printed(capsys, "predict", tmp_path / "c.toml").split())
     assert "No theorem applies" in out
-    assert "Over the initial scale: no limit either" in out
+    assert "Over the initial scale: no limit is predicted" in out
 
 
 @pytest.mark.slow
@@ -130,7 +130,7 @@ def test_a_starter_is_written_and_not_overwritten(kind, tmp_path, capsys):
     printed_json = json.loads(printed(capsys, "init", path, "--force", "--kind", kind, "--json"))
     assert printed_json["wrote"] == [str(path)]
     plan = json.loads(printed(capsys, "sweep", path, "--dry-run", "--json"))
-    # What its first comment says.
+    # The first comment of the file states this.
     assert f"# {plan['lanes']} flows, a few seconds" in path.read_text()
     assert max(map(len, path.read_text().splitlines())) <= 100
 
@@ -155,7 +155,7 @@ def test_every_flow_of_a_starter_reaches_its_end(kind, tmp_path, capsys, monkeyp
 )
 def test_shipped_sweeps_can_be_planned(path, capsys):
     plan = json.loads(printed(capsys, "sweep", path, "--dry-run", "--json"))
-    # The comments above the first table: how many flows, and what to type.
+    # The comments above the first table say how many flows there are, and give the command.
     comments = path.read_text().partition("\n\n")[0]
     assert f"# {plan['lanes']:,} flows".replace("1,000,000", "A million") in comments
     assert f"lintensor-jax sweep configs/{path.name}" in comments

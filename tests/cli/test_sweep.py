@@ -1,4 +1,4 @@
-"""The commands about sweeps: plans, runs, resumes, reports; data by path; every kind of mistake."""
+"""The commands for sweeps: plans, runs, resumes, reports; data by path; every kind of mistake."""
 
 import dataclasses
 import html
@@ -83,7 +83,7 @@ def test_sweep_status_and_resume_print_json(swept, capsys):
     out = capsys.readouterr().out
     assert "45 of 60 done (75%)" in out
     assert f"lintensor-jax resume {swept}" in out
-    # The store knows its grid: nothing but the folder is needed.
+    # The store contains its grid, so the folder is the only argument.
     out = printed(capsys, "resume", swept)
     assert out["complete"] is True
     assert out["wrote"] == [str(swept)]
@@ -98,13 +98,13 @@ def test_sweep_status_and_resume_print_json(swept, capsys):
 
 
 def test_figures_need_only_the_store(swept, tmp_path):
-    # After a finish a loss is 0 or the rounding of one: here all are 0.
+    # After a finish a loss is 0 or rounding; this test sets all to 0.
     swept = shutil.copytree(swept, tmp_path / "store")
     stored: Any = zarr.open_group(swept)["log_loss"]
     stored[...] = -np.inf
     drawn = figures(swept)
     labels = [axes.get_ylabel() for axes in drawn["observables"].axes]
-    # The logarithm of 0 is not finite: a note says so.
+    # The logarithm of 0 is not finite, and a note says this.
     shown = ["invariant drift", "largest invariant\n(squared parameters)"]
     assert labels == [*shown, "natural log of\nthe parameters' norm", "natural log of the time"]
     note = drawn["observables"].get_suptitle()
@@ -112,7 +112,7 @@ def test_figures_need_only_the_store(swept, tmp_path):
     assert drawn["observables"].axes[0].get_xscale() == "log"
     (steps,) = drawn["steps"].axes
     results = xr.open_zarr(swept, chunks=None)
-    # Five directions have five colours: a line each.
+    # Each of the five directions has a line and a colour.
     for line, direction in zip(steps.lines, range(5), strict=True):
         np.testing.assert_array_equal(line.get_ydata(), results.num_steps.isel(direction=direction))
     assert list(drawn) == ["limit", "observables", "steps"]
@@ -174,7 +174,7 @@ def test_a_report_of_ones_own_functions_and_of_lanes_that_failed(tmp_path):
 
 @pytest.mark.slow
 def test_report_and_figures_lie_in_visible_folders_that_xarray_ignores(swept, monkeypatch, capsys):
-    def steps(path, columns=2):  # the others are drawn by slow tests
+    def steps(path, columns=2):  # slow tests draw the other figures
         return {"steps": figures(path, columns)["steps"]}
 
     for module in (drawing, report):
@@ -186,7 +186,7 @@ def test_report_and_figures_lie_in_visible_folders_that_xarray_ignores(swept, mo
     assert all(Path(path).stat().st_size > 1000 for path in written)
     after = contents(swept)
     assert {name: after[name] for name in before} == before
-    # Warnings, as of a thing that is no array, are errors here.
+    # Warnings are errors here, for example that of a folder that is not an array.
     for consolidated in (True, False):
         assert set(xr.open_zarr(swept, consolidated=consolidated)) == listed
         group = zarr.open_group(swept, mode="r", use_consolidated=consolidated)
@@ -209,7 +209,7 @@ def test_a_dry_run_plans_and_writes_nothing(tmp_path, capsys):
     assert plan["dimensions"] == {"alpha": 12, "direction": 5}
     assert plan["chunks"] == 4
     assert plan["compilations"] == plan["shapes"] * plan["devices"] == 1
-    # Six numbers of 8 bytes, a limit of two, num_steps of 4, two codes; and the coordinates.
+    # 5 + 2 numbers of 8 bytes (the limit has two), num_steps of 4, two codes; and the coordinates.
     assert plan["disk_bytes"] == 60 * (5 * 8 + 2 * 8 + 4 + 2) + 8 * (12 + 10)
     assert not out.exists()
     assert cli.main(["sweep", str(tmp_path / "small.toml"), "--dry-run", "--out", str(out)]) == 0

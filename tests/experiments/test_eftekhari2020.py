@@ -20,7 +20,7 @@ experiment = find("eftekhari2020")
 
 @pytest.fixture(scope="module")
 def result():
-    """One depth each, and few starts."""
+    """A run with one depth in each part, and few starts."""
     small = experiment.Configuration(
         figure=configuration.FigureTask(depths=(3,)),
         bound=configuration.BoundTask(depths=(3,), starts=6),
@@ -109,7 +109,7 @@ def test_the_command_line_writes_tables_and_figures(result, monkeypatch, tmp_pat
             assert min(picture.size) > 600
             colours = picture.convert("RGB").getcolors(1 << 20)
         assert colours is not None
-        # Black and a colour: not blank.
+        # The figure has black and a colour, so it is not blank.
         assert {(0, 0, 0), (204, 121, 167)} <= {colour for _, colour in colours}
 
 

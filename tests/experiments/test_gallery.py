@@ -39,7 +39,7 @@ CLAIMS = (
 
 @dataclasses.dataclass(frozen=True)
 class Configuration(Config):
-    """Nothing to set."""
+    """A configuration without settings."""
 
 
 def _experiment(worst=0.1, fails=False):
@@ -69,7 +69,7 @@ def _experiment(worst=0.1, fails=False):
 @pytest.fixture
 def reproduce_all(monkeypatch, tmp_path, capsys):
     """Run `reproduce all` with these experiments; exit code, printed JSON, errors, the page."""
-    # JAX's settings and the user's cache are not what is tested here.
+    # This test must not change JAX's settings and the user's cache.
     monkeypatch.setattr("lintensor_jax.cli.reproduce.configure_jax", lambda: None)
 
     def run(**by_name):
@@ -125,7 +125,7 @@ def test_the_page_holds_everything_and_needs_no_network(reproduce_all, tmp_path)
         else:
             assert (tmp_path / link).is_file()
     assert {"overview", "first", "second"} <= found.anchors
-    for words in CLAIM_HEADINGS[1:3]:  # on narrow screens, where the row of headings is left out
+    for words in CLAIM_HEADINGS[1:3]:  # for narrow screens, which do not show the row of headings
         assert f'content: "{words}: "' in text
     assert "http" not in text.replace('lang="en"', "")
     for words in (
@@ -144,7 +144,7 @@ def test_the_page_holds_everything_and_needs_no_network(reproduce_all, tmp_path)
         "device",
     ):
         assert words in text
-    # Closed unless something failed.
+    # Details are closed unless something failed.
     assert "<details open>" not in text
 
 
@@ -178,7 +178,7 @@ def test_an_experiment_run_in_another_process_is_the_same_on_the_page(monkeypatc
         untimed = dataclasses.replace(done.pictures[0], seconds=0.0)
         both.append(dataclasses.replace(done, seconds=0.0, pictures=(untimed,)))
     here, there = both
-    sent = pickle.loads(pickle.dumps(there))  # the table's formatting is no picklable function
+    sent = pickle.loads(pickle.dumps(there))  # functions that format the table cannot be pickled
     pages = [gallery([done], "command", tmp_path, 251.0, 2) for done in (sent, here)]
     assert pages[0] == pages[1]
     assert "3.0" in pages[0]

@@ -31,7 +31,7 @@ WAVE = np.cos(np.pi / 2 * np.arange(4)) / np.sqrt(2)
 
 @pytest.fixture(scope="module")
 def result():
-    """All architectures at two depths."""
+    """A run of all architectures at two depths."""
     jobs = []
 
     def track(all_jobs):
@@ -82,7 +82,7 @@ def _run(architecture, depth, direction, **changes):
 
 
 def _made_up(**changes):
-    """A result from no flow: at depth 3 sparser than at depth 2."""
+    """A made-up result, without flows: limits are sparser at depth 3 than at depth 2."""
     shapes = {
         ("diagonal", 2): (E1 + E2) / np.sqrt(2),
         ("diagonal", 3): E1,
@@ -199,7 +199,7 @@ def test_random_networks_cost_no_less_than_the_regularizer(architecture):
     found = random_networks(architecture, 3, SMALL)
     ratios = found.regularizers / found.squared_norms
     assert ratios.shape == (20,)
-    # From next to the minimum to far from it; below rounding of sums of 15 squares.
+    # Networks are near the minimum and far from it. 1e-14 allows rounding of sums of 15 squares.
     assert np.all(ratios < 1 + 1e-14)
     assert ratios.max() > 0.999
     assert ratios.min() < 0.9
@@ -239,11 +239,11 @@ def test_the_tables_say_what_the_arrays_hold(result):
     for row in _rows(report, "descent"):
         descent = result.runs[row["architecture"], row["depth"]][0].descent
         assert row["distance"] == descent.distance[-1]
-        assert descent.distance[-1] > 1e-3  # Descent is on its way, the limit is certified.
+        assert descent.distance[-1] > 1e-3  # descent has not arrived; the limit is certified
         assert descent.step[-1] == row["num_steps"] == 100_000
     problem = separable_data(SMALL)
     for (_, depth), (run,) in result.runs.items():
-        # The costs are of the network with smallest margin 1.
+        # The costs are those of the network with smallest margin 1.
         assert float(problem.margins(run.coefficients).min()) == pytest.approx(1, abs=1e-12)
         assert run.depth == depth
 

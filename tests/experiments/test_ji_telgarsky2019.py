@@ -20,7 +20,7 @@ experiment = find("ji-telgarsky2019")
 NUMBER: Any = 3
 CONFIG_FILE = Path(__file__).parents[2] / "configs" / "ji-telgarsky2019.toml"
 
-# One shape for both data sets, so that flows of one depth share a compilation.
+# Both data sets have one shape, so that flows of one depth share a compilation.
 SMALL = configuration.Configuration(
     depth=2,
     circles_depth=2,
@@ -111,7 +111,7 @@ def test_appendix_a(result):
     assert (stuck.sum_of_layers == 0).all()
     assert (stuck.log_risk >= 0).all()
     assert not stuck.conditions[0].holds
-    # Assumption 1.2 fails next to it as well, and yet the risk falls: it is sufficient only.
+    # Assumption 1.2 fails near it as well, but the risk falls: the assumption is only sufficient.
     assert not moved.conditions[0].holds
     assert moved.log_risk[-1] < -3
 
@@ -167,7 +167,7 @@ def test_bad_configurations(make, message):
 
 
 def _write_batches(folder, module):
-    """CIFAR-10 as distributed: pickles of a dict of bytes, by the numpy of its day."""
+    """Write CIFAR-10 as distributed: pickles of a dict of bytes, made by an old NumPy."""
     rng = np.random.default_rng(0)
     for index in range(1, 6):
         data = rng.integers(0, 256, (4, 3072), dtype=np.uint8)
@@ -218,7 +218,7 @@ def test_figures(result):
         ratios.lines[0].get_ydata(), flow.bounds.alignment.rank_one_ratios[:, 0]
     )
     assert distances.get_yscale() == "log"
-    # Two dimensional data behind the first layer, in their principal axes: flat at the end.
+    # The data after the first layer, in their principal axes: at the end they are on a line.
     after_first = drawn["figure2"].axes[3].lines[0].get_xydata()
     assert np.abs(after_first[:, 1]).max() < 1e-2
 

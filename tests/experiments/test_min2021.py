@@ -50,11 +50,11 @@ def test_bounds_hold(result):
         assert kept.sum() > 5
         assert np.all(run.rate[kept] >= run.proposition_1[kept] * (1 - 1e-9))
         assert np.all(run.excess_loss[kept] <= run.loss_bound[kept] * (1 + 1e-6))
-    # Wider: more level, less spread, a tighter bound (Min et al. 2021, A.1).
+    # A wider network has a higher level, less spread and a tighter bound (Min et al. 2021, A.1).
     narrow, wide = result.spectra
     assert wide.level > 2 * narrow.level
     assert wide.positive_spread < narrow.positive_spread
-    # Balanced is slowest, and the most imbalanced start fastest (A.2).
+    # The balanced start is the slowest, and the most imbalanced one the fastest (A.2).
     finals = [run.rate[0] for run in result.imbalance]
     assert finals[3] < min(finals[:3])
     assert finals[1] == max(finals)
@@ -105,7 +105,7 @@ def test_the_command_writes_tables_and_figures(result, tmp_path, monkeypatch, ca
             assert min(picture.size) > 400
             colours = picture.convert("RGB").getcolors(1 << 20)
         assert colours is not None
-        # The colours of two lines: not blank.
+        # The figure has the colours of two lines, so it is not blank.
         assert {(204, 121, 167), (10, 92, 140)} <= {colour for _, colour in colours}
 
 
@@ -151,7 +151,7 @@ def test_the_reduction_is_exact(n, d, h, m):
     for time in (0.3, 2.0):
         whole = integrate(network, problem, time)
         part = integrate(reduction.network, reduction.problem, time)
-        # Two integrations at 1e-11.
+        # Both integrations have rtol 1e-11.
         np.testing.assert_allclose(
             reduction.coefficients(part), whole.linear_coefficients(), rtol=0, atol=1e-8
         )
@@ -182,7 +182,7 @@ def test_the_reduction_keeps_every_bound():
 
 @pytest.mark.slow
 def test_the_reduced_flow_is_the_full_flow():
-    """`gradient_flow` on both, to the limit."""
+    """`gradient_flow` of both networks is compared, up to the limit."""
     problem = gaussian_data(12, 4, 1)
     like = lt.FullyConnectedNetwork.zeros((12, 20))
     network = lt.initialization.width_scaled(like, jax.random.key(0))
@@ -293,7 +293,7 @@ def benchmark():
 
 
 def test_the_benchmark_finds_violations(benchmark):
-    """The same flow against bounds that are too large by little more than rounding."""
+    """An outcome fails if an excess is 1.1 times the allowed one, or if nothing is compared."""
     good = benchmark.Outcome("case", "r = m", "time", 9, 0.3, 0.0, (1.0, 2.0), None, True)
     assert not good.failed
     for change in ({"rate_excess": 1.1}, {"loss_excess": 1.1}, {"num_times": 0}):
@@ -322,7 +322,7 @@ def test_a_sample_of_the_benchmark(benchmark):
 
 @pytest.mark.slow
 def test_the_benchmark_would_see_a_wrong_bound(benchmark, monkeypatch):
-    """Twice Proposition 1 and Theorem 3 are violated in scalar flows, where the first is exact."""
+    """Doubled bounds are violated in scalar flows, for which Proposition 1 is an equality."""
     cases = [benchmark.draw(index, benchmark.SHAPES[13]) for index in range(6)]
     assert not any(benchmark.compare(case).failed for case in cases)
     along = benchmark._along

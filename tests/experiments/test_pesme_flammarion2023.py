@@ -60,7 +60,7 @@ def test_each_check_can_fail():
     *others, last = found.runs
     changes = {
         "points that the flow misses by 1e-6": {"nearest": np.array([0, 0, 1e-3])},
-        # Late by something that grows with log(1/alpha): another limit.
+        # The delay grows with log(1/alpha), so the scaled times have another limit.
         "slope of the jump times minus the algorithm's": {"jumps": last.jumps + 0.1},
     }
     for name, change in changes.items():

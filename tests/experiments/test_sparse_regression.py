@@ -1,6 +1,6 @@
 """The experiments on sparse regression: pesme2021, even2023 and papazov2024.
 
-Their reports and figures are tested on results that are made up; the runs themselves are slow.
+Their reports and figures are tested on made-up results, because the runs are slow.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ BASELINE = Baseline(np.array([0.5, 0.5]), distance=0.5, l1_norm=1.5, least_l1_no
 
 
 def made_up(distance, shrinkage, error=1e-12, residual: Any = 1e-12):
-    """Ends of as many runs as there are distances."""
+    """Made-up ends of runs, one for each distance."""
     distance = np.asarray(distance, float)
     beta = np.tile([1.0, 0.0], (len(distance), 1))
     return Ends(
@@ -125,7 +125,7 @@ def test_the_command_writes_tables_and_figures(name, tmp_path, monkeypatch, caps
     assert cli.main(["reproduce", name, "--json", "--out", str(tmp_path)]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["passed"] is True
-    # What is made up is what the papers say.
+    # The made-up results agree with the papers.
     verdicts = [row["verdict"] for row in printed["tables"]["comparison"]]
     assert verdicts == ["agrees"] * len(verdicts)
     (figure,) = find(name).report(result).captions
@@ -159,7 +159,7 @@ def test_checks_and_verdicts_can_fail():
     crooked = dataclasses.replace(full, ends=far, aside=np.full(9, 1e-3))
     assert _failed("even2023", dataclasses.replace(even_result, runs=(crooked, stochastic))) == [
         "end of a run minus its prediction",
-        "share of a way beside the gradient",
+        "share of the steps that is not along the gradient",
     ]
 
     papazov_result = of_papazov()
@@ -198,7 +198,7 @@ def test_runs_without_any_training_end_where_the_flow_does():
     problem, truth = sparse_problem(5, 12, 2, 0)
     network = small_start(12, 0.3)
     base = baseline_of(network, problem, truth)
-    # The effective start of no training at all is the start: both runs end at the flow's limit.
+    # Without training the effective start is the start, so both runs end at the flow's limit.
     start = EffectiveStart(None, jnp.tile(log_scale(network), (2, 1)), jnp.zeros((2, 12)), "none")
     beta = np.stack([base.flow, np.full(12, np.nan)])
     ends = ends_of(beta, start, network, problem, truth)
@@ -271,7 +271,7 @@ def run(request):
 def test_all_checks_pass(run):
     name, found = run
     assert _failed(name, found) == []
-    # Training did something: no limit is the flow's.
+    # Training has an effect: no limit is that of the flow.
     if name == "even2023":
         rows = {t.name: t for t in find(name).report(found).tables}["methods"].rows
         assert min(row["flow_error"] for row in rows) > 1e-3

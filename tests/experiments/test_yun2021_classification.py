@@ -17,7 +17,7 @@ experiment = find("yun2021-classification")
 
 @pytest.fixture(scope="module")
 def result():
-    """One shape of each part."""
+    """A run with one shape in each part."""
     small = configuration.Configuration(
         theorems=configuration.TheoremsTask(
             architectures=("diagonal",), depths=(2,), dimension=4, num_samples=6, alphas=(0.1,)
@@ -69,10 +69,10 @@ def test_the_tables_say_what_the_arrays_hold(result):
     row = _rows(report, "flows")[0]
     assert path.log_loss[-1] <= -1e6
     assert row["end_error"] == path.error[-1] < row["paper_error"]
-    # Between the two saved times around loss 1e-5.
+    # The error at loss 1e-5 is between those of the two saved times around it.
     after = int(np.argmax(path.log_loss < np.log(1e-5)))
     assert path.error[after] <= row["paper_error"] <= path.error[after - 1]
-    # On the toy data descent stays far away; the flow in physical time cannot pass 1e-308.
+    # On the toy data descent remains far away; in physical time no loss is below 1e-308.
     toy = {row["method"]: row for row in _rows(report, "side_by_side")}
     ours = toy["flow, log-arc-length"]
     assert ours["log_loss"] < -1e8

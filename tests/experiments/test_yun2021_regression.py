@@ -32,7 +32,7 @@ experiment = find("yun2021-regression")
 
 @pytest.fixture(scope="module")
 def result():
-    """One depth, few scales; the smallest of them is where rotated sensors are unstable."""
+    """A run with one depth and few scales; at the smallest one rotated sensors are unstable."""
     small = configuration.Configuration(
         depths=(3,),
         interpolation=configuration.InterpolationTask(
@@ -90,7 +90,7 @@ def test_the_ends_are_the_solutions_of_a_linear_and_a_quadratic_program(result):
     # The limits are approached as alpha^3 = 1e-12 and alpha^-6 = 1e-12, times moderate constants.
     np.testing.assert_allclose(runs.limits[0], l1, rtol=0, atol=1e-9)
     np.testing.assert_allclose(runs.limits[-1], l2, rtol=0, atol=1e-9)
-    # In between it is neither.
+    # At scales between them the limit is neither.
     middle = runs.limits[np.argmin(np.abs(runs.alphas - 1))]
     assert min(np.max(np.abs(middle - end)) for end in (l1, l2)) > 0.01
 
@@ -100,7 +100,7 @@ def test_limits_interpolate_the_data(result, architecture):
     problem = interpolation_setups(6, 3, result.config.seed)[architecture].problem
     runs = result.interpolation[architecture, 3]
     for limit in (*runs.limits, *(flow.reached for flow in runs.flows)):
-        # The flows' finish leaves rounding; coefficients are of order one.
+        # After the finish only rounding is left; coefficients are of order one.
         np.testing.assert_allclose(problem.predictions(limit), problem.y, rtol=0, atol=1e-10)
 
 
@@ -168,7 +168,7 @@ def test_the_command_line_writes_tables_and_figures(result, monkeypatch, tmp_pat
         assert min(picture.size) > 600
         colours = picture.convert("RGB").getcolors(1 << 20)
     assert colours is not None
-    # Both quantities' colours: not blank.
+    # The figure has the colours of both quantities, so it is not blank.
     assert {(204, 121, 167), (10, 92, 140)} <= {colour for _, colour in colours}
 
 
@@ -263,7 +263,7 @@ def test_the_legend_has_a_column_for_each_kind():
 
 def test_more_series_than_line_styles_are_refused():
     curves = [Curve(X, X, "q", str(k)) for k in range(5)]
-    with pytest.raises(ValueError, match="at most 4 series can be told apart"):
+    with pytest.raises(ValueError, match="at most 4 series can be distinguished"):
         curve_figure([CurvePanel("Panel", curves, "x", "y")])
 
 

@@ -7,8 +7,8 @@ from ..formats import scientific
 from ..report import Claim
 
 CAPTIONS = {
-    "figure1": "Figure 1 of Eftekhari 2020: distance of the induced flow to the target by depth, "
-    "far from it and near it, with the layers' own flow on top.",
+    "figure1": "Figure 1 of Eftekhari 2020: distance between the induced flow and the target, by "
+    "depth, far from the target and near it. The layers' own flow is drawn on top.",
     "theorem20": "Theorem 20 of Eftekhari 2020, which the paper does not draw: distances against "
     "the bound, from random points of the stable set.",
     "nearby_rates": "The open question under Figure 1 of Eftekhari 2020: nearby rates against "
@@ -47,7 +47,7 @@ def _figure_1(curves, flows):
     )
     difference = max(row["difference"] for row in flows)
     yield Claim(
-        "induced flow (17) and the layers' own",
+        "induced flow (17) and the layers' own flow",
         "the same end-to-end matrix",
         f"within {scientific(difference)} (relative)",
         # Small enough that both are one curve in the figure; a check has the sharp bound.

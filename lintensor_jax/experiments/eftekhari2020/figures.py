@@ -54,7 +54,7 @@ def _nearby_time(result):
 
 
 def _example(result):
-    """The far start with the smallest s_Z, because (38) as printed is most wrong there."""
+    """The flow with the smallest s_Z of those from far away: (38) as printed fails most there."""
     far = [r for r in result.bounds if np.linalg.norm(r.start.coefficients) > 2.5 * r.start.size]
     run = min(far or result.bounds, key=lambda run: run.start.size)
     usable = np.isfinite(log_ratio(run)) & (run.times > 0)

@@ -20,7 +20,7 @@ class FigureRun:
     times: np.ndarray  # (T,)
     induced: np.ndarray  # (T,): of the end-to-end flow
     layered: np.ndarray  # (T,): of the layers' flow
-    difference: float  # of the two flows, over |beta(0)|
+    difference: float  # largest entry of the flows' difference, divided by |beta(0)|
     target_size: float
     end: LandscapePoint  # where the layered flow ends
 
@@ -33,7 +33,7 @@ class BoundRun:
     times: np.ndarray  # (T,)
     log_distance: np.ndarray  # (T,): log |beta - Z_1|^2
     log_bound: np.ndarray  # (T,): with (38) corrected
-    log_printed: np.ndarray  # (T,): with (38) as printed, which has s_Z^(-2/L)
+    log_printed: np.ndarray  # (T,): with (38) as printed, which has s_Z^(-2/N)
     slack: np.ndarray  # (T,): positive inside the stable set
     faraway: float  # rate of (38)
     nearby: float  # rate of (39)
@@ -44,9 +44,9 @@ class NearbyRun:
     """The rate at which one flow approaches its limit, measured and by the linearisation."""
 
     depth: int
-    size: float
+    size: float  # s_Z
     outputs: int
-    scale: float
+    scale: float  # n, from X^T X = n I
     measured: float
     predicted: float
 

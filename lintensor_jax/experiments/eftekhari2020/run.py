@@ -89,8 +89,8 @@ def _figure(config, depth):
     network = _layers(jnp.asarray(beta), depth, 1)
     layered = gradient_flow(network, problem, **options)
     ours, theirs = (np.asarray(flow.coefficients)[: len(times)] for flow in (induced, layered))
-    # Continue to the limit of the flow, whose kind the landscape then gives. The limit has a
-    # positive loss, and its gradient is zero.
+    # The flow is continued to its limit, and `landscape_point` says of which kind the limit is. The
+    # limit has a positive loss, and its gradient is zero.
     limit = gradient_flow(layered.network, problem, solver=diffrax.Dopri8(), rtol=1e-10)
     return FigureRun(
         depth,
@@ -112,14 +112,15 @@ def _bounds(config, depth):
 def _bound(config, start: Start):
     task, problem, depth = config.bound, start.problem, start.depth
     bound = convergence_bound(problem, depth, start.alpha, start.upper)
-    # Until the slowest mode has fallen by e^-8 (the theorem's own rate may be far below it).
+    # At the end the slowest mode has decreased by the factor e^-8. The theorem's rate is not used
+    # here: it may be far smaller than the rate of that mode.
     end = 8 / nearby_rates(problem, depth)["slow"]
     times = np.concatenate([[0.0], np.geomspace(1e-5 * end, end, task.times - 1)])
     network = _layers(jnp.asarray(start.coefficients), depth, 1)
     flow = gradient_flow(network, problem, **_explicit(config.rtol, end, times))
     beta = np.asarray(flow.coefficients)[: len(times)]
     target = bound.set.target
-    # (38) as printed: its faraway rate has s_Z^(-2/L) for s_Z^(2-2/L).
+    # (38) as printed: its faraway rate has s_Z^(-2/N) instead of s_Z^(2-2/N).
     printed = dataclasses.replace(bound, faraway=bound.faraway / float(target.size) ** 2)
     return BoundRun(
         start,

@@ -59,7 +59,7 @@ def near_start(
 
 
 def random_starts(task, depth: int, rng: np.random.Generator) -> Iterator[Start]:
-    """Random s_Z in [0.1, 10], alpha and beta, a gap at which Theorem 20 applies, and a point."""
+    """Random instances of Theorem 20: s_Z in [0.1, 10], alpha, beta, a gap, a point of the set."""
     power = 2 - 2 / depth
     for _ in range(task.starts):
         alpha = rng.uniform(0.3, 0.95)
@@ -78,7 +78,8 @@ def random_starts(task, depth: int, rng: np.random.Generator) -> Iterator[Start]
         size = 10 ** rng.uniform(-1, 1)
         sizes = size * np.array([1.0, gap, *[0.5 * gap] * task.outputs])[: task.outputs]
         problem, left, right = _spiked(task, sizes, rng)
-        # <u, u_Z> <v, v_Z> above alpha, sometimes barely; the length anywhere in its interval.
+        # <u, u_Z> <v, v_Z> is above alpha, in some instances by little. The length is anywhere in
+        # its interval.
         cosine = alpha + (1 - alpha) * rng.uniform(0.001, 0.999)
         share = rng.uniform()
         u = _tilted(left[:, 0], np.arccos(cosine**share), rng)
@@ -116,7 +117,7 @@ def landscape_cases(rng: np.random.Generator) -> Iterator[tuple]:
 
 
 def _spiked(task, sizes, rng):
-    """Whitened X and y with Z = X^T y / n = left diag(sizes) right^T, and labels' noise."""
+    """Whitened X and y = X Z, Z = X^T y / n = left diag(sizes) right^T; and `left`, `right`."""
     X = whitened(task.num_samples, task.dimension, rng)
     left = np.linalg.qr(rng.standard_normal((task.dimension, task.dimension)))[0]
     right = np.linalg.qr(rng.standard_normal((len(sizes), len(sizes))))[0]

@@ -11,7 +11,8 @@ from .claims import CAPTIONS, claims
 from .results import Result, log_ratio
 
 TITLE = "Eftekhari 2020: end-to-end flows, stable sets, Theorem 20 and the nearby rates"
-# Theorem 20 compares exact numbers. The distances here have errors of about 1e-9 of the first one.
+# Theorem 20 compares exact numbers. The distances here have errors of about 1e-9 times the
+# first distance.
 _ROUNDING = 1e-6
 _SHOWN = (1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)
 
@@ -67,7 +68,7 @@ _LANDSCAPE = (
 
 
 def report(result: Result) -> Report:
-    """Figure 1 in numbers, Theorem 20 by depth, the nearby rates, the landscape; all bounds."""
+    """Figure 1 in numbers, Theorem 20 by depth, the nearby rates, the landscape; all checks."""
     curves, flows = list(_curves(result)), list(_flows(result))
     bounds, nearby = list(_bounds(result)), list(_nearby(result))
     landscape = list(_landscape(result))
@@ -173,7 +174,7 @@ def _is_far(run):
 
 
 def _tightness(run):
-    """The overall decay of log |beta - Z_1|^2 over that of the bound, to the last usable time."""
+    """The fall of log |beta - Z_1|^2 up to the last usable time, divided by that of the bound."""
     last = int(np.flatnonzero(np.isfinite(log_ratio(run)))[-1])
     return (run.log_distance[0] - run.log_distance[last]) / (run.log_bound[0] - run.log_bound[last])
 

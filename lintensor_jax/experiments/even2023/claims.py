@@ -1,6 +1,6 @@
 """The statements of Even et al. 2023, compared with the results here.
 
-They are those of the paper's abstract; its figures were not at hand.
+They are the statements of the paper's abstract. The paper's figures were not available.
 """
 
 from collections.abc import Iterator
@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from ..report import Claim
 
 CAPTIONS = {
-    "steps": "After Even et al. 2023: distance of the limits from the sparse vector over the "
-    "flow's, and the mean gain log(mu_0/mu) on the vector's support and beside it, by the step "
-    "over the largest one up to which all runs fit the data. Thin: single problems; thick: mean.",
+    "steps": "After Even et al. 2023. Left: distance of the limits from the sparse vector, divided "
+    "by the distance of the flow's limit. Right: the mean gain log(mu_0/mu) on the support of the "
+    "vector and beside it. The x axis is the step, divided by the largest step up to which all "
+    "runs fit the data. Thin lines are single problems, thick lines the mean.",
 }
 
 
 def claims(methods: list[dict]) -> Iterator[Claim]:
-    """From the rows of the table of methods: the full gradient, then mini-batches."""
+    """The claims of the abstract. `methods`: rows of the table, full gradient then mini-batches."""
     full, stochastic = methods
     yield Claim(
         "mini-batches with large steps, sparse regression",

@@ -10,14 +10,14 @@ _QUICK_PROBLEMS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Steps(Config):
-    """A geometric row of step sizes, in units of the full gradient, up to some that diverge."""
+    """A geometric sequence of steps, as multiples of the full gradient; the largest diverge."""
 
     smallest: float = setting(0.02, Number(above=0))
     largest: float = setting(1.0, Number(above=0))
     count: int = setting(20, Integer(3))
 
     def check(self) -> None:
-        """Check the order."""
+        """Check that `smallest` is less than `largest`."""
         if self.largest <= self.smallest:
             raise ConfigError(
                 "largest", f"must be > smallest = {self.smallest:g}, got {self.largest:g}."
@@ -26,7 +26,7 @@ class Steps(Config):
 
 @dataclasses.dataclass(frozen=True)
 class StochasticSteps(Steps):
-    """The same for batches of `batch_size` samples, each with `runs` random keys."""
+    """Step sizes for batches of `batch_size` samples; each size runs with `runs` random keys."""
 
     smallest: float = setting(0.006, Number(above=0))
     largest: float = setting(0.1, Number(above=0))
@@ -36,7 +36,7 @@ class StochasticSteps(Steps):
 
 @dataclasses.dataclass(frozen=True)
 class Configuration(Config):
-    """Descent with steps from small to diverging: the whole gradient, and mini-batches."""
+    """Descent with the full gradient and with mini-batches, with steps from small to diverging."""
 
     seed: int = setting(2023, Integer(0))
     problems: int = setting(8, Integer(1))

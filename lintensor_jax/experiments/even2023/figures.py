@@ -29,7 +29,7 @@ def _distances(result: Result) -> LinePanel:
 
 
 def _mean(courses):
-    """The mean over the problems, where all of them have steps of this share."""
+    """The mean over the problems, at the shares of the largest step that all of them reach."""
     first = max(float(x[0] / x[-1]) for x, _ in courses)
     shares = _SHARES[first * (1 - 1e-12) <= _SHARES]
     values = [np.interp(np.log(shares), np.log(x / x[-1]), y) for x, y in courses]

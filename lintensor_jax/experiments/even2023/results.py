@@ -15,8 +15,8 @@ class StepRun:
     """The runs of one method on one problem: S step sizes, each with R random keys.
 
     - `sizes` (S R,): step sizes, ascending. `gains` (S R, d): log(mu_0/mu) of every coordinate.
-    - `diverged` (S R,): whether a run left the finite numbers.
-    - `aside` (S R,): the share of the way that is no multiple of the gradient.
+    - `diverged` (S R,): whether a run became infinite or NaN.
+    - `aside` (S R,): the share of the steps' total length that is not along the gradient.
     """
 
     problem: int
@@ -29,7 +29,7 @@ class StepRun:
 
     @property
     def largest(self) -> float:
-        """The largest step up to which all runs fit the data; 0 where the smallest does not."""
+        """The largest step up to which all runs fit the data; 0 if the smallest does not fit."""
         steps = np.unique(self.sizes)
         fits = np.array([np.all(self.ends.fits[self.sizes == step]) for step in steps])
         until = len(steps) if fits.all() else int(fits.argmin())
@@ -57,6 +57,6 @@ class Result:
         return [run for run in self.runs if run.method == method]
 
     def relative(self, run: StepRun) -> tuple[np.ndarray, np.ndarray]:
-        """The steps of `by_step`, and the mean distance of the limits over that of the flow's."""
+        """The steps of `by_step`; the mean distance of the limits, divided by the flow's."""
         steps, distance = run.by_step(run.ends.distance)
         return steps, distance / self.baselines[run.problem].distance

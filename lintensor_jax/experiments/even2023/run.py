@@ -1,7 +1,7 @@
 """Descent on two diagonal layers with large steps: Even, Pesme, Gunasekar & Flammarion 2023.
 
-Full gradients and mini-batches, steps from small to diverging. Each run that fits the data is
-compared with the limit that theory predicts from the sums over its steps.
+Descent uses full gradients or mini-batches, and steps from small to diverging. Each run that fits
+the data is compared with the limit that theory predicts from the sums over its steps.
 """
 
 import jax
@@ -23,7 +23,7 @@ def run(
     reduced: tuple[str, ...] = (),
     track: Track = iter,
 ) -> Result:
-    """All problems of one method in one program, then the other method."""
+    """Run all problems of one method, with one compiled program, then those of the other."""
     data = config.data
     network = small_start(data.dimension, data.scale)
     drawn = [

@@ -44,7 +44,7 @@ _PROBLEMS = (
 
 
 def report(result: Result) -> Report:
-    """By method over all problems, by problem, and the acceptance bounds."""
+    """One table by method, over all problems, one table by problem, and the checks."""
     methods = [_method_row(result, method) for method in (FULL, STOCHASTIC)]
     problems = [_problem_row(result, run) for run in result.runs]
     return Report(
@@ -65,7 +65,13 @@ def report(result: Result) -> Report:
 def _checks(methods, problems) -> tuple[Check, ...]:
     return (
         worst_of("end of a run minus its prediction", methods, "error", 1e-9, _by_method),
-        worst_of("share of a way beside the gradient", methods, "aside", 1e-10, _by_method),
+        worst_of(
+            "share of the steps that is not along the gradient",
+            methods,
+            "aside",
+            1e-10,
+            _by_method,
+        ),
         worst_of(
             "problems where no step fits the data",
             problems,
@@ -106,7 +112,7 @@ def _method_row(result: Result, method: str) -> dict[str, Any]:
 
 
 def _mean(values):
-    """NaN for none: no problem has a step that fits."""
+    """The mean; NaN without values, that is if no problem has a step that fits the data."""
     return float(np.mean(values)) if len(values) else float("nan")
 
 
@@ -115,7 +121,7 @@ def _most(values):
 
 
 def _error(run):
-    """NaN where no run fits."""
+    """The largest error of the runs that fit the data; NaN if none does."""
     return float(np.nanmax(run.ends.error)) if run.ends.fits.any() else float("nan")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from ..report import Check, worst_of
 from .configuration import Configuration
 
-# The rounding error of R over |Theta|^2, which are sums of up to some hundred terms.
+# The rounding error of R / |Theta|^2. Both are sums of up to some hundred terms.
 _ROUNDING = 1e-12
 # The printed constants are wrong by a factor of at least 1.1.
 LOG_FACTOR = float(np.log(1.1))
@@ -135,7 +135,7 @@ def _of_lemma_7(induced) -> list[Check]:
             _label,
             lambda row: (
                 f"off by a factor of {np.exp(LOG_FACTOR - row['printed_kept']):.3g} or more, "
-                f"{np.exp(LOG_FACTOR):.2g} is asked"
+                f"{np.exp(LOG_FACTOR):.2g} is required"
             ),
         )
     ]

@@ -7,11 +7,12 @@ from ..report import Claim
 from .results import Result
 
 CAPTIONS = {
-    "directions": "Figure 1 of Gunasekar et al. 2018, a drawing there, with numbers: limits of "
-    "the three architectures from one start, entries and discrete Fourier transform, by depth; "
-    "dashes are where gradient descent is.",
-    "sparsity": "What Figure 1 of Gunasekar et al. 2018 says in words: deeper is sparser, diagonal "
-    "networks in the entries, convolutions in frequencies, fully-connected ones nowhere.",
+    "directions": "Figure 1 of Gunasekar et al. 2018 is a drawing; here it has numbers. Limits of "
+    "the three architectures from one start, entries and discrete Fourier transform, by depth. "
+    "Dashes are the last step of gradient descent.",
+    "sparsity": "What Figure 1 of Gunasekar et al. 2018 says in words: deeper networks have "
+    "sparser limits, diagonal ones in the entries, convolutional ones in the frequencies, "
+    "fully-connected ones in neither.",
     "induced_regularizer": "Lemmas 5 to 7 of Gunasekar et al. 2018: no network costs less than "
     "R of its predictor, and limits (stars) cost exactly that.",
 }

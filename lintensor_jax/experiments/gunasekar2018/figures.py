@@ -24,7 +24,7 @@ _PARTICIPATION = {
 
 
 def figures(result: Result) -> dict[str, Figure]:
-    """Figure 1 with numbers, sparsity against depth, and induced regularisers."""
+    """The figures by name: Figure 1 with numbers, sparsity by depth, induced regularisers."""
     return {
         "directions": _directions(result),
         "sparsity": _sparsity(result),
@@ -33,7 +33,7 @@ def figures(result: Result) -> dict[str, Figure]:
 
 
 def _directions(result):
-    """Limits from the first start, and where descent is; half the spectrum of a real signal."""
+    """Limits from the first start and the last step of descent; spectra are symmetric: one half."""
     config = result.config
     half = config.dimension // 2 + 1
     rows = []

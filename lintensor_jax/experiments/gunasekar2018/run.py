@@ -51,7 +51,7 @@ def run(
     reduced: tuple[str, ...] = (),
     track: Track = iter,
 ) -> Result:
-    """Integrate, certify and compare; two jobs run at a time, because each compiles for long."""
+    """Integrate, certify and compare; two jobs run at a time, because compilation takes long."""
     jobs = [Job(name, depth) for depth in config.depths for name in config.architectures]
 
     def compute(job):
@@ -75,7 +75,7 @@ def limits(architecture: str, depth: int, task) -> list[Run]:
     problem = separable_data(task)
     like = ARCHITECTURES[architecture](task.dimension, depth)
     convex = max_margin(problem, NORMS[architecture]())
-    # One optimiser for all starts: a new object would compile again.
+    # One optimiser for all starts, because JAX would compile again for a new object.
     optimizer = optax.sgd(task.descent_step)
     return [
         _limit(architecture, like, problem, convex, optimizer, start, task)

@@ -208,7 +208,7 @@ def _sparsity(result, runs) -> Iterator[dict[str, Any]]:
 
 
 def _growth(result, sparsity) -> Iterator[dict[str, Any]]:
-    """How much denser the limits of deeper networks are than at depth 2, in their sparse domain."""
+    """The change of the limits' sparsity from depth 2 to larger depths, in their sparse domain."""
     by_lane = {(row["architecture"], row["depth"]): row for row in sparsity}
     for (architecture, depth), row in by_lane.items():
         shallow = by_lane.get((architecture, 2))
@@ -257,7 +257,7 @@ def _induced(result) -> Iterator[dict[str, Any]]:
             "random_excess": float(ratios.max()) - 1,
             "printed_unnormalised": worst["printed_unnormalised"] if is_printed else None,
             "printed_unitary": worst["printed_unitary"] if is_printed else None,
-            # The check passes where both factors are farther from 1 than a factor of 1.1.
+            # The check passes if both factors differ from 1 by more than a factor of 1.1.
             "printed_kept": _log_factor(rows) if is_printed else None,
         }
 
@@ -267,8 +267,8 @@ def _costs(run: Run) -> dict[str, float]:
     difference = (run.regularizer - run.squared_norm) / run.squared_norm
     minimal = (run.minimal_squared_norm - run.regularizer) / run.squared_norm
     spectrum = np.abs(np.fft.fft(run.coefficients))
-    # A frequency that is zero has a computed modulus as small as the rounding error of the largest.
-    # Its power 2/L is much larger than a rounding error. R may be wrong by this much, and no more.
+    # The computed modulus of a frequency that is zero is about the rounding error of the largest
+    # modulus. Its power 2/L is much larger than a rounding error. R may be wrong by this amount.
     rounding = 0.0
     if run.architecture == "convolutional":
         rounding = (

@@ -27,14 +27,14 @@ class DescentTask(Config):
     num_steps: int = setting(500_000, Integer(1))
 
     def check(self) -> None:
-        """R_t - 1 must not lie below the largest norm."""
+        """Check that R_t - 1 is at least the largest norm of a layer."""
         if self.growth < 1:
             raise ConfigError("growth", f"must be at least 1, got {self.growth:g}; try 1.1.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Configuration(Config):
-    """Figure 1 has `depth` layers and Figure 2 has `circles_depth`, of `width` hidden units."""
+    """Figure 1: networks with `depth` layers; Figure 2: `circles_depth`; `width`: hidden units."""
 
     depth: int = setting(4, Integer(2))
     circles_depth: int = setting(3, Integer(2))

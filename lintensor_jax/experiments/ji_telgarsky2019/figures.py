@@ -13,7 +13,7 @@ _ONE, _DEEP, _MARGIN, _RISK_COLOUR = 2, "fully-connected", 7, 8
 
 
 def figures(result: Result) -> dict[str, Figure]:
-    """The figures by name; "figure3" only where there are images."""
+    """The figures by name; "figure3" only if there are images."""
     drawn = {"figure1": _figure1(result), "figure2": _figure2(result)}
     if result.images:
         images = [_image_panel(run) for run in result.images]
@@ -55,7 +55,7 @@ def _figure1(result):
         ylabel="$x_2$",
     )
     past, ratios = -deep.log_risk, deep.bounds.alignment.rank_one_ratios
-    # Lemma 2.6's first bound over |W_k|_F^2. The last layer always has rank one.
+    # Lemma 2.6's first bound, divided by |W_k|_F^2. The last layer always has rank one.
     squares = deep.bounds.alignment.frobenius_norms[:, :-1] ** 2
     proven = np.sqrt(np.maximum(0.0, 1 - deep.bounds.remainder_limit[:, None] / squares))
     lines = [*_layers(past, ratios), *_limits(past, proven, "bound of Lemma 2.6")]

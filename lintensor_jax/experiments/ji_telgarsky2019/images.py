@@ -30,7 +30,7 @@ class _Folder:
     """A folder's path, or an empty string."""
 
     def read(self, value):
-        """The path, as a text."""
+        """The path as text, or `Rejected`."""
         return value if isinstance(value, str) else Rejected("a folder's path, or empty", value)
 
 
@@ -87,13 +87,13 @@ def load_images(task: ImagesTask) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads only pickled arrays and plain containers: another pickle may run any program."""
+    """Reads only pickled arrays and plain containers. Other pickles can run any program."""
 
     _ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype", "encode"})
 
     def find_class(self, module, name):
         if module.split(".")[0] not in ("numpy", "_codecs") or name not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} is no part of an array")
+            raise pickle.UnpicklingError(f"{module}.{name} is not part of an array")
         # The NumPy that wrote the batches called this module `core`; today it is `_core`.
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 

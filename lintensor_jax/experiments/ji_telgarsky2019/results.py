@@ -55,7 +55,7 @@ class DescentRun:
     log_risk: np.ndarray  # (S,)
     direction: np.ndarray  # (S, d)
     bounds: Any  # with leading axis S; None for one layer and for constant steps
-    step_size: float  # the last one, in the mean loss
+    step_size: float  # the last one; it multiplies the gradient of the mean loss
 
 
 @dataclasses.dataclass(frozen=True)

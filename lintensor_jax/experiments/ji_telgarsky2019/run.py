@@ -158,13 +158,13 @@ def _flow(data, problem, network, index, task):
 
 
 def _weights(network):
-    # All flows share this one function: JAX would compile another function again.
+    # All flows share this one function, because JAX would compile again for a new function.
     return network.weights
 
 
 def _bounds(network, weights, initial_risk):
     """`alignment_bounds` at the start and at every saved time, as NumPy arrays."""
-    # One call for each saved time: JAX would compile a batch again for every number of times.
+    # One call for each saved time: JAX would compile a batch again for each number of times.
     along = [network.weights, *zip(*(np.asarray(w) for w in weights), strict=True)]
     found = [_bounds_at(network, FullyConnectedNetwork(w), initial_risk) for w in along]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *found)
@@ -174,7 +174,7 @@ _bounds_at = eqx.filter_jit(alignment_bounds)
 
 
 def run_descents(data: str, problem: Any, network: Any, task: DescentTask) -> list[DescentRun]:
-    """Gradient descent with constant steps, and for several layers with Assumption 3.5's."""
+    """Gradient descent with constant steps; several layers also with those of Assumption 3.5."""
     count = problem.y.size
     every = math.gcd(task.num_steps, max(1, task.num_steps // _DESCENT_POINTS))
     deep = isinstance(network, FullyConnectedNetwork)

@@ -9,8 +9,8 @@ CAPTIONS = {
     "at small and large width.",
     "figure5": "Figures 2 (right) and 5 of Min et al. 2021: losses and rates by width, with the "
     "bounds of Theorem 3 and Proposition 1.",
-    "figure3_6": "Figures 3 and 6 of Min et al. 2021: one end-to-end matrix, started from "
-    "different imbalances and balanced.",
+    "figure3_6": "Figures 3 and 6 of Min et al. 2021: starts with the same end-to-end matrix, "
+    "several with different imbalances and one balanced.",
     "figure7": "Figure 7 of Min et al. 2021: distance from the min-norm solution against width, "
     "with the bound of Theorem 12.",
 }

@@ -51,7 +51,7 @@ class ImbalanceTask(Config):
     duration: float = setting(1.5, _POSITIVE)
 
     def check(self) -> None:
-        """Check the number of samples, and that all pairs of scales have one product."""
+        """Check the number of samples, and that all pairs of scales have the same product."""
         _require_underdetermined(self)
         first, last = self.first_scales, self.last_scales
         if len(first) != len(last) or np.ptp(np.log(np.multiply(first, last))) > 1e-9:
@@ -112,6 +112,6 @@ def _require_underdetermined(task):
     if task.num_samples >= task.dimension:
         raise ConfigError(
             "num_samples",
-            f"must be < dimension = {task.dimension}, got {task.num_samples}; with one solution "
-            "only nothing depends on the start.",
+            f"must be < dimension = {task.dimension}, got {task.num_samples}; with only one "
+            "solution, nothing depends on the start.",
         )

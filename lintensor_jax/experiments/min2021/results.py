@@ -7,7 +7,7 @@ import numpy as np
 from .configuration import Configuration
 
 # A loss below this, relative to the first one, is near the square of the integrator's tolerance.
-# There the direction of the error is a rounding error, and a bound on it says nothing.
+# There the direction of the error is a rounding error, and a bound on its rate has no meaning.
 _LEAST_LOSS = 1e-11
 
 
@@ -117,7 +117,7 @@ def power_law(result: Result, corrected: bool = True) -> PowerLaw:
     As h grows, sqrt(h) times the distance tends to sqrt(d - r) |V(inf)|, and |V(inf)| tends to a
     limit as well. The products U_1 V^T of the start cause an error of |V(inf)|; they are of size
     sqrt(r / h), and both signs are equally likely. The paper's widths are at least five times r.
-    There the error is larger than the error bars: with 60 runs for each width, a power law without
+    There this error is larger than the error bars. With 60 runs for each width, a power law without
     correction has the exponent -0.484 +- 0.004, and one with a correction in 1 / h has
     -0.495 +- 0.010.
     """

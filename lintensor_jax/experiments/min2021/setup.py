@@ -102,6 +102,6 @@ def _targets(X, rng):
 
 
 def measured_rate(network: FullyConnectedNetwork, problem: Regression):
-    """-dL/dt along the flow, the squared norm of the gradient; it uses no code of the theory."""
+    """-dL/dt along the flow, the squared norm of the gradient, without code of the theory."""
     gradient = jax.grad(lambda weights: problem.loss(weights[0] @ weights[1]))(network.weights)
     return sum(jnp.sum(g**2) for g in gradient)

@@ -12,8 +12,8 @@ from .claims import CAPTIONS, claims
 from .results import RateRun, Result, WidthRun, meaningful, power_law
 
 TITLE = "Min, Tarmoun, Vidal & Mallada 2021: rates, implicit bias and width"
-# Eq. (22) is a limit. It is compared where the loss is below this, so that |E| is below 1e-3 of its
-# start.
+# Eq. (22) is a limit. It is compared if the loss is below this, so that |E| is below 1e-3 of its
+# initial value.
 _CONVERGED = 1e-6
 _ROWS = 7
 
@@ -83,7 +83,7 @@ _SLOPE = (
 
 
 def report(result: Result) -> Report:
-    """Spectra, rates at the ends and at some times, distances, and the acceptance bounds."""
+    """Spectra, rates at the ends and at some times, distances, and the checks."""
     rates = [_rate_row("Figure 5", run) for run in result.rates]
     starts = [_rate_row("Figures 3, 6", run) for run in result.imbalance]
     spectra, widths, slopes = list(_spectra(result)), list(_widths(result)), list(_slopes(result))
@@ -110,7 +110,8 @@ def report(result: Result) -> Report:
 def _checks(result, flows, spectra, widths, slopes) -> tuple[Check, ...]:
     error = abs(slopes[0]["slope"] - slopes[0]["theory"]) / slopes[0]["error_bar"]
     balanced = result.imbalance[-1]
-    # The inequalities are exact. The bounds allow rounding, and for losses the integrator's error.
+    # The inequalities are exact. The bounds of the checks allow for rounding errors, and for losses
+    # also for the error of the integrator.
     checks = (
         _bounded("Proposition 1 over the measured rate", flows, "worst_rate", 1 + 1e-9),
         _bounded("loss over Theorem 3", flows, "loss_over_bound", 1 + 1e-6),

@@ -1,8 +1,8 @@
 """The statements of Papazov et al. 2024, compared with the results here.
 
-They are those of the paper's abstract; its figures were not at hand. The second one does not hold
-here: momentum shrinks mu most where the gradient is large, on the support, and this outweighs that
-it is smaller in the mean (docs/errata.md).
+They are the statements of the paper's abstract. The paper's figures were not available. The second
+statement does not hold here. Momentum shrinks mu most where the gradient is large, that is on the
+support. This effect is stronger than that of the smaller mean of mu (docs/errata.md).
 """
 
 import math
@@ -12,14 +12,15 @@ from ..report import Claim
 
 CAPTIONS = {
     "mass": "After Papazov et al. 2024: heavy-ball flow by its mass lambda. Left: distance of the "
-    "limits from the sparse vector over the gradient flow's (thin: single problems, up to the mass "
-    "at which a coordinate changes its sign; thick: mean). Right: gradient descent with momentum "
-    "beta and step lambda (1 - beta)^2 against the flow of this lambda, by the time of a step.",
+    "limits from the sparse vector, divided by the distance of the gradient flow's limit (thin: "
+    "single problems, up to the mass at which a coordinate changes its sign; thick: mean). Right: "
+    "distance between the ends of gradient descent with momentum beta and step "
+    "lambda (1 - beta)^2 and of the flow of this lambda, by the time of a step.",
 }
 
 
 def claims(masses: list[dict], momenta: list[dict]) -> Iterator[Claim]:
-    """From the rows of the tables of masses and of momenta."""
+    """The claims of the abstract, from the rows of the tables of masses and of momenta."""
     first, last = momenta[0], momenta[-1]
     order = _order(first, last)
     yield Claim(

@@ -12,7 +12,7 @@ _QUICK_PROBLEMS = 3
 class Momentum(Config):
     """Gradient descent with momenta beta and steps gamma of one mass gamma/(1 - beta)^2.
 
-    - `duration`: in physical time, of which a step takes gamma/(1 - beta).
+    - `duration`: of each run, in physical time; one step takes the time gamma/(1 - beta).
     """
 
     mass: float = setting(0.4, Number(above=0))
@@ -20,7 +20,7 @@ class Momentum(Config):
     duration: float = setting(2000.0, Number(above=0))
 
     def check(self) -> None:
-        """Check that the momenta rise, below 1."""
+        """Check that there are at least two momenta, ascending and below 1."""
         momenta = list(self.momenta)
         if momenta != sorted(set(momenta)) or len(momenta) < 2 or momenta[-1] >= 1:
             raise ConfigError(
@@ -41,7 +41,7 @@ class Configuration(Config):
     momentum: Momentum = table(Momentum)  # noqa: RUF009
 
     def check(self) -> None:
-        """Check that the masses rise."""
+        """Check that the masses are ascending."""
         if list(self.masses) != sorted(set(self.masses)):
             raise ConfigError("masses", f"must be ascending, got {list(self.masses)}; sort them.")
 

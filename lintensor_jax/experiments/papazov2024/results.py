@@ -12,9 +12,9 @@ from .configuration import Configuration
 class MassRun:
     """The flows of all masses on one problem, K of them.
 
-    - `sign_changes`: in words what changes its sign, "" where nothing does; no limit is predicted
-      where something does.
-    - `energy_drift` (K,): of the flow's energy balance, relative to the energy at the start.
+    - `sign_changes`: what changes its sign, as text; "" if nothing does. No limit is predicted for
+      a flow in which something changes its sign.
+    - `energy_drift` (K,): the error of the energy balance, relative to the energy at the start.
     """
 
     problem: int
@@ -32,7 +32,7 @@ class MassRun:
 class MomentumRun:
     """Descent with momentum on the first problem, against the flow of its mass.
 
-    - `step`: gamma. `away`: the largest entry of descent's end minus the flow's.
+    - `step`: gamma. `away`: the largest entry of |end of descent - end of the flow|.
     - `residual`: |X beta - y| / |y| at the end of descent.
     """
 

@@ -1,7 +1,7 @@
 """Heavy-ball flow of two diagonal layers: Papazov, Pesme & Flammarion 2024.
 
-Flows of several masses from rest, each against the limit that theory predicts from two integrals
-along the flow; and gradient descent with momentum, whose steps and momenta have one mass.
+Flows of several masses start at rest. Each is compared with the limit that theory predicts from two
+integrals along the flow. Gradient descent with momentum uses steps and momenta of one mass.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from .results import MassRun, MomentumRun, Result
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """All masses on one problem, or all momenta on the first one."""
+    """All masses on one problem; -1: all momenta of descent, on the first problem."""
 
     problem: int = -1
 
@@ -35,7 +35,7 @@ def run(
     reduced: tuple[str, ...] = (),
     track: Track = iter,
 ) -> Result:
-    """Problem by problem, then descent."""
+    """Integrate the flows problem by problem, then run descent with momentum."""
     data = config.data
     network = small_start(data.dimension, data.scale)
     drawn = [
@@ -59,7 +59,7 @@ def run(
 
 def _masses(config, network, number, problem, truth) -> MassRun:
     flows = [heavy_ball_flow(network, problem, mass, throw=False) for mass in config.masses]
-    # The assumptions of the starts differ in their words.
+    # The measured assumptions have different texts, so that the starts could not be stacked.
     starts: Any = [flow.effective_start for flow in flows]
     starts = [dataclasses.replace(start, measured=()) for start in starts]
     start = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)

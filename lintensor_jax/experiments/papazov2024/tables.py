@@ -38,7 +38,7 @@ _MOMENTA = (
 
 
 def report(result: Result) -> Report:
-    """By mass over all problems, descent with momentum, and the acceptance bounds."""
+    """One table by mass, over all problems, one table of descent with momentum, and the checks."""
     masses = [_mass_row(result, k) for k in range(len(result.config.masses))]
     momenta = [{**vars(run), "time_step": run.time_step} for run in result.momenta]
     mass = result.config.momentum.mass

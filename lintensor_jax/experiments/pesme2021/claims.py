@@ -1,6 +1,6 @@
 """The statements of Pesme et al. 2021, compared with the results here.
 
-They are those of the paper's abstract; its figures were not at hand.
+They are the statements of the paper's abstract. The paper's figures were not available.
 """
 
 import itertools
@@ -11,13 +11,13 @@ from ..report import Claim
 CAPTIONS = {
     "noise": "After Pesme et al. 2021: stochastic gradient flow and gradient flow from one start. "
     "Left, middle: loss and distance from the sparse vector along the first path of each noise. "
-    "Right: distance of the limits over the flow's, one point for each path, by what the noise has "
-    "taken off log mu.",
+    "Right: distance of the limits from the sparse vector, divided by the distance of the flow's "
+    "limit, one point for each path, against the amount by which the noise lowers log mu.",
 }
 
 
 def claims(noises: list[dict], relation: dict) -> Iterator[Claim]:
-    """From the rows of the table of noises, and the relation over all paths."""
+    """The claims of the abstract. `noises`: rows of the table; `relation`: over all paths."""
     better, paths = sum(row["closer"] for row in noises), sum(row["fits"] for row in noises)
     yield Claim(
         "the limit of the stochastic flow",

@@ -13,9 +13,9 @@ _QUICK_PROBLEMS, _QUICK_PATHS = 2, 8
 class Configuration(Config):
     """Stochastic gradient flows of several noises, on several problems.
 
-    - `noises`: s^2 over the loss; with steps gamma on one sample at a time it is 2 gamma.
-    - `paths`: of each noise and problem.
-    - `share`: the step over the largest stable one of the flow without noise.
+    - `noises`: s^2 divided by the loss; descent with steps gamma on single samples has 2 gamma.
+    - `paths`: the number of paths for each noise and problem.
+    - `share`: the step, divided by the largest stable step of the flow without noise.
     """
 
     seed: int = setting(2021, Integer(0))

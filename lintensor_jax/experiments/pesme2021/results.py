@@ -12,10 +12,10 @@ from .configuration import Configuration
 class NoiseRun:
     """The paths of one noise on one problem.
 
-    - `noise`: s^2 over the loss. `spent` (K,): int s^2 dt along each path, and `loss_integral`
-      (K,): int L dt, which is large where a path converges slowly.
+    - `noise`: s^2 divided by the loss. `spent` (K,): int s^2 dt along each path.
+    - `loss_integral` (K,): int L dt, which is large if a path converges slowly.
     - `scale_error` (K,): |log mu - prediction| at the path's end, mu = |u^2 - v^2|/2 of its layers.
-    - `ended_by`: how many paths were stopped by what. `most_steps`: of a path.
+    - `ended_by`: how many paths each stopping rule ended, as text. `most_steps`: of all paths.
     """
 
     problem: int
@@ -28,7 +28,7 @@ class NoiseRun:
 
     @property
     def loss_integral(self) -> np.ndarray:
-        """int L dt, shape (K,)."""
+        """int L dt along each path, shape (K,)."""
         return self.spent / self.noise
 
 
@@ -44,7 +44,7 @@ class Course:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Everything that was computed; `courses` are of the first problem, the flow's first."""
+    """Everything that was computed; `courses`: of the flow, then of paths, on problem 1."""
 
     config: Configuration
     reduced: tuple[str, ...]

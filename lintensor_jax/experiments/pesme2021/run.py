@@ -1,8 +1,8 @@
 """Stochastic gradient flows of two diagonal layers: Pesme, Pillaud-Vivien & Flammarion 2021.
 
 Each path is compared with the limit that theory predicts from int s^2 dt along the path, and all
-paths with the gradient flow from the same start. Steps are a share of the largest stable step:
-the prediction holds for steps of any length, since the scheme keeps each path in the span of the
+paths with the gradient flow from the same start. The step is a share of the largest stable step.
+The prediction holds for steps of any length, because the scheme keeps each path in the span of the
 data.
 """
 
@@ -36,7 +36,7 @@ def run(
     reduced: tuple[str, ...] = (),
     track: Track = iter,
 ) -> Result:
-    """All noises of one problem after the other; of the first problem the courses, too."""
+    """Run all noises on one problem after the other. Courses are kept of the first problem."""
     data = config.data
     network = small_start(data.dimension, data.scale)
     drawn = [
@@ -93,7 +93,8 @@ def _flow_course(config, network, problem, truth) -> Course:
 
 def _times(config, problem):
     """The length of a step, and the saved times: multiples of it that grow geometrically."""
-    # The largest eigenvalue on the way is at most |X|^2 max(u^2 + v^2), for |beta| <= 2.
+    # The largest eigenvalue along a path is at most |X|^2 max(u^2 + v^2), about 4 |X|^2 for
+    # |beta| <= 2.
     step = config.share * 2 / (4 * float(np.linalg.norm(np.asarray(problem.X), 2)) ** 2)
     return step, step * np.unique(np.round(np.geomspace(1, config.max_steps, config.num_times)))
 

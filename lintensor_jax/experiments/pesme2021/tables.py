@@ -44,7 +44,7 @@ _PROBLEMS = (
 
 
 def report(result: Result) -> Report:
-    """By noise over all problems, by problem, and the acceptance bounds."""
+    """One table by noise, over all problems, one table by problem, and the checks."""
     noises = [_noise_row(result, noise) for noise in result.config.noises]
     problems = [_problem_row(result, run) for run in result.runs]
     relation = _relation(result)
@@ -64,10 +64,11 @@ def report(result: Result) -> Report:
 
 
 def _checks(noises) -> tuple[Check, ...]:
-    # Residuals of 1e-10 leave errors of 1e-10 over the smallest singular value of the data.
+    # Residuals of 1e-10 leave errors of 1e-10 divided by the smallest singular value of X.
     return (
         worst_of("end of a path minus its prediction", noises, "error", 1e-8, _of_noise),
-        # mu of the layers at the end, which are logarithms' exponentials, against the integral.
+        # mu of the layers at the end is compared with the integral. These layers are exponentials
+        # of logarithms.
         worst_of("log mu minus its prediction", noises, "scale_error", 1e-9, _of_noise),
         worst_of("noises without a path that fits the data", noises, "no_path", 0, _of_noise),
     )
@@ -78,7 +79,7 @@ def _of_noise(row):
 
 
 def _relative(result: Result, noise: float) -> dict[str, np.ndarray]:
-    """Of all paths with this noise that fit: distance and l1 excess over the flow's, int s^2 dt."""
+    """Distance and l1 excess divided by the flow's, int s^2 dt, shrinkage; of paths that fit."""
     found: dict[str, list] = {"distance": [], "excess": [], "spent": [], "shrinkage": []}
     for run in result.of_noise(noise):
         base, ends, kept = result.baselines[run.problem], run.ends, run.ends.fits

@@ -1,6 +1,6 @@
 """The statements of Pesme & Flammarion 2023, compared with the results here.
 
-They are those of the paper's abstract.
+They are the statements of the paper's abstract.
 """
 
 import itertools
@@ -10,14 +10,17 @@ from ..report import Claim
 
 CAPTIONS = {
     "saddles": "After Figure 1 of Pesme & Flammarion 2023: training loss and coordinates of the "
-    "flow over time in units of log(1/alpha). Left: the loss for ever smaller starts, and the "
-    "algorithm's (grey, dashed). Right: the coordinates at the smallest start, and the algorithm's "
-    "points (grey, dashed).",
+    "flow over time in units of log(1/alpha). Left: the loss for smaller and smaller starts, and "
+    "the loss of the algorithm (grey, dashed). Right: the coordinates from the smallest start, and "
+    "those of the algorithm (grey, dashed).",
 }
 
 
 def claims(points: list[dict], scales: list[dict], ends: dict) -> Iterator[Claim]:
-    """From the rows of the tables of points and of scales, and what both lead to."""
+    """The claims of the abstract. `points` and `scales` are rows of the tables of these names.
+
+    `ends`: the errors of the algorithm's last point and of the flow (`_ends` in `tables`).
+    """
     visited, last = len(points) - 1, scales[-1]
     yield Claim(
         "saddles that the flow visits",

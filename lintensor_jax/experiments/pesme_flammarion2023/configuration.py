@@ -9,7 +9,7 @@ _MOST_LINES = 6
 
 @dataclasses.dataclass(frozen=True)
 class Configuration(Config):
-    """Flows from ever smaller starts, alpha = 10^-digits, on one problem with Gaussian data."""
+    """Flows from smaller and smaller starts, alpha = 10^-digits, on one Gaussian problem."""
 
     seed: int = setting(7, Integer(0))
     num_samples: int = setting(5, Integer(1))

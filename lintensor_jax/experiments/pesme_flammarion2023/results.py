@@ -9,12 +9,12 @@ from .configuration import Configuration
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-    """What the algorithm says: K jumps between K + 1 points.
+    """The path of the algorithm: K jumps between K + 1 points.
 
     - `times` (K,): in units of log(1/alpha). `points` (K+1, d), `losses` (K+1,).
-    - `slack` (K+1,): how much a constrained minimum violates its conditions: the largest
+    - `slack` (K+1,): how far a point is from the minimum on its active coordinates: the largest
       |gradient| where beta is not zero.
-    - `l1_solution` (d,): the solution of least l1 norm, by a program of its own.
+    - `l1_solution` (d,): the solution of least l1 norm, by `min_norm`, without the algorithm.
     """
 
     times: np.ndarray
@@ -34,9 +34,9 @@ class Path:
 class ScaleRun:
     """The flow from alpha = 10^-digits, at its T steps.
 
-    - `times` (T,): physical, over log(1/alpha). `losses` (T,), `coefficients` (T, d).
+    - `times` (T,): physical times divided by log(1/alpha). `losses` (T,), `coefficients` (T, d).
     - `jumps` (K,): when the loss passes the middle between two saddles' losses, in the same unit.
-    - `nearest` (K+1,): the smallest distance from each point of the path, in the largest entry.
+    - `nearest` (K+1,): the flow's smallest distance from each point of the path (largest entry).
     """
 
     digits: int
@@ -49,7 +49,7 @@ class ScaleRun:
 
     @property
     def unit(self) -> float:
-        """log(1/alpha)."""
+        """The unit of `times`, log(1/alpha)."""
         return self.digits * float(np.log(10.0))
 
 
@@ -66,9 +66,9 @@ class Result:
     def slopes(self) -> np.ndarray:
         """(t'' - t')/(log(1/alpha'') - log(1/alpha')) of the two smallest scales, shape (K,).
 
-        A jump is at t = tau log(1/alpha) + c + o(1): the next plateau begins with what the jumps
-        before have added to the dual variable, a constant. So this converges much faster than
-        t/log(1/alpha).
+        A jump is at t = tau log(1/alpha) + c + o(1). The constant c comes from the earlier jumps:
+        each adds a constant to the dual variable. The slope does not contain c, so it converges to
+        tau much faster than t/log(1/alpha).
         """
         first, last = self.runs[-2:]
         return (last.jumps * last.unit - first.jumps * first.unit) / (last.unit - first.unit)

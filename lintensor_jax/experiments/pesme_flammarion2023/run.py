@@ -1,7 +1,7 @@
 """From saddle to saddle: Pesme & Flammarion 2023.
 
-The flow is integrated in its dual variables, which keep coordinates of 1e-280 to all digits. The
-algorithm that it is compared with knows nothing of alpha and integrates nothing.
+The flow is integrated in its dual variables, which keep all digits of coordinates of 1e-280. It is
+compared with an algorithm that does not use alpha and integrates nothing.
 """
 
 import itertools
@@ -25,7 +25,7 @@ def run(
     reduced: tuple[str, ...] = (),
     track: Track = iter,
 ) -> Result:
-    """The algorithm's path, then the flow of every scale."""
+    """Compute the algorithm's path, then the flow from every scale."""
     problem = gaussian_problem(config.num_samples, config.dimension, config.seed)
     path = _path(problem)
     runs = tuple(_flow(problem, path, digits) for digits in track(config.digits))
@@ -66,7 +66,7 @@ def _flow(problem, path, digits) -> ScaleRun:
 
 
 def _passes(times, losses, level) -> float:
-    """When the losses, which never rise, pass the level; linear between two steps."""
+    """When the losses fall below `level`, interpolated between two steps. They never rise."""
     after = int(np.argmax(losses < level))
     before = max(after - 1, 0)
     span = losses[before] - losses[after]

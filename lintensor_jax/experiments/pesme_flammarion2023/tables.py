@@ -40,7 +40,7 @@ _SCALES = (
 
 
 def report(result: Result) -> Report:
-    """The path, the flows' distance from it, and the acceptance bounds."""
+    """The path of the algorithm, the distances of the flows from it, and the checks."""
     points, scales = _points(result), [_scale(result, run) for run in result.runs]
     ends = _ends(result)
     return Report(
@@ -62,7 +62,7 @@ def _checks(result, scales, ends) -> tuple[Check, ...]:
     last = scales[-1]
     where = f"alpha = 1e-{last['digits']}"
     return (
-        Check("end of the algorithm minus the l1 solution", ends["from_l1"], 1e-7, "the program's"),
+        Check("end of the algorithm minus the l1 solution", ends["from_l1"], 1e-7, "last point"),
         Check("gradient on a point's support", ends["slack"], 1e-12, "all points"),
         Check("points that the flow misses by 1e-6", ends["missed"], 0, where),
         # The error of a jump time tends to c / log(1/alpha). c is measured at the last scale, and

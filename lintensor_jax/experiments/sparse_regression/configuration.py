@@ -15,12 +15,12 @@ class Data(Config):
     scale: float = setting(0.3, Number(above=0))
 
     def check(self) -> None:
-        """Check that there are many solutions, and a sparse one."""
+        """Check that there are many solutions, and that the support fits the dimension."""
         if self.num_samples >= self.dimension:
             raise ConfigError(
                 "num_samples",
-                f"must be < dimension = {self.dimension}, got {self.num_samples}; with one "
-                "solution only nothing depends on the training.",
+                f"must be < dimension = {self.dimension}, got {self.num_samples}; with "
+                "only one solution, nothing depends on the training.",
             )
         if self.support > self.dimension:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Where runs end, and where their effective starts say that they end."""
+"""The ends of runs, and the ends that theory predicts from their effective starts."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,8 @@ from ...theory.predict import predict
 from ...theory.regression.other_mirror_maps import project
 from .setup import log_scale
 
-# A run whose residual is r has sums that change by about r^2, and coefficients by about r, more.
+# If a run ended with residual r, more steps would change its sums by about r^2 and its coefficients
+# by about r.
 _FITS = 1e-8
 
 
@@ -23,10 +24,10 @@ _FITS = 1e-8
 class Ends:
     """The ends of K runs on one problem.
 
-    - `coefficients`, `predicted` (K, d): of the run, and the Bregman projection of its effective
-      start. `residual` (K,): |X beta - y| / |y| at the end.
-    - `shrinkage` (K,): log(mu_0/mu), the mean over the coordinates: what training did to the scale.
-    - `distance` (K,): of the prediction from the vector that was measured; `l1_norm` (K,).
+    - `coefficients`, `predicted` (K, d): beta at the end, and its prediction, the Bregman
+      projection of the run's effective start. `residual` (K,): |X beta - y| / |y| at the end.
+    - `shrinkage` (K,): log(mu_0/mu), how much training reduced the scale; mean over coordinates.
+    - `distance`, `l1_norm` (K,): of the prediction; the distance is from the measured vector.
     """
 
     coefficients: np.ndarray
@@ -43,7 +44,7 @@ class Ends:
 
     @property
     def error(self) -> np.ndarray:
-        """The largest entry of end minus prediction, shape (K,); NaN where a run does not fit."""
+        """The largest entry of end minus prediction, shape (K,); NaN if a run does not fit."""
         apart = np.max(np.abs(self.coefficients - self.predicted), axis=1)
         return np.where(self.fits, apart, np.nan)
 
@@ -55,7 +56,7 @@ def ends_of(
     problem: Regression,
     truth: np.ndarray,
 ) -> Ends:
-    """Of K runs from `network` with coefficients (K, d) and effective starts with leading K."""
+    """The ends of K runs from `network`: their coefficients (K, d) and K effective starts."""
     X, y = np.asarray(problem.X), np.asarray(problem.y)
     coefficients = np.asarray(coefficients)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -76,9 +77,9 @@ def ends_of(
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """The gradient flow from the same start, and the sparsest solutions that there are.
+    """The gradient flow from the same start, and the least l1 norm of all solutions.
 
-    - `flow` (d,): the flow's limit by theory, from the start itself.
+    - `flow` (d,): the limit of the flow from the start itself, by theory.
     - `distance`, `l1_norm`: of the flow's limit. `least_l1_norm`: of all solutions.
     """
 
@@ -89,7 +90,7 @@ class Baseline:
 
 
 def baseline_of(network: DiagonalNetwork, problem: Regression, truth: np.ndarray) -> Baseline:
-    """Both from theory alone."""
+    """The baseline of a problem. No flow is integrated: theory gives both parts."""
     limit = np.asarray(predict(network, problem).limit)
     least = np.asarray(min_norm(problem, L1Norm()).coefficients)
     return Baseline(

@@ -25,7 +25,7 @@ def sparse_problem(
 
 
 def small_start(dimension: int, scale: float) -> DiagonalNetwork:
-    """beta = u . v = 0 with mu = |u^2 - v^2|/2 = scale^2 in every coordinate."""
+    """A network with beta = u . v = 0 and mu = |u^2 - v^2|/2 = scale^2 in every coordinate."""
     return DiagonalNetwork(np.stack([np.full(dimension, np.sqrt(2) * scale), np.zeros(dimension)]))
 
 

@@ -63,8 +63,8 @@ def claims(
     yield Claim(
         "Theorem 2: bound on the loss",
         "L(0) / (1 + c t)",
-        f"the loss exceeds it {10**printed:.0f} times where L(0) < 1; it keeps "
-        f"L(0) / (1 + c L(0) t) to {scientific(max(corrected, 0.0))} decades",
+        f"the loss exceeds it {10**printed:.0f} times where L(0) < 1, and the corrected "
+        f"L(0) / (1 + c L(0) t) by at most {scientific(max(corrected, 0.0))} decades",
         bool(printed <= 0),
         erratum=True,
     )

@@ -79,7 +79,7 @@ class OneSampleTask(Config):
 
 @dataclasses.dataclass(frozen=True)
 class FiniteLossTask(Config):
-    """u_+^D - u_-^D from alpha = (mu log(1/eps))^(1/D) to the loss eps, for all mu and eps."""
+    """Flows of u_+^D - u_-^D from alpha = (mu log(1/eps))^(1/D) to the loss eps, all mu and eps."""
 
     depths: tuple[int, ...] = setting((2, 3), ListOf(Integer(2)))
     dimension: int = setting(6, Integer(2))
@@ -136,7 +136,7 @@ class Configuration(Config):
 
 
 def reduce(config: Configuration) -> tuple[Configuration, tuple[str, ...]]:
-    """One shape where there are several, and fewer descent steps. The checks stay as they are."""
+    """Fewer architectures, depths, filter sizes and descent steps. The checks stay as they are."""
     notes = []
 
     def first(task: Any, part: str, key: str, kept: tuple) -> Any:
@@ -177,6 +177,6 @@ def _require_small_loss(task):
     if not 1e2 <= task.log_inverse_loss <= 1e7:
         raise ConfigError(
             "log_inverse_loss",
-            f"must be in [100, 1e7] (limits are certified from there; the wall of float64 lies "
-            f"beyond), got {task.log_inverse_loss:g}; the default is 1000000.0.",
+            f"must be in [100, 1e7] (limits are certified from 100 on; float64 does not resolve "
+            f"much larger values), got {task.log_inverse_loss:g}; the default is 1000000.0.",
         )

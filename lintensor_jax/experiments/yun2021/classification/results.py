@@ -88,7 +88,7 @@ class Result:
 
 def at_log_loss(path: Path, values: np.ndarray, log_loss: float) -> float:
     """A quantity of `path`, interpolated at the time when the loss is exp(log_loss)."""
-    # Linear in log log(1/loss): the values fall by orders of magnitude with it. A loss near 1 or
-    # above has no such logarithm; it counts as exp(-1e-3).
+    # Linear in log log(1/loss), because the values fall by orders of magnitude. A loss of 1 or more
+    # has no such logarithm, so every loss above exp(-1e-3) counts as exp(-1e-3).
     scale = np.log(np.maximum(-path.log_loss, 1e-3))
     return float(np.interp(np.log(-log_loss), scale, values))

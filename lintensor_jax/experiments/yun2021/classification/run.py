@@ -313,6 +313,6 @@ def _timed(call):
 
 def _units(beta):
     """beta / |beta|, along the last axis."""
-    # Scaled first: the squares of large entries are beyond the largest float.
+    # Scaled first, because the squares of large entries would overflow.
     scaled = beta / np.max(np.abs(beta), axis=-1, keepdims=True)
     return scaled / np.linalg.norm(scaled, axis=-1, keepdims=True)

@@ -13,7 +13,7 @@ from .results import PAPER_LOG_LOSS, Path, Result, at_log_loss
 TITLE = "Yun, Krishnan & Mobahi 2021, section 4: limit directions of classification"
 # At the start the bound holds with equality. This allows for rounding of log L there.
 _BOUND_SLACK = 1e-6
-# The loss must exceed the printed, wrong bound by this decimal logarithm.
+# By how many decades the loss must exceed the printed bound, which is wrong.
 _PRINTED_EXCESS = 0.01
 
 
@@ -143,7 +143,7 @@ def _checks_of_limits(task, flows) -> Iterator[Check]:
 
 
 def _checks_of_bounds(bounds) -> Iterator[Check]:
-    """The corrected bound on the loss holds; the printed one fails from a loss below 1."""
+    """The corrected bound on the loss holds; the printed one fails if L(0) < 1."""
     yield worst_of(
         "corrected bound, log10 of the loss over it", bounds, "log10_excess", _BOUND_SLACK, _label
     )
@@ -289,7 +289,7 @@ def _summary(result, flows) -> Iterator[dict[str, Any]]:
 def _printed(row):
     return (
         f"the loss exceeds it by a factor of 10^{row['log10_printed_excess']:.2f} or more, "
-        f"10^{_PRINTED_EXCESS:g} is asked"
+        f"10^{_PRINTED_EXCESS:g} is required"
     )
 
 

@@ -19,7 +19,7 @@ CAPTIONS = {
     "the grey part. The flows continue to losses that are too small for float64. Where a curve "
     "dips, the direction crosses its limit and then approaches it from the other side.",
 }
-# Section 6, in the paper's digits.
+# The solutions that section 6 prints, and their exact values.
 _MINIMUM_NORM = {
     "fully-connected": ("[0.2 0.4]", (0.2, 0.4)),
     "diagonal": ("[0 0.5]", (0.0, 0.5)),

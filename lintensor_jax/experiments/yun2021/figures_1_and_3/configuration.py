@@ -11,7 +11,7 @@ _PLANE_VECTOR = ListOf(Number(), length=2)
 
 @dataclasses.dataclass(frozen=True)
 class RegressionTask(Config):
-    """One sample, as in Theorem 6. The flow's limit must be within `agreement` of the theorem's."""
+    """One sample, as in Theorem 6. The flow's limit must agree with it to within `agreement`."""
 
     x: tuple[float, float] = setting((1.0, 2.0), _PLANE_VECTOR)
     y: float = setting(1.0, Number())

@@ -13,8 +13,8 @@ def figures(result: Result) -> dict[str, Figure]:
 
     - "figure1": regression at the smallest and the largest scale.
     - "figure3": regression at the scales between them, classification at all scales.
-    - "directions": the angle to the limit, from the largest scale. From there the directions depend
-      on the start for longest. Each start has its own kind of line.
+    - "directions": the angle to the limit, from the largest scale. From this scale the directions
+      depend on the start for the longest time. Each start has its own kind of line.
     """
     alphas = range(len(result.config.alphas))
     by_size = sorted(alphas, key=lambda a: result.config.alphas[a])
@@ -100,7 +100,7 @@ def _classification_panel(result, a):
 
 
 def _thinned(paths):
-    """Every step at the beginning, where paths bend, and fewer and fewer later."""
+    """All steps at the beginning, where paths bend; later ones at growing intervals."""
     first, last = 200, paths.shape[1] - 1
     if last <= 2 * first:
         return paths

@@ -32,7 +32,8 @@ from .results import ClassificationRuns, RegressionRuns, Result
 from .setup import ARCHITECTURES, initial_directions
 
 _PATH_POINTS = 601
-# The paper's steps on classification cover a time of 1,000, and most of a path is its beginning.
+# The paper's steps on classification cover a time of 1,000. Most of a path's length is near its
+# start, so that many points are needed.
 _DESCENT_POINTS = {RegressionTask: 250, ClassificationTask: 100_000}
 _EXPLICIT_STEPS = 400
 
@@ -183,7 +184,7 @@ def resampled(times: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
     """`count` points of a smooth curve through `values` (T, ...) at increasing `times` (T,).
 
     The curve is piecewise cubic; its slope at a value is that of the parabola through this value
-    and its two neighbours. Between any two neighbours lie equally many points.
+    and its two neighbours. There are equally many points between any two neighbours.
     """
     position = np.linspace(0, times.size - 1, count)
     if times.size < 3:

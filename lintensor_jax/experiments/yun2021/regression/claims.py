@@ -40,7 +40,7 @@ def claims(
         yield Claim(
             words,
             f"weighted {place} solution",
-            f"within {scientific(away)} at alpha = {alpha:.3g} (1: the way between the two)",
+            f"within {scientific(away)} at alpha = {alpha:.3g} (1: the distance between the two)",
             # At moderate scales the distances are of order 1.
             bool(away < 0.1),
         )
@@ -51,7 +51,7 @@ def claims(
         yield Claim(
             "Corollary 7, commuting sensors in a random basis",
             "the minimiser of Q over the eigenvalues",
-            f"{scientific(off)} from it; rounding off the eigenbasis grows at saddles",
+            f"{scientific(off)} from it; rounding errors off the eigenbasis grow at saddles",
             None,
         )
     if noncommuting:

@@ -72,7 +72,7 @@ class NoncommutingTask(Config):
     alphas: tuple[float, ...] = setting((1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0), _SCALES)
 
     def check(self) -> None:
-        """Fewer sensors than a symmetric matrix has entries."""
+        """Check that there are fewer sensors than a symmetric matrix has independent entries."""
         most = self.dimension * (self.dimension + 1) // 2 - 1
         if self.num_samples > most:
             raise ConfigError(
@@ -121,8 +121,8 @@ def _require_underdetermined(task):
     if task.num_samples >= task.dimension:
         raise ConfigError(
             "num_samples",
-            f"must be < dimension = {task.dimension}, got {task.num_samples}; with one solution "
-            "only there is nothing to choose.",
+            f"must be < dimension = {task.dimension}, got {task.num_samples}; with only one "
+            "solution, there is nothing to choose.",
         )
 
 

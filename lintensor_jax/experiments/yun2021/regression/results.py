@@ -31,7 +31,7 @@ class InterpolationRuns:
     certificate: float  # u: the largest weighted dual slope off the l1 solution's support
     flows: tuple[Flow, ...]
     predicted: np.ndarray  # (F, ...): Theorem 5 at the flows' scales
-    mirror_flows: tuple[Flow | None, ...]  # None: the mirror flow is refused
+    mirror_flows: tuple[Flow | None, ...]  # None if `mirror_flow` refuses the scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class SmallScaleRuns:
 
     reference: np.ndarray
     flows: tuple[Flow, ...]
-    condition: float  # Theorem 7: smallest slack of its conditions. Sensors: commutator
+    condition: float  # Theorem 7: smallest slack of its conditions. Sensors: largest commutator
 
 
 @dataclasses.dataclass(frozen=True)

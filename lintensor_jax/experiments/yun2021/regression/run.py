@@ -8,7 +8,7 @@
   the nuclear norm; and with sensors that commute up to rounding, compared with Corollary 7, whose
   flow is unstable there.
 
-The paper has no figures of these; scales and data are this package's.
+The paper has no figures of these. The scales and the data are chosen here.
 """
 
 import dataclasses

@@ -92,7 +92,7 @@ def _convolutional(m, n, rng):
 
 
 def _sensing(d, n, rng):
-    # In the sensors' eigenbasis, where rounding keeps off-diagonal entries at 0 (see `rotated`).
+    # In the eigenbasis of the sensors. Off-diagonal entries stay exactly 0 there (see `rotated`).
     eigenvalues = rng.standard_normal((n, d))
     problem = MatrixSensing(eigenvalues[:, :, None] * np.eye(d), rng.standard_normal(n))
     decomposition = sensing_decomposition(problem)

@@ -18,7 +18,7 @@ from .results import (
 
 TITLE = "Yun, Krishnan & Mobahi 2021, section 5: limits of regression against the initial scale"
 
-# Smaller relative distances are not used for rates: their rounding, 1e-15, is too close.
+# Smaller relative distances are not used for rates: their rounding errors, 1e-15, would count.
 _LEAST_DISTANCE = 1e-9
 
 
