@@ -1,7 +1,7 @@
-"""Arguments that must be numbers: refused by name where they are none.
+"""Checks of arguments that must be numbers, keys or sequences; the errors name the argument.
 
-`jnp.asarray` and `float` raise errors of their own for a text, None, a ragged list or an array of
-objects. Those errors do not say which argument was meant.
+`jnp.asarray` and `float` also raise errors for a text, None, a ragged list or an array of objects.
+Those errors do not say which argument is wrong.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from .messages import in_words
 
 
 def as_numbers(value: Any, name: str, owner: str) -> Array:
-    """`value` as an array of JAX, of its own dtype; ValueError where it is no array of numbers."""
+    """`value` as a JAX array that keeps its dtype; ValueError if it is not an array of numbers."""
     try:
         return jnp.asarray(value)
     except (TypeError, ValueError, OverflowError):
@@ -29,11 +29,11 @@ def as_numbers(value: Any, name: str, owner: str) -> Array:
 
 
 def as_number(value: Any, name: str, owner: str) -> Any:
-    """`value` as a float; a traced number as it is; ValueError where it is no real number."""
+    """`value` as a float, or unchanged if it is traced; ValueError if it is not a real number."""
     if isinstance(value, Tracer):
         return value
     try:
-        # float(True) is 1, and that of a complex number of NumPy is its real part.
+        # `float` would accept True (as 1) and a complex number of NumPy (as its real part).
         kind = np.asarray(value).dtype.kind
         if isinstance(value, str | bytes) or np.ndim(value) != 0 or kind in "bc":
             raise TypeError
@@ -45,7 +45,10 @@ def as_number(value: Any, name: str, owner: str) -> Any:
 
 
 def as_concrete_number(value: Any, name: str, owner: str) -> float:
-    """As `as_number`, of a field that programs are chosen by: a traced number is refused."""
+    """As `as_number`, but ValueError for a traced number.
+
+    For static fields: their values are constants of compiled programs.
+    """
     if isinstance(value, Tracer):
         raise ValueError(
             f"{owner}: {name} must be a concrete number, got a traced one; make the {owner} "
@@ -55,10 +58,10 @@ def as_concrete_number(value: Any, name: str, owner: str) -> float:
 
 
 def as_threshold(value: Any, name: str, owner: str, advice: str, *, positive: bool = True) -> Any:
-    """One finite real number, positive where that is asked for; else ValueError with `advice`.
+    """One finite real number, greater than 0 if `positive`; else ValueError that ends in `advice`.
 
-    A scalar of JAX stays one, so that another value needs no new compilation. What is traced is
-    checked for its shape and dtype only.
+    A scalar JAX array is returned unchanged, so that another value needs no new compilation. Of a
+    traced value only shape and dtype are checked.
     """
     number = value
     if isinstance(value, jax.Array):
@@ -77,7 +80,7 @@ def as_threshold(value: Any, name: str, owner: str, advice: str, *, positive: bo
 
 
 def require_key(value: Any, name: str, owner: str) -> None:
-    """Refuse what is no PRNG key, of the new kind or the old."""
+    """ValueError unless `value` is a PRNG key: typed (`jax.random.key`) or an array of uint32."""
     is_new = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
     is_old = getattr(value, "dtype", None) == np.uint32 and np.ndim(value) > 0
     if not (is_new or is_old):
@@ -87,7 +90,7 @@ def require_key(value: Any, name: str, owner: str) -> None:
 
 
 def as_sequence(value: Any, name: str, owner: str) -> tuple[Any, ...]:
-    """The entries of `value`; ValueError where it has none, such as for a number or a text."""
+    """The entries of `value`; ValueError if it is not a sequence, or if it is a text."""
     try:
         if isinstance(value, str | bytes):
             raise TypeError

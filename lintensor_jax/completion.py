@@ -1,4 +1,4 @@
-"""Matrix completion: single entries of a matrix are given, and no sensor is ever a matrix."""
+"""Matrix completion: the data are single entries of a matrix. No sensor is stored as a matrix."""
 
 import dataclasses
 import functools
@@ -18,17 +18,17 @@ from .messages import in_words
 from .problems import AbstractRegressionProblem, MatrixSensing
 from .samples import as_data
 
-# Up to this many entries of beta the adjoint is a table look-up, of which batched flows have
-# machine code; above it a scatter, which takes a fifth of the time at 1,700 x 950.
+# Up to this many entries of beta the adjoint is a table look-up, which batched flows have machine
+# code for. Above it, the adjoint is a scatter: at 1,700 x 950 that takes a fifth of the time.
 _LARGEST_TABLE = 2**14
 _LARGEST_DENSE = 2**27  # numbers in the sensors of `dense`, 1 GiB in float64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Entries:
-    """Places in a matrix of a given shape, in the order of rows and then columns, each once.
+    """Places in a matrix of a given shape, without repetition, sorted by row and then by column.
 
-    They are constants of compiled programs. Two of them are equal if their contents are.
+    They are constants of compiled programs. Two objects with the same contents are equal.
     """
 
     rows: np.ndarray
@@ -37,14 +37,14 @@ class Entries:
 
     @functools.cached_property
     def flat(self) -> np.ndarray:
-        """The places in the matrix with its rows one after the other, increasing."""
+        """The row-major index of every place, row * number of columns + column, increasing."""
         size = self.shape[0] * self.shape[1]
         places = self.rows.astype(np.int64) * self.shape[1] + self.columns
         return places.astype(np.int32 if size < 2**31 else np.int64)
 
     @functools.cached_property
     def table(self) -> np.ndarray:
-        """For every place of the matrix the number of its entry, or n where there is none."""
+        """An array of `shape`: the index of the entry at each place, or n if it has no entry."""
         table = np.full(self.shape[0] * self.shape[1], self.flat.size, np.int32)
         table[self.flat] = np.arange(self.flat.size)
         return table.reshape(self.shape)
@@ -63,16 +63,16 @@ class Entries:
 class MatrixCompletion(AbstractRegressionProblem):
     """Matrix completion with loss 1/2 sum_i (beta[rows_i, columns_i] - values_i)^2, or l(r_i).
 
-    Source: Gunasekar et al. 2017; Arora et al. 2019. It is matrix sensing whose sensors have a
-    single entry 1. Predictions and gradients take entries by their indices: the cost is that of
-    indexing, and the memory that of beta. Networks: `MatrixFactorizationNetwork` of any depth and
-    widths, `FullyConnectedNetwork` with several outputs, or your own with coefficients of `shape`.
+    Source: Gunasekar et al. 2017; Arora et al. 2019. It is matrix sensing with sensors that have a
+    single entry 1. Predictions and gradients read entries by their indices, and need no more memory
+    than beta. Networks: `MatrixFactorizationNetwork` of any depth and widths,
+    `FullyConnectedNetwork` with several outputs, or your own with coefficients of `shape`.
 
     **Arguments**
 
-    - `rows`, `columns`: whole numbers, shape (n,): the places of the entries, from 0. They are
-      constants of compiled programs: concrete, not traced.
-    - `values`: shape (n,), one number an entry.
+    - `rows`, `columns`: whole numbers, shape (n,): the places of the entries, counted from 0. They
+      are constants of compiled programs, and so they must not be traced.
+    - `values`: shape (n,), one number for each entry.
     - `shape`: the matrix's (number of rows, number of columns).
     - `loss`: as in `Regression`.
 
@@ -104,7 +104,7 @@ class MatrixCompletion(AbstractRegressionProblem):
         if not row.shape == column.shape == given.shape:
             raise ValueError(
                 f"{owner}: rows, columns and values must have one number for each entry, got "
-                f"shapes {row.shape}, {column.shape} and {given.shape}; give all three of them one "
+                f"shapes {row.shape}, {column.shape} and {given.shape}; give all three the same "
                 "length."
             )
         flat = row.astype(np.int64) * size[1] + column
@@ -144,12 +144,12 @@ class MatrixCompletion(AbstractRegressionProblem):
 
     @property
     def coefficient_shape(self) -> tuple[int, ...]:
-        """`shape`."""
+        """The shape of beta: that of the matrix."""
         return self.entries.shape
 
     @property
     def samples_are_independent(self) -> bool:
-        """True: no entry is there twice."""
+        """True: no entry occurs twice."""
         return True
 
     def predictions(self, beta: Float[Array, "rows columns"]) -> Float[Array, " n"]:
@@ -171,9 +171,9 @@ class MatrixCompletion(AbstractRegressionProblem):
 
     @property
     def A(self) -> Float[Array, "n rows columns"]:
-        """The sensors as matrices, each with a single 1; for small cases, as `min_norm` needs them.
+        """The sensors as matrices, each with a single 1. For small cases; `min_norm` needs them.
 
-        They are made anew at every call. **Raises** ValueError where they are more than 1 GiB.
+        Every call makes a new array. **Raises** ValueError if it would be larger than 1 GiB.
         """
         count, (rows, columns) = self.y.shape[0], self.shape
         if count * rows * columns > _LARGEST_DENSE:
@@ -189,8 +189,8 @@ class MatrixCompletion(AbstractRegressionProblem):
     def dense(self) -> MatrixSensing:
         """The same problem with matrices as sensors, for small square cases.
 
-        **Raises** ValueError for a shape that is not square, for another loss than the squared one,
-        and for more than 1 GiB.
+        **Raises** ValueError for a shape that is not square, for a loss other than the squared one,
+        and if the sensors would be larger than 1 GiB.
         """
         if self.shape[0] != self.shape[1] or not self.has_squared_loss:
             raise ValueError(
@@ -220,7 +220,7 @@ def _indices(given: Any, name: str, count: int) -> np.ndarray:
     if isinstance(given, Tracer):
         raise ValueError(
             f"MatrixCompletion: {name} must be concrete, got traced numbers; the entries are "
-            "constants of compiled programs. In a sweep make their axis one of "
+            "constants of compiled programs. In a sweep, give their axis "
             "changes_shape=True."
         )
     as_numbers(given, name, "MatrixCompletion")
@@ -228,7 +228,7 @@ def _indices(given: Any, name: str, count: int) -> np.ndarray:
     if index.ndim != 1 or index.size == 0 or index.dtype.kind not in "iu":
         raise ValueError(
             f"MatrixCompletion: {name} must be a non-empty vector of whole numbers, got shape "
-            f"{index.shape} of {index.dtype}; give one index an entry, counted from 0."
+            f"{index.shape} of {index.dtype}; give one index for each entry, counted from 0."
         )
     outside = np.flatnonzero((index < 0) | (index >= count))
     if outside.size:
@@ -242,7 +242,7 @@ def _indices(given: Any, name: str, count: int) -> np.ndarray:
 
 
 def _require_equal_duplicates(flat, places, first, values, shape) -> None:
-    """Refuse two different values of one entry."""
+    """ValueError if one entry is given two different values."""
     if isinstance(values, Tracer):
         raise ValueError(
             "MatrixCompletion: rows and columns must name every entry once where values are "

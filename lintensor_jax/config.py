@@ -27,7 +27,7 @@ _LONGEST = 60  # characters of a value in a message
 class ConfigError(ValueError):
     """A mistake in a configuration: the dotted path of a key, and the problem with its value.
 
-    `also` are further mistakes in the same configuration.
+    `also`: further mistakes in the same configuration.
     """
 
     def __init__(self, key: str, problem: str, also: "tuple[ConfigError, ...]" = ()):
@@ -36,13 +36,13 @@ class ConfigError(ValueError):
         self.key, self.problem, self.also = key, problem, also
 
     def below(self, prefix: str) -> "ConfigError":
-        """The same mistakes, of a table inside of another one."""
+        """The same mistakes with `prefix` before each key: the path of the enclosing table."""
         also = tuple(other.below(prefix) for other in self.also)
         return ConfigError(f"{prefix}{self.key}", self.problem, also)
 
 
 class Rejected(NamedTuple):
-    """The answer of a rule to a value that breaks it; `where` is an index such as "[2]"."""
+    """What a rule returns for a value that breaks it; `where` is an index such as "[2]"."""
 
     rule: str
     value: Any
@@ -95,7 +95,7 @@ class Integer:
 
 @dataclasses.dataclass(frozen=True)
 class ListOf:
-    """A list that is not empty, every entry of which obeys `entry`; `length` fixes its length."""
+    """A non-empty list whose entries all obey the rule `entry`; `length` fixes its length."""
 
     entry: Any
     length: int | None = None
@@ -151,7 +151,7 @@ class Flag:
 
 @dataclasses.dataclass(frozen=True)
 class Maybe:
-    """A value that may be left out; it is None then."""
+    """A value that may be left out; then it is None."""
 
     rule: Any
 
@@ -206,7 +206,7 @@ def load(path: str | Path, kind: type[C]) -> C:
 
     Raises ConfigError for an unreadable file, wrong TOML, an unknown key or a broken rule.
     """
-    import tomllib  # `import lintensor_jax` reads no file
+    import tomllib  # here, since `import lintensor_jax` reads no TOML file
 
     try:
         entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -222,8 +222,8 @@ def load(path: str | Path, kind: type[C]) -> C:
         why = str(error).partition(";")[0] or "it is too large"
         raise ConfigError(
             f"{path}:",
-            f"is no configuration: its lists may be 6 deep and its numbers have 20 digits, and "
-            f"reading it ended with {type(error).__name__} ({why}); remove such a value.",
+            f"is no configuration: lists may be at most 6 deep, numbers may have at most 20 "
+            f"digits. Reading it ended with {type(error).__name__} ({why}); remove such a value.",
         ) from None
     try:
         return _from_entries(entries, kind, "")
@@ -259,7 +259,7 @@ def _from_entries(entries: dict[str, Any], kind: type[C], prefix: str) -> C:
 
 
 def _read(field: dataclasses.Field, value: Any) -> Any:
-    """The value as the field's rule reads it; or a ConfigError with rule, value and fix."""
+    """The value as the field's rule reads it, or a ConfigError with the rule, value and fix."""
     read = field.metadata["rule"].read(value)
     if not isinstance(read, Rejected):
         return read
@@ -270,7 +270,7 @@ def _read(field: dataclasses.Field, value: Any) -> Any:
 
 
 def _raise_all(broken: list[ConfigError]) -> None:
-    """Raise the first of these mistakes, which names all others; nothing if there is none."""
+    """Raise the first of these mistakes, with all others in it; return if the list is empty."""
     flat = [mistake for error in broken for mistake in (error, *error.also)]
     if flat:
         also = tuple(ConfigError(error.key, error.problem) for error in flat[1:])
@@ -296,10 +296,10 @@ def _shown(value: Any) -> str:
     """A value of a file in at most 60 characters."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits, a list that deep
+    except (ValueError, RecursionError):  # a number of thousands of digits, or very deep lists
         text = "a value that is too long to print"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text):,} characters)"
 
 
 def _toml(value):
-    return json.dumps(value)  # Lists of numbers are written alike in both.
+    return json.dumps(value)  # JSON and TOML write lists of numbers in the same way.

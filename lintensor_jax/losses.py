@@ -1,13 +1,13 @@
-"""Losses, and what each of them says about itself.
+"""Losses, and the facts about each loss that theorems need.
 
-*A loss of the margin* is a decreasing function l(m) of m = y <x, beta>, for classification. What
-flows need of it are log l(m) and log(-l'(m)), both exact for margins of any size: nothing here
-exponentiates a margin. *A loss of the residual* is a function l(r) of r = prediction - target, for
-regression. What flows need of it are l(r) and l'(r).
+*A loss of the margin* is a decreasing function l(m) of m = y <x, beta>, for classification. Flows
+need log l(m) and log(-l'(m)). Both are exact for margins of any size, because no margin is
+exponentiated. *A loss of the residual* is a function l(r) of r = prediction - target, for
+regression. Flows need l(r) and l'(r).
 
-A theorem needs more: the tail of a loss, say. A loss states such facts as properties. Each of them
-is None, or False, in the base class: a theorem that needs a fact which the loss does not state is
-not claimed.
+Theorems need more facts, such as the tail of a loss. A loss states such facts as properties. In the
+base class every such property is None or False. A theorem that needs a fact is claimed only if the
+loss states the fact.
 """
 
 import abc
@@ -29,7 +29,7 @@ class ExponentialTail(NamedTuple):
     rate: float = 1.0
 
     def __str__(self) -> str:
-        """In words."""
+        """The tail in words, for printed results."""
         return f"exponential with rate {self.rate:.6g}"
 
 
@@ -39,7 +39,7 @@ class PolynomialTail(NamedTuple):
     power: float
 
     def __str__(self) -> str:
-        """In words."""
+        """The tail in words, for printed results."""
         return f"polynomial with power {self.power:.6g}"
 
 
@@ -56,8 +56,8 @@ class Smoothness(NamedTuple):
 class AbstractMarginLoss(eqx.Module):
     """A loss of the margin, given by the logarithms of its value and of its negative slope.
 
-    The three methods below are all that a flow needs. The properties state facts for the theorems;
-    what a loss leaves at None is taken for not known, and no theorem that needs it is claimed.
+    A flow needs only the three methods below. The properties state facts for the theorems. None
+    means that the fact is not known: no theorem that needs it is claimed.
     """
 
     @property
@@ -119,7 +119,7 @@ class ExponentialLoss(AbstractMarginLoss):
         return True
 
     def least_slope_over_value(self, log_value: float) -> float:
-        """1: the slope is the value."""
+        """1: -l'(m) equals l(m)."""
         return 1.0
 
     def log_value(self, margin: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -145,7 +145,7 @@ class LogisticLoss(AbstractMarginLoss):
 
     @property
     def smoothness(self) -> Smoothness:
-        """1/4 and 1."""
+        """|l''| <= 1/4 and |l'| <= 1."""
         return Smoothness(curvature=0.25, slope=1.0)
 
     @property
@@ -154,17 +154,17 @@ class LogisticLoss(AbstractMarginLoss):
         return True
 
     def least_slope_over_value(self, log_value: float) -> float:
-        """(1 - exp(-l))/l at the largest l: -l' = 1 - exp(-l) is concave in l."""
+        """(1 - exp(-l))/l at the largest l, since -l' = 1 - exp(-l) is concave in l."""
         value = math.exp(min(log_value, 700.0))
         return -math.expm1(-value) / value if value > 0 else 1.0
 
     def log_value(self, margin: Float[Array, "..."]) -> Float[Array, "..."]:
         """log l(m), to full relative accuracy of l for margins of either sign and any size.
 
-        For large m the value is e^-m (1 - e^-m/2 + ...), which log(softplus(-m)) loses to
-        underflow beyond m = 745.
+        For large m, l(m) = e^-m (1 - e^-m/2 + ...). log(softplus(-m)) would underflow beyond
+        m = 745.
         """
-        # Both branches are evaluated: each gets an argument at which it is finite.
+        # `where` evaluates both branches, so each one gets an argument at which it is finite.
         small = jnp.log(jax.nn.softplus(-jnp.minimum(margin, 30.0)))
         large = -margin + jnp.log1p(-0.5 * jnp.exp(-jnp.maximum(margin, 30.0)))
         return jnp.where(margin < 30.0, small, large)
@@ -174,7 +174,7 @@ class LogisticLoss(AbstractMarginLoss):
         return -jax.nn.softplus(margin)
 
     def inverse(self, log_value: Float[Array, "..."]) -> Float[Array, "..."]:
-        """m = -log(e^l - 1), which is -log l - l/2 + ... for l = e^log_value too small for exp."""
+        """m = -log(e^l - 1) with l = e^log_value; -log l - l/2 + ... if l is close to 0."""
         loss = jnp.exp(jnp.clip(log_value, -30.0, 6.0))
         moderate = -jnp.log(jnp.expm1(loss))
         small = -log_value - 0.5 * jnp.exp(jnp.minimum(log_value, -30.0))
@@ -199,7 +199,7 @@ class PolynomialLoss(AbstractMarginLoss):
     )
 
     def __check_init__(self):
-        _require_positive(self.power, "PolynomialLoss", "power", "2.0 is one that falls like m^-2")
+        _require_positive(self.power, "PolynomialLoss", "power", "at power 2.0 it falls like m^-2")
 
     @property
     def tail(self) -> PolynomialTail:
@@ -222,7 +222,8 @@ class PolynomialLoss(AbstractMarginLoss):
 
     def inverse(self, log_value: Float[Array, "..."]) -> Float[Array, "..."]:
         """m = log(exp(s) - 1) with s = l^(-1/power) - 1; -inf for values that no margin has."""
-        attained = jnp.logical_not(log_value >= 0)  # NaN stays NaN; a float has no ~
+        # Not `log_value < 0`: a NaN must stay NaN. Not `~`: a Python float has no such operator.
+        attained = jnp.logical_not(log_value >= 0)
         s = jnp.expm1(jnp.where(attained, log_value, -1.0) * (-1 / self.power))
         return jnp.where(attained, s + jnp.log(-jnp.expm1(-s)), -jnp.inf)
 
@@ -230,7 +231,8 @@ class PolynomialLoss(AbstractMarginLoss):
 class AbstractResidualLoss(eqx.Module):
     """A loss l(r) of the residual r = prediction - target, given by its value and its slope.
 
-    The two methods below are all that a flow needs. The properties state facts for the theorems.
+    A flow needs only the two methods `value` and `slope`. The properties state facts for the
+    theorems.
     """
 
     @abc.abstractmethod
@@ -299,16 +301,16 @@ class SquaredLoss(AbstractResidualLoss):
     def log_total(self, residual: Float[Array, "..."]) -> Float[Array, ""]:
         """log(1/2 sum_i r_i^2), without underflow or overflow of the squares.
 
-        -inf at an exact fit, inf for an infinite residual, NaN where one is NaN.
+        -inf at an exact fit, inf if a residual is infinite, NaN if a residual is NaN.
         """
         largest = jnp.max(jnp.abs(residual))
-        # Not `largest > 0`: that is false for NaN as well, and a NaN would pass for an exact fit.
+        # Not `largest > 0`: that is false for NaN too, and a NaN would count as an exact fit.
         safe = jnp.where((largest == 0) | (largest == jnp.inf), 1.0, largest)
         return 2 * jnp.log(safe) + jnp.log(0.5 * jnp.sum((residual / safe) ** 2))
 
 
 class HuberLoss(AbstractResidualLoss):
-    """l(r) = r^2/2 for |r| <= delta, and delta (|r| - delta/2) beyond.
+    """l(r) = r^2/2 for |r| <= delta, and delta (|r| - delta/2) for larger |r|.
 
     **Arguments**
 
@@ -366,7 +368,7 @@ class LogCoshLoss(AbstractResidualLoss):
 
     def log_total(self, residual: Float[Array, "..."]) -> Float[Array, ""]:
         """log sum_i l(r_i), without underflow of the squares; -inf at an exact fit."""
-        # There r^2/2 is the value to rounding: the next term is r^4/12.
+        # For |r| < 1e-9, r^2/2 is the value up to rounding: the next term is r^4/12.
         small = jnp.max(jnp.abs(residual)) < 1e-9
         squared = SquaredLoss().log_total(residual)
         total = self.total(jnp.where(small, 1.0, residual))

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 _LONGEST = 60
 _ENTRIES = 8
-# Smaller entries, relative to the largest, are zeros up to rounding. They are printed as 0.
+# Entries smaller than this, relative to the largest, are zero up to rounding, and printed as 0.
 _ROUNDING = 1e-12
 
 
@@ -32,7 +32,7 @@ def without_rounding(values: ArrayLike) -> np.ndarray:
 
 
 def shown(values: ArrayLike) -> str:
-    """Coefficients of shape (d,) or (d, m), shortened, without the rounding of zeros."""
+    """Coefficients of shape (d,) or (d, m) as short text; entries that are rounding are 0."""
     array = without_rounding(values)
     if array.size <= _ENTRIES:
         return np.array2string(array, precision=6, separator=", ").replace("\n", "")
@@ -61,9 +61,9 @@ def optimum_status(status: str, unique: bool | None) -> str:
 
 
 def as_html(value: Any) -> str:
-    """What `print` shows of a result, as HTML for notebooks; the first line is bold.
+    """The printed form of a result, as HTML for notebooks; the first line is bold.
 
-    No colours of its own: it can be read on a light and on a dark page.
+    It sets no colours, so that it can be read on light and on dark pages.
     """
     title, _, rest = html.escape(str(value)).partition("\n")
     return f'<pre style="white-space: pre-wrap"><strong>{title}</strong>\n{rest}</pre>'

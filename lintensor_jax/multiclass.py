@@ -21,22 +21,24 @@ class MulticlassClassification(AbstractProblem):
 
     The margins are m_ic = f_{y_i}(x_i) - f_c(x_i) for the m - 1 other classes c, with outputs
     f(x) = x^T beta, beta of shape (d, m). For two classes this is the logistic loss of one margin.
-    No margin is exponentiated: a loss of exp(-1e8) is no difficulty.
+    No margin is exponentiated, so that a loss of exp(-1e8) does not underflow.
 
     Source: Soudry et al. 2018, section 4; Lyu & Li 2020, appendix G.
 
     **Arguments**
 
-    - `X`: shape (n, d), one sample a row.
+    - `X`: shape (n, d), one sample in each row.
     - `labels`: shape (n,), integers 0, ..., m - 1.
     - `num_classes`: m; default: the largest label plus one.
     - `bias`: whether biases are the last row of beta, for networks with `bias=True`. X gets a last
-      column of ones. No norm counts them: `max_margin` leaves them free.
+      column of ones. Norms leave the biases out, as in `max_margin`.
 
-    **Raises** ValueError for labels that are no integers 0, ..., m - 1.
+    **Raises** ValueError for labels that are not integers 0, ..., m - 1.
 
-    - `targets` (n, m): 1 for the class of the sample, 0 elsewhere; `before` (n, m - 1): 1 where the
-      k-th other class is class k, 0 where it is class k + 1.
+    **Fields**
+
+    - `targets`: shape (n, m), 1 for the class of the sample, 0 elsewhere.
+    - `before`: shape (n, m - 1), 1 if the k-th other class is class k, 0 if it is class k + 1.
     """
 
     X: Float[Array, "n d"]
@@ -67,7 +69,7 @@ class MulticlassClassification(AbstractProblem):
 
     @property
     def has_margins(self) -> bool:
-        """True."""
+        """True: the loss is a function of the margins m_ic."""
         return True
 
     @property
@@ -76,7 +78,7 @@ class MulticlassClassification(AbstractProblem):
         return self.bias
 
     def counting_bias(self) -> "MulticlassClassification":
-        """The same data, the column of ones a feature as any other: what a flow sees."""
+        """The same data with the column of ones as an ordinary feature, as flows treat it."""
         if not self.bias:
             return self
         return MulticlassClassification(self.X, self.labels, self.num_classes)
@@ -86,13 +88,13 @@ class MulticlassClassification(AbstractProblem):
         return MulticlassClassification(self.X, self.labels, self.num_classes, bias=True)
 
     def subset(self, indices: Int[Array, " b"]) -> "MulticlassClassification":
-        """The samples of these indices."""
+        """The problem of the samples `indices`, with repetitions if there are any."""
         of_samples = (self.X[indices], self.targets[indices], self.before[indices])
         return eqx.tree_at(lambda p: (p.X, p.targets, p.before), self, of_samples)
 
     @property
     def num_classes(self) -> int:
-        """m."""
+        """The number of classes m."""
         return self.targets.shape[-1]
 
     @property
@@ -102,12 +104,12 @@ class MulticlassClassification(AbstractProblem):
 
     @property
     def y(self) -> Float[Array, "n m"]:
-        """`targets`."""
+        """`targets`, under the name that all problems share."""
         return self.targets
 
     @property
     def has_valid_targets(self) -> Bool[Array, ""]:
-        """Whether each row of `targets` is 1 once and 0 elsewhere, traceable."""
+        """Whether each row of `targets` has a single 1 and is 0 elsewhere; traceable."""
         one = jnp.all(jnp.sum(self.targets, axis=-1) == 1)
         return one & jnp.all(self.targets * (1 - self.targets) == 0)
 
@@ -115,8 +117,8 @@ class MulticlassClassification(AbstractProblem):
     def margin_loss(self) -> AbstractMarginLoss:
         """`LogisticLoss()`: the loss of a sample as a function of its margin to all other classes.
 
-        That is -log sum_c exp(-m_ic), for which the loss has the tail, the inverse and the other
-        facts that theorems ask for.
+        That margin is -log sum_c exp(-m_ic). The tail, the inverse and the other facts that
+        theorems need are those of the logistic loss.
         """
         return LogisticLoss()
 
@@ -129,7 +131,7 @@ class MulticlassClassification(AbstractProblem):
         return self.X[:, None, :, None] * (self.targets[:, None] - other)[:, :, None]
 
     def margins(self, beta: Float[Array, "d m"]) -> Float[Array, "n others"]:
-        """m_ic, the other classes c in increasing order."""
+        """m_ic, with the other classes c in increasing order."""
         outputs = self.predictions(beta)
         own = jnp.sum(jnp.where(self.targets > 0, outputs, 0), axis=1, keepdims=True)
         return own - jnp.where(self.before > 0, outputs[:, :-1], outputs[:, 1:])
@@ -162,7 +164,8 @@ class MulticlassClassification(AbstractProblem):
     def residual(self, beta: Float[Array, "d m"]) -> Float[Array, "n m"]:
         """The softmax p of the outputs minus `targets`; underflows where `log_slopes` does not.
 
-        The entry of the own class is -sum_c p_c over the others: rounding would spoil p - 1.
+        The entry of the sample's class is -sum_c p_c over the other classes c: p - 1 would lose
+        its digits to rounding.
         """
         own = self.targets > 0
         others = jnp.where(own, 0, jax.nn.softmax(self.predictions(beta), axis=1))
@@ -193,7 +196,7 @@ def _checked(labels, num_classes, owner):
     """The labels as integers, and the number of classes."""
     try:
         array = np.asarray(labels)
-    except ValueError:  # a ragged list: refused by name
+    except ValueError:  # a ragged list, for which `as_numbers` raises an error with the name
         array = np.asarray(as_numbers(labels, "labels", owner))
     whole = np.issubdtype(array.dtype, np.integer) or (
         np.issubdtype(array.dtype, np.floating) and (array == np.floor(array)).all()
@@ -215,7 +218,7 @@ def _checked(labels, num_classes, owner):
         )
     numbers = array.astype(int)
     count = max(int(numbers.max()) + 1, 2) if num_classes is None else num_classes
-    # Of n labels one of the numbers 0, ..., n is missing at least.
+    # n labels miss at least one of the n + 1 numbers 0, ..., n: there is no need to look further.
     first = np.arange(min(count, array.size + 1) if num_classes is None else 0)
     missing = np.setdiff1d(first, numbers)
     wrong = numbers[(numbers < 0) | (numbers >= count)]

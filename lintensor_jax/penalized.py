@@ -15,15 +15,15 @@ from .problems import AbstractProblem
 class Penalized(AbstractProblem):
     """`problem` with weight decay: flows minimise its loss + weight_decay / 2 |Theta|^2.
 
-    `gradient_flow(..., weight_decay=...)` makes it of its problem. By itself it is for sweeps whose
-    axis is the weight decay: ``Grid(axes, start, lambda point: lt.Penalized(problem,
-    point.weight_decay))``. Losses, margins and residuals are those of `problem`, without the
-    penalty, and so are all its other attributes.
+    `gradient_flow(..., weight_decay=...)` makes this object from its problem. Make it yourself for
+    a sweep over the weight decay: ``Grid(axes, start, lambda point: lt.Penalized(problem,
+    point.weight_decay))``. Losses, margins, residuals and all other attributes are those of
+    `problem`, without the penalty.
 
     **Arguments**
 
     - `problem`: any problem without weight decay.
-    - `weight_decay`: lambda >= 0; for many problems at once an array with their leading axes.
+    - `weight_decay`: lambda >= 0; for a batch of problems an array with their leading axes.
     """
 
     problem: AbstractProblem
@@ -39,29 +39,29 @@ class Penalized(AbstractProblem):
         self.weight_decay = _decay(weight_decay, problem)
 
     def __getattr__(self, name: str) -> Any:
-        """The attribute of `problem`."""
+        """The attribute `name` of `problem`."""
         if name.startswith("__") or name in ("problem", "weight_decay"):
             raise AttributeError(name)
         return getattr(self.problem, name)
 
     @property
     def has_margins(self) -> bool:
-        """As `problem`."""
+        """As for `problem`, without the weight decay."""
         return self.problem.has_margins
 
     @property
     def has_residuals(self) -> bool:
-        """As `problem`."""
+        """As for `problem`, without the weight decay."""
         return self.problem.has_residuals
 
     @property
     def has_squared_loss(self) -> bool:
-        """As `problem`."""
+        """As for `problem`, without the weight decay."""
         return self.problem.has_squared_loss
 
     @property
     def has_bias(self) -> bool:
-        """As `problem`."""
+        """As for `problem`, without the weight decay."""
         return self.problem.has_bias
 
     def with_bias(self) -> "Penalized":
@@ -75,19 +75,19 @@ class Penalized(AbstractProblem):
 
     @property
     def coefficient_shape(self) -> tuple[int, ...]:
-        """As `problem`."""
+        """As for `problem`, without the weight decay."""
         return self.problem.coefficient_shape
 
     def predictions(self, beta: Float[Array, "..."]) -> Float[Array, "..."]:
-        """As `problem`."""
+        """As for `problem`, without the weight decay."""
         return self.problem.predictions(beta)
 
     def adjoint(self, values: Float[Array, "..."]) -> Float[Array, "..."]:
-        """As `problem`."""
+        """As for `problem`, without the weight decay."""
         return self.problem.adjoint(values)
 
     def residual(self, beta: Float[Array, "..."]) -> Float[Array, "..."]:
-        """As `problem`."""
+        """As for `problem`, without the weight decay."""
         return self.problem.residual(beta)
 
     def loss(self, beta: Float[Array, "..."]) -> Float[Array, ""]:
@@ -106,14 +106,14 @@ def with_weight_decay(problem: AbstractProblem, weight_decay: Any) -> AbstractPr
 
 
 def weight_decay_of(problem: AbstractProblem) -> Scalar | None:
-    """The weight decay of a problem; None for a problem without."""
+    """The weight decay of a problem; None for a problem without weight decay."""
     return problem.weight_decay if isinstance(problem, Penalized) else None
 
 
 def decayed(problem: AbstractProblem, velocity: Array, counted: Callable[[], Array]) -> Array:
     """dtheta/dt with the weight decay of the problem: velocity - lambda counted().
 
-    `counted` gives theta, with zeros for a bias, which no norm counts.
+    `counted()` is theta with zeros in place of a bias, which has no weight decay.
     """
     decay = weight_decay_of(problem)
     return velocity if decay is None else velocity - decay * counted()
@@ -122,7 +122,7 @@ def decayed(problem: AbstractProblem, velocity: Array, counted: Callable[[], Arr
 def require_no_decay(
     problem: AbstractProblem, owner: str, instead: str = "use gradient_flow"
 ) -> None:
-    """Refuse a problem with weight decay where there is no flow with it."""
+    """ValueError for a problem with weight decay, for functions that do not support it."""
     if isinstance(problem, Penalized):
         raise ValueError(
             f"problem: {owner} knows no problem with weight decay, got {problem.in_words}; "
@@ -131,7 +131,7 @@ def require_no_decay(
 
 
 def require_no_negative_decay(problems: AbstractProblem) -> None:
-    """Refuse concrete weight decays that are negative, of one problem or of many."""
+    """ValueError for a negative concrete weight decay, of one problem or of a batch."""
     if isinstance(problems, Penalized):
         _decay(np.asarray(problems.weight_decay), problems.problem)
 
@@ -146,6 +146,6 @@ def _decay(value: Any, problem: Any) -> Any:
         array = np.asarray(np.nan)
     if not (np.isfinite(array).all() and (array >= 0).all()):
         raise ValueError(
-            f"weight_decay: must be finite and not negative, got {in_words(value)}; 0 is no decay."
+            f"weight_decay: must be finite and not negative, got {in_words(value)}; 0 turns it off."
         )
     return jnp.asarray(array)

@@ -1,7 +1,7 @@
 """Problems: data and a loss, as functions of the linear coefficients beta alone.
 
-All losses are *sums* over the samples, as in Yun, Krishnan & Mobahi 2021; Ji & Telgarsky 2019
-average them, which divides time by n.
+All losses are *sums* over the samples, as in Yun, Krishnan & Mobahi 2021. Ji & Telgarsky 2019
+average over the samples: their flow is n times slower.
 """
 
 import abc
@@ -20,13 +20,13 @@ from .samples import as_data, require_one_target_per_sample, with_ones
 
 
 class AbstractProblem(eqx.Module):
-    """Data and a loss. Networks meet it only through their linear coefficients.
+    """Data and a loss. It depends on a network only through the network's linear coefficients.
 
     **Optional method** `subset(indices)`: the problem of the samples with these numbers, for the
     mini-batches of `gradient_descent`.
 
     A problem of your own extends `AbstractRegressionProblem`, `AbstractSquaredProblem` or
-    `Classification`: these say what the flows need to know.
+    `Classification`. These define the properties that flows read.
     """
 
     @property
@@ -35,7 +35,7 @@ class AbstractProblem(eqx.Module):
 
         Such a problem has `margin_loss`, `margins(beta)`, `margins_adjoint(weights)`,
         `log_losses(margins)`, `log_slopes(margins)`, `signed_data`, `has_valid_targets`, `X` and
-        `y`. Its flows have no limit but a limit direction; they end at a margin.
+        `y`. Its flows have a limit direction instead of a limit; they end at a margin.
         """
         return False
 
@@ -59,7 +59,7 @@ class AbstractProblem(eqx.Module):
         return False
 
     def counting_bias(self) -> "AbstractProblem":
-        """The same data without a free bias: the column of ones is a feature as any other."""
+        """The same data with the column of ones as an ordinary feature, as flows treat it."""
         return self
 
     def with_bias(self) -> "AbstractProblem":
@@ -112,7 +112,7 @@ class AbstractRegressionProblem(AbstractProblem):
 
     @property
     def has_residuals(self) -> bool:
-        """True."""
+        """True: the loss is a function of the residuals."""
         return True
 
     @property
@@ -122,9 +122,9 @@ class AbstractRegressionProblem(AbstractProblem):
 
     @property
     def samples_are_independent(self) -> bool:
-        """Whether every y is predicted by some beta, as is known without a computation.
+        """Whether it is known without a computation that every y is predicted by some beta.
 
-        False says that nothing is known: a flow computes it.
+        False means that this is not known; then a flow computes it.
         """
         return False
 
@@ -135,7 +135,7 @@ class AbstractRegressionProblem(AbstractProblem):
         return name if self.has_squared_loss else f"{name} with {type(self.residual_loss).__name__}"
 
     def residual(self, beta: Float[Array, "..."]) -> Float[Array, "..."]:
-        """l'(predictions(beta) - y), of y's shape: for the squared loss predictions - y."""
+        """l'(predictions(beta) - y), shape as y. For the squared loss: predictions - y."""
         return self.residual_loss.slope(self.predictions(beta) - self.y)
 
     def loss(self, beta: Float[Array, "..."]) -> Float[Array, ""]:
@@ -143,7 +143,7 @@ class AbstractRegressionProblem(AbstractProblem):
         return self.residual_loss.total(self.predictions(beta) - self.y)
 
     def log_loss(self, beta: Float[Array, "..."]) -> Float[Array, ""]:
-        """log sum_i l(r_i), for the squared loss without underflow; -inf at an exact fit."""
+        """log sum_i l(r_i), without underflow for the squared loss; -inf at an exact fit."""
         return self.residual_loss.log_total(self.predictions(beta) - self.y)
 
 
@@ -152,7 +152,7 @@ class AbstractSquaredProblem(AbstractRegressionProblem):
 
     @property
     def residual_loss(self) -> AbstractResidualLoss:
-        """`SquaredLoss()`."""
+        """`SquaredLoss()`: the loss l(r) of a residual."""
         return SquaredLoss()
 
 
@@ -163,17 +163,17 @@ class Regression(AbstractRegressionProblem):
 
     **Arguments**
 
-    - `X`: shape (n, d), one sample a row.
+    - `X`: shape (n, d), one sample in each row.
     - `y`: shape (n,), or (n, m) for networks with m outputs.
     - `loss`: of r_i = <x_i, beta> - y_i: `SquaredLoss()` (default), `HuberLoss(delta)`,
       `LogCoshLoss()`, or an `AbstractResidualLoss` of your own.
     - `bias`: whether a bias is the last coefficient, for networks with `bias=True`. X gets a last
-      column of ones. No norm counts the bias: `min_norm` leaves it free.
+      column of ones. Norms leave the bias out, as in `min_norm`.
     """
 
     X: Float[Array, "n d"]
     y: Float[Array, "..."]
-    # Defaults of the class: stores from before these fields are rebuilt with them.
+    # The defaults are for stores that were written before these fields existed.
     residual_loss: AbstractResidualLoss = SquaredLoss()
     bias: bool = eqx.field(static=True, default=False)
 
@@ -196,7 +196,7 @@ class Regression(AbstractRegressionProblem):
         return self.bias
 
     def counting_bias(self) -> "Regression":
-        """The same data, the column of ones a feature as any other: what a flow sees."""
+        """The same data with the column of ones as an ordinary feature, as flows treat it."""
         return Regression(self.X, self.y, self.residual_loss) if self.bias else self
 
     def with_bias(self) -> "Regression":
@@ -224,11 +224,11 @@ class Regression(AbstractRegressionProblem):
 class MatrixSensing(AbstractSquaredProblem):
     """Matrix sensing with loss 1/2 sum_i (<A_i, beta> - y_i)^2.
 
-    Source: Yun et al. 2021, eq. (13), which lacks the 1/2: that only rescales time.
+    Source: Yun et al. 2021, eq. (13), without the 1/2, which only rescales time.
 
     **Arguments**
 
-    - `A`: shape (n, d, d), one sensor A_i a sample; they need be neither symmetric nor commuting.
+    - `A`: shape (n, d, d), one sensor A_i for each sample, not necessarily symmetric or commuting.
     - `y`: shape (n,).
     """
 
@@ -267,22 +267,22 @@ class MatrixSensing(AbstractSquaredProblem):
 class Classification(AbstractProblem):
     """Binary classification with loss sum_i l(y_i <x_i, beta>).
 
-    Source: Yun et al. 2021, section 4; Gunasekar et al. 2018; Ji & Telgarsky 2019 (who average).
+    Source: Yun et al. 2021, section 4; Gunasekar et al. 2018; Ji & Telgarsky 2019 (with the mean).
 
     **Arguments**
 
-    - `X`: shape (n, d), one sample a row.
+    - `X`: shape (n, d), one sample in each row.
     - `y`: shape (n,), labels -1 or +1.
     - `loss`: of the margin: `ExponentialLoss()` (default), `LogisticLoss()`,
       `PolynomialLoss(power)`, or an `AbstractMarginLoss` of your own.
     - `bias`: whether a bias is the last coefficient, for networks with `bias=True`. X gets a last
-      column of ones. No norm counts the bias: `max_margin` leaves it free.
+      column of ones. Norms leave the bias out, as in `max_margin`.
     """
 
     X: Float[Array, "n d"]
     y: Float[Array, " n"]
     margin_loss: AbstractMarginLoss
-    # A default of the class: stores from before this field are rebuilt with it.
+    # The default is for stores that were written before this field existed.
     bias: bool = eqx.field(static=True, default=False)
 
     def __init__(self, X, y, loss: AbstractMarginLoss | None = None, *, bias: bool = False):
@@ -316,7 +316,7 @@ class Classification(AbstractProblem):
         return self.bias
 
     def counting_bias(self) -> "Classification":
-        """The same data, the column of ones a feature as any other: what a flow sees."""
+        """The same data with the column of ones as an ordinary feature, as flows treat it."""
         return Classification(self.X, self.y, self.margin_loss) if self.bias else self
 
     def with_bias(self) -> "Classification":
@@ -330,7 +330,7 @@ class Classification(AbstractProblem):
 
     @property
     def has_margins(self) -> bool:
-        """True."""
+        """True: the loss is a function of the margins."""
         return True
 
     @property
@@ -340,7 +340,7 @@ class Classification(AbstractProblem):
 
     @property
     def has_valid_targets(self) -> Bool[Array, ""]:
-        """Whether all labels are -1 or +1, traceable."""
+        """Whether all labels are -1 or +1; traceable."""
         return jnp.all(jnp.abs(self.y) == 1)
 
     def margins(self, beta: Float[Array, " d"]) -> Float[Array, " n"]:
@@ -372,7 +372,7 @@ class Classification(AbstractProblem):
         return eqx.tree_at(lambda p: (p.X, p.y), self, (self.X[indices], self.y[indices]))
 
     def residual(self, beta: Float[Array, " d"]) -> Float[Array, " n"]:
-        """r_i = y_i l'(m_i); underflows for large margins, where `log_slope` does not."""
+        """r_i = y_i l'(m_i); underflows for large margins, where `log_slopes` does not."""
         return -self.y * jnp.exp(self.margin_loss.log_slope(self.margins(beta)))
 
     def log_loss(self, beta: Float[Array, " d"]) -> Float[Array, ""]:
@@ -386,6 +386,6 @@ class Classification(AbstractProblem):
 
 
 def named(problem: Any) -> str:
-    """What `problem` is called in messages: its own words, or the name of its class."""
+    """What `problem` is called in messages: its `in_words`, or the name of its class."""
     words = getattr(problem, "in_words", None)
     return words if isinstance(words, str) else type(problem).__name__

@@ -1,4 +1,4 @@
-"""Arrays of samples, checked: what the problems do with a user's data."""
+"""Checks of a user's arrays of samples, for all problems."""
 
 from typing import Any
 
@@ -16,7 +16,10 @@ def with_ones(X: Float[Array, "n d"]) -> Float[Array, "n columns"]:
 
 
 def as_data(value: Any, name: str, owner: str, ndims: tuple[int, ...]) -> Array:
-    """`value` as finite real numbers with that many axes; ValueError that names the argument."""
+    """`value` as an array of finite real numbers, its number of axes one of `ndims`.
+
+    Integers become floats. **Raises** ValueError that names the argument.
+    """
     array = as_numbers(value, name, owner)
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         array = array.astype(float)

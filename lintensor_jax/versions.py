@@ -1,4 +1,4 @@
-"""The versions that the numbers of a run depend on."""
+"""Versions of software that the numbers of a run depend on."""
 
 import importlib.metadata
 import platform

@@ -1,12 +1,11 @@
 """Initial parameters: each function takes a template network and returns one of the same shapes.
 
-A template is any network, for example ``lt.DiagonalNetwork.zeros(depth=2, dimension=d)``;
-what it holds is ignored unless the function says otherwise. The papers speak of initial
-*directions* vbar_l and of a scale alpha: ``matching(like, z).scaled(alpha)`` starts at
-beta(0) = alpha^depth z.
+A template is any network, for example ``lt.DiagonalNetwork.zeros(depth=2, dimension=d)``. Its
+numbers are ignored unless the function says otherwise. The papers use initial *directions* vbar_l
+and a scale alpha: ``matching(like, z).scaled(alpha)`` starts at beta(0) = alpha^depth z.
 
-Everything here can be traced by `jax.jit` and `jax.vmap`; the checks that need numbers (finite
-coefficients, a positive gap, coefficients within reach) are made on concrete arrays only.
+All functions can be traced by `jax.jit` and `jax.vmap`. The checks that need numbers (finite
+coefficients, a positive gap, coefficients that can be reached) are made on concrete arrays only.
 """
 
 from .by_coefficients import balanced as balanced

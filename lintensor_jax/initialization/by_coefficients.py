@@ -1,12 +1,6 @@
-"""Initial parameters: each function takes a template network and returns one of the same shapes.
+"""Initial parameters by their scale or by their linear coefficients beta(0).
 
-A template is any network, for example ``lt.DiagonalNetwork.zeros(depth=2, dimension=d)``;
-what it holds is ignored unless the function says otherwise. The papers speak of initial
-*directions* vbar_l and of a scale alpha: ``matching(like, z).scaled(alpha)`` starts at
-beta(0) = alpha^depth z.
-
-Everything here can be traced by `jax.jit` and `jax.vmap`; the checks that need numbers (finite
-coefficients, a positive gap, coefficients within reach) are made on concrete arrays only.
+The docstring of `lintensor_jax.initialization` says what a template is, and what can be traced.
 """
 
 import inspect
@@ -30,12 +24,13 @@ def gaussian(like: Network, key: PRNGKeyArray, scale: float | Scalar = 1.0) -> N
 
     **Arguments**
 
-    - `like`: the template: any network, also your own `equinox.Module`. Fields declared by
+    - `like`: the template: any network, including your own `equinox.Module`. Fields declared by
       `lintensor_jax.constant` are kept.
     - `key`: a PRNG key; leaf i of the parameters draws from `jax.random.fold_in(key, i)`.
     - `scale`: one finite number.
 
-    **Raises** ValueError for a template, a key or a scale that is none.
+    **Raises** ValueError if `like` is not a network, `key` is not a PRNG key, or `scale` is not
+    one finite number.
     """
     require_network(like, "like", "gaussian")
     require_key(key, "key", "gaussian")
@@ -54,25 +49,25 @@ def gaussian(like: Network, key: PRNGKeyArray, scale: float | Scalar = 1.0) -> N
 def zero_last_layer(like: Network) -> Network:
     """`like` itself with its last layer set to zero, so that beta(0) = 0.
 
-    Any layers before it then satisfy the initial conditions of Theorems 2 and 6 of Yun et al. 2021
-    as soon as none of their components along the singular vectors vanishes. A user's own network
-    needs `factors` and `with_factors`; ValueError otherwise.
+    The result satisfies the initial conditions of Theorems 2 and 6 of Yun et al. 2021 if no
+    component of the other layers along the singular vectors is zero. A user-defined network needs
+    `factors` and `with_factors`; ValueError otherwise.
     """
     first, last = _factors("zero_last_layer", like)
     return like.with_factors((*first, jnp.zeros_like(last)))  # pyright: ignore
 
 
 def identity(like: Network) -> Network:
-    """Zero-asymmetric initialization: every layer the identity but the last, which is zero.
+    """Zero-asymmetric initialization: the last layer is zero, and every other layer the identity.
 
     Source: Wu et al. 2019, as generalised by Yun et al. 2021, Theorem 7. The identity is a vector
-    of ones for a diagonal network, a unit impulse for a convolutional one, and the identity matrix
-    for a matrix factorization (Corollary 7's start) and a fully-connected one; with hidden layers
-    wider than the input that is the identity on the first d units and zero elsewhere, which is (and
-    remains) the square network.
+    of ones for a diagonal network, and a unit impulse for a convolutional network. It is the
+    identity matrix for a matrix factorization (the start of Corollary 7) and for a fully-connected
+    network. If hidden layers are wider than the input, it is the identity on the first d units and
+    zero elsewhere. The additional units stay zero along the flow.
 
-    A user's own network has `identity_start()`. ValueError for a network without an identity, and
-    for a hidden layer narrower than d.
+    A user-defined network needs the method `identity_start()`. ValueError for a network without
+    it, and for a hidden layer narrower than d.
     """
     start = closed_form(like, "identity_start")
     if start is None:
@@ -85,7 +80,7 @@ def identity(like: Network) -> Network:
 
 
 def balanced(like: Network, coefficients: Float[Array, "..."]) -> Network:
-    """beta(0) = `coefficients`, with every conserved gap between neighbouring layers zero.
+    """beta(0) = `coefficients`, with all conserved gaps between neighbouring layers equal to zero.
 
     * diagonal: |w_l| = |beta|^(1/L) in every coordinate; w_1 carries the signs;
     * convolution, all filters of full length: |DFT w_l| = |DFT beta|^(1/L); w_1 carries the phases;
@@ -99,8 +94,8 @@ def balanced(like: Network, coefficients: Float[Array, "..."]) -> Network:
     - `like`: the template.
     - `coefficients`: shape (d,), or (d, m) for m outputs.
 
-    A user's own network has `balanced_start(coefficients)`. ValueError for short filters and for
-    networks without it (their balanced parameters need not exist).
+    A user-defined network needs the method `balanced_start(coefficients)`. ValueError for short
+    filters and for networks without that method, since balanced parameters may not exist.
     """
     beta = _coefficients("balanced", like, coefficients)
     start = closed_form(like, "balanced_start", beta)
@@ -123,47 +118,47 @@ def matching(
 ) -> Network:
     """beta(0) = `coefficients`, with the last layer smaller than the others by `gap`.
 
-    These are the initial directions of Yun et al. 2021, section 6: the same linear coefficients
-    for every architecture, under the conditions from which Theorems 2, 5, 6 and 7 conclude that
-    the loss tends to zero. In each case all layers but the last share one size p, the last has
-    size q, p^2 - q^2 = gap, and p^(L-1) q is prescribed by beta (for the h_L of Lemma 4,
-    q = sqrt(gap) sinh z and p = sqrt(gap) cosh z with sinh z cosh^(L-1) z = |beta| / gap^(L/2)):
+    These are the initial directions of Yun et al. 2021, section 6. All architectures start from the
+    same linear coefficients. The starts satisfy the conditions from which Theorems 2, 5, 6 and 7
+    conclude that the loss tends to zero. In each case all layers but the last have one size p, the
+    last has size q, p^2 - q^2 = gap, and beta prescribes p^(L-1) q. With the h_L of Lemma 4,
+    q = sqrt(gap) sinh z and p = sqrt(gap) cosh z with sinh z cosh^(L-1) z = |beta| / gap^(L/2):
 
     * diagonal: w_1 = ... = w_{L-1} > 0 and w_l^2 - w_L^2 = gap in every coordinate (Theorem 2);
     * convolution, all filters of full length: w_1 = ... = w_{L-1} even, and with the unitary DFT
       |F w_l|^2 - |F w_L|^2 = gap at every frequency (Theorem 2);
     * fully-connected: W_l = sigma I (on the first d units where a layer is wider) and
-      sigma^2 - |W_L|^2 = gap in the spectral norm, which is Theorem 7's condition with
+      sigma^2 - |W_L|^2 = gap in the spectral norm, which is the condition of Theorem 7 with
       lambda = gap. At L = 2 the singular values of M(x) are equal, and the squares that Theorem 6
-      compares sum to exactly sigma^2 - |w_2|^2 = gap, whatever x is;
+      compares sum to exactly sigma^2 - |w_2|^2 = gap for every x;
     * short filters and tensor networks: the first factors keep a given direction, and the last
-      one is the minimum-norm solution of beta = coefficients. Guaranteed is
+      one is the minimum-norm solution of beta = coefficients. This guarantees
       |v_l|^2 / k_l - |v_L|^2 = gap: for every x, the mean over the k_l singular directions of
       [U_l^T v_l]_j^2 exceeds every [U_L^T v_L]_j^2 by at least `gap`. For two layers and a first
       filter of length 1 or 2 (a unit impulse; its components along (1, 1) and (1, -1) are equal)
-      that is Theorem 6's condition itself, with lambda >= gap for every x. With longer filters and
-      general tensors some x may violate it: wherever a singular vector of M(x) is orthogonal to
-      v_1. For any other x it holds once `gap` is large enough;
+      this is the condition of Theorem 6, with lambda >= gap for every x. With longer filters and
+      general tensors some x may violate the condition: those for which a singular vector of M(x) is
+      orthogonal to v_1. For any other x the condition holds if `gap` is large enough;
       `theory.regression.limit_point_two_layer` measures it.
 
     **Arguments**
 
-    - `like`: the template. A user's own network needs `matching_start(coefficients, gap)`, or
+    - `like`: the template. A user-defined network needs `matching_start(coefficients, gap)`, or
       `factors` and `with_factors`.
     - `coefficients`: shape (d,), or (d, m) for a fully-connected network with m outputs.
     - `gap`: a positive number, in units of squared parameters.
-    - `key`: draws the directions of the first factors of a tensor network; without it they are
-      those of `like`, which must not be zero. Not used for the other architectures.
+    - `key`: draws the directions of the first factors of a tensor network. Without a key they are
+      the directions of `like`, which must not be zero. Not used for the other architectures.
 
-    ValueError if a hidden layer is narrower than d (the condition then fails for some x), or if
-    no last factor reaches the coefficients; the message has the size of the inconsistency.
+    **Raises** ValueError if a hidden layer is narrower than d (the condition then fails for some
+    x), or if no last factor gives these coefficients; the message states the distance.
     """
     beta = _coefficients("matching", like, coefficients)
     gap = as_number(gap, "gap", "matching")
     if not _traced(gap) and not 0 < gap < float("inf"):
         raise ValueError(
             f"matching: gap must be positive and finite, got {gap}; "
-            "zero gaps are made by lintensor_jax.initialization.balanced."
+            "for zero gaps use lintensor_jax.initialization.balanced."
         )
     gap = jnp.asarray(gap, beta.dtype)
     start = closed_form(like, "matching_start", beta, gap)
@@ -178,7 +173,7 @@ def _matching_by_least_squares(like, beta, gap, key):
     last = jnp.linalg.lstsq(columns, beta.ravel())[0]
     if not _traced(last):
         distance = jnp.linalg.norm(columns @ last - beta.ravel())
-        # Rounding of a backward-stable solver: this many ulp of the terms that were added up.
+        # The rounding error of a backward-stable solver is a few ulp of the terms that it adds up.
         terms = jnp.linalg.norm(columns) * jnp.linalg.norm(last) + jnp.linalg.norm(beta)
         if distance > 10 * max(columns.shape) * jnp.finfo(beta.dtype).eps * terms:
             raise ValueError(
@@ -187,7 +182,7 @@ def _matching_by_least_squares(like, beta, gap, key):
                 f"{float(jnp.linalg.norm(beta)):.3g}); draw other first factors (another key), or "
                 "take the coefficients of a network of this kind."
             )
-    # v_l = sqrt(k_l) p u_l with unit u_l, so that the last factor shrinks by prod sqrt(k_l) p.
+    # v_l = sqrt(k_l) p u_l with unit u_l. The last factor is divided by prod_l sqrt(k_l) p.
     roots = [jnp.sqrt(jnp.asarray(v.shape[0], v.dtype)) for v in first]
     last = last / jnp.prod(jnp.stack(roots))
     size = size_of_first_layers(jnp.linalg.norm(last), like.depth, gap)
@@ -241,9 +236,9 @@ def _coefficients(caller, like, value):
 
 
 def _fix(like, expected, got):
-    """What to do about coefficients of shape `got`: `zeros(depth, dimension)` is easily swapped."""
+    """The advice for coefficients of shape `got`; depth and dimension may have been swapped."""
     if not hasattr(like, "depth"):
-        return "change the one or the other."
+        return "change one of the two."
     depth, dimension = like.depth, expected[0]
     template = f"the template has depth {depth} and dimension {dimension}"
     swapped = got == (depth,) * len(expected) and depth != dimension > 1
@@ -253,7 +248,7 @@ def _fix(like, expected, got):
             f"{template}; if they were swapped, it is "
             f"{name}.zeros(depth={dimension}, dimension={depth})."
         )
-    return f"{template}; change the one or the other."
+    return f"{template}; change one of the two."
 
 
 def _is_built_from_depth_and_dimension(like):

@@ -1,7 +1,7 @@
 """Two-layer starts by their imbalance: U (d, h) is the first layer W_1, V^T (h, m) the last, W_2.
 
-Each function takes a template, whose parameters are ignored, and returns a network of its shapes.
-They are found in `lintensor_jax.initialization` as well.
+Each function takes a template and returns a network of its shapes. The parameters of the template
+are ignored. `lintensor_jax.initialization` exports all public functions.
 
 Sources: Min et al. 2021, sections 4 and 5 and Appendix A; Saxe et al. 2014; Tarmoun et al. 2021.
 """
@@ -26,10 +26,10 @@ def imbalanced(
     first_scale: float | Scalar,
     last_scale: float | Scalar,
 ) -> FullyConnectedNetwork:
-    """U = first_scale U_0, V = last_scale V_0 with standard normal U_0, V_0 that `key` decides.
+    """U = first_scale U_0, V = last_scale V_0 with standard normal U_0, V_0 drawn from `key`.
 
-    With one key, equal products of the scales give equal end-to-end matrices, and the larger the
-    quotient the larger the imbalance. Traceable.
+    With the same key, equal products of the scales give equal end-to-end matrices, and a larger
+    quotient gives a larger imbalance. Traceable.
 
     Source: Min et al. 2021, section 5.2.
 
@@ -69,11 +69,12 @@ def width_scaled(
 def balanced_on_data(
     like: FullyConnectedNetwork, coefficients: Float[ArrayLike, "..."], problem: Regression
 ) -> FullyConnectedNetwork:
-    """U V^T = `coefficients` with imbalance U_1^T U_1 - V^T V = 0, U_1 the part that the data see.
+    """U V^T = `coefficients`, with imbalance U_1^T U_1 - V^T V = 0 on the range of the data.
 
-    U = B (B^T P B)^(-1/4) Q^T and V = (B^T P B)^(1/4) Q^T with B the coefficients, P the projection
-    on the range of X^T, and Q the first m columns of the identity, of size h. (`balanced` makes the
-    layers' own Gram matrices equal: the same where B lies in that range.)
+    U_1 is the part of U in the range of X^T. U = B (B^T P B)^(-1/4) Q^T and
+    V = (B^T P B)^(1/4) Q^T with B the coefficients, P the projection on the range of X^T, and Q
+    the first m columns of the identity of size h. (`balanced` makes U^T U and V^T V equal. That is
+    the same if the columns of B lie in the range of X^T.)
 
     Source: Min et al. 2021, section 5.2.
 
@@ -83,8 +84,8 @@ def balanced_on_data(
     - `coefficients`: shape (d,) or (d, m), with P B of rank m.
     - `problem`: a `Regression` with samples of size d.
 
-    **Raises** ValueError for narrower layers, and where P B has a smaller rank than m: no network
-    with this imbalance need have these coefficients.
+    **Raises** ValueError if h < m, and if the rank of P B is less than m: then a network with this
+    imbalance and these coefficients may not exist.
     """
     owner = "balanced_on_data"
     first, _ = _layers(owner, like)
@@ -114,16 +115,17 @@ def spectral(
     """U = A diag(first), V = B diag(last) on the first k units, where X^T Y = A S B^T.
 
     If all non-zero singular values of X are equal, the modes never mix: mode i moves as the scalar
-    network u v with a target of s_i and the imbalance first_i^2 - last_i^2. U_2 = 0, so that the
-    start lies in the invariant set of Proposition 10 (Min et al. 2021).
+    network u v with the target s_i and the imbalance first_i^2 - last_i^2. The part U_2 of U
+    outside of the range of X^T is 0, so that the start is in the invariant set of Proposition 10
+    (Min et al. 2021).
 
     Source: Saxe et al. 2014; Tarmoun et al. 2021.
 
     **Arguments**
 
     - `like`: two layers, (d, h) and (h,) or (h, m).
-    - `problem`: a `Regression` that fits.
-    - `first`, `last`: k numbers, or one for all; k is the rank of X^T Y, at most h.
+    - `problem`: a `Regression` with samples of size d and targets of shape (n,) or (n, m).
+    - `first`, `last`: k numbers, or one number for all k modes; k is the rank of X^T Y, at most h.
     """
     owner = "spectral"
     before, after = _layers(owner, like)
@@ -131,7 +133,7 @@ def spectral(
     if problem.y.shape[1:] != after.shape[1:]:
         raise ValueError(
             f"{owner}: problem's targets must have the shape of the network's outputs, got "
-            f"{problem.y.shape[1:]} and {after.shape[1:]} behind the samples' axis."
+            f"{problem.y.shape[1:]} and {after.shape[1:]} after the axis of the samples."
         )
     moments = problem.X.T @ problem.y.reshape(problem.y.shape[0], -1)
     left, sizes, right = jnp.linalg.svd(moments, full_matrices=False)
@@ -166,9 +168,10 @@ def invariant(
 ) -> FullyConnectedNetwork:
     """Normal entries of standard deviation `scale`, projected on V U_2^T = 0 and U_1 U_2^T = 0.
 
-    From there the flow ends at the min-norm solution exactly, if its loss tends to zero; the first
-    condition alone is not enough. Of U_2, which never moves, the rows are projected on the
-    complement of the units that U_1 and V use: U_2 = 0 where h <= r + m.
+    U_1 is the part of U in the range of X^T (of dimension r), and U_2 is the rest. From this start
+    the flow ends exactly at the min-norm solution, if its loss tends to zero; the first condition
+    alone is not enough. U_2 never moves. Its rows are projected on the orthogonal complement of the
+    rows of U_1 and V, so that U_2 = 0 if h <= r + m.
 
     Source: Min et al. 2021, Proposition 10.
 
@@ -190,7 +193,8 @@ def invariant(
     if len(used) >= first.shape[1]:
         return _network(like, span.T @ inside, v)
     units = jnp.linalg.qr(used.T)[0]
-    # Twice: what one projection leaves is of the size of its own rounding, not of U_2's.
+    # Two projections: the error of one is rounding of the size of U_2 before it, which may be
+    # large relative to U_2 after it.
     for _ in range(2):
         outside = outside - (outside @ units) @ units.T
         outside = outside - span.T @ (span @ outside)
@@ -202,9 +206,9 @@ def lambda_balanced(
 ) -> FullyConnectedNetwork:
     """U V^T = `coefficients` with V^T V - U^T U = gap I, of size h.
 
-    In the columns' notation W_2 W_1 x that is W_2^T W_2 - W_1 W_1^T = gap I. From the singular
-    value decomposition A S B^T of the coefficients: U = A diag(a), V = B diag(b), a b = s and
-    b^2 - a^2 = gap.
+    For networks that are written W_2 W_1 x, this is W_2^T W_2 - W_1 W_1^T = gap I. From the
+    singular value decomposition A S B^T of the coefficients: U = A diag(a), V = B diag(b) with
+    a b = s and b^2 - a^2 = gap.
 
     Source: Tarmoun et al. 2021; Saxe et al. 2014 for gap = 0.
 
@@ -226,14 +230,14 @@ def lambda_balanced(
     if gap and width > most:
         raise ValueError(
             f"{owner}: gap must be 0 for a hidden layer of width {width} > {side} = {most}, got "
-            f"{gap:g}; the larger layer has no rank to hold so many units apart: narrow it."
+            f"{gap:g}; the rank of a layer is too small for this gap: narrow the hidden layer."
         )
     left, sizes, right = jnp.linalg.svd(beta, full_matrices=True)
     beyond = sizes[width:]
     if beyond.size and beyond[0] > max(beta.shape) * jnp.finfo(beta.dtype).eps * sizes[0]:
         raise ValueError(
             f"{owner}: coefficients must have rank at most h = {width}, got singular value "
-            f"{float(beyond[0]):.3g} beyond; widen the hidden layer."
+            f"{float(beyond[0]):.3g} of higher index; widen the hidden layer."
         )
     count = min(width, max(inputs, outputs))
     s = jnp.pad(sizes[:width], (0, max(0, count - len(sizes))))[:count]
@@ -243,7 +247,7 @@ def lambda_balanced(
     a, b = (smaller, larger) if gap >= 0 else (larger, smaller)
 
     def columns(vectors, values):
-        # A side with fewer than `count` vectors has zeros beyond them.
+        # If there are fewer than `count` vectors, the remaining columns are zero.
         kept = min(vectors.shape[1], count)
         scaled = vectors[:, :kept] * values[None, :kept]
         return jnp.pad(scaled, ((0, 0), (0, width - kept)))
@@ -262,7 +266,7 @@ def _layers(owner, like):
             got = f"{like.depth} layers"
         raise ValueError(
             f"{owner}: like must be a FullyConnectedNetwork of two layers, got {got}; "
-            "lintensor_jax.initialization.gaussian and balanced take others."
+            "lintensor_jax.initialization.gaussian and balanced take other networks."
         )
     return like.weights
 
@@ -302,11 +306,11 @@ def _coefficients(owner, like, value):
     if beta.shape != expected:
         raise ValueError(
             f"{owner}: coefficients must have shape {expected}, that of the template's "
-            f"linear_coefficients(), got {beta.shape}; change the one or the other."
+            f"linear_coefficients(), got {beta.shape}; change one of the two."
         )
     if not bool(jnp.all(jnp.isfinite(beta))):
         raise ValueError(
-            f"{owner}: coefficients must be finite, got {np.asarray(beta).ravel()[:4]}...; remove "
-            "the samples that they come from."
+            f"{owner}: coefficients must be finite, got {np.asarray(beta).ravel()[:4]}...; check "
+            "the values that they were computed from."
         )
     return beta.reshape(expected[0], -1)

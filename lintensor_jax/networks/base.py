@@ -1,6 +1,6 @@
-"""What every network is: a pytree of layer parameters with linear coefficients.
+"""The base of all networks: a pytree of layer parameters with linear coefficients.
 
-Your own architecture is one Equinox module with two members::
+To define your own architecture, write an Equinox module with two members::
 
     class MyNetwork(eqx.Module):
         u: Array
@@ -10,11 +10,12 @@ Your own architecture is one Equinox module with two members::
         def linear_coefficients(self):
             return self.u * self.v
 
-It gets flows, sweeps, certificates and figures. Deriving from `AbstractNetwork` adds `scaled` and
-the linear forward pass. Closed forms of an architecture are optional methods; `AbstractNetwork`
-lists them. Arrays that are no parameters (data tensors, bases, indices) are declared as
-``tensor: Array = lt.constant()``. Every other array is a parameter and holds real floating-point
-numbers; integers and complex numbers are refused, since no flow can move them. Booleans are masks.
+All flows, sweeps, certificates and figures accept it. Deriving from `AbstractNetwork` adds `scaled`
+and the linear forward pass. Closed forms of an architecture are optional methods; `AbstractNetwork`
+lists them. Arrays that are not parameters (data tensors, bases, indices) are declared as
+``tensor: Array = lt.constant()``. Every other array is a parameter and must hold real
+floating-point numbers. Integers and complex numbers raise an error, since no flow can move them.
+Boolean arrays are masks, not parameters.
 """
 
 import abc
@@ -37,7 +38,7 @@ Activation = Callable[[Array], Array]
 
 
 def constant(**kwargs: Any) -> Any:
-    """Declare a field whose arrays are not parameters: no flow moves them, no norm counts them.
+    """Declare a field whose arrays are not parameters: flows and norms leave them out.
 
     Takes the keyword arguments of `equinox.field`.
     """
@@ -75,7 +76,10 @@ def parameter_spec(network: eqx.Module) -> PyTree[bool]:
 
 
 def _require_real_parameters(network, movable):
-    """Refuse what `movable` marks and no flow can move: a flow would leave it without a word."""
+    """ValueError for integers or complex numbers that `movable` marks as parameters.
+
+    Without this check a flow would leave such an array unchanged and not report it.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(network)
     for (path, leaf), moves in zip(leaves, jax.tree.leaves(movable), strict=True):
         if not moves or not isinstance(leaf, jax.Array | np.ndarray):
@@ -84,7 +88,7 @@ def _require_real_parameters(network, movable):
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             raise ValueError(
                 f"network: {type(network).__name__}{name} must be real, got dtype {leaf.dtype}: "
-                "gradient flow is of real parameters; keep real and imaginary part as two arrays, "
+                "gradient flow is for real parameters; keep real and imaginary part as two arrays, "
                 "or declare the field with lintensor_jax.constant() if it is no parameter."
             )
         if jnp.issubdtype(leaf.dtype, jnp.integer):
@@ -96,7 +100,7 @@ def _require_real_parameters(network, movable):
 
 
 def split(network: Network) -> tuple[Network, Network]:
-    """`(parameters, rest)`: two copies of `network`, with None where the other one has a leaf.
+    """`(parameters, rest)`: two copies of `network`; each has None where the other has a leaf.
 
     `equinox.combine(parameters, rest)` is `network` again.
     """
@@ -112,7 +116,8 @@ def scaled(network: Network, alpha: float | Scalar) -> Network:
 def coefficients_and_pullback(network: Network) -> tuple[Array, Callable[[Array], Network]]:
     """beta, and the map g -> (d beta/d Theta)^T g as a pytree with the parameters' structure.
 
-    Written out for the networks of this package (`contractions.py`), by `jax.vjp` for any other.
+    The networks of this package have explicit formulas (`contractions.py`); any other network uses
+    `jax.vjp`.
     """
     if isinstance(network, AbstractNetwork):
         return network.coefficients_and_pullback()
@@ -131,38 +136,42 @@ class AbstractNetwork(eqx.Module):
     `depth` is the degree of homogeneity: beta(c Theta) = c^depth beta(Theta).
 
     **Optional methods**: closed forms of the architecture. A function of this package that needs
-    one asks the network, any `equinox.Module`, for the method. A network without the method has
-    no such closed form. A method returns None where none is known for the network's *shapes*.
+    one looks up the method on the network, which may be any `equinox.Module`. Without the method
+    there is no such closed form. A method returns None if no closed form is known for the
+    network's *shapes*.
 
     - `identity_start()`, `balanced_start(coefficients)`, `matching_start(coefficients, gap)`:
       networks of the same shapes, for `identity`, `balanced` and `matching` of
-      `lintensor_jax.initialization`. The coefficients are checked: finite, of the right shape and
-      dtype; `gap` is a positive scalar. Without `matching_start`, `matching` solves a least-squares
-      problem in the last of the `factors`; `first_directions()`, unit vectors, fixes the others.
-    - `factors` (the layers as vectors) and `with_factors(factors)`, its inverse: what
-      `zero_last_layer`, `matching` and `mirror_flow` replace.
+      `lintensor_jax.initialization`. The coefficients have been checked (finite, right shape and
+      dtype); `gap` is a positive scalar. Without `matching_start`, `matching` solves a
+      least-squares problem in the last of the `factors`; the others have the unit vectors
+      `first_directions()` as directions.
+    - `factors` (the layers as vectors) and `with_factors(factors)`, its inverse, for
+      `zero_last_layer`, `matching` and `mirror_flow`.
     - `orthogonal_decomposition()`: S and U_l of Assumption 1 (Yun et al. 2021) for the `factors`,
-      or `AssumptionFails`. With it `certify` and `mirror_flow` know the network.
-    - `singular_components()`: the pair (values, S), values (L, m) the rows U_l^T v_l, and None for
-      S = I. It saves the products where the decomposition is known.
+      or `AssumptionFails`. `certify` and `mirror_flow` use it.
+    - `singular_components()`: the pair (values, S). The values, shape (L, m), have the rows
+      U_l^T v_l; None stands for S = I. It avoids the products with U_l.
     - `induced_regularizer(beta)`: min |Theta|^2 subject to beta(Theta) = beta, a scalar;
       `minimal_network(beta)`: the network that attains it.
     - `induced_norm_order()`: the p for which the induced regulariser is an increasing function of
       |beta|_p, 0 < p <= 2; for `certify`.
-    - `two_layers()`: the network as a `TwoLayers`, for `effective_limit`; None where it is none.
-      Without the method it is made from `orthogonal_decomposition()`, if that is real and depth 2.
-    - `induced_singular_norm_order()`: the same for a function of the singular values of a matrix
-      beta, the Schatten p (quasi-)norm.
+    - `induced_singular_norm_order()`: the p for which the induced regulariser is an increasing
+      function of the Schatten p (quasi-)norm of a matrix beta.
+    - `two_layers()`: the network as a `TwoLayers`, for `effective_limit`; None if it has no such
+      form. Without the method, `TwoLayers` is made from a real `orthogonal_decomposition()` of
+      depth 2.
     - `mirror_coordinates(problem)`: the flow in closed form as a function of zeta = S X^T nu, for
-      `mirror_flow`: an `equinox.Module` with the array `S` (m, d), a method `rho(zeta)` with
-      beta = S^T rho, and a method `network(zeta)`. It may have `sensitivity(largest)`: for a rho
-      whose largest entry is that, by which factor relative errors of nu grow in rho, and the size
-      of zeta. `AssumptionFails` where the network's values, or the data, allow none.
+      `mirror_flow`. It is an `equinox.Module` with the array `S` (m, d), a method `rho(zeta)` with
+      beta = S^T rho, and a method `network(zeta)`. It may have a method `sensitivity(largest)` for
+      a rho whose largest entry is `largest`: it returns (the factor by which relative errors of nu
+      grow in rho, the size of zeta). `AssumptionFails` if the values of the network or the data
+      have no closed form.
     - `conserved_quantities()`: a vector that gradient flow does not change, in units of squared
       parameters.
-    - `ties_are_exact`, a bool: whether compiled code moves layers that are equal up to signs by
-      changes that are equal to the last bit; False by default. Where that is not so, flows that
-      shrink such layers keep them equal by what is conserved.
+    - `ties_are_exact`, a bool: whether layers that are equal up to signs stay equal to the last bit
+      in compiled code; False by default. If it is False, flows that shrink such layers use the
+      conserved quantities to keep them equal.
     - `largest_rank()`: the largest rank of beta as a matrix (d, m).
     - `kind`, a string: what error messages call the network; the name of the class by default.
     """
@@ -178,7 +187,7 @@ class AbstractNetwork(eqx.Module):
     ) -> Float[Array, "..."]:
         """The network's output for one input; `jax.vmap` it over a batch.
 
-        A user's own network is linear unless it overrides this.
+        A user-defined network is linear unless it overrides this method.
         """
         if activation is not None:
             raise ValueError(
@@ -197,7 +206,7 @@ class AbstractNetwork(eqx.Module):
 
 
 def require_network(network: Any, name: str, owner: str) -> None:
-    """Refuse what is no `equinox.Module` with `linear_coefficients()`."""
+    """ValueError unless `network` is an `equinox.Module` with `linear_coefficients()`."""
     if not isinstance(network, eqx.Module) or not hasattr(network, "linear_coefficients"):
         raise ValueError(
             f"{owner}: {name} must be a network, an equinox.Module with a method "
@@ -235,7 +244,7 @@ def as_parameter(value: Any, name: str, owner: str, ndim: int) -> Array:
 
 
 def require_depth(depth: int, owner: str) -> None:
-    """Refuse fewer than two layers: the theory is of L >= 2 throughout."""
+    """ValueError for fewer than two layers: all of the theory is for L >= 2."""
     if depth < 2:
         raise ValueError(
             f"{owner}: depth must be at least 2, got {depth}; a one-layer network is linear "
@@ -246,11 +255,11 @@ def require_depth(depth: int, owner: str) -> None:
 def require_vanishing_activation(
     activation: Activation, depth: int, owner: str, outputs: int = 1
 ) -> None:
-    """Refuse activations with phi(0) != 0 where the tensor form (2) would not be the network.
+    """ValueError if phi(0) != 0 makes the network differ from its tensor form, eq. (2).
 
     Erratum to Yun et al. 2021, section 3: the zeros off the blocks of the data tensor become
-    phi(0) after the first contraction, so for L >= 3 the diagonal and the fully-connected network
-    equal their tensor form only if phi(0) = 0. With several outputs that is so at L = 2 already.
+    phi(0) after the first contraction. So for L >= 3 the diagonal and the fully-connected network
+    equal their tensor form only if phi(0) = 0. With several outputs this holds for L = 2 as well.
     """
     with jax.ensure_compile_time_eval():  # under jax.jit too
         at_zero = activation(jnp.zeros(()))

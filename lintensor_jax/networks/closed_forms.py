@@ -1,9 +1,10 @@
-"""Closed forms of an architecture: optional methods of its network, and how functions ask for them.
+"""Closed forms of an architecture: optional methods of its network, and how to call them.
 
-A generic function (`identity`, `induced_regularizer`, `mirror_flow`, ...) asks the network by
+A generic function (`identity`, `induced_regularizer`, `mirror_flow`, ...) calls them through
 `closed_form`. A network *has* a closed form if it defines the method and the method does not return
-None. It returns None where the form is unknown for the shapes of this network (a convolution with
-short filters). `AbstractNetwork` lists the methods; a plain `equinox.Module` may define them, too.
+None. It returns None if the form is unknown for the shapes of this network, such as a convolution
+with short filters. `AbstractNetwork` lists the methods; a plain `equinox.Module` may define them,
+too.
 """
 
 from typing import Any
@@ -15,10 +16,10 @@ from .base import AbstractNetwork
 
 
 def closed_form(network: Any, name: str, *arguments: Any) -> Any:
-    """What the optional method `name` of the network returns; None where there is no such method.
+    """What the optional method `name` of the network returns; None if there is no such method.
 
-    A method that raises has been asked for something that does not exist (a hidden layer that is
-    too narrow, say): its error is passed on.
+    An error of the method is passed on: it says that the requested network does not exist, for
+    example because a hidden layer is too narrow.
     """
     method = getattr(network, name, None)
     return None if method is None else method(*arguments)

@@ -1,8 +1,8 @@
 """What gradient flow conserves, whatever the loss and the data.
 
-Every layer of a multilinear network obeys <v_l, dv_l/dt> = -<g, beta>, the same for all l, so that
-differences of squared norms never change (Yun et al. 2021, eq. 6-7; Du et al. 2018). The more
-symmetric a network, the finer its conserved quantities: they are a method of the network.
+In a multilinear network <v_l, dv_l/dt> = -<g, beta> is the same for every layer l, so that the
+differences of squared norms never change (Yun et al. 2021, eq. 6-7; Du et al. 2018). A network with
+more symmetry has more conserved quantities. A method of the network computes them.
 """
 
 import itertools
@@ -46,9 +46,10 @@ def gaps(layers: Float[Array, "L ..."]) -> Float[Array, " q"]:
 
 
 def gaps_of_squares(layers: Float[Array, "L ..."]) -> Float[Array, " q"]:
-    """Squares of rows l minus those of rows l + 1, as one vector; zero where both are equal.
+    """Squares of rows l minus those of rows l + 1, as one vector; exactly zero for equal rows.
 
-    A difference of squares is not: compiled code rounds only one of the two (fused multiply-add).
+    a^2 - b^2 is not exactly zero for a = b: with a fused multiply-add, compiled code rounds only
+    one of the two squares. So the product (a - b) (a + b) is used.
     """
     return jnp.ravel((layers[:-1] - layers[1:]) * (layers[:-1] + layers[1:]))
 
@@ -67,10 +68,10 @@ def gaps_of_gram_matrices(weights: Sequence[Array]) -> Float[Array, " q"]:
 
 
 def _difference(a: Array, b: Array) -> Array:
-    """a - b, which is zero where both are equal, for products that compiled code did not round.
+    """a - b, exactly zero where a = b, also for products a and b in compiled code.
 
-    A fused multiply-add subtracts a rounded product from one that is not: a tie would be a number
-    of the size of rounding. The derivative is that of a - b at ties, too.
+    A fused multiply-add subtracts a rounded product from one that is not rounded: for a = b the
+    difference would be a rounding error. The derivative is that of a - b, also where a = b.
     """
     found = a - b
     return found - jax.lax.stop_gradient(jnp.where(a == b, found, 0.0))

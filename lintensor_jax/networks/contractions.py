@@ -1,15 +1,15 @@
-"""The compiled hot path: multilinear contractions and all their leave-one-out forms.
+"""Multilinear contractions and all their leave-one-out forms, which take most of a flow's time.
 
 Every network of the package is a data tensor M(x), linear in x, contracted with L factors
-(Yun, Krishnan & Mobahi 2021, eq. 6). Two things are needed over and over:
+(Yun, Krishnan & Mobahi 2021, eq. 6). Every evaluation of the gradient needs two things:
 
 * the linear coefficients beta, with  <x, beta> = M(x) o (v_1, ..., v_L);
 * for a covector g of beta's shape, the L leave-one-out contractions
   M(g) o (v_1, ..., v_{l-1}, I, v_{l+1}, ..., v_L), which are d<g, beta>/dv_l (eq. 7).
 
-Each function here returns both at once: ``beta`` and a closure ``leave_one_out(g)``. Prefix and
-suffix products make the work O(L) layers; no k_1 x ... x k_L tensor is formed for the diagonal,
-convolutional and fully-connected networks.
+Each function returns both: ``beta`` and a closure ``leave_one_out(g)``. With prefix and suffix
+products the work is O(L) layers. For diagonal, convolutional and fully-connected networks no
+k_1 x ... x k_L tensor is formed.
 """
 
 import functools
@@ -23,16 +23,17 @@ from jaxtyping import Array, Float
 T = TypeVar("T")
 LeaveOneOut = Callable[[Array], T]
 
-# Circular correlations by an index table up to this length, by FFT above it. On two CPU cores the
-# table takes 0.2 to 0.5 of the FFT's time for d = 8 to 32 alone, but 0.7 to 1.0 (d = 8) and 1.9 to
-# 2.4 (d = 16) of it in a batch of 64 (benchmarks/contractions.py): batches decide.
+# Circular correlations use an index table up to this length, and the FFT above it. On two CPU cores
+# (benchmarks/contractions.py) one network with the table takes 0.2 to 0.5 of the time with the FFT
+# for d = 8 to 32. A batch of 64 takes 0.7 to 1.0 (d = 8) and 1.9 to 2.4 (d = 16) of that time. The
+# limit is chosen for batches.
 DIRECT_CONVOLUTION_MAX_LENGTH = 12
 
 
 def diagonal(
     weights: Float[Array, "L d"],
 ) -> tuple[Float[Array, " d"], LeaveOneOut[Float[Array, "L d"]]]:
-    """Product of the rows, and for g the rows ``g * prod_{k != l} w_k``."""
+    """The product of the rows, and the map from g to the rows ``g * prod_{k != l} w_k``."""
     beta, others = products_of_others(weights)
     return beta, lambda g: g[None, :] * others
 
@@ -40,7 +41,7 @@ def diagonal(
 def products_of_others(rows: Array) -> tuple[Array, Array]:
     """The product of all rows of (L, ...), and for each row the product of the others.
 
-    By prefix and suffix products, never by division: a factor may be zero.
+    It uses prefix and suffix products and no division, since a factor may be zero.
     """
     depth = rows.shape[0]
     prefix = [jnp.ones_like(rows[0])]
@@ -80,7 +81,7 @@ def _convolution_by_fft(filters, length):
 
 def _convolution_direct(filters, length):
     depth = len(filters)
-    # suffix[l] = w_{l+1} * ... * w_L. The last filter starts the chain: it is the full-length one.
+    # suffix[l] = w_{l+1} * ... * w_L. The chain starts with the last filter, which has length d.
     suffix = [_padded(filters[-1], length)]
     for w in reversed(filters[:-1]):
         suffix.append(_convolve(suffix[-1], w))
@@ -132,8 +133,8 @@ def matrix_chain(
 ) -> tuple[Array, LeaveOneOut[tuple[Array, ...]]]:
     """W_1 W_2 ... W_L and, for G, the products (W_1 ... W_{l-1})^T G (W_{l+1} ... W_L)^T.
 
-    The chain is multiplied from the right: with a vector (or a thin matrix) as last factor, every
-    product is matrix times vector.
+    The chain is multiplied from the right. If the last factor is a vector (or a thin matrix), every
+    product is a matrix times a vector.
     """
     suffix = [weights[-1]]
     for w in reversed(weights[:-1]):
@@ -158,10 +159,11 @@ def data_tensor_network(
 ) -> tuple[Float[Array, " d"], LeaveOneOut[tuple[Float[Array, " k"], ...]]]:
     """Contraction of an arbitrary data tensor (k_1, ..., k_L, d) with L factors.
 
-    Its axes are taken in two halves. The tensor, as a matrix, is multiplied from each side by the
-    outer product of that half's vectors (g among the second ones), and each product is a small
-    tensor that all results of the other half come from. The tensor is read twice, not L + 1 times,
-    and no batch of networks has an intermediate near its size.
+    The axes are split into two halves, so that the tensor is a matrix. This matrix is multiplied
+    from each side by the outer product of the vectors of that half (g belongs to the second half).
+    Each product is a small tensor, from which all results for the other half are computed. The
+    tensor is read twice instead of L + 1 times. In a batch of networks, no intermediate array has
+    a size close to that of the tensor.
     """
     half = (len(factors) + 1) // 2
     left, right = factors[:half], factors[half:]
@@ -178,7 +180,7 @@ def data_tensor_network(
 
 
 def _chain(tensor, factors):
-    """The same one factor after the other: every step keeps what was there before it."""
+    """The same contraction, one factor after the other; intermediate tensors are kept."""
     before = [tensor]
     for factor in factors:
         before.append(jnp.tensordot(factor, before[-1], axes=1))
@@ -195,7 +197,7 @@ def _chain(tensor, factors):
 
 
 def _outer(vectors):
-    """All products of entries, flat; the last vector's index runs fastest."""
+    """All products of entries, as a vector; the index of the last vector changes fastest."""
     return functools.reduce(lambda a, b: jnp.outer(a, b).reshape(-1), vectors)
 
 
@@ -204,7 +206,7 @@ def contract(
     factors: Sequence[Float[Array, " k"]],
     activation: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "..."]:
-    """The tensor form of a network's forward pass: Yun et al. 2021, eq. (2), literally.
+    """The tensor form of a network's forward pass, as in Yun et al. 2021, eq. (2).
 
     **Arguments**
 
@@ -212,8 +214,8 @@ def contract(
     - `factors`: v_1, ..., v_L with v_l of shape (k_l,).
     - `activation`: applied after every contraction but the last; `None` is the linear network.
 
-    **Returns** a scalar, or (m,) for m outputs. This materialises nothing that is not in `tensor`
-    already; it is the reference that each architecture's own forward pass is compared with.
+    **Returns** a scalar, or shape (m,) for m outputs. Tests compare the forward pass of each
+    architecture with it.
     """
     hidden = tensor
     for layer, factor in enumerate(factors):

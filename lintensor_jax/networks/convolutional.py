@@ -15,7 +15,7 @@ from .decomposition import AssumptionFails, OrthogonalDecomposition, decompositi
 from .mirror_coordinates import SLACK, AbstractMirrorCoordinates, coordinates_of_factors
 from .starts import size_of_first_layers
 
-# Of a discrete Fourier transform, in units of the largest modulus's last place.
+# Rounding error of a discrete Fourier transform, in ulp of its largest modulus.
 _ROUNDINGS = 8
 
 
@@ -28,8 +28,9 @@ class ConvolutionalNetwork(AbstractNetwork):
 
     **Arguments**
 
-    - `filters`: L >= 2 vectors; filter l has shape (k_l,) with k_l <= d, and the last one has
-      shape (d,), which fixes d. All of length d is the papers' *full-length* network.
+    - `filters`: L >= 2 vectors. Filter l has shape (k_l,) with k_l <= d. The last filter has shape
+      (d,), which fixes d. With all filters of length d it is the *full-length* network of the
+      papers.
     """
 
     filters: tuple[Float[Array, " k"], ...]
@@ -115,8 +116,8 @@ class ConvolutionalNetwork(AbstractNetwork):
     def orthogonal_decomposition(self) -> OrthogonalDecomposition:
         """S = d^{(L-1)/2} F and U_l = F^* with the unitary DFT F, for filters of full length.
 
-        Source: Yun et al. 2021, Appendix D.3. Real for d <= 2 only. AssumptionFails if a filter is
-        shorter than d.
+        Source: Yun et al. 2021, Appendix D.3. It is real only for d <= 2. AssumptionFails if a
+        filter is shorter than d.
         """
         if not self.is_full_length:
             return decomposition_of(self)
@@ -127,11 +128,11 @@ class ConvolutionalNetwork(AbstractNetwork):
 
     @property
     def kind(self) -> str:
-        """What error messages call it."""
+        """The name of the network in error messages."""
         return "ConvolutionalNetwork" + ("" if self.is_full_length else " with short filters")
 
     def singular_components(self):
-        """The inverse unitary DFT of the filters, and S; None for short filters."""
+        """(inverse unitary DFT of the filters, S); None for short filters."""
         if not self.is_full_length:
             return None
         spectra = jnp.fft.ifft(jnp.stack(self.filters), norm="ortho")
@@ -140,7 +141,7 @@ class ConvolutionalNetwork(AbstractNetwork):
     def conserved_quantities(self) -> Float[Array, " q"]:
         """|F w_l|^2 - |F w_{l+1}|^2 at the d // 2 + 1 frequencies of a real signal.
 
-        For short filters |w_l|^2 - |w_{l+1}|^2, L - 1 numbers.
+        For short filters: |w_l|^2 - |w_{l+1}|^2, L - 1 numbers.
         """
         if not self.is_full_length:
             return gaps_of_squared_norms(self.filters)
@@ -152,11 +153,11 @@ class ConvolutionalNetwork(AbstractNetwork):
         return tuple(jnp.zeros_like(w).at[0].set(1) for w in self.filters[:-1])
 
     def identity_start(self) -> "ConvolutionalNetwork":
-        """Unit impulses, and zeros in the last filter."""
+        """Unit impulses in all filters but the last, which is zero."""
         return ConvolutionalNetwork((*self.first_directions(), jnp.zeros_like(self.filters[-1])))
 
     def balanced_start(self, coefficients: Float[Array, " d"]) -> "ConvolutionalNetwork | None":
-        """|DFT w_l| = |DFT beta|^(1/L), w_1 carries the phases; None for short filters."""
+        """|DFT w_l| = |DFT beta|^(1/L); w_1 carries the phases. None for short filters."""
         if not self.is_full_length:
             return None
         spectrum = jnp.fft.rfft(coefficients)
@@ -192,12 +193,13 @@ class ConvolutionalNetwork(AbstractNetwork):
         return self.depth / beta.size * jnp.sum(jnp.abs(jnp.fft.fft(beta)) ** (2 / self.depth))
 
     def minimal_network(self, beta: Float[Array, " d"]) -> "ConvolutionalNetwork | None":
-        """Spectra of equal modulus; the last one carries the phases. None for short filters."""
+        """Spectra of equal modulus; the last filter carries the phases. None for short filters."""
         if not self.is_full_length:
             return None
         spectrum = jnp.fft.rfft(beta)
         moduli = jnp.abs(spectrum)
-        # Dust of the transform is no frequency, and its root would be far from dust.
+        # Frequencies below the rounding error of the transform are set to 0: the L-th root of a
+        # rounding error would not be small.
         dust = _ROUNDINGS * jnp.finfo(beta.dtype).eps * jnp.max(moduli)
         moduli = jnp.where(moduli > dust, moduli, 0)
         size = moduli ** (1 / self.depth)
@@ -212,12 +214,15 @@ class ConvolutionalNetwork(AbstractNetwork):
         return coordinates_of_factors(self, _even_decomposition(self, problem))
 
     def largest_rank(self) -> int | None:
-        """1, since beta is any column; None for short filters, which do not reach all."""
+        """1, since beta can be any vector; None for short filters, which do not reach all."""
         return 1 if self.is_full_length else None
 
 
 def _even_decomposition(network, problem):
-    """Corollary 6 in an orthonormal basis of the even vectors: real, and diagonal there."""
+    """The decomposition of Corollary 6 in an orthonormal basis of the even vectors; it is real.
+
+    AssumptionFails if the samples or the filters are not even.
+    """
     dimension = network.dimension
     reflected = (-np.arange(dimension)) % dimension
     X = np.asarray(problem.X)
@@ -230,14 +235,15 @@ def _even_decomposition(network, problem):
         raise AssumptionFails(
             f"evenness x_j = x_(d-j) of {name}",
             float(oddness[name]),
-            "The odd part over the largest entry; a convolution has a real decomposition on even "
-            "vectors only (Corollary 6). Use gradient_flow.",
+            "That is the odd part over the largest entry; a convolution has a real decomposition "
+            "on even vectors only (Corollary 6). Use gradient_flow.",
         )
     frequencies = np.arange(dimension // 2 + 1)
     angles = 2 * np.pi * np.outer(np.arange(dimension), frequencies) / dimension
     basis = np.cos(angles)
     basis /= np.linalg.norm(basis, axis=0)
-    # A basis vector c_k has DFT sum_j c_k[j] cos(...) = 1/(its largest entry) at frequency k.
+    # The DFT of a basis vector c_k at frequency k, sum_j c_k[j] cos(...), is 1 / (its largest
+    # entry).
     gains = 1 / basis[0]
     dtype = network.filters[0].dtype
     E = jnp.asarray(basis, dtype)

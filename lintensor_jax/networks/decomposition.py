@@ -42,12 +42,12 @@ class OrthogonalDecomposition(eqx.Module):
     - `S`: shape (m, d), d <= m <= min_l k_l, of full column rank. For L = 2, |S x| are the
       singular values of M(x).
     - `bases`: L matrices U_l of shape (k_l, m).
-    - `residual`: relative error of the reconstructed tensor in the Frobenius norm, where it was
-      found numerically; 0 where it is known in closed form.
+    - `residual`: relative error of the reconstructed tensor in the Frobenius norm if the
+      decomposition was found numerically; 0 if it is known in closed form.
 
-    S and U_l are real or complex; M(x) is real in either case. They are unique up to the order of
-    j, to phases whose product over S and all U_l is 1, and for L = 2 to a unitary mixing of those
-    j whose rows of S agree up to a phase.
+    S and U_l are real or complex; M(x) is real in both cases. They are unique up to the order of
+    the indices j, up to phases whose product over S and all U_l is 1, and for L = 2 also up to a
+    unitary mixing of those j for which the rows of S are equal up to a phase.
     """
 
     S: Inexact[Array, "m d"]
@@ -70,7 +70,7 @@ class OrthogonalDecomposition(eqx.Module):
 def dense_tensor(network: eqx.Module) -> Float[Array, "... d"]:
     """The data tensor of any network with a `data_tensor`, as one array (k_1, ..., k_L, d).
 
-    ValueError if it has more than 2^24 entries, AssumptionFails if the output is no scalar.
+    ValueError if it has more than 2^24 entries, AssumptionFails if the output is not a scalar.
     """
     dimension = _input_dimension(network)
     entries = dimension * math.prod(v.shape[0] for v in network.factors)  # pyright: ignore
@@ -96,7 +96,10 @@ def _input_dimension(network):
 
 
 def decomposition_of(network: eqx.Module) -> OrthogonalDecomposition:
-    """`decompose_tensor` of the network's data tensor, without forming one that is too narrow."""
+    """`decompose_tensor` of the network's data tensor.
+
+    A network with a factor shorter than d fails before its data tensor is formed.
+    """
     _require_wide_modes([v.shape[0] for v in network.factors], _input_dimension(network))  # pyright: ignore
     return decompose_tensor(dense_tensor(network))
 
@@ -104,13 +107,13 @@ def decomposition_of(network: eqx.Module) -> OrthogonalDecomposition:
 def decompose_tensor(
     tensor: Float[ArrayLike, "... d"], tolerance: float | None = None
 ) -> OrthogonalDecomposition:
-    """Find S and U_1, ..., U_L of Assumption 1 for a given data tensor, or say why there are none.
+    """Find S and U_1, ..., U_L of Assumption 1 for a data tensor, or say why they do not exist.
 
-    Source: Yun, Krishnan & Mobahi 2021, Assumption 1. If it holds, the left singular vectors of
-    M(z) contracted with random vectors along all modes but two are the columns of U_1, since the
-    singular values |S z| of a generic *complex* z coincide only where any choice does. A real z
-    finds the real decomposition, where there is one, and is tried first. Every slice
-    sum_i conj(U_1[i, j]) M(.)_i then is the rank-one tensor of the other bases and row j of S.
+    Source: Yun, Krishnan & Mobahi 2021, Assumption 1. Contract M(z) with random vectors along all
+    modes but two. If the assumption holds, the left singular vectors of this matrix are the columns
+    of U_1: for a generic *complex* z two singular values |S z| are equal only if they are equal for
+    every z. A real z is tried first; it finds the real decomposition if there is one. Then every
+    slice sum_i conj(U_1[i, j]) M(.)_i is the rank-one tensor of the other bases and row j of S.
     The result is verified on the whole tensor.
 
     **Arguments**
@@ -152,7 +155,7 @@ def decompose_tensor(
             residual = _distance(data, S, bases)
             if residual < best[0]:
                 best = (residual, S, bases)
-            # Another draw helps only where two singular values of this one happened to be close.
+            # Another draw helps only if two singular values of this draw were close by chance.
             if not 1e3 * eps < residual < 1e4 * tolerance:
                 break
         if best[0] <= tolerance:
@@ -162,9 +165,9 @@ def decompose_tensor(
         raise AssumptionFails(
             "singular vectors that do not depend on x",
             residual,
-            "The data tensor differs by that relative error from the best sum_j [S x]_j U_1[:, j] "
-            "(x) ... (x) U_L[:, j] with orthonormal U_l that was found (Yun et al. 2021, "
-            "Assumption 1); build the network as an OrthogonalNetwork to have one.",
+            "That is the relative error of the best sum_j [S x]_j U_1[:, j] (x) ... (x) U_L[:, j] "
+            "with orthonormal U_l that was found for the data tensor (Yun et al. 2021, Assumption "
+            "1); an OrthogonalNetwork satisfies the assumption by construction.",
         )
     dtype = jnp.result_type(array.dtype, complex if np.iscomplexobj(S) else array.dtype)
     return OrthogonalDecomposition(
@@ -233,12 +236,13 @@ def _candidate(data, rank, draw):
     bases = [first]
     for mode in range(1, data.ndim - 1):
         unfolded = np.moveaxis(slices, mode, 1).reshape(rank, data.shape[mode], -1)
-        # Rank one: any column will do, and one power iteration averages over all of them.
+        # The matrix has rank one, so that any column gives the singular vector. The largest column
+        # and one power iteration reduce rounding errors.
         largest = np.linalg.norm(unfolded, axis=1).argmax(axis=1)
         column = np.take_along_axis(unfolded, largest[:, None, None], axis=2)
         leading = (unfolded @ (unfolded.conj().transpose(0, 2, 1) @ column))[:, :, 0].T
         leading = leading / np.linalg.norm(leading, axis=0)
-        # The nearest orthonormal columns: of a decomposable tensor they are so already.
+        # The nearest orthonormal columns. For a decomposable tensor this changes nothing.
         left, _, right = np.linalg.svd(leading, full_matrices=False)
         bases.append(left @ right)
     return bases

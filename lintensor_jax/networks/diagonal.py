@@ -28,7 +28,7 @@ class DiagonalNetwork(AbstractNetwork):
 
     **Arguments**
 
-    - `weights`: shape (L, d), L >= 2; row l is layer l. For m outputs (L, d, m), a diagonal
+    - `weights`: shape (L, d), L >= 2; row l is layer l. For m outputs shape (L, d, m): a diagonal
       network for each output.
     """
 
@@ -94,7 +94,10 @@ class DiagonalNetwork(AbstractNetwork):
         return superdiagonal(jnp.asarray(x), self.depth)
 
     def orthogonal_decomposition(self) -> OrthogonalDecomposition:
-        """S = U_1 = ... = U_L = I (Yun et al. 2021, Appendix D.2); for a scalar output."""
+        """S = U_1 = ... = U_L = I (Yun et al. 2021, Appendix D.2).
+
+        AssumptionFails for several outputs.
+        """
         if not self.has_scalar_output:
             outputs = self.weights.shape[2]
             raise AssumptionFails(
@@ -119,7 +122,7 @@ class DiagonalNetwork(AbstractNetwork):
         return gaps_of_squares(jnp.abs(self.weights))
 
     def identity_start(self) -> "DiagonalNetwork":
-        """Ones, and zeros in the last layer."""
+        """Ones in all layers but the last, which is zero."""
         return DiagonalNetwork(jnp.ones_like(self.weights).at[-1].set(0))
 
     def balanced_start(self, coefficients: Float[Array, " d"]) -> "DiagonalNetwork":
@@ -139,7 +142,7 @@ class DiagonalNetwork(AbstractNetwork):
         return self.depth * jnp.sum(jnp.abs(beta) ** (2 / self.depth))
 
     def induced_norm_order(self) -> float | None:
-        """2/L for several outputs; None for one, whose `singular_components` say it."""
+        """2/L for several outputs; None for one output, for which `singular_components` is used."""
         return None if self.has_scalar_output else 2.0 / self.depth
 
     def minimal_network(self, beta: Float[Array, " d"]) -> "DiagonalNetwork":
@@ -150,7 +153,7 @@ class DiagonalNetwork(AbstractNetwork):
         return eqx.tree_at(lambda n: n.weights, self, weights)
 
     def largest_rank(self) -> int:
-        """min(d, m): beta is any matrix, or one column."""
+        """min(d, m) for m outputs, since beta can be any matrix; 1 for a scalar output."""
         return 1 if self.has_scalar_output else min(self.weights.shape[1:])
 
 

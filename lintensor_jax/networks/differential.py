@@ -19,14 +19,14 @@ from .mirror_coordinates import AbstractMirrorCoordinates
 class DifferentialDiagonalNetwork(AbstractNetwork):
     """f(x) = <x, w_+^L - w_-^L>, powers elementwise.
 
-    Source: Woodworth et al. 2020. Seen as a network of `depth` layers it is a diagonal network of
-    2d units for the input (x, -x) whose layers are *tied*: all equal to (w_+, w_-). Gradient flow
-    is in (w_+, w_-), not in the L equal factors. Untied, equal layers would stay equal and take
-    the same path, L times more slowly.
+    Source: Woodworth et al. 2020. As a network of `depth` layers it is a diagonal network of 2d
+    units for the input (x, -x) whose layers are *tied*: all are equal to (w_+, w_-). Gradient flow
+    is in (w_+, w_-), not in the L equal factors. Equal layers that are not tied would stay equal
+    and take the same path, L times more slowly.
 
     **Arguments**
 
-    - `positive`: w_+, shape (d,). Flows never change the sign of an entry, nor move a zero.
+    - `positive`: w_+, shape (d,). Flows never change the sign of an entry and never move a zero.
     - `negative`: w_-, shape (d,).
     - `depth`: L >= 2, static.
     """
@@ -91,9 +91,9 @@ class DifferentialDiagonalNetwork(AbstractNetwork):
         return (jnp.concatenate([self.positive, self.negative]),) * self.depth
 
     def with_factors(self, factors) -> "DifferentialDiagonalNetwork":
-        """A network with other factors, all equal: the inverse of `factors`.
+        """A network with other factors: the inverse of `factors`.
 
-        ValueError if they differ: the layers are tied.
+        The factors must be equal, since the layers are tied; ValueError otherwise.
         """
         first, *others = factors
         concrete = not any(isinstance(v, Tracer) for v in (first, *others))
@@ -113,28 +113,30 @@ class DifferentialDiagonalNetwork(AbstractNetwork):
         return superdiagonal(jnp.concatenate([x, -x]), self.depth)
 
     def orthogonal_decomposition(self) -> OrthogonalDecomposition:
-        """S = [I; -I] and U_l = I, of the untied network: tying is beyond Assumption 1."""
+        """S = [I; -I] and U_l = I, for the network without ties: Assumption 1 allows no ties."""
         d = self.positive.shape[0]
         eye = jnp.eye(2 * d, dtype=self.positive.dtype)
         return OrthogonalDecomposition(eye[:, :d] - eye[:, d:], (eye,) * self.depth)
 
     def two_layers(self) -> TwoLayers | None:
-        """(w_+ + w_-) . (w_+ - w_-), for depth 2: each moves twice as far as a layer would."""
+        """(w_+ + w_-) . (w_+ - w_-) with gain 2; None unless the depth is 2."""
         if self.depth != 2:
             return None
         plus, minus = self.positive, self.negative
         return TwoLayers(None, plus + minus, plus - minus, gain=2.0)
 
-    ties_are_exact: ClassVar[bool] = True  # of w_+ w_- = 0 one factor is zero and stays so
+    # A tie is w_+ w_- = 0: one of the two is zero, and stays exactly zero.
+    ties_are_exact: ClassVar[bool] = True
 
     def conserved_quantities(self) -> Float[Array, " d"]:
         """The squared power mean of order 2 - L of (w_+, w_-), for each coordinate.
 
-        Along the flow w^{2-L} grows by L(L-2) times the integral of the gradient g for w_+ and
-        falls by as much for w_-, so that their sum is conserved: w_+ w_- for L = 2. The mean
-        ((w_+^{2-L} + w_-^{2-L}) / 2)^{-2/(L-2)} is a function of it in units of squared parameters,
-        finite up to w = 0. For odd L and w_+, w_- of different signs the sum becomes a difference
-        that no such function keeps finite; 0 is returned for those coordinates.
+        Along the flow w_+^{2-L} grows by L(L-2) times the integral of the gradient g, and w_-^{2-L}
+        falls by the same amount. So their sum is conserved; for L = 2, w_+ w_- is conserved. The
+        mean ((w_+^{2-L} + w_-^{2-L}) / 2)^{-2/(L-2)} is a function of the sum, has units of squared
+        parameters, and is finite at w = 0. For odd L and w_+, w_- of different signs the sum
+        becomes a difference, and no such function stays finite: 0 is returned for these
+        coordinates.
         """
         if self.depth == 2:
             return self.positive * self.negative
@@ -145,20 +147,20 @@ class DifferentialDiagonalNetwork(AbstractNetwork):
         return jnp.where((self.depth % 2 == 1) & (self.positive * self.negative < 0), 0, mean)
 
     def induced_regularizer(self, beta: Float[Array, " d"]) -> Scalar:
-        """sum_j |beta_j|^{2/L}: one of w_+ and w_- vanishes."""
+        """sum_j |beta_j|^{2/L}: at the minimum one of w_+ and w_- is zero in every coordinate."""
         return jnp.sum(jnp.abs(beta) ** (2 / self.depth))
 
     def induced_norm_order(self) -> float:
-        """2/L."""
+        """2/L: the induced regulariser is |beta|_{2/L}^{2/L}."""
         return 2 / self.depth
 
     def minimal_network(self, beta: Float[Array, " d"]) -> "DifferentialDiagonalNetwork":
-        """w_+ and w_- are the roots of the positive and of the negative part of beta."""
+        """w_+ and w_- are the L-th roots of the positive and of the negative part of beta."""
         parts = tuple(jnp.maximum(sign * beta, 0) ** (1 / self.depth) for sign in (1, -1))
         return eqx.tree_at(lambda n: (n.positive, n.negative), self, parts)
 
     def mirror_coordinates(self, problem: Any) -> "DifferentialCoordinates":
-        """For positive entries, whatever the problem is; AssumptionFails for others."""
+        """For positive entries and any problem; AssumptionFails for entries <= 0."""
         smallest = float(jnp.minimum(jnp.min(self.positive), jnp.min(self.negative)))
         if smallest <= 0:
             raise AssumptionFails(
@@ -171,9 +173,9 @@ class DifferentialDiagonalNetwork(AbstractNetwork):
 
 
 class DifferentialCoordinates(AbstractMirrorCoordinates):
-    """w_+^D - w_-^D from positive entries: w_+ obeys dw/dzeta = D w^(D-1), w_- the opposite.
+    """w_+^D - w_-^D from positive entries, D the depth.
 
-    Source: Woodworth et al. 2020.
+    dw_+/dzeta = D w_+^(D-1) and dw_-/dzeta = -D w_-^(D-1). Source: Woodworth et al. 2020.
     """
 
     S: Float[Array, "m q"]
@@ -185,7 +187,7 @@ class DifferentialCoordinates(AbstractMirrorCoordinates):
         if self.depth == 2:
             return start * jnp.exp(2 * zeta)
         power = self.depth - 2
-        # Infinite from the blow-up on: the solver then takes back its step.
+        # Infinite at and beyond the blow-up: the solver then rejects the step.
         base = 1 - self.depth * power * start**power * zeta
         safe = jnp.where(base > 0, base, 1.0)
         return jnp.where(base > 0, start * safe ** (-1 / power), jnp.inf)
@@ -196,7 +198,7 @@ class DifferentialCoordinates(AbstractMirrorCoordinates):
         return plus**self.depth - minus**self.depth
 
     def network(self, zeta: Float[Array, " m"]) -> Any:
-        """(w_+, w_-)."""
+        """The network with the w_+ and w_- that belong to `zeta`."""
         return DifferentialDiagonalNetwork(
             self._grown(self.positive, zeta), self._grown(self.negative, -zeta), self.depth
         )

@@ -1,4 +1,4 @@
-"""Two layers, coordinate by coordinate, and the start that their training amounts to.
+"""Two-layer networks in scalar coordinates, and the effective start of a run.
 
 A two-layer network with a real orthogonal decomposition has coefficients beta = S^T (u . v), with .
 elementwise. In a = (u + v)/sqrt 2 and b = (u - v)/sqrt 2 the product is (a^2 - b^2)/2, or
@@ -6,10 +6,10 @@ elementwise. In a = (u + v)/sqrt 2 and b = (u - v)/sqrt 2 the product is (a^2 - 
     u . v = mu sinh(angle)   with   mu = |a b| = |u^2 - v^2|/2,   angle = ln|a/b|.
 
 Gradient flow keeps mu and moves the angle in the span of the data. Its limit is the Bregman
-projection of u . v with scale mu. Steps of finite length, noise and momentum move mu and the angle
-by amounts that can be summed up along the run. The run then ends where gradient flow from an
-*effective start* would end, which is made of the scale at the end and of the angle without the part
-that lies in the span of the data.
+projection of u . v with scale mu. Steps of finite length, noise and momentum also change mu and the
+angle; the changes are summed along the run. The run then ends where gradient flow from an
+*effective start* would end. The effective start has the scale at the end of the run. Its angle is
+the angle at the start plus the changes outside of the span of the data.
 """
 
 import math
@@ -27,13 +27,14 @@ from .decomposition import AssumptionFails
 
 
 class TwoLayers(eqx.Module):
-    """beta = S^T (first . second), where a gradient g with respect to beta moves both layers.
+    """beta = S^T (first . second), and how gradient flow moves both layers.
 
-    d first/dt = -gain (S g) . second, and the same with the layers exchanged.
+    For the gradient g with respect to beta, d first/dt = -gain (S g) . second; the second layer
+    obeys the same equation with the layers exchanged.
 
     - `S`: real, shape (m, d), or None for the identity. Coefficients of another shape are raveled.
     - `first`, `second`: shape (m,).
-    - `gain`: 1 for layers that are parameters themselves.
+    - `gain`: 1 if the layers themselves are the parameters.
     """
 
     S: Float[Array, "m d"] | None
@@ -60,10 +61,10 @@ class TwoLayers(eqx.Module):
 
 
 def two_layers_of(network: Any) -> TwoLayers | None:
-    """The network as `TwoLayers`; None where it has another depth or no real decomposition.
+    """The network as `TwoLayers`; None if the depth is not 2 or there is no real decomposition.
 
-    Asks the network for the method `two_layers()`, and without it for `orthogonal_decomposition()`
-    and `factors`.
+    Uses the method `two_layers()` of the network. Without it, uses `orthogonal_decomposition()` and
+    `factors`.
     """
     if hasattr(network, "two_layers"):
         return closed_form(network, "two_layers")
@@ -75,7 +76,7 @@ def two_layers_of(network: Any) -> TwoLayers | None:
     except AssumptionFails:
         return None
     except ValueError:
-        # A decomposition that is found numerically is not found of traced factors.
+        # The numerical decomposition needs concrete factors, and fails for traced ones.
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(network)):
             return None
         raise
@@ -86,10 +87,12 @@ def two_layers_of(network: Any) -> TwoLayers | None:
 
 
 class Measured(eqx.Module):
-    """A property of a run that a theorem assumes, as a number that must not exceed a bound.
+    """An assumption of a theorem about a run, as a number that must not exceed a bound.
 
-    - `statement`: in words. `value`: what was measured; NaN exceeds every bound.
-    - `bound`: static, or None where the run cannot decide. `source`: paper and statement.
+    - `statement`: the assumption in words.
+    - `value`: the measured number; NaN counts as larger than every bound.
+    - `bound`: static; None if the run cannot decide whether the assumption holds.
+    - `source`: paper and statement.
     """
 
     statement: str = eqx.field(static=True)
@@ -99,21 +102,22 @@ class Measured(eqx.Module):
 
     @property
     def holds(self) -> bool | None:
-        """Whether value <= bound."""
+        """Whether value <= bound; None if there is no bound."""
         return None if self.bound is None else bool(np.asarray(self.value) <= self.bound)
 
 
 class EffectiveStart(eqx.Module):
     """Where gradient flow would have to start to end where a run ended.
 
-    A solution states it by a property `effective_start`, or has None there where its network has
-    no `TwoLayers`; `lintensor_jax.effective_limit` reads it.
+    A solution has it as its property `effective_start`, which is None if the network has no
+    `TwoLayers`. `lintensor_jax.effective_limit` reads it.
 
-    - `S`: as in `TwoLayers`. `log_scale` (m,): log mu at the end of the run.
-    - `angle` (m,): asinh(beta~_0/mu), the angle at the start and what the run has added outside
-      the span of the data.
-    - `theorem`: what says that the run ends at the Bregman projection of this start.
-    - `measured`: what the theorem assumes of the run.
+    - `S`: as in `TwoLayers`.
+    - `log_scale`: shape (m,), log mu at the end of the run.
+    - `angle`: shape (m,), asinh(beta~_0/mu): the angle at the start plus the changes of the run
+      outside of the span of the data.
+    - `theorem`: the theorem by which the run ends at the Bregman projection of this start.
+    - `measured`: the assumptions of the theorem about the run.
     """
 
     S: Float[Array, "m d"] | None
@@ -131,7 +135,7 @@ class EffectiveStart(eqx.Module):
     def coefficients(self) -> Float[Array, " m"]:
         """beta~_0 = mu sinh(angle), in the coordinates of S."""
         size = jnp.abs(self.angle)
-        # mu and sinh separately would underflow and overflow.
+        # One exp of the sum of logarithms: mu alone may underflow, and sinh alone may overflow.
         log_sinh = size + jnp.log1p(-jnp.exp(-2 * size)) - math.log(2)
         near = size < 1
         small = self.scale * jnp.sinh(jnp.where(near, self.angle, 0.0))

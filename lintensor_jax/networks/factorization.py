@@ -34,7 +34,7 @@ _DRAWS = 4
 class MatrixFactorizationNetwork(AbstractNetwork):
     """f(A) = <A, W_1 W_2 ... W_L>: deep matrix factorization.
 
-    For `MatrixCompletion`, and for `MatrixSensing`, which needs a square product. Source: Arora et
+    For `MatrixCompletion` and `MatrixSensing`; the latter needs a square product. Source: Arora et
     al. 2019; Yun, Krishnan & Mobahi 2021, eq. (13). Linear coefficients: the matrix W_1 ... W_L of
     shape (d, m).
 
@@ -69,8 +69,8 @@ class MatrixFactorizationNetwork(AbstractNetwork):
     ) -> "MatrixFactorizationNetwork":
         """The zero network of the given shape: a template for `lintensor_jax.initialization`.
 
-        `dimension`: d for a product of shape (d, d), or its shape (d, m). `width`: of all hidden
-        layers; by default the larger one of d and m, so that no rank is excluded.
+        `dimension`: d for a product of shape (d, d), or the shape (d, m). `width`: the width of all
+        hidden layers; by default the larger one of d and m, so that every rank is possible.
         """
         rows, columns = (dimension, dimension) if isinstance(dimension, int) else dimension
         hidden = (max(rows, columns) if width is None else width,) * (depth - 1)
@@ -116,10 +116,10 @@ class MatrixFactorizationNetwork(AbstractNetwork):
         return MatrixFactorizationNetwork(chain.weights)
 
     def data_tensor(self, x: Float[Array, "d m"]) -> Float[Array, "..."]:
-        """M(A) for a sensor A = x of shape (d, m): an axis for each layer. For small cases.
+        """M(A) for a sensor A = x of shape (d, m), with one axis for each layer. For small cases.
 
-        Column c of A is the input that the fully-connected network of d outputs must map to
-        output c: M(A) is the sum over c of its data tensors.
+        M(A) is a sum over the columns c of A. The term of column c is the data tensor of the
+        fully-connected network with m outputs for the input A[:, c] and the output c.
         """
         chain = FullyConnectedNetwork(self.weights).data_tensor
         return jnp.trace(jax.vmap(chain, 1, -1)(jnp.asarray(x)), axis1=-2, axis2=-1)
@@ -127,7 +127,7 @@ class MatrixFactorizationNetwork(AbstractNetwork):
     def orthogonal_decomposition(self) -> OrthogonalDecomposition:
         """AssumptionFails, unless all widths are 1: the singular vectors of M(A) depend on A.
 
-        What a *problem* with commuting sensors has is found by `sensing_decomposition`.
+        For a *problem* with commuting sensors use `sensing_decomposition`.
         """
         dtype, (rows, columns) = self.weights[0].dtype, _product_shape(self.weights)
         if all(w.size == 1 for w in self.weights):
@@ -138,8 +138,8 @@ class MatrixFactorizationNetwork(AbstractNetwork):
                 "singular vectors that do not depend on A",
                 math.sqrt(0.5),
                 "That is the relative asymmetry of A^T B, or of A B^T, for two of the possible "
-                "sensors that differ in one row or column. No theorem on commuting sensors is of "
-                "this shape; the flow itself is defined.",
+                "sensors that differ in one row or column. Theorems on commuting sensors need "
+                "square matrices; the flow itself is defined.",
             )
         pair = np.zeros((2, rows, rows))
         pair[0, 0, 0] = pair[1, 0, 1] = pair[1, 1, 0] = 1
@@ -158,7 +158,7 @@ class MatrixFactorizationNetwork(AbstractNetwork):
     def identity_start(self) -> "MatrixFactorizationNetwork":
         """Identity matrices, and zeros in the last layer (Yun et al. 2021, Corollary 7).
 
-        The identity on the first d units of each hidden layer; ValueError for one narrower than d.
+        Each hidden layer is the identity on its first d units; ValueError if it is narrower than d.
         """
         return self._of_chain(FullyConnectedNetwork(self.weights).identity_start())
 
@@ -172,7 +172,7 @@ class MatrixFactorizationNetwork(AbstractNetwork):
     def matching_start(
         self, coefficients: Float[Array, "d m"], gap: Scalar
     ) -> "MatrixFactorizationNetwork | None":
-        """As of `FullyConnectedNetwork`; None with a hidden layer narrower than d."""
+        """As for `FullyConnectedNetwork`; None if a hidden layer is narrower than d."""
         if min(w.shape[0] for w in self.weights) < self.weights[0].shape[0]:
             return None
         chain = FullyConnectedNetwork(self.weights)
@@ -190,7 +190,7 @@ class MatrixFactorizationNetwork(AbstractNetwork):
         return eqx.tree_at(lambda n: n.weights, self, minimal_chain(self.weights, beta))
 
     def largest_rank(self) -> int:
-        """The smallest width, rows and columns of beta included."""
+        """The smallest width, including the numbers of rows and columns of beta."""
         return min(min(w.shape) for w in self.weights)
 
     def mirror_coordinates(self, problem: Any) -> AbstractMirrorCoordinates:
@@ -204,8 +204,8 @@ class MatrixFactorizationNetwork(AbstractNetwork):
             raise AssumptionFails(
                 "square layers",
                 float(max(w.size for w in self.weights)),
-                "The largest number of entries of a layer; Corollary 7 is about layers of the "
-                "shape of beta. Use gradient_flow.",
+                "That is the largest number of entries of a layer; Corollary 7 is about layers of "
+                "the shape of beta. Use gradient_flow.",
             )
         basis = sensing_decomposition(problem).basis
         rotated = [basis.T @ w @ basis for w in self.weights]
@@ -215,8 +215,8 @@ class MatrixFactorizationNetwork(AbstractNetwork):
             raise AssumptionFails(
                 "layers diagonal in the sensors' common eigenbasis",
                 mixing / size,
-                "The largest off-diagonal entry over the largest entry; take multiples of the "
-                "identity (Corollary 7), or use gradient_flow.",
+                "That is the largest off-diagonal entry over the largest entry; take multiples of "
+                "the identity (Corollary 7), or use gradient_flow.",
             )
         rows = jnp.stack([jnp.outer(u, u).ravel() for u in basis.T])
         return coordinates_of_layers(
@@ -239,9 +239,9 @@ class SensingDecomposition(eqx.Module):
     """Commuting symmetric sensors in their common eigenbasis: A_i = U diag(x_i) U^T.
 
     Source: Yun, Krishnan & Mobahi 2021, Corollary 7 and Appendix F.5. From layers that are
-    diagonal in that basis, matrix sensing is the regression (X, y) of a diagonal network.
+    diagonal in this basis, matrix sensing is the regression (X, y) of a diagonal network.
 
-    - `eigenvalues`: X, shape (n, d); row i holds those of A_i, all rows in one order.
+    - `eigenvalues`: X, shape (n, d); row i holds the eigenvalues of A_i, in the order of `basis`.
     - `basis`: U, shape (d, d), orthogonal; column j belongs to column j of X.
     - `residual`: the largest |A_i - U diag(x_i) U^T| / |A_i|, Frobenius norms.
     """
@@ -258,16 +258,16 @@ class SensingDecomposition(eqx.Module):
 def sensing_decomposition(
     problem: MatrixSensing | MatrixCompletion, tolerance: float | None = None
 ) -> SensingDecomposition:
-    """Diagonalise commuting symmetric sensors jointly, or say by how much they fail to be so.
+    """Diagonalise commuting symmetric sensors jointly, or measure how far they are from it.
 
-    Source: Yun, Krishnan & Mobahi 2021, Corollary 7. The eigenvectors of a random combination of
-    the sensors are common to all, whether or not eigenvalues of single sensors repeat; where the
-    combination's repeat, those of all sensors do, and any basis will do.
+    Source: Yun, Krishnan & Mobahi 2021, Corollary 7. Runs on the host. The eigenvectors of a random
+    combination of the sensors are eigenvectors of all sensors. If an eigenvalue of the combination
+    repeats, it repeats in all sensors, and any basis of its eigenspace will do.
 
     **Arguments**
 
-    - `problem`: `MatrixSensing` with concrete sensors, or `MatrixCompletion`, whose sensors commute
-      where all entries lie on the diagonal. It runs on the host.
+    - `problem`: `MatrixSensing` with concrete sensors, or `MatrixCompletion` (entries on the
+      diagonal only: these sensors commute).
     - `tolerance`: what counts as zero relative to a sensor's norm; by default the square root of
       the dtype's precision (1.5e-8 in float64).
 
@@ -309,8 +309,8 @@ def sensing_decomposition(
             "commuting sensors",
             commutator,
             f"That is |A B - B A| / (2 |A| |B|) of A[{i}] and A[{j}], the worst pair; in the best "
-            f"basis found some sensor is not diagonal by {residual:.3g}. Corollary 7 of Yun et al. "
-            "2021 does not apply; the flow itself does.",
+            f"basis found, the largest relative off-diagonal part of a sensor is {residual:.3g}. "
+            "Corollary 7 of Yun et al. 2021 does not apply; gradient_flow does.",
         )
     eigenvalues = np.einsum("ka,nkl,la->na", basis, sensors, basis, optimize=True)
     return SensingDecomposition(
@@ -319,7 +319,7 @@ def sensing_decomposition(
 
 
 def _decomposition_of_entries(problem: MatrixCompletion) -> SensingDecomposition:
-    """Sensors E_ij: symmetric where i = j, and then diagonal as they are."""
+    """For sensors E_ij, which are symmetric only if i = j; then they are diagonal already."""
     rows, columns = problem.shape
     off = np.flatnonzero(problem.rows != problem.columns)
     if rows != columns or off.size:

@@ -1,7 +1,7 @@
 """Networks in files: `save` and `load`.
 
-A file has one line of JSON about the network, then its arrays as Equinox writes them. The line is
-compared with the network that the caller hands over. Nothing in a file is imported or called.
+A file has one line of JSON about the network, and then its arrays as Equinox writes them. `load`
+compares the line with the network that the caller passes. Nothing in a file is imported or called.
 """
 
 import dataclasses
@@ -29,17 +29,17 @@ _STATIC = (bool, int, float, str, type(None))
 def save(path: str | os.PathLike[str], network: eqx.Module) -> None:
     """Write all arrays and numbers of `network` to a file; `load` reads it.
 
-    The arrays are written by `equinox.tree_serialise_leaves`, bit by bit, with constants such as a
-    data tensor. Functions are not written. An existing file is replaced when the new one is
-    complete, never before.
+    `equinox.tree_serialise_leaves` writes the arrays without rounding, including constants such as
+    a data tensor. Functions are not written. An existing file is replaced only after the new one is
+    complete.
 
     **Arguments**
 
     - `path`: the file. Its name is used as it is; its folder must exist.
-    - `network`: any network, of this package or of your own.
+    - `network`: any network, of this package or user-defined.
 
-    **Raises** ValueError for what is no `equinox.Module` and for traced arrays, OSError if the file
-    cannot be written.
+    **Raises** ValueError if `network` is not an `equinox.Module` or has traced arrays, OSError if
+    the file cannot be written.
     """
     _require_network(network, "save", "network")
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(network)):
@@ -62,8 +62,8 @@ def save(path: str | os.PathLike[str], network: eqx.Module) -> None:
 def load(path: str | os.PathLike[str], like: Network) -> Network:
     """The network in a file that `save` wrote.
 
-    A file holds numbers only: no class and no function of it is looked up, imported or called, so
-    that a file of a stranger is safe to read. Class, functions and static fields come from `like`.
+    A file holds numbers only. No class or function is looked up, imported or called, so that a file
+    from an untrusted source is safe to read. Class, functions and static fields come from `like`.
 
     **Arguments**
 
@@ -74,8 +74,9 @@ def load(path: str | os.PathLike[str], like: Network) -> Network:
 
     **Returns** a copy of `like` with the arrays of the file, bit by bit.
 
-    **Raises** FileNotFoundError, or ValueError if the file is none of `save`'s, is cut or damaged,
-    or has another class, structure, shape, dtype or static field than `like`.
+    **Raises** FileNotFoundError if there is no such file. ValueError if `save` did not write the
+    file, if it is cut or damaged, or if a class, structure, shape, dtype or static field differs
+    from that of `like`.
     """
     _require_network(like, "load", "like")
     try:
@@ -135,7 +136,7 @@ def _kind(leaf: Any) -> tuple[str, list[int]] | None:
 
 
 def _static_fields(module: Any, prefix: str = "") -> dict[str, Any]:
-    """The static fields that are plain values, by their dotted names; depth among them."""
+    """The static fields that are plain values, by their dotted names; and the depth."""
     found: dict[str, Any] = {}
     if not prefix and isinstance(depth := getattr(module, "depth", None), int):
         found["depth"] = depth
@@ -161,14 +162,14 @@ def _read_header(file: io.BytesIO, path: Any) -> dict[str, Any]:
         )
     if header.get("version") != _VERSION:
         raise ValueError(
-            f"load: path {path}: has version {in_words(header.get('version'))} of the format, this "
-            f"program reads version {_VERSION}; use a newer lintensor_jax."
+            f"load: path {path}: has version {in_words(header.get('version'))} of the format, but "
+            f"this program reads version {_VERSION}; use a newer lintensor_jax."
         )
     return header
 
 
 def _compare(found: dict[str, Any], expected: dict[str, Any], path: Any) -> None:
-    """Refuse a file that holds another network than `like`; the first difference is named."""
+    """ValueError if the file holds another network than `like`; it names the first difference."""
 
     def refuse(what, of_file, of_like, fix):
         raise ValueError(

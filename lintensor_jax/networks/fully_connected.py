@@ -132,7 +132,7 @@ class FullyConnectedNetwork(AbstractNetwork):
         return tensor[..., 0] if self.has_scalar_output else tensor
 
     def orthogonal_decomposition(self) -> OrthogonalDecomposition:
-        """By the numerical test of `decompose_tensor`: AssumptionFails, but for d = 1."""
+        """The result of `decompose_tensor`: AssumptionFails unless d = 1."""
         return decomposition_of(self)
 
     def conserved_quantities(self) -> Float[Array, " q"]:
@@ -186,7 +186,7 @@ class FullyConnectedNetwork(AbstractNetwork):
         return FullyConnectedNetwork((*hidden, last))
 
     def _partial_identities(self, caller):
-        """Per hidden layer the identity on the first d units, zero elsewhere."""
+        """For each hidden layer: the identity on the first d units, zero elsewhere."""
         dimension = self.weights[0].shape[0]
         widths = [w.shape[0] for w in self.weights]
         if min(widths) < dimension:
@@ -208,11 +208,11 @@ class FullyConnectedNetwork(AbstractNetwork):
         return schatten_regularizer(beta, self.depth)
 
     def induced_norm_order(self) -> float | None:
-        """2 for one output; None for several, whose regulariser is a function of sigma_k."""
+        """2 for one output; None for several, whose regulariser is a function of all sigma_k."""
         return 2.0 if self.has_scalar_output else None
 
     def induced_singular_norm_order(self) -> float | None:
-        """2/L for several outputs and layers that let every rank through: Schatten 2/L."""
+        """2/L for several outputs, if the widths allow every rank of beta; otherwise None."""
         wide = not self.has_scalar_output and self.largest_rank() >= min(self._shape_of_beta)
         return 2.0 / self.depth if wide else None
 
@@ -238,7 +238,7 @@ def schatten_regularizer(beta: Float[Array, "..."], depth: int) -> Scalar:
 
 
 def minimal_chain(weights: Sequence[Array], beta: Float[Array, "..."]) -> tuple[Array, ...]:
-    """The layers of the shapes of `weights` with W_1 ... W_L = beta and least sum of |W_l|^2."""
+    """Layers with the shapes of `weights`, W_1 ... W_L = beta and the least sum of |W_l|^2."""
     depth = len(weights)
     left, sizes, right = jnp.linalg.svd(beta.reshape(beta.shape[0], -1), full_matrices=False)
     root = sizes ** (1 / depth)
@@ -251,7 +251,7 @@ def minimal_chain(weights: Sequence[Array], beta: Float[Array, "..."]) -> tuple[
 
 
 def _fitted(matrix, shape):
-    """Cut or padded with zeros to the shape: what is cut is beyond the rank."""
+    """`matrix`, cut or padded with zeros to `shape`; parts that are cut are beyond the rank."""
     rows, columns = shape
     matrix = matrix[:rows, :columns]
     return jnp.pad(matrix, ((0, rows - matrix.shape[0]), (0, columns - matrix.shape[1])))

@@ -1,4 +1,4 @@
-"""One linear layer, the baseline, and a bias beside any other network."""
+"""A network of one linear layer, the baseline; and a bias for any other network."""
 
 from typing import Any
 
@@ -18,9 +18,9 @@ class LinearNetwork(AbstractNetwork):
     **Arguments**
 
     - `weights`: shape (d,) for a scalar output, or (d, m) for m outputs.
-    - `bias`: adds a last coefficient (for m outputs m of them), which starts at 0. It belongs to a
-      problem with `bias=True`; a problem without one is given it. A flow moves the bias as it
-      moves every weight; no norm counts it (`max_margin`, `min_norm`).
+    - `bias`: adds a last coefficient (for m outputs a last row of m), which starts at 0. It needs a
+      problem with `bias=True`; a problem without a bias gets one. Flows move the bias like every
+      weight. Norms leave it out (`max_margin`, `min_norm`).
     """
 
     weights: Float[Array, "..."]
@@ -86,25 +86,25 @@ class LinearNetwork(AbstractNetwork):
         return jnp.sum(beta**2)
 
     def induced_norm_order(self) -> float:
-        """2."""
+        """2: the induced regulariser is |beta|_2^2."""
         return 2.0
 
     def minimal_network(self, beta: Float[Array, "..."]) -> "LinearNetwork":
-        """The network with these coefficients, the only one."""
+        """The only network with these coefficients."""
         return self._of(beta)
 
     def largest_rank(self) -> int:
-        """min(d, m): beta is any matrix."""
+        """min(d, m), since beta can be any matrix; 1 for a scalar output."""
         return min(self.weights.shape) if self.weights.ndim == 2 else 1
 
 
 class NetworkWithBias(AbstractNetwork):
     """x^T beta(Theta) + b for any network, made by `with_bias(network)`.
 
-    The linear coefficients have the bias as last entry, or row. They belong to a problem with
-    `bias=True`; a problem without one is given it. The bias is of degree 1 in the parameters, beta
-    of degree L. So the whole is homogeneous for L = 1 only, and for L > 1 no theorem on limits of
-    classification flows is claimed. Such a flow runs on `LossTime()` by default.
+    The bias is the last entry (or row) of the linear coefficients. They need a problem with
+    `bias=True`; a problem without a bias gets one. The bias is of degree 1 in the parameters, and
+    beta is of degree L. So the whole network is homogeneous only for L = 1. For L > 1 no theorem on
+    limits of classification flows is claimed, and such a flow uses `LossTime()` by default.
 
     - `network`: the network of beta.
     - `bias`: shape (), or (m,) for m outputs.
@@ -118,12 +118,12 @@ class NetworkWithBias(AbstractNetwork):
 
     @property
     def has_bias(self) -> bool:
-        """True."""
+        """True: `bias` is part of the network."""
         return True
 
     @property
     def depth(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """1 for one layer, else 0: not homogeneous."""
+        """1 for one layer; otherwise 0, which means that the network is not homogeneous."""
         return 1 if getattr(self.network, "depth", 0) == 1 else 0
 
     def without_bias(self) -> "NetworkWithBias":
@@ -150,7 +150,7 @@ class NetworkWithBias(AbstractNetwork):
         return self.network(x, activation) + self.bias
 
     def conserved_quantities(self) -> Float[Array, " q"] | None:
-        """Those of the network: the bias is no part of any."""
+        """Those of the network without the bias, which is in no conserved quantity."""
         method = getattr(self.network, "conserved_quantities", None)
         return None if method is None else method()
 
@@ -161,7 +161,13 @@ class NetworkWithBias(AbstractNetwork):
 
 
 def with_bias(network: eqx.Module, bias: Any = 0.0) -> NetworkWithBias:
-    """The network, a user's own too, with a bias beside it, a number or (m,) for m outputs."""
+    """`network` plus a bias.
+
+    **Arguments**
+
+    - `network`: any network, of this package or user-defined.
+    - `bias`: the initial bias, a number, or shape (m,) for m outputs.
+    """
     beta: Any = eqx.filter_eval_shape(lambda n: n.linear_coefficients(), network)
     value = jnp.broadcast_to(jnp.asarray(bias, beta.dtype), beta.shape[1:])
     return NetworkWithBias(network, value)

@@ -1,4 +1,4 @@
-"""Numbers that figures of implicit bias show: effective rank, sparsity, the tangent kernel."""
+"""Measures of implicit bias, for figures: effective rank, sparsity, the tangent kernel."""
 
 from typing import Any
 
@@ -15,7 +15,8 @@ def effective_rank(network_or_coefficients: Any) -> Scalar:
     """exp of the entropy of the normalised singular values of beta, between 1 and the rank.
 
     p_k = sigma_k / sum_j sigma_j, and the result is exp(-sum_k p_k log p_k); 0 for beta = 0. It
-    changes smoothly where the rank jumps. Source: Roy & Vetterli 2007; used by Arora et al. 2019.
+    changes continuously when the rank jumps. Source: Roy & Vetterli 2007; used by Arora et al.
+    2019.
 
     **Arguments**
 
@@ -32,10 +33,10 @@ def effective_rank(network_or_coefficients: Any) -> Scalar:
 
 
 def num_nonzero(network_or_coefficients: Any, tolerance: float = 1e-3) -> Int[Array, ""]:
-    """How many entries of beta are larger than `tolerance` times the largest one.
+    """The number of entries of beta that are larger in size than `tolerance` times the largest.
 
-    A flow from a positive scale leaves no coefficient at exactly zero: the tolerance says what
-    counts as zero.
+    After a flow from a positive scale no coefficient is exactly zero: the tolerance decides which
+    coefficients count as zero.
 
     **Arguments**
 
@@ -54,7 +55,8 @@ def num_nonzero(network_or_coefficients: Any, tolerance: float = 1e-3) -> Int[Ar
 def tangent_kernel(network: Any, problem: Any) -> Float[Array, "n n"]:
     """K = J J^T, J the derivative of the predictions by the parameters. For small cases.
 
-    Predictions of several outputs are one vector, sample by sample. Source: Jacot et al. 2018.
+    For m outputs the n m predictions are one vector, sample by sample: K has shape (n m, n m).
+    Source: Jacot et al. 2018.
     """
     parameters, rest = split(network)
 
@@ -68,7 +70,7 @@ def tangent_kernel(network: Any, problem: Any) -> Float[Array, "n n"]:
 
 
 def kernel_alignment(first: Float[Array, "n n"], second: Float[Array, "n n"]) -> Scalar:
-    """<A, B> / (|A| |B|) of two kernels, Frobenius norms; 0 where one of them is zero.
+    """<A, B> / (|A| |B|) of two kernels, with Frobenius norms; 0 if one of the kernels is zero.
 
     Source: Cristianini et al. 2001. With B = y y^T it is the alignment with the targets.
     """

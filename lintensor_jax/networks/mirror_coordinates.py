@@ -1,7 +1,8 @@
 """Mirror coordinates: the flow of a network in closed form, as a function of one vector zeta.
 
-With Assumption 1 the flow of every coordinate of eta_l = U_l^T v_l depends on the data only
-through zeta = S X^T nu, nu = -int r dt (Yun, Krishnan & Mobahi 2021, proofs of Theorems 5 and 6).
+Under Assumption 1 the flow of every coordinate of eta_l = U_l^T v_l depends on the data only
+through zeta = S X^T nu with nu = -int r dt (Yun, Krishnan & Mobahi 2021, proofs of Theorems 5
+and 6).
 """
 
 import abc
@@ -14,7 +15,8 @@ from jaxtyping import Array, Float
 from . import mirror_map
 from .decomposition import AssumptionFails, OrthogonalDecomposition
 
-# Initial layers count as equal, zero, positive or even up to this, relative to the largest entry.
+# Conditions on initial layers (equal, zero, even, diagonal) may fail by this much, relative to the
+# largest entry, because of rounding.
 SLACK = 1e-12
 
 
@@ -33,7 +35,7 @@ class AbstractMirrorCoordinates(eqx.Module):
 
 
 class TwoLayerCoordinates(AbstractMirrorCoordinates):
-    """L = 2, any initialization: eta_1, eta_2 turn hyperbolically by the angle zeta.
+    """L = 2, any initialization: (eta_1, eta_2) undergo a hyperbolic rotation by the angle zeta.
 
     Source: Yun et al. 2021, eq. (75).
     """
@@ -46,8 +48,8 @@ class TwoLayerCoordinates(AbstractMirrorCoordinates):
     def rho(self, zeta: Float[Array, " m"]) -> Float[Array, " m"]:
         """a b cosh(2 zeta) + (a^2 + b^2)/2 sinh(2 zeta)."""
         a, b = self.first, self.second
-        # Two forms, each without cancellation or overflow where it is used: the second one never
-        # squares what may be 1e-200.
+        # Two forms, each without cancellation or overflow where it is used. The second form never
+        # squares a or b, which may be as small as 1e-200.
         near = jnp.abs(zeta) < 1
         small = jnp.where(near, zeta, 0.0)
         direct = a * b * jnp.cosh(2 * small) + 0.5 * (a**2 + b**2) * jnp.sinh(2 * small)
@@ -83,12 +85,12 @@ class DeepCoordinates(AbstractMirrorCoordinates):
     depth: int = eqx.field(static=True)
 
     def rho(self, zeta: Float[Array, " m"]) -> Float[Array, " m"]:
-        """|w|^L h_L(|w|^(L-2) zeta); infinite from the boundary of the mirror map on."""
+        """|w|^L h_L(|w|^(L-2) zeta); infinite at and beyond the boundary of the mirror map."""
         size = jnp.abs(self.first)
         return size**self.depth * mirror_map.h(size ** (self.depth - 2) * zeta, self.depth)
 
     def network(self, zeta: Float[Array, " m"]) -> Any:
-        """w p(t) for the first layers and sign(w)^(L-1) |w| q(t) for the last."""
+        """w p(t) for the first layers and sign(w)^(L-1) |w| q(t) for the last; p, q of Lemma 4."""
         size = jnp.abs(self.first)
         z = mirror_map.z_of_x(mirror_map.h(size ** (self.depth - 2) * zeta, self.depth), self.depth)
         sign = jnp.sign(self.first) ** (self.depth - 1)
@@ -96,9 +98,10 @@ class DeepCoordinates(AbstractMirrorCoordinates):
         return self.rebuild((hidden,) * (self.depth - 1) + (sign * size * jnp.sinh(z),))
 
     def sensitivity(self, largest: float) -> tuple[float, float]:
-        """See `mirror_flow`: a rounding of nu grows near the boundary of the mirror map.
+        """(factor by which relative errors of nu grow in rho, size of zeta), for `mirror_flow`.
 
-        There c - t is about (|w|^L / rho)^((L-2)/L).
+        The factor is large near the boundary c of the mirror map. There c - t is about
+        (|w|^L / rho)^((L-2)/L). `largest` is the largest entry of rho.
         """
         size = float(jnp.min(jnp.abs(self.first)))
         power = self.depth - 2
@@ -122,7 +125,10 @@ class _FromFactors(eqx.Module):
 def coordinates_of_factors(
     network: Any, decomposition: OrthogonalDecomposition
 ) -> AbstractMirrorCoordinates:
-    """Those of a network with `factors` and `with_factors`, from a real decomposition."""
+    """The mirror coordinates of a network with `factors` and `with_factors`.
+
+    `decomposition` must be real.
+    """
     factors = network.factors
     etas = tuple(u.T @ v for u, v in zip(decomposition.bases, factors, strict=True))
     zipped = zip(decomposition.bases, factors, etas, strict=True)
@@ -132,12 +138,13 @@ def coordinates_of_factors(
 
 
 def coordinates_of_layers(S, etas, rebuild) -> AbstractMirrorCoordinates:
-    """Those of the network `rebuild(etas)`, whose layers in the basis of S are etas = (U_l^T v_l).
+    """The mirror coordinates of `rebuild(etas)`, whose layers are etas = (U_l^T v_l).
 
-    AssumptionFails for a coordinate that never moves, and for a start of three and more layers
-    from which the flow is not known.
+    AssumptionFails for a coordinate that never moves, and, with three or more layers, for a start
+    from which the flow is not known in closed form.
     """
-    # In two layers one nonzero entry is enough; in more, the last one starts from zero anyway.
+    # With two layers one nonzero entry is enough. With more, the last layer starts from zero, and
+    # the first layers must be nonzero.
     moving = etas[0] if len(etas) > 2 else jnp.maximum(*map(jnp.abs, etas))
     if float(jnp.min(jnp.abs(moving))) == 0:
         raise AssumptionFails(

@@ -2,17 +2,17 @@
 
 Source: Yun, Krishnan & Mobahi 2021, Lemma 4 and Theorem 5 (proofs: appendix F, eqs. 59-67).
 Lemma 4 sets p' = p^{L-2} q, q' = p^{L-1}, p(0) = 1, q(0) = 0 on (-c_L, c_L) and h_L = p^{L-1} q.
-The coordinate used throughout is z = asinh(q), because p^2 - q^2 = 1 makes everything explicit:
+All functions use the coordinate z = asinh(q), because p^2 - q^2 = 1 makes everything explicit:
 
     x = h_L(t) = sinh z cosh^{L-1} z,   t = int_0^z cosh^{2-L},   H_L(x) = t x - sinh^2(z) / 2.
 
-For L >= 3 a float t cannot resolve the neighbourhood of c_L where large x live; z can. Code that
-solves for a limit should therefore carry z (or log |x|), and form t only for output.
+For L >= 3, large x belong to t close to c_L. A float t cannot resolve them; z can. Code that solves
+for a limit should therefore use z (or log |x|) and compute t only for output.
 
-Common to all functions: quantities are dimensionless; arrays have any shape and the function is
-elementwise (only `Q` and `log_Q` sum); float32 and float64 are kept; jit, vmap and both modes of
-differentiation work, first and second derivatives are exact. `L`, the number of layers, is static:
-a Python int >= 2. Another L, or a complex array, raises ValueError.
+Common to all functions: quantities are dimensionless. Arrays may have any shape; functions are
+elementwise (only `Q` and `log_Q` sum). float32 and float64 are kept. jit, vmap and both modes of
+differentiation work; first and second derivatives are exact. `L`, the number of layers, is static:
+a Python int >= 2. Any other L, or a complex array, raises ValueError.
 """
 
 import functools
@@ -30,8 +30,8 @@ from .mirror_map_arguments import as_float, checked_depth
 
 # Below this log |x| the linear regime t = z = x, H = x^2/2 holds to relative O(e^{-40}).
 _LINEAR_BELOW = -20.0
-# From the starts below, Newton's iterations reach rounding within 5 steps for L <= 16 and within 6
-# for L <= 64. The count is fixed so that no lane's result depends on its neighbours.
+# From the initial guesses below, Newton's iterations reach rounding within 5 steps for L <= 16 and
+# within 6 for L <= 64. The number of steps is fixed, so that no lane depends on other lanes.
 _NEWTON_STEPS = 6
 
 
@@ -41,7 +41,7 @@ def _apply_slope(function, slope, L, primals, tangents):
 
 
 def _elementwise(slope: Callable | None = None) -> Callable[[Callable], Callable[..., Array]]:
-    """Checks and compiles; `slope(argument, value, L)` replaces autodiff where that would fail."""
+    """Checks and compiles; `slope(argument, value, L)` is the derivative where autodiff fails."""
 
     def decorate(function):
         inner = function
@@ -77,8 +77,8 @@ def _boundary_parts(L: int, dtype: np.dtype) -> tuple[Any, Any]:
 def boundary(L: int) -> float:
     """c_L = B(1/2, (L-2)/2) / 2, the end of h_L's domain (-c_L, c_L), as a Python float.
 
-    L = 2: inf, L = 3: pi/2, L = 4: 1, decreasing in L. Lemma 4 has its existence; the closed form
-    follows from t = q 2F1(1/2, (L-1)/2; 3/2; -q^2). ValueError unless L is an int >= 2.
+    L = 2: inf, L = 3: pi/2, L = 4: 1; it decreases in L. Lemma 4 states that it exists; the closed
+    form follows from t = q 2F1(1/2, (L-1)/2; 3/2; -q^2). ValueError unless L is an int >= 2.
     """
     L = checked_depth(L)
     return math.inf if L == 2 else float(_boundary_parts(L, np.dtype(np.float64))[0])
@@ -91,12 +91,12 @@ def _log_cosh(z):
 
 @_log_cosh.defjvp
 def _(primals, tangents):
-    # |z| alone would give the second derivative 0 at z = 0.
+    # Automatic differentiation of |z| would give the second derivative 0 at z = 0; it is 1.
     return _log_cosh(primals[0]), jnp.tanh(primals[0]) * tangents[0]
 
 
 def _growth(z, L):
-    # dx/dz = cosh^L z times this factor, which lies in [1, L].
+    # dx/dz = cosh^L z times this factor, which is in [1, L].
     return 1 + (L - 1) * jnp.tanh(z) ** 2
 
 
@@ -115,13 +115,13 @@ def dx_dz(z: Float[ArrayLike, "*shape"], L: int) -> Float[Array, "*shape"]:
 @_elementwise()
 def dt_dz(z: Float[ArrayLike, "*shape"], L: int) -> Float[Array, "*shape"]:
     """dt/dz = cosh^{2-L} z in [0, 1] (Lemma 4: dq/dt = p^{L-1})."""
-    # L = 2 is apart because of 0 * inf at z = +-inf.
+    # L = 2 is a separate case, because of 0 * inf at z = +-inf.
     return jnp.exp((2 - L) * _log_cosh(z)) if L > 2 else jnp.ones_like(z)
 
 
 @_elementwise(slope=lambda z, _, L: 1 / jnp.tanh(z) + (L - 1) * jnp.tanh(z))
 def log_abs_x_of_z(z: Float[ArrayLike, "*shape"], L: int) -> Float[Array, "*shape"]:
-    """log |x| at z, for an x beyond the floats; -inf at z = 0 (where the derivative is inf)."""
+    """log |x| at z, also if x itself overflows; -inf at z = 0 (where the derivative is inf)."""
     log_sinh = jnp.abs(z) + jnp.log(-jnp.expm1(-2 * jnp.abs(z)) / 2)
     return log_sinh + (L - 1) * _log_cosh(z)
 
@@ -130,14 +130,14 @@ def log_abs_x_of_z(z: Float[ArrayLike, "*shape"], L: int) -> Float[Array, "*shap
 def t_of_z(z: Float[ArrayLike, "*shape"], L: int) -> Float[Array, "*shape"]:
     """t = int_0^z cosh^{2-L}: h_L^{-1}(x) at the x that belongs to z (Lemma 4), to a few ulp.
 
-    For L >= 3 it rounds to +-c_L at large |z|: what is left is `boundary_distance_of_z`.
+    For L >= 3 it rounds to +-c_L at large |z|; `boundary_distance_of_z` is the difference.
     """
     n = L - 2
     if n == 0:
         return jnp.asarray(z)
     sech, tanh = jnp.exp(-_log_cosh(z)), jnp.tanh(z)
-    # int sech^k = (sech^{k-2} tanh + (k-2) int sech^{k-2}) / (k-1): all terms have z's sign, so
-    # nothing cancels. It starts from the Gudermannian (k = 1) or from tanh (k = 2).
+    # int sech^k = (sech^{k-2} tanh + (k-2) int sech^{k-2}) / (k-1). All terms have the sign of z:
+    # nothing cancels. The first integral is the Gudermannian (k = 1) or tanh (k = 2).
     k, t = (1, 2 * jnp.arctan(jnp.tanh(jnp.asarray(z) / 2))) if n % 2 else (2, tanh)
     while k < n:
         k += 2
@@ -152,7 +152,7 @@ def log_boundary_distance_of_z(z: Float[ArrayLike, "*shape"], L: int) -> Float[A
     if n == 0:
         return jnp.full_like(z, jnp.inf)
     # With sin(psi) = sech(z): int_0^psi sin^{n-1} = psi^n int_0^1 u^{n-1} (sin(psi u) / (psi
-    # u))^{n-1} du, whose integrand is positive and entire, so Gauss-Legendre with 12 + n nodes is
+    # u))^{n-1} du. The integrand is positive and entire. So Gauss-Legendre with 12 + n nodes is
     # exact to rounding for psi in (0, pi/2], that is for every z.
     size = jnp.abs(z)
     psi = 2 * jnp.arctan(jnp.exp(-size))
@@ -166,21 +166,21 @@ def log_boundary_distance_of_z(z: Float[ArrayLike, "*shape"], L: int) -> Float[A
 
 
 def boundary_distance_of_z(z: Float[ArrayLike, "*shape"], L: int) -> Float[Array, "*shape"]:
-    """c_L - |t| = int_{|z|}^inf cosh^{2-L}, to relative accuracy while a float; inf for L = 2."""
+    """c_L - |t| = int_{|z|}^inf cosh^{2-L}, accurate until it underflows; inf for L = 2."""
     return jnp.exp(log_boundary_distance_of_z(z, L))
 
 
 def _solve(small_x, log_x, L):
     """z >= 0 from x where x <= 1 and from log x where x > 1, each relatively accurate there."""
     small = log_x < 0
-    # In S = sinh^2 z, x^2 = S (1+S)^{L-1} >= ((1+S)^L - 1) / L: solving for equality gives an upper
-    # bound that is right to the factor L^{1/L} everywhere. Here e = log(1 + S).
+    # With S = sinh^2 z, x^2 = S (1+S)^{L-1} >= ((1+S)^L - 1) / L. Solving for equality gives an
+    # upper bound that is right to the factor L^{1/L} everywhere. Here e = log(1 + S).
     e = jnp.logaddexp(0, 2 * log_x + math.log(L)) / L
     z = e / 2 + jnp.log1p(jnp.sqrt(-jnp.expm1(-e)))
     z = jnp.where(log_x < _LINEAR_BELOW, small_x, z)
 
     def step(_, z):
-        # Both forms are evaluated in every lane; the other one may overflow and is discarded.
+        # Both forms are evaluated in every lane. The form that is not used may overflow.
         linear = (x_of_z(z, L) - small_x) / dx_dz(z, L)
         logarithmic = (log_abs_x_of_z(z, L) - log_x) * jnp.tanh(z) / _growth(z, L)
         return z - jnp.where(small, linear, logarithmic)
@@ -198,7 +198,7 @@ def z_of_x(x: Float[ArrayLike, "*shape"], L: int) -> Float[Array, "*shape"]:
 
 @_elementwise(slope=lambda _, z, L: jnp.tanh(z) / _growth(z, L))
 def z_of_log_x(log_abs_x: Float[ArrayLike, "*shape"], L: int) -> Float[Array, "*shape"]:
-    """z >= 0 from log |x|, for an x that is no float; 0 where z itself underflows."""
+    """z >= 0 from log |x|, also if |x| overflows or underflows; 0 if z itself underflows."""
     return _solve(jnp.exp(jnp.minimum(log_abs_x, 0)), log_abs_x, L)
 
 
@@ -214,8 +214,8 @@ def _z_of_t(t, L):
     size = jnp.abs(t)
     log_distance = jnp.log(_boundary_distance_of_t(t, L))
     near = size > boundary(L) / 2
-    # Below c_L / 2 t itself is well conditioned; above it, its distance to the boundary is, and
-    # log(c_L - t) is nearly linear in z. Newton converges monotonically in either form.
+    # For |t| < c_L / 2 the equation for t is well conditioned. For larger |t| the equation for
+    # log(c_L - |t|) is, which is nearly linear in z. Newton converges monotonically in both forms.
     outer = math.log(2) - (log_distance + math.log(L - 2)) / (L - 2)
     z = jnp.where(near, outer, size)
 
@@ -234,8 +234,8 @@ def h(t: Float[ArrayLike, "*shape"], L: int) -> Float[Array, "*shape"]:
     """h_L(t) = p_L(t)^{L-1} q_L(t) (Lemma 4), odd and increasing on (-c_L, c_L).
 
     h_2 = sinh(2t)/2, h_3 = sec^2 t tan t, h_4 = t / (1 - t^2)^2. Outside (-c_L, c_L): +-inf with
-    derivative zero. Accurate for the given float t; but for L >= 3 floats are sparse where h is
-    steep (condition number t h'/h ~ 1/(c_L - |t|)) and none reaches a large x: use `x_of_z` there.
+    derivative zero. The result is accurate for the given float t. But for L >= 3 the floats t near
+    c_L are sparse (condition number t h'/h ~ 1/(c_L - |t|)); for a very large h use `x_of_z`.
     """
     if L == 2:
         return x_of_z(t, L)
@@ -250,13 +250,13 @@ def h(t: Float[ArrayLike, "*shape"], L: int) -> Float[Array, "*shape"]:
 def h_inverse(x: Float[ArrayLike, "*shape"], L: int) -> Float[Array, "*shape"]:
     """h_L^{-1}(x) in [-c_L, c_L] (Lemma 4, F.2.2) for every x, +-inf included, to a few ulp.
 
-    For L >= 3 it rounds to +-c_L at large |x|: `boundary_distance_of_z` has what is left.
+    For L >= 3 it rounds to +-c_L at large |x|; `boundary_distance_of_z` is the difference.
     """
     return t_of_z(z_of_x(x, L), L)
 
 
 def _mean_t(z, L):
-    # H(x) / |x| = t - q^2 / (2 x): at most a factor 3 is lost, since t x / 2 <= H <= t x.
+    # H(x) / |x| = t - q^2 / (2 x): cancellation loses at most a factor 3, as t x / 2 <= H <= t x.
     return t_of_z(z, L) - jnp.tanh(z) * dt_dz(z, L) / 2
 
 
@@ -267,7 +267,7 @@ def H(x: Float[ArrayLike, "*shape"], L: int) -> Float[Array, "*shape"]:
 
 
 def _log_of(function, log_x, L):
-    """Where x is in the linear regime, and log function(z) elsewhere (finite slopes everywhere)."""
+    """Whether x is in the linear regime; log function(z) (in that regime finite, not used)."""
     linear = log_x < _LINEAR_BELOW
     z = z_of_log_x(jnp.where(linear, 0, log_x), L)
     return linear, jnp.log(function(z, L))
@@ -275,12 +275,12 @@ def _log_of(function, log_x, L):
 
 @_elementwise()
 def log_H(log_abs_x: Float[ArrayLike, "*shape"], L: int) -> Float[Array, "*shape"]:
-    """log H_L(x) from log |x|, for an x or H beyond the floats; -inf at x = 0 (Theorem 5)."""
+    """log H_L(x) from log |x|, also if x or H overflow or underflow; -inf at x = 0 (Theorem 5)."""
     linear, log_mean = _log_of(_mean_t, log_abs_x, L)
     return jnp.asarray(log_abs_x) + jnp.where(linear, log_abs_x - math.log(2), log_mean)
 
 
-# e^b H(rho e^{-a}) and its derivatives, in logarithms: alpha^L and alpha^{L-2} need not be floats.
+# e^b H(rho e^{-a}) and its derivatives, in logarithms: alpha^L and alpha^{L-2} may underflow.
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -307,7 +307,7 @@ def _scaled_t(rho, a, b, L):
 def _(L, primals, tangents):
     rho, a, b = primals
     slope, zero = _scaled_t(rho, a, b, L), rho == 0
-    # z's own derivative vanishes at rho = 0 (H is even); log's would be NaN.
+    # At rho = 0 the derivative of z is zero (H is even), but that of the logarithm would be NaN.
     log_rho = jnp.where(zero, -jnp.inf, jnp.log(jnp.where(zero, 1, jnp.abs(rho))))
     z = z_of_log_x(log_rho - a, L)
     # d^2/drho^2, e^{b-2a} dt/dx.
@@ -360,7 +360,7 @@ def _Q(rho, log_scale, L):
 @functools.partial(jax.jit, static_argnums=2)
 def _log_Q(rho, log_scale, L):
     a, b = L * log_scale, 2 * log_scale
-    # Shifted by a constant close to log Q: exact derivatives of every order, no overflow.
+    # The shift is a constant close to log Q: nothing overflows, and derivatives stay exact.
     terms = jax.lax.stop_gradient(b + log_H(jnp.log(jnp.abs(rho)) - a, L))
     shift = jax.nn.logsumexp(terms, axis=-1)
     shift = jnp.where(jnp.isfinite(shift), shift, 0)
@@ -374,7 +374,7 @@ def Q(
 
     Its minimum over the solutions of X S^T rho = y is the limit of the flow from v_l = alpha U_l
     eta (l < L), v_L = 0. Source: Yun et al. 2021, Theorem 5 and eq. (67). Computed in logarithms:
-    exact to ~1e-12 wherever Q itself is a float; elsewhere inf or 0, and `log_Q` helps.
+    exact to ~1e-12 unless Q overflows to inf or underflows to 0; then use `log_Q`.
 
     **Arguments**
 
@@ -382,7 +382,8 @@ def Q(
     - `alpha`: initial scale > 0, broadcastable to rho.shape[:-1]; 1e-50 is fine.
     - `eta`: initial direction, nonzero entries, broadcastable to rho.shape.
 
-    ValueError for a bad L, shape, alpha or eta (values: only outside transformations).
+    ValueError for a wrong L or shape, and for wrong values of alpha or eta (these are not checked
+    if they are traced).
     """
     return _Q(*_prepare(rho, alpha, eta), checked_depth(L))
 
@@ -390,5 +391,8 @@ def Q(
 def log_Q(
     rho: Float[ArrayLike, "*b m"], L: int, alpha: ArrayLike, eta: ArrayLike
 ) -> Float[Array, "*b"]:
-    """log Q, for a Q beyond the floats; -inf without derivative at rho = 0. Otherwise as `Q`."""
+    """log Q, also if Q overflows or underflows; otherwise as `Q`.
+
+    At rho = 0 it is -inf and has no derivative.
+    """
     return _log_Q(*_prepare(rho, alpha, eta), checked_depth(L))

@@ -20,7 +20,7 @@ def checked_depth(L: Any) -> int:
 
 
 def as_float(value: ArrayLike, name: str) -> Array:
-    """`value` as an array of its floating type; ValueError unless its numbers are real."""
+    """`value` as a floating-point array; integers become floats. ValueError unless it is real."""
     value = as_numbers(value, name, "potential")
     if jnp.issubdtype(value.dtype, jnp.complexfloating):
         raise ValueError(

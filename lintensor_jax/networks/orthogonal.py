@@ -1,4 +1,4 @@
-"""Orthogonally decomposable networks: Assumption 1 of Yun et al. 2021 by construction."""
+"""Networks that satisfy Assumption 1 of Yun et al. 2021 by construction."""
 
 from collections.abc import Sequence
 
@@ -22,8 +22,8 @@ class OrthogonalNetwork(AbstractNetwork):
     Source: Yun, Krishnan & Mobahi 2021, Assumption 1. Linear coefficients S^T prod_l (U_l^T v_l).
 
     Remark 3 of the paper: gradient flow on separable data finds a beta = S^T rho with small
-    ||rho||_{2/L}, and regression from a small scale does so too. So S is what one designs: its
-    rows are the shapes of which beta is to have few. For a beta of few spikes and steps::
+    ||rho||_{2/L}. Regression from a small scale does the same. So design S by its rows: beta will
+    be a combination of few rows of S. For a beta of few spikes and steps::
 
         spikes = jnp.eye(d)
         steps = jnp.tril(jnp.ones((d, d)))[1:]
@@ -32,13 +32,14 @@ class OrthogonalNetwork(AbstractNetwork):
 
     **Arguments**
 
-    - `S`: shape (m, d), of full column rank. No parameter: flows leave it alone.
-    - `bases`: L >= 2 matrices U_l of shape (k_l, m), k_l >= m, with orthonormal columns. No
-      parameters either.
+    - `S`: shape (m, d), of full column rank. Not a parameter: flows do not change it.
+    - `bases`: L >= 2 matrices U_l of shape (k_l, m), k_l >= m, with orthonormal columns. They are
+      not parameters.
     - `factors`: the parameters v_l, real, of shape (k_l,).
 
-    S and the bases may be complex if the data tensor M(x) still is real, as with the discrete
-    Fourier transform of a full-length convolution; that is checked. ValueError otherwise.
+    S and the bases may be complex if the data tensor M(x) is real, as for the discrete Fourier
+    transform of a full-length convolution. **Raises** ValueError if M(x) is not real, or if a
+    condition above does not hold.
     """
 
     factors: tuple[Float[Array, " k"], ...]
@@ -70,7 +71,7 @@ class OrthogonalNetwork(AbstractNetwork):
 
     @property
     def components(self) -> Inexact[Array, "L m"]:
-        """Rows U_l^T v_l: the weights of the diagonal network that this network is."""
+        """Rows U_l^T v_l: the weights of the equivalent diagonal network."""
         return jnp.stack([v @ u for u, v in zip(self.bases, self.factors, strict=True)])
 
     def linear_coefficients(self) -> Float[Array, " d"]:
@@ -108,7 +109,7 @@ class OrthogonalNetwork(AbstractNetwork):
         return self.orthogonal_decomposition().data_tensor(x)
 
     def orthogonal_decomposition(self) -> OrthogonalDecomposition:
-        """Its own S and bases."""
+        """`S` and `bases`."""
         return OrthogonalDecomposition(self.S, self.bases)
 
     def conserved_quantities(self) -> Float[Array, " q"]:
@@ -172,8 +173,8 @@ def _require_assumption(S, bases):
 
 
 def _require_real_tensor(S, bases, tolerance):
-    # beta is a polynomial in the factors: its imaginary part vanishes at random real ones only if
-    # it vanishes identically, and then the data tensor is real. No k_1 x ... x k_L array is formed.
+    # beta is a polynomial in the factors. If its imaginary part is zero at random real factors, it
+    # is zero everywhere, and the data tensor is real. No k_1 x ... x k_L array is formed.
     rng = np.random.default_rng(0)
     betas = [
         np.prod([rng.standard_normal(len(u)) @ u for u in bases], axis=0) @ S for _ in range(4)

@@ -1,4 +1,4 @@
-"""A network and a problem that belong together: the one place that checks and casts them."""
+"""Checks that a network and a problem fit together, and casts both to one dtype."""
 
 import functools
 from typing import Any
@@ -13,7 +13,7 @@ from .base import parameter_spec
 
 
 def check_problem(problem: Any) -> None:
-    """Refuse what is no problem."""
+    """ValueError unless `problem` is an `AbstractProblem`."""
     if not isinstance(problem, AbstractProblem):
         raise ValueError(
             "problem: must be an object such as lintensor_jax.Regression(X, y), got "
@@ -22,7 +22,7 @@ def check_problem(problem: Any) -> None:
 
 
 def check_pair(network: Any, problem: Any) -> tuple[int, ...]:
-    """The shape of beta. Refuses what is no network or problem, and shapes that do not meet."""
+    """The shape of beta; ValueError for a wrong network or problem, or if the shapes differ."""
     check_problem(problem)
     if not hasattr(network, "linear_coefficients") or not isinstance(network, eqx.Module):
         raise ValueError(
@@ -46,7 +46,7 @@ def check_pair(network: Any, problem: Any) -> tuple[int, ...]:
         raise ValueError(
             f"network: its linear coefficients have shape {shape}, but {type(problem).__name__} "
             f"needs shape {problem.coefficient_shape}; make the network's input (and output) "
-            "dimensions those of the data (y of shape (n, m) asks for m outputs)."
+            "dimensions those of the data (y of shape (n, m) needs m outputs)."
         )
     return shape
 
@@ -58,7 +58,7 @@ def _coefficients_of(network):
         hash(rest)
     except TypeError:  # a list among the static fields, say
         return eqx.filter_eval_shape(lambda n: n.linear_coefficients(), network)
-    # `jax.jit` remembers: a second flow of this kind begins in half the time.
+    # `jax.jit` caches the shape, so that a second flow of this kind starts in half the time.
     return _coefficients.eval_shape(arrays, rest)
 
 
@@ -79,9 +79,9 @@ def problem_of(network: Any, problem: Any) -> Any:
 
 
 def same_dtype(network: Any, problem: Any) -> tuple[Any, Any]:
-    """Both, in the wider precision of the two, and with a bias in both or in none.
+    """Both, in the wider precision of the two; the problem has a bias if the network has one.
 
-    Real arrays stay real beside complex constants.
+    Real arrays stay real if some constants are complex.
     """
     problem = problem_of(network, problem)
     leaves = [x for x in jax.tree.leaves((network, problem)) if eqx.is_inexact_array(x)]

@@ -1,4 +1,4 @@
-"""What the initial parameters of several architectures share."""
+"""A formula that the initial parameters of several architectures share."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Scalar

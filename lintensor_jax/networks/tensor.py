@@ -18,8 +18,8 @@ class TensorNetwork(AbstractNetwork):
 
     **Arguments**
 
-    - `tensor`: shape (k_1, ..., k_L, d), L >= 2; M(x) = tensor @ x. It is no parameter: flows
-      leave it alone.
+    - `tensor`: shape (k_1, ..., k_L, d), L >= 2; M(x) = tensor @ x. It is not a parameter: flows
+      do not change it.
     - `factors`: the parameters v_1, ..., v_L, v_l of shape (k_l,).
     """
 
@@ -79,7 +79,7 @@ class TensorNetwork(AbstractNetwork):
         return self.tensor @ jnp.asarray(x)
 
     def orthogonal_decomposition(self) -> OrthogonalDecomposition:
-        """By the numerical test of `decompose_tensor`; AssumptionFails where there is none."""
+        """The result of `decompose_tensor`; AssumptionFails if there is no decomposition."""
         return decompose_tensor(self.tensor)
 
     def conserved_quantities(self) -> Float[Array, " q"]:

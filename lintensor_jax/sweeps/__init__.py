@@ -1,4 +1,4 @@
-"""Sweeps: grids of flows, with labelled results, on all devices; they can be resumed.
+"""Sweeps: grids of flows on all devices, with labelled results. A killed sweep can be resumed.
 
 from lintensor_jax import sweeps
 

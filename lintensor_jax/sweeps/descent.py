@@ -1,4 +1,4 @@
-"""Sweeps of descents: what every lane runs in place of a gradient flow."""
+"""Sweeps of descents: gradient descent as the run of a lane, in place of a gradient flow."""
 
 import dataclasses
 from typing import Any
@@ -14,7 +14,7 @@ from ..messages import in_words
 from ..networks.effective_start import EffectiveStart, two_layers_of
 from .grid import Cell, Point
 
-#: Words after which an `EffectiveStart` of shapes is named; a run has the theorem's.
+#: The static field `theorem` of effective starts in sweeps, whose pytrees must have equal fields.
 _NO_THEOREM = "shapes only"
 
 
@@ -22,13 +22,15 @@ _NO_THEOREM = "shapes only"
 class Descent:
     """Gradient descent with constant steps, with or without momentum, batches and label noise.
 
-    A setting that is a str is the name of an axis of the grid, whose values are then the lanes'.
-    The random numbers of a lane depend on the seed of the grid and the lane's index.
+    If a setting is a str, it names an axis of the grid: each lane has its value of that axis. The
+    random numbers of a lane depend on the seed of the grid and on the lane's index only.
 
-    - `num_steps`: of every lane. `step_size`: in units of the gradient of the summed loss.
-    - `batch_size`: samples of a step; None takes all. An axis of batch sizes is one with
-      `changes_shape=True`. `replacement`, `label_noise`: as in `gradient_descent`.
-    - `momentum`: of the heavy-ball method, in [0, 1).
+    - `num_steps`: the number of steps of every lane.
+    - `step_size`: the factor of the gradient of the summed loss.
+    - `batch_size`: the number of samples of a step; None means all. An axis of batch sizes needs
+      `changes_shape=True`.
+    - `replacement`, `label_noise`: as in `gradient_descent`.
+    - `momentum`: that of the heavy-ball method, in [0, 1).
     """
 
     num_steps: int
@@ -61,11 +63,11 @@ class Descent:
 
     @property
     def is_random(self) -> bool:
-        """Whether a step draws anything."""
+        """Whether a step uses random numbers."""
         return self.batch_size is not None or self.label_noise is not None
 
     def run(self, network: Any, problem: Any, point: Point) -> DescentSolution:
-        """The descent of one lane; traced."""
+        """The descent of one lane, under `jax.jit` or `jax.eval_shape`."""
         step, momentum, noise, batch = (
             self._at(point, name) for name in ("step_size", "momentum", "label_noise", "batch_size")
         )
@@ -81,12 +83,12 @@ class Descent:
         )
 
     def time(self, point: Point) -> Any:
-        """The physical time of all steps: their number times step_size / (1 - momentum)."""
+        """The physical time of all steps: num_steps * step_size / (1 - momentum)."""
         momentum = 0.0 if self.momentum is None else self._at(point, "momentum")
         return self.num_steps * self._at(point, "step_size") / (1 - momentum)
 
     def check(self, cell: Cell) -> None:
-        """Raise a ValueError where a lane of this cell could not run; shapes only."""
+        """Raise a ValueError if a lane of this cell could not run; only shapes are checked."""
         names = [axis.name for axis in cell.grid.leaf_axes]
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -105,7 +107,7 @@ class Descent:
 
 
 def example_start(network: Any) -> EffectiveStart | None:
-    """An effective start with the shapes that a descent of this network has; None without one."""
+    """An effective start with the shapes of that of a descent; None if descents have none."""
     layers = two_layers_of(network)
     if layers is None:
         return None
@@ -113,7 +115,7 @@ def example_start(network: Any) -> EffectiveStart | None:
 
 
 def start_of(solution: DescentSolution) -> EffectiveStart | None:
-    """The effective start of a run without what was measured of it."""
+    """The effective start of a run, without the field `measured`."""
     start = solution.effective_start
     if start is None:
         return None
@@ -121,6 +123,6 @@ def start_of(solution: DescentSolution) -> EffectiveStart | None:
 
 
 def parameter_norm(parameters: Any) -> jax.Array:
-    """log |Theta|."""
+    """log |Theta|, a scalar, where `parameters` is a pytree of arrays."""
     squares = [jnp.sum(leaf**2) for leaf in jax.tree.leaves(parameters)]
     return 0.5 * jnp.log(jnp.sum(jnp.stack(squares)))

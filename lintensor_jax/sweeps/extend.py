@@ -1,4 +1,4 @@
-"""More values on the first axis of a sweep: only the new lanes are computed."""
+"""`extend`: add values to the first axis of a sweep, and compute the new lanes."""
 
 import dataclasses
 import os
@@ -29,8 +29,8 @@ def extend(
 ) -> Any:
     """Add values to the first axis of a sweep, and compute their lanes.
 
-    The other lanes keep their numbers, and so their random numbers and their results. If the last
-    chunk of the sweep was not full, it is computed again as a whole. The results are those of one
+    The old lanes keep their indices, and therefore their random numbers and results. If the last
+    chunk of the sweep was not full, the whole chunk is computed again. The results are those of one
     sweep of the longer grid with the same lanes in flight and per chunk.
 
     **Arguments**
@@ -38,13 +38,13 @@ def extend(
     - `path`: the folder of a sweep, finished or not.
     - `grid`: the grid of the sweep with more values at the end of its first axis (of each axis of
       a `Zip`), and otherwise the same.
-    - `observables`: as given to `sweep`; needed if some of their classes or functions are a user's.
+    - `observables`: as given to `sweep`; needed if some of them are user-defined.
     - `devices`, `client`, `watch`: as in `lintensor_jax.sweep`.
 
     **Returns** the results, as `lintensor_jax.sweep`.
 
-    **Raises** ValueError if the grid is no extension; `SweepError`: no store, one of format
-    1 or 2, a store of other code.
+    **Raises** ValueError if the grid is not an extension of that of the sweep. `SweepError` if
+    there is no store, if its format is 1 or 2, or if it was made with other code.
     """
     path = Path(path)
     store = Store(path)
@@ -69,7 +69,7 @@ def extend(
 
 
 def _former(store: Store, grid: Grid) -> Grid:
-    """The grid with as many values on its first axis as the store has."""
+    """The grid, cut to as many values on its first axis as the sweep in the store has."""
     lanes = store.description["plan"]["lanes"]
     rest = grid.size // len(grid.axes[0])
     count, left = divmod(lanes, rest)
@@ -93,7 +93,7 @@ def _cut(axis: Axis, count: int) -> Axis:
 
 
 def _longer(before: Plan, grid: Grid, options: Options) -> Plan:
-    """The plan of the longer grid, cut as the shorter one was."""
+    """The plan of the longer grid, with the chunk sizes of the shorter one."""
     plan = Plan(grid, options)
     plan.restore(before.box, before.width, before.padded)
     old = {name: (a.dims, a.shape[1:], a.dtype) for name, a in before.arrays.items()}
@@ -110,8 +110,8 @@ def _longer(before: Plan, grid: Grid, options: Options) -> Plan:
 def _rewrite(store: Store, plan: Plan, facts: dict[str, Any]) -> None:
     """Replace labels, metadata and description.
 
-    The description comes last: until then the store is the shorter sweep with damaged labels, which
-    `resume` makes again.
+    The description is written last. If the process is killed before, the store is the shorter sweep
+    with damaged labels, which `resume` repairs.
     """
     whole, arrays = described_sweep(plan, None, None)
     about, attributes = whole["about"], whole["attributes"]

@@ -15,7 +15,7 @@ from ..networks import split
 from ..problems import AbstractProblem
 from .identifiers import require_identifier
 
-_SAMPLE = 64  # sampled lanes, from which the options of a cell are chosen and checked
+_SAMPLE = 64  # lanes that are sampled to choose and check the options of a cell
 _RESERVED = ("status", "num_steps", "method", "key", "index")
 
 
@@ -27,10 +27,10 @@ class Axis:
     - `values`: numbers, words, or arrays (one for each point, on the first axis) such as
       directions, data or parameters.
     - `units`, `description`: stored with the results.
-    - `dims`: names of the axes of one value, where values are arrays.
-    - `changes_shape`: whether the axis decides the shape of arrays (depth, width, d, n). Then every
-      value is compiled separately, and is a plain Python value in `start` and `problem`. Axes of
-      words always change shapes.
+    - `dims`: names of the axes of one value, if values are arrays.
+    - `changes_shape`: whether the axis decides the shape of arrays (depth, width, d, n). Then a
+      program is compiled for every value, and the value is a plain Python value in `start` and
+      `problem`. Axes of words always change shapes.
 
     A lane's result is determined by its index, the seed and its values of the axes.
     """
@@ -48,8 +48,8 @@ class Axis:
         if values.dtype.kind not in "biufU" or values.ndim == 0 or values.shape[0] == 0:
             raise ValueError(
                 f"Axis {self.name}: values must be a non-empty list or array of numbers or of "
-                f"words, got {in_words(self.values)}; give the points names, and look them up in "
-                "`start`."
+                f"words, got {in_words(self.values)}; for other values, use names as the values of "
+                "the axis, and look the values up in `start`."
             )
         by_shape = self.changes_shape or values.dtype.kind == "U"
         if by_shape and values.ndim > 1:
@@ -98,7 +98,7 @@ class Zip:
         if len(set(lengths.values())) != 1:
             raise ValueError(
                 f"Zip {name}: axes must be of one length, got {lengths}; use a product for axes "
-                "that vary on their own."
+                "that vary independently."
             )
 
     def __len__(self) -> int:
@@ -137,11 +137,11 @@ Start = Callable[[Point], Any]
 class Grid:
     """The grid of a sweep: a product of axes, and the network and problem at each of its points.
 
-    - `axes`: `Axis` or `Zip`; their product is the grid. The last one varies fastest.
+    - `axes`: `Axis` or `Zip`; their product is the grid. The last axis varies fastest.
     - `start`: a function of the point that returns the network; its parameters are Theta(0). It is
       traced by `jax.vmap`: values of axes that do not change shapes are traced arrays.
-    - `problem`: one problem for all lanes, or a function of the point. A problem that reads only
-      axes that change shapes is shared by lanes; any other problem is made for each lane.
+    - `problem`: one problem for all lanes, or a function of the point. If the function reads only
+      axes that change shapes, lanes share the problem; otherwise each lane has its own problem.
     - `seed`: the seed of `point.key`, an int.
 
     For example::
@@ -209,7 +209,7 @@ class Grid:
         return math.prod(self.shape)
 
     def place(self, axis: Axis) -> int:
-        """The index of an axis's dimension."""
+        """The index of the dimension that an axis belongs to."""
         return next(
             i
             for i, outer in enumerate(self.axes)
@@ -217,12 +217,12 @@ class Grid:
         )
 
     def values(self, lanes: np.ndarray) -> dict[str, np.ndarray]:
-        """The values of all axes at lanes (flat indices), on the first axis of each array."""
+        """The values of every axis at `lanes` (flat indices); lanes are the first array axis."""
         index = np.unravel_index(lanes, self.shape)
         return {axis.name: axis.values[index[self.place(axis)]] for axis in self.leaf_axes}
 
     def cell_of(self, lane: int) -> tuple[Any, ...]:
-        """A lane's values of the axes that change shapes; lanes of one cell share them."""
+        """A lane's values of the axes that change shapes. Lanes with equal values are a cell."""
         values = self.values(np.asarray([lane]))
         return tuple(values[a.name][0].item() for a in self.leaf_axes if a.changes_shape)
 
@@ -268,14 +268,14 @@ class Cell:
         self._starts = jax.jit(jax.vmap(self._split_one))
         one = self.arguments(np.asarray([lane]), one=True)
         (_, constants), _ = eqx.filter_eval_shape(self._split_one, *one)
-        #: Whether the networks' constants (masks, data tensors) depend on axes of the cell.
+        #: Whether the networks' constants (masks, data tensors) differ between lanes of the cell.
         self.own_constants = bool(jax.tree.leaves(constants)) and self._has_own_constants(one)
         if jax.tree.leaves(constants) and not self.own_constants:
             (_, constants), _ = jax.jit(self._split_one)(*one)
         self._shared_constants = constants
 
     def point(self, numbers, index) -> Point:
-        """The point of a lane with these values of the axes that change no shapes."""
+        """The point of lane `index`; `numbers` are its values of the axes that change no shapes."""
         key = jax.random.fold_in(jax.random.key(self.grid.seed), index)
         return Point({**self.fixed, **numbers}, key)
 
@@ -292,7 +292,7 @@ class Cell:
         except ValueError:
             if point._read <= set(self.fixed):
                 raise
-            return None  # the data of this lane are bad: its status will say so
+            return None  # the data of this lane are wrong: its status will be bad_input
         return problem if point._read <= set(self.fixed) else None
 
     def _one(self, numbers, index):
@@ -308,15 +308,15 @@ class Cell:
                 raise
             read = ", ".join(sorted(point._read - {"key"} - set(self.fixed))) or "an axis"
             raise ValueError(
-                f"Grid: start and problem are traced over the axes that they read ({read}), and "
-                "something there needs a plain value. An axis that decides a shape is "
-                f"Axis(..., changes_shape=True); other branches are jnp.where. JAX says: "
+                f"Grid: start and problem are traced over the axes that they read ({read}), but "
+                "some code in them needs a plain value. If the axis decides a shape, write "
+                f"Axis(..., changes_shape=True); for other branches use jnp.where. JAX says: "
                 f"{str(e).split('.')[0]}."
             ) from e
         return network, problem
 
     def arguments(self, lanes: np.ndarray, one: bool = False):
-        """What `point` takes, with lanes on the first axes; of the first lane if `one`."""
+        """The arguments of `point`, with lanes on the first axes; of the first lane if `one`."""
         numbers, index = self._numbers(lanes), np.asarray(lanes, np.uint32)
         return jax.tree.map(lambda a: a[0], (numbers, index)) if one else (numbers, index)
 
@@ -327,7 +327,7 @@ class Cell:
         return (parameters, constants), problem
 
     def _has_own_constants(self, one) -> bool:
-        """Whether constants depend on what lanes have: found in the program that makes them."""
+        """Whether the networks' constants depend on a lane's values, by its traced program."""
         program = jax.make_jaxpr(lambda *point: self._split_one(*point)[0][1])(*one).jaxpr
         of_lanes = set(program.invars)
         for equation in program.eqns:
@@ -340,16 +340,17 @@ class Cell:
         return self.shared if own is None else own
 
     def starts(self, lanes: np.ndarray) -> tuple[Any, Any]:
-        """Networks whose parameters have lanes on their first axis, and problems (or None).
+        """Networks whose parameters have lanes on their first axis, and problems.
 
-        Constants of the networks have lanes if `own_constants`.
+        Constants of the networks have lanes on their first axis if `own_constants`. The problems
+        are None if all lanes share one problem.
         """
         (parameters, own), problems = self._starts(*self.arguments(lanes))
         constants = own if self.own_constants else self._shared_constants
         return eqx.combine(parameters, constants, self._static), problems
 
     def parted(self, networks: Any) -> tuple[Any, Any]:
-        """Two copies of networks: what has lanes, or would have them; and what has none."""
+        """Two copies of networks: one with the arrays that differ by lane, one with the rest."""
         return eqx.partition(networks, eqx.is_array) if self.own_constants else split(networks)
 
     def lane(self, networks: Any, place: int) -> Any:
@@ -358,11 +359,11 @@ class Cell:
         return eqx.combine(jax.tree.map(lambda leaf: leaf[place], arrays), rest)
 
     def sample(self) -> tuple[Any, Any]:
-        """Networks and problems of up to 65 lanes spread over the grid, with the first lane."""
+        """Networks and problems of 65 lanes of the cell: the first, and others over the grid."""
         lanes = np.unique(np.linspace(0, self.grid.size - 1, _SAMPLE).astype(int))
         mine = [k for k in lanes if self.grid.cell_of(k) == tuple(self.fixed.values())]
         lanes = np.unique([self.first_lane, *mine])
-        missing = _SAMPLE + 1 - lanes.size  # one shape, one compilation
+        missing = _SAMPLE + 1 - lanes.size  # filled with copies: one shape, one compilation
         return self.starts(np.concatenate([lanes, np.repeat(lanes[-1:], missing)]))
 
     def example(self) -> tuple[Any, Any]:

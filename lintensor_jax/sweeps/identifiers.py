@@ -1,4 +1,4 @@
-"""Names of axes, dimensions and variables. Each is the name of a folder in the store as well."""
+"""Names of axes, dimensions and variables. Each one is also the name of a folder in the store."""
 
 import re
 from typing import Any
@@ -12,7 +12,7 @@ _LONGEST = 100
 def require_identifier(name: Any, where: str, reserved: tuple[str, ...] = ()) -> None:
     """Raise a ValueError unless `name` is a word such as "alpha" that is not reserved.
 
-    `where` says in a few words what has the name.
+    `where`: words for the error message, which say whose name it is.
     """
     if (
         isinstance(name, str)
@@ -23,6 +23,6 @@ def require_identifier(name: Any, where: str, reserved: tuple[str, ...] = ()) ->
         return
     rest = f" and none of {', '.join(reserved)}" if reserved else ""
     raise ValueError(
-        f"{where} must be an identifier{rest}, got {in_words(name)}; use letters, digits and _, a "
-        f"letter first and at most {_LONGEST} of them."
+        f"{where} must be an identifier{rest}, got {in_words(name)}; use at most {_LONGEST} "
+        "letters, digits and _, and start with a letter."
     )

@@ -1,4 +1,4 @@
-"""A plan before work: chunks, shapes, compilations, memory, bytes on disk."""
+"""The plan of a sweep, made before it runs: chunks, shapes, compilations, memory, disk space."""
 
 import dataclasses
 import itertools
@@ -26,7 +26,7 @@ from .observables.base import AbstractObservable, Ending, Variable
 from .observables.catalogue import DEFAULT
 
 _NUMBERS = {**STORED, "pending": 0, "bad_input": 11}
-#: Why a lane's flow ended, by number: 0 is a lane that is still to come. Stores keep the numbers.
+#: Why a lane's flow ended, by number; 0 is a lane that has not run yet. Stores hold the numbers.
 STATUSES: tuple[str, ...] = tuple(sorted(_NUMBERS, key=lambda name: _NUMBERS[name]))
 FAILURES: tuple[str, ...] = (*ADVICE, "bad_input")
 METHODS = ("pending", "explicit", "mirror_flow", "gradient_flow", "gradient_descent")
@@ -37,21 +37,21 @@ LANE_VARIABLES = (
     Variable("method", (), "", "what integrated the lane to its end", METHODS),
 )
 
-# A chunk is what a kill can cost, and has one tail in which slots stand idle: about 8 of them, of
-# at most as many lanes as one program of the batched stepper has.
+# A killed run loses the chunks that it was computing. At the end of each chunk some slots are idle.
+# So a sweep has about 8 chunks, of at most 2^14 lanes (as one program of the batched stepper).
 _CHUNKS, _FEWEST_LANES = 8, 2048
-# Larger sweeps have larger chunks, so that a billion lanes are thousands of files, not a million.
+# Larger sweeps have larger chunks, so that a billion lanes make thousands of files, not a million.
 _CHUNKS_OF_LARGE, _LANES = 32, 2**14
 _MOST_LANES, _MOST_BYTES = 2**18, 2**29  # of a chunk on a CPU
-# On other devices a chunk fills the device. From so many lanes on each device has two of them, so
-# that it computes one while the other is made or written.
+# On other devices a chunk fills the device. With more lanes than this, each device has two chunks,
+# so that it computes one while the other is prepared or written.
 _LANES_OF_TWO = 2**18
-# Lanes of a chunk per lane in flight. If 1% of the lanes take 100 times as many steps as the rest,
-# a chunk of N lanes needs 2 N t steps, and the last such lane keeps W slots waiting for 100 t at
-# most: a waste of at most 1 + 50 W/N, besides what any refilling wastes. Above a width of 128
-# small states leave the first cache.
+# Lanes of a chunk per lane in flight. If 1% of the lanes take 100 times as many steps as the others
+# (t each), N lanes need about 2 N t steps, and W slots wait at most 100 t steps for the last lane:
+# at most 1 + 50 W/N times the needed steps are executed, besides the waste of refilling.
+# Above a width of 128 small states do not fit into the first cache.
 _LANES_PER_SLOT, _WIDEST, _WIDEST_OF_LARGE, _LARGE = 96, 128, 32, 32
-# Copies of a lane's state that the stepper, the finish and the observables hold at once, measured.
+# Measured: the stepper, the finish and the observables hold this many copies of a lane's state.
 _COPIES = 14
 
 
@@ -93,13 +93,13 @@ class Options:
 
     @property
     def flow(self) -> dict[str, Any]:
-        """What all integrators are told alike, besides where to stop."""
+        """The options that all integrators take, besides the stop rule."""
         return {name: getattr(self, name) for name in ("finish", "rtol", "atol", "clock")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One variable as it lies in the store: `shape` and `box` include the grid's dimensions."""
+    """One variable in the store: `shape` and `box` (of a chunk) include the grid's dimensions."""
 
     variable: Variable
     dims: tuple[str, ...]
@@ -109,13 +109,13 @@ class Array:
 
     @property
     def nbytes(self) -> int:
-        """Uncompressed."""
+        """The number of bytes without compression."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """A box of the grid: `lanes` are its flat indices in C order, all of one cell."""
+    """A box of the grid, in one cell: `lanes` are the flat indices of its lanes, in C order."""
 
     number: int
     cell: Cell
@@ -129,9 +129,9 @@ class Chunk:
 
 
 class Plan:
-    """How a grid is cut into chunks, and what each lane leaves behind.
+    """How a grid is cut into chunks, and which arrays a sweep stores.
 
-    Making one checks everything that can be checked without running: shapes, options, observables.
+    The constructor checks all that can be checked without running: shapes, options, observables.
     `devices`: those that will compute; default `jax.local_devices()`.
     """
 
@@ -157,14 +157,14 @@ class Plan:
             width = min(widest, max(8, lanes // _LANES_PER_SLOT))
         else:
             width = hardware.width_on_accelerator(self.state_size, lanes)
-        # Whole vectors of the processor: in the rest of a vector loop a last bit may differ.
+        # A multiple of 8: in the remainder of a vector loop the last bit of a result may differ.
         width = 8 * -(-min(width, lanes) // 8)
         step = 8 if lanes <= 512 else 64
         self._extents = extents
         self.restore(box, width, max(width, step * -(-lanes // step)))
 
     def restore(self, box: tuple[int, ...], width: int, padded: int) -> None:
-        """Sets how the grid is cut: `padded` lanes of a program, the last one repeated."""
+        """Set how the grid is cut. A program has `padded` lanes: the last lane is repeated."""
         self.box, self.width, self.padded = box, width, padded
         self.arrays = self._arrays(self._extents)
 
@@ -196,8 +196,8 @@ class Plan:
             if name in names[:i] or name in taken:
                 what = "an axis or a variable of every sweep" if name in taken else "given twice"
                 raise ValueError(
-                    f"observables: names must differ, and {name!r} is {what}; rename the one or "
-                    "the other."
+                    f"observables: names must differ, and {name!r} is {what}; rename one of the "
+                    "two."
                 )
 
     def _checked(self, cell: Cell):
@@ -293,7 +293,7 @@ class Plan:
         return Chunk(number, self.cells[self.grid.cell_of(lanes[0])], region, lanes)
 
     def chunks(self) -> Iterator[Chunk]:
-        """All of them."""
+        """All chunks, in order of their numbers."""
         return map(self.chunk, range(self.num_chunks))
 
     def summary(self, num_devices: int) -> dict[str, Any]:
@@ -329,7 +329,7 @@ def _coordinates_of(observables) -> dict[str, np.ndarray]:
 
 
 def _stop(cell: Cell, options: Options) -> Any:
-    """The rule given, or one for all lanes where each has its own data: never a neighbour's."""
+    """The given rule; or one from the data of all lanes, if lanes differ in data; or None."""
     problems = cell.sample()[1]
     if problems is not None:
         require_no_negative_decay(problems)
@@ -347,7 +347,7 @@ def _stop(cell: Cell, options: Options) -> Any:
 
 
 def _box(grid: Grid, target: int) -> tuple[int, ...]:
-    """The chunk's extents: last dimensions first, and equal parts of the one that is cut."""
+    """The extents of a chunk: it fills the last dimensions first, and cuts one into equal parts."""
     box: list[int] = []
     for axis, size in zip(reversed(grid.axes), reversed(grid.shape), strict=True):
         leaves = axis.axes if isinstance(axis, Zip) else (axis,)
@@ -389,11 +389,11 @@ def _require_whole(name, value, smallest):
 
 
 class Outcome(NamedTuple):
-    """Arrays by the variables' names, with lanes on the first axis; `unfinished` are places."""
+    """Arrays by the variables' names, lanes first; `unfinished`: places of unfinished lanes."""
 
     values: dict[str, np.ndarray]
     unfinished: tuple[int, ...] = ()
     executed_steps: int = 0
     needed_steps: int = 0
     notes: dict[int, str] = {}  # noqa: RUF012 - messages of failed lanes, by place
-    compilation: str = ""  # what ran the explicit flows: "native", "xla", or "xla: " and why
+    compilation: str = ""  # what ran the explicit flows: "native", "xla", or "xla: <reason>"

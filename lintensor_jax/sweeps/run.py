@@ -1,4 +1,4 @@
-"""`sweep`, `resume` and `work`: many flows, into a labelled store, on every device and machine."""
+"""`sweep`, `resume` and `work`: compute many flows and write them to a labelled store."""
 
 import json
 import os
@@ -85,13 +85,13 @@ def sweep(
     - `width`, `chunk_lanes`: the number of lanes in flight, and of lanes in a chunk. Both are
       stored with the results. At a fixed width a lane's result does not depend on other lanes.
     - `compilation`: as in `lintensor_jax.dynamics.batch.batched_flow.batched_flow`.
-    - `descent`: a `lintensor_jax.sweeps.Descent`: every lane is a gradient descent in place of a
-      flow, and takes all its steps (status `time`, or `non_finite` where it diverges). No options
-      of flows then. `EffectiveLimit()` records the exact limits of two-layer networks.
+    - `descent`: a `lintensor_jax.sweeps.Descent`. Then every lane is a gradient descent in place of
+      a flow, and takes all its steps (status `time`, or `non_finite` if it diverges). Options of
+      flows are not allowed. `EffectiveLimit()` records the exact limits of two-layer networks.
     - `devices`: default `jax.local_devices()`. A device computes whole chunks with its own program.
     - `client`: a `dask.distributed.Client`, whose workers compute the chunks in place of this
-      process (`pip install lintensor_jax[cluster]`). All of them must see the folder `path`. A
-      worker that dies costs the chunks that it was computing.
+      process (`pip install lintensor_jax[cluster]`). All of them must see the folder `path`. If a
+      worker dies, the chunks that it was computing are computed again.
     - `watch`: a function that is called with a `Progress` after every chunk.
 
     **Returns** the results. If `path` is given, arrays are read from the store when they are used.
@@ -133,7 +133,7 @@ def run(
     config: dict[str, Any] | None = None,
     source: str | None = None,
 ) -> Any:
-    """As `sweep`; the store also keeps `config`, the user's settings, and `source`, their text."""
+    """As `sweep`; the store also holds `config`, the user's settings, and `source`, their text."""
     if path is None:
         if client is not None:
             raise ValueError("path: a cluster needs a folder that all its workers see; name one.")
@@ -153,7 +153,7 @@ def make(
     source: str | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Plan:
-    """A new store without any chunk; returns its plan. Arguments as in `run`."""
+    """Make a new store without chunks, and return its plan. Arguments as in `run`."""
     plan = Plan(grid, options, devices)
     whole, arrays = described_sweep(plan, config, source)
     _require_no_other(path, grid, options, config)
@@ -172,19 +172,20 @@ def resume(
 ) -> Any:
     """Finish an interrupted sweep. A finished sweep is checked and returned.
 
-    Labels, metadata and every finished chunk are compared with their checksums. What is damaged is
-    made or computed again. On the same machine the results are those of an uninterrupted run, bit
-    by bit. Other processes may compute chunks of the same store at the same time.
+    Labels, metadata and every finished chunk are compared with their checksums. Damaged files are
+    written or computed again. On the same machine the results are equal, bit by bit, to those of an
+    uninterrupted run. Other processes may compute chunks of the same store at the same time.
 
     **Arguments**
 
     - `path`: the folder given to `sweep`.
-    - `grid`: the grid given to `sweep`, code included. It is needed if it has a user's functions or
-      classes, which a store cannot hold. Otherwise it is read from the store.
-    - `observables`: as given to `sweep`; needed if some of their classes or functions are a user's.
+    - `grid`: the grid given to `sweep`, with the same code. It is needed if it has user-defined
+      functions or classes, which a store cannot hold. Otherwise it is read from the store.
+    - `observables`: as given to `sweep`; needed if some of them are user-defined.
     - `devices`, `client`, `watch`: as in `sweep`.
 
-    **Raises** `SweepError`: no store, a store of a newer version, another grid.
+    **Raises** `SweepError` if there is no store, if a newer version wrote it, or if the grid is
+    another one.
     """
     path = Path(path)
     plan = plan_of(Store(path), grid, observables)
@@ -201,19 +202,19 @@ def work(
     devices: Sequence[Any] | None = None,
     watch: Watch | None = None,
 ) -> None:
-    """Compute chunks of a store that exists. Any number of processes may do so at once.
+    """Compute chunks of an existing store. Any number of processes may do so at the same time.
 
-    They share the work without a scheduler: a chunk that another process computes now is left to
-    it. If that process dies, the chunk is computed here at the end.
+    They share the work without a scheduler. A chunk that another process is computing is skipped.
+    If that process dies, this process computes the chunk at the end.
 
     **Arguments**
 
     - `path`: the folder of a sweep, which all processes see.
-    - `chunks`: numbers of chunks, such as `range(100)`; those that are finished are left out.
-      Default: all of them.
+    - `chunks`: numbers of chunks, such as `range(100)`; finished chunks are skipped. Default: all
+      chunks.
     - `grid`, `observables`, `devices`, `watch`: as in `resume`.
 
-    **Raises** `SweepError`, as `resume` does; ValueError if a number is that of no chunk.
+    **Raises** `SweepError`, as `resume` does; ValueError if there is no chunk with such a number.
     """
     store = Store(Path(path))
     count = store.description["plan"]["chunks"]
@@ -230,7 +231,7 @@ def work(
 
 
 def finish(plan: Plan, path: Path, devices, client: Any, watch: Watch | None) -> None:
-    """Repair labels, forget damaged chunks, and compute what is left."""
+    """Repair labels, remove the manifests of damaged chunks, and compute the remaining chunks."""
     store = Store(path)
     refuse_links(path, path, deep=True)
     store.clear()
@@ -265,7 +266,7 @@ def _for_workers(store: Store, plan: Plan) -> tuple[Grid, Options] | None:
 
 
 def described_sweep(plan: Plan, config: dict[str, Any] | None, source: str | None):
-    """What a store keeps of a sweep: entries of its description, attributes; and long arrays."""
+    """The data of a sweep in a store: ({"about": entries, "attributes": ...}, long arrays)."""
     description, arrays = _described(plan.grid, plan.options, FORMAT)
     about = {
         "sweep": description,
@@ -285,14 +286,14 @@ def _described(grid: Grid, options: Options, store_format: int):
 
 
 def _as_json_values(config: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A configuration with the types that JSON has, as it is read back."""
+    """A configuration with the types of JSON, as it will be read from the store."""
     return config and json.loads(json.dumps(config))
 
 
 def _require_no_other(
     path: Path, grid: Grid, options: Options, config: dict[str, Any] | None
 ) -> None:
-    """Raise a `SweepError` if `path` holds a sweep already; it names whether it is this one."""
+    """Raise a `SweepError` if `path` holds a sweep already; it says whether it is the same one."""
     if not holds_sweep(path):
         return
     store = Store(path)

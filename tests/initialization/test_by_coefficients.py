@@ -47,7 +47,7 @@ def tensor(depth, d, last=6, seed=3):
 
 
 class Own(eqx.Module):
-    """A user's network with factors: beta = u * v, with a constant scale."""
+    """A user's network with factors and a constant scale: beta = u * v."""
 
     u: Array
     v: Array
@@ -67,7 +67,7 @@ class Own(eqx.Module):
 
 
 class Bare(eqx.Module):
-    """No factors."""
+    """A network without factors."""
 
     u: Array
     depth = 1
@@ -99,7 +99,7 @@ def test_gaussian_draws_every_parameter_once(build):
 
 
 def test_gaussian_is_standard_normal():
-    """20,000 draws: mean and variance within five standard errors."""
+    """The mean and variance of 20,000 draws are within five standard errors."""
     weights = gaussian(lt.DiagonalNetwork.zeros(2, 10_000), jax.random.key(1)).weights
     assert abs(float(weights.mean())) < 5 / np.sqrt(weights.size)
     assert abs(float(weights.var()) - 1) < 5 * np.sqrt(2 / weights.size)
@@ -118,7 +118,7 @@ def test_zero_last_layer(build):
 @pytest.mark.parametrize("depth", [2, 4])
 @pytest.mark.parametrize("build", [diagonal, full_conv, short_conv, fully_connected, wide])
 def test_identity_layers_leave_the_last_one_alone(build, depth):
-    """With identity layers, beta is the last layer: checked for one that is not zero."""
+    """With identity layers beta is the last layer, which is not zero here."""
     net = identity(build(depth, 3))
     np.testing.assert_array_equal(net.linear_coefficients(), jnp.zeros(3))
     last = jnp.zeros_like(net.factors[-1]).at[:3].set(jnp.array([1.0, -2.0, 3.0]))
@@ -147,7 +147,7 @@ def test_balanced_and_matching_reach_the_coefficients(build, depth, beta):
 
 
 def test_balanced_matrix_factorization():
-    """As three fully connected layers of the same shapes, with a rank below d."""
+    """It equals three fully connected layers of the same shapes, with a rank below d."""
     beta = jnp.array(np.outer([1.0, 2.0, -1.0], [0.3, -0.2, 0.5]))
     start = balanced(lt.MatrixFactorizationNetwork.zeros(3, 3), beta)
     assert isinstance(start, lt.MatrixFactorizationNetwork)
@@ -243,7 +243,7 @@ def test_directions_come_from_the_template_without_a_key():
     [*((b, matching) for b in ALL), (diagonal, balanced), (full_conv, balanced), (wide, balanced)],
 )
 def test_traceable_and_precision_kept(build, function):
-    """Inside jit and vmap nothing is checked, and the values are the same."""
+    """Inside jit and vmap arguments are not checked, and the values are the same."""
     like = gaussian(build(2, 3), jax.random.key(0))
     single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), like)
     beta = jnp.array([[0.3, -0.8, 0.1], [1.0, 2.0, 3.0]])
@@ -290,7 +290,7 @@ def test_bad_input_is_named(build, words):
 
 
 def test_coefficients_out_of_reach_come_with_their_distance():
-    """A last factor of length 1 reaches one line only."""
+    """With a last factor of length 1 only the points of one line can be reached."""
     like = lt.TensorNetwork(jnp.array([[[3.0, 4.0]]]), (jnp.ones(1), jnp.zeros(1)))
     with pytest.raises(ValueError, match="distance 5 from the nearest") as error:
         matching(like, jnp.array([3.0, 4.0]) + jnp.array([-4.0, 3.0]))

@@ -60,7 +60,7 @@ def test_balanced_on_data(outputs):
     network = init.balanced_on_data(like, beta, problem)
     np.testing.assert_allclose(network.linear_coefficients(), beta, rtol=0, atol=1e-13)
     np.testing.assert_allclose(lt.imbalance(network, problem).matrix, 0, rtol=0, atol=1e-13)
-    # Not what `balanced` does: part of beta lies outside the range of X^T.
+    # `balanced` is different: here part of beta is outside the range of X^T.
     assert np.max(np.abs(gram_difference(network))) > 0.1
     other = init.balanced(like, beta)
     np.testing.assert_allclose(gram_difference(other), 0, rtol=0, atol=1e-13)
@@ -123,13 +123,13 @@ def test_lambda_balanced(width, outputs, gap):
 
 
 def test_lambda_balanced_keeps_small_layers_digits():
-    """The smaller layer is s / b, not the root of a difference that rounds to zero."""
+    """The smaller layer is computed as s / b: the root of a difference would round to zero."""
     like = lt.FullyConnectedNetwork.zeros((1, 1))
     network = init.lambda_balanced(like, jnp.array([1e-12]), 1.0)
     np.testing.assert_allclose(network.weights[0], 1e-12, rtol=1e-14)
 
 
-ANY: Any = init  # what it is called with is wrong on purpose
+ANY: Any = init  # of type Any, as its functions are called with wrong arguments on purpose
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_forward_pass_is_the_contraction_of_the_data_tensor(name, depth):
     np.testing.assert_allclose(
         jnp.sum(x * net.linear_coefficients()), net(x), rtol=0, atol=ROUNDING
     )
-    # Linear in x, and not merely at one point.
+    # The output is linear in x, so it is compared at another point, too.
     other = sample(net, 6)
     np.testing.assert_allclose(
         net.data_tensor(2 * x - other), 2 * tensor - net.data_tensor(other), rtol=0, atol=ROUNDING
@@ -107,7 +107,7 @@ def test_vmap_over_networks_equals_a_loop(name):
     @jax.vmap
     def outputs(p):
         net = eqx.combine(p, rest[0])
-        # Through with_factors: validation must let tracers pass.
+        # with_factors validates its arguments; it must accept tracers.
         return net.with_factors(net.factors)(x), conserved_quantities(net)
 
     values, conserved = outputs(stacked)
@@ -154,7 +154,7 @@ def test_differential_conserved_quantity_is_finite_everywhere():
         both = lt.DifferentialDiagonalNetwork(jnp.full(2, 0.3), jnp.full(2, 0.3), depth)
         np.testing.assert_allclose(both.conserved_quantities(), [0.09, 0.09], rtol=1e-14)
     ends = lt.DifferentialDiagonalNetwork([1e-200, 0.0, 0.0, 2.0], [1.0, 0.0, 1.0, -1.0], 3)
-    # At L = 3 the smaller entry alone counts, twice: (2 small)^2; zero where it is no float.
+    # At L = 3 the value is (2 small)^2 for a small smaller entry, which underflows to zero.
     np.testing.assert_array_equal(ends.conserved_quantities(), [0, 0, 0, 0])
     even = lt.DifferentialDiagonalNetwork([2.0], [-1.0], 4)
     np.testing.assert_allclose(even.conserved_quantities(), [2 / (1 / 4 + 1)], rtol=1e-14)
@@ -213,7 +213,7 @@ def test_wanted_sparsity_by_design():
     least = linprog(np.ones(2 * m), A_eq=np.hstack([rows, -rows]), b_eq=problem.y).fun
     bound = least * (1 + np.log(m) / np.log(1 / scale**2))
     assert least * (1 - 1e-8) <= np.abs(rho).sum() <= bound
-    # Neither the minimum-norm beta nor the minimum-norm rho comes as close.
+    # Neither the minimum-norm beta nor the minimum-norm rho has such a small norm.
     assert np.abs(np.linalg.pinv(rows) @ problem.y).sum() > bound
     assert np.abs(np.linalg.pinv(X) @ problem.y).sum() > bound
 
@@ -237,7 +237,7 @@ def test_matrix_sensing_is_the_regression_of_vectorised_matrices():
     )
     ours, theirs = prediction_range(problem), prediction_range(flat)
     np.testing.assert_allclose(ours @ ours.T, theirs @ theirs.T, rtol=0, atol=ROUNDING)
-    # Repeated sensors: their difference is beyond any beta.
+    # Sensors are repeated: no beta has different predictions for equal sensors.
     ours = prediction_range(lt.MatrixSensing(A[jnp.array([0, 0, 1])], y[:3]))
     np.testing.assert_allclose(
         ours @ ours.T @ jnp.array([1.0, -1.0, 0.0]), jnp.zeros(3), rtol=0, atol=1e-9

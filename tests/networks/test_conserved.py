@@ -159,7 +159,7 @@ def test_traceable_and_precision_kept(name):
 
 
 def _chain(size):
-    """Three chained units with the same weight; not the same places in each layer."""
+    """Three chained units with the same weight, at different places of the layers."""
     hidden = np.zeros((2, 2)), np.zeros((2, 2)), np.zeros(2)
     hidden[0][0, 1], hidden[1][1, 0], hidden[2][0] = size, -size, size
     return hidden
@@ -178,7 +178,7 @@ def _chain(size):
     ],
 )
 def test_ties_are_zero_in_compiled_code(make):
-    """A fused multiply-add rounds one of two equal products, and their difference is not 0."""
+    """A fused multiply-add rounds one of two equal products, so their difference may not be 0."""
     sizes = np.random.default_rng(0).uniform(0.1, 2.0, 20)
     for compiled in (eqx.filter_jit(conserved_quantities), conserved_quantities):
         for size in sizes:
@@ -188,7 +188,7 @@ def test_ties_are_zero_in_compiled_code(make):
 
 
 def test_ties_have_a_derivative():
-    """That of a difference of squares, though the difference itself is zero."""
+    """The derivative is that of a difference of squares, although the difference is zero."""
     network = lt.FullyConnectedNetwork([[[0.7]], [0.7]])
     changed = jax.jacfwd(lambda c: conserved_quantities(lt.FullyConnectedNetwork([[[c]], [0.7]])))
     np.testing.assert_array_equal(conserved_quantities(network), 0.0)

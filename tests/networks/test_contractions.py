@@ -15,7 +15,7 @@ from lintensor_jax.networks import contractions
 few = settings(max_examples=3, deadline=None, derandomize=True)
 depths = st.integers(2, 4)
 lengths = st.integers(1, 5)
-# Sums of at most a few thousand products of numbers of order one: rounding stays far below.
+# Rounding of sums of at most a few thousand products of numbers of order one is far below this.
 ROUNDING = 1e-11
 
 

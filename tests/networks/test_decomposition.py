@@ -1,4 +1,4 @@
-"""Assumption 1: found where it holds, without a hint, and refused with the right reason."""
+"""Assumption 1: its bases are found if it holds; otherwise the refusal has the right reason."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ import pytest
 
 import lintensor_jax as lt
 
-# The found bases are as good as the singular vectors of a random combination: rounding over the
-# gap of its singular values, which is rarely below 1e-3 for the ten or fewer here.
+# The error of the bases is that of singular vectors of a random combination: rounding over the gap
+# of its singular values, which is rarely below 1e-3 for at most ten of them.
 FOUND = 1e-11
 
 
@@ -33,7 +33,7 @@ def require_decomposition(found, tensor, unit=1.0):
 
 
 def pieces(S, bases):
-    """The tensor of eq. (9), dense; written without the package."""
+    """The dense tensor of eq. (9), without code of the package."""
     letters = "abcdef"[: len(bases)]
     terms = ",".join(f"{c}z" for c in letters)
     return np.einsum(f"zy,{terms}->{letters}y", S, *bases)
@@ -64,7 +64,7 @@ def test_closed_forms_and_the_test_without_hint(name, depth):
     found = as_network(tensor).orthogonal_decomposition()
     require_decomposition(found, tensor)
     assert found.is_real == closed.is_real == (name == "diagonal" or d <= 2)
-    # The same up to order and phases: |S x| are the singular values, which no choice changes.
+    # Both are equal up to order and phases: |S x| are the singular values, which are unique.
     x = np.random.default_rng(0).standard_normal(d)
     ours, theirs = (np.sort(np.abs(one.S @ x)) for one in (found, closed))
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9)
@@ -83,13 +83,13 @@ def test_random_orthogonal_pieces(lengths, seed):
 
 @pytest.mark.parametrize("depth", [2, 3])
 def test_singular_values_that_coincide_for_every_x(depth):
-    """Rows of S that agree up to sign: for L = 2 any basis of their span will do."""
+    """Rows of S agree up to sign: for L = 2 every basis of their span is right."""
     rng = np.random.default_rng(3)
     S = rng.standard_normal((4, 2))
     S[1], S[2] = S[0], -S[0]
     tensor = pieces(S, [orthonormal(rng, 5, 4) for _ in range(depth)])
     require_decomposition(as_network(tensor).orthogonal_decomposition(), tensor)
-    # One input and nothing else: M(x) = x I, and x times the superdiagonal tensor.
+    # With one input M(x) is x I, or x times the superdiagonal tensor.
     tensor = pieces(np.ones((3, 1)), [np.eye(3)] * depth)
     require_decomposition(as_network(tensor).orthogonal_decomposition(), tensor)
 
@@ -203,7 +203,7 @@ def test_refused_with_the_reason(case):
         assert low < measured < high
         shown = f"{measured:.3g}"
     else:
-        # Ranks of all modes for the deep network: the first and the last tell.
+        # For the deep network these are the ranks of all modes; the first and the last are checked.
         assert measured == value or (measured[0], measured[-1]) == value
         shown = str(measured)
     for word in (violated, shown, "Yun et al. 2021"):
@@ -286,7 +286,7 @@ def test_commuting_sensors(name):
     rebuilt = np.stack([found.coefficients(row) for row in found.eigenvalues])
     np.testing.assert_allclose(rebuilt / scale, problem.A / scale, rtol=0, atol=1e-11)
     assert found.residual <= 1e-11
-    # One order for all rows: as a set of columns X is recovered, which sorted rows would not be.
+    # All rows have one order: the set of columns of X is recovered. With sorted rows it is not.
     scale = scale[:, :, 0]
     for ours, theirs in ((found.eigenvalues, X), (X, found.eigenvalues)):
         for column in (ours / scale).T:

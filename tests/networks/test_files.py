@@ -1,4 +1,4 @@
-"""Networks in files: bit by bit there and back, and clear refusals."""
+"""Networks in files: saving and loading keeps every bit, and refusals are clear."""
 
 import json
 import pickle
@@ -19,7 +19,7 @@ def normal(*shape):
 
 
 class Inner(eqx.Module):
-    """A part of a user's network, with a static field of its own."""
+    """A part of a user's network, with a static field."""
 
     scale: jax.Array
     kind: str = eqx.field(static=True, default="plain")
@@ -139,7 +139,7 @@ class Harmful:
 
 
 def damaged(data):
-    """What is wrong with a file, from its bytes."""
+    """Damaged files, made from the bytes of a good one, by the kind of damage."""
     header, _, arrays = data.partition(b"\n")
     other = {**json.loads(header), "version": 2}
     yield b"", "is no file of lintensor_jax.save"

@@ -34,7 +34,7 @@ def test_classification_tends_to_the_svm(seed, bias):
     X, y = _separable(seed, 0.3 * bias)
     problem = lt.Classification(X, y)
     start = lt.LinearNetwork(0.1 * np.random.default_rng(seed).normal(size=D), bias=bias)
-    # A flow counts the bias: the SVM of the data with a column of ones.
+    # A flow's norm includes the bias, so its limit is the SVM of the data with a column of ones.
     columns = np.hstack([X, np.ones((9, 1))]) if bias else X
     svm = lt.max_margin(lt.Classification(columns, y), lt.L2Norm()).direction
     flow = lt.gradient_flow(start, problem)

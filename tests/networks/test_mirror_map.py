@@ -18,9 +18,9 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 DEPTHS = range(2, 9)
-# The contract of THEORY.md, A7. Measured: 2e-15 from x, 5e-14 from z (an exponential of L z).
+# The required accuracy. Measured: 2e-15 from x, 5e-14 from z (an exponential of L z).
 RTOL = 1e-12
-# Every 20th decade of the floats, and closely around 1 where the solver switches its form.
+# Every 20th decade of the floats, and more points around 1, where the solver changes its formula.
 X = np.unique(np.concatenate([10.0 ** np.arange(-300, 301, 20), 10.0 ** np.linspace(-2, 2, 17)]))
 
 
@@ -87,7 +87,7 @@ def relative_error(values, exact):
 @pytest.mark.parametrize("L", DEPTHS)
 def test_inverse_and_potential_over_the_whole_range_of_floats(L):
     z, t, H = reference(L)
-    # One call per function: most of this file's time is compilation.
+    # Each function is called once, because most of this file's time is compilation.
     x = np.concatenate([-X, X, [0.0, np.inf]])
     size = len(X)
     got = {}
@@ -108,13 +108,13 @@ def test_inverse_and_potential_over_the_whole_range_of_floats(L):
     assert log_H[-1] == -np.inf
     exact = np.array([float(mp.log(v)) for v in H])
     np.testing.assert_allclose(log_H[:-1], exact, rtol=1e-13, atol=1e-14)
-    # log(1e-300) is itself rounded to 6e-14, which is a relative error of x.
+    # log(1e-300) has a rounding error of 6e-14, which is a relative error of x.
     assert relative_error(np.asarray(potential.z_of_log_x(log_x, L))[:-1], z) < RTOL
 
 
 @pytest.mark.parametrize("L", [2, 3, 8, 40])
 def test_everything_as_a_function_of_z(L):
-    # Up to the z of x = 1e300, and over small z where t = z (1 - O(z^2)) must not cancel.
+    # z goes up to that of x = 1e300, and down to small z, where t = z (1 - O(z^2)) must not cancel.
     z = np.concatenate([[1e-300, 1e-9, 1e-3], np.linspace(0.05, 690 / L, 12)])
     exact = [mp.mpf(float(v)) for v in z]
     assert relative_error(potential.x_of_z(z, L), [reference_x(v, L) for v in exact]) < RTOL
@@ -168,7 +168,7 @@ def test_h_up_to_the_last_float_before_the_boundary(L):
         exact_c = mp.beta(mp.mpf(1) / 2, mp.mpf(L - 2) / 2) / 2
         exact = []
         for v in t:
-            # A start near the root, then Newton in 50 digits on t(z) or on the distance.
+            # From a start near the root, Newton's method in 50 digits on t(z) or on the distance.
             v = mp.mpf(float(v))
             z = v if v < exact_c / 2 else mp.log(2) - mp.log((exact_c - v) * (L - 2)) / (L - 2)
             for _ in range(12):
@@ -179,7 +179,7 @@ def test_h_up_to_the_last_float_before_the_boundary(L):
                 )
                 z -= error * mp.cosh(z) ** (L - 2)
             exact.append(reference_x(z, L))
-    # The contract allows 1e-12 max(1, t h'/h); because c_L is kept in two floats we get 1e-12.
+    # Required is 1e-12 max(1, t h'/h); as c_L is stored in two floats, the error is below 1e-12.
     finite = min(c, 1e300)
     outside = np.array([np.nextafter(np.nextafter(finite, np.inf), np.inf), 2 * finite, np.inf])
     value = np.asarray(potential.h(np.concatenate([t, -t, outside, -outside, [0, np.nan]]), L))
@@ -207,7 +207,7 @@ def test_round_trip(L):
 
 @pytest.mark.parametrize("L", [2, 3, 5])
 def test_the_differential_equation_of_lemma_4(L):
-    # Independent of the conserved quantity and of every closed form.
+    # This test uses neither the conserved quantity nor a closed form.
     end = 0.9 * min(potential.boundary(L), 2.0)
     solution = scipy.integrate.solve_ivp(
         lambda _, y: [y[0] ** (L - 2) * y[1], y[0] ** (L - 1)],
@@ -219,7 +219,7 @@ def test_the_differential_equation_of_lemma_4(L):
         t_eval=np.linspace(0, end, 9),
     )
     p, q = solution.y
-    # The integrator's own tolerance 1e-12, amplified by t h'/h < 40 near 0.9 c_L.
+    # The integrator's tolerance of 1e-12 is amplified by t h'/h < 40 near 0.9 c_L.
     np.testing.assert_allclose(potential.h(solution.t, L), p ** (L - 1) * q, rtol=1e-9)
     x = potential.h(solution.t, L)
     # 40 Gauss-Legendre nodes: h_inverse is analytic around [0, x].
@@ -242,7 +242,7 @@ def test_first_and_second_derivatives_in_both_modes(L):
         (2 * L - 4) * p ** (2 * L - 5) * q * growth + p ** (2 * L - 4) * 2 * L * p * q
     )
     t = np.asarray(potential.h_inverse(x, L))
-    # h only well inside: elsewhere t itself carries rounding that g amplifies, hence 1e-11.
+    # h is tested well inside the range only: elsewhere g amplifies the rounding of t. Hence 1e-11.
     inside = np.abs(x) < 2
     for f, at, first, second, rtol in (
         (potential.h_inverse, x, 1 / g, -dg_dt / g**3, RTOL),

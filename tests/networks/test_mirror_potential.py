@@ -10,7 +10,7 @@ import pytest
 
 from lintensor_jax.networks import mirror_map as potential
 
-# The contract of THEORY.md, A7. Measured: 2e-15 from x, 5e-14 from z (an exponential of L z).
+# The required accuracy. Measured: 2e-15 from x, 5e-14 from z (an exponential of L z).
 RTOL = 1e-12
 
 
@@ -47,7 +47,7 @@ def test_Q_is_the_sum_of_theorem_5():
             gradient = jax.grad(lambda r, a=alpha, L=L: potential.Q(r, L, a, eta))(rho[0])
             dual = scale ** (2 - L) * np.asarray(potential.h_inverse(rho[0] / scale**L, L))
             np.testing.assert_allclose(gradient, dual, rtol=RTOL)
-    # Slopes in alpha and eta, and the Hessian, by central differences: 1e-5^2 and 1e-16 / 1e-5.
+    # Slopes in alpha and eta, and the Hessian, by differences; errors: 1e-5^2 and 1e-16 / 1e-5.
     point = np.concatenate([rho[0], [0.7], eta])
     for f in (potential.Q, potential.log_Q):
 
@@ -92,7 +92,7 @@ def test_Q_at_initial_scales_whose_powers_are_no_floats(L):
     weights = jax.grad(lambda r: potential.log_Q(r, L, 1e-300, eta))(rho)
     assert np.all(np.isfinite(weights))
     assert np.all(np.isfinite(jax.grad(lambda r: potential.log_Q(r, L, alpha, eta))(1e-90 * rho)))
-    # Remark 4's other end: weighted l2.
+    # At the other end of Remark 4 Q is proportional to the weighted l2 norm.
     large = potential.log_Q(rho, L, 1e50, eta)
     l2 = (2 - 2 * L) * math.log(1e50) + math.log(sum((rho**2 * eta ** (2 - 2 * L)) / 2))
     assert float(large) == pytest.approx(l2, rel=1e-13)

@@ -58,7 +58,7 @@ IN_NUMPY = {
 
 
 def plain_forward(net, x, activation):
-    """The network as the papers write it, eqs. (3)-(5), in NumPy."""
+    """The network as in the paper, eqs. (3)-(5), in NumPy."""
     phi, hidden = IN_NUMPY[activation], np.asarray(x)
     layers = net.filters if isinstance(net, lt.ConvolutionalNetwork) else net.weights
     *inner, last = (np.asarray(w) for w in layers)
@@ -182,7 +182,7 @@ def test_networks_batch(name):
     single = [gaussian(like, key) for key in keys]
     batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *single)
     outputs = eqx.filter_jit(eqx.filter_vmap(lambda net: net(x, jnp.tanh)))(batch)
-    # The same operations, differently fused.
+    # The operations are the same, but they are fused in another way.
     expected = jnp.stack([net(x, jnp.tanh) for net in single])
     np.testing.assert_allclose(outputs, expected, rtol=0, atol=ROUNDING)
 

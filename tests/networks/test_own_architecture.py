@@ -1,6 +1,6 @@
-"""A network of a user's, with closed forms as methods, gets what a DiagonalNetwork gets.
+"""A user's network with closed forms as methods has all functions that a DiagonalNetwork has.
 
-The network is that of docs/extending.md: two layers in an orthonormal basis B. It is the
+The network is that of docs/extending.md: two layers in an orthonormal basis B. It equals the
 DiagonalNetwork with the same layers, on the data X B^T.
 """
 
@@ -27,7 +27,7 @@ ROUNDING = 1e-13
 
 @pytest.fixture(scope="module")
 def page():
-    """What the program of the page defines; its own assertions have passed then."""
+    """The names that the page's program defines; its assertions have passed."""
     text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
     section = text.split("\n## An architecture\n")[1].split("\n## ")[0]
     [program] = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
@@ -50,7 +50,7 @@ DIAGONAL = lt.DiagonalNetwork.zeros(2, D)
 
 
 def layers(network):
-    """Up to signs that both layers share."""
+    """The layers, up to signs that both layers share."""
     u, v = network.factors
     signs = jnp.sign(jnp.where(v != 0, v, u))
     return np.asarray([signs * u, signs * v])
@@ -98,7 +98,7 @@ def test_mirror_flow(own, basis):
 
 @pytest.mark.slow
 def test_mirror_flow_without_coordinates_of_the_networks(own, basis):
-    """The decomposition gives them."""
+    """If the network states no coordinates, its decomposition gives them."""
     start, times = initialization.matching(own, BETA), jnp.array([0.02, 0.2])
     mine = lt.mirror_flow(start, REGRESSION, saveat=times)
     default = lt.mirror_flow(Decomposed(start.u, start.v, basis), REGRESSION, saveat=times)
@@ -133,7 +133,7 @@ def test_landscape(own, basis):
 
 
 class Decomposed(eqx.Module):
-    """The network of the page with its decomposition alone."""
+    """The network of the page, whose only closed form is its decomposition."""
 
     u: jnp.ndarray
     v: jnp.ndarray
@@ -192,7 +192,7 @@ def test_a_regularizer_alone_certifies_where_it_is_smooth():
     assert mine.predictor_residual is not None
     sparse = lt.minimal_network(DIAGONAL, lt.max_margin(problem, lt.L1Norm()).direction)
     dense = lt.minimal_network(DIAGONAL, best)
-    # At a kink one gradient would call the optimum a saddle.
+    # At a kink a single gradient would make the optimum look like a saddle.
     at_kink, smooth = (lt.certify(Kinked(*n.weights), problem) for n in (sparse, dense))
     assert at_kink.is_stationary
     assert at_kink.predictor_residual is None
@@ -201,7 +201,7 @@ def test_a_regularizer_alone_certifies_where_it_is_smooth():
 
 
 def test_tied_layers_are_no_coordinates():
-    """The l_(2/L) norm of rho belongs to layers that move by themselves."""
+    """The l_(2/L) norm of rho is right only for layers that are independent parameters."""
 
     class Tied(eqx.Module):
         u: jnp.ndarray

@@ -1,4 +1,4 @@
-"""A network and a problem are checked, and cast, in one place."""
+"""One function checks and casts a network and a problem."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A sweep that several test files compare with, and the chunks that are computed."""
+"""Fixtures: a sweep that several test files compare with, and the numbers of computed chunks."""
 
 import pytest
 from sweep_cases import GRID, LANES

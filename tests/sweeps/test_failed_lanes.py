@@ -1,4 +1,4 @@
-"""Lanes over their explicit budget: who goes on with them, and what is stored of a failure."""
+"""Lanes over their explicit budget: which flow continues them, and how a failure is stored."""
 
 import numpy as np
 from sweep_cases import LANES
@@ -9,7 +9,7 @@ from lintensor_jax.sweeps.execution import worker
 from lintensor_jax.sweeps.plan import METHODS
 
 ONES = lt.DiagonalNetwork(np.ones((2, 2)))
-# beta_2 >= 0 stays, while the data want -1/6: the limit is (1.25, 0).
+# beta_2 stays >= 0, and the least-squares solution has -1/6: the limit is (1.25, 0).
 GRID = Grid(
     (Axis("alpha", [0.1, 0.3]),),
     lambda point: ONES.scaled(point.alpha),
@@ -36,7 +36,7 @@ def test_a_lane_goes_on_by_the_full_flow_where_the_mirror_flow_fails(monkeypatch
     def broken(network, problem, **options):
         raise ArithmeticError("no digits are left")
 
-    # Nothing is known of these lanes, and nothing is stored.
+    # These lanes have no end, so nothing is stored of them.
     monkeypatch.setattr(worker, "gradient_flow", broken)
     results = lt.sweep(GRID, max_steps=20, **LANES)
     assert _statuses(results) == ["solver_failed"] * 2

@@ -54,7 +54,7 @@ def test_numbers_share_a_compilation_and_shapes_do_not(compilations):
     lt.sweep(GRID, watch=watch, **LANES)
     first = next(count for lanes, count in counts if lanes > 0)
     assert counts[-1] == (60, first)
-    # Other numbers, as many chunks as before and one more: nothing of a flow is compiled again.
+    # With other numbers and one more chunk no program of a flow is compiled again.
     before = len(compilations)
     more = Grid(axes(np.geomspace(0.1, 2.0, 15)), start, PROBLEM, seed=8)
     lt.sweep(more, **LANES)
@@ -90,7 +90,7 @@ def test_chunks_cover_the_grid_once_and_keep_to_a_cell():
 
 
 def test_chunks_are_large_beside_what_is_in_flight():
-    """A late slow lane keeps few slots waiting: `benchmarks/sweep.py uneven` measures the waste."""
+    """Then a slow last lane wastes few slots; `benchmarks/sweep.py uneven` measures the waste."""
     for size, lanes, width in ((100, 500, 8), (2_000, 2000, 24), (20_000, 12_500, 128)):
         plan = Plan(Grid(axes(np.geomspace(0.01, 1.0, size)), start, PROBLEM), Options())
         assert np.prod(plan.box) == pytest.approx(lanes, rel=0.05)
@@ -133,7 +133,7 @@ def test_random_numbers_belong_to_the_lane():
 
 
 def test_exactly_the_bad_lanes_are_flagged():
-    # One of a hundred; `benchmarks/sweep.py nan` has more.
+    # One lane of a hundred is bad; `benchmarks/sweep.py nan` has more.
     alphas = np.geomspace(0.1, 1.0, 100)
     broken = np.isin(np.arange(100), [37])
     # Every value differs, as values of an axis must.
@@ -142,7 +142,7 @@ def test_exactly_the_bad_lanes_are_flagged():
     results = lt.sweep(Grid((lanes,), start_at_or_nan, PROBLEM), **LANES)
     np.testing.assert_array_equal(results.status == STATUSES.index("bad_input"), broken)
     assert np.isnan(results.limit[broken]).all()
-    # The others are what they are without their broken neighbours.
+    # The other lanes are the same as without their broken neighbour.
     alone = Grid(
         (Axis("alpha", alphas[~broken]),), lambda p: start_of(DIRECTIONS[0], p.alpha), PROBLEM
     )
@@ -222,7 +222,7 @@ def test_a_lane_over_every_budget_says_so():
 
 
 class Slash(Limit):
-    """An observable of a user, with a name that is no name of a folder."""
+    """A user's observable, whose name cannot be the name of a folder."""
 
     @property
     def variables(self):
@@ -253,7 +253,7 @@ REFUSED = {
     "the grid has no axis 'beta'; it has alpha": lambda: lt.sweep(
         Grid(axes(), lambda p: p.beta, PROBLEM)
     ),
-    r"something there needs a plain value. An axis that decides a shape": lambda: lt.sweep(
+    r"some code in them needs a plain value. If the axis decides a shape": lambda: lt.sweep(
         Grid((Axis("depth", [2, 3]),), lambda p: lt.DiagonalNetwork.zeros(p.depth, 2), PROBLEM)
     ),
     "observables: must be objects such as": lambda: lt.sweep(GRID, observables=["limit"]),  # pyright: ignore

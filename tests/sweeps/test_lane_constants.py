@@ -23,7 +23,7 @@ def start(point):
 
 @pytest.mark.slow
 def test_lanes_are_single_flows(tmp_path):
-    """Also those that go on by the stiff path, and after a resume."""
+    """Also lanes on the stiff path, and lanes after a resume, equal single flows."""
     axes = Axis("alpha", [0.02, 1.0]), Axis("tensor", TENSORS, dims=("row", "column", "entry"))
     grid = Grid(axes, start, PROBLEM)
     results = lt.sweep(grid, tmp_path / "store", observables=Limit(), max_steps=40, chunk_lanes=5)
@@ -34,14 +34,14 @@ def test_lanes_are_single_flows(tmp_path):
         for j in (0, 4):
             network = lt.TensorNetwork(TENSORS[j], FACTORS).scaled(alpha)
             beta = lt.gradient_flow(network, PROBLEM).coefficients[-1]
-            # Two methods of tolerance 1e-8; small starts amplify it.
+            # The two methods have a tolerance of 1e-8, and small starts amplify their errors.
             np.testing.assert_allclose(results.limit[i, j], beta, rtol=0, atol=1e-6)
     (tmp_path / "store" / ".sweep" / "chunks" / "00000001.json").unlink()
     np.testing.assert_array_equal(lt.resume(tmp_path / "store", grid).limit, results.limit)
 
 
 class Masked(eqx.Module):
-    """Two equal layers, of whose product a mask keeps some entries."""
+    """Two equal layers; a mask keeps some entries of their product."""
 
     w: Any
     mask: Any = lt.constant()

@@ -1,4 +1,4 @@
-"""Stiff lanes of a sweep go on together; those that fail there go on one by one."""
+"""Stiff lanes of a sweep go on in one batch; lanes that fail there go on one by one."""
 
 import numpy as np
 import pytest

@@ -1,1 +1,1 @@
-"""Running a sweep: the worker that computes chunks, and the order of the work."""
+"""The execution of a sweep: computing chunks, on devices and in clusters; reopening a store."""

@@ -21,17 +21,17 @@ from ..store.store import Store
 from .reopen import plan_of, require_same
 from .worker import Worker
 
-_KEPT = 2  # stores whose compiled programs a process keeps
-# Programs on several CPU devices share one pool of threads. If there are no more threads than
-# devices, they can wait for each other for ever (jaxlib 0.10, 2 cores, 12,500 lanes).
+_KEPT = 2  # a process keeps the compiled programs of this many stores
+# Programs on several CPU devices share one pool of threads. If there are not more threads than
+# devices, the programs can deadlock (seen with jaxlib 0.10, 2 cores, 12,500 lanes).
 _one_cpu_program = threading.Lock()
 _opening = threading.Lock()
 
 
 def pending(path: str | os.PathLike, verify: bool = False) -> list[int]:
-    """Numbers of the chunks of a store that are still to be computed.
+    """Numbers of the chunks of a store that are not finished.
 
-    With `verify`, also of finished chunks of which a file is missing or changed.
+    With `verify`, also of finished chunks with a missing or changed file.
 
     Raises `SweepError` (a RuntimeError) if there is no store.
     """
@@ -39,7 +39,7 @@ def pending(path: str | os.PathLike, verify: bool = False) -> list[int]:
 
 
 def left(store: Store, verify: bool = False) -> Iterator[int]:
-    """As `pending`, one by one."""
+    """As `pending`, but an iterator for an open store."""
     finished = store.finished()
     for number in range(store.description["plan"]["chunks"]):
         if number not in finished or (verify and store.damage(number)):
@@ -52,22 +52,23 @@ def compute_chunk(
     grid: Grid | None = None,
     observables: Sequence[AbstractObservable] | None = None,
 ) -> dict[str, Any]:
-    """Compute one chunk of a store and write it; returns what the store keeps of it.
+    """Compute one chunk of a store and write it; returns the manifest of the chunk.
 
-    The function is idempotent. It writes the same bytes whenever, wherever and however often it
-    runs, on machines of one kind. A chunk that is finished and undamaged is not computed again. So
-    any scheduler can run any number of these calls at once, on any number of hosts that see the
-    folder, and repeat those that were lost.
+    The function is idempotent: on machines of one kind, every call writes the same bytes. A chunk
+    that is finished and undamaged is not computed again. So any scheduler can run any number of
+    these calls at the same time, on any number of hosts that see the folder, and can repeat calls
+    that were lost.
 
     **Arguments**
 
     - `path`: the folder of a sweep.
-    - `number`: of the chunk, as in `pending(path)`.
+    - `number`: the number of the chunk, as in `pending(path)`.
     - `grid`, `observables`: as in `lintensor_jax.resume`.
 
     **Returns** a dict with `chunk`, `lanes`, `statuses`, `failed`, `seconds` and more.
 
-    **Raises** `SweepError`: no store, another grid, no room; ValueError for a number of no chunk.
+    **Raises** `SweepError` if there is no store, if the grid is another one, or if the disk is
+    full; ValueError if there is no chunk with this number.
     """
     path = Path(path)
     store = Store(path)
@@ -81,17 +82,20 @@ def compute_chunk(
 
 
 def compute_in_cluster(path: str, number: int, sweep: tuple[Grid, Options] | None) -> dict:
-    """As `compute_chunk`, in a worker of a cluster; `sweep` where the store cannot hold it."""
+    """As `compute_chunk`, in a worker of a cluster.
+
+    `sweep`: the grid and the options, if they cannot be rebuilt from the store.
+    """
     store = Store(Path(path))
     in_double = store.description["dtype"] == "float64"
     if jax.config.jax_enable_x64 != in_double:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_enable_x64", in_double)  # the process belongs to the cluster
+        jax.config.update("jax_enable_x64", in_double)  # the cluster's process, not the user's
     given = _Given() if sweep is None else _Given(*sweep, is_checked=True)
     return _compute(Path(path), store, number, given)
 
 
 class _Given:
-    """What the caller gave besides the store; equal if it is the same objects."""
+    """The arguments of the caller besides the store; equal if they are the same objects."""
 
     def __init__(self, grid: Any = None, others: Any = None, is_checked: bool = False):
         self.grid, self.others, self.is_checked = grid, others, is_checked
@@ -103,7 +107,7 @@ class _Given:
         return hash((id(self.grid), id(self.others)))
 
     def plan(self, store: Store) -> Plan:
-        """The plan; `others` are the observables, or if `is_checked` the options."""
+        """The plan. `others` are the observables; the options if `is_checked`."""
         if not self.is_checked:
             return plan_of(store, self.grid, self.others)
         plan = Plan(self.grid, self.others)
@@ -115,7 +119,8 @@ def _compute(path: Path, store: Store, number: int, given: _Given) -> dict[str, 
     if number in store.finished() and not store.damage(number):
         return store.manifest(number)
     with _opening, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of other versions: `sweep` or `resume` has warned
+        # A warning about other versions: `sweep` or `resume` has given it already.
+        warnings.simplefilter("ignore")
         worker = _worker(path.resolve(), store.description["digest"], given)
     with Claims(store.hidden) as claims, claims.of(number):
         return computed(worker, store, number, jax.local_devices()[0])
@@ -135,7 +140,7 @@ def computed(
 ) -> dict[str, Any]:
     """Compute a chunk on a device and commit it; returns its manifest.
 
-    `leave` is called when the device is needed no more, before the chunk is written.
+    `leave` is called when the device is no longer needed, before the chunk is written.
     """
     began = time.monotonic()
     plan = worker.plan

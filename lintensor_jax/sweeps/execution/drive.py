@@ -1,4 +1,4 @@
-"""Drivers: who calls the function of one chunk, for all chunks of a store."""
+"""Drivers: they call the function of one chunk for all chunks, here or in a cluster."""
 
 import collections
 import contextlib
@@ -20,18 +20,20 @@ from .chunks import compute_in_cluster, computed
 from .worker import Worker
 
 _RATE_OVER = 16  # the rate is measured over this many chunks
-_POLL = 1.0  # seconds between two looks at a chunk that another process computes
-_TRIES = 3  # of a chunk whose worker in a cluster raised an error
-_DEATHS = 5  # times that Dask may give a chunk up since each of its workers died
+_POLL = 1.0  # seconds between two checks of a chunk that another process computes
+_TRIES = 3  # the most tries of a chunk whose worker in a cluster raised an error
+_DEATHS = 5  # the sweep fails if Dask gives up a chunk so often because its workers died
 _WRITERS = 4  # threads that write chunks while GPUs compute
-_AHEAD = 4  # chunks that wait in a cluster for each thread of a worker
+_AHEAD = 4  # chunks that are submitted to a cluster for each thread of a worker
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """The progress of a run: `lanes` includes earlier runs; `rate` (lanes/s) is of this run.
+    """The progress of a run, for `watch`.
 
-    `workers`: the number of devices or of workers of a cluster that compute.
+    - `lanes`: finished lanes, including those of earlier runs; `total`: all lanes.
+    - `failed`: failed lanes. `rate`: lanes per second in this run.
+    - `workers`: the number of devices, or of workers of a cluster.
     """
 
     lanes: int
@@ -47,7 +49,7 @@ class Progress:
 
 
 class Watched:
-    """Counts finished lanes and tells `watch`."""
+    """Counts finished lanes and calls `watch`."""
 
     def __init__(self, store: Store, watch: Callable[[Progress], None], workers: int):
         self.store, self.watch, self.workers = store, watch, workers
@@ -72,13 +74,13 @@ class Watched:
         return manifest["lanes"]
 
     def finished(self, number: int, manifest: dict[str, Any] | None = None) -> None:
-        """A chunk was finished, by this process or by another one."""
+        """Count a chunk that this process or another one has finished, and report."""
         self._now += self._count(number, manifest)
         self._counts.append((time.monotonic(), self._now))
         self.report()
 
     def report(self) -> None:
-        """Call `watch`. The rate is that of the last chunks: the first ones include compilation."""
+        """Call `watch`. The rate is over the last chunks, since the first include compilation."""
         (then, before), (now, done) = self._counts[0], self._counts[-1]
         rate = (done - before) / (now - then) if now > then else 0.0
         self.watch(Progress(self.lanes, self.total, self.failed, rate, self.workers))
@@ -89,11 +91,11 @@ def here(
 ) -> None:
     """Compute chunks on the devices of this process.
 
-    Several processes may do so at once in one folder. A chunk that another one has claimed is left
-    to it, and computed here at the end if that process has died.
+    Several processes may do so at the same time in one folder. A chunk that another process has
+    claimed is skipped. If that process has died, the chunk is computed here at the end.
     """
     free: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    # Other devices than CPUs get a second chunk, so that they do not wait for Python.
+    # Devices other than CPUs get a second chunk, so that they do not wait for Python.
     places = [d for d in devices if hardware.kind_of(d) != "cpu"]
     for device in (*devices, *places):
         free.put(device)
@@ -110,7 +112,7 @@ def here(
                     return number, computed(worker, store, number, device, held.close)
 
         watched.report()
-        # More threads than places: a device computes while chunks are being written.
+        # More threads than places for chunks, so that devices compute while chunks are written.
         with ThreadPoolExecutor(at_once) as pool:
             rest = numbers
             while rest:
@@ -126,7 +128,7 @@ def here(
 
 
 def _finished(store: Store, number: int) -> dict[str, Any] | None:
-    """The manifest of a chunk that is finished and undamaged by now."""
+    """The manifest of a chunk if it is finished and undamaged; otherwise None."""
     try:
         manifest = store.manifest(number)
     except (OSError, ValueError):
@@ -135,7 +137,7 @@ def _finished(store: Store, number: int) -> dict[str, Any] | None:
 
 
 def _in_turn(pool, work, numbers: Iterable[int], at_once: int) -> Iterator[Any]:
-    """Results of `work`, of which `at_once` are under way."""
+    """Results of `work(number)` as they are ready; at most `at_once` calls run at the same time."""
     left, running = iter(numbers), set()
     while True:
         for number in left:
@@ -158,13 +160,13 @@ def in_cluster(
 ) -> None:
     """Compute chunks in the workers of a `dask.distributed.Client`.
 
-    A worker that dies costs the chunks that it computes: Dask gives them to others. `sweep`: the
-    grid and options, where a store cannot hold them.
+    If a worker dies, Dask gives its chunks to other workers. `sweep`: the grid and the options, if
+    they cannot be rebuilt from the store.
     """
     from distributed import as_completed
 
     path = str(store.path.resolve())
-    # In a list: of a tuple each entry would be scattered.
+    # In a list, since `scatter` would scatter each entry of a tuple separately.
     (shared,) = client.scatter([sweep], broadcast=True, hash=False) if sweep else (None,)
     left = iter(numbers)
 
@@ -195,8 +197,8 @@ def in_cluster(
         add(number)
     for future in done:
         number = waiting.pop(future.key)
-        # A finished task is "lost" if its worker dies, and Dask runs it again. Its result is not
-        # fetched: it is on the disk.
+        # If a worker dies, the results of its finished tasks are lost, and Dask runs these tasks
+        # again. So results are not fetched: the chunks are on the disk.
         error = None if future.status == "finished" else future.exception()
         if error is None:
             watched.workers = max(1, len(client.scheduler_info()["workers"]))

@@ -19,13 +19,13 @@ from ..store.description import (
 from ..store.errors import SweepError, UnknownName
 from ..store.store import Store
 
-_LONGEST_NAME = 200  # characters of a store's name in a message
+_LONGEST_NAME = 200  # the most characters of a name from a store in a message
 
 
 def plan_of(
     store: Store, grid: Grid | None = None, observables: Sequence[AbstractObservable] | None = None
 ) -> Plan:
-    """The plan of a store, cut as it was. Raises a `SweepError` as `grid_of` does."""
+    """The plan of a store, with its stored chunk sizes. Raises `SweepError` as `grid_of` does."""
     plan = Plan(*grid_of(store, grid, observables))
     require_same(store, plan)
     return plan
@@ -34,7 +34,7 @@ def plan_of(
 def grid_of(
     store: Store, grid: Grid | None = None, observables: Sequence[AbstractObservable] | None = None
 ) -> tuple[Grid, Options]:
-    """The grid and options of a store, or a `SweepError` that names a missing or different part."""
+    """The grid and options of a store; `SweepError` that names a missing or different part."""
     kept = store.description["sweep"]
     fields = kept["options"]["fields"]
     given = {"grid": grid, "observables": observables and tuple(observables)}
@@ -63,12 +63,12 @@ def grid_of(
         )
     except (ValueError, TypeError, AttributeError) as error:
         raise SweepError(
-            f"{store.path}: its description is of no sweep ({' '.join(str(error).split())})."
+            f"{store.path}: its description is not valid ({' '.join(str(error).split())})."
         ) from None
 
 
 def _rebuilt(store: Store, description: Any, advice: str) -> Any:
-    """The described value, or a `SweepError` for a part that cannot or must not be built."""
+    """The described value; `SweepError` for a part that cannot or must not be rebuilt."""
     try:
         return rebuild(description, store.arrays, store.format)
     except NotRebuildable as missing:
@@ -81,8 +81,8 @@ def _rebuilt(store: Store, description: Any, advice: str) -> Any:
         by = versions.get("lintensor_jax", "an unknown version")
         raise UnknownName(
             f"{store.path}: names {_printable(unknown)}, which is no class, function or field that "
-            f"a store may name. It was neither imported nor called. lintensor_jax {by} is said to "
-            "have written the store; open it with that version if you trust it."
+            f"a store may name. It was neither imported nor called. According to the store, "
+            f"lintensor_jax {by} wrote it; open it with that version if you trust it."
         ) from None
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise SweepError(
@@ -96,7 +96,7 @@ def _printable(error: Exception) -> str:
 
 
 def plan_facts(plan: Plan) -> dict[str, Any]:
-    """How a plan cuts its grid: what a store keeps of it."""
+    """How a plan cuts its grid: the entries that a store keeps of a plan."""
     return {
         "box": list(plan.box),
         "width": plan.width,
@@ -107,7 +107,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
 
 
 def require_same(store: Store, plan: Plan) -> None:
-    """Restore the stored plan; warn if bits of the results may differ."""
+    """Restore the stored plan; warn if versions differ. `SweepError` for another grid or dtype."""
     kept = store.description
     then, now = kept["dtype"], str(plan.dtype)
     if then != now:
@@ -118,7 +118,7 @@ def require_same(store: Store, plan: Plan) -> None:
         )
     wanted, found = kept["plan"], plan_facts(plan)
     if wanted != found:
-        # Defaults depend on the device. The stored plan is used.
+        # Defaults depend on the device, so the stored plan is used.
         if len(wanted["box"]) != len(plan.box):
             raise SweepError(f"{store.path}: its plan is of another grid; copy the folder again.")
         plan.restore(tuple(wanted["box"]), wanted["width"], wanted["padded"])
@@ -133,6 +133,6 @@ def require_same(store: Store, plan: Plan) -> None:
     if changed:
         warnings.warn(
             f"{store.path}: was begun with other versions ({', '.join(changed)}); new chunks agree "
-            "with its finished ones to tolerance, not bit by bit.",
+            "with finished ones to tolerance, not bit by bit.",
             stacklevel=4,
         )

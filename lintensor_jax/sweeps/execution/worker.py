@@ -1,7 +1,9 @@
-"""The computation of one chunk: its explicit flows together, and its stiff lanes together as well.
+"""The computation of one chunk.
 
-Stiff lanes for which a flow in n dual variables exists go on by it, one by one, as do the lanes
-that the implicit steps of a batch have failed on."""
+The batched stepper runs the explicit steps of all lanes together, and then the implicit steps of
+stiff lanes together. If a flow in n dual variables exists, it integrates stiff lanes one by one.
+Lanes for which the batched implicit steps fail are integrated one by one, too.
+"""
 
 import functools
 from typing import Any
@@ -23,10 +25,11 @@ from ..grid import Cell
 from ..observables.base import Ending, has_bad_input
 from ..plan import METHODS, STATUSES, Chunk, Outcome, Plan
 
-# Lanes that are measured at once on a CPU and on other devices; a GPU takes as long for 256.
+# The most lanes that are measured at once, on a CPU and on other devices. A GPU takes as long for
+# 2^14 lanes as for 256.
 _MOST_AT_ONCE, _MOST_ON_ACCELERATOR = 256, 2**14
 _NETWORKS = 3  # the first fields of an `Ending`
-# Ends of stiff lanes that another method may improve on.
+# Statuses of stiff lanes that another method may still integrate to the end.
 _UNFINISHED = ("max_steps", "solver_failed", "invariants_lost")
 
 
@@ -40,7 +43,7 @@ class Worker:
         self._codes = np.asarray([STORED[name] for name in STATUS_NAMES], np.int8)
 
     def chunk(self, chunk: Chunk, device: Any) -> Outcome:
-        """A whole chunk; `unfinished` are the places of lanes over their explicit budget."""
+        """Compute a chunk; `unfinished` are the places of lanes over their explicit budget."""
         if self.plan.options.descent is not None:
             found = self.descents(chunk, device)
             return found._replace(needed_steps=int(found.values["num_steps"].sum()))
@@ -58,7 +61,7 @@ class Worker:
         return found._replace(values=values, needed_steps=needed, notes=notes)
 
     def descents(self, chunk: Chunk, device: Any) -> Outcome:
-        """The descents of a chunk: all their steps."""
+        """Run the descents of a chunk, with all their steps."""
         cell, count = chunk.cell, chunk.lanes.size
         descent: Any = self.plan.options.descent
         with jax.default_device(device):
@@ -76,7 +79,7 @@ class Worker:
         return Outcome(values, executed_steps=num_steps * self.plan.padded, compilation="xla")
 
     def explicit(self, chunk: Chunk, device: Any) -> Outcome:
-        """The flows of a chunk; `unfinished` lanes exceeded their explicit budget."""
+        """Run the batched flows of a chunk; `unfinished` lanes exceeded their explicit budget."""
         options, cell = self.plan.options, chunk.cell
         with jax.default_device(device):
             networks, problems = self._starts(chunk)
@@ -124,9 +127,9 @@ class Worker:
         return Outcome(values, unfinished, int(flow.executed_steps), compilation=ran)
 
     def _go_on_together(self, cell: Cell, networks: Any, problems: Any) -> bool:
-        """Whether stiff lanes go on by implicit steps: where no flow in n dual variables exists.
+        """Whether stiff lanes are integrated together, since no flow in n dual variables exists.
 
-        The chunk's first lane decides, so that the same lanes always do the same.
+        The first lane of the chunk decides, so that the result does not depend on the run.
         """
         own: Any = problems and jax.tree.map(lambda leaf: leaf[0], problems)
         problem = cell.problem_of(own)
@@ -139,7 +142,7 @@ class Worker:
         return False
 
     def stiff(self, chunk: Chunk, place: int, device: Any) -> Outcome:
-        """One lane of a chunk: by the mirror flow where it exists, else by `gradient_flow`."""
+        """Integrate one lane of a chunk: by `mirror_flow` if it exists, else `gradient_flow`."""
         options, cell = self.plan.options, chunk.cell
         with jax.default_device(device):
             networks, problems = self._starts(chunk)
@@ -192,7 +195,7 @@ class Worker:
         return np.concatenate([lanes, np.repeat(lanes[-1:], self.plan.padded - lanes.size)])
 
     def _descender(self, cell: Cell):
-        """A function of starts, problems and points: the `Ending`s, and when lanes diverged."""
+        """A compiled function of starts, problems and points: (`Ending`, steps of divergence)."""
         descent: Any = self.plan.options.descent
 
         def of_lane(lane, rest):
@@ -264,7 +267,7 @@ class Worker:
         return values, np.asarray(bad)[:count]
 
     def _filled(self, name: str, value: np.ndarray) -> np.ndarray:
-        """The value in the shape of its array; entries beyond a cell's shorter axes are NaN."""
+        """The value in the shape of its array; if axes of a cell are shorter, filled with NaN."""
         array = self.plan.arrays[name]
         extra = array.shape[len(self.plan.grid.dims) :]
         value = value.reshape(*value.shape, *(1,) * (len(extra) + 1 - value.ndim))
@@ -278,7 +281,10 @@ class Worker:
 
 
 def _at_once(lanes: Any) -> int:
-    """How many of the lanes at once: a smaller last batch would be compiled separately."""
+    """How many lanes to map at once: a divisor of their number.
+
+    Otherwise the last batch would be smaller, and would be compiled separately.
+    """
     leaf = jax.tree.leaves(lanes)[0]
     on_cpu = hardware.kind_of(hardware.device_of(leaf)) == "cpu"
     most, count = _MOST_AT_ONCE if on_cpu else _MOST_ON_ACCELERATOR, leaf.shape[0]
@@ -291,7 +297,7 @@ def _flow_of(network, problem, stop, options):
     if problem.has_residuals and options.finish is ...:
         try:
             flow = mirror_flow(network, problem, **settings)
-            # Where nu grows without end (a corner, inconsistent data) it has lost its digits.
+            # If nu grows without bound (a corner, inconsistent data), it loses its digits.
             if bool(flow.succeeded):
                 return "mirror_flow", flow
         except ValueError:
@@ -300,7 +306,7 @@ def _flow_of(network, problem, stop, options):
 
 
 def _lanes_and_rest(cell: Cell, end: Ending) -> tuple[Ending, tuple]:
-    """Arrays with lanes on their first axis; and what is without lanes of the networks."""
+    """(arrays with lanes on their first axis, the parts of the networks without lanes)."""
     arrays, rest = zip(*(cell.parted(network) for network in end[:_NETWORKS]), strict=True)
     return Ending._make((*arrays, *end[_NETWORKS:])), rest
 
@@ -312,7 +318,7 @@ def _whole(arrays: Ending, rest: tuple) -> Ending:
 
 
 def _as_lanes(cell: Cell, end: Ending) -> Ending:
-    """One lane with a lane axis of length 1; of networks, only what has lanes."""
+    """One lane with an added lane axis of length 1; shared parts of networks get no such axis."""
     arrays, rest = _lanes_and_rest(cell, end)
     return _whole(jax.tree.map(lambda leaf: leaf[None], arrays), rest)
 

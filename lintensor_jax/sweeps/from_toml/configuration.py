@@ -57,7 +57,7 @@ class Network(Config):
 
 @dataclasses.dataclass(frozen=True)
 class Begin(Config):
-    """Initial scales and directions: all pairs, or if `together` the k-th with the k-th."""
+    """Initial scales and directions: all pairs, or pairs of the k-th ones if `together`."""
 
     initialization: str = setting(
         "matching",
@@ -99,16 +99,16 @@ class Begin(Config):
     )
 
     def check(self) -> None:
-        """Raises a `ConfigError` if scales between two equal ends would repeat."""
+        """Raises a `ConfigError` if several scales lie between two equal ends."""
         if self.alphas is None and self.num_alphas > 1 and self.alpha_from == self.alpha_to:
             raise ConfigError(
                 "alpha_to",
-                f"must differ from alpha_from, got {self.alpha_to:g}; or num_alphas = 1.",
+                f"must differ from alpha_from, got {self.alpha_to:g}; or set num_alphas = 1.",
             )
 
     @property
     def scales(self) -> np.ndarray:
-        """The initial scales (num_alphas,): listed, or evenly spaced in their logarithms."""
+        """The initial scales, shape (num_alphas,): `alphas`, or logarithmically spaced ones."""
         if self.alphas is not None:
             return np.asarray(self.alphas)
         return np.geomspace(self.alpha_from, self.alpha_to, self.num_alphas)
@@ -116,7 +116,7 @@ class Begin(Config):
 
 @dataclasses.dataclass(frozen=True)
 class Record(Config):
-    """The observables of every lane, and the numbers of lanes in flight and per chunk."""
+    """The observables of every lane, the number of lanes in flight, and the lanes per chunk."""
 
     observables: tuple[str, ...] = setting(
         ("limit", "log_loss", "invariant_drift"),
@@ -171,7 +171,7 @@ class Sweep(Config):
                 raise ConfigError(
                     "network.architecture",
                     f'must be "{OF_MATRICES}" for task = "completion", and for no other task, got '
-                    f'"{name}"; change the one or the other.',
+                    f'"{name}"; change one of the two.',
                 )
 
 
@@ -213,7 +213,7 @@ def _grid(config: Sweep, folder: Path) -> Grid:
             axes.append(Axis(name, _distinct(key, values), description=words, changes_shape=True))
     if isinstance(data.seed, tuple):
         seeds = _distinct("data.seed", data.seed)
-        by_shape = data.is_completion  # the places of entries are constants of a program
+        by_shape = data.is_completion  # the places of entries are constants of compiled programs
         axes.append(
             Axis("data_seed", seeds, description="seed of the data", changes_shape=by_shape)
         )
@@ -261,7 +261,7 @@ def _direction(config: Sweep, dimension: int | tuple[int, int] | None) -> Axis:
     if isinstance(dimension, tuple):
         if begin.directions is not None:
             raise ConfigError(
-                "start.directions", "is not for matrices beta; give num_directions random ones."
+                "start.directions", "must be left out if beta is a matrix; give num_directions."
             )
         return Axis("direction", range(count), description=words)
     if begin.directions is not None:

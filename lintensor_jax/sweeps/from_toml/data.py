@@ -27,11 +27,11 @@ from .sizes import SIZE
 
 @dataclasses.dataclass(frozen=True)
 class Data(Config):
-    """Samples: from a file, written out, or random. Exactly one of the three is given.
+    """Samples: from a file, as lists, or random. Exactly one of the three is given.
 
-    Of the task "completion" a sample is an entry of a matrix of `shape`: X has its row and column,
-    counted from 0, and y its value. Random entries are those of a matrix of `rank`. Of the task
-    "multiclass" y has labels 0, ..., `num_classes` - 1.
+    For the task "completion" a sample is an entry of a matrix of `shape`: X has its row and column,
+    counted from 0, and y its value. Random entries are those of a matrix of rank `rank`. For the
+    task "multiclass" y has labels 0, ..., `num_classes` - 1.
     """
 
     task: str = setting("regression", OneOf(TASKS), "The problem that the data state.")
@@ -119,7 +119,7 @@ class Data(Config):
                     )
 
     def _check_loss(self) -> None:
-        """Raises a `ConfigError` for a loss of another task, or a parameter that it has not."""
+        """Raises a `ConfigError` for a loss of another task, and for a wrong `loss_parameter`."""
         if self.loss is None:
             if self.loss_parameter is not None:
                 raise ConfigError("loss_parameter", "needs a loss, got none; add loss = ...")
@@ -153,7 +153,7 @@ class Data(Config):
 
     @property
     def has_classes(self) -> bool:
-        """Whether samples are of several classes."""
+        """Whether the task is classification with several classes."""
         return self.task == "multiclass"
 
     def _check_of_classes(self) -> None:
@@ -164,7 +164,7 @@ class Data(Config):
         if self.num_samples is not None and self.num_classes is None:
             raise ConfigError("num_classes", "must be given for random samples, such as 3.")
         if isinstance(self.dimension, tuple):
-            raise ConfigError("dimension", "must be one number for several classes; no list.")
+            raise ConfigError("dimension", "must be one number, not a list, for several classes.")
 
     def _check_of_completion(self) -> None:
         if not self.is_completion:
@@ -181,23 +181,23 @@ class Data(Config):
         if self.rank is not None and (self.num_samples is None or self.rank > min(self.shape)):
             raise ConfigError(
                 "rank",
-                f"is of random entries, at most {min(self.shape)}, got {self.rank}; remove or "
-                "lower it.",
+                f"is for random entries only, and at most {min(self.shape)}, got {self.rank}; "
+                "remove or lower it.",
             )
         counts = self.num_samples if isinstance(self.num_samples, tuple) else (self.num_samples,)
         for count in counts:
             if count is not None and count > self.shape[0] * self.shape[1]:
                 raise ConfigError(
                     "num_samples",
-                    f"must be at most {self.shape[0] * self.shape[1]}, the entries of the matrix, "
-                    f"got {count}; lower it.",
+                    f"must be at most {self.shape[0] * self.shape[1]}, the number of entries of "
+                    f"the matrix, got {count}; lower it.",
                 )
 
 
 def problem_of(data: Data, folder: Path) -> tuple[Any, int | tuple[int, int] | None]:
-    """The problem, and its dimension; None if the dimension is an axis.
+    """The problem and its dimension. The dimension is None if it is an axis of the grid.
 
-    Where beta is a matrix, the dimension is its shape.
+    If beta is a matrix, the dimension is the shape of beta.
     """
     if data.is_completion:
         return _completion(data, folder)
@@ -231,7 +231,7 @@ def problem_of(data: Data, folder: Path) -> tuple[Any, int | tuple[int, int] | N
 
 
 def held_out(data: Data, folder: Path) -> Any:
-    """The problem of the samples in `test_path`, with the loss of the others; None without."""
+    """The problem of the samples in `test_path`, with the loss of `data`; None if not given."""
     if data.test_path is None:
         return None
     no_other_source = dict.fromkeys(("X", "y", "num_samples", "dimension", "seed", "rank"))

@@ -12,9 +12,9 @@ from ...config import ConfigError
 from ...messages import in_words
 
 _KEY = "data.path"
-_MOST_BYTES = 2**32  # of the arrays of a file
+_MOST_BYTES = 2**32  # of one array of a file
 _ARRAYS = ("X", "y")
-# What `float` reads besides, such as 1_000, is no number in a table of data.
+# `float` accepts other spellings as well, such as 1_000. A table of data must not have them.
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 
@@ -23,9 +23,9 @@ def read_data(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """X of shape (n, d) and y of shape (n,) from an NPZ or a CSV file.
 
     An NPZ file has arrays `X` and `y` of numbers. A CSV file has one sample in each row, with its
-    target or label in the last column. Its first row may have headings: a row without numbers.
+    target or label in the last column. The first row may be a row of headings, without numbers.
 
-    Raises `ConfigError` for a file that cannot be read, and for a cell that is no finite number.
+    Raises `ConfigError` for a file that cannot be read, and for a cell that is not a finite number.
     """
     if path.suffix.lower() not in (".npz", ".csv"):
         raise ConfigError(_KEY, f"must end in .npz or .csv, got {path.name!r}; convert it.")
@@ -81,8 +81,8 @@ def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not rows or len(rows[0][1]) < 2:
         raise ConfigError(
             _KEY,
-            f"must have samples of at least one number and a target, got none in {path}; one "
-            "sample a row, its target last.",
+            f"must have samples of at least one number and a target, got none in {path}; write "
+            "one sample in each row, with its target last.",
         )
     values = [_numbers(path, line, row, len(rows[0][1])) for line, row in rows]
     columns = np.asarray(values)
@@ -90,13 +90,13 @@ def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _is_heading(row: list[str]) -> bool:
-    """Whether a row has words and no numbers, not even "nan"."""
+    """Whether a row has words and no numbers; "nan" and "inf" count as numbers."""
     numbers = [_NUMBER.fullmatch(cell) or _NOT_FINITE.fullmatch(cell) for cell in row]
     return any(row) and not any(numbers)
 
 
 def _numbers(path: Path, line: int, row: list[str], count: int) -> list[float]:
-    """The numbers of one row, or a refusal that names the row and the column."""
+    """The numbers of one row; `ConfigError` that names the row and the column otherwise."""
     if len(row) != count:
         raise ConfigError(
             _KEY,

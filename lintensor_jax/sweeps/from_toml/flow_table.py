@@ -1,4 +1,4 @@
-"""The table [flow] of a configuration: tolerances, stop rules, clock, solver, the most steps."""
+"""The table [flow] of a configuration: tolerances, stop rules, clock, solver, largest steps."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ CLOCKS = {
     "loss-time": LossTime,
     "log-arc-length": LogArcLength,
 }
-#: Explicit methods of diffrax whose last stage is the first of the next step.
+#: Explicit methods of diffrax with the FSAL property: the last stage is the first of the next step.
 SOLVERS = {
     "bosh3": diffrax.Bosh3,
     "dopri5": diffrax.Dopri5,
@@ -26,7 +26,7 @@ SOLVERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Flow(Config):
-    """Tolerances, stop rule, clock, solver, weight decay (a list makes an axis), most steps."""
+    """Tolerances, stop rule, clock, solver, weight decay (a list makes an axis), step limits."""
 
     rtol: float | None = setting(
         None, Maybe(_POSITIVE), "The relative tolerance of a step; the default is 1e-8."
@@ -79,12 +79,12 @@ class Flow(Config):
         if len(given) > 1:
             raise ConfigError(
                 given[1],
-                f"must be the only stop besides time, got {given[0]} too; remove one.",
+                f"must be the only stop rule besides time, got {given[0]} too; remove one.",
             )
 
     @property
     def stop(self) -> Any:
-        """The stop rule, or None for the default. With `time`, the first that is met."""
+        """The stop rule; None for the default. With `time`, the rule that is met first."""
         rule = None
         if self.residual is not None:
             rule = StopAtResidual(self.residual)

@@ -1,4 +1,4 @@
-"""Predictions for a sweep before it runs: for each network and data set."""
+"""Predictions of a sweep, for each network and data set, before the sweep runs."""
 
 import dataclasses
 from collections.abc import Iterator

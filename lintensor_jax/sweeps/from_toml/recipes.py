@@ -1,4 +1,4 @@
-"""Starts and data that a configuration can name. A store can hold and rebuild them."""
+"""Starts and data that a configuration can name. A store can describe and rebuild them."""
 
 import dataclasses
 from typing import Any
@@ -32,17 +32,17 @@ from ..grid import Point
 
 
 def _shape(dimension: int | tuple[int, int]) -> tuple[int, ...]:
-    """The shape of beta: (d,), or a matrix's."""
+    """The shape of beta: (d,), or the shape of a matrix."""
     return dimension if isinstance(dimension, tuple) else (dimension,)
 
 
 def _sizes(dimension: int | tuple[int, int]) -> tuple[int, int | None]:
-    """The dimension and the number of outputs, None for a scalar one."""
+    """The dimension and the number of outputs (None for a scalar output)."""
     return dimension if isinstance(dimension, tuple) else (dimension, None)
 
 
-#: Zero networks by their names in configurations, from dimension d (of matrices: their shape),
-#: depth L and hidden width.
+#: Functions that make zero networks, by their names in configurations. Arguments: dimension d (for
+#: matrices their shape), depth L, hidden width.
 ARCHITECTURES = {
     "linear": lambda d, L, width: LinearNetwork.zeros(*_sizes(d)),
     "diagonal": lambda d, L, width: DiagonalNetwork.zeros(L, *_sizes(d)),
@@ -69,7 +69,7 @@ LOSSES: dict[str, tuple[str, str | None, Any]] = {
     "logistic": ("classification", None, LogisticLoss),
     "polynomial": ("classification", "power", PolynomialLoss),
 }
-#: The only architecture of matrices, for the task "completion".
+#: The only architecture for the task "completion", where beta is a matrix.
 OF_MATRICES = "matrix-factorization"
 #: The architectures with several outputs, for the task "multiclass".
 OF_CLASSES = ("fully-connected", "diagonal", "linear")
@@ -77,15 +77,15 @@ OF_CLASSES = ("fully-connected", "diagonal", "linear")
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """The network at a point. A field that is None is an axis of the grid, if that has it.
+    """The network at a point. If a field is None, its value is that of an axis of the grid.
 
-    A width that is neither given nor an axis is the dimension.
+    If the width is neither given nor an axis, it is the dimension.
 
-    - `initialization`: "matching" and "balanced" start at beta(0) = alpha^L z, z the direction;
-      "gaussian" has normal entries of standard deviation alpha; "identity" is the
-      zero-asymmetric one, times alpha.
+    - `initialization`: "matching" and "balanced" start at beta(0) = alpha^L z with the direction z;
+      "gaussian" has normal entries of standard deviation alpha; "identity" is the zero-asymmetric
+      initialization, times alpha.
     - `dimension`: d, or the shape of a matrix.
-    - `direction_seed`: the seed of random directions, if `direction` is their number.
+    - `direction_seed`: the seed of random directions, if the axis `direction` has their numbers.
     """
 
     initialization: str
@@ -114,16 +114,17 @@ class Start:
             z = jax.random.normal(key, _shape(dimension))
         if self.initialization == "balanced":
             return initialization.balanced(like, z).scaled(point.alpha)
-        # The filters' directions do not depend on the data, and are the same at every point.
+        # `matching` draws the first factors of narrow factorizations: the same at every point.
         key = jax.random.key(self.direction_seed)
         return initialization.matching(like, z, gap=self.gap, key=key).scaled(point.alpha)
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomData:
-    """Standard normal samples, with targets of a random predictor, or their signs.
+    """Standard normal samples with targets of a random predictor; their signs as labels.
 
-    A field that is None is an axis of the grid; `loss` is None for the default of the task.
+    If a field is None, its value is that of an axis of the grid; but `loss` is None for the default
+    of the task.
     """
 
     task: str
@@ -148,9 +149,9 @@ class RandomData:
 
 @dataclasses.dataclass(frozen=True)
 class RandomClasses:
-    """Standard normal samples of several classes: the largest of as many random predictors.
+    """Standard normal samples of m classes: the label is the largest of m random predictors.
 
-    A field that is None is an axis of the grid.
+    If a field is None, its value is that of an axis of the grid.
     """
 
     num_samples: int | None
@@ -172,11 +173,11 @@ class RandomClasses:
 
 @dataclasses.dataclass(frozen=True)
 class RandomCompletion:
-    """Entries of a random matrix of low rank, at random places, each once.
+    """Entries of a random matrix of low rank, at random places, without repetition.
 
-    The matrix is a product of two standard normal factors over the root of its rank, so that its
-    entries have variance 1. A field that is None is an axis of the grid, one that changes shapes:
-    the places of the entries are constants of compiled programs.
+    The matrix is the product of two standard normal factors, divided by the square root of its
+    rank, so that its entries have variance 1. If a field is None, its value is that of an axis of
+    the grid. The axis must change shapes, since places are constants of compiled programs.
     """
 
     num_samples: int | None
@@ -196,14 +197,17 @@ class RandomCompletion:
         return MatrixCompletion(rows, columns, matrix[rows, columns], self.shape)
 
     def matrix(self, rng: np.random.Generator) -> np.ndarray:
-        """The whole matrix, of shape `shape`; what `rng` draws first."""
+        """The whole matrix, of shape `shape`; `rng` draws it before the places."""
         left, right = (rng.standard_normal((size, self.rank)) for size in self.shape)
         return left @ right.T / np.sqrt(self.rank)
 
 
 @dataclasses.dataclass(frozen=True)
 class WithDecay:
-    """A problem, or a recipe for one, with weight decay; None for the axis `weight_decay`."""
+    """A problem, or a function that makes one, with weight decay.
+
+    If `weight_decay` is None, its value is that of the axis `weight_decay`.
+    """
 
     problem: Any
     weight_decay: float | None

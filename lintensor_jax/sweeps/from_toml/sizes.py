@@ -1,17 +1,17 @@
-"""Bounds of sizes in a configuration, checked before anything of that size exists."""
+"""Bounds of sizes in a configuration, checked before an array of that size is made."""
 
 from typing import Any
 
 from ...config import ConfigError, Integer
 
-# Points of one axis. More of them are no grid that a person reads; `Grid` bounds their product.
+# Points of one axis. Nobody can read a grid with more of them; `Grid` bounds their product.
 COUNT = Integer(1, 10_000_000)
 SIZE = Integer(1, 10_000_000)
-MOST_NUMBERS = 2**27  # of one data set, of one network, of all directions: 1 GiB each
+MOST_NUMBERS = 2**27  # in a data set, in a network, in all directions together: 1 GiB each
 
 
 def check_data(data: Any) -> None:
-    """Raises a `ConfigError` for random data that are larger than any machine should try."""
+    """Raises a `ConfigError` for random data of more than `MOST_NUMBERS` numbers."""
     if data.num_samples is None:
         return
     if data.is_completion:
@@ -31,7 +31,7 @@ def check_data(data: Any) -> None:
 
 
 def check_networks(config: Any, dimension: int | tuple[int, int] | None) -> None:
-    """Raises a `ConfigError` for networks or directions that are too large, before they exist."""
+    """Raises a `ConfigError` for networks or directions of more than `MOST_NUMBERS` numbers."""
     network, begin = config.network, config.start
     is_matrix = isinstance(dimension, tuple)
     rows, columns = dimension if isinstance(dimension, tuple) else (0, 0)

@@ -18,9 +18,9 @@ COEFFICIENT = ("coefficient", "output")
 class Ending(NamedTuple):
     """The end of one lane's flow: the argument of observables.
 
-    `network` is the final network, `unfinished_network` the one before the finish, `initial` the
-    start. The other fields are as in `FlowSolution`, at the end. For regression `log_margin` is
-    None. In a sweep of descents `effective_start` is that of the lane's run; else it is None.
+    `initial` is the network at the start, `unfinished_network` the network before the finish, and
+    `network` the final one. The other fields are as in `FlowSolution`, at the end. For regression
+    `log_margin` is None. `effective_start` is None except in a sweep of descents.
     """
 
     initial: Any
@@ -69,7 +69,7 @@ class AbstractObservable(eqx.Module):
 
     @property
     def integrates(self) -> bool:
-        """Whether `measure` integrates a gradient flow of its own: not for sweeps of descents."""
+        """Whether `measure` integrates a gradient flow; such observables are not for descents."""
         return False
 
     def coordinates(self) -> dict[str, np.ndarray]:
@@ -77,13 +77,13 @@ class AbstractObservable(eqx.Module):
         return {}
 
     def shapes(self, end: Ending) -> tuple[Any, ...]:
-        """Shapes and types of what `measure` returns; evaluated abstractly, unless `on_host`."""
+        """Shapes and types of what `measure` returns. It is only run if `on_host`."""
         if self.on_host:
             return tuple(jnp.asarray(value) for value in self.measure(end))
         return eqx.filter_eval_shape(self.measure, end)
 
     def check(self, network: Any, problem: AbstractProblem) -> None:
-        """Raise a ValueError where the observable is not defined; shapes only."""
+        """Raise a ValueError if the observable is not defined; only shapes are checked."""
 
 
 def unit(vector: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -95,7 +95,7 @@ def unit(vector: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def has_bad_input(network: Any, problem: AbstractProblem) -> Bool[Array, ""]:
-    """Whether `gradient_flow` would refuse a start or its data, traceable; a bool array ()."""
+    """Whether `gradient_flow` would raise ValueError for a start or its data; traceable."""
     leaves = [x for x in jax.tree.leaves((network, problem)) if eqx.is_inexact_array(x)]
     bad = [~jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
     if problem.has_margins:

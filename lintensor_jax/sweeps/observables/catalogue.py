@@ -1,4 +1,4 @@
-"""The observables of this package."""
+"""The general observables, and all observables by name."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -79,23 +79,24 @@ class Margins(AbstractObservable):
         each = "margin of each sample for the unit vector along the linear coefficients"
         return (
             Variable("log_margin", (), "1", smallest),
-            Variable("normalized_margin", ("sample",), "x", each),  # of several classes the least
+            # With several classes: the smallest margin to another class.
+            Variable("normalized_margin", ("sample",), "x", each),
         )
 
     def measure(self, end: Ending) -> tuple[Array, ...]:
-        """log min_i m_i, and m_i / |beta|."""
+        """log min_i m_i, and m_i / |beta| of shape (n,)."""
         assert end.log_margin is not None
         margins = end.problem.margins(unit(end.coefficients))  # pyright: ignore
         return end.log_margin, jnp.min(margins.reshape(len(margins), -1), axis=1)
 
     def check(self, network: Any, problem: AbstractProblem) -> None:
-        """Raises a ValueError unless `problem` is a `Classification`."""
+        """Raises a ValueError unless `problem` has margins."""
         if not problem.has_margins:
             refuse("Margins", "is for Classification", type(problem).__name__, "Limit()")
 
 
 class LayerAlignment(AbstractObservable):
-    """Fully-connected networks: how close each layer is to rank one, and neighbours to aligned.
+    """Fully-connected networks: how close layers are to rank one, and neighbours to alignment.
 
     Measured at the flow's end, before the finish. Source: Ji & Telgarsky 2019; see
     `lintensor_jax.alignment`.
@@ -125,7 +126,7 @@ class LayerAlignment(AbstractObservable):
 
 
 class Imbalance(AbstractObservable):
-    """Two-layer fully-connected regression: Min et al. 2021's imbalance of the start."""
+    """Two-layer fully-connected regression: the imbalance of the start, as in Min et al. 2021."""
 
     @property
     def variables(self) -> tuple[Variable, ...]:
@@ -172,10 +173,10 @@ class Drift(AbstractObservable):
 
 
 class DistanceToPrediction(AbstractObservable):
-    """|reached - predicted| if a theorem predicts the limit, the prediction, and its kind.
+    """|reached - predicted| if a theorem predicts the limit; the prediction, and its kind.
 
-    Computed lane by lane on the host, by `lintensor_jax.predict` from the lane's start (about 10 ms
-    each). Regression compares coefficients, classification without weight decay directions.
+    `lintensor_jax.predict` computes it from the start of each lane, on the host (about 10 ms for a
+    lane). Coefficients are compared; for classification without weight decay, directions.
     """
 
     @property
@@ -220,14 +221,15 @@ class DistanceToPrediction(AbstractObservable):
 class Trajectory(AbstractObservable):
     """beta and the loss at chosen times of the clock.
 
-    The flow is integrated a second time, by `gradient_flow` with `saveat`. Beyond the flow's end
-    values are those of the end, and `trajectory_reached` is False.
+    The flow is integrated a second time, by `gradient_flow` with `saveat`. At times after the
+    flow's end the values are those of the end, and `trajectory_reached` is False.
 
     **Arguments**
 
     - `times`: increasing times (T,) of the clock: by default physical time for regression, log arc
       length for classification.
-    - `clock`, `rtol`, `max_steps`: as in `gradient_flow`. After `max_steps` values are NaN.
+    - `clock`, `rtol`, `max_steps`: as in `gradient_flow`. If the flow fails, for example because of
+      `max_steps`, values at later times are NaN.
     """
 
     times: np.ndarray
@@ -237,7 +239,7 @@ class Trajectory(AbstractObservable):
 
     @property
     def integrates(self) -> bool:
-        """Yes."""
+        """True: `measure` calls `gradient_flow`."""
         return True
 
     def __init__(
@@ -331,7 +333,7 @@ class Measured(AbstractObservable):
 
 
 DEFAULT = (Limit(), LogLoss(), Drift())
-#: By the names that a TOML file and the command line use.
+#: Observables by the names that a TOML file and the command line use.
 BY_NAME: dict[str, AbstractObservable] = {
     "limit": Limit(),
     "direction": Direction(),

@@ -1,4 +1,4 @@
-"""The observable of descents on two layers: each lane's exact limit, from its own sums."""
+"""The observable of descents on two layers: the exact limit, from sums along each lane's run."""
 
 from typing import Any
 
@@ -14,15 +14,15 @@ from .base import COEFFICIENT, AbstractObservable, Ending, Variable, refuse
 
 
 class EffectiveLimit(AbstractObservable):
-    """Descents on two layers: the limit from the lane's effective start, and how far the end is.
+    """Descents on two layers: the limit from the effective start, and the distance of the end.
 
-    `lintensor_jax.effective_limit` says what it assumes; where a lane fits the data (see
-    `effective_residual`), it ends there. Source: Even et al. 2023.
+    `lintensor_jax.effective_limit` states the assumptions. A lane that fits the data (small
+    `effective_residual`) ends at this limit. Source: Even et al. 2023.
     """
 
     @property
     def variables(self) -> tuple[Variable, ...]:
-        """`effective_limit`, `distance_to_effective_limit` and `effective_residual`."""
+        """The variables `effective_limit`, `distance_to_effective_limit`, `effective_residual`."""
         limit = "Bregman projection of the effective start: the limit of a descent that fits"
         distance = "largest entry of the end minus the effective limit"
         residual = "|X beta - y| / |y| at the end"
@@ -33,7 +33,7 @@ class EffectiveLimit(AbstractObservable):
         )
 
     def measure(self, end: Ending) -> tuple[Array, ...]:
-        """Limit (d,), distance and residual."""
+        """The limit (the shape of beta), the distance and the residual."""
         start: Any = end.effective_start
         problem = end.problem
         if start is None:

@@ -33,7 +33,7 @@ class EffectiveRank(AbstractObservable):
 
 
 class NonzeroCoefficients(AbstractObservable):
-    """How many entries of beta are not small beside the largest: `num_nonzero`.
+    """The number of entries of beta that are not small compared with the largest: `num_nonzero`.
 
     - `tolerance`: relative to the largest entry; default 1e-3.
     """
@@ -58,7 +58,7 @@ class TestLoss(AbstractObservable):
       of the flow's. The loss is summed over its samples.
     """
 
-    __test__ = False  # no test of pytest's
+    __test__ = False  # for pytest: this class is not a test
 
     problem: AbstractProblem
 
@@ -78,10 +78,11 @@ class TestLoss(AbstractObservable):
 
 
 class KernelAlignment(AbstractObservable):
-    """The tangent kernel at the flow's end: its alignment with the targets, and with its start.
+    """The tangent kernel K at the flow's end, compared with the targets and with the start.
 
-    `kernel_alignment` is the cosine between K and y y^T, `kernel_similarity` that between K and the
-    kernel at the start: 1 in the lazy regime. The network before the finish is measured.
+    `kernel_alignment` is the cosine between K and y y^T. `kernel_similarity` is the cosine between
+    K and the kernel at the start; it is 1 in the lazy regime. K is that of the network before the
+    finish.
     """
 
     @property
@@ -95,7 +96,7 @@ class KernelAlignment(AbstractObservable):
         )
 
     def measure(self, end: Ending) -> tuple[Array, ...]:
-        """Both cosines."""
+        """`kernel_alignment` and `kernel_similarity`."""
         last = tangent_kernel(end.unfinished_network, end.problem)
         first = tangent_kernel(end.initial, end.problem)
         targets = jnp.ravel(end.problem.y)  # pyright: ignore[reportAttributeAccessIssue]

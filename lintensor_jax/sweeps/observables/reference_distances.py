@@ -1,4 +1,4 @@
-"""Distances of limits from convex programs: the least norm, and the largest margin."""
+"""Distances of limits from solutions of convex programs: least norm, and largest margin."""
 
 import functools
 import hashlib
@@ -15,13 +15,13 @@ from ...theory.least_norm.min_norm import min_norm
 from ...theory.least_norm.norms import AbstractNorm, L1Norm, L2Norm
 from .base import AbstractObservable, Ending, Variable, refuse, unit
 
-_KEPT = 64  # solutions that are kept: lanes that share their data share one
+_KEPT = 64  # cached solutions; lanes with the same data use the same one
 
 
 class DistanceToMinNorm(AbstractObservable):
     """Regression: |limit - interpolator of least norm|; see `lintensor_jax.min_norm`.
 
-    Computed on the host, once for each data set. NaN where no coefficients interpolate the data.
+    Computed on the host, once for each data set. NaN if no coefficients interpolate the data.
 
     **Arguments**
 
@@ -62,8 +62,8 @@ class DistanceToMinNorm(AbstractObservable):
 class DistanceToMaxMargin(AbstractObservable):
     """Classification: |direction - direction of largest margin|; see `lintensor_jax.max_margin`.
 
-    Of unit vectors: the flow's coefficients, and the separator of least norm. Computed on the host,
-    once for each data set. NaN where the data are not separable.
+    Both are unit vectors: along the flow's coefficients, and along the separator of least norm.
+    Computed on the host, once for each data set. NaN if the data are not separable.
 
     **Arguments**
 
@@ -102,7 +102,7 @@ class DistanceToMaxMargin(AbstractObservable):
 
 
 def _letter(observable: Any) -> str:
-    """The norm's name in a variable's name."""
+    """The name of the norm in names of variables, "l1" or "l2"; ValueError for another norm."""
     for kind, name in ((L1Norm, "l1"), (L2Norm, "l2")):
         if isinstance(observable.norm, kind):
             return name
@@ -114,7 +114,7 @@ def _letter(observable: Any) -> str:
 
 
 class _Data:
-    """A problem that equals another one with the same data."""
+    """A problem as a key of caches: it equals another one with the same class and data."""
 
     def __init__(self, problem: AbstractProblem):
         self.problem = problem

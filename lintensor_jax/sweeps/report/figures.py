@@ -59,9 +59,9 @@ def figures(path: str | Path, columns: int = 2) -> dict[str, Any]:
 
     "limit", "direction": the first coefficients, if they were recorded. "observables": every other
     number. "steps": the solver's steps. Each figure shows medians and bands over the longest axis
-    of numbers, and medians of the predicted limits if those were recorded. A quantity of which most
-    values are not finite is left out, and a note names it. Raises `SweepError` if no chunk is
-    finished.
+    of numbers, and medians of the predicted limits if these were recorded. If most values of a
+    quantity are not finite, the quantity is left out, and a note names it. Raises `SweepError` if
+    no chunk is finished.
     """
     from ...figures.sweeps import band_figure
 
@@ -79,7 +79,7 @@ def figures(path: str | Path, columns: int = 2) -> dict[str, Any]:
 
 
 def write_figures(path: str | Path, folder: str | Path | None = None) -> list[Path]:
-    """`figures` as PNG and PDF in a folder; default `figures` in the store."""
+    """Write `figures` as PNG and PDF to a folder (default: `figures` in the store); their paths."""
     from ...figures.style import save
 
     path = Path(path)
@@ -139,7 +139,7 @@ class _Drawing(NamedTuple):
         """The panel of one number of every lane; None if most of its values are not finite.
 
         `place`: indices on the axes besides the grid's. `label`: the label of a coefficient, which
-        has a sign; "" for other numbers.
+        may be negative; "" for other numbers.
         """
         from ...figures.sweeps import BandPanel
 
@@ -158,7 +158,7 @@ class _Drawing(NamedTuple):
 
     @property
     def omitted(self) -> str:
-        """A note that names the numbers without a panel, of which most are not finite."""
+        """A note that names the numbers without a panel, because most values are not finite."""
         names = [n for n in _numbers(self.results) if self.panel(n) is None]
         words = [
             _LABELS.get(n, n.replace("_", " ")).replace("\n", " ")
@@ -174,8 +174,8 @@ class _Drawing(NamedTuple):
     def predicts(self, name: str) -> bool:
         """Whether predictions of this variable were recorded.
 
-        Predictions are of limits for regression, and of directions for classification: of the
-        variable whose distance from them was recorded.
+        Predictions are limits for regression and directions for classification. They belong to the
+        variable whose distance from them is the recorded `distance_to_prediction`.
         """
         results = self.results
         if not {"predicted", "distance_to_prediction"} <= set(results):
@@ -188,7 +188,7 @@ class _Drawing(NamedTuple):
         return bool(known.any() and np.allclose(gap[known], away[known], rtol=1e-6, atol=1e-12))
 
     def _bands(self, name: str, place, predicted: str | None) -> Iterator[tuple[Any, np.ndarray]]:
-        """Pairs of a band, and which of its values belong to finished lanes."""
+        """Pairs of a band and a mask: which of its values belong to finished lanes."""
         from ...figures.sweeps import Band
 
         step = -(-self.results.sizes[self.along] // _MOST_LINES)

@@ -25,7 +25,7 @@ from ..store.store import Store
 from .figures import caption, figures, in_words, with_greek
 from .settings_in_words import settings
 
-_AGREEMENT_LANES = 24  # per shape, where the sweep recorded no predictions
+_AGREEMENT_LANES = 24  # lanes of each shape for which `predict` is called
 _SHOWN_FAILURES = 50
 _OF_DESCENTS = (
     "The lanes are descents, and the theorems here are about gradient flows. The exact limits of "
@@ -39,13 +39,14 @@ def write_report(
     """Write one HTML page that needs no other file; returns its path.
 
     The page shows figures, the distances of limits from predictions, the theorem that applies to
-    each shape and the failed lanes; then the settings, the sizes and the versions.
+    each shape, and the failed lanes. Then it shows the settings, the sizes and the versions.
 
     **Arguments**
 
     - `path`: the store.
     - `target`: the file; default `report/report.html` in the store.
-    - `grid`: the grid, needed for theorems if it has functions or classes of the user.
+    - `grid`: the grid of the sweep; needed for theorems if it has user-defined functions or
+      classes.
     """
     path = Path(path)
     store, state = Store(path), status(path)
@@ -87,7 +88,7 @@ def write_report(
 
 
 def _summary(state: Status) -> str:
-    """When and by what the results were made, and how the flows ended."""
+    """When and by which command the results were made, and how the flows ended."""
     began = str(state.runs[0].get("began", ""))[:10] if state.runs else ""
     made = f"Computed {html.escape(began)}. " if began else ""
     ended = ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in state.statuses.items())
@@ -117,7 +118,7 @@ def _overview(state: Status, results) -> str:
 
 
 def _agreement(store: Store, results, grid: Grid | None):
-    """The theorems by shape, a table of distances, and a remark if one of them is missing."""
+    """(theorems by shape, a table of distances or None, a remark if something is missing)."""
     try:
         grid, options = grid_of(store, grid)
     except SweepError as error:
@@ -162,7 +163,7 @@ def _agreement(store: Store, results, grid: Grid | None):
 
 
 def _claim(prediction) -> str:
-    """The kind of claim, and whether it depends on an assumption that is not decided."""
+    """The kind of claim, and whether it depends on an assumption that is open."""
     if prediction.kind is None:
         return "-"
     claim = ", exact" if prediction.kind == "open" else ","
@@ -170,7 +171,7 @@ def _claim(prediction) -> str:
 
 
 def _recorded(results, sampled):
-    """The table of recorded distances, by kind of claim; theorems are from the sample."""
+    """The table of recorded distances, by kind of claim; names of theorems are from the sample."""
     if "distance_to_prediction" not in results:
         return None
     kinds = results.prediction_kind.attrs["flag_meanings"].split()
@@ -278,7 +279,7 @@ def _versions(state: Status) -> str:
 
 
 def _pictures(path: Path) -> Iterator[str]:
-    """The figures; where the window is narrow, with one panel in a row."""
+    """The figures, in two versions; narrow windows show the one with one panel in each row."""
     from ...figures.style import png
 
     wide, narrow = figures(path), figures(path, columns=1)

@@ -1,1 +1,1 @@
-"""A sweep on disk: the Zarr store, its description, status, and who writes to it."""
+"""A sweep on disk: the Zarr store, its description, its status, and the claims of writers."""

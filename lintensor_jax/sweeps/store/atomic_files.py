@@ -9,7 +9,7 @@ import uuid
 from os import replace
 from pathlib import Path
 
-_DAY = 86_400.0  # a file of another host that is older was left by a process that died
+_DAY = 86_400.0  # seconds; the writer of an older temporary file on another host is taken as dead
 _open: set[str] = set()  # names that this process is writing
 
 
@@ -21,8 +21,9 @@ def sha256(data: bytes) -> str:
 def write(path: Path, data: bytes, scratch: Path) -> None:
     """Write a file by way of `scratch`, a folder on the same file system.
 
-    The data are flushed to the disk before the file gets its name. A named file is complete, also
-    if several processes on several hosts write it at once. Missing folders are made.
+    The data are flushed to the disk before the file is renamed to `path`. So the file at `path` is
+    complete, even if processes on several hosts write it at the same time. Missing folders are
+    made.
     """
     name = unique(path.name)
     temporary = scratch / name
@@ -51,15 +52,16 @@ def write(path: Path, data: bytes, scratch: Path) -> None:
 
 
 def unique(name: str) -> str:
-    """A name that no other process on any host has: it holds the host and the process."""
+    """A unique name: `name` with random digits, the host and the process id."""
     host = "".join(c if c.isalnum() else "_" for c in platform.node())
     return f"{name}.{uuid.uuid4().hex[:12]}.{host}.{os.getpid()}"
 
 
 def is_left_over(path: Path) -> bool:
-    """Whether the process that gave `path` its unique name is gone.
+    """Whether the process that gave `path` its unique name has ended.
 
-    On this host it is asked for. On another host it is taken as gone after a day.
+    For a process of this host, the operating system is asked. A process of another host counts as
+    ended if the file is older than a day.
     """
     *_, host, pid = ["", "", *path.name.rsplit(".", 2)]
     if unique("").rsplit(".", 2)[1] != host or not pid.isdigit():
@@ -70,7 +72,7 @@ def is_left_over(path: Path) -> bool:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process of this host has this number; True if that cannot be found out."""
+    """Whether a process with this id runs on this host; True if that is not known."""
     if os.name != "posix":
         return True
     try:
@@ -83,7 +85,7 @@ def is_running(pid: int) -> bool:
 
 
 def flush_folder(path: Path) -> None:
-    """Flush the names in a folder to the disk."""
+    """Flush the entries of a folder (names of new files) to the disk."""
     if os.name != "posix":
         return  # Windows has no such call
     descriptor = os.open(path, os.O_RDONLY)

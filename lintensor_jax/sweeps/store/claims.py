@@ -1,8 +1,8 @@
-"""Claims: which process computes which chunk now. They save work; nothing depends on them.
+"""Claims: which process computes which chunk now. They avoid double work; results do not need them.
 
-A claim is a file `claims/N.json` that its process touches every few seconds. A claim that nobody
-has touched for two minutes is void, and so is one of a dead process of this host. Two processes
-that compute the same chunk write the same bytes, so that a void claim does no harm.
+A claim is a file `claims/N.json` whose modification time its process updates every 10 seconds. A
+claim is void if it was not updated for two minutes, or if its process on this host has ended. Two
+processes that compute the same chunk write the same bytes, so that an ignored claim does no harm.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import Any
 
 from . import atomic_files
 
-LEASE = 120.0  # seconds without a touch after which a claim is void
+LEASE = 120.0  # a claim is void if it was not updated for this many seconds
 _TOUCH = 10.0
 
 
@@ -31,7 +31,7 @@ def live(folder: Path) -> list[dict[str, Any]]:
 
 
 class Claims:
-    """The claims of this process; a thread touches them."""
+    """The claims of this process; a thread updates their modification times."""
 
     def __init__(self, folder: Path):
         self._folder = folder / "claims"
@@ -54,7 +54,7 @@ class Claims:
 
     @contextlib.contextmanager
     def of(self, number: int) -> Iterator[bool]:
-        """Whether this process has the chunk; if not, another one computes it now."""
+        """Claim a chunk: True if this process has it, False if another process computes it now."""
         path = self._folder / f"{number:08d}.json"
         taken = self._take(path)
         try:
@@ -76,7 +76,7 @@ class Claims:
         except FileExistsError:
             return False
         except OSError:
-            return True  # without claims chunks may be computed twice, no more
+            return True  # without a claim the chunk may be computed twice, which does no harm
         with self._lock:
             self._mine.add(path)
         return True

@@ -1,4 +1,4 @@
-"""The arrays of a store as a dataset, after everything that opens files has been looked at."""
+"""The arrays of a store as a dataset; links and unsafe codecs are refused before it is opened."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,8 @@ from .errors import SweepError
 from .links import refuse_links
 from .store import Store
 
-# Codecs that decode bytes only. Zarr has others, such as pickle, that run code from the file. This
-# package writes zstd.
+# Codecs that only decode bytes. Zarr has other codecs, such as pickle, that run code from the file.
+# This package writes zstd.
 _CODECS = {"zstd", "blosc", "lz4", "zlib", "gzip", "bz2", "lzma", "shuffle", "vlen-utf8"}
 _CODECS |= {"bytes", "sharding_indexed", "crc32c", "transpose"}
 

@@ -1,9 +1,10 @@
-"""Descriptions of grids: plain JSON to compare them, to store them, and to build them again.
+"""Descriptions of grids: plain JSON to compare, to store and to rebuild them.
 
 Arrays, numbers, words, containers, dataclasses and Equinox modules are described field by field.
 The package's public classes and functions are described by their names in `names.Registry`, and can
-be built again. A user's classes and functions are described by their name and a hash of their code
-and of the objects that it refers to. They can be compared; the user has to pass them again.
+be rebuilt. User-defined classes and functions are described by their name and a hash of their code
+and of the objects that the code refers to. They can be compared, but not rebuilt: the user has to
+pass them again.
 """
 
 import dataclasses
@@ -29,32 +30,33 @@ _CONTAINERS = {
     "is",
     "function",
 }  # keys that are left out of the paths of differences
-#: The first format of stores that has a field, if that came after format 1 with a default.
+#: The first format of stores with a field, for fields (with defaults) that were added after
+#: format 1.
 _FIRST_FORMAT = {("Regression", "residual_loss"): 2, ("RandomData", "loss"): 3}
 _FIRST_FORMAT |= {("Regression", "bias"): 3, ("Classification", "bias"): 3}
-# Not in format 3 as it was first written: stores of flows leave it out.
+# The first stores of format 3 do not have this field. It is written only if it is not the default.
 _FIRST_FORMAT |= {("Options", "descent"): 4}
 _INLINE = 64  # longest array that is written out; longer ones are described by their hash
 
 
 class NotRebuildable(ValueError):
-    """A description has a class or function of a user, who has to pass it again."""
+    """A description has a user-defined class or function, which the user has to pass again."""
 
 
 class NameNotInRegistry(ValueError):
-    """A description has a name that is no class, function or field of the registry."""
+    """A description has a name that is not in the registry: of a class, function or field."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Writer:
-    """The registry of names, and the long arrays so far, by their hashes."""
+    """The registry of names, and the long arrays that were found so far, by their hashes."""
 
     registry: Registry
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def describe(value: Any, store_format: int = FORMAT) -> tuple[Any, dict[str, np.ndarray]]:
-    """Plain JSON that describes `value`, and its long arrays by their hashes."""
+    """(plain JSON that describes `value`, its long arrays by their hashes)."""
     writer = _Writer(Registry(store_format))
     return _described(value, writer, ()), writer.arrays
 
@@ -65,7 +67,7 @@ def digest(description: Any) -> str:
 
 
 def differences(a: Any, b: Any, where: str = "") -> list[str]:
-    """Dotted paths at which two descriptions differ; an array is one path."""
+    """Dotted paths at which two descriptions differ; an array counts as one path."""
     if a == b:
         return []
     if isinstance(a, dict) and isinstance(b, dict) and "array" not in a:
@@ -82,9 +84,9 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
 def rebuild(description: Any, arrays: dict[str, np.ndarray], store_format: int = FORMAT) -> Any:
     """The value that was described.
 
-    Nothing is imported, and no function but those that make arrays is called. **Raises**
-    `NotRebuildable` with the name of the first part of a user, `NameNotInRegistry` with the first
-    name that stores must not hold.
+    Nothing is imported, and only functions that make arrays are called. **Raises** `NotRebuildable`
+    with the name of the first user-defined part, `NameNotInRegistry` with the first name that is
+    not in the registry.
     """
     return _rebuilt(description, arrays, Registry(store_format))
 
@@ -120,7 +122,7 @@ def _rebuilt(description: Any, arrays: dict[str, np.ndarray], registry: Registry
             for field in dataclasses.fields(kind):
                 if field.name in fields:
                     object.__setattr__(made, field.name, inner(fields[field.name]))
-                elif field.default is not dataclasses.MISSING:  # it came after the store
+                elif field.default is not dataclasses.MISSING:  # a field newer than the store
                     object.__setattr__(made, field.name, field.default)
             return made
         case list():
@@ -184,7 +186,7 @@ def _described(value: Any, writer: _Writer, seen: tuple) -> Any:
 
 
 def _is_later_default(writer: _Writer, value: Any, field: dataclasses.Field) -> bool:
-    """Whether the store's format leaves the field out: it came later, and has its default."""
+    """Whether the field is left out: it is newer than the store's format, and has its default."""
     first = _FIRST_FORMAT.get((type(value).__name__, field.name), 1)
     if writer.registry.store_format >= first:
         return False
@@ -192,7 +194,7 @@ def _is_later_default(writer: _Writer, value: Any, field: dataclasses.Field) -> 
 
 
 def _is_installed(value: Any) -> bool:
-    """Whether `value` belongs to an installed library: its name and version describe it."""
+    """Whether `value` belongs to an installed library; then its name describes it."""
     return "site-packages" in (getattr(inspect.getmodule(value), "__file__", None) or "")
 
 

@@ -10,4 +10,4 @@ class UnknownName(SweepError):
 
 
 class LinkInStore(SweepError):
-    """A link in a store could lead out of its folder; it is not followed."""
+    """A store has a link, which could lead out of its folder. The link is not followed."""

@@ -1,7 +1,8 @@
-"""The names in stores of format 1: where each public class and function lay when they were written.
+"""The names in stores of format 1: the module of each public class and function at that time.
 
-Format 1 wrote the path of a module, such as `lintensor_jax.dynamics.stopping:StopAtMargin`. This
-table is closed: later versions write public names, and a name that it does not list is refused.
+Format 1 wrote the path of a module, such as `lintensor_jax.dynamics.stopping:StopAtMargin`. Later
+formats write public names, so that this table will not grow. In a store of format 1, names that are
+not in the table are refused.
 """
 
 #: {public module: {module in format 1: names}}.

@@ -7,10 +7,9 @@ from .errors import LinkInStore
 
 
 def refuse_links(path: Path, folder: Path, deep: bool = False) -> None:
-    """Raise a `LinkInStore` for a link in a folder of the store `path`.
+    """Raise a `LinkInStore` if `folder`, a folder of the store `path`, has a link.
 
-    With `deep`, also for one in the folders inside of it.
-    A folder that is missing has none.
+    With `deep`, also for links in the folders inside of it. A missing folder has no links.
     """
     try:
         entries = list(os.scandir(folder))
@@ -27,5 +26,5 @@ def refused(path: Path, link: Path) -> LinkInStore:
     """The error for a link, or for a file behind one."""
     return LinkInStore(
         f"{path}: {os.path.relpath(link, path)} is a link, which could lead out of the store; copy "
-        "the folder with its files in place of links. Nothing of it was read."
+        "the folder with files in place of links. The link was not followed."
     )

@@ -1,4 +1,4 @@
-"""Manifests: what a store keeps of a finished chunk, and the form that they must have."""
+"""Manifests: the facts that a store keeps about a finished chunk, and the check of their form."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ _FILE = {3: re.compile(r"[A-Za-z]\w*/c(/\d+)*"), 2: re.compile(r"[A-Za-z]\w*/\d+
 
 
 def is_manifest(content: dict[str, Any], number: int, store_format: int) -> bool:
-    """Whether a file's content is a manifest of chunk `number`, with files of arrays only."""
+    """Whether a file's content is a manifest of chunk `number` that names files of arrays only."""
     files = content.get("files")
     name = _FILE[3 if store_format >= 3 else 2]
     return (

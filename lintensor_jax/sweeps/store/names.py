@@ -1,8 +1,8 @@
-"""Names of classes and functions in stores: public ones, which no move of a module changes.
+"""Public names of classes and functions in stores. They do not change if a module is moved.
 
 A name is a public module and what it exports: `lintensor_jax:StopAtMargin`, `diffrax:Tsit5`. A
-store can name only classes and functions of the registry here. Names are keys of the registry: no
-module is imported and no attribute is looked up by a name in a store.
+store can name only classes and functions of the registry in this module. Names are keys of the
+registry: no module is imported and no attribute is looked up by a name in a store.
 """
 
 import dataclasses
@@ -24,13 +24,13 @@ FORMAT = 3
 READABLE = (1, 2, FORMAT)  # formats of stores
 
 _PACKAGE = __name__.partition(".")[0]
-# A value that several of them export is named after the first. `lintensor_jax` is the last one, so
-# that a later export from it does not change names in stores.
+# If several of these modules export a value, it is named after the first one. `lintensor_jax` is
+# last, so that a new export from it does not change names in stores.
 _FACES = tuple(_PACKAGE + face for face in (".sweeps", ".initialization", ".theory", ""))
 # Functions that read and write files and folders. Stores must not name them.
 _OF_FOLDERS = f"{_PACKAGE}.sweeps"
 _OF_FILES = {id(load), id(save)}
-#: Classes that stores name and no public module exports.
+#: Classes that stores may name, but that no public module exports.
 _OTHERS = {
     f"{_PACKAGE}.sweeps:Start": Start,
     f"{_PACKAGE}.sweeps:RandomData": RandomData,
@@ -49,9 +49,9 @@ class Registry:
         self.store_format = store_format
 
     def name(self, value: Any) -> str | None:
-        """The name of a class or function in a store; None if it has none.
+        """The name of a class or function in a store; None if it has no name.
 
-        In format 1 all classes and functions of the package and of diffrax have one.
+        In format 1 all classes and functions of the package and of diffrax have a name.
         """
         name = _names().get(id(value))
         if self.store_format == 1:
@@ -61,7 +61,7 @@ class Registry:
     def label(self, value: Any) -> str:
         """A label of any class, function or object: its module and name.
 
-        For a public class or function, and for its attributes, the module is the public one.
+        For a public class or function and for its attributes, this is the public module.
         """
         kind = type(value)
         module = getattr(value, "__module__", None) or kind.__module__
@@ -83,13 +83,13 @@ class Registry:
 
 
 def is_ours(value: Any) -> bool:
-    """Whether a class or function is this package's or diffrax's."""
+    """Whether a class or function belongs to this package or to diffrax."""
     return (getattr(value, "__module__", None) or "").partition(".")[0] in (_PACKAGE, "diffrax")
 
 
 @functools.cache
 def _public() -> dict[str, Any]:
-    """Everything that has a name."""
+    """All classes and functions with a public name, by their names."""
     found = dict(_exports())
     clash = [name for name, value in _OTHERS.items() if found.setdefault(name, value) is not value]
     assert not clash, clash
@@ -98,7 +98,7 @@ def _public() -> dict[str, Any]:
 
 def _exports() -> Iterator[tuple[str, Any]]:
     for face in _FACES:
-        # The modules are there: this package has imported them. They import this one.
+        # Taken from `sys.modules`, since these modules import this one. They are loaded by now.
         for name, value in vars(sys.modules[face]).items():
             inner = _unwrapped(value)
             is_code = inspect.isclass(inner) or inspect.isfunction(inner)
@@ -113,7 +113,7 @@ def _exports() -> Iterator[tuple[str, Any]]:
 
 @functools.cache
 def _names() -> dict[int, str]:
-    """{id of a class or function: its name}; the registry keeps them all alive."""
+    """{id of a class or function: its name}; ids stay valid, since `_public` keeps the objects."""
     names: dict[int, str] = {}
     for name, value in _public().items():
         names.setdefault(id(_unwrapped(value)), name)
@@ -122,7 +122,7 @@ def _names() -> dict[int, str]:
 
 @functools.cache
 def _buildable() -> dict[str, Any]:
-    """The values that a store may name: data classes that can be made, and functions."""
+    """The values that a store may name: concrete dataclasses, and functions without file access."""
     refused = {id(v) for name, v in _public().items() if name.partition(":")[0] == _OF_FOLDERS}
     refused |= _OF_FILES
     return {

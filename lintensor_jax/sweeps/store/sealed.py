@@ -14,7 +14,7 @@ class Damaged(ValueError):
 
 
 def sealed(content: dict[str, Any]) -> bytes:
-    """`content`, which is not empty, as JSON; its last entry is the checksum of what is before."""
+    """`content` (not empty) as JSON; its last entry is the checksum of all bytes before."""
     body = json.dumps(content).encode()[:-1]
     return body + _KEY + hashlib.sha256(body).hexdigest().encode() + b'"}'
 
@@ -22,8 +22,8 @@ def sealed(content: dict[str, Any]) -> bytes:
 def read(path: Path, must_be_sealed: bool = True) -> dict[str, Any]:
     """The content of a file, without its checksum.
 
-    Raises `Damaged` if the checksum does not fit, if there is none although `must_be_sealed`, or if
-    the content is not a JSON object. Raises OSError if the file cannot be read.
+    Raises `Damaged` if the checksum is wrong, if it is missing although `must_be_sealed`, or if the
+    content is not a JSON object. Raises OSError if the file cannot be read.
     """
     data = path.read_bytes()
     body = data[:-_TAIL]

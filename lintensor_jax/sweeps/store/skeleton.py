@@ -1,7 +1,7 @@
-"""A store without its chunks: metadata of groups and arrays, and coordinates.
+"""The skeleton of a store: all but its chunks, that is metadata of groups and arrays, coordinates.
 
-The skeleton is a function of the store's description: it can be made again, byte for byte, from
-`sweep.json` and `arrays.npz`. Format 3 is Zarr v3 with sharding, formats 1 and 2 are Zarr v2.
+The skeleton is a function of the store's description: it can be rebuilt, byte for byte, from
+`sweep.json` and `arrays.npz`. Format 3 is Zarr v3 with sharding; formats 1 and 2 are Zarr v2.
 """
 
 import json
@@ -15,9 +15,9 @@ import numpy as np
 from ..grid import Axis, Zip
 from ..plan import Array, Chunk, Plan
 
-_MOST_READ = 2**14  # lanes of the part of a shard that is read at once
+_MOST_READ = 2**14  # most lanes in a part of a shard; Zarr reads whole parts
 _CONVENTIONS = "CF-1.11"
-# With this file a folder is an empty Zarr group, and programs that list a store ignore it.
+# With this file a folder is an empty Zarr group: programs that list a store ignore it.
 _EMPTY_GROUP = {2: (".zgroup", b'{"zarr_format": 2}')}
 _EMPTY_GROUP[3] = ("zarr.json", b'{"zarr_format": 3, "node_type": "group", "attributes": {}}')
 
@@ -65,7 +65,7 @@ def _coordinate(name: str, dims: list[str], values: np.ndarray, words: dict[str,
 
 
 def variables(plan: Plan) -> list[dict[str, Any]]:
-    """The arrays of results, as JSON: name, dims, shape, box of a chunk, dtype, attributes."""
+    """The arrays of results, as JSON: name, dims, shape, box (of a chunk), dtype, attributes."""
     return [
         {
             "name": name,
@@ -90,10 +90,10 @@ def _words(array: Array) -> dict[str, Any]:
 
 
 def build(about: dict[str, Any], values: dict[str, np.ndarray]) -> dict[str, bytes]:
-    """All files of the skeleton, by their names.
+    """The contents of all files of the skeleton, by their names.
 
     `about`: the entries `attributes`, `coordinates` (without values) and `variables` of a
-    description. `values`: those of the coordinates, by name.
+    description. `values`: the values of the coordinates, by name.
     """
     import zarr
     from zarr.storage import MemoryStore
@@ -126,7 +126,7 @@ def build(about: dict[str, Any], values: dict[str, np.ndarray]) -> dict[str, byt
             **_layout(tuple(each["shape"]), tuple(each["box"]), np.dtype(each["dtype"])),
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # consolidated metadata is no part of Zarr v3 yet
+        warnings.simplefilter("ignore")  # consolidated metadata is not yet part of Zarr v3
         zarr.consolidate_metadata(store, zarr_format=3)
     files = {name: data.to_bytes() for name, data in memory.items()}
     name, data = empty_group(3)
@@ -134,7 +134,7 @@ def build(about: dict[str, Any], values: dict[str, np.ndarray]) -> dict[str, byt
 
 
 def _layout(shape: tuple[int, ...], box: tuple[int, ...], dtype: np.dtype) -> dict[str, Any]:
-    """A shard is a chunk of the sweep; it has parts that are read one by one."""
+    """The layout of an array: a shard is a chunk of the sweep; its parts can be read separately."""
     return {
         "shape": shape,
         "shards": box,
@@ -147,7 +147,10 @@ def _layout(shape: tuple[int, ...], box: tuple[int, ...], dtype: np.dtype) -> di
 
 
 def _part(box: tuple[int, ...]) -> tuple[int, ...]:
-    """The largest equal parts of a box, along its first long axis, with few enough numbers."""
+    """The shape of the largest equal parts of a box with at most `_MOST_READ` numbers each.
+
+    The box is cut along its first axis that is longer than 1.
+    """
     place = next((i for i, size in enumerate(box) if size > 1), 0)
     rest = max(1, math.prod(box) // box[place])
     most = max(1, min(box[place], _MOST_READ // rest))
@@ -196,7 +199,7 @@ def _layout_of_v2(array: Array) -> dict[str, Any]:
 def codecs_of(path: Any, zarr_format: int) -> list[tuple[str, Any]]:
     """Pairs (array, codec) of all arrays in a store's list of metadata.
 
-    Raises OSError, ValueError, KeyError, TypeError or AttributeError if there is no such list.
+    Raises OSError, ValueError, KeyError, TypeError or AttributeError if there is no valid list.
     """
     if zarr_format == 2:
         listed = json.loads((path / ".zmetadata").read_text())["metadata"]

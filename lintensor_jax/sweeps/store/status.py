@@ -13,13 +13,14 @@ from .store import Store, size_on_disk
 class Status:
     """The progress of a sweep; `print` shows it in words.
 
-    - `lanes`, `finished_lanes`; `chunks`, `finished_chunks`, `damaged` (a file of each such chunk).
+    - `lanes`, `finished_lanes`, `chunks`, `finished_chunks`: numbers of lanes and chunks.
+    - `damaged`: for each damaged chunk the name of a damaged file.
     - `damaged_labels`: missing or changed files of labels and metadata.
     - `statuses`: numbers of finished lanes by the reason of their end; `failed`: of failed lanes.
-    - `stiff_lanes`: lanes that exceeded the explicit budget.
-    - `waste`: executed over needed explicit steps.
+    - `stiff_lanes`: the number of lanes that exceeded the explicit budget.
+    - `waste`: executed explicit steps / needed ones; None if there are no steps.
     - `writers`: the processes that compute chunks now, as {"pid", "host", "chunk"}.
-    - `bytes`: size on disk; `notes`: messages of failed lanes, by lane.
+    - `bytes`: size on disk; `notes`: messages of failed lanes, by lane; `runs`: facts of each run.
     """
 
     path: Path
@@ -45,7 +46,7 @@ class Status:
         return self.finished_chunks == self.chunks and not (self.damaged or self.damaged_labels)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, without the sweep's description."""
+        """The fields as plain values for JSON, without the sweep's description."""
         kept = {**vars(self), "complete": self.complete, "path": str(self.path)}
         del kept["description"]
         return {**kept, "versions": self.description["versions"]}

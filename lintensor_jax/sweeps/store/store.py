@@ -1,18 +1,18 @@
 """The store: a Zarr group of labelled arrays, filled chunk by chunk.
 
 If a writer is killed, finished chunks stay valid. Programs that read Zarr can read the store;
-xarray finds names, coordinates and units. A hidden folder `.sweep` beside the arrays holds the data
-for a resume:
+xarray finds names, coordinates and units. A hidden folder `.sweep` beside the arrays holds what
+`resume` needs:
 
-- `sweep.json`, `arrays.npz`: the sweep itself, its plan, and the checksums of the skeleton
-  (metadata and coordinates, which are made again from these two);
-- `chunks/N.json`: chunk N is finished, with the checksums of its files (written last);
+- `sweep.json`, `arrays.npz`: the description of the sweep, its plan, and the checksums of the
+  skeleton (metadata and coordinates, which can be rebuilt from these two files);
+- `chunks/N.json`: the manifest of chunk N, with the checksums of its files. It is written last, and
+  says that the chunk is finished;
 - `files/`: checksums of reports and figures; `runs/`: host, time, devices and versions of every
-  run; `claims/`: who computes which chunk now;
-  `scratch/`: files that are being written.
+  run; `claims/`: which process computes which chunk now; `scratch/`: files that are being written.
 
 JSON files there end with the checksum of their own bytes. The folders `report` and `figures` beside
-the arrays are not hidden: people open them.
+the arrays are not hidden, since users open them.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ class Store:
                 raise SweepError(f"{where} is damaged ({error}); copy the folder again.") from None
         if not _is_description(self.description, self.is_sealed):
             raise SweepError(
-                f"{where} is no description of a sweep: entries are missing or of another kind; "
+                f"{where} is no description of a sweep: entries are missing or have a wrong type; "
                 "copy the folder again."
             )
 
@@ -86,7 +86,7 @@ class Store:
                 raise ValueError("its checksum does not fit")
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 return dict(file)
-        except Exception as error:  # a file of any content, from anywhere
+        except Exception as error:  # the file may have any content, and NumPy many errors
             raise SweepError(
                 f"{self.path}: {_HIDDEN}/arrays.npz is damaged ({error}); copy the folder again."
             ) from None
@@ -102,7 +102,7 @@ class Store:
         ]
 
     def restore_skeleton(self) -> None:
-        """Write the skeleton again, from the description, if one of its files is damaged."""
+        """If a file of the skeleton is damaged, rebuild the skeleton from the description."""
         if not self.skeleton_damage():
             return
         about, arrays = self.description, self.arrays
@@ -151,7 +151,7 @@ class Store:
         return ""
 
     def damage_of(self, name: str, checksum: str) -> str | None:
-        """None for an undamaged file, else "" or what is wrong besides its content."""
+        """None for an undamaged file; "" if its content is wrong; " (a link)" or " (missing)"."""
         path = self.path / name
         try:
             if path.resolve() != self.path.resolve() / name:
@@ -190,7 +190,7 @@ class Store:
     # Other files.
 
     def folder_for_people(self, name: str) -> Path:
-        """A folder in the store for other files, such as a report; made if it is missing."""
+        """A folder in the store for files that users open, such as a report; made if missing."""
         folder = self.path / name
         folder.mkdir(exist_ok=True)
         group, data = skeleton.empty_group(self.zarr_format)
@@ -199,7 +199,7 @@ class Store:
         return folder
 
     def note_files(self, folder: str, files: list[Path]) -> None:
-        """Keep the checksums of files for people, so that `verify` finds changes in them."""
+        """Store the checksums of reports and figures, so that `verify` finds changes in them."""
         group = self.path / folder / skeleton.empty_group(self.zarr_format)[0]
         inside = [f for f in (*files, group) if f.is_file() and f.is_relative_to(self.path)]
         if self.is_sealed and inside:
@@ -215,7 +215,7 @@ class Store:
         atomic_files.flush_folder(path.parent)
 
     def notes(self, folder: str) -> list[dict[str, Any]]:
-        """The contents of the JSON files of a folder in the hidden folder, without damaged ones."""
+        """The contents of the undamaged JSON files in a folder of the hidden folder."""
         found = []
         for path in sorted((self.hidden / folder).glob("*.json")):
             with contextlib.suppress(OSError, ValueError):
@@ -223,7 +223,7 @@ class Store:
         return found
 
     def clear(self) -> None:
-        """Make missing folders; remove what killed writers left: unfinished files, old parts."""
+        """Make missing folders, and remove unfinished files of killed writers."""
         for folder in ("chunks", "runs", "scratch", "claims"):
             (self.hidden / folder).mkdir(exist_ok=True)
         for path in (self.hidden / "scratch").iterdir():
@@ -254,9 +254,9 @@ def create(
     arrays: dict[str, np.ndarray],
     attributes: dict[str, Any],
 ) -> Store:
-    """A new store at `path`, which must be missing or an empty folder.
+    """Make a new store at `path`, which must be missing or an empty folder.
 
-    After an error there is no store.
+    After an error there is no store at `path`.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise SweepError(f"{path}: is not an empty folder; choose another. Nothing was changed.")
@@ -306,7 +306,7 @@ def described(
     arrays: dict[str, np.ndarray],
     attributes: dict[str, Any],
 ) -> tuple[dict[str, Any], bytes, dict[str, bytes]]:
-    """The whole description of a store, the bytes of `arrays.npz`, and the skeleton's files."""
+    """(the whole description of a store, the bytes of `arrays.npz`, the skeleton's files)."""
     found = skeleton.coordinates(plan)
     values = {about["name"]: about["values"] for about in found}
     texts, long = describe(values)
@@ -341,7 +341,7 @@ def _short(value: Any) -> str:
 
 
 def _is_description(about: dict[str, Any], is_sealed: bool) -> bool:
-    """Whether entries that this package reads are there, and of their kinds."""
+    """Whether all entries that this package reads exist and have the right types."""
     kinds = {"sweep": dict, "plan": dict, "versions": dict, "digest": str, "dtype": str}
     if is_sealed:
         kinds |= {"skeleton": dict, "arrays": str, "coordinates": list, "variables": list}

@@ -15,13 +15,13 @@ _TRANSIENT = ("scratch", "claims")
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
-    """What `verify` found; `print` shows it in words.
+    """The result of `verify`; `print` shows it in words.
 
     - `files`: the number of files that were compared with their checksums.
     - `damaged`: what is wrong, by the names of missing, changed or foreign files.
-    - `unchecked`: names of files without a checksum: those of others, and in stores of formats 1
-      and 2 labels and metadata.
-    - `chunks`, `finished_chunks`: of the sweep.
+    - `unchecked`: names of files without a checksum: files that other programs wrote, and in stores
+      of formats 1 and 2 labels and metadata.
+    - `chunks`, `finished_chunks`: the number of chunks of the sweep, and of finished ones.
     """
 
     path: Path
@@ -37,11 +37,11 @@ class Verification:
         return not self.damaged
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The fields as plain values for JSON."""
         return {**vars(self), "path": str(self.path), "sound": self.sound}
 
     def __str__(self) -> str:
-        """The numbers of files, and each damaged file with its fault."""
+        """The numbers of files, and each damaged file with what is wrong."""
         lines = [
             f"{self.path}: {self.files:,} files compared with their checksums, "
             f"{len(self.damaged):,} damaged; {self.finished_chunks:,} of {self.chunks:,} chunks "
@@ -103,7 +103,7 @@ def _why(path: Path, error: Exception) -> str:
 
 
 def _notes(store: Store) -> tuple[set[str], dict[str, str]]:
-    """The notes about runs and files for people, these files, and those that are damaged."""
+    """(names of notes and of reports and figures, what is wrong by the names of damaged ones)."""
     found: set[str] = set()
     faults: dict[str, str] = {}
     for file in sorted([*store.hidden.glob("runs/*"), *store.hidden.glob("files/*")]):
@@ -123,7 +123,7 @@ def _notes(store: Store) -> tuple[set[str], dict[str, str]]:
 
 
 def _files(path: Path) -> Iterator[str]:
-    """Names of all files of a store but those that writers have open."""
+    """Names of all files of a store, except claims and unfinished files of writers."""
     for folder, inner, files in os.walk(path):
         where = Path(folder).relative_to(path)
         if where.parts == (".sweep",):

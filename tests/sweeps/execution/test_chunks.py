@@ -1,4 +1,4 @@
-"""Chunks: one function for one of them, claims, work by several processes, longer axes."""
+"""Chunks: the function that computes one, claims, work by several processes, longer axes."""
 
 import os
 import shutil
@@ -50,7 +50,7 @@ def test_a_claim_holds_while_its_process_lives_and_no_longer(tmp_path, monkeypat
     with claims.Claims(folder) as mine, mine.of(3) as taken:
         assert taken
         assert claims.live(folder)[0]["pid"] == os.getpid()
-    # Of a process on another host nothing is known but when it touched its claim.
+    # For a process on another host only the time is known at which it touched its claim.
     file = folder / "claims" / "00000005.json"
     file.write_text('{"pid": 1, "host": "another-machine"}')
     assert claims.live(folder)[0]["host"] == "another-machine"
@@ -97,7 +97,7 @@ def test_one_function_computes_one_chunk(whole, tmp_path, computed):
 def test_a_longer_first_axis_computes_only_new_chunks(tmp_path, computed):
     path, options = tmp_path / "store", {**LANES, "chunk_lanes": 20}
     lt.sweep(Grid(axes(ALPHAS[:7]), start, PROBLEM, seed=7), path, **options)
-    assert sorted(computed) == [0, 1]  # 20 lanes, and 15 of 20
+    assert sorted(computed) == [0, 1]  # chunk 0 has 20 lanes, and chunk 1 has 15 of its 20
     computed.clear()
     extended = lt.extend(path, GRID)
     assert sorted(computed) == [1, 2]
@@ -143,7 +143,7 @@ def stiff(tmp_path_factory):
 
 
 def shell(*arguments):
-    """A process of the command line, with all threads of it in its own group."""
+    """A process of the command line in a new process group."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     environment["PYTHONPATH"] = str(Path(lt.__file__).parents[1])
     command = [sys.executable, "-m", "lintensor_jax", *map(str, arguments)]
@@ -152,7 +152,7 @@ def shell(*arguments):
 
 
 def wait_for_chunks(path, count, *processes):
-    """Until `count` chunks are finished."""
+    """Wait until `count` chunks are finished."""
     began = time.monotonic()
     while len(list((path / ".sweep" / "chunks").glob("*.json"))) < count:
         assert time.monotonic() - began < 240
@@ -182,7 +182,7 @@ def test_workers_and_the_driver_of_a_cluster_are_killed(stiff, tmp_path):
     path = tmp_path / "out"
     driver = shell("sweep", stiff / "c.toml", "--out", path, "--cluster", "local:2")
     wait_for_chunks(path, 1, driver)
-    os.killpg(driver.pid, signal.SIGKILL)  # and its workers
+    os.killpg(driver.pid, signal.SIGKILL)  # this kills its workers, too
     driver.communicate()
     assert lt.sweeps.pending(path)
     with (

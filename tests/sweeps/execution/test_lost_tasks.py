@@ -1,4 +1,4 @@
-"""Workers of a cluster that die when their chunk is on the disk, before they are asked for it."""
+"""Workers of a cluster that die after they wrote their chunk, before they are asked for it."""
 
 import shutil
 from typing import Any

@@ -116,7 +116,7 @@ def test_mistakes_in_a_file_are_named(tmp_path, text, key, message):
         read(tmp_path, text)
 
 
-CSV = {  # the content of a file; None if it is read, else the row and the column that are named
+CSV = {  # the content of a file: None if it is valid, else the row and column of the message
     "a,b,y\n1,2,3\n": None,
     "1,,3\n4,5,6\n": (1, 2),
     "1,2,3\n4,nan,6\n": (2, 2),
@@ -233,7 +233,7 @@ def test_stop_clock_solver_loss_width_and_references_by_name(tmp_path):
     # Yun et al. 2021: fully-connected networks tend to the l2 maximum margin, here (1, 2)/sqrt 5;
     # the l1 maximum margin is (0, 1).
     apart = np.hypot(1 / 5**0.5, 2 / 5**0.5 - 1)
-    # The two are 0.46 apart; a flow at margin 1e6 is O(1e-6) in the data's units from its limit.
+    # Their distance is 0.46; a flow at margin 1e6 is O(1e-6) in the data's units from its limit.
     np.testing.assert_allclose(results.distance_to_max_margin_l2, 0, rtol=0, atol=1e-3)
     np.testing.assert_allclose(results.distance_to_max_margin_l1, apart, rtol=0, atol=1e-3)
     assert results.status.sizes == {"width": 2, "alpha": 1, "direction": 1}
@@ -260,7 +260,7 @@ def test_regression_with_a_loss_and_the_least_norm(tmp_path):
         """,
     )
     results = lt.sweep(grid, observables=options.observables, **LANES)
-    # A small start of a diagonal network: near the least l1 norm, not the least l2 norm.
+    # From a small start a diagonal network ends near the least l1 norm, not the least l2 norm.
     assert (results.distance_to_min_norm_l1 < 0.05).all()
     assert (results.distance_to_min_norm_l2 > 0.05).all()
     with pytest.raises(ValueError, match="DistanceToMaxMargin is for Classification"):
@@ -280,7 +280,7 @@ def test_paired_axes_need_one_length(tmp_path):
 
 
 def test_held_out_data_and_weight_decay(tmp_path):
-    """The loss on held-out samples, and the limits that theory predicts with weight decay."""
+    """The store has the loss on held-out samples, and theory's limits with weight decay."""
     text = """
         [data]
         X = [[1.0, 2.0, 0.5], [0.3, -1.0, 1.0]]

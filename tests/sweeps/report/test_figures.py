@@ -1,4 +1,4 @@
-"""What is drawn of a sweep's results, and what a report says of its settings: on made-up ones."""
+"""Figures of a sweep's results, and the settings in its report, for made-up results."""
 
 import json
 
@@ -17,7 +17,7 @@ RNG = np.random.default_rng(0)
 
 
 def dataset(config=None, **variables):
-    """Results over alpha and nine directions, after those axes that the variables name."""
+    """Results over the axes that the variables name, and over alpha and nine directions."""
     sizes = {"architecture": 2, "alpha": 7, "direction": 9}
     lanes = ("architecture", "alpha", "direction")
     if not any("architecture" in dims for dims, _ in variables.values()):
@@ -31,7 +31,7 @@ def dataset(config=None, **variables):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """A function: the figures of a dataset."""
+    """A function that returns the figures of a dataset."""
 
     def draw(results):
         monkeypatch.setattr(drawing, "open_dataset", lambda path: results)

@@ -69,18 +69,18 @@ def test_an_unfinished_store_of_format_1_is_resumed(store):
 
 
 def _require_the_same_flows(resumed, whole):
-    """The flows of before format 2, which ended with other steps beyond a margin of 1,000.
+    """Check flows against those of an older version, whose last steps beyond margin 1,000 differ.
 
-    Explicit steps at the limit of stability: where the rounding of a step differs, a rejection
-    follows, and the last step passes the margin by another length. So what is compared is what
-    that length does not change, or changes by a known amount.
+    Explicit steps are at the limit of stability. If rounding differs, other steps are rejected, and
+    the last step passes the margin by another length. So only those values are compared that this
+    length does not change, or changes by a known amount.
     """
     for name in ("status", "method"):
         np.testing.assert_array_equal(resumed[name], whole[name])
     margin, before = (np.exp(np.asarray(ds["log_margin"])) for ds in (resumed, whole))
     assert np.all(margin >= 1000)
     assert np.all(np.abs(np.log(margin / before)) < 0.06)  # one step of the log-arc-length
-    # A direction is O(1/margin) from its limit, so a twentieth of the margin moves it by 5e-5.
+    # A direction is O(1/margin) from its limit: 1/20 of the margin changes it by 5e-5.
     for name in ("direction_reached", "normalized_margin"):
         np.testing.assert_allclose(resumed[name], whole[name], rtol=0, atol=1e-4)
     # sum_i e^(-m_i) of two samples lies between e^(-min m) and twice that.
@@ -141,7 +141,7 @@ def test_a_users_code_has_the_hash_that_format_1_gave_it():
 
 def test_the_table_of_format_1_is_closed_and_says_where_things_lay():
     public = set(names._public())
-    # What format 1 names is public, but for these, which users could only import deeply.
+    # All names of format 1 are public, except these, which are not exported at the top level.
     added = {"AbstractClock", "AbstractCompilation", "AbstractMarginLoss", "AbstractProblem"}
     added |= {"AbstractSquaredProblem", "AbstractStop", "batched_flow"}
     missing = set(format1.FORMER) - public - {f"lintensor_jax:{name}" for name in added}
@@ -180,7 +180,7 @@ def test_names_are_public_ones():
         assert registry.find(name) is value
         assert store_description.rebuild(store_description.describe(value)[0], {}) is value
     assert registry.label(lt.DiagonalNetwork.zeros) == "lintensor_jax:DiagonalNetwork.zeros"
-    # Functions that read and write files, and classes that nobody can make.
+    # Functions that read and write files, and abstract classes, have no names in stores.
     for value in (lt.sweep, lt.resume, lt.load, lt.sweeps.write_report, lt.AbstractNetwork):
         assert registry.name(value) is None
         with pytest.raises(KeyError):

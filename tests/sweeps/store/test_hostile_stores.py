@@ -1,4 +1,4 @@
-"""Stores that name what they may not: nothing of them is imported or called."""
+"""Stores with forbidden names: nothing that they name is imported or called."""
 
 import copy
 import importlib
@@ -39,7 +39,7 @@ HOSTILE = (
 
 @pytest.fixture
 def nothing_runs(monkeypatch):
-    """Fails a test in which something of a store is imported or called."""
+    """Fail a test in which something that a store names is imported or called."""
 
     def ran(*arguments, **_):
         raise AssertionError(f"a store ran something: {arguments}")
@@ -58,7 +58,7 @@ def nothing_runs(monkeypatch):
 
 
 def places(description, path=()):
-    """The paths of everything in a description but what lies in an array."""
+    """The paths of everything in a description except parts of arrays."""
     yield path
     if isinstance(description, dict) and "array" not in description:
         for key, item in description.items():
@@ -81,7 +81,7 @@ def replaced(description, path, value):
 
 
 def rewritten(store, version):
-    """The store's description in a format, its path of long arrays as it was."""
+    """The store's description in another format; its path of long arrays is unchanged."""
     kept = Store(store)
     grid, options = grid_of(kept)
     described, _ = store_description.describe({"grid": grid, "options": options}, version)
@@ -100,7 +100,7 @@ def test_a_hostile_name_is_refused_wherever_it_stands(store, version, nothing_ru
     paths += [("options", "is")]
     assert len(paths) > 80
     modules = set(sys.modules)
-    # A name stands for a class, a function, a field; or for a class or function in any other place.
+    # The name replaces a class or function name, or is put as a class or function at any place.
     for path in paths:
         for name in HOSTILE:
             for value in ({"function": name}, {"is": name, "fields": {}}, name):
@@ -150,7 +150,7 @@ def test_resume_and_report_refuse_a_hostile_name(store, version, nothing_runs):
             "sweep": replaced(stored["sweep"], path, value),
         }
         data = json.dumps(changed).encode()
-        if version == 3:  # a hostile store has fitting checksums
+        if version == 3:  # a hostile store has matching checksums
             changed |= {"skeleton": {}, "coordinates": [], "variables": []}
             changed["arrays"] = atomic_files.sha256((store / ".sweep" / "arrays.npz").read_bytes())
             data = sealed.sealed(changed)
@@ -206,7 +206,7 @@ def test_links_are_not_followed(whole, tmp_path, name):
     (path / name).symlink_to(outside)
     before = {file: file.read_bytes() for file in tmp_path.rglob("outside/**/*") if file.is_file()}
     calls: list[Any] = [lambda p: lt.resume(p, GRID), write_report]
-    if name != "limit/c":  # there status and verify name each file
+    if name != "limit/c":  # for this folder status and verify name each file
         calls += [lt.sweeps.verify, lt.sweeps.status, lambda p: lt.sweeps.compute_chunk(p, 0, GRID)]
     for call in calls:
         with pytest.raises(SweepError, match=rf"{name}\S* is a link, which could lead out"):

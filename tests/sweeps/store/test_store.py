@@ -1,4 +1,4 @@
-"""Stores: killed and resumed, damaged, locked, full, of another sweep; and opened by others."""
+"""Stores: killed and resumed, damaged, locked, full, of other sweeps, read by other programs."""
 
 import errno
 import itertools
@@ -24,7 +24,7 @@ OPTIONS = LANES
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it."""
+    """Replaces SIGKILL: no handler catches it."""
 
 
 def test_results_are_labelled(whole):
@@ -41,7 +41,7 @@ def test_results_are_labelled(whole):
     assert results.status.attrs["flag_meanings"].split()[1] == "residual"
     assert results.limit.attrs["description"].startswith("linear coefficients")
     assert (results.status == 1).all()
-    # Every limit fits the sample, to the residual that the default stop asks for.
+    # Every limit fits the sample, up to the residual of the default stop.
     np.testing.assert_allclose(
         results.limit @ xr.DataArray(X[0], dims="coefficient"), 1, rtol=0, atol=1e-9
     )
@@ -102,7 +102,7 @@ def killed_and_resumed(path, options, kill_at, moment, monkeypatch):
             if moment == "within":
                 os.truncate(source, 5)
             raise Killed
-        replace(source, target)  # fails where the folder is not there yet, and is called again
+        replace(source, target)  # fails if the folder does not exist yet; then it is called again
         if moment == "after" and next(written) == kill_at:
             raise Killed
 
@@ -120,13 +120,13 @@ def resumes_to_the_same_bytes(whole, tmp_path, monkeypatch, computed, moment, ki
         killed_and_resumed(path, OPTIONS, kill_at, moment, monkeypatch)
         assert contents(path) == contents(whole[0])
         assert not list((path / ".sweep" / "scratch").iterdir())
-        # With one device two jobs are under way: one is being written while the next is computed.
+        # One device has two chunks in progress: it computes one while the one before is written.
         assert len(computed) <= len(set(computed)) + 2
         assert len(set(computed)) == 4
 
 
 def test_killed_at_a_write_it_resumes_to_the_same_bytes(whole, tmp_path, monkeypatch, computed):
-    # A run writes one note, and 4 chunks of 9 files and a manifest: this is within the second.
+    # A run writes a note, and 4 chunks of 9 files and a manifest: write 17 is in the second chunk.
     resumes_to_the_same_bytes(whole, tmp_path, monkeypatch, computed, "within", (17,))
     computed.clear()
     lt.resume(tmp_path / "17", GRID)
@@ -221,7 +221,7 @@ def test_a_folder_that_cannot_be_written_to(whole, tmp_path, monkeypatch):
     def refused(*_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    # As it is for a user who is not root: the tests may run as root, whom nothing stops.
+    # This simulates a user who is not root: tests may run as root, who can write anywhere.
     with monkeypatch.context() as patch:
         patch.setattr(store_module.Path, "mkdir", refused)
         with pytest.raises(SweepError, match=r"cannot be made .Read-only file system"):
@@ -287,7 +287,7 @@ def test_other_sweeps_and_newer_stores_are_refused(whole, tmp_path):
 
 def test_neither_chunks_nor_devices_nor_neighbours_matter(whole):
     results = whole[1]
-    # Other neighbours, and as before a program of 16 lanes.
+    # Lanes have other neighbours; the program has 16 lanes as before.
     others = lt.sweep(GRID, **{**OPTIONS, "chunk_lanes": 10})
     for name in results.data_vars:
         np.testing.assert_array_equal(others[name], results[name], err_msg=name)

@@ -1,4 +1,4 @@
-"""Damage of any file is found; a store that lies reads nothing outside of itself."""
+"""Damage of any file is found; a manipulated store cannot make us read files outside of it."""
 
 import json
 import os
@@ -26,13 +26,13 @@ def copy(whole, tmp_path):
 
 
 def files_of(path):
-    """All files but those of dead claims and unfinished writes, of which there are none."""
+    """All files; there are none of dead claims and unfinished writes."""
     return [p for p in sorted(path.rglob("*")) if p.is_file()]
 
 
 @pytest.fixture
 def flipped():
-    """A function that flips one bit of a file, which it returns as it was."""
+    """A function that flips one bit of a file, and returns the file's former content."""
 
     def flip(file, rng):
         data = bytearray(kept := file.read_bytes())
@@ -137,7 +137,7 @@ def test_odd_json_is_one_line(copy, name, text, capsys):
 
 
 def changed(copy, **entries):
-    """The store with other entries in its description, and checksums that fit."""
+    """Write other entries into the store's description, with matching checksums."""
     file = copy / ".sweep" / "sweep.json"
     file.write_bytes(sealed.sealed({**sealed.read(file), **entries}))
 
@@ -146,7 +146,7 @@ def test_nothing_outside_the_store_is_read(copy, tmp_path, capsys):
     secret = tmp_path / "secret"
     secret.write_text("secret")
     about = sealed.read(copy / ".sweep" / "sweep.json")
-    # Names of files that lead out.
+    # Names of files outside of the store.
     for name in ("../secret", str(secret), "limit/../../secret", ""):
         changed(copy, skeleton={**about["skeleton"], name: "0"})
         with pytest.raises(SweepError, match="no description of a sweep"):
@@ -160,7 +160,7 @@ def test_nothing_outside_the_store_is_read(copy, tmp_path, capsys):
         manifest.write_bytes(sealed.sealed({**kept, "files": {name: "0"}}))
         assert Store(copy).damage(1) == ".sweep/chunks/00000001.json"
     manifest.write_bytes(sealed.sealed(kept))
-    # Links that lead out.
+    # Links to files outside of the store.
     file = copy / "limit" / "c" / "1" / "0" / "0"
     data = file.read_bytes()
     (tmp_path / "other").write_bytes(data)
@@ -169,7 +169,7 @@ def test_nothing_outside_the_store_is_read(copy, tmp_path, capsys):
     assert Store(copy).damage(1) == "limit/c/1/0/0 (a link)"
     with pytest.raises(SweepError, match="limit/c/1/0/0 is a link, which could lead out"):
         write_report(copy)
-    # Objects in arrays.
+    # Arrays of pickled objects.
     np.savez(copy / ".sweep" / "arrays.npz", x=np.array([{}], object))
     with pytest.raises(SweepError, match=r"arrays\.npz is damaged"):
         _ = Store(copy).arrays
@@ -191,7 +191,7 @@ def test_codecs_that_could_run_code_are_refused(copy, capsys):
     del stored["consolidated_metadata"]["metadata"]["status"]
     listing.write_text(json.dumps(stored))
     assert cli.main(["report", str(copy)]) == 2
-    assert "is no store that this package wrote, or damaged" in capsys.readouterr().err
+    assert "is not a store of this package, or is damaged" in capsys.readouterr().err
     listing.write_text("[]")
     with pytest.raises(SweepError, match=r"zarr\.json cannot be read"):
         write_report(copy)
