@@ -1,9 +1,10 @@
-"""Files of at most 400 lines, functions of at most 60 without their docstring.
+"""Checks lengths: files have at most 400 lines, functions at most 60 without their docstring.
 
     python .ci/check_lengths.py          # every Python file of the repository's folders
     python .ci/check_lengths.py FILE...  # these files
 
-Prints each offender as PATH:LINE: MESSAGE and exits with 1 where there is one.
+Prints PATH:LINE: MESSAGE for each file or function that is too long. The exit code is 1 if there is
+one.
 """
 
 import ast
@@ -17,7 +18,7 @@ MOST_LINES_OF_A_FUNCTION = 60
 
 
 def lines_without_docstring(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines from `def` to the last statement, without those of the docstring; no decorators."""
+    """The number of lines from `def` to the last statement, without decorators and docstring."""
     lines = _lines(function)
     first = function.body[0]
     if ast.get_docstring(function, clean=False) is not None:
@@ -42,7 +43,7 @@ def offenders(path: Path) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """The exit status: 1 where a file or a function is too long, else 0."""
+    """Print all messages; returns 1 if a file or a function is too long, else 0."""
     paths = [Path(argument) for argument in arguments]
     if not paths:
         paths = [path for folder in FOLDERS for path in sorted(Path(folder).rglob("*.py"))]

@@ -1,4 +1,4 @@
-"""Contracts on imports that import-linter does not bring along; pyproject.toml lists them."""
+"""Contracts on imports that import-linter does not include; pyproject.toml lists them."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ from importlinter import Contract, ContractCheck, output
 class OwnFaceContract(Contract):
     """No module imports the `__init__.py` of a folder that it lies in.
 
-    Such an `__init__.py` imports the modules below it, so that each of these imports closes a
-    circle. `acyclic_siblings` compares the children of a folder with each other and does not look
-    at the folder's own `__init__.py`.
+    Such an `__init__.py` imports the modules below it, so each of these imports closes a cycle.
+    `acyclic_siblings` compares the children of a folder with each other. It does not check the
+    `__init__.py` of the folder.
     """
 
     type_name = "own_face"
 
     def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:
-        """Kept where no direct import, lazy ones included, names a folder above its module."""
+        """Kept if no module directly imports a folder that contains it; lazy imports count."""
         upward = sorted(
             (importer, imported)
             for importer in graph.modules
@@ -32,7 +32,7 @@ class OwnFaceContract(Contract):
         return ContractCheck(kept=not upward, metadata={"details": details})
 
     def render_broken_contract(self, check: ContractCheck) -> None:
-        """One line for each import."""
+        """Print one line for each import that breaks the contract."""
         for detail in check.metadata["details"]:
             output.print_error(
                 f"- {detail['importer']} imports {detail['imported']} (l. {detail['line_number']})"

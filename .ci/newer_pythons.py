@@ -1,4 +1,4 @@
-"""The machine's Pythons that are newer than the one that runs this and that pyproject.toml names.
+"""Lists the Pythons of this machine that pyproject.toml names and that are newer than this one.
 
 Prints one line for each version, the newest first: VERSION, a tab, the path of its interpreter.
 """
@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Runs in the candidate. Builds without the GIL are other programs with the same version number,
-# and a build without venv or ensurepip cannot make the environment that the tests need.
+# This program runs in the candidate. It rejects builds without the GIL, which have the same version
+# number, and builds without venv or ensurepip, which cannot make the environment of the tests.
 PROBE = """
 import ensurepip, sys, sysconfig, venv
 if sysconfig.get_config_var("Py_GIL_DISABLED") or sys.implementation.name != "cpython":
@@ -26,7 +26,7 @@ def declared(project: str) -> list[tuple[int, int]]:
 
 
 def version_of(interpreter: str) -> tuple[int, int] | None:
-    """Its version; None where it does not run. Shims of pyenv exist for Pythons that do not."""
+    """The interpreter's version; None if it does not run, as some shims of pyenv do not."""
     try:
         answer = subprocess.run(
             [interpreter, "-c", PROBE], capture_output=True, text=True, timeout=60, check=True
@@ -38,7 +38,7 @@ def version_of(interpreter: str) -> tuple[int, int] | None:
 
 
 def main() -> None:
-    """Print the newer ones."""
+    """Print one line for each newer version."""
     versions = declared(Path("pyproject.toml").read_text(encoding="utf-8"))
     newer = [version for version in versions if version > sys.version_info[:2]]
     candidates = [f"python{major}.{minor}" for major, minor in newer]

@@ -7,8 +7,8 @@ Run from the repository root; `hot_path.py` runs it with everything else:
 The sweep of Yun et al. 2021 (two layers, d = 2, x = [1, 2], y = 1, alpha in 0.01..1, rtol = atol =
 1e-8, until the residual is below 1e-7) or, with --uneven, a harder one with uneven lanes (three
 layers, d = 32, n = 8, alpha in 0.1..1, until 1e-5). All programs solve the same lanes by the same
-method to the same end, in turn in one process. Before it is timed, the coefficients of each program
-are compared with the exact limits (--uneven: with plain diffrax), and lanes that do not reach the
+method to the same end, in turn in one process. Before a program is timed, its coefficients are
+compared with the exact limits (--uneven: with plain diffrax), and lanes that do not reach the
 residual are counted: diffrax without a limited step can stay above it.
 """
 
@@ -43,7 +43,7 @@ ARCHITECTURES = ("diagonal", "convolution", "fully-connected")
 
 
 def network(name: str, depth: int, d: int) -> Any:
-    """The zero network."""
+    """A network of `depth` layers for inputs of dimension d; all its weights are zero."""
     if name == "diagonal":
         return lt.DiagonalNetwork.zeros(depth, d)
     if name == "convolution":
@@ -105,7 +105,7 @@ def plain(system: System, max_steps: int, stop: float = RESIDUAL) -> Callable:
 
 
 def require_close(name: str, found: Any, expected: Any, bound: float, which: Any = None) -> float:
-    """The largest distance between coefficients, of the lanes `which`; or `WrongAnswer`."""
+    """The largest distance of coefficients over the lanes `which`; above `bound`, WrongAnswer."""
     distance = np.max(np.abs(np.asarray(found) - expected), axis=1)
     worst = float(np.max(distance if which is None else distance[which], initial=0.0))
     if not worst <= bound:
@@ -125,10 +125,10 @@ class Problem:
         # Reference coefficients; without them, those of the first method.
         self.expected: Any = None
         self.known: Any = True  # for which lanes
-        self.flow: Any = None  # the last one of ours
+        self.flow: Any = None  # the last result of `ours`
 
     def ours(self, compilation: Any = None, **options: Any) -> lt.BatchedFlow:
-        """`batched_flow`, without a finish unless one is given."""
+        """The result of `batched_flow`; it has no finish unless one is given."""
         settings = {"finish": None, "rtol": TOLERANCE, "atol": TOLERANCE}
         settings |= {"stop": lt.StopAtResidual(self.residual), "max_steps": self.max_steps}
         self.flow = lt.batched_flow(
@@ -206,7 +206,7 @@ def uneven_task(name: str, lanes: int) -> Problem:
 
 
 def sweep(effort: Effort, name: str, lanes: int, with_peers: bool = False) -> list[Row]:
-    """The paper sweep; the exact limits are known."""
+    """The rows of the paper sweep, whose exact limits are known."""
     task = paper_task(name, lanes)
     variants = task.variants(effort)
     if with_peers:
@@ -217,7 +217,7 @@ def sweep(effort: Effort, name: str, lanes: int, with_peers: bool = False) -> li
 
 
 def _peers(task: Problem, effort: Effort) -> list[Variant]:
-    """A few lanes of each peer, timed once or twice: a lane takes a thousand times as long."""
+    """A few lanes of each peer, timed once or twice: their lanes take a thousand times as long."""
     theta, name = np.array(task.theta), task.name
     limits = task.expected
 
@@ -242,14 +242,14 @@ def _peers(task: Problem, effort: Effort) -> list[Variant]:
             DESCENT_CLOSE,
         ),
     ]
-    # torchdiffeq's steps are the batch's: it gets all lanes, as long as that takes seconds.
+    # torchdiffeq has one step size for a batch. It gets up to 4096 lanes, which take seconds.
     count = min(task.count, 4096)
 
     def times():
         return np.exp(np.array(task.flow.log_time[:count], np.float64))
 
     for key, solve in peers.torch_methods(name, theta[:count], times, TOLERANCE, TOLERANCE):
-        # The error of a batch is controlled in its mean: a lane's may be sqrt(N) times as large.
+        # The mean error of a batch is controlled. The error of one lane may be sqrt(N) times that.
         found.append(variant(key, solve, count, CLOSE * np.sqrt(count)))
     return found
 
@@ -298,10 +298,10 @@ def _finished(title: str, task: Problem) -> list[Row]:
 
 
 def uneven(effort: Effort, name: str, lanes: int) -> list[Row]:
-    """The harder sweep."""
+    """The rows of the harder sweep."""
     task = uneven_task(name, lanes)
     variants = task.variants(effort, blocks=False)
-    # Half a minute each; noise is negligible.
+    # A call of plain takes half a minute, so its noise is negligible.
     variants[0] = dataclasses.replace(variants[0], rounds=3)
     return measure.compare("uneven", f"{name}, {lanes:,} lanes", variants, effort.repeats)
 

@@ -7,14 +7,15 @@ Run from the repository root:
 Per cell (architecture, L = 2 or 3, alpha = 0.01 or 1) that many random separable problems with
 d = 10, n = 20, from Gaussian parameters times alpha. Claims, per cell:
 
-* every flow reaches margin 1e5 within 500 steps; the median of an architecture is below 150 (that
-  of a cell need not be: from alpha = 0.01 three layers pass several saddles before any margin is
-  positive);
+* every flow reaches margin 1e5 within 500 steps; the median of an architecture is below 150 (the
+  median of a cell may be larger: from alpha = 0.01 three layers pass several saddles before any
+  margin is positive);
 * `limit_direction` certifies at least 98 % (parameter residual at most 1e-10, multipliers not
   negative, all margins at least 1), and names the reason for the others;
-* where the limit is known (fully connected: l2; two-layer diagonal: l1, two-layer full-length
-  convolution: l1 of the DFT; from starts that satisfy Theorem 2's condition) it is the independent
-  conic solution up to 1e-6, every time. The cells with "zero last layer" satisfy it throughout.
+* if theory knows the limit, the certified one is within 1e-6 of an independent conic solution,
+  every time. Theory knows it for fully connected networks (l2), and from starts that satisfy
+  Theorem 2's condition for two-layer diagonal networks (l1) and two-layer full-length convolutions
+  (l1 of the DFT). All starts of the cells with "zero last layer" satisfy this condition.
 """
 
 import argparse
@@ -93,7 +94,7 @@ CELLS = [
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One problem of one cell."""
+    """The results of one problem of one cell."""
 
     cell: str
     index: int
@@ -106,7 +107,7 @@ class Outcome:
     num_supports: int
     moved: float
     theorem_2: bool  # whether its condition on the start holds (fully connected: always)
-    conic: float | None  # distance to the conic solution, None where the limit is not known
+    conic: float | None  # distance to the conic solution, None if theory does not know the limit
     seconds: float
 
 
@@ -193,7 +194,7 @@ def summary(cell: Cell, outcomes: list[Outcome]) -> list[str]:
 
 
 def main() -> int:
-    """Prints a row per cell; 1 if a claim does not hold."""
+    """Print a row per cell; returns 1 if a claim does not hold."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

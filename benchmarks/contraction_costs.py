@@ -1,7 +1,7 @@
 """beta and all leave-one-out forms, and the dual flow's velocity: cost by size.
 
 Every cost is the core time of one evaluation for one lane, in a loop on the device, over a batch
-of lanes; see `scaling.py` for who asks, and for the expected orders.
+of lanes. `scaling.py` calls these functions and compares the costs with the expected orders.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,16 @@ from lintensor_jax.dynamics.reduced.mirror_flow import DualSystem
 from lintensor_jax.dynamics.system import System
 from lintensor_jax.networks import contractions
 
-# Numbers in a batch: as many as the second cache holds. And operations in one timing, roughly.
+# The most numbers in a batch (they fit into the second-level cache), roughly the operations in one
+# timing, and the most lanes in a batch.
 _NUMBERS, _OPERATIONS, _LANES = 2**16, 2e7, 64
 
 
 def evaluation(function: Callable, leaves: Any, lane_cost: float, repeats: int) -> float:
-    """Seconds of core time that function(one lane's leaves) takes, of the same structure.
+    """Seconds of core time of one call of `function` for one lane.
 
-    `lane_cost`: operations of one evaluation, which set how many are timed at once.
+    `function` takes one lane's leaves and returns leaves of the same structure. `lane_cost`: the
+    operations of one evaluation, which decide how many evaluations are timed at once.
     """
     size = sum(leaf.size for leaf in jax.tree.leaves(leaves))
     lanes = max(1, min(_LANES, _NUMBERS // size))
@@ -36,7 +38,7 @@ def evaluation(function: Callable, leaves: Any, lane_cost: float, repeats: int) 
         leaves,
     )
 
-    # Every evaluation depends on the one before, or XLA would take it out of the loop.
+    # Each evaluation depends on the one before. Otherwise XLA would move it out of the loop.
     def once(_, carry):
         change = jax.vmap(function)(carry)
         return jax.tree.map(lambda a, b: a - 1e-6 * b, carry, change)
@@ -51,7 +53,7 @@ def evaluation(function: Callable, leaves: Any, lane_cost: float, repeats: int) 
 
 
 def contraction(name: str, d: int, depth: int, repeats: int) -> float:
-    """beta and its leave-one-out forms at g = beta."""
+    """Seconds of core time of beta and its leave-one-out forms at g = beta."""
     rng = np.random.default_rng(0)
     if name == "diagonal":
         # Factors of about one, so that products of many neither vanish nor grow.
@@ -85,7 +87,7 @@ def expected_contraction(name: str, d: int, depth: int) -> float:
 
 
 def dual_velocity(d: int, n: int, repeats: int) -> dict[str, float]:
-    """d nu/dt of n dual variables and dTheta/dt of 2d parameters, from one diagonal network."""
+    """Seconds of core time of d nu/dt (n numbers) and dTheta/dt (2d) of one diagonal network."""
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((n, d)) / np.sqrt(d), rng.standard_normal(n)
     problem = lt.Regression(X, y)

@@ -17,7 +17,7 @@ import numpy as np
 
 from lintensor_jax.networks import contractions
 
-# Enough work per timing that a dispatch (10 us) does not show.
+# Enough evaluations per timing that a dispatch (10 us) is negligible.
 INNER = 50
 
 

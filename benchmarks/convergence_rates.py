@@ -1,4 +1,4 @@
-"""Proposition 1 and Theorem 3 of Min et al. 2021 along random flows: no violation, how tight.
+"""Proposition 1 and Theorem 3 of Min et al. 2021 along random flows: violations and tightness.
 
 Run from the repository root:
 
@@ -6,10 +6,11 @@ Run from the repository root:
 
 Two-layer networks on random regression: r < m, r = m and r > m, widths from min(m, r) upward, one
 output and several, more and fewer samples than inputs, X without full rank. Each layer and the
-targets have scales of their own, from 1e-3 to 1e3, X from 0.1 to 10, and half of the X are
+targets have separate scales, from 1e-3 to 1e3, X from 0.1 to 10, and half of the X are
 ill-conditioned.
-The flow is `gradient_flow`; at every saved time the rate is the squared norm of the gradient, by
-`jax.grad` of the loss, over the loss above its minimum, by NumPy: the theory has no part in it.
+The flow is `gradient_flow`. At every saved time the rate is the squared norm of the gradient, by
+`jax.grad` of the loss, divided by the loss above its minimum, by NumPy. No code of `lt.theory`
+computes the rate.
 
 Proposition 10: from the invariant set (V U_2^T = 0 and U_1 U_2^T = 0) flows end at the min-norm
 solution, to 1e-10; from V U_2^T = 0 alone they do not.
@@ -39,7 +40,7 @@ import lintensor_jax as lt  # noqa: E402
 from lintensor_jax.dynamics.statuses import status_name  # noqa: E402
 from lintensor_jax.theory import resting_part  # noqa: E402
 
-# (n, d, h, m, rank): few shapes, for each is compiled once; m = 0 is a scalar output.
+# (n, d, h, m, rank). There are few shapes because each needs a compilation. m = 0: a scalar output.
 SHAPES = (
     (2, 5, 2, 4, 2),  # r < m, h = r
     (3, 6, 5, 5, 3),  # r < m
@@ -57,15 +58,15 @@ SHAPES = (
     (1, 1, 1, 0, 1),  # the scalar network of section 3.1
 )
 SCALES = (1e-3, 1e3)
-# The flow's tolerance, and what its errors may add up to in the end: scalar networks meet Theorem 3
-# exactly, so that only the integrator's error is measured there.
+# The flow's tolerance, and the sum that its errors may reach. For scalar networks Theorem 3 is an
+# equality, so only the integrator's error is measured there.
 RTOL, ERROR = 1e-12, 1e-10
 # Times in units of the initial rate, the first of them the start.
 TIMES = np.array([0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0])
 MAX_STEPS = 1500
-# Rounding: that of the largest eigenvalue of D, times l_1(Sigma); some ulp of X U V^T and y in E.
-# (The integrator adds ERROR times X U V^T to E. That counts for Theorem 3, not for Proposition 1,
-# which holds at any state.)
+# Allowed rounding: ROUNDING for the largest eigenvalue of D times l_1(Sigma), and 16 ulp of X U V^T
+# and of y in E. (The integrator adds ERROR times X U V^T to E. This is allowed for Theorem 3 only:
+# Proposition 1 holds at any state.)
 ROUNDING = 1e-13
 ULPS = 16 * float(np.finfo(float).eps)
 MIN_NORM_BOUND = 1e-10
@@ -109,8 +110,8 @@ class Outcome:
 
     `rate_excess`: the most by which Proposition 1 exceeds the measured rate, in units of
     the allowed rounding. `loss_excess`: log of loss over Theorem 3 (from the start; Corollary 6
-    from every saved time), in the same units. Above 1 they are violations. `tightness`: rate over
-    Proposition 1 where that is positive.
+    from every saved time), in the same units. A number above 1 is a violation. `tightness`: the
+    measured rate over Proposition 1 at the times at which that is positive.
     """
 
     case: str
@@ -139,8 +140,9 @@ def cases(count: int) -> Iterator[Case]:
 def draw(index: int, shape: tuple[int, int, int, int, int]) -> Case:
     """Gaussian parameters, data and targets, each times a scale that is uniform in the logarithm.
 
-    In a quarter of the instances the scales are equal, and in another quarter the targets are those
-    of the start, moved by at most half: only near the targets is there a margin.
+    In a quarter of the instances the scales are equal. In a quarter, drawn independently, the
+    targets are the predictions of the start, changed by at most half: only then can the margin be
+    positive.
     """
     n, d, h, m, rank = shape
     rng = np.random.default_rng([2021, index])
@@ -156,7 +158,7 @@ def draw(index: int, shape: tuple[int, int, int, int, int]) -> Case:
     outputs = (m,) if m else ()
     first = scales[0] * rng.standard_normal((d, h))
     last = scales[1] * rng.standard_normal((h, *outputs))
-    # The data's scale only moves time and targets: a factor of the rate.
+    # The scale of the data only changes time and targets: it is a factor of the rate.
     X = X * scales[2] ** (1 / 3)
     predictions = X @ first @ last
     y = rng.standard_normal((n, *outputs))
@@ -187,8 +189,8 @@ def compare(case: Case) -> Outcome:
         max_steps=MAX_STEPS,
         throw=False,
     )
-    # Of a flow that ends early only the times that it reached; repeated, as each length would be
-    # another compilation.
+    # A flow that ends early has only the times that it reached. Its last one is repeated, because
+    # each number of times would need another compilation.
     weights = [np.asarray(w)[: len(TIMES)] for w in flow.observed.weights]
     reached = np.arange(len(weights[0]))
     padded = np.minimum(np.arange(len(TIMES)), reached[-1])
@@ -231,7 +233,7 @@ def compare(case: Case) -> Outcome:
 
 
 def itself(network):
-    """What is saved: all parameters."""
+    """The observable of the flow: all parameters are saved."""
     return network
 
 
@@ -260,12 +262,15 @@ def _excess(case, first, last):
 
 @dataclasses.dataclass(frozen=True)
 class Bias:
-    """Distances from the min-norm solution, relative: inside the invariant set, and half inside."""
+    """Relative distances of ends from the min-norm solution.
+
+    `inside`: from a start in the invariant set. `half_inside`: from V U_2^T = 0 alone.
+    """
 
     case: str
     inside: float
     half_inside: float
-    resting: float  # |U_2| over |U| inside: the set is not that of U_2 = 0
+    resting: float  # |U_2| / |U| of the start inside; positive, so U_2 = 0 is not needed
 
     @property
     def failed(self) -> bool:
@@ -306,7 +311,7 @@ def quantiles(values) -> str:
 
 
 def main() -> int:
-    """Prints violations and tightness; 1 if anything fails."""
+    """Print violations and tightness; returns 1 if anything fails."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

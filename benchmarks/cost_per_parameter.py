@@ -2,13 +2,13 @@
 
     python benchmarks/cost_per_parameter.py [--lanes 4096] [--rounds 5] [--out F.json]
 
-Pairs of batches with nearly as many parameters and as many samples: `MulticlassClassification`
-beside `Classification`, `MatrixCompletion` beside `Regression` and `MatrixSensing`, by the same
-architectures. All run by `batched_flow` with its defaults, one pair in turn, to the same stop rule
-on time; classes on two clocks, physical time and the log arc length, which is the default. Cost is
-core time over the steps of all lanes and over the parameters of one. Claim: no more than 1.3 times
-that of the older problem. Three classes have two margins a sample: one pair has as many margins
-instead of as many samples.
+The batches of a pair have nearly the same number of parameters and the same number of samples:
+`MulticlassClassification` beside `Classification`, `MatrixCompletion` beside `Regression` and
+`MatrixSensing`. All run by `batched_flow` with its defaults, in turn, to the same stop rule on
+time. Classes run on two clocks: physical time, and the log arc length, which is the default. The
+cost is core time, divided by the steps of all lanes and by the parameters of one lane. Claim: the
+cost is at most 1.3 times that of the older problem. Three classes have two margins a sample: one
+pair has the same number of margins instead of the same number of samples.
 """
 
 import argparse
@@ -97,7 +97,7 @@ CASES: list[tuple[str, Any, lt.AbstractClock]] = [
 
 
 def runs(like: Any, problem: Any, lanes: int, clock: lt.AbstractClock) -> Any:
-    """A function that runs all lanes and gives their steps, and the parameters of one."""
+    """A function that runs all lanes and returns (steps, evaluator); the parameters of a lane."""
     keys = jax.random.split(jax.random.key(0), lanes)
     starts = jax.vmap(lambda key: gaussian(like, key, 0.5))(keys)
     size = sum(leaf.size for leaf in jax.tree.leaves(like))
@@ -111,7 +111,7 @@ def runs(like: Any, problem: Any, lanes: int, clock: lt.AbstractClock) -> Any:
 
 
 def measured(pair: Any, clock: lt.AbstractClock, lanes: int, rounds: int) -> dict[str, Any]:
-    """The costs of both, in ns a step and a parameter, and the new one over the older."""
+    """The parameters and the evaluators of both, and the new cost per parameter over the older."""
     programs = [runs(like, problem, lanes, clock) for like, problem in pair]
     for run, _ in programs:
         run()
@@ -132,7 +132,7 @@ def measured(pair: Any, clock: lt.AbstractClock, lanes: int, rounds: int) -> dic
 
 
 def main() -> int:
-    """The table; 1 if a pair is above the bound."""
+    """Print the table; returns 1 if a pair is above the bound."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--lanes", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)

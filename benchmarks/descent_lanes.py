@@ -7,8 +7,8 @@ under `jax.vmap` and NumPy over all lanes at once; they take steps and nothing e
 
     python benchmarks/descent_lanes.py [--lanes 10000] [--steps 10000] [--rounds 3]
 
-With --store the lanes are a sweep, and the program does nothing else. It can be killed and started
-again, and goes on with the chunks that are left:
+With --store the lanes are a sweep, and nothing is compared or timed otherwise. The program can be
+killed and started again; then it continues with the chunks that are left:
 
     python benchmarks/descent_lanes.py --steps 100000 --store FOLDER
 """
@@ -50,7 +50,7 @@ def ours(step_size, key, num_steps):
 
 
 def plain(step_size, key, num_steps):
-    """One lane, with no more than the steps."""
+    """One lane that takes the steps and computes nothing else; returns beta."""
 
     def step(carry, _):
         weights, key = carry
@@ -65,7 +65,7 @@ def plain(step_size, key, num_steps):
 
 
 def in_numpy(step_sizes, num_steps):
-    """All lanes at once."""
+    """The steps of all lanes at once, in NumPy; returns beta (lanes, d)."""
     rng = np.random.default_rng(1)
     u, v = (np.repeat(w[None], len(step_sizes), axis=0) for w in WEIGHTS)
     scale = N * step_sizes[:, None]
@@ -78,7 +78,7 @@ def in_numpy(step_sizes, num_steps):
 
 
 def swept(lanes, num_steps, folder):
-    """The lanes as a sweep, or the rest of it."""
+    """Run the lanes as a sweep in `folder`, or resume it."""
     sweeps = lt.sweeps
     grid = sweeps.Grid(
         (sweeps.Axis("step_size", np.geomspace(1e-2, 1e-1, lanes)),),

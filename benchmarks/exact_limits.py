@@ -7,9 +7,9 @@ Run from the repository root:
 Diagonal networks from normal starts of one problem: two layers at d = 2, n = 1, and d = 32, n = 8
 (`two_layer_limit`), and from w_1 = w_2 = alpha eta, w_3 = 0 (`diagonal_limit` of Theorem 5, Yun et
 al. 2021, L = 3). The lanes of one vmap share X and y. `batched_flow` is called with its defaults.
-The column "of the flow" is the solver's core time of a lane over its flow's. Before anything is
-timed, solver and flow have to agree. A vmap runs all lanes until the last one has converged: the
-column "iterations" has the median and the largest number.
+The column "of the flow" is the solver's core time of a lane over that of its flow. Before anything
+is timed, solver and flow must agree. A vmap runs all lanes until the last one has converged, so the
+column "iterations" has both the median and the largest number.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from measure import Row, Variant, WrongAnswer
 import lintensor_jax as lt
 from lintensor_jax.theory.regression.yun_theorem_5 import limit_point
 
-# Flows at their defaults keep their limits to about the square of the finish's step.
+# At its defaults a flow's limit has an error of about the square of the finish's last step.
 CLOSE = 1e-6
 
 
@@ -77,7 +77,7 @@ def theorem_5(d: int, n: int, lanes: int) -> tuple[Callable, Callable]:
 
 
 def rows_of(title: str, solver: Callable, flow: Callable, repeats: int) -> list[Row]:
-    """The two rows of one problem."""
+    """The rows of one problem: its flow, and its solver."""
     ends: dict[str, Any] = {}
 
     def of_flow(answer: lt.BatchedFlow) -> Row:

@@ -7,10 +7,10 @@ Run from the repository root:
 A program is a chain of primitives on small arrays: arithmetic, comparisons, integers with and
 without signs, conversions, products of matrices, reductions, moves of data, branches and programs
 within programs. All numbers are small multiples of 1/2, infinite or NaN, so that nothing rounds and
-every evaluator has to have the same results: machine code, entry by entry, whole arrays with the
-lanes last. JAX runs one primitive at a time here, since XLA's rewriting of whole programs takes 0
-times infinity for 0. What machine code refuses is counted. The program ends with an error at the
-first difference.
+all evaluators must have the same results. The evaluators are machine code, evaluation entry by
+entry, and whole arrays with the lanes last. JAX runs one primitive at a time here, because XLA
+rewrites whole programs and replaces 0 times infinity by 0. What machine code refuses is counted.
+The program ends with an error at the first difference.
 """
 
 import argparse
@@ -41,7 +41,7 @@ Choose = Callable[[int], int]  # one of the numbers 0, ..., n - 1
 
 
 def _capped(x):
-    """Numbers that stay small, so that the next product is exact."""
+    """x, clamped to small numbers, so that the next product is exact."""
     if x.dtype.kind != "f":
         return x
     most = jnp.asarray(_MOST, x.dtype)
@@ -59,12 +59,12 @@ def _integers(x, choose):
 
 
 def _like(x, y):
-    """The second in the dtype of the first."""
+    """y in the dtype of x."""
     return y.astype(x.dtype)
 
 
 def _known(x, choose):
-    """Numbers that are known while tracing, of the shape and dtype of others."""
+    """Numbers that are known while tracing, with the shape and dtype of x."""
     numbers = [_NUMBERS[choose(7)] for _ in range(_SIZE)]
     return jnp.asarray(np.abs(numbers) if x.dtype.kind == "u" else numbers).astype(x.dtype)
 
@@ -198,7 +198,7 @@ _STEPS: list[Callable] = [
 
 
 def random_program(choose: Choose, steps: int) -> Callable:
-    """A function of one row (4,), a vector of as many floats, traced once."""
+    """A function of one row (4,), traced once; it returns a list with one vector of four floats."""
 
     def program(row):
         values = [row, row[::-1]]
@@ -220,7 +220,7 @@ def random_rows(choose: Choose) -> np.ndarray:
 
 
 def by_kernel(function: Callable, rows: np.ndarray) -> np.ndarray:
-    """Through one turn of machine code; raises `Unsupported`."""
+    """The results of one turn of machine code; raises `Unsupported`."""
 
     def step(row):
         return jnp.concatenate([jnp.zeros(1), function(row[1:])[0]])
@@ -234,7 +234,7 @@ def by_kernel(function: Callable, rows: np.ndarray) -> np.ndarray:
 
 
 def by_entries(function: Callable, rows: np.ndarray) -> np.ndarray:
-    """Entry by entry; raises `NotImplementedError`."""
+    """The results entry by entry; raises `NotImplementedError`."""
     closed = jax.make_jaxpr(function)(rows[0])
 
     with jax.disable_jit():
@@ -244,7 +244,7 @@ def by_entries(function: Callable, rows: np.ndarray) -> np.ndarray:
 
 
 def by_lanes(function: Callable, rows: np.ndarray) -> np.ndarray:
-    """Whole arrays, lanes last."""
+    """The results of whole arrays with the lanes last."""
     closed = jax.make_jaxpr(function)(rows[0])
     with jax.disable_jit():
         (found,) = apply_lanes_last(closed, [True], {}, jnp.asarray(rows.T))
@@ -255,7 +255,7 @@ EVALUATORS: dict[str, Any] = {"native": by_kernel, "entries": by_entries, "lanes
 
 
 def check(choose: Choose, steps: int) -> list[str]:
-    """Compares all evaluators on one program; returns those that refused it, prints differences."""
+    """Compare all evaluators on one program; returns refusals. A difference: AssertionError."""
     function, rows = random_program(choose, steps), random_rows(choose)
     with jax.disable_jit():
         expected = np.asarray(jax.vmap(lambda row: function(row)[0])(jnp.asarray(rows)))

@@ -1,4 +1,4 @@
-"""Batches on a GPU: right, how fast, and what bounds them. One command of at most eight minutes.
+"""Batches on a GPU: correctness, speed and bounds, in one command of at most eight minutes.
 
 Run from the repository root, on a machine with a GPU that JAX finds:
 
@@ -11,8 +11,8 @@ results.json and table.md are written after every part, and name parts for which
 - `bounds`: bytes and float64 operations a second, measured;
 - `correct`: ends of five networks, by machine code and by XLA, against the CPU's machine code;
 - `rates`: lanes a second of plain `jit(vmap(diffeqsolve))`, of XLA's stepper and of machine code,
-  for 1e3 to 1e7 lanes, as parts of the bounds: machine code of the float64 operations, XLA's
-  stepper of the bytes of a step;
+  for 1e3 to 1e7 lanes. Machine code is also compared with the bound on float64 operations, and
+  XLA's stepper with the bound on bytes;
 - `classification`: lanes a second to a margin of 1e6;
 - `store`: a stored sweep of 1e6 lanes.
 """
@@ -42,17 +42,17 @@ _NETWORKS = programs.SIZES[:5]
 
 
 class Clock:
-    """The time that is left."""
+    """Says whether enough of a time budget is left."""
 
     def __init__(self, seconds: float):
         self._begun, self._seconds = time.perf_counter(), seconds
 
     def has(self, seconds: float) -> bool:
-        """Whether so many seconds are left."""
+        """Whether `seconds` are left."""
         return time.perf_counter() + seconds < self._begun + self._seconds
 
     def part(self, share: float) -> "Clock":
-        """A clock that has only so much of the whole time."""
+        """A clock with the same start and this share of the whole time."""
         part = Clock(share * self._seconds)
         part._begun = self._begun
         return part
@@ -77,7 +77,7 @@ def _on_cpu(tree: Any) -> Any:
 def correct(lanes: int, sizes: Sequence[Any], clock: Clock) -> Iterator[Row]:
     """Machine code and XLA of the device against machine code of the CPU.
 
-    First one case of each network, then the rest.
+    The first case of every network comes before the other cases.
     """
     cases = [(False, "Dopri8"), (True, "Tsit5"), (False, "Tsit5"), (True, "Dopri8")]
     for classification, method in cases if len(sizes) > 1 else cases[:2]:
@@ -156,7 +156,10 @@ def _computed(x):
 
 
 def rates(counts: list[int], clock: Clock, known: dict[str, float]) -> Iterator[Row]:
-    """Lanes a second of three programs; `known`: the bounds."""
+    """Lanes a second of three programs.
+
+    `known`: the measured bounds, and the float64 instructions of a step by method.
+    """
     system = batched.System.of(batched.network("diagonal", 2, 2), programs.problem(2, 1))
     for count in counts:
         theta = batched.starts(system, count, 0.01)
@@ -234,7 +237,7 @@ def _start(point: Any) -> Any:
 
 
 def run(tiny: bool, seconds: float, out: Path) -> list[Row]:
-    """All parts; writes after each of them."""
+    """Run all parts, write the results after each of them, and return all rows."""
     clock = Clock(seconds)
     counts = [1000] if tiny else [10**k for k in range(3, 8)]
     rows: list[Row] = []
@@ -276,10 +279,10 @@ def run(tiny: bool, seconds: float, out: Path) -> list[Row]:
 
 
 def main() -> int:
-    """The command line."""
+    """Run all parts; returns 0."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--tiny", action="store_true", help="few lanes: a trial, also on a CPU")
-    parser.add_argument("--seconds", type=float, default=420.0, help="after them nothing is begun")
+    parser.add_argument("--seconds", type=float, default=420.0, help="nothing begins later")
     parser.add_argument("--out", type=Path, default=Path("results/gpu"))
     arguments = parser.parse_args()
     measure.set_up()

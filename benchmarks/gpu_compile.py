@@ -8,15 +8,15 @@ Run from the repository root:
     pip install "jax[cuda12]"              # optional: XLA's compiler for GPUs, 6 GB
     python benchmarks/gpu_compile.py --xla
 
-Machine code: the kernels of `lintensor_jax.dynamics.batch.cuda` are assembled for a GPU that need
-not be there. A row has the registers of a thread, the bytes that do not fit them, and the warps
-that a multiprocessor holds at once. The rates are upper bounds from the data sheet of an H200, for
-instructions that take no time but their own: nothing is run.
+Machine code: the kernels of `lintensor_jax.dynamics.batch.cuda` are assembled; the machine needs no
+GPU. A row has the registers of a thread, the bytes spilled from registers, and the warps that a
+multiprocessor holds at once. The rates are upper bounds from the data sheet of an H200: they assume
+that no instruction waits. Nothing is run.
 
---xla: the programs of XLA are compiled for an H200, as JAX does it without one. A row has the bytes
-of a lane, against those for which `batched_flow` makes room, and the kernels of a step: those of
-the innermost loop and its condition. The host decides once a turn whether a loop goes on, unless
-the driver takes the loop as one command.
+--xla: XLA's programs are compiled for an H200, which JAX can do without one. A row has the bytes of
+a lane beside the bytes that `batched_flow` reserves for it, and the kernels of a step: those of the
+innermost loop and of its condition. The host decides once a turn whether a loop goes on, unless the
+driver runs the loop as one command.
 """
 
 import argparse
@@ -52,7 +52,7 @@ device_description_str: "NVIDIA H200 141GB HBM3e"
 
 
 def find_ptxas() -> str | None:
-    """NVIDIA's assembler: of the CUDA toolkit, or of the package triton."""
+    """The path of NVIDIA's assembler, of the CUDA toolkit or of the package triton, or None."""
     found = shutil.which("ptxas")
     spec = importlib.util.find_spec("triton") if found is None else None
     if spec is not None and spec.submodule_search_locations:
@@ -95,7 +95,7 @@ def instructions_of(text: str) -> tuple[int, int]:
 
 
 def bounds_of(found: dict[str, Any], total: int, computing: int) -> dict[str, Any]:
-    """Warps of a multiprocessor, and most steps of lanes in a second, by the data sheet."""
+    """Warps of a multiprocessor, and a bound on lane steps a second, from the data sheet."""
     of_warp = 8 * -(-found["registers"] // 8) * _WARP  # registers are given in units of 8
     warps = min(_MOST_WARPS, _H200["registers"] // of_warp)
     clocks = max(total / _H200["issues"], computing / _H200["fp64"])
@@ -182,9 +182,9 @@ def _compiled(function: Any, stepper: Any, chunk: Any, place: Any) -> Any:
 
 
 def main() -> int:
-    """The command line."""
+    """Compute the tables, print and write them; returns 0."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--ptxas", help="NVIDIA's assembler; default: on the path, or of triton")
+    parser.add_argument("--ptxas", help="NVIDIA's assembler; default: the one on PATH, or triton's")
     parser.add_argument("--arch", default="sm_90", help="the GPU to assemble for (H200: sm_90)")
     parser.add_argument("--quick", action="store_true", help="two networks only")
     parser.add_argument("--xla", action="store_true", help="compile XLA's programs as well")

@@ -40,7 +40,7 @@ def _network(name: str, depth: int, d: int) -> Any:
     return lt.TensorNetwork(data, jnp.zeros((depth, d)))
 
 
-#: Networks of the tables: name, layers, dimension, samples. All but the last have classifications.
+#: Networks of the tables: name, layers, dimension, samples.
 SIZES = (
     ("diagonal", 2, 2, 1),
     ("convolution", 2, 2, 1),
@@ -54,12 +54,12 @@ SIZES = (
 
 
 def in_words(name: str, depth: int, d: int, n: int) -> str:
-    """A network and its data, in a table."""
+    """The name of a network and its data in a table."""
     return f"{name}, L = {depth}, d = {d}, n = {n}"
 
 
 def problem(d: int, n: int, classification: bool = False) -> Any:
-    """Data of the paper for d = 2 and n = 1, else normal ones."""
+    """Data of the paper (Yun et al. 2021) for d = 2 and n = 1, else normal random data."""
     rng = np.random.default_rng(0)
     X = np.array([[1.0, 2.0]]) if (d, n) == (2, 1) else rng.standard_normal((n, d)) / np.sqrt(d)
     if classification:
@@ -81,7 +81,7 @@ def starts(name: str, depth: int, d: int, count: int, seed: int = 0) -> Any:
 
 @contextlib.contextmanager
 def as_on_a_gpu(**patches: Any) -> Iterator[None]:
-    """Devices are taken for those of CUDA. `patches`: of `batched_flow`'s module."""
+    """Treat all devices as CUDA devices. `patches` replace names of `batched_flow`'s module."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(hardware, "kind_of", return_value="cuda"))
         for name, value in patches.items():
@@ -90,7 +90,7 @@ def as_on_a_gpu(**patches: Any) -> Iterator[None]:
 
 
 def stepper_and_chunk(networks: Any, data: Any, **options: Any) -> tuple[Any, Any]:
-    """What `batched_flow` hands to the programs of its first chunk."""
+    """The stepper and the chunk that `batched_flow` passes to the program of its first chunk."""
     caught: list[Any] = []
 
     def catch(stepper, compilation, chunk, *rest):
@@ -126,9 +126,9 @@ _OPERATION = re.compile(r"\s+(?:ROOT )?%?[\w.\-]+ = (?:\(.*?\)|\S+) ([a-z][\w\-]
 
 
 def kernels_of_a_step(text: str) -> tuple[int, int]:
-    """Kernels of the innermost loop of a program of XLA, and its decisions by the host.
+    """Numbers of kernels and of host decisions in a turn of an XLA program's innermost loop.
 
-    `text`: the program as it is run, in XLA's language. A loop's condition is one decision a turn,
+    `text`: the compiled program in XLA's language (HLO). A loop's condition is one decision a turn,
     and so is every branch in it.
     """
     parts: dict[str, list[str]] = {}

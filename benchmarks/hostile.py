@@ -4,13 +4,13 @@ Run from the repository root:
 
     python benchmarks/hostile.py [--cases 10000] [--seed 0] [--area NAME ...] [--only N] [--out DIR]
 
-A case is one call: data of extreme scales, zeros, duplicates, ties, saddles, integers, float32,
-arguments that are none. Oracles are SciPy's ODE solvers, mpmath, exact fractions, HiGHS, and
-non-negative least squares; none of them shares code with the package. Outcomes are counted by
-area: right; refused, with the name of an argument; said to be open; failed, and said so; and the
-three faults: a wrong answer without a word, a traceback that names no argument, a hang. The
-program ends with 1 if there is a fault. Case N of an area and a seed is always the same one:
-`--area NAME --only N` repeats it.
+A case is one call with hostile input: extreme scales, zeros, duplicates, ties, saddles, integers,
+float32, or invalid arguments. Oracles are SciPy's ODE solvers, mpmath, exact fractions, HiGHS, and
+non-negative least squares; none of them shares code with the package. Outcomes are counted by area:
+right; refused, with the name of an argument; reported as open; reported as failed; and three
+faults: a wrong answer without a warning, a traceback that names no argument, a hang. The exit code
+is 1 if there is a fault. Case N of an area and a seed is always the same one: `--area NAME --only
+N` repeats it.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from typing import Any
 import numpy as np
 
 Row = dict[str, Any]
-# Beyond its limit a case has so many seconds to notice; then its process is ended.
+# After its time limit a case has so many seconds to end by itself; then its process is killed.
 _GRACE = 30.0
 
 
 def cases_of(area: str, seed: int, numbers: Iterator[int] | range, limit: float) -> Iterator[Row]:
-    """Runs cases of one area in this process."""
+    """Run cases of one area in this process; yields a row for each."""
     from hostile_cases.catalogue import AREAS
     from hostile_cases.outcomes import HANG, TRACEBACK, Verdict, run
 
@@ -52,7 +52,7 @@ def cases_of(area: str, seed: int, numbers: Iterator[int] | range, limit: float)
             verdict = run(case)
         except TimeoutError:
             verdict = Verdict(HANG, note=f"more than {limit:.0f} s")
-        except Exception as error:  # of this program
+        except Exception as error:  # a fault of this program, not of the package
             verdict = Verdict(TRACEBACK, note=f"making the case: {error!r}")
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -69,7 +69,7 @@ def cases_of(area: str, seed: int, numbers: Iterator[int] | range, limit: float)
 
 
 def set_up() -> None:
-    """float64, and no warnings: what counts is what is returned or raised."""
+    """Set float64 and silence warnings: only what is returned or raised counts."""
     import jax
 
     jax.config.update("jax_enable_x64", True)
@@ -89,7 +89,7 @@ def _work(area, seed, numbers, limit, rows) -> None:
 
 
 def area_in_process(area: str, seed: int, count: int, limit: float) -> Iterator[Row]:
-    """Cases of one area in a process of their own; after a hang or a crash in another one."""
+    """Run cases of one area in another process; a hang or a crash starts a new process."""
     context = multiprocessing.get_context("spawn")
     following = 0
     while following < count:
@@ -97,7 +97,7 @@ def area_in_process(area: str, seed: int, count: int, limit: float) -> Iterator[
         numbers = range(following, count)
         process = context.Process(target=_work, args=(area, seed, numbers, limit, rows))
         process.start()
-        wait = 120.0 + limit  # of the first row: imports
+        wait = 120.0 + limit  # for the first row, which includes the imports
         try:
             while True:
                 row = _next_row(rows, process, wait)
@@ -123,7 +123,7 @@ def _next_row(rows, process, wait) -> Row | None:
         except queue.Empty:
             if not process.is_alive() and rows.empty():
                 raise TimeoutError(f"the process died (exit code {process.exitcode})") from None
-    raise TimeoutError(f"more than {wait:.0f} s, and deaf to its time limit")
+    raise TimeoutError(f"more than {wait:.0f} s: the time limit had no effect")
 
 
 def table(rows: list[Row]) -> str:
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="the number of one case of one area")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds of one case")
     parser.add_argument("--out", type=Path, help="folder for results.json and table.md")
-    parser.add_argument("--quiet", action="store_true", help="no words about single faults")
+    parser.add_argument("--quiet", action="store_true", help="do not print single faults")
     arguments = parser.parse_args()
     areas = arguments.area or list(AREAS)
     if arguments.only is not None:

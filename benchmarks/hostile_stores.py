@@ -5,11 +5,11 @@ Run from the repository root:
     python benchmarks/hostile_stores.py [--record]
 
 Every case is a copy of one small store, half of whose chunks are missing, with one change. All
-checksums that the change touches are made again, as an attacker would. Then `status`, `verify`,
-`resume` and a report are asked for. A case has failed if a file beside the store
-was opened, changed or removed, if a module of the attacker was imported, if a program was started,
-or if a script stands in the page. An audit hook of Python watches. Exit code 1 if a case has
-failed.
+checksums that the change affects are computed again, as an attacker would do. Then `status`,
+`verify`, `resume` and `write_report` are called. A case has failed if a file beside the store was
+opened, changed or removed, if a module of the attacker was imported, if a program was started, or
+if the report's page contains a script. An audit hook of Python records these events. The exit code
+is 1 if a case has failed.
 """
 
 import argparse
@@ -35,13 +35,13 @@ import lintensor_jax as lt
 from lintensor_jax.sweeps import status, verify, write_report
 from lintensor_jax.sweeps.store import sealed
 
-# The imports compute nothing, so that float64 comes in time.
+# The imports compute nothing, so float64 can still be set here.
 jax.config.update("jax_enable_x64", True)
 mpl.use("agg")
 
 EVIL = "attacker_module"
 SCRIPT = "<script>alert(1)</script>"
-Change = Callable[[Path, Path], None]  # of a store; the second folder lies beside it
+Change = Callable[[Path, Path], None]  # arguments: a store, and a folder beside it
 CASES: dict[str, Change] = {}
 _events: list[str] = []
 _watched: list[str] = []
@@ -69,7 +69,7 @@ def description(store: Path) -> dict[str, Any]:
 
 
 def write(store: Path, about: dict[str, Any]) -> None:
-    """Write a description with fitting checksums."""
+    """Write a description with matching checksums."""
     files = about["skeleton"]
     about["skeleton"] = {name: _checksum(store / name, kept) for name, kept in files.items()}
     about["arrays"] = _checksum(store / ".sweep" / "arrays.npz", about["arrays"])
@@ -307,7 +307,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def watching(folder: Path) -> Iterator[None]:
-    """Watch a folder, and what runs."""
+    """Record accesses to a folder, and programs and modules that run."""
     _events.clear()
     _watched.append(str(folder))
     try:
@@ -317,7 +317,7 @@ def watching(folder: Path) -> Iterator[None]:
 
 
 def attempt(name: str, change: Change, good: Path, folder: Path) -> tuple[bool, list[str]]:
-    """Whether nothing ran and nothing outside was touched; and what the calls said."""
+    """Whether nothing ran and nothing outside was touched; and the outcomes of the calls."""
     store, beside = folder / "store", folder / "beside"
     beside.mkdir(parents=True)
     (beside / "secret").write_text("a secret")
@@ -351,7 +351,7 @@ def attempt(name: str, change: Change, good: Path, folder: Path) -> tuple[bool, 
 
 
 def main() -> int:
-    """All cases; returns the exit code."""
+    """Run all cases; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -366,7 +366,7 @@ def main() -> int:
         good = _configuration(folder)
         first = shutil.copytree(good, folder / "first")
         lt.resume(first)
-        write_report(first)  # libraries are imported now, some of which unpickle their own tables
+        write_report(first)  # imports libraries before the hook: some of them unpickle tables
         sys.addaudithook(_hook)
         for number, (words, change) in enumerate(CASES.items()):
             fine, said = attempt(words, change, good, folder / str(number))

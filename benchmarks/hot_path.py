@@ -7,10 +7,10 @@ Run from the repository root:
 Parts: sweep, uneven, classification, one-lane, work-precision, scaling, tensor. Each is a separate
 program in this folder, whose docstring describes the measurement: batched.py (two parts),
 margins.py, one_lane.py, work_precision.py, scaling.py, tensor.py. SciPy comes with the extra
-`test`; PyTorch, torchdiffeq and torchode with the extra `peers`, and are left out where they are
-not installed. A GPU is used where JAX finds one, and only there absolute times are printed.
+`test`; PyTorch, torchdiffeq and torchode with the extra `peers`, and are left out if they are
+not installed. A GPU is used if JAX finds one, and only then absolute times are printed.
 
---quick takes a few minutes on two cores, few lanes and few repeats: enough to check that
+--quick takes a few minutes on two cores. It has few lanes and few repeats: enough to check that
 everything works, too few for reliable numbers.
 """
 
@@ -33,7 +33,7 @@ Part = Callable[[Effort, Path], list[Row]]
 
 
 def sweep(effort: Effort, folder: Path) -> list[Row]:
-    """The paper sweep, small and large; peers beside the small one."""
+    """The rows of the paper sweep, small and large; the small one also has peers."""
     rows = []
     for lanes in (1024,) if effort.quick else (4096, 65_536):
         for name in batched.ARCHITECTURES:

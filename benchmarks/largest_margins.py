@@ -6,11 +6,12 @@ many times longer):
     export OPENBLAS_NUM_THREADS=1
     python benchmarks/largest_margins.py [--quick] [--repeats 5] [--out largest_margins.json]
 
-HiGHS (SciPy's linprog, simplex and inner point) solves l1 and l-infinity. Clarabel solves l2 as
-min |w|^2 / 2 subject to Z w >= 1. Both are called directly on the same rows, at the accuracy that
-is their default. Before anything is timed, the norms have to agree to 1e-6. Variants run in turn in
-one process. The column "of the best" is our core time over that of the best of the others: above 1
-we are slower. `max_margin` also certifies its answer, to the KKT residual in the table.
+HiGHS (SciPy's linprog, simplex and interior point) solves l1 and l-infinity. Clarabel solves l2 as
+min |w|^2 / 2 subject to Z w >= 1. Both are called directly on the same rows, with their default
+accuracy. Before anything is timed, the norms must agree to 1e-6. Variants run in turn in one
+process. The column "of the best" is the core time of `max_margin` over that of the best other
+solver: above 1, `max_margin` is slower. It also certifies its answer, to the KKT residual in the
+table.
 """
 
 import argparse
@@ -72,7 +73,7 @@ def l2_by_clarabel(rows: np.ndarray) -> float:
 
 
 def others(name: str, rows: np.ndarray) -> dict[str, Callable[[], float]]:
-    """The solvers that know this norm."""
+    """The other solvers of this norm, by name; each returns the least norm."""
     if name == "l2":
         return {"Clarabel": lambda: l2_by_clarabel(rows)}
     solve = l1_by_highs if name == "l1" else largest_by_highs

@@ -4,13 +4,13 @@ Run from the repository root; `hot_path.py` runs it with everything else:
 
     python benchmarks/margins.py [--lanes 4096] [--repeats 5]
 
-Two-layer diagonal networks from alpha in 0.01..1: the toy data of Yun et al. 2021, section 6
-(z_1 = [1, 2], z_2 = [0, 3]) to margin 1e8, and 20 random separable samples of dimension 10, from
-whose ends `limit_direction` continues a few lanes to certified limits. Both programs integrate the
-same equation, in log-arc length, with the same method, tolerances and stop. Where several samples
-support the limit, as in the random data, the equation is as stiff as the margin is large and an
-explicit method needs 6 steps for every unit of it: all lanes go to margin 1e2, a few to 1e4, there
-beside `gradient_flow`, which turns implicit.
+Two-layer diagonal networks from alpha in 0.01..1: the toy data of Yun et al. 2021, section 6 (z_1 =
+[1, 2], z_2 = [0, 3]) to margin 1e8, and 20 random separable samples of dimension 10.
+`limit_direction` continues a few lanes of the random data to certified limits. Both programs
+integrate the same equation, in log-arc length, with the same method, tolerances and stop. If
+several samples support the limit, as in the random data, the stiffness grows with the margin, and
+an explicit method needs 6 steps for every unit of margin. So all lanes go to margin 1e2, and only a
+few to 1e4; those are also compared with `gradient_flow`, which changes to an implicit method.
 """
 
 import argparse
@@ -33,7 +33,8 @@ from lintensor_jax.dynamics.system import System
 
 RTOL = 1e-8
 MOST_STEPS, MOST_STIFF_STEPS = 4096, 100_000
-# Directions move like 1/margin at most where both stop, and lanes stop at margins a step apart.
+# At the stop, directions change at most like 1/margin, and the two programs stop at margins that
+# differ by up to one step.
 CLOSE = 1e-3
 # At most this share of the lanes may be unfinished when the steps are spent.
 FEW = 0.02
@@ -91,7 +92,7 @@ def random_data() -> lt.Classification:
 
 
 def check(title: str, name: str, margin: float, ends: dict[str, Any]) -> Callable[[Any], Row]:
-    """What a variant's answer adds to its row; WrongAnswer if it is far from plain."""
+    """A function that makes the columns of an answer; WrongAnswer if it is far from plain."""
 
     def row(answer: Any) -> Row:
         if isinstance(answer, lt.BatchedFlow):
@@ -138,7 +139,7 @@ def implicit(networks: Any, problem: Any, margin: float) -> tuple[np.ndarray, ..
             saveat=diffrax.SaveAt(steps=True),
             rtol=RTOL,
         )
-        # The last step ends at a margin a fifth too large, in another direction.
+        # The last step ends at a margin a fifth too large, so the direction is interpolated.
         before, after = np.asarray(flow.log_margin)[-2:]
         share = (np.log(margin) - before) / (after - before)
         ends = np.asarray(flow.direction)[-2:]
@@ -210,7 +211,7 @@ def limits(flow: lt.BatchedFlow, problem: Any, count: int) -> Row:
 
 
 def rows_of(effort: Effort, lanes: int) -> list[Row]:
-    """The toy data and the random ones."""
+    """The rows of the toy data and of the random data."""
     toy = lt.Classification(np.array([[1.0, 2.0], [0.0, 3.0]]), np.ones(2))
     rows, _ = compare(effort, "toy", toy, 1e8, lanes)
     data, title = random_data(), "random, d = 10, n = 20"
@@ -218,7 +219,7 @@ def rows_of(effort: Effort, lanes: int) -> list[Row]:
     rows += more
     if effort.quick:
         return rows
-    # A minute each.
+    # Each call takes a minute.
     once = Effort(repeats=1)
     more, flow = compare(once, title, data, 1e4, 64, MOST_STIFF_STEPS)
     return [*rows, *more, limits(flow, data, 8)]

@@ -1,9 +1,9 @@
 """How the benchmarks measure: answers are checked first, variants take turns, ratios are printed.
 
-An absolute time says as much about the machine as about the program, so a row holds how many times
-faster than the baseline of its problem a variant was, by the wall and in core time (of all
-threads); on a GPU absolute times are added, with the name of the GPU. Compile times are an
-exception: there is a budget for them, in seconds.
+An absolute time depends on the machine as much as on the program. So a row says how many times
+faster a variant was than the baseline of its problem, in wall time and in core time (of all
+threads). On a GPU absolute times are added, with the name of the GPU. Compile times are in seconds,
+because there is a budget for them.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 class WrongAnswer(RuntimeError):
-    """A variant has a wrong answer; it is not timed."""
+    """A variant has a wrong answer, so it is not timed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Effort:
 
 
 def set_up() -> None:
-    """float64, no cache of compiled programs; before any computation."""
+    """Set float64 and no cache of compiled programs; call this before any computation."""
     jax.config.update("jax_enable_x64", True)
-    # A cache of earlier runs would make compile times zero.
+    # With a cache of earlier runs, compile times would be zero.
     jax.config.update("jax_compilation_cache_dir", None)
 
 
@@ -96,7 +96,7 @@ def _version(name: str) -> str | None:
 
 
 def timed(function: Callable[[], Any], calls: int = 1) -> tuple[Any, float, float]:
-    """The result of a call, and its seconds by the wall and of all cores, of so many on average."""
+    """The result of the last of `calls` calls, and the mean seconds of one: wall, all cores."""
     start, cores = time.perf_counter(), time.process_time()
     for _ in range(calls):
         result = jax.block_until_ready(function())
@@ -107,8 +107,8 @@ def timed(function: Callable[[], Any], calls: int = 1) -> tuple[Any, float, floa
 def medians(variants: Sequence[Variant], repeats: int) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds of every variant, wall and cores: medians of turns, scaled to all lanes.
 
-    A turn of a short call are many of them: a single one would be measured with the caches full of
-    what another variant left there.
+    A turn repeats a short call many times. A single call would be slowed by the caches, which then
+    hold the data of another variant.
     """
     times: dict[str, list[tuple[float, float]]] = {variant.name: [] for variant in variants}
     for turn in range(repeats):
@@ -178,7 +178,7 @@ def _table(part: str, rows: list[Row]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A ratio with three digits."""
+    """A value as the text of a cell; numbers have about three digits."""
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -197,7 +197,7 @@ def write(
     wrong: Sequence[str] = (),
     title: str = "The hot path, measured",
 ) -> str:
-    """`results.json` and `table.md` in `folder`; returns the table. `wrong`: what has no rows."""
+    """Write results.json and table.md; returns the table. `wrong`: why a part has no rows."""
     folder.mkdir(parents=True, exist_ok=True)
     device = f"{about['devices']} x {about['device']} ({about['processor']})"
     versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items() if v is not None)

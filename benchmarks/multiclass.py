@@ -4,9 +4,9 @@ Run from the repository root:
 
     python benchmarks/multiclass.py [--problems 5] [--classes 2 3] [--out F.json]
 
-Per cell (2 to 6 classes; fully connected or diagonal, L = 2 or 3) that many random separable
-problems with d = 5, n = 12, from Gaussian parameters. With 5 problems a cell that is 100 problems.
-Results of cells that are not run again are kept in the file. Claims:
+Each cell (2 to 6 classes; fully connected or diagonal, L = 2 or 3) has `--problems` random
+separable problems with d = 5, n = 12, from Gaussian parameters. With 5 problems a cell there are
+100 problems. Results of cells that are not run again are kept in the file. Claims:
 
 * every flow reaches margin 1e5;
 * the smoothed margin never drops by more than 1e-9 (of its logarithm) from one saved step to the
@@ -48,7 +48,7 @@ NETWORKS = {
 
 
 def random_problem(classes: int, index: int) -> lt.MulticlassClassification:
-    """Separable, with every class in it: labels of a random linear classifier."""
+    """Separable data with all classes: the labels are those of a random linear classifier."""
     rng = np.random.default_rng([classes, index])
     while True:
         X = rng.normal(size=(N, D))
@@ -114,7 +114,7 @@ def run_cell(name: str, classes: int, problems: int) -> dict[str, Any]:
 
 
 def run_one_layer(classes: int, problems: int) -> dict[str, Any]:
-    """One layer to margin 1e8 beside the SVM."""
+    """Flows of one layer to margin 1e8, and their distances from the SVM."""
     rows = []
     for index in range(problems):
         problem = random_problem(classes, index)

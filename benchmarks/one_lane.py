@@ -39,7 +39,7 @@ def rows_of(effort: Effort) -> list[Row]:
     for name in names:
         rows += in_turn(effort, name, batched.paper_task(name, _IN_TURN, 0.1))
     for name in names:
-        # Ten milliseconds a turn.
+        # A turn takes ten milliseconds.
         rows += in_turn(effort, f"{name}, d = 32", batched.uneven_task(name, _IN_TURN))
     for name in names:
         rows += called(effort, name, batched.paper_task(name, 1, 0.1))
@@ -96,7 +96,7 @@ def called(effort: Effort, name: str, task: batched.Problem) -> list[Row]:
         Variant(key, call, task.check(key), rounds=5 if call is slow else 1000)
         for key, call in calls.items()
     ]
-    # Milliseconds each, so that many timings take little time.
+    # A call takes milliseconds, so ten times as many timings take little time.
     rows = measure.compare("one lane", f"{name}, called", variants, 10 * effort.repeats, _BASELINE)
     return _against_diffrax(rows)
 
@@ -121,10 +121,10 @@ def _flow(task: batched.Problem, solver: Any) -> Callable:
 
 
 def _against_diffrax(rows: list[Row]) -> list[Row]:
-    """With the ratio to diffrax by the same method."""
+    """The rows, with a column for the ratio to diffrax by the same method."""
     wall = {row["variant"]: row["faster_by_wall"] for row in rows}
     for row in rows:
-        # The default is Dopri8, of `gradient_flow` and for so small a network of `batched_flow`.
+        # Dopri8 is the default of `gradient_flow`, and of `batched_flow` for so small a network.
         same = "diffrax, Tsit5" if "Tsit5" in row["variant"] else "diffrax, Dopri8"
         row["faster_same_method"] = wall[row["variant"]] / wall[same]
     return rows

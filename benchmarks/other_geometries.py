@@ -6,22 +6,21 @@ One layer on separable data, two classes (d = 8, n = 16) and three (d = 6, n = 1
 k has the length c / sqrt(k + 1) in the geometry of its method: sign descent and Adam move every
 weight by it, spectral descent (of which Muon is an approximation) every singular value, normalised
 gradient descent |w|_2. Each tends to the largest margin in its norm: l-infinity (Zhang et al.
-2024), the spectral norm (Fan et al. 2025), l2. The table has the share of that margin which is
-reached, min_i m_i(w) / |w| over the margin of `max_margin`, the least over the problems, and beside
-it what normalised gradient descent has reached of the same margin.
+2024), the spectral norm (Fan et al. 2025), l2. A method's share is min_i m_i(w) / |w| over the
+margin of `max_margin` in its norm. The table has the least share over the problems, and in the last
+column that of normalised gradient descent in the same norm.
 
-The approach is slow: these theorems give a rate of log t / sqrt t. So no digits of the limit are
-claimed, but this:
+The approach is slow: these theorems give a rate of log t / sqrt t. So no accuracy of the limit is
+claimed. The claims are:
 
-1. at the end, a method has at least 0.95 of the largest margin in its norm, spectral descent 0.97
-   and Adam 0.9;
-2. its share rises from column to column, and what it lacks falls as (log t / sqrt t)^(1/2) or
+1. at the end, the share of a method is at least 0.95; of spectral descent 0.97, and of Adam 0.9;
+2. the share rises from column to column, and one minus the share falls as (log t / sqrt t)^(1/2) or
    faster;
-3. it has more of that margin than normalised gradient descent has, in each problem where the l2
-   solution, to which that one tends, has less than the share of claim 1. (Where it has more, the
-   faster descent may be ahead for longer than this run.)
+3. the share is larger than that of normalised gradient descent, in each problem in which the l2
+   solution (the limit of normalised descent) has less than the share of claim 1. (In the other
+   problems normalised descent is faster and may be ahead during the whole run.)
 
-Muon's orthogonalisation is not exact, and its limit is another one; it is shown, with no claim.
+Muon's orthogonalisation is not exact, and its limit is different. It is shown without a claim.
 """
 
 import argparse
@@ -67,12 +66,12 @@ def steps_along(direction: Any) -> optax.GradientTransformation:
 
 
 def schedule(count: Any) -> Any:
-    """c / sqrt(k + 1)."""
+    """The length c / sqrt(k + 1) of step k = `count`."""
     return SIZE / jnp.sqrt(count + 1.0)
 
 
 def orthogonal_part(gradient: Any) -> Any:
-    """U V^T of the singular directions that the gradient has: classes add up to zero."""
+    """U V^T of the gradient's nonzero singular values; one is zero, as the columns' sum is zero."""
     left, sizes, right = jnp.linalg.svd(gradient, full_matrices=False)
     return (left * (sizes > 1e-10 * sizes[0])) @ right
 
@@ -119,12 +118,12 @@ def shares(method: Method, seed: int, times: list[int]) -> tuple[np.ndarray, flo
 
 
 def rate(step: int) -> float:
-    """log t / sqrt t."""
+    """log t / sqrt t at t = `step`."""
     return float(np.log(step) / np.sqrt(step))
 
 
 def main() -> int:
-    """The table; 1 if a claim fails."""
+    """Print the table; returns 1 if a claim fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=100_000, help="a power of 10 >= 1,000")
     parser.add_argument("--problems", type=int, default=5)

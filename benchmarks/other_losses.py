@@ -3,9 +3,10 @@
     python benchmarks/other_losses.py [--problems 50] [--out F.json]
 
 For each architecture (diagonal, even convolution, orthogonal, differential), each depth L = 2, 3
-and each loss (Huber, log-cosh, exp(r) - r - 1), that many random problems with d = 6 and n = 3,
-each from a start of its own. One batch of flows a row; the limit is that of `predict` for the
-squared loss. Claim: every flow ends within 1e-7 of it, relative to its largest entry.
+and each loss (Huber, log-cosh, exp(r) - r - 1), there are `--problems` random problems with d = 6
+and n = 3, each with another start. A row of the table is one batch of flows. The limit is that of
+`predict` for the squared loss. Claim: every flow ends within 1e-7 of the limit, relative to the
+limit's largest entry.
 """
 
 import argparse
@@ -26,19 +27,19 @@ MOST = 1e-7
 
 
 class ExponentialResidual(lt.AbstractResidualLoss):
-    """exp(r) - r - 1."""
+    """The loss l(r) = exp(r) - r - 1."""
 
     def value(self, residual: Any) -> Any:
-        """l(r)."""
+        """The loss l(r)."""
         return jnp.expm1(residual) - residual
 
     def slope(self, residual: Any) -> Any:
-        """l'(r)."""
+        """The slope l'(r)."""
         return jnp.expm1(residual)
 
     @property
     def is_convex_with_minimum_at_zero(self) -> bool:
-        """True."""
+        """True: l is convex, and its minimum is at r = 0."""
         return True
 
 
@@ -56,7 +57,7 @@ def diagonal(rng: np.random.Generator, depth: int) -> Any:
 
 
 def convolution(rng: np.random.Generator, depth: int) -> Any:
-    """The same for an even filter without a vanishing frequency."""
+    """The same layers of an even filter without a vanishing frequency."""
     half = np.concatenate([[1.0], rng.uniform(-0.15, 0.15, 3)])
     first = np.concatenate([half, half[2:0:-1]])
     return lt.ConvolutionalNetwork((first,) * (depth - 1) + (0 * first,))
@@ -67,13 +68,13 @@ S = np.random.default_rng(1).normal(size=(D, D)) / np.sqrt(D) + np.eye(D)
 
 
 def orthogonal(rng: np.random.Generator, depth: int) -> Any:
-    """The same in the coordinates of one S and one basis."""
+    """The same layers in the coordinates of one S and one basis."""
     first = BASIS @ rng.uniform(0.3, 1.0, D)
     return lt.OrthogonalNetwork(S, [BASIS] * depth, [first] * (depth - 1) + [0 * first])
 
 
 def differential(rng: np.random.Generator, depth: int) -> Any:
-    """Two equal positive parts: beta = 0."""
+    """Two equal positive parts, so that beta = 0."""
     part = rng.uniform(0.3, 1.0, D)
     return lt.DifferentialDiagonalNetwork(part, part, depth)
 
@@ -87,7 +88,7 @@ NETWORKS = {
 
 
 def row(name: str, depth: int, loss: Any, problems: int) -> dict[str, Any]:
-    """The distances of all flows from the limits of the squared loss."""
+    """Distances of flows from the squared loss's limits: the largest, and how many are near."""
     rng = np.random.default_rng([depth, list(NETWORKS).index(name)])
     X, y = rng.normal(size=(problems, N, D)), rng.normal(size=(problems, N))
     if name == "convolution":  # even data: column j is column d - j
@@ -115,7 +116,7 @@ def row(name: str, depth: int, loss: Any, problems: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """The table; 1 if a flow ends elsewhere."""
+    """Print the table; returns 1 if a flow ends elsewhere."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--problems", type=int, default=50)
     parser.add_argument("--out", type=Path, help="write the results as JSON")

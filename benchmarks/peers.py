@@ -1,11 +1,11 @@
 """The sweep of Yun et al. 2021 by other libraries, and its exact limits.
 
-Two-layer networks, x = [1, 2], y = 1. Parameters are vectors of `System.initial`'s order. What is
-written here shares no code with the package: formulas for d = 2, in NumPy and in PyTorch.
+Two-layer networks, x = [1, 2], y = 1. Parameters are vectors in the order of `System.initial`. This
+file shares no code with the package: it has formulas for d = 2, in NumPy and in PyTorch.
 
-Each peer gets the stop rule that is most favourable to it: SciPy and gradient descent at the
-residual; torchdiffeq, which has one step size for a whole batch, and torchode at the time at which
-`batched_flow` met the residual (the last one of all lanes; each lane's own).
+Each peer gets the stop rule that is most favourable to it. SciPy and gradient descent stop at the
+residual. torchode stops every lane at the time at which `batched_flow` met the residual.
+torchdiffeq has one step size for a whole batch and stops at the last of these times.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ def velocity(name: str, theta: Any, x: Any, join: Callable) -> Any:
 
 
 def residual(name: str, theta: np.ndarray) -> np.ndarray:
-    """<x, beta> - y."""
+    """The residuals <x, beta> - y."""
     return coefficients(name, theta) @ X - Y
 
 
@@ -93,7 +93,7 @@ def exact_limit(name: str, theta: np.ndarray) -> np.ndarray:
 
 
 def scipy_dop853(name: str, thetas: np.ndarray, rtol: float, atol: float, stop: float):
-    """One lane after the other; shape (N, 2)."""
+    """Coefficients (N, 2) by SciPy's DOP853, one lane after the other."""
 
     def met(t, theta):
         return abs(residual(name, theta)) - stop
@@ -116,7 +116,7 @@ def scipy_dop853(name: str, thetas: np.ndarray, rtol: float, atol: float, stop: 
 
 
 def descent(name: str, thetas: np.ndarray, stop: float):
-    """The papers' gradient descent, one lane after the other; shape (N, 2)."""
+    """Coefficients (N, 2) by the paper's gradient descent, one lane after the other."""
     ends = []
     for start in thetas:
         theta = start.copy()

@@ -37,7 +37,8 @@ class Panel:
 def loglog_figure(panels: Sequence[Panel]) -> Figure:
     """Panels in rows of three, with one legend; expected orders are dashed, through the last point.
 
-    A label keeps its colour and marker in all panels, an architecture those of all figures.
+    A label has the same colour and marker in all panels. Architectures have the colours and markers
+    that they have in all figures of the package.
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -95,7 +96,7 @@ def _draw(axes, panel, looks):
 
 
 def _label(axis, values):
-    """Powers of ten over many decades; over few of them plain numbers: a few sizes themselves."""
+    """Label an axis: powers of ten over many decades, else plain numbers; few values label all."""
     axis.set_minor_formatter(NullFormatter())
     span = values.max() / values.min()
     few = 2 < len(values) < 7 or (len(values) == 2 and values[0] == round(values[0]))

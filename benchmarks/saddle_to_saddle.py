@@ -1,4 +1,4 @@
-"""Saddle to saddle: the algorithm's jumps beside flows of ever smaller scale, on random problems.
+"""Saddle to saddle: the algorithm's jumps beside flows of decreasing scale, on random problems.
 
 Run from the repository root:
 
@@ -9,11 +9,11 @@ is at the physical time
 
     t_k = tau_k L + c_k + o(1),
 
-tau_k the algorithm's time. Each jump takes a time O(1), in which the dual variable q goes on; a
-coordinate that then waits for its threshold with the gradient g_i of a saddle is late by this
-O(1) over |g_i|. So t_k/L is off by c_k/L, and c_k is large (up to 2e4 here) where a saddle's
-gradient is nearly zero. No absolute bound on t_k/L - tau_k holds in all problems. What does hold,
-and to many digits, is the slope: from two scales,
+tau_k the algorithm's time. Each jump takes a time O(1), in which the dual variable q changes
+further. A coordinate that then moves to its threshold with the gradient g_i of a saddle is late by
+O(1) / |g_i|. So t_k/L is off by c_k/L, and c_k is large (up to 2e4 here) if a saddle's gradient is
+nearly zero. No absolute bound on t_k/L - tau_k holds in all problems. The slope between two scales
+does hold, to many digits:
 
     (t_k'' - t_k')/(L'' - L') = tau_k    up to the accuracy of both flows.
 
@@ -23,17 +23,17 @@ Claims, for each problem:
 2. `mirror_flow` at alpha = 1e-20, 1e-70, 1e-140: the visited points to 1e-6 on every plateau that
    is long at this scale; and the slope of the last two scales is tau_k to 1e-2 at every jump before
    which all plateaus are long at both;
-3. the same flow in its n dual variables, with L as a number of its own (SciPy's Radau method),
-   alpha = 10^-1,000,000 and 10^-10,000,000: every visited point to 1e-6, and the slope is
-   tau_k to 1e-6 at every jump.
+3. the same flow in its n dual variables, with L as a separate number instead of alpha (SciPy's
+   Radau method), alpha = 10^-1,000,000 and 10^-10,000,000: every visited point to 1e-6, and the
+   slope is tau_k to 1e-6 at every jump.
 
-A jump is where the loss, which never rises, passes the middle between two saddles' losses. A
-plateau is long if its slowest mode decays by e^-20 on half of it, every idle coordinate is below
-e^-20 in its middle (both known from the algorithm's path), and the flow's two jumps are off by at
-most a tenth of its length. At the end of the path only the idle coordinates count, for the path's
-dual variable and for the one that follows from the flow's jump times. (Problem 44 needs this: at
-alpha = 1e-140 its jumps are off by up to 10 units of L, and a coordinate that the path leaves at 0
-is not idle.)
+The time of a jump is that at which the loss, which never rises, passes the mean of the losses of
+two saddles. A plateau is long if its slowest mode decays by e^-20 on half of it, every idle
+coordinate is below e^-20 in its middle (both known from the algorithm's path), and the flow's two
+jumps are off by at most a tenth of its length. At the end of the path only the idle coordinates
+count, for the path's dual variable and for the one that follows from the flow's jump times.
+(Problem 44 needs this: at alpha = 1e-140 its jumps are off by up to 10 units of L, and a coordinate
+that the path leaves at 0 is not idle.)
 """
 
 import argparse
@@ -57,7 +57,7 @@ DECAY = 20.0
 
 
 def gaussian(number: int):
-    """The problem of this number."""
+    """X (n, d) and y (n,) of problem `number`."""
     d, n = SHAPES[number % len(SHAPES)]
     rng = np.random.default_rng(number)
     return rng.normal(size=(n, d)) / math.sqrt(n), rng.normal(size=n)
@@ -87,7 +87,7 @@ def distances(along, points):
 
 
 def long_plateaus(path, X, unit, errors):
-    """Which points the flow must come near to 1e-6 at this scale."""
+    """For each point of the path, whether the flow must come within 1e-6 of it at this scale."""
 
     def idle(q, point):
         return 2 * unit * np.min(1 - np.abs(q[point == 0]), initial=1.0)
@@ -129,7 +129,7 @@ def log_flow(X, y, log_scale, end):
         plus, minus = parts(nu)
         return -2 * (X * (plus + minus)) @ X.T
 
-    # Exponents of size log_scale to 1e-7: what is asked of nu is relative to its size.
+    # Exponents of size log_scale need an absolute accuracy of 1e-7; rtol is relative to their size.
     rtol = max(1e-7 / log_scale, 3e-14)
     found = solve_ivp(
         velocity, (0, end), np.zeros(y.size), "Radau", jac=jacobian, rtol=rtol, atol=1e-7
@@ -139,7 +139,7 @@ def log_flow(X, y, log_scale, end):
 
 
 def compare(number: int):
-    """One row; False where a claim fails."""
+    """Print one row; returns False if a claim fails."""
     X, y = gaussian(number)
     path = lt.saddle_to_saddle(lt.Regression(X, y))
     losses = 0.5 * np.sum((path.points @ X.T - y) ** 2, axis=1)
@@ -199,7 +199,7 @@ def by_log_flow(X, y, path, losses):
 
 
 def main():
-    """The table."""
+    """Print the table; AssertionError if a claim fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--problems", type=int, default=50, help="how many (default: 50)")
     parser.add_argument("--first", type=int, default=0, help="number of the first one (default: 0)")

@@ -4,11 +4,12 @@ Run from the repository root; `hot_path.py` runs it with everything else:
 
     python benchmarks/scaling.py [--quick] [--out results/benchmarks]
 
-Lanes: throughput of `batched_flow` and of plain `jit(vmap(diffeqsolve))` in the sweep of Yun et
-al. 2021, in units of plain at 1,000 lanes, and the peak memory of a separate process for each
-number. A step: core time of a lane's attempted step, first compile and start left out. Contractions
-and the dual flow: see `contraction_costs.py`. Costs are in units of the first one of a panel's
-first curve. `growth` is the cost's factor over the last part of a curve, beside the expected one.
+Lanes: throughput of `batched_flow` and of plain `jit(vmap(diffeqsolve))` in the sweep of Yun et al.
+2021, in units of plain at 1,000 lanes, and the peak memory of a separate process for each number. A
+step: core time of a lane's attempted step; the first call, which compiles, is left out.
+Contractions and the dual flow: see `contraction_costs.py`. Costs are in units of the first one of a
+panel's first curve. `growth` is the cost's factor over the last part of a curve, beside the
+expected one.
 """
 
 import argparse
@@ -41,12 +42,12 @@ N, N_QUICK = (1, 4, 16, 64, 256), (1, 16)
 # A fully-connected network of d = 1024 has a million parameters a layer.
 WIDEST = 256
 BASE_D, BASE_L, BASE_N = 16, 2, 4
-# Numbers of all lanes' parameters together; steps of a timing.
+# The most parameters of all lanes together, and the most steps of a timing.
 _NUMBERS, _MOST_STEPS = 2**16, 64
 
 
 def paper_task(lanes: int) -> batched.Problem:
-    """The diagonal sweep."""
+    """The paper sweep of diagonal networks, with that many lanes."""
     paper = lt.Regression(peers.X[None], np.array([peers.Y]))
     system = System.of(batched.network("diagonal", 2, 2), paper)
     theta = batched.starts(system, lanes, 0.01)
@@ -54,7 +55,7 @@ def paper_task(lanes: int) -> batched.Problem:
 
 
 def by_lanes(effort: Effort) -> list[Row]:
-    """Throughput; every lane's limit is checked."""
+    """Rows of the throughput by number of lanes; every lane's limit is checked."""
     rows, unit = [], 0.0
     for lanes in LANES_QUICK if effort.quick else LANES:
         task = paper_task(lanes)
@@ -91,7 +92,7 @@ def peak_memory(lanes: int) -> int:
 
 
 def by_memory(effort: Effort) -> list[Row]:
-    """Bytes a lane, over what one lane needs."""
+    """Rows of the peak memory and bytes a lane, less the peak memory with one lane."""
     context = multiprocessing.get_context("spawn")
     peaks = {}
     for lanes in MEMORY_QUICK if effort.quick else MEMORY:
@@ -135,7 +136,9 @@ def step_cost(name: str, d: int, depth: int, n: int, repeats: int) -> float:
 
 
 def expected_step(name: str, d: int, depth: int, n: int) -> float:
-    """Of a stage: predictions and their adjoint, the contraction, and the stages' combination.
+    """Expected operations of one stage.
+
+    They are those of predictions and their adjoint, of the contraction, and of combining stages.
 
     Tsit5's six stages combine 1, ..., 6 earlier slopes of all parameters: 3.5 on average.
     """
@@ -147,14 +150,14 @@ Curves = dict[str, tuple[Sequence[int], list[float], list[float] | None]]
 
 
 def by_size(effort: Effort) -> dict[tuple[str, str], Curves]:
-    """(What, of what): curves of costs and of their expected orders."""
+    """Curves of costs and of their expected orders, by (what is measured, the size that varies)."""
     repeats = effort.repeats
     sizes = (D_QUICK, L_QUICK, N_QUICK) if effort.quick else (D, L, N)
     names = batched.ARCHITECTURES
 
     def curves(values, cost, expected, steps=False) -> Curves:
         found: Curves = {}
-        # A stepper takes seconds to compile, for every shape.
+        # Every shape of a stepper takes seconds to compile.
         for name in names[:1] if steps and effort.quick else names:
             widest = WIDEST if steps and name == "fully-connected" else max(D)
             xs = [x for x in values if x <= widest]
@@ -210,7 +213,7 @@ def by_size(effort: Effort) -> dict[tuple[str, str], Curves]:
 
 
 def rows_by_size(panels: dict[tuple[str, str], Curves]) -> list[Row]:
-    """Growth over the last part of each curve, a factor of at least 4 in x where there is one."""
+    """Growth over the last part of each curve: a factor of at least 4 in x if the curve has it."""
     rows = []
     for (what, letter), curves in panels.items():
         for name, (x, y, expected) in curves.items():
@@ -231,7 +234,7 @@ def rows_by_size(panels: dict[tuple[str, str], Curves]) -> list[Row]:
 
 
 def draw(lanes: list[Row], panels: dict[tuple[str, str], Curves], folder: Path) -> list[Path]:
-    """Throughput; and a panel for every cost."""
+    """Draw the throughput, and a panel for every cost; returns the paths of the files."""
     throughput = []
     for name in dict.fromkeys(row["variant"] for row in lanes):
         mine = [row for row in lanes if row["variant"] == name]
@@ -267,7 +270,7 @@ def rows_of(effort: Effort, folder: Path) -> list[Row]:
 
 
 def main() -> None:
-    """The tables and the plots."""
+    """Print the tables and write the plots."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

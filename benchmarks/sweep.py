@@ -11,10 +11,10 @@ Run from the repository root:
 directions; it prints lanes per second without compilation, peak memory of the process, and step
 waste (executed over needed explicit steps). In `uneven` every lane has its own data, of which 1%
 are so badly conditioned that an explicit method needs about 100 times as many steps. `kill` runs a
-sweep in a child, kills it at a random moment, resumes it, kills that again, ... until it is done,
-compares every file of every array with an uninterrupted run, and counts how often each chunk was
-computed; then it begins again, until it has killed `--times` times. Every command ends with exit
-code 1 if its bound is broken.
+sweep in a child process, kills it at a random moment, and resumes and kills it until the sweep is
+done. Then it compares every file of every array with an uninterrupted run, and counts how often
+each chunk was computed. It repeats this with new sweeps until it has killed `--times` times. Every
+command ends with exit code 1 if its bound is broken.
 """
 
 import argparse
@@ -56,14 +56,14 @@ def start(point: Any) -> Any:
 
 
 def grid_of(lanes: int) -> Grid:
-    """Scales by directions."""
+    """A grid of `lanes` lanes: scales by 100 directions."""
     alphas = np.geomspace(1e-3, 1.0, lanes // len(DIRECTIONS))
     axes = (Axis("alpha", alphas), Axis("direction", DIRECTIONS, dims=("coefficient",)))
     return Grid(axes, start, lt.Regression(X, Y))
 
 
 def timed(grid: Grid, path: Path | None, **options: Any) -> tuple[Any, float, float]:
-    """Results, seconds in all, and lanes per second after the first chunk."""
+    """The results, all seconds, and lanes per second after the first chunk."""
     seen: list[tuple[float, int]] = []
 
     def watch(progress: Any) -> None:
@@ -78,7 +78,7 @@ def timed(grid: Grid, path: Path | None, **options: Any) -> tuple[Any, float, fl
 
 
 def lanes_command(options: argparse.Namespace) -> bool:
-    """The large sweep."""
+    """Run the large sweep; returns whether memory and waste are within their bounds."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "store")
         plan = Plan(grid_of(options.lanes), Options()).summary(options.devices)
@@ -97,12 +97,12 @@ def lanes_command(options: argparse.Namespace) -> bool:
 
 
 def uneven_command(options: argparse.Namespace) -> bool:
-    """One lane of a hundred is badly conditioned."""
+    """Run a sweep with one badly conditioned lane in a hundred; returns whether waste is small."""
     count = options.lanes
     slow = np.zeros(count, bool)
     slow[RNG.choice(count, count // 100, replace=False)] = True
-    # The second sample equals the first up to a small part. That part is learned last. Its rate
-    # is smaller by the square of the part.
+    # In slow lanes the second sample equals the first up to a small part. That part is learned
+    # last, at a rate that is smaller by the square of its size.
     data = np.broadcast_to(X[:2], (count, 2, D)).copy()
     data[slow, 1] = data[slow, 0] + options.conditioning * data[slow, 1]
     targets = np.einsum("lnd,d->ln", data, np.abs(DIRECTIONS[0]))
@@ -132,7 +132,7 @@ def uneven_command(options: argparse.Namespace) -> bool:
 
 
 def nan_command(options: argparse.Namespace) -> bool:
-    """One lane of a hundred starts at NaN."""
+    """Start one lane of a hundred at NaN; returns whether exactly these lanes are flagged."""
     chosen = RNG.choice(options.lanes, options.lanes // 100, replace=False)
     bad = np.isin(np.arange(options.lanes), chosen)
     alphas = np.geomspace(1e-3, 1.0, options.lanes)
@@ -178,7 +178,7 @@ def child_command(options: argparse.Namespace) -> bool:
 
 
 def kill_command(options: argparse.Namespace) -> bool:
-    """Kills, resumes, compares, counts."""
+    """Kill, resume, compare and count; returns whether all bytes are equal and counts are small."""
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder, "whole")
@@ -194,14 +194,14 @@ def kill_command(options: argparse.Namespace) -> bool:
         while killed < options.times:
             path = Path(folder, f"killed{sweeps}")
             here = 0
-            # Later each time on average, so that the sweep ends.
+            # Every child continues the sweep, so it ends at last.
             while run_child(path, rng.uniform(0, seconds)) is None:
                 here += 1
             log = Path(f"{path}.jobs").read_text().split("\n")[:-1]
             same = contents(path) == expected
             extra = len(log) - len(set(log))
             state = status(path)
-            # One device: one chunk is computed while another is written.
+            # A kill loses two chunks at most: one device computes a chunk while another is written.
             good &= same and set(log) == set(jobs) and extra <= 2 * here and state.complete
             killed, sweeps, repeated = killed + here, sweeps + 1, repeated + extra
             print(f"killed {here} times: same bytes {same}, {extra} chunks done twice", flush=True)
@@ -210,7 +210,7 @@ def kill_command(options: argparse.Namespace) -> bool:
 
 
 def run_child(path: Path, kill_after: float | None) -> float | None:
-    """Seconds from its begin to its end; None if it was killed."""
+    """Seconds from the child's first line to its end; None if it was killed."""
     command = [sys.executable, __file__, "child", "--path", str(path)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
@@ -230,7 +230,7 @@ def run_child(path: Path, kill_after: float | None) -> float | None:
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    """Every file of every array."""
+    """The bytes of every file of every array, by its name."""
     return {
         str(p.relative_to(path)): p.read_bytes()
         for p in path.rglob("*")

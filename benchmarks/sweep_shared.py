@@ -39,7 +39,7 @@ Numbers = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED = ROOT / "docs" / "measured" / "sweeps.json"
 OVERHEAD = 1.15
-# Python imports a module of this name in every process that it starts.
+# The text of sitecustomize.py, which Python imports at its start; it logs every chunk that begins.
 COUNTER = """
 import os
 from lintensor_jax.sweeps.execution import worker
@@ -73,7 +73,7 @@ lanes_in_flight = 16
 
 
 def shell(*arguments: object, counted: Path | None = None) -> subprocess.Popen:
-    """A process of the command line in a group of its own; its chunks are counted in a folder."""
+    """A process of the command line in a new group; its chunks are counted in a folder."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if counted is not None:
         (counted / "sitecustomize.py").write_text(COUNTER)
@@ -88,7 +88,7 @@ def shell(*arguments: object, counted: Path | None = None) -> subprocess.Popen:
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    """Every file of every array."""
+    """The bytes of every file of every array, by its name."""
     return {
         str(p.relative_to(path)): p.read_bytes()
         for p in path.rglob("*")
@@ -117,7 +117,7 @@ def stiff_lanes(path: Path) -> int:
 
 
 def uninterrupted(folder: Path) -> Path:
-    """The sweep by one process."""
+    """Run the sweep in one process; returns its store."""
     (folder / "c.toml").write_text(STIFF)
     if shell("sweep", folder / "c.toml", "--out", folder / "whole").wait() != 0:
         raise RuntimeError("the uninterrupted sweep failed")
@@ -141,7 +141,7 @@ def workers_of(driver: subprocess.Popen) -> list[int]:
 
 
 def cluster_command(options: argparse.Namespace) -> tuple[bool, Numbers]:
-    """Kills workers and drivers of a local cluster."""
+    """Kill workers and drivers of a local cluster."""
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -192,7 +192,7 @@ def cluster_command(options: argparse.Namespace) -> tuple[bool, Numbers]:
 
 
 def work_command(options: argparse.Namespace) -> tuple[bool, Numbers]:
-    """Two shells; one of them is killed and started again."""
+    """Run two shells, of which one at a time is killed and started again."""
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -232,7 +232,7 @@ def work_command(options: argparse.Namespace) -> tuple[bool, Numbers]:
 
 
 def flips_command(options: argparse.Namespace) -> tuple[bool, Numbers]:
-    """Single bits of random files, weighted by size and by number."""
+    """Flip single bits of random files, which are drawn by size and uniformly in turn."""
     from lintensor_jax.sweeps import verify
 
     rng = random.Random(options.seed)
@@ -259,7 +259,7 @@ def flips_command(options: argparse.Namespace) -> tuple[bool, Numbers]:
 
 
 def large_command(options: argparse.Namespace) -> tuple[bool, Numbers]:
-    """A large sweep beside the bare flows of the same lanes, in turn."""
+    """Time a large sweep and the bare flows of the same lanes, in turn."""
     import jax
     import numpy as np
 
@@ -322,7 +322,7 @@ def large_command(options: argparse.Namespace) -> tuple[bool, Numbers]:
 
 
 def plan_command(options: argparse.Namespace) -> tuple[bool, Numbers]:
-    """Peak memory of dry runs of growing sweeps, each in a process of its own."""
+    """Measure the peak memory of dry runs of a small and a large sweep, in separate processes."""
     peaks = {}
     with tempfile.TemporaryDirectory() as name:
         for lanes in (options.lanes // 1000, options.lanes):
@@ -338,7 +338,7 @@ def plan_command(options: argparse.Namespace) -> tuple[bool, Numbers]:
 
 
 def _peak_of(process: subprocess.Popen) -> float:
-    """Peak memory in MiB of a process, which has to succeed."""
+    """Peak memory in MiB of a process; RuntimeError if it fails."""
     _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
         raise RuntimeError("a dry run failed")

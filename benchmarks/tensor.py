@@ -25,7 +25,7 @@ from lintensor_jax.networks import contractions
 SAMPLES = 4
 # Depth: length of every axis. About 30,000 numbers in each tensor.
 SIZES = {2: 32, 3: 13, 4: 8}
-# Enough evaluations in one program that its dispatch (10 us) does not show.
+# Enough evaluations in one program that its dispatch (10 us) is negligible.
 INNER = 20
 ROUNDING = 1e-10
 
@@ -64,7 +64,7 @@ def programs(tensor, X, y) -> dict[str, Callable]:
 
 
 def reference(tensor, X, y, factors) -> np.ndarray:
-    """The gradient of one lane in NumPy, by whole sums."""
+    """The gradient of one lane in NumPy, with one full sum for each layer."""
     axes = string.ascii_lowercase[: tensor.ndim - 1]
     g = X.T @ (X @ np.einsum(f"{axes}z,{','.join(axes)}->z", tensor, *factors) - y)
     return np.stack(
@@ -81,7 +81,7 @@ def reference(tensor, X, y, factors) -> np.ndarray:
 
 
 def rows_of(effort: Effort) -> list[Row]:
-    """L = 2, 3, 4; one network, and a batch of them."""
+    """The rows of L = 2, 3, 4, each for one network and for a batch of 64."""
     rng = np.random.default_rng(0)
     rows = []
     for depth, size in SIZES.items():
@@ -94,7 +94,7 @@ def rows_of(effort: Effort) -> list[Row]:
             given = [jnp.asarray(a) for a in (tensor, X, y)]
 
             def variant(name, function, factors=factors, expected=expected):
-                # A step of descent between two evaluations, or XLA would take them out of the loop.
+                # A descent step between two evaluations: otherwise XLA moves them out of the loop.
                 def many(factors):
                     def step(_, carry):
                         factors, _ = carry

@@ -6,10 +6,10 @@ Run from the repository root:
 
 The first table is a claim: at most 60 factorisations, all continuation steps counted, for L = 2, 3,
 4 and alpha = 1e-8..1e8. The second times `limit_point` against `gradient_flow` on the same problem
-in the same process; only their ratio means anything, and each is run once before it is timed. The
-flow's time depends on alpha, Newton's hardly: the claim is for L >= 3 at 0.01, where the flow is
-stiff. For L = 2 it is not, and the ratio is that of some hundred explicit steps. A flow that has
-not arrived within its steps makes the ratio a lower bound, and is marked so.
+in the same process; only their ratio is meaningful, and each is run once before it is timed. The
+flow's time depends on alpha, Newton's time hardly does. The claim is for L >= 3 at alpha = 0.01,
+where the flow is stiff. For L = 2 the flow is not stiff and takes a few hundred explicit steps. If
+a flow does not arrive within its steps, the ratio is a lower bound and is marked with ">".
 """
 
 import argparse
@@ -40,7 +40,7 @@ def problem(d: int, n: int):
 
 
 def iterations(depth: int, X, y, eta) -> list[dict]:
-    """Prints one line per alpha, and returns it as a row."""
+    """Print one line per alpha; returns them as rows."""
     rows = []
     for alpha in SCALES:
         limit = limit_point(None, X, y, depth, alpha, eta)
@@ -69,7 +69,7 @@ def seconds(function, repeats: int):
 
 
 def against_the_flow(depth: int, alpha: float, X, y, eta) -> float:
-    """Prints both times and the distance of the two limits; returns the ratio of the times."""
+    """Print both times and the distance of the two limits; returns the ratio of the times."""
     first = alpha * np.abs(eta)
     network = lt.DiagonalNetwork(np.stack([first] * (depth - 1) + [0 * first]))
     data = lt.Regression(X, y)
@@ -87,7 +87,7 @@ def against_the_flow(depth: int, alpha: float, X, y, eta) -> float:
 
 
 def main():
-    """Runs both tables; SystemExit if a claim does not hold."""
+    """Print both tables; SystemExit if a claim does not hold."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

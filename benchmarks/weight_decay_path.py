@@ -7,8 +7,8 @@ Run from the repository root:
 Two diagonal layers on a sparse regression problem (d = 20, n = 12, three nonzero coefficients).
 Left: the limits of flows with weight decay lambda, which are those of the lasso, for 60 values of
 lambda in one batch. Right: one flow without weight decay from a small scale, saved at 200 times.
-Both are drawn over |beta|_1. The right one is near the lasso's path, and is not the same: theory
-says so for an initial scale that tends to zero and monotone paths only.
+Both are drawn over |beta|_1. The right path is near that of the lasso, but not equal to it: theory
+says that they are equal only for monotone paths and an initial scale that tends to zero.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def problem(seed: int = 0) -> tuple[lt.Regression, np.ndarray]:
 
 
 def over_decay(data: lt.Regression) -> tuple[np.ndarray, np.ndarray, bool]:
-    """lambda, the limits (NUM_DECAYS, d), and whether all flows came to their balance."""
+    """lambda, the limits (NUM_DECAYS, d), and whether all flows reached their balance."""
     largest = float(np.abs(np.asarray(data.X.T @ data.y)).max())
     decays = np.geomspace(largest, 1e-3 * largest, NUM_DECAYS)
     layers = np.random.default_rng(1).standard_normal((2, DIMENSION))
@@ -52,7 +52,7 @@ def over_decay(data: lt.Regression) -> tuple[np.ndarray, np.ndarray, bool]:
 
 
 def over_time(data: lt.Regression) -> tuple[np.ndarray, np.ndarray]:
-    """Times, as dense as the steps, and the coefficients (NUM_TIMES, d) of a flow from zero."""
+    """Times, as dense as the steps, and coefficients (NUM_TIMES, d) of a flow from beta = 0."""
     start = lt.DiagonalNetwork(ALPHA * np.stack([np.ones(DIMENSION), np.zeros(DIMENSION)]))
     steps = np.asarray(lt.gradient_flow(start, data, saveat=diffrax.SaveAt(steps=True)).clock_time)
     # Steps are short where the flow is fast. The last one is the end, which is saved anyway.
@@ -83,7 +83,7 @@ def figure(paths: dict[str, np.ndarray], truth: np.ndarray) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 1 if a flow with weight decay did not come to its balance."""
+    """Compute both paths; returns 1 if a flow with weight decay did not reach its balance."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="write both paths as JSON")
     parser.add_argument("--figure", type=Path, help="write the figure")

@@ -84,7 +84,7 @@ def by_scipy(name: str, starts: np.ndarray, end: float, rtol: float) -> np.ndarr
 
 
 def methods(name: str, theta: Any) -> dict[str, tuple[Callable[[float], Any], int]]:
-    """Functions of rtol that return limits (k, 2), and k."""
+    """By name: a function of rtol that returns limits (k, 2), and its number k of lanes."""
     problem = lt.Regression(peers.X[None], np.array([peers.Y]))
     system = System.of(batched.network(name, 2, 2), problem)
     networks: Any = jax.vmap(system.network)(theta)
@@ -173,14 +173,14 @@ def rows_of(effort: Effort, name: str) -> list[Row]:
 
 
 def draw(rows: list[Row], folder: Path) -> list[Path]:
-    """A panel for every architecture."""
+    """Draw a panel for every architecture; returns the paths of the files."""
     panels = []
     for name in dict.fromkeys(row["problem"] for row in rows):
         mine = [row for row in rows if row["problem"] == name]
         curves = []
         for key in dict.fromkeys(row["variant"] for row in mine):
             points = [row for row in mine if row["variant"] == key]
-            # An exact hit has no logarithm.
+            # An error of zero has no logarithm.
             errors = [max(row["median_error"], 1e-17) for row in points]
             curves.append(plots.Curve(key, [row["cost"] for row in points], errors))
         panels.append(

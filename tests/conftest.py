@@ -1,4 +1,4 @@
-"""Every test runs in float64, with implicit rank promotion refused."""
+"""Settings of all tests: float64, and an error for implicit rank promotion."""
 
 import gc
 from pathlib import Path
@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module", autouse=True)
 def _drop_compiled_programs():
-    """Hundreds of compiled programs in one process exhaust its memory maps, and XLA crashes."""
+    """Drop compiled programs: hundreds in one process exhaust its memory maps, and XLA crashes."""
     yield
     jax.clear_caches()
     gc.collect()
@@ -35,7 +35,7 @@ def _drop_compiled_programs():
 
 @pytest.fixture(autouse=True)
 def _drop_compiled_programs_of_slow_tests(request):
-    """The cases of one slow test can do so within their file. Linux allows 65,530 maps."""
+    """Drop them between the cases of a slow test, too. Linux allows 65,530 maps for a process."""
     yield
     if request.node.get_closest_marker("slow") and _number_of_memory_maps() > 20_000:
         jax.clear_caches()
@@ -49,7 +49,7 @@ def _number_of_memory_maps():
 
 @pytest.fixture(scope="module")
 def cache_of_its_own(tmp_path_factory):
-    """The command line turns JAX's cache on: keep it out of the user's, and off afterwards."""
+    """Use a temporary cache, as the command line turns JAX's cache on; turn it off afterwards."""
     names = (
         "jax_compilation_cache_dir",
         "jax_persistent_cache_min_compile_time_secs",

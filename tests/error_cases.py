@@ -1,6 +1,6 @@
-"""What users do wrong: the call, the exception's type and the words that its message must hold.
+"""Mistakes of users: the call, the exception's type and words that its message must contain.
 
-Mistakes that another test provokes are not repeated here: `error_sites.txt` says which one does.
+Mistakes that another test provokes are not repeated here; `error_sites.txt` names that test.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ _SYMMETRIC = np.array([[[0.0, 1.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 2.0]]])
 
 
 class OwnNetwork(lt.AbstractNetwork):
-    """One's own, without factors."""
+    """A user's network without factors."""
 
     beta: Any
     depth: int = eqx.field(static=True, default=1)
@@ -33,7 +33,7 @@ class OwnNetwork(lt.AbstractNetwork):
         return self.beta
 
     def __call__(self, x, activation=None):
-        """As the package's default does."""
+        """The forward pass of the base class."""
         return super().__call__(x, activation)
 
 
@@ -53,12 +53,12 @@ class OwnProblem(problems.AbstractProblem):
         return beta
 
     def log_loss(self, beta):
-        """Of |beta|^2."""
+        """log |beta|^2."""
         return jnp.log(jnp.sum(beta**2))
 
     @property
     def coefficient_shape(self):
-        """Two inputs."""
+        """The shape for two inputs."""
         return (2,)
 
 
@@ -119,7 +119,7 @@ CASES: Cases = {
     "coefficients of another dimension": (
         lambda: lt.initialization.matching(lt.DiagonalNetwork.zeros(3, 2), jnp.ones(5)),
         ValueError,
-        ("got (5,)", "depth 3 and dimension 2; change the one or the other"),
+        ("got (5,)", "depth 3 and dimension 2; change one of the two"),
     ),
     "empty data": (
         lambda: lt.Regression(np.ones((0, 2)), []),
@@ -149,7 +149,7 @@ CASES: Cases = {
     "non-commuting sensors": (
         lambda: lt.sensing_decomposition(_sensing()),
         AssumptionFails,
-        ("commuting sensors", "A[0] and A[1]", "the flow itself does"),
+        ("commuting sensors", "A[0] and A[1]", "gradient_flow does"),
     ),
     "coefficients out of reach": (
         lambda: lt.initialization.matching(

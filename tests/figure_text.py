@@ -1,4 +1,4 @@
-"""What a reader of a figure would trip over: words outside the canvas, or on top of each other."""
+"""Finds badly placed words of a figure: outside the canvas, or on top of each other."""
 
 import itertools
 
@@ -13,7 +13,7 @@ _SLACK = 1.5
 
 
 def text_problems(figure: Figure) -> list[str]:
-    """In words, one for each text that is cut off or runs into another one."""
+    """A message for each text that is cut off or overlaps another one."""
     canvas = FigureCanvasAgg(figure)
     with style.house_style():
         canvas.draw()
@@ -35,7 +35,7 @@ def text_problems(figure: Figure) -> list[str]:
 
 
 def _boxes(figure, renderer):
-    """Visible words and where they are; tick labels only where their axis shows them."""
+    """Visible words and their boxes; of tick labels only those that their axis shows."""
     for axes in figure.axes:
         if not axes.get_visible():
             continue
@@ -53,7 +53,7 @@ def _tick_labels(axes):
     for axis in (axes.xaxis, axes.yaxis):
         low, high = sorted(axis.get_view_interval())
         for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
-            # Ticks outside what is shown have labels that nobody draws.
+            # Labels of ticks outside the shown interval are not drawn.
             if low <= tick.get_loc() <= high:
                 yield from (label for label in (tick.label1, tick.label2) if label.get_visible())
 

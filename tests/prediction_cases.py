@@ -10,7 +10,7 @@ from lintensor_jax.initialization import matching as matching_jax
 
 # A seed for which the l1 max-margin problems below are far from having a second optimum.
 RNG = np.random.default_rng(6)
-# One shape (n, m) = (2, 4) of measurements throughout: one compilation of each limit. Even vectors
+# All measurements have the shape (n, m) = (2, 4), so that each limit is compiled once. Even vectors
 # of length 6 have 4 free entries.
 X = RNG.standard_normal((2, 4))
 Y = np.array([1.0, -0.5])

@@ -1,8 +1,8 @@
-"""Kernels in PTX as C: what each instruction is defined to compute, run on the CPU.
+"""Translates kernels from PTX to C, by the definition of each instruction, to run them on CPUs.
 
-For texts of `lintensor_jax.dynamics.batch.cuda.threads` only: an instruction that they do not have
-raises `NotImplementedError`. A C compiler without contraction keeps every product and sum apart, so
-that results are those of a device to the last bit. `Core` stands for `cuda.core` and launches them.
+This works for texts of `lintensor_jax.dynamics.batch.cuda.threads` only: other instructions raise
+`NotImplementedError`. The C compiler does not fuse products and sums, so that results have the bits
+of a device. `Core` replaces `cuda.core` and launches the kernels.
 """
 
 import concurrent.futures
@@ -66,7 +66,7 @@ def _match(pattern, text):
 
 
 def _number(text, kind):
-    if text.startswith("0d"):  # the bits of a number, also where no arithmetic is done with it
+    if text.startswith("0d"):  # the bits of a number, also in instructions without arithmetic
         return f"((R){{.u64 = 0x{text[2:]}ULL}}).{kind}"
     if text.startswith("0f"):
         return f"((R){{.u32 = 0x{text[2:]}U}}).{kind}"
@@ -228,7 +228,7 @@ def _library(text, folder):
 
 
 class _Buffer:
-    """Memory, of NumPy's."""
+    """Memory of a device, in a NumPy array."""
 
     def __init__(self, memory, owner=None):
         self.memory, self.owner = memory, owner
@@ -259,7 +259,7 @@ class _Config:
 
 
 class Core:
-    """Stands for the module `cuda.core`: all of it that the launcher uses.
+    """Replaces the module `cuda.core`; it has all that the launcher uses.
 
     - `launched`: the numbers of threads of all launches.
     """
@@ -293,7 +293,7 @@ class Core:
         return types.SimpleNamespace(call=function, attributes=attributes, occupancy=occupancy)
 
     def launch(self, stream, config, kernel, *arguments):
-        """Runs all threads of a grid on four threads of the CPU, without Python's lock."""
+        """Run all threads of a grid on four threads of the CPU, without Python's lock."""
         threads = config.grid * config.block
         self.launched.append(threads)
         with concurrent.futures.ThreadPoolExecutor(4) as pool:

@@ -1,8 +1,8 @@
 """The reference of the flow tests: SciPy on dense data tensors, in NumPy and in physical time.
 
-Nothing here is shared with the package: every architecture is its dense data tensor (Yun et al.
-2021, eq. 2) of shape (k_1, ..., k_L, *shape of beta), written down entry by entry, and the gradient
-is the contraction that leaves one factor out (eq. 7).
+This file shares no code with the package: every architecture is given by its dense data tensor (Yun
+et al. 2021, eq. 2) of shape (k_1, ..., k_L, *shape of beta), entry by entry. The gradient is the
+contraction that leaves one factor out (eq. 7).
 """
 
 import itertools

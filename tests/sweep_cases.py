@@ -14,7 +14,7 @@ PROBLEM = lt.Regression(X, Y)
 LIKE = lt.DiagonalNetwork.zeros(2, 2)
 ALPHAS = np.geomspace(0.01, 1.0, 12)
 DIRECTIONS = np.random.default_rng(0).standard_normal((5, 2))
-# One shape and one width for all tests: one compilation.
+# All tests have one shape and one width, so that they share a compilation.
 LANES: dict[str, Any] = {"chunk_lanes": 15, "width": 8}
 
 

@@ -1,4 +1,4 @@
-"""Arguments that are no numbers, networks or keys are refused by name, in every function."""
+"""Every function refuses arguments that are not numbers, networks or keys, and names them."""
 
 import jax
 import numpy as np
@@ -49,7 +49,7 @@ TAKE_ARRAYS = {
 }
 
 
-# None is a value of its own there.
+# For these arguments None is a valid value.
 TAKES_NONE = ("weights of L1Norm", "start", "start of max_margin")
 
 
@@ -80,7 +80,7 @@ TAKE_NUMBERS = {
 def test_what_is_no_number_is_refused_by_name(name):
     for value in NO_NUMBER:
         if name == "tolerance" and value is None:
-            continue  # chosen by the precision
+            continue  # None is valid: the precision decides
         with pytest.raises(ValueError, match=f": {name.split()[0]} must be a real number, got"):
             TAKE_NUMBERS[name](value)
 
@@ -176,7 +176,7 @@ def test_keys_sequences_and_numbers_that_are_not_finite():
     for key in ("abc", None, 1.5, {}, np.ones(2)):
         with pytest.raises(ValueError, match="key must be a PRNG key"):
             start.gaussian(DIAGONAL, key)  # pyright: ignore[reportArgumentType]
-    start.gaussian(DIAGONAL, jax.random.PRNGKey(0))  # of the old kind
+    start.gaussian(DIAGONAL, jax.random.PRNGKey(0))  # a key of JAX's old kind is valid
     for network in (
         lt.ConvolutionalNetwork,
         lt.FullyConnectedNetwork,

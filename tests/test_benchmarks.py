@@ -23,7 +23,7 @@ PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in 
 
 @pytest.fixture(autouse=True)
 def _from_their_folder(monkeypatch):
-    """As `python benchmarks/name.py` does it; names such as "tensor" are forgotten afterwards."""
+    """Import as `python benchmarks/name.py` does; remove modules such as "tensor" afterwards."""
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(FOLDER))
     yield
@@ -46,7 +46,7 @@ def test_help(name, monkeypatch, capsys):
 
 
 def fake(name, seconds, answer, right, clock, share=1.0):
-    """A variant that takes so many seconds of the fake clock."""
+    """A variant whose calls take these seconds of a fake clock."""
     measure = module("measure")
 
     def call():
@@ -65,7 +65,7 @@ def test_ratios_are_of_medians_and_compile_time_is_apart(monkeypatch):
     measure, clock = module("measure"), [0.0]
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(measure.time, "process_time", lambda: 2 * clock[0])
-    # The first call compiles; of the others 4 and 1 are the medians.
+    # The first call compiles. The medians of the other calls are 4 and 0.5 seconds.
     plain = fake("plain", [9.0, 4.0, 100.0, 3.0], 1, 1, clock)
     # A quarter of the lanes in half a second: two seconds for all.
     ours = fake("ours", [0.5, 0.5, 0.1, 9.0], 1, 1, clock, share=0.25)
@@ -79,7 +79,7 @@ def test_ratios_are_of_medians_and_compile_time_is_apart(monkeypatch):
 
 
 def test_short_calls_are_timed_in_bursts(monkeypatch):
-    """The first call of a turn finds the caches as others left them."""
+    """The first call of a turn is not timed: its caches hold the data of other variants."""
     measure, clock = module("measure"), [0.0]
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(measure.time, "process_time", lambda: clock[0])
@@ -97,7 +97,7 @@ def test_a_wrong_answer_is_not_timed():
 
 
 def test_tables(tmp_path):
-    """A table for every part, with its own columns; a problem is named once; three digits."""
+    """Every part has a table with its columns; a problem is named once; numbers: three digits."""
     measure = module("measure")
     rows = [
         {"part": "sweep", "problem": "p", "variant": "plain", "ratio": 1.0, "compile_s": None},
@@ -130,7 +130,7 @@ def test_tables(tmp_path):
     ("name", "size"), [("diagonal", 4), ("convolution", 4), ("fully-connected", 6)]
 )
 def test_peers_agree_with_the_exact_limit(name, size):
-    """SciPy at rtol 1e-10 makes errors of that size in each of its 100 steps; then the stop."""
+    """SciPy at rtol 1e-10 makes an error of that size in each of 100 steps, and one at the stop."""
     peers = module("peers")
     theta = 0.3 * np.random.default_rng(0).standard_normal((3, size))
     exact = peers.exact_limit(name, theta)
@@ -177,7 +177,7 @@ def test_every_leave_one_out_way_gives_the_gradient():
 
 @pytest.mark.slow
 def test_a_tiny_run(tmp_path, monkeypatch):
-    """One part from end to end: every answer is checked there."""
+    """One part runs from end to end; it checks every answer."""
     batched, measure = module("batched"), module("measure")
     rows = batched.sweep(measure.Effort(quick=True, repeats=1), "diagonal", 16, with_peers=False)
     table = measure.write(tmp_path, rows, measure.machine())
@@ -189,7 +189,7 @@ def test_a_tiny_run(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_trial_of_the_gpu_command(tmp_path):
-    """All its parts with few lanes, on the CPU; there "machine code" is that of CPUs."""
+    """All parts of `gpu.py` run with few lanes on the CPU, where "machine code" is that of CPUs."""
     rows = module("gpu").run(True, 300.0, tmp_path)
     parts = {row["part"] for row in rows}
     assert parts == {"bounds", "correct", "rates", "classification", "store"}
@@ -238,7 +238,7 @@ def test_hostile_faults_are_seen():
     assert outcome(lambda: np.ones(2)) == "WRONG"
     assert outcome(lambda: lt.Regression(np.ones((2, 2)), np.ones(3))) == "refused"
     assert outcome(lambda: lt.Regression(np.ones((2, 2)), np.ones(3)), must_answer=True) == "WRONG"
-    assert outcome(lambda: np.ones(2) @ np.ones(3)) == "TRACEBACK"  # nobody names an argument
+    assert outcome(lambda: np.ones(2) @ np.ones(3)) == "TRACEBACK"  # no argument is named
     assert outcome(lambda: {}["a"]) == "TRACEBACK"
     assert outcome(refused) == "failed"
     assert outcome(refused, must_answer=True) == "WRONG"

@@ -29,7 +29,7 @@ def random_completion(rng, shape, count, rank=2, **options):
 
 @pytest.mark.parametrize("shape", [(3, 7), (200, 130)])
 def test_entries_and_gradient_equal_dense_sensors(shape):
-    assert (shape[0] * shape[1] > _LARGEST_TABLE) == (shape[0] == 200)  # both ways of the adjoint
+    assert (shape[0] * shape[1] > _LARGEST_TABLE) == (shape[0] == 200)  # both adjoints are tested
     rng = np.random.default_rng(0)
     problem = random_completion(rng, shape, 12)
     beta = rng.standard_normal(shape)
@@ -84,7 +84,7 @@ def test_the_gradient_costs_what_indexing_costs():
     np.testing.assert_array_equal(compiled(problem, beta), by_numpy())
     memory = compiled.memory_analysis()
     matrix = 8 * shape[0] * shape[1]
-    # beta and the gradient are matrices; temporary arrays are at most one more and some of n.
+    # beta and the gradient are matrices; temporary arrays are at most one more, and some of size n.
     assert memory.temp_size_in_bytes <= matrix + 64 * count  # pyright: ignore[reportOptionalMemberAccess]
     assert memory.output_size_in_bytes <= matrix + 64  # pyright: ignore[reportOptionalMemberAccess]
 
@@ -96,7 +96,7 @@ def test_the_gradient_costs_what_indexing_costs():
             times.append(time.perf_counter() - start)
         return min(times)
 
-    # Side by side, the fastest of 30: here 0.3 times.
+    # Both are timed in turn, and the fastest of 30 counts; here the ratio is 0.3.
     assert fastest(lambda: compiled(problem, beta)) < 3 * fastest(by_numpy)
 
 

@@ -1,4 +1,4 @@
-"""Configurations: the shipped files are the defaults, and every mistake is named with its fix."""
+"""Configurations: the shipped files have the defaults; messages name every mistake and its fix."""
 
 import dataclasses
 from pathlib import Path

@@ -87,7 +87,7 @@ def test_every_test_and_file_named_anywhere_exists():
 
 
 def test_names_of_the_package_exist():
-    """`lt.name` in running text and ::: in the reference; programs are tested by running."""
+    """Checks `lt.name` in running text and ::: in the reference; another test runs programs."""
     for page, text in PAGES.items():
         named = [
             match[1] for span in code_spans(text) if (match := re.match(r"lt\.([\w.]*\w)", span))
@@ -110,7 +110,7 @@ def test_the_reference_has_every_public_name_once():
 
 
 def test_files_and_folders_named_by_the_architecture_exist():
-    """`name.py` or `folder/`, from any folder of the package on."""
+    """`name.py` or `folder/` is a path relative to any folder of the package."""
     package = ROOT / "lintensor_jax"
     files = [f"/{path.relative_to(package)}" for path in package.rglob("*.py")]
     folders = {f"{file.rpartition('/')[0]}/" for file in files}
@@ -150,7 +150,7 @@ def test_relative_links_resolve(page):
 
 @functools.cache
 def made_pages():
-    """The module that makes the pages which no file under docs/ holds."""
+    """The module that generates pages: no file under docs/ contains them."""
     spec = importlib.util.spec_from_file_location("site_pages", DOCS / "site_pages.py")
     assert spec is not None
     assert spec.loader is not None
@@ -189,9 +189,9 @@ def test_the_page_on_the_file_of_a_sweep_has_a_sentence_for_every_key():
 @pytest.mark.slow  # compilations of a dozen flows
 @pytest.mark.parametrize("page", [p for p, text in PAGES.items() if "```python" in text])
 def test_programs_run(page, tmp_path, monkeypatch):
-    """A page's programs go on from each other, but for the errata, each of which stands alone.
+    """A program of a page continues the one before; programs of the errata are independent.
 
-    A guide draws the figure that its page shows.
+    The programs of a guide draw the figure that its page shows.
     """
     monkeypatch.chdir(tmp_path)
     scope = {}
@@ -215,15 +215,15 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr
     pages = list(tmp_path.rglob("*.html"))
     assert len(pages) >= len(PAGES)
-    for page in pages:  # readable offline: nothing is loaded from elsewhere
+    for page in pages:  # pages can be read offline: they load nothing from other places
         loaded = r"<(?:script|img|link rel=.stylesheet.)[^>]*(?:src|href)=.(?:https?:)?//"
         assert not re.search(loaded, page.read_text()), page.name
 
     reference = "".join(page.read_text() for page in pages if page.parent.name == "api")
-    # A module of the same name as its function would take the function's place.
+    # A module with the name of its function would replace the function in the reference.
     assert "doc-symbol-heading doc-symbol-module" not in reference
     cells = (tmp_path / "theory.html").read_text().count('<td data-label="Agreement">')
-    assert cells == len(ROWS)  # on narrow screens a row is a card, and each cell has its heading
+    assert cells == len(ROWS)  # on narrow screens each cell of a row needs its heading
 
     unlinked = set(re.findall(r'<span title="([\w.]+)">', reference))
     public = {name for area in (lt, lt.theory, lt.sweeps) for name in vars(area)}

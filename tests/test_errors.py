@@ -1,4 +1,4 @@
-"""Every user-facing error: named, in one line at the command line, and none without a test."""
+"""Every user-facing error names the mistake, is one line at the command line, and has a test."""
 
 import ast
 import re
@@ -18,8 +18,8 @@ from lintensor_jax.cli import init
 CASES = {**OF_FLOWS, **THEORY}
 TESTS = Path(__file__).parent
 PACKAGE = Path(lt.__file__).parent
-# Lines: module, function, how many of its `raise` statements, and the test that provokes them
-# or, after a dash, why none does.
+# A line has the module, the function, the number of its `raise` statements, and the test that
+# provokes them or, after a dash, why no test does.
 ELSEWHERE = TESTS / "error_sites.txt"
 SWEEP = "[data]\nX = [[1.0, 2.0]]\ny = [1.0]\n"
 
@@ -39,7 +39,7 @@ def _data(folder, name, text, task="regression"):
     return f'[data]\ntask = "{task}"\npath = "{name}"\n'
 
 
-# What is typed, with {f} for a folder of the test; the configuration in {f}/c.toml; words.
+# The arguments, with {f} for a folder of the test; the file {f}/c.toml; words of the message.
 COMMANDS = {
     "no command": ("", None, ["COMMAND", "--help"]),
     "unknown command": ("predct {f}/c.toml", SWEEP, ["predct", "predict"]),
@@ -171,7 +171,7 @@ def test_a_closed_pipe_is_silent(arguments, tmp_path):
     process.stdout.close()
     with process.stderr as stderr:
         assert stderr.read() == b""
-    # argparse itself hides that nobody reads, if Python does not buffer.
+    # If Python does not buffer, argparse itself hides that the pipe is closed.
     assert process.wait() in ((0, 141) if arguments == "--help" else (141,))
 
 
@@ -196,7 +196,7 @@ def _sites():
 
 
 def _lines_of(error):
-    """(module, line) where each exception of a chain was raised, if that is in the package."""
+    """(module, line) at which each exception of a chain was raised, if it is in the package."""
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -217,7 +217,7 @@ def _listed():
 
 
 def _provoked(tmp_path):
-    """Where the mistakes of this file's tables are raised."""
+    """The lines at which the mistakes of this file's tables are raised."""
     lines = set()
     for call, kind, _ in CASES.values():
         try:
@@ -225,7 +225,7 @@ def _provoked(tmp_path):
         except kind as error:
             lines.update(_lines_of(error))
     with pytest.MonkeyPatch.context() as patch:
-        # What `main` tells in a line, it has caught.
+        # `main` catches the errors that it prints as one line, so they are recorded here.
         inner = cli.main.__globals__["_in_one_line"]
         patch.setitem(
             cli.main.__globals__,

@@ -1,4 +1,4 @@
-"""Results as HTML for notebooks: the words of `print`, escaped."""
+"""Results as HTML for notebooks: the text that `print` shows, escaped."""
 
 import html
 import re
@@ -22,7 +22,7 @@ RESULTS = {
 
 
 def text_of(markup):
-    """The text of one preformatted block; nothing else may be in it."""
+    """The text of `markup`, which must be one preformatted block and nothing else."""
     inner = re.fullmatch(r"<pre[^<>]*>(.*)</pre>", markup, re.DOTALL)
     assert inner
     plain = inner[1].replace("<strong>", "", 1).replace("</strong>", "", 1)

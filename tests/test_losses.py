@@ -1,4 +1,4 @@
-"""Losses: values, slopes and inverses against mpmath, and what each loss says about itself."""
+"""Losses: values, slopes and inverses against mpmath, and the properties that a loss states."""
 
 import math
 
@@ -32,7 +32,7 @@ def test_polynomial_loss_for_margins_of_any_size(power, margin):
         # -l' = a (1 + s)^-(a+1) sigmoid(m), and log sigmoid(m) = m - softplus(m).
         slope = mpmath.log(a) - (a + 1) * growth + (0 if m > 1e5 else m - softplus(m))
         for ours, exact in ((loss.log_value, value), (loss.log_slope, slope)):
-            # Terms of opposite signs: to a few ulp of the largest one.
+            # The terms have opposite signs, so the error is a few ulp of the largest term.
             largest = max(1, abs(exact), (a + 1) * growth)
             assert abs(mpmath.mpf(float(ours(jnp.asarray(margin)))) - exact) <= 4 * EPS * largest
 
@@ -42,12 +42,12 @@ def test_inverse_of_the_polynomial_loss(power):
     loss = lt.PolynomialLoss(power)
     margins = np.concatenate([-np.geomspace(30, 1e-3, 40), [0.0], np.geomspace(1e-3, 1e12, 60)])
     log_values = loss.log_value(jnp.asarray(margins))
-    # d log l/dm = l'/l: m is known to eps |log l| l/|l'| from log l.
+    # d log l/dm = l'/l, so log l determines m up to eps |log l| l/|l'|.
     condition = np.exp(np.asarray(log_values - loss.log_slope(jnp.asarray(margins))))
     error = np.abs(np.asarray(loss.inverse(log_values)) - margins)
     allowed = np.abs(margins) + condition * (EPS + np.abs(log_values))
     assert (error <= 8 * EPS * (1 + allowed)).all()
-    # The loss stays below 1: larger values, as a sum over samples has them, belong to no margin.
+    # The loss is below 1. A sum over samples may have larger values; no margin has them.
     assert (loss.inverse(jnp.array([0.0, 1.0])) == -jnp.inf).all()
 
 
@@ -79,7 +79,7 @@ def test_losses_of_residuals_of_any_size(loss, residual):
         for number, exact in zip(ours, (value, slope), strict=True):
             if exact > mpmath.mpf(np.finfo(float).max):
                 assert number == math.inf
-            else:  # what underflows is zero
+            else:  # an underflow gives zero
                 assert abs(mpmath.mpf(number) - exact) <= 8 * EPS * abs(exact) + 1e-300
 
 
@@ -94,7 +94,7 @@ def test_slopes_and_curvatures_of_losses_of_residuals_are_derivatives(loss):
     assert float(loss.total(residuals)) == pytest.approx(total, rel=1e-14)
     assert float(loss.log_total(residuals)) == pytest.approx(math.log(total), rel=1e-14)
     assert loss.log_total(jnp.zeros(3)) == -jnp.inf
-    # What is not finite is no fit: a comparison with NaN must not end in the branch of zero.
+    # A loss that is not finite is not a fit: a comparison with NaN must not choose zero.
     assert jnp.isnan(loss.log_total(jnp.array([0.0, jnp.nan])))
     assert loss.log_total(jnp.array([1.0, -jnp.inf])) == jnp.inf
     # The squares of 3e-200 and 4e-200 underflow; the logarithm of their sum does not.

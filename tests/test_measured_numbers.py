@@ -1,4 +1,4 @@
-"""Every measured number of README and the documentation is that of a committed result file."""
+"""Every measured number in README and the documentation equals that of a committed result file."""
 
 import importlib.util
 import pathlib
@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def measured() -> Any:
-    """The program that fills the numbers in."""
+    """The program that fills in the numbers."""
     spec = importlib.util.spec_from_file_location(
         "measured_numbers", ROOT / "docs" / "measured_numbers.py"
     )
@@ -40,14 +40,14 @@ def test_a_wrong_number_is_found_with_its_line(measured, monkeypatch, tmp_path):
 
 
 def test_no_line_begins_with_a_mark(measured):
-    """There Markdown would end the paragraph. Marks of tables stand alone on their lines."""
+    """A mark at a line's start ends a paragraph in Markdown. Marks of tables are whole lines."""
     for path in measured.pages():
         found = re.findall(r"^ *<!--=.*$", path.read_text(), re.MULTILINE)
         assert [line for line in found if not line.endswith("-->")] == [], path
 
 
 def test_what_was_seen_in_the_table_of_theory_comes_from_result_files():
-    """Apart from programs and the settings of a run, each number has a mark."""
+    """Each number has a mark, except in programs and in the settings of a run."""
     theory = (ROOT / "docs" / "theory.md").read_text()
     seen = re.findall(r"^\|.*\| [^|]*?([Ss]een\b[^|]*)\|$", theory, re.MULTILINE)
     assert len(seen) >= 8

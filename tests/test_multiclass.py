@@ -82,7 +82,7 @@ def test_the_logarithmic_domain():
     tight = np.sum(np.abs(np.asarray(problem.margins(best)) - 1) < 1e-9)
     assert np.isfinite(log_loss)
     np.testing.assert_allclose(log_loss, -1e8 + np.log(tight), rtol=1e-7)
-    # And misclassified by 1e6: the loss is linear there.
+    # At a margin of -1e6 the loss is linear.
     wrong = float(problem.log_loss(-1e6 * best))
     assert np.isfinite(wrong)
     assert wrong > np.log(1e6)
@@ -92,7 +92,7 @@ def test_the_residual_keeps_its_digits_at_large_margins():
     problem = lt.MulticlassClassification(np.eye(3), [0, 1, 2])
     beta = jnp.diag(jnp.array([50.0, 300.0, 800.0]))
     residual = np.asarray(problem.residual(beta))
-    # Each other class has e^-m / (1 + 2 e^-m), the sample's own minus their sum.
+    # Each other class has e^-m / (1 + 2 e^-m), and the sample's class minus their sum.
     np.testing.assert_allclose(residual[0], np.exp(-50.0) * np.array([-2, 1, 1]), rtol=1e-14)
     np.testing.assert_allclose(residual[1], np.exp(-300.0) * np.array([1, -2, 1]), rtol=1e-14)
     np.testing.assert_array_equal(residual[2], 0)  # e^-800 underflows
@@ -160,7 +160,7 @@ def test_one_layer_tends_to_the_crammer_singer_svm(seed):
     start = gaussian(lt.LinearNetwork.zeros(D, M), jax.random.key(seed), 0.5)
     found = lt.predict(start, problem)
     assert found.kind == "exact"
-    # SLSQP's own tolerance: 1e-8 in the square root of its objective's.
+    # The error of SLSQP is 1e-8, the square root of the tolerance of its objective.
     np.testing.assert_allclose(np.asarray(found.limit), direction, atol=1e-7)
     flow = lt.gradient_flow(start, problem)
     assert status_name(flow.status) == "margin"
@@ -216,7 +216,7 @@ def test_deep_flows_end_at_certified_kkt_points(like, norm):
     if norm is not None:
         assert any("candidate" in note for note in found.notes)
         best = lt.max_margin(problem, norm)
-        # What `predict` calls a candidate is the limit of this flow.
+        # The candidate of `predict` is the limit of this flow.
         np.testing.assert_allclose(limit.direction, best.direction, atol=1e-8)
         assert lt.certify(limit.direction, problem, regularizer=norm).is_stationary
 
@@ -233,13 +233,13 @@ def test_batches_are_single_flows():
     flow = lt.gradient_flow(
         start, problem, stop=lt.StopAtMargin(30.0), saveat=np.linspace(0.01, 4.0, 400)
     )
-    # Their steps differ, and so do their ends: both are compared where |Theta| is the same.
+    # Their steps and ends differ, so both are compared at the same |Theta|.
     norms = np.asarray(flow.log_norm)
     growing = np.argmin(norms)
     assert norms[growing] < batch.log_norm[0] < norms[-1]
     curve = np.asarray(flow.coefficients).reshape(len(norms), -1)
     there = [np.interp(float(batch.log_norm[0]), norms[growing:], c[growing:]) for c in curve.T]
-    # The saved times are 0.01 apart: interpolation is off by some 1e-4 of the largest entry.
+    # The saved times differ by 0.01: the interpolation error is about 1e-4 of the largest entry.
     error = np.abs(np.asarray(batch.coefficients[0]).ravel() - there).max()
     assert error < 1e-3 * np.abs(there).max()
 

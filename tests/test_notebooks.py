@@ -1,4 +1,4 @@
-"""The notebooks: complete and tidy as committed, and they run."""
+"""The notebooks are committed complete and without paths of a machine, and they run."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def _text(outputs):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_and_its_assertions_hold(name, monkeypatch):
-    """In quick mode: smaller sizes, the same statements."""
+    """The quick mode has smaller sizes and the same assertions."""
     nbclient = pytest.importorskip("nbclient", reason='needs pip install ".[notebooks]"')
     nbformat = pytest.importorskip("nbformat", reason='needs pip install ".[notebooks]"')
     pytest.importorskip("ipykernel", reason='needs pip install ".[notebooks]"')

@@ -27,18 +27,18 @@ def exact_logs(loss, margin):
 @pytest.mark.parametrize("loss", [lt.ExponentialLoss(), lt.LogisticLoss()], ids=str)
 @pytest.mark.parametrize("margin", MARGINS + HUGE_MARGINS)
 def test_log_losses_for_margins_of_any_size(loss, margin):
-    with mpmath.workdps(60 + 450):  # log1p(e^-1000) needs 435 digits before rounding sets in
+    with mpmath.workdps(60 + 450):  # the first 435 digits of 1 + e^-1000 are those of 1
         value, slope = exact_logs(loss, margin)
         ours = loss.log_value(jnp.asarray(margin)), loss.log_slope(jnp.asarray(margin))
-        # log l to a few ulp, which is l itself to a few ulp wherever log l is of order one.
+        # log l has an error of a few ulp; so has l itself, where log l is of order one.
         for ours_log, exact in zip(ours, (value, slope), strict=True):
             assert abs(mpmath.mpf(float(ours_log)) - exact) <= 4 * EPS * max(1, abs(exact))
 
 
 @pytest.mark.parametrize("loss", [lt.ExponentialLoss(), lt.LogisticLoss()], ids=str)
 def test_inverse_of_a_loss(loss):
-    # From misclassified by 700 to losses that no float holds. Each sample has its own condition:
-    # d log l/dm = l'/l, so that m is known to eps |log l| l/|l'| from log l.
+    # Margins from -700 to some at which the loss is below all floats. d log l/dm = l'/l, so log l
+    # determines m up to eps |log l| l/|l'|.
     margins = np.concatenate([-np.geomspace(700, 1e-3, 40), [0.0], np.geomspace(1e-3, 1e8, 60)])
     log_values = loss.log_value(jnp.asarray(margins))
     condition = np.exp(np.asarray(log_values - loss.log_slope(jnp.asarray(margins))))
@@ -101,7 +101,7 @@ def test_log_loss_beyond_the_floats():
     X, y = jnp.array([[1.0, 2.0], [0.0, -3.0]]), jnp.array([1.0, -1.0])
     beta = jnp.array([1e10, 1e9])
     assert lt.Classification(X, y).loss(beta) == 0.0
-    assert lt.Classification(X, y).log_loss(beta) == -3e9  # the smaller margin; the other is e^-9e9
+    assert lt.Classification(X, y).log_loss(beta) == -3e9  # minus the smaller of two margins
     tiny = lt.Regression(X, jnp.array([3e-200, 4e-200]))
     np.testing.assert_allclose(
         tiny.log_loss(jnp.zeros(2)), np.log(0.5 * 25) - 400 * np.log(10), rtol=4 * EPS
@@ -124,7 +124,7 @@ def test_problems_batch_over_data():
 
 
 def test_prediction_range_spans_the_reachable_predictions():
-    """A rank-2 X of four rows: the projector onto its range, whatever basis is returned."""
+    """X has four rows and rank 2. The projector onto its range is tested, as the basis is free."""
     X = np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 2.0], [1.0, -1.0, 0.0]])
     basis = np.asarray(prediction_range(lt.Regression(X, jnp.zeros(4))))
     assert basis.shape == (4, 3)

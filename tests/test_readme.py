@@ -1,4 +1,4 @@
-"""What the README shows is what happens."""
+"""The README's program prints what the README shows, and its names exist."""
 
 import pathlib
 import re
@@ -13,13 +13,13 @@ README = (ROOT / "README.md").read_text()
 
 
 def require_as_printed(call, values):
-    """The first numbers of the comment beside `call` in README are these, to the digits there."""
+    """The first numbers of the README's comment on `call` must be these, to its digits."""
     comment = README.split(f"\n{call}")[1].split("\n")[0]
     words = re.findall(r"-?\d+\.?\d*(?:e[+-]?\d+)?", comment)[: len(values)]
     for word, value in zip(words, values, strict=True):
         digits, _, power = word.partition("e")
         last = 10.0 ** (int(power or 0) - len(digits.partition(".")[2]))
-        # Half of the last digit, and a tenth for what another processor rounds.
+        # Half a unit of the last digit, and a tenth of one for other processors' rounding.
         assert abs(float(word) - float(value)) <= 0.6 * last, (call, word, value)
 
 
@@ -34,7 +34,7 @@ def test_the_five_minutes_run_as_printed():
     assert predicted.limit is not None
     np.testing.assert_allclose(beta, predicted.limit, rtol=0, atol=1e-10)
     flow = scope["flow"]
-    # How far beyond the margin of 1e8 the last step ends, its length decides.
+    # The last step ends beyond the margin of 1e8, by an amount that depends on its length.
     require_as_printed("print(flow.direction[-1], flow.log_loss[-1])", flow.direction[-1])
     np.testing.assert_allclose(flow.direction[-1], [0, 1], rtol=0, atol=1e-6)
     assert float(flow.log_loss[-1]) < -1e8

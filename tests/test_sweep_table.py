@@ -1,4 +1,4 @@
-"""The recorded benchmarks of sweeps: which have kept their bounds."""
+"""The recorded benchmarks of sweeps say correctly which of them kept their bounds."""
 
 import json
 import statistics
@@ -12,6 +12,6 @@ def test_the_recorded_benchmarks_have_passed():
     assert kept["cluster"]["chunks_begun_again"] <= kept["cluster"]["most_in_flight_at_kills"]
     assert kept["flips"]["found"] == kept["flips"]["flips"] >= 300
     assert kept["hostile"]["held"] == kept["hostile"]["cases"] >= 20
-    # Turns lie on both sides of the bound of 1.15; the record says how their median does.
+    # Some turns are below the bound of 1.15 and some above. The record is about their median.
     assert large["times_bare_flows"] == statistics.median(large["turns"])
     assert large["passed"] == (large["times_bare_flows"] <= 1.15)

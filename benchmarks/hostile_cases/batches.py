@@ -14,7 +14,7 @@ from .outcomes import FAILED, RIGHT, WRONG, Case, Verdict, all_of, within
 
 
 class _Lane(NamedTuple):
-    """What `is_limit` asks of a flow."""
+    """The attributes of a flow that `is_limit` reads."""
 
     coefficients: Any
     status: str
@@ -30,7 +30,7 @@ def _lanes(rng, count, depth):
 
 
 def _judged(found, lanes, judge):
-    """Every lane: failed and said so, not finite, or what `judge` says."""
+    """The verdict on all lanes: a reported failure, not finite, or what `judge` returns."""
     verdicts = []
     for lane in range(len(lanes)):
         beta = np.asarray(found.coefficients)[lane]
@@ -44,7 +44,7 @@ def _judged(found, lanes, judge):
 
 
 def batched_limits(rng: Random) -> Case:
-    """Every lane of a batch at its limit; mild and hostile lanes side by side."""
+    """Compares every lane of a batch with its limit; mild and hostile lanes are side by side."""
     X, y, kind = data_of(rng, 2)
     lanes, what = _lanes(rng, 3, int(pick(rng, (2, 3))))
     compilation = pick(rng, (None, None, lt.XLA()))
@@ -66,7 +66,7 @@ def batched_limits(rng: Random) -> Case:
 
 
 def batched_paths(rng: Random) -> Case:
-    """Every lane at the time at which it ended; with one problem a lane, or one for all."""
+    """Compares every lane at the time at which it ended; one problem a lane, or one for all."""
     X, y, kind = data_of(rng, 2)
     lanes, what = _lanes(rng, 3, int(pick(rng, (2, 3))))
     classifies, shared = rng.random() < 0.4, rng.random() < 0.5
@@ -113,7 +113,7 @@ def batched_paths(rng: Random) -> Case:
 
 
 def batched(rng: Random) -> Case:
-    """The area."""
+    """A case of the area `batched_flow`."""
     return pick(rng, (batched_limits, batched_paths))(rng)
 
 

@@ -20,7 +20,8 @@ from .theorems import (
     prediction,
 )
 
-# In per cent. A case of a flow takes seconds, one of the others milliseconds: those get more.
+# Shares in per cent. A case with a flow takes seconds and any other case milliseconds, so areas
+# without flows get more cases.
 _AREAS: dict[str, tuple[Callable[[Random], Case], int]] = {
     "networks": (networks, 9),
     "problems": (problems_and_losses, 8),

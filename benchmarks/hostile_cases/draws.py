@@ -1,4 +1,4 @@
-"""Hostile numbers: extreme scales, zeros, ties, integers, float32; and arguments that are none."""
+"""Hostile numbers: extreme scales, zeros, ties, integers, float32; and invalid arguments."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ WILD = (*MILD, "tiny", "huge", "graded", "integers", "float32", "subnormal")
 
 
 def pick(rng: Random, choices: Any) -> Any:
-    """One of the choices, as it is."""
+    """One of the choices, unchanged."""
     return choices[int(rng.integers(len(choices)))]
 
 
 def array(rng: Random, shape: tuple[int, ...], kind: str) -> np.ndarray:
-    """An array of one kind."""
+    """A random array of one of the kinds `WILD`."""
     plain = rng.standard_normal(shape)
     match kind:
         case "ties":
@@ -40,7 +40,7 @@ def array(rng: Random, shape: tuple[int, ...], kind: str) -> np.ndarray:
 
 
 def shown(**arguments: Any) -> str:
-    """Arguments in words that can be pasted."""
+    """Arguments as text that can be pasted into Python."""
     return ", ".join(f"{name}={_literal(value)}" for name, value in arguments.items())
 
 
@@ -54,7 +54,7 @@ def _literal(value: Any) -> str:
 
 
 def bad_arrays(shape: tuple[int, ...]) -> list[Any]:
-    """What is no array of finite real numbers of that shape."""
+    """Values that are not arrays of finite real numbers of that shape."""
     good = np.ones(shape)
     return [
         "abc",
@@ -74,9 +74,9 @@ def bad_arrays(shape: tuple[int, ...]) -> list[Any]:
     ]
 
 
-#: What is no positive number.
+#: Values that are not positive numbers.
 BAD_NUMBERS = ["abc", None, object(), np.nan, np.inf, -1.0, [1.0, 2.0], np.ones(3), 1j, {}]
-#: What is no positive whole number.
+#: Values that are not positive whole numbers.
 BAD_COUNTS = ["abc", 0, -3, 1.5, np.nan, [1, 2], True, 1j, np.ones(2)]
-#: What is no object of this package.
+#: Values that are not objects of this package.
 BAD_OBJECTS = ["abc", 3, object(), np.ones(3), {}, len, int]

@@ -62,7 +62,7 @@ def tensor(data: Any, factors: Any, absolute: bool = False) -> np.ndarray:
 
 
 def floats(values: Any) -> np.ndarray:
-    """The nearest floats; infinite where there is none."""
+    """The nearest floats; infinite if a number is too large."""
 
     def nearest(x):
         try:

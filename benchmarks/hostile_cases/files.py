@@ -1,4 +1,4 @@
-"""Configurations, data files, sweeps and the command line: one line that names what is wrong."""
+"""Configurations, data files, sweeps, command line: an error is one line that names its cause."""
 
 import contextlib
 import io
@@ -67,7 +67,7 @@ def _one_line(found, may_pass=True):
 
 
 def odd_configuration(rng: Random) -> Case:
-    """predict or a dry sweep with one odd entry."""
+    """`predict` or a dry run of a sweep, with one odd entry in its configuration."""
     tables = {name: dict(entries) for name, entries in _BASE.items()}
     table = pick(rng, tuple(_KEYS))
     key, value = pick(rng, _KEYS[table]), pick(rng, _ODD)
@@ -100,7 +100,7 @@ _CELLS = ("1", "-2.5", "1e-200", "1e200", "", "nan", "inf", "x", "1,5", '"1"', "
 
 
 def data_file(rng: Random) -> Case:
-    """CSV and NPZ files: either all numbers arrive, or the row is named."""
+    """CSV and NPZ files: either all numbers are read, or one line says what is wrong."""
     kind = pick(rng, ("csv", "csv", "npz"))
     mild = rng.random() < 0.5
     numbers = rng.standard_normal((2, 3)) * 10.0 ** float(pick(rng, (0, -5, 5)))
@@ -152,7 +152,7 @@ _TAILS = ("", "nowhere", ".", "/dev/null", "c.toml", "--json", "--out", "--devic
 
 
 def command_line(rng: Random) -> Case:
-    """Odd words: an exit code and one line, never a traceback."""
+    """Odd arguments give an exit code and one line, never a traceback."""
     words = [pick(rng, _WORDS), *pick(rng, _TAILS).split(), *pick(rng, _TAILS).split()]
     words = [w for w in words if w]
 

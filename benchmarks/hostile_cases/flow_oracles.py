@@ -7,7 +7,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 from scipy.special import expit
 
-# A minute at most.
+# This many evaluations take a minute at most.
 _MOST_SLOPES = 300_000
 Slope = Callable[[np.ndarray], np.ndarray]  # beta -> gradient of the loss
 
@@ -43,7 +43,7 @@ def flow(
 ) -> tuple[np.ndarray, np.ndarray]:
     """beta at the times and the layers there, flat; `layers` is (L, d), or a matrix and a vector.
 
-    RuntimeError where SciPy gives up, or takes too many steps.
+    Raises RuntimeError if SciPy fails or needs too many evaluations.
     """
     diagonal = isinstance(layers, np.ndarray)
     shapes = [layers.shape] if diagonal else [w.shape for w in layers]

@@ -71,13 +71,13 @@ def data_of(rng: Random, size: int) -> tuple[np.ndarray, np.ndarray, str]:
 
 
 def steepness(X, layers, y=0.0):
-    """The rate of the fastest mode, about: times are chosen in its units."""
+    """The approximate rate of the fastest mode. Times are chosen in units of its inverse."""
     size = max(1e-3, max(float(np.max(np.abs(w))) for w in layers), float(np.max(np.abs(y))) ** 0.5)
     return max(np.linalg.norm(X, 2), 1e-3) ** 2 * size**2
 
 
 def regression(rng: Random) -> Case:
-    """beta at a time, against SciPy; and the limit by its equations and its conserved gaps."""
+    """beta at a time, or the limit, against SciPy."""
     X, y, kind = data_of(rng, 2)
     layers, what = layers_of(rng, 2)
     loss = pick(rng, ("squared", "squared", "huber", "logcosh"))
@@ -114,12 +114,12 @@ def network_beta(layers: Any) -> np.ndarray:
 
 
 def is_limit(found, layers, slope, X, y):
-    """Stationary, and where SciPy's flow is after a long time."""
+    """RIGHT if the end is finite, and where SciPy's flow is after a long time."""
     status = str(found.status)
     beta = np.asarray(found.coefficients[-1])
     if not np.isfinite(beta).all():
         return Verdict("WRONG", note=f"not finite: {beta}, {found.reason}")
-    # From a small start three layers wait at zero for a time of 1/alpha.
+    # From a small start, three layers stay near zero for a time of 1/alpha.
     smallest = min(float(np.min(np.abs(w[w != 0]), initial=1.0)) for w in layers)
     steep = steepness(X, layers, y) * min(1.0, smallest) ** (len(layers) - 2)
     for longer in (1e3, 1e5):
@@ -139,7 +139,7 @@ def is_limit(found, layers, slope, X, y):
 
 
 def _rests_on_rounding(layers):
-    """Whether two layers are of one size somewhere: a set that rounding can leave."""
+    """Whether two layers have entries of equal size: rounding can leave this invariant set."""
     if not isinstance(layers, np.ndarray):
         return any(np.array_equal(np.abs(w), np.abs(layers[1])) for w in layers[0])
     pairs = [(a, b) for a in range(len(layers)) for b in range(a)]
@@ -147,14 +147,14 @@ def _rests_on_rounding(layers):
 
 
 def _is_corner(beta, slope, X, y):
-    """Whether every coefficient is zero or feels no gradient."""
+    """Whether every coefficient is zero or has a zero gradient."""
     scale = np.max(np.abs(beta), initial=1e-12)
     terms = np.linalg.norm(X, 2) * (np.linalg.norm(X, 2) * scale + np.max(np.abs(y)))
     return np.all((np.abs(beta) <= 1e-6 * scale) | (np.abs(slope(beta)) <= 1e-6 * terms))
 
 
 def classification(rng: Random) -> Case:
-    """beta at a time, against SciPy; separability as HiGHS has it."""
+    """beta at a time against SciPy, or the end, with separability against HiGHS."""
     X, _, kind = data_of(rng, 2)
     y = rng.choice([-1.0, 1.0], len(X))
     if rng.random() < 0.5:
@@ -180,7 +180,7 @@ def classification(rng: Random) -> Case:
             if early and not found.succeeded:
                 return Verdict(FAILED, note=str(found.reason))
             try:
-                # Of the step that met the rule; or, where the flow came to rest before, that time.
+                # The time of the step that met the rule; if the flow came to rest before, `time`.
                 end = time if early else float(np.exp(found.log_time[-1]))
                 right = flow(layers, slope, end)[0][0]
             except RuntimeError as error:
@@ -194,7 +194,7 @@ def classification(rng: Random) -> Case:
 
 
 def _ends_rightly(found, layers, slope, X, y):
-    """The status against a linear program, and the end against its own words."""
+    """The status against a linear program, and the end against the reason that the flow gives."""
     signed = y[:, None] * X / np.max(np.abs(X))
     beta = np.asarray(found.coefficients[-1])
     feasible = linprog(np.zeros(2), -signed, -np.ones(len(X)), bounds=(None, None), method="highs")
@@ -202,7 +202,7 @@ def _ends_rightly(found, layers, slope, X, y):
     words = str(found.reason)
     margins = signed @ beta
     if "not separable" in words:
-        # Of the invariant set that the flow lies in, not of the data.
+        # The reason is about the invariant set of the flow, not about all coefficients.
         return holds(feasible.status != 0 or not _moves(layers, slope), f"{words} {len(name)}")
     if "the margin reached" in words or "rounding of the margins" in words:
         return holds(np.min(margins) > 0, f"{words}, but the margins are {margins}")
@@ -238,7 +238,7 @@ def _gradient(found, pulled):
 
 
 def bad_options(rng: Random) -> Case:
-    """Networks, problems and options of flows that are none."""
+    """Invalid networks, problems and options of flows."""
     network, fit = lt.DiagonalNetwork(np.ones((2, 2))), lt.Regression(np.eye(2), np.ones(2))
     sort = lt.Classification(np.eye(2), np.ones(2))
     lanes = jax.vmap(lt.DiagonalNetwork)(np.ones((3, 2, 2)))

@@ -10,7 +10,7 @@ from lintensor_jax.theory.least_norm.max_margin import MarginPrecisionError
 from .draws import BAD_NUMBERS, BAD_OBJECTS, WILD, Random, array, bad_arrays, pick, shown
 from .outcomes import OPEN, REFUSED, RIGHT, WRONG, Case, Verdict, accepted, all_of, holds, within
 
-#: What a conic solution may be off by, relative to the norm: a tenth of what it reports.
+#: The allowed error of a conic solution, relative to the norm: a tenth of what it reports.
 _ACCURATE = 1e-7
 
 
@@ -103,7 +103,7 @@ def max_margin(rng: Random) -> Case:
         z = np.asarray(found.coefficients) * scale
         if found.status == "inaccurate":
             return Verdict(OPEN, note=str(found))
-        if not margin > rounding:  # HiGHS and NNLS see no margin: judged by the point alone
+        if not margin > rounding:  # HiGHS and NNLS find no margin, so only the point is judged
             return holds(np.min(signed @ z) >= 1 - 1e-7, f"margins {signed @ z}")
         verdicts = [
             holds(np.min(signed @ z) >= 1 - 1e-8, f"margins {signed @ z}"),
@@ -127,7 +127,7 @@ def separable(rng: Random) -> Case:
 
     def judge(found):
         signed = labels[:, None] * X
-        # min |s| with signed @ w >= 1 feasible or not: integers below 4 leave no doubt.
+        # Whether signed @ w >= 1 is feasible: for integers below 4 rounding cannot change this.
         feasible = linprog(
             np.zeros(size), -signed, -np.ones(count), bounds=(None, None), method="highs"
         )
@@ -205,12 +205,13 @@ def min_norm(rng: Random) -> Case:
 
 
 def certify(rng: Random) -> Case:
-    """An exact KKT point is certified; one that is turned away from it is not."""
+    """An exact KKT point is certified; a point with one layer rescaled is not."""
     depth = int(pick(rng, (2, 3)))
     scale = 10.0 ** float(pick(rng, (-100, -5, 0, 5, 100)))
     X = np.eye(3)[:2] * scale if rng.random() < 0.5 else np.array([[1.0, 0.0, 0.0]]) * scale
     y = rng.choice([-1.0, 1.0], len(X))
-    # One support vector a coordinate: every w_l has the modulus m^(1/L) there, 0 elsewhere.
+    # Each sample is a support vector in one coordinate. There all layers have equal moduli; the
+    # other coordinates are 0.
     beta = np.zeros(3)
     beta[: len(X)] = y
     size = 10.0 ** float(pick(rng, (-60, 0, 60)))
@@ -264,7 +265,7 @@ def norm_values(rng: Random) -> Case:
     def judge(found):
         with mpmath.workdps(60):
             right = exact([mpmath.mpf(float(x)) for x in beta])
-            # What is no float, or as good as none, cannot be returned.
+            # A value outside the range of floats, or near its ends, cannot be returned exactly.
             right = float(right) if 1e-290 < right < 1e290 or not right else None
         return (
             within(found, right, 1e-7 if "Lp" in name else 1e-14)
@@ -276,11 +277,11 @@ def norm_values(rng: Random) -> Case:
 
 
 def bad_programs(rng: Random) -> Case:
-    """Problems, norms and starts that are none."""
+    """Invalid problems, norms and starts."""
     sort, fit = lt.Classification(np.eye(2), np.ones(2)), lt.Regression(np.eye(2), np.ones(2))
     diagonal = lt.DiagonalNetwork(np.ones((2, 2)))
     starts = [b for b in bad_arrays((2,)) if b is not None]
-    # Weights have no shape of their own: those that break a rule whatever the shape is.
+    # Weights may have several shapes, so only values that are invalid in all shapes are used.
     loose = [b for b in starts if not (isinstance(b, np.ndarray) and b.shape in ((), (2, 1, 1)))]
     name, make, values = pick(
         rng,
@@ -318,7 +319,7 @@ def bad_programs(rng: Random) -> Case:
 
 
 def max_margins(rng: Random) -> Case:
-    """The area of margins."""
+    """A case of the area `max_margin`."""
     return pick(rng, (max_margin, max_margin, max_margin, separable, norm_values, bad_programs))(
         rng
     )

@@ -94,7 +94,7 @@ def coefficients(rng: Random) -> Case:
         size = exact.floats(_exact(name, weights, True))
         expected = exact.floats(_exact(name, weights))
         if not _stays_in_range(network, weights):
-            # Overflow shows as inf or NaN, and underflow loses at most what the range loses.
+            # Overflow gives inf or NaN, and underflow loses digits: there is nothing to compare.
             seen = np.asarray(beta)
             if not np.isfinite(seen).all():
                 return Verdict(RIGHT, 0.0, "out of range, and seen to be")
@@ -209,7 +209,7 @@ _TEMPLATES = {
 
 
 def bad_weights(rng: Random) -> Case:
-    """Weights that are none."""
+    """Invalid weights."""
     name = pick(rng, tuple(_TEMPLATES))
     make, ((argument, shape),) = _TEMPLATES[name][0], _TEMPLATES[name][1].items()
     values = bad_arrays(shape)
@@ -225,5 +225,5 @@ _KINDS = (coefficients, coefficients, coefficients, closed_forms, conserved, bad
 
 
 def networks(rng: Random) -> Case:
-    """The area."""
+    """A case of the area `networks`."""
     return pick(rng, _KINDS)(rng)

@@ -20,7 +20,7 @@ FAULTS = (WRONG, TRACEBACK, HANG)
 
 
 class Verdict(NamedTuple):
-    """An outcome; `error` is the figure of the area, relative to what the case allows."""
+    """An outcome. `error`: of a right answer, its error relative to what the case allows."""
 
     outcome: str
     error: float | None = None
@@ -43,7 +43,7 @@ class Case:
 
 
 def within(found: Any, expected: Any, limit: float, size: Any = None) -> Verdict:
-    """RIGHT where |found - expected| <= limit * size, entry by entry; `size` is max|expected|."""
+    """RIGHT if |found - expected| <= limit * size in every entry; default size: max|expected|."""
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     if found.shape != expected.shape:
         return Verdict(WRONG, note=f"shape {found.shape} instead of {expected.shape}")
@@ -52,13 +52,13 @@ def within(found: Any, expected: Any, limit: float, size: Any = None) -> Verdict
         off = np.abs(found - expected)
         off = np.where(found == expected, 0.0, off / np.maximum(size, 5e-324))
     error = float(np.max(off, initial=0.0))
-    if error <= limit:  # not met by NaN
+    if error <= limit:  # False for NaN
         return Verdict(RIGHT, error / limit if limit else 0.0)
     return Verdict(WRONG, error, f"got {found.tolist()}, right is {expected.tolist()}")
 
 
 def all_of(*verdicts: Verdict) -> Verdict:
-    """The first fault; else the largest error of those that are right."""
+    """The first fault; else the first that is not right; else RIGHT with the largest error."""
     for verdict in verdicts:
         if verdict.outcome in FAULTS:
             return verdict
@@ -69,17 +69,17 @@ def all_of(*verdicts: Verdict) -> Verdict:
 
 
 def holds(condition: Any, note: str) -> Verdict:
-    """RIGHT where a condition holds."""
+    """RIGHT if a condition holds, else WRONG."""
     return Verdict(RIGHT, 0.0) if bool(condition) else Verdict(WRONG, note=note)
 
 
 def accepted(result: Any) -> Verdict:
-    """The judge of bad arguments: whatever comes back is wrong."""
+    """The judge of bad arguments: any result is wrong."""
     return Verdict(WRONG, note=f"accepted, got {str(result)[:200]}")
 
 
 def run(case: Case) -> Verdict:
-    """The outcome of one case; what the time limit raises is passed on."""
+    """The outcome of one case; the time limit's TimeoutError is passed on."""
     try:
         result = case.call()
     except TimeoutError:
@@ -90,7 +90,7 @@ def run(case: Case) -> Verdict:
         verdict = case.judge(result)
     except TimeoutError:
         return Verdict(OPEN, note="the oracle took too long")
-    except Exception as error:  # of a lazy result, or of the oracle: both are to be looked at
+    except Exception as error:  # of a lazy result or of the oracle; a person must look at both
         text = traceback.format_exc(limit=-3)
         return Verdict(TRACEBACK, note=f"judging: {type(error).__name__}: {error} {text}")
     if case.must_answer and verdict.outcome in (OPEN, FAILED):
@@ -141,7 +141,7 @@ _names: set[str] = set()
 
 
 def relative(found: float, expected: float) -> float:
-    """|found - expected| / |expected|, 0 where both are the same (infinite, or zero)."""
+    """|found - expected| / |expected|; 0 if both are equal (also if infinite, or zero)."""
     if found == expected:
         return 0.0
     return abs(found - expected) / abs(expected) if expected else math.inf

@@ -61,7 +61,7 @@ def _number(rng):
 
 
 def _digits(*numbers):
-    """Digits that keep exp(-m) beside 1, within reason."""
+    """Digits that keep exp(-m) in a sum with 1; at most 500 more than usual."""
     return DIGITS + 60 + int(min(500, max(abs(x) for x in numbers)))
 
 
@@ -83,9 +83,9 @@ def margin_losses(rng: Random) -> Case:
                 within(f, r, 1e-14, max(abs(r), 1e-300))
                 for f, r in zip(found[:2], right, strict=True)
             ]
-            # The margin back from log l: as far as the derivative of the inverse lets it.
+            # The margin computed from log l is as accurate as the inverse's derivative allows.
             log_value = float(found[0])
-            # A subnormal log l has no digits to say which margin it was.
+            # A subnormal log l has too few digits to determine the margin.
             has_digits = abs(float(value(big))) >= np.finfo(float).tiny
             if np.isfinite(log_value) and has_digits and abs(m) < 1e15:
                 step = mpmath.exp(slope(big) - value(big))  # |d log l / dm|
@@ -189,7 +189,7 @@ def _z(x, L):
 
 
 def potentials(rng: Random) -> Case:
-    """h_inverse, H and Q against quadrature; h(h_inverse(x)) = x where a float can say so."""
+    """h_inverse, H and Q against bisection and quadrature."""
     L = int(pick(rng, (2, 3, 4, 5, 8)))
     x = _number(rng) if rng.random() < 0.7 else float(rng.standard_normal())
     alpha = float(10.0 ** rng.uniform(-30, 3))
@@ -203,7 +203,7 @@ def potentials(rng: Random) -> Case:
 
             def parts(value):
                 z = _z(abs(mpmath.mpf(value)), L)
-                # int_0^z cosh^(2-L), with the tail of z beyond 60 left out for L > 2
+                # int_0^z cosh^(2-L); for L > 2 the part beyond 60 is negligible
                 end = z if L == 2 else min(z, mpmath.mpf(60))
                 t = z if L == 2 else _integral(lambda s: mpmath.cosh(s) ** (2 - L), end)
                 return t, t * abs(mpmath.mpf(value)) - mpmath.sinh(z) ** 2 / 2
@@ -222,13 +222,13 @@ def potentials(rng: Random) -> Case:
 
 
 def _integral(function, end):
-    """From 0 to `end`. Over the unit interval: mpmath's accuracy is absolute."""
+    """The integral from 0 to `end`, scaled to [0, 1] because mpmath's accuracy is absolute."""
     points = [p / end for p in (0, 1, 3, 8, 20) if p < end]
     return end * mpmath.quad(lambda u: function(end * u), [*points, mpmath.mpf(1)])
 
 
 def _bad_indices(good):
-    """Of problems with classes or places."""
+    """Invalid arguments of problems with class labels or matrix entries."""
     return (
         (
             "MulticlassClassification(X=",
@@ -264,7 +264,7 @@ def _bad_indices(good):
 
 
 def bad_data(rng: Random) -> Case:
-    """Data, labels and losses that are none."""
+    """Invalid data, labels and losses."""
     good = np.ones((2, 2))
     name, make, values = pick(
         rng,
@@ -312,5 +312,5 @@ _KINDS = (margin_losses, residual_losses, problems, bad_data)
 
 
 def problems_and_losses(rng: Random) -> Case:
-    """The area."""
+    """A case of the area `problems`."""
     return pick(rng, _KINDS)(rng)

@@ -1,4 +1,4 @@
-"""Initializations by what they promise; alignment, imbalance and rates against mpmath."""
+"""Initializations against their documented properties; alignment and rates against mpmath."""
 
 import jax
 import mpmath
@@ -37,7 +37,7 @@ _NAMES = ("diagonal", "convolutional", "short", "fully", "outputs", "matrix", "d
 
 
 def by_coefficients(rng: Random) -> Case:
-    """`matching` and `balanced` start at the coefficients, and keep their promise on the gaps."""
+    """`matching` and `balanced` start at the coefficients; the gaps of `balanced` are zero."""
     name = pick(rng, _NAMES)
     like = _template(rng, name)
     shape = like.linear_coefficients().shape
@@ -145,7 +145,7 @@ def rates(rng: Random) -> Case:
 
 
 def landscape(rng: Random) -> Case:
-    """The curvature of small networks against a Hessian by exact second differences."""
+    """The curvature of small networks against a Hessian that is written out in NumPy."""
     kind = pick(rng, ("plain", "ties", "zeros", "integers"))
     weights = np.asarray(array(rng, (2, 2), kind), float)
     X = np.asarray(array(rng, (2, 2), pick(rng, ("plain", "ties", "zeros"))), float)
@@ -183,7 +183,7 @@ def landscape(rng: Random) -> Case:
 
 
 def _bad_two_layers(like, key, fit):
-    """Of starts by imbalance, and of what is measured."""
+    """Invalid arguments of starts by imbalance, and of measured quantities."""
     deep = lt.FullyConnectedNetwork.zeros((2, 2))
     return (
         (
@@ -228,7 +228,7 @@ def _bad_two_layers(like, key, fit):
 
 
 def bad_starts(rng: Random) -> Case:
-    """Templates, coefficients, scales and keys that are none."""
+    """Invalid templates, coefficients, scales and keys."""
     like = lt.DiagonalNetwork.zeros(2, 2)
     fit = lt.Regression(np.eye(2), np.ones(2))
     key = jax.random.key(0)
@@ -257,10 +257,10 @@ def bad_starts(rng: Random) -> Case:
 
 
 def initializations(rng: Random) -> Case:
-    """The area of starts."""
+    """A case of the area `initialization`."""
     return pick(rng, (by_coefficients, by_coefficients, bad_starts))(rng)
 
 
 def alignments_and_rates(rng: Random) -> Case:
-    """The area of alignment, imbalance, rates and landscape."""
+    """A case of the area `alignment`: alignment, imbalance, rates and landscape."""
     return pick(rng, (alignment, rates, landscape))(rng)

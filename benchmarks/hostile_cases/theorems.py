@@ -16,7 +16,7 @@ from .outcomes import OPEN, RIGHT, Case, Verdict, accepted, all_of, holds, withi
 
 
 def _start_of_a_theorem(rng: Random) -> tuple[Any, str]:
-    """Layers that theorems are about, or nearly so; some of them random."""
+    """Layers that meet the conditions of theorems, or nearly; some are random."""
     kind = pick(rng, ("zero last layer", "identity", "one neuron", "matching", "equal", "random"))
     size = 10.0 ** float(pick(rng, (0, -1, -2)))
     depth, z = int(pick(rng, (2, 3))), rng.choice([-1.0, 0.0, 0.5, 1.0], 2)
@@ -40,7 +40,7 @@ def _start_of_a_theorem(rng: Random) -> tuple[Any, str]:
 
 
 def prediction(rng: Random) -> Case:
-    """What is called exact is where SciPy's flow ends, if it has ended."""
+    """An exact prediction is where SciPy's flow ends, if that has ended."""
     X, y, kind = data_of(rng, 2)
     if rng.random() < 0.3:  # the theorems on one sample
         X, y, kind = X[:1], y[:1], "one sample"
@@ -101,7 +101,7 @@ def limit_direction(rng: Random) -> Case:
 
 
 def descent(rng: Random) -> Case:
-    """Iterates of gradient descent against a loop of NumPy; divergence must show."""
+    """Iterates of gradient descent against a loop in NumPy; divergence must be visible."""
     X, y, kind = data_of(rng, 2)
     layers, what = layers_of(rng, 2)
     classifies = rng.random() < 0.4
@@ -129,7 +129,7 @@ def descent(rng: Random) -> Case:
                 holds(not log_loss < 0, f"diverged, but log_loss = {log_loss}"),
             )
         size = max(np.max(np.abs(right)), 1e-12)
-        # Ten steps that expand by a factor of q each lose q^10 roundings.
+        # If each of the ten steps expands by a factor q, rounding errors grow by q^10.
         return within(beta, right, 1e-6, size) if size < 1e6 else Verdict(RIGHT, 0.0, "chaotic")
 
     words = f"{what}, {kind}, step {step!r}: "
@@ -179,7 +179,7 @@ def induced(rng: Random) -> Case:
 
 
 def decomposition(rng: Random) -> Case:
-    """Commuting sensors are diagonalised; the eigenvalues are mpmath's."""
+    """Commuting sensors are diagonalised; the eigenvalues agree with mpmath's."""
     count = int(pick(rng, (1, 2, 3)))
     turned = np.linalg.qr(rng.standard_normal((3, 3)))[0]
     values = array(rng, (count, 3), pick(rng, ("plain", "ties", "zeros")))
@@ -200,7 +200,7 @@ def decomposition(rng: Random) -> Case:
 
 
 def _bad_closed_forms(network, fit, sort):
-    """Of decompositions and induced regularisers."""
+    """Invalid arguments of decompositions and induced regularisers."""
     return {
         "sensing_decomposition(problem=": (lt.sensing_decomposition, [*BAD_OBJECTS, fit, sort]),
         "decompose_tensor(tensor=": (
@@ -231,7 +231,7 @@ def _bad_closed_forms(network, fit, sort):
 
 
 def bad_theory(rng: Random) -> Case:
-    """What is given to predict, limit_direction, descent and smoothness steps and is none."""
+    """Invalid arguments of predict, limit_direction, descent and smoothness steps."""
     network, fit = lt.DiagonalNetwork(np.ones((2, 2))), lt.Regression(np.eye(2), np.ones(2))
     sort = lt.Classification(np.eye(2), np.ones(2))
     chain = lt.FullyConnectedNetwork((np.eye(2), np.ones(2)))
