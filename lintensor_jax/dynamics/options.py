@@ -223,9 +223,11 @@ def _default_stop(problem, dtype):
 
 
 def _smallest_residual(problem, eps):
-    scale = jnp.max(jnp.abs(problem.y))
+    # NumPy if possible: JAX compiles a program for each of these operations.
+    xp = jnp if isinstance(problem.y, Tracer) else np
+    scale = xp.max(xp.abs(problem.y))
     # The residual of y = 0 becomes exactly zero or stays large: any positive number will do.
-    return max(1e-9, 64 * eps) * jnp.where(scale > 0, scale, 1.0)
+    return max(1e-9, 64 * eps) * xp.where(scale > 0, scale, 1.0)
 
 
 def _instance(value, kind, name, example):

@@ -108,7 +108,10 @@ def code_of(status: FlowStatus) -> np.int32:
 
 def status_of(code: Int[Array, "..."]) -> FlowStatus:
     """The status of one code or of an array of codes: `own_rule` for every rule of the user."""
-    return dataclasses.replace(FlowStatus.max_steps, _value=jnp.minimum(code, OWN_RULE))
+    if isinstance(code, Tracer):
+        return dataclasses.replace(FlowStatus.max_steps, _value=jnp.minimum(code, OWN_RULE))
+    known = np.minimum(code, OWN_RULE)  # NumPy does not compile
+    return dataclasses.replace(FlowStatus.max_steps, _value=jnp.asarray(known))
 
 
 _FAILURE_CODES = np.asarray([STATUS_NAMES.index(name) for name in ADVICE], np.int32)

@@ -10,6 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
@@ -330,24 +331,25 @@ def _flow(solution_or_network, problem) -> FlowSolution:
 
 def _softmax_weights(flow, theta):
     """-l'(m_i) over their sum, for unit parameters `theta` scaled to the norm of the flow's end."""
-    margins = flow.problem.margins(flow.system.coefficients(theta))
-    scale = jnp.exp(flow.system.depth * flow.state.log_scale)
-    return jax.nn.softmax(flow.problem.log_slopes(scale * margins), axis=None)
+    return _softmax_weights_of(flow.system, flow.problem, theta, flow.state.log_scale)
+
+
+@eqx.filter_jit
+def _softmax_weights_of(system, problem, theta, log_scale):
+    margins = problem.margins(system.coefficients(theta))
+    scale = jnp.exp(system.depth * log_scale)
+    return jax.nn.softmax(problem.log_slopes(scale * margins), axis=None)
 
 
 def _judged(flow, theta, found: KKTPoint, tolerance) -> LimitDirection:
     """The limit at `found`, with its certificate; at `theta` if `found` is no KKT point near it."""
     problem, system, end = flow.problem, flow.system, flow.direction[-1]
-    leap = float(jnp.linalg.norm(found.theta - theta))
+    leap = float(np.linalg.norm(np.asarray(found.theta) - np.asarray(theta)))
     wrong = found.problem_with
     if wrong is None and leap > _LEAP:
         wrong = f"the next KKT point is {leap:.1e} away, and need not be the limit of the flow"
-    network = system.network(theta if wrong else found.theta)
-    smallest = jnp.min(problem.margins(network.linear_coefficients()))
-    network = scaled(network, smallest ** (-1 / system.depth))
+    network, direction = _at_margin_one(system, problem, theta if wrong else found.theta)
     certificate = certify(network, problem, tolerance=tolerance)
-    beta = network.linear_coefficients()
-    direction = beta / jnp.linalg.norm(beta)
     if wrong:
         status, reason = LimitStatus.NOT_CONVERGED, wrong
     elif certificate.is_stationary:
@@ -366,9 +368,19 @@ def _judged(flow, theta, found: KKTPoint, tolerance) -> LimitDirection:
         status=status,
         reason=reason,
         flow=flow,
-        moved=float(jnp.linalg.norm(direction - end)),
+        moved=float(np.linalg.norm(np.asarray(direction) - np.asarray(end))),
         num_supports=found.num_supports,
     )
+
+
+@eqx.filter_jit
+def _at_margin_one(system, problem, theta):
+    """The network along `theta` whose smallest margin is 1, and its direction."""
+    network = system.network(theta)
+    smallest = jnp.min(problem.margins(network.linear_coefficients()))
+    network = scaled(network, smallest ** (-1 / system.depth))
+    beta = network.linear_coefficients()
+    return network, beta / jnp.linalg.norm(beta)
 
 
 def _explained(limit, reason):

@@ -63,8 +63,8 @@ def kkt_point(
     proportional to the multipliers in the limit.
     """
     problem: Any = system.problem
-    theta = theta / jnp.linalg.norm(theta)
-    beta = np.asarray(system.coefficients(theta)).ravel()
+    theta, beta = _unit_and_coefficients(system, theta)
+    beta = np.asarray(beta).ravel()
     rows = np.asarray(problem.signed_data, np.float64).reshape(-1, beta.size)
     # In units of the smallest margin all numbers are of order one, for data of any scale.
     rows = jnp.asarray(rows / np.min(rows @ beta))
@@ -103,6 +103,12 @@ def kkt_point(
         active = _repaired(active, multipliers * system.depth, margins, residual)
     assert best is not None
     return best[1]._replace(num_supports=len(tried))
+
+
+@eqx.filter_jit
+def _unit_and_coefficients(system, theta):
+    unit = theta / jnp.linalg.norm(theta)
+    return unit, system.coefficients(unit)
 
 
 def _violated_condition(residual, negative, short):

@@ -1,5 +1,6 @@
 """Tolerances of `limit_direction`: of its flows, and of its certificates."""
 
+import equinox as eqx
 import jax.numpy as jnp
 
 from ..arguments import as_number
@@ -16,10 +17,15 @@ _TOLERANCE = 1e-10
 def rtol_of(network, problem):
     """The tolerance of the flow; for large margins the effect on the softmax is margin * rtol."""
     check_pair(network, problem)
-    largest = float(jnp.max(jnp.abs(problem.margins(network.linear_coefficients()))))
+    largest = float(_largest_margin(network, problem))
     dtype = same_dtype(network, problem)[1].X.dtype
     wanted = _RTOL if largest * _RTOL < 0.1 else max(0.1 / largest, _LEAST_RTOL)
     return max(wanted, _SMALLEST_ULPS * float(jnp.finfo(dtype).eps))
+
+
+@eqx.filter_jit
+def _largest_margin(network, problem):
+    return jnp.max(jnp.abs(problem.margins(network.linear_coefficients())))
 
 
 def rtol_of_dtype(dtype):

@@ -206,9 +206,17 @@ def two_layer_gap(first: ArrayLike, second: ArrayLike, tolerance: float) -> Assu
 def is_tensor_network(network: Any) -> bool:
     """Whether it has a data tensor and factors, as in Theorems 2, 3, 5 and 6, and one output."""
     shown = ("data_tensor", "factors", "with_factors", "depth")
-    return all(hasattr(network, n) for n in shown) and network.linear_coefficients().ndim == 1
+    if not all(hasattr(network, n) for n in shown):
+        return False
+    beta: Any = eqx.filter_eval_shape(lambda n: n.linear_coefficients(), network)
+    return len(beta.shape) == 1
 
 
 def log_loss(network: Any, problem: Any) -> float:
     """log L(0), the natural logarithm of the loss at the network's current parameters."""
-    return float(problem.log_loss(network.linear_coefficients()))
+    return float(_log_loss(network, problem))
+
+
+@eqx.filter_jit
+def _log_loss(network, problem):
+    return problem.log_loss(network.linear_coefficients())

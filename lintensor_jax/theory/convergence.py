@@ -5,6 +5,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..networks import coefficients_and_pullback
@@ -37,17 +38,8 @@ def refuted_convergence(network: Any, problem: Any) -> Assumption | None:
 
 def critical_start(network: Any, problem: Any) -> Assumption | None:
     """A failed assumption if the start is a critical point and no global minimum; else None."""
-    beta, pull = coefficients_and_pullback(network)
-    if problem.has_margins:
-        # The softmax of the log slopes normalises the gradient, which may underflow otherwise.
-        weights = jax.nn.softmax(problem.log_slopes(problem.margins(beta)), axis=None)
-        gradient = problem.margins_adjoint(weights)
-    else:
-        gradient = problem.adjoint(problem.residual(beta))
-        if not np.any(np.asarray(gradient)):
-            return None  # a global minimum
-    leaves = [x for x in jax.tree.leaves(pull(gradient)) if eqx.is_inexact_array(x)]
-    if any(np.any(np.asarray(leaf)) for leaf in leaves):
+    at_minimum, moves = _at_minimum_and_moves(network, problem)
+    if at_minimum or moves:
         return None
     return Assumption(
         f"{CLAIM} (it cannot: the start is a critical point, no flow moves), |gradient|",
@@ -55,6 +47,21 @@ def critical_start(network: Any, problem: Any) -> Assumption | None:
         False,
         "this package",
     )
+
+
+@eqx.filter_jit
+def _at_minimum_and_moves(network, problem):
+    """Whether the gradient by beta is 0 (never with margins), and whether that by Theta is not."""
+    beta, pull = coefficients_and_pullback(network)
+    if problem.has_margins:
+        # The softmax of the log slopes normalises the gradient, which may underflow otherwise.
+        weights = jax.nn.softmax(problem.log_slopes(problem.margins(beta)), axis=None)
+        gradient, at_minimum = problem.margins_adjoint(weights), jnp.asarray(False)
+    else:
+        gradient = problem.adjoint(problem.residual(beta))
+        at_minimum = ~jnp.any(gradient != 0)
+    leaves = [x for x in jax.tree.leaves(pull(gradient)) if eqx.is_inexact_array(x)]
+    return at_minimum, jnp.any(jnp.stack([jnp.any(leaf != 0) for leaf in leaves]))
 
 
 def _too_narrow(network, problem):

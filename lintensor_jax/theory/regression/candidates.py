@@ -39,7 +39,7 @@ from .yun_theorem_5 import (
     even_decomposition,
     limit_point,
 )
-from .yun_theorem_6 import limit_point_two_layer
+from .yun_theorem_6 import limit_point_two_layer, norm_of_data_tensor
 
 _TWO_LAYERS = "two-layer mirror flow (Woodworth et al. 2020, Azulay et al. 2021)"
 # Limits with a smaller relative difference are the same up to the errors of the two programs.
@@ -133,9 +133,9 @@ def _one_sample(network, problem, data):
     source = f"{YUN}, Theorem 6"
     alone = Regression(data.rows, data.targets) if data.rank else problem
     found = limit_point_two_layer(network, alone)
-    size = float(jnp.linalg.norm(network.data_tensor(alone.X[0])))
+    size = float(norm_of_data_tensor(network, alone.X[0]))
     gap, nu = float(found.gap), float(found.nu)
-    zero = rounding(found.gap) * max(float(v @ v) for v in network.factors)
+    zero = rounding(found.gap) * max(float(np.vdot(v, v)) for v in network.factors)
     reaches = Assumption("the data tensor M(x) is not zero, its norm", size, size > 0, source)
     condition = Assumption(
         "[U_1^T v_1]_j^2 - [U_2^T v_2]_j^2 >= alpha^2 lambda > 0, its mean over each singular "

@@ -68,7 +68,11 @@ def limit_point_two_layer(network: Any, problem: Regression) -> TwoLayerLimit:
     the singular values of M(x) are distinct. ValueError outside the theorem's setting.
     """
     _require_setting(network, problem)
-    x, y = problem.X[0], problem.y[0]
+    return _limit_point(network, problem.X[0], problem.y[0])
+
+
+@eqx.filter_jit  # one program: the first call would compile a hundred small ones
+def _limit_point(network, x, y):
     matrix = network.data_tensor(x)
     v1, v2 = network.factors
     left, s, right = jnp.linalg.svd(matrix, full_matrices=False)
@@ -91,6 +95,12 @@ def limit_point_two_layer(network: Any, problem: Regression) -> TwoLayerLimit:
         gap=_gap(a, b, s),
         residual=x @ coefficients - y,
     )
+
+
+@eqx.filter_jit
+def norm_of_data_tensor(network: Any, x: Float[Array, " d"]) -> Scalar:
+    """|M(x)|: the root of the sum of its squared entries."""
+    return jnp.linalg.norm(network.data_tensor(x))
 
 
 def _solve(a, b, s, sigma, y):
