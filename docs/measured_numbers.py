@@ -32,6 +32,7 @@ COMMANDS = {
     "yun2021.json": "lintensor-jax reproduce yun2021",
     "largest_margins.json": "python benchmarks/largest_margins.py --out largest_margins.json",
     "exact_limits.json": "python benchmarks/exact_limits.py --out exact_limits.json",
+    "implicit_step.json": "python benchmarks/implicit_step.py --out implicit_step.json",
     "cost_per_parameter.json": "python benchmarks/cost_per_parameter.py --rounds 11 --out F.json",
     "completion_depth.json": "python benchmarks/completion_depth.py --out completion_depth.json",
     "weight_decay_path.json": "python benchmarks/weight_decay_path.py --out path.json",
@@ -289,6 +290,13 @@ def _limits(name: str) -> list[float]:
     ]
 
 
+def _implicit_step(problem: str, variant: str) -> float:
+    """Core time of a step over that of the baseline of its problem."""
+    rows = results("implicit_step.json")
+    row = next(r for r in rows if r["problem"].startswith(problem) and r["variant"] == variant)
+    return 1 / row["faster_in_core_time"]
+
+
 def _costs(name: str) -> list[float]:
     """The cost per parameter over that of an older problem, in the pairs of that name."""
     pairs = results("cost_per_parameter.json")["pairs"]
@@ -340,6 +348,8 @@ THEORY: dict[str, Callable[[], str]] = {
     "margins small": lambda: span(_margins(lambda d, n: max(d, n) <= 20), ".2g"),
     "limits of two layers": lambda: listed(_limits("two layers"), ".2f"),
     "limits of three layers": lambda: listed(_limits("Theorem 5"), ".2g"),
+    "step growth": lambda: f"{_implicit_step('growth', 'p = 640'):.1f}",
+    "step dense": lambda: f"{_implicit_step('L = 2, p = 640', 'dense'):.2g}",
     "cost of classes": lambda: span(_costs("classes"), ".2f"),
     "cost of completion": lambda: listed(_costs("completion"), ".2f"),
     "mass problems": lambda: f"{results('papazov2024.json')['config']['problems']}",

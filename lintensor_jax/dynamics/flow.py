@@ -52,7 +52,9 @@ def gradient_flow(
       two diagonal layers is the lasso, min L(beta) + lambda |beta|_1. The limit of depth L is a
       stationary point of L(beta) + lambda/2 R(beta), where R is the `induced_regularizer`.
     - `solver`: any diffrax solver. Default: Dormand-Prince 8(7); a flow that turns out to be stiff
-      goes on with Kvaerno 5(4) and full Newton steps.
+      goes on with Rodas5P, an implicit method, if no matrix of its steps has more than 600 rows.
+      That is the number of parameters; in regression with a network that has `coupled_groups()`
+      (diagonal networks) it is the number of samples, if that is smaller than half of it.
     - `clock`: the variable of integration. Default: `PhysicalTime()` for squared losses,
       `LogArcLength()` for classification.
     - `stop`: stop rules, combined with ``|``. Default: `StopAtResidual(1e-9 max|y|)`, or

@@ -26,11 +26,13 @@ from .observations import decays_to_corner, observe_state
 from .on_invariants import on_invariants
 from .options import FlowOptions
 from .progress import report_step
+from .quick_tracing import diffeqsolve
 from .record import Record, invariant_drift, record_of, smoothed_margin_drop
+from .rosenbrock import Rodas5P
 from .runge_kutta import written_out
 from .saved_times import order_along, resting
+from .shifted_systems import has_implicit_steps, splits
 from .sizes import tolerances_of
-from .stage_newton import StageNewton
 from .statuses import FlowStatus, code_of
 from .step_control import FlowControl
 from .system import Reducible, System
@@ -45,8 +47,6 @@ _AT_CORNER_STEPS = 3584
 # With several support vectors the log-arc-length flow's stiffness is about its margin: on random
 # separable data an explicit method is limited by stability from margins of 3 to 10 on.
 STIFF_LOG_MARGIN = 1.0
-# A full-Newton step costs O(p^3): beyond this many parameters the explicit method goes on instead.
-LARGEST_IMPLICIT_SIZE = 600
 _GOES_ON = code_of(FlowStatus.max_steps)
 
 
@@ -68,11 +68,6 @@ class Segment(NamedTuple):
 def explicit_solver() -> diffrax.AbstractSolver:
     """Dormand & Prince's 8(7) method: it needs the fewest steps at tolerances of 1e-8 and below."""
     return diffrax.Dopri8()
-
-
-def implicit_solver(rtol: Scalar, atol: Scalar) -> diffrax.AbstractSolver:
-    """Kvaerno's 5(4) method with full Newton: its default chord iteration stalls near a limit."""
-    return diffrax.Kvaerno5(root_finder=StageNewton(0.1 * rtol, 0.1 * atol), root_find_max_steps=20)
 
 
 def _decays(system: System) -> bool:
@@ -127,7 +122,7 @@ def solve_segment(
     # cheap, but with an end that is not a constant a small flow takes 1.5 times as long on XLA:CPU.
     s1 = jnp.asarray(jnp.finfo(dtype).max / 8, dtype)
     s1 = jnp.where(done, s0, s1) if implicit else s1
-    solution: Any = diffrax.diffeqsolve(
+    solution: Any = diffeqsolve(
         diffrax.ODETerm(velocity),
         _solver(args, options, initial, implicit),
         s0,
@@ -168,7 +163,7 @@ def _solver(args, options, initial, implicit) -> Any:
     """The solver given or chosen, with its stages written out."""
     if options.solver is not None or not implicit:
         return written_out(options.solver or explicit_solver())
-    solver = implicit_solver(options.rtol, options.atol)
+    solver = Rodas5P(args.system if splits(args.system, options.clock) else None)
     return on_invariants(solver, args.system, options.clock, initial)
 
 
@@ -289,7 +284,7 @@ def integrate(system: System, options: FlowOptions, origin: Origin | None = None
     budget = EXPLICIT_STEPS[_kind(system)]
     may_switch = (
         options.solver is None
-        and origin.start.theta.size <= LARGEST_IMPLICIT_SIZE
+        and has_implicit_steps(system, options.clock, origin.start.theta.size)
         and budget < options.max_steps
     )
     first_budget = budget if may_switch else options.max_steps

@@ -7,14 +7,17 @@ benchmarks within the Julia Differential Equations package", BIT 63 (2023), arti
 stiffly accurate, the embedded method of order 4. Form: Hairer & Wanner II, IV.7, (7.25).
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
+import diffrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Scalar
 
-from .runge_kutta import weighted_sum
+from .shifted_systems import shifted_solver
 
 ORDER = 5
 _GAMMA = 0.21193756319429014
@@ -71,22 +74,76 @@ _SIDES: Any = (
 
 
 def rosenbrock_step(
-    slope: Callable[[Array], Array], y: Float[Array, " q"], h: Scalar
+    slope: Callable[[Array], Array],
+    y: Float[Array, " q"],
+    h: Scalar,
+    solver: Callable[[Array, Scalar], Callable[[Array], Array]] | None = None,
 ) -> tuple[Float[Array, " q"], Float[Array, " q"]]:
     """The state after a step of size h, and the estimate of its error.
 
     (I/(gamma h) - J) U_i = slope(y + sum_j a_ij U_j) + sum_j c_ij U_j / h for i = 1, ..., 8.
-    `slope` must not depend on the time.
+    `slope` must not depend on the time. `solver`: gives for y and 1/(gamma h) the map from a
+    right-hand side to U_i; None: J is formed.
     """
-    first, along = jax.linearize(slope, y)
+    solve = (solver or functools.partial(_dense_solver, slope))(y, 1 / (_GAMMA * h))
+    states, sides = jnp.asarray(_table(_STATES), y.dtype), jnp.asarray(_table(_SIDES), y.dtype)
+
+    # A loop: written out, the stages take several times as long to compile.
+    def stage(i, carry):
+        increments, _ = carry
+        end = y + states[i] @ increments
+        increment = solve(slope(end) + sides[i] @ increments / h)
+        return increments.at[i].set(increment), end
+
+    none = jnp.zeros((len(_STATES), y.size), y.dtype)
+    increments, end = jax.lax.fori_loop(0, len(_STATES), stage, (none, y))
+    return end + increments[-1], increments[-1]
+
+
+def _table(rows):
+    """The rows of different lengths as one matrix, filled with zeros."""
+    return np.stack([np.pad(row, (0, len(rows) - len(row))) for row in rows])
+
+
+def _dense_solver(slope, y, shift):
+    _, along = jax.linearize(slope, y)
     identity = jnp.eye(y.size, dtype=y.dtype)
     jacobian = jax.vmap(along, out_axes=1)(identity)
     # One inverse, then products: `jax.vmap` turns triangular solves into loops over the lanes.
-    inverse = jnp.linalg.inv(identity / (_GAMMA * h) - jacobian)
-    increments = [inverse @ first]
-    end = y
-    for of_state, of_side in zip(_STATES[1:], _SIDES[1:], strict=True):
-        end = y + weighted_sum(of_state, increments)
-        side = slope(end) + weighted_sum(of_side, increments) / h
-        increments.append(inverse @ side)
-    return end + increments[-1], increments[-1]
+    inverse = jnp.linalg.inv(shift * identity - jacobian)
+    return lambda side: inverse @ side
+
+
+class Rodas5P(diffrax.AbstractAdaptiveSolver):
+    """`rosenbrock_step` as a solver of diffrax, for one vector y and slopes that do not use t.
+
+    `system`: of a flow in physical time whose linear systems are solved by `shifted_systems`.
+    """
+
+    system: Any = None
+
+    term_structure: ClassVar = diffrax.AbstractTerm
+    interpolation_cls: ClassVar = diffrax.ThirdOrderHermitePolynomialInterpolation.from_k
+
+    def order(self, terms):
+        """5."""
+        return ORDER
+
+    def init(self, terms, t0, t1, y0, args):
+        """The slope at the start."""
+        return self.func(terms, t0, y0, args)
+
+    def func(self, terms, t0, y0, args):
+        """The slope at time `t0` and state `y0`."""
+        return terms.vf(t0, y0, args)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        """One step, and the slopes at its ends for the interpolation."""
+        h = terms.contr(t0, t1)
+        slope = functools.partial(self.func, terms, t0, args=args)
+        solver = None if self.system is None else functools.partial(shifted_solver, self.system)
+        y1, error = rosenbrock_step(slope, y0, h, solver)
+        first = jax.lax.cond(made_jump, slope, lambda y: solver_state, y0)
+        last = slope(y1)
+        slopes = {"y0": y0, "y1": y1, "k": h * jnp.stack([first, last])}
+        return y1, error, slopes, last, diffrax.RESULTS.successful

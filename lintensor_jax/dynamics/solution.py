@@ -1,5 +1,6 @@
 """`FlowSolution`, the result of a flow, and `FlowError`."""
 
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -15,10 +16,11 @@ from .clocks import AbstractClock, ClockState
 from .dataset import arrays_of, dataset_of
 from .ends import AbstractEnd
 from .gauss_newton import GaussNewton
-from .integrate import LARGEST_IMPLICIT_SIZE, Origin, integrate, origin_of
+from .integrate import Origin, integrate, origin_of
 from .options import FlowOptions, fill_options
 from .progress import metered
 from .record import Record
+from .shifted_systems import LARGEST_MATRIX, has_implicit_steps
 from .statuses import ADVICE, FlowStatus, failed, status_name
 from .stopping import AbstractStop
 from .system import System
@@ -80,11 +82,7 @@ class FlowSolution(AbstractEnd):
     def direction(self) -> Float[Array, "T ..."]:
         """beta/|beta| at each saved time; 0 where beta = 0."""
         # beta's own axes are the last ones, in a batch too.
-        axes = tuple(range(self.log_loss.ndim - self.coefficients.ndim, 0))
-        largest = jnp.max(jnp.abs(self.coefficients), axis=axes, keepdims=True)
-        scaled = self.coefficients / jnp.where(largest > 0, largest, 1.0)
-        norm = jnp.sqrt(jnp.sum(scaled**2, axis=axes, keepdims=True))
-        return scaled / jnp.where(norm > 0, norm, 1.0)
+        return _unit(self.coefficients, self.coefficients.ndim - self.log_loss.ndim)
 
     @property
     def log_normalized_margin(self) -> Float[Array, " T"] | None:
@@ -225,6 +223,16 @@ class FlowSolution(AbstractEnd):
         )
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _unit(vectors, ndim):
+    """The arrays of the last `ndim` axes over their Euclidean norm; 0 where that is 0."""
+    axes = tuple(range(-ndim, 0))
+    largest = jnp.max(jnp.abs(vectors), axis=axes, keepdims=True)
+    scaled = vectors / jnp.where(largest > 0, largest, 1.0)
+    norm = jnp.sqrt(jnp.sum(scaled**2, axis=axes, keepdims=True))
+    return scaled / jnp.where(norm > 0, norm, 1.0)
+
+
 def _power_of_ten(log_value):
     """A number given by its natural logarithm, as text; floats cannot hold exp(-1e8)."""
     exponent = float(log_value)
@@ -296,11 +304,12 @@ def _advice(solution: FlowSolution, name: str) -> str:
         return ADVICE[name]
     advice = ADVICE[name]
     size = solution.state.theta.size
-    if solution.solver is None and size > LARGEST_IMPLICIT_SIZE:
+    if solution.solver is None and not has_implicit_steps(solution.system, solution.clock, size):
         advice = (
             "this is a stiff flow if its steps stay short, and more steps hardly help then: with "
-            f"{size} parameters it has no implicit steps (at most {LARGEST_IMPLICIT_SIZE}). If it "
-            f"is not stiff, {advice}"
+            f"{size} parameters it has no implicit steps (at most {LARGEST_MATRIX}, and more only "
+            f"for losses of residuals and networks with coupled_groups()). If it is not stiff, "
+            f"{advice}"
         )
     if solution.problem.has_margins:
         return f"{advice}. limit_direction may have the limit without more steps"

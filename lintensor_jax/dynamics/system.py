@@ -10,6 +10,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Scalar
 
 from ..networks import coefficients_and_pullback, split
+from ..networks.base import parameter_spec
+from ..networks.closed_forms import closed_form
 from ..problems import AbstractProblem
 
 
@@ -89,6 +91,24 @@ class System(eqx.Module):
     def ties_are_exact(self) -> bool:
         """Whether compiled code keeps equal layers equal; see `AbstractNetwork`."""
         return getattr(eqx.combine(self.parameters, self.rest), "ties_are_exact", False)
+
+    def coupled_groups(self) -> np.ndarray | None:
+        """The places in theta of each group's parameters, (G, k); p where a group has fewer than k.
+
+        None where the network has no method `coupled_groups`; see `AbstractNetwork`.
+        """
+        network = eqx.combine(self.parameters, self.rest)
+        groups = closed_form(network, "coupled_groups")
+        if groups is None:
+            return None
+        leaves = jax.tree.leaves(eqx.filter(groups, parameter_spec(network)))
+        numbers = np.concatenate([np.ravel(leaf) for leaf in leaves])
+        _, group, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+        order = np.argsort(group, kind="stable")
+        places = np.full((counts.size, counts.max()), numbers.size)
+        within = np.arange(numbers.size) - np.repeat(np.cumsum(counts) - counts, counts)
+        places[group[order], within] = order
+        return places
 
     def counted(self, theta: Float[Array, " p"]) -> Float[Array, " p"]:
         """theta with zeros in place of a bias, to which weight decay does not apply."""

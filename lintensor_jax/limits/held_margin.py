@@ -19,7 +19,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Scalar
 
-from ..dynamics.integrate import implicit_solver
+from ..dynamics.quick_tracing import diffeqsolve
+from ..dynamics.rosenbrock import Rodas5P
 from ..dynamics.system import System
 
 
@@ -51,9 +52,9 @@ def direction_at_held_margin(
 ) -> HeldMarginEnd:
     """Integrate the direction over the arc length `arc`, in at most `max_steps` steps."""
     args = (system, log_scale)
-    solution = diffrax.diffeqsolve(
+    solution = diffeqsolve(
         diffrax.ODETerm(_velocity),
-        implicit_solver(jnp.asarray(rtol), jnp.asarray(atol)),
+        Rodas5P(),
         jnp.zeros_like(arc),
         arc,
         None,

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Scalar
 
 from ..arguments import as_numbers
@@ -120,6 +121,12 @@ class DiagonalNetwork(AbstractNetwork):
     def conserved_quantities(self) -> Float[Array, " q"]:
         """w_l^2 - w_{l+1}^2 in every coordinate, (L-1) d numbers."""
         return gaps_of_squares(jnp.abs(self.weights))
+
+    def coupled_groups(self) -> "DiagonalNetwork":
+        """A group for each entry of beta: its L weights."""
+        shape = self.weights.shape[1:]
+        groups = np.arange(np.prod(shape)).reshape(shape)
+        return eqx.tree_at(lambda n: n.weights, self, np.broadcast_to(groups, self.weights.shape))
 
     def identity_start(self) -> "DiagonalNetwork":
         """Ones in all layers but the last, which is zero."""

@@ -146,6 +146,11 @@ class DifferentialDiagonalNetwork(AbstractNetwork):
         mean = small**2 * (2 / (1 + ratio**p)) ** (2 / p)
         return jnp.where((self.depth % 2 == 1) & (self.positive * self.negative < 0), 0, mean)
 
+    def coupled_groups(self) -> "DifferentialDiagonalNetwork":
+        """A group for each parameter: beta is a sum of functions of one."""
+        groups = tuple(np.arange(2 * self.positive.size).reshape(2, -1))
+        return eqx.tree_at(lambda n: (n.positive, n.negative), self, groups)
+
     def induced_regularizer(self, beta: Float[Array, " d"]) -> Scalar:
         """sum_j |beta_j|^{2/L}: at the minimum one of w_+ and w_- is zero in every coordinate."""
         return jnp.sum(jnp.abs(beta) ** (2 / self.depth))

@@ -4,10 +4,12 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Scalar
 
 from ..arguments import as_numbers
 from .base import AbstractNetwork, Activation, as_parameter, coefficients_and_pullback
+from .closed_forms import closed_form
 
 
 class LinearNetwork(AbstractNetwork):
@@ -68,6 +70,10 @@ class LinearNetwork(AbstractNetwork):
         """The output for one input of shape (d,). There is no hidden layer for an activation."""
         x = jnp.append(x, jnp.ones((), x.dtype)) if self.has_bias else x
         return x @ self.weights
+
+    def coupled_groups(self) -> "LinearNetwork":
+        """A group for each parameter: second derivatives of beta are 0."""
+        return self._of(np.arange(self.weights.size).reshape(self.weights.shape))
 
     def identity_start(self) -> "LinearNetwork":
         """Zeros: the only layer is the last one."""
@@ -153,6 +159,14 @@ class NetworkWithBias(AbstractNetwork):
         """Those of the network without the bias, which is in no conserved quantity."""
         method = getattr(self.network, "conserved_quantities", None)
         return None if method is None else method()
+
+    def coupled_groups(self) -> "NetworkWithBias | None":
+        """Those of the network, and a group for each bias."""
+        groups: Any = closed_form(self.network, "coupled_groups")
+        if groups is None:
+            return None
+        bias = -1 - np.arange(self.bias.size).reshape(self.bias.shape)
+        return eqx.tree_at(lambda n: (n.network, n.bias), self, (groups, bias))
 
     @property
     def ties_are_exact(self) -> bool:

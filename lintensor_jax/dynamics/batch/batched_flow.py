@@ -29,9 +29,9 @@ from ...networks.pair import check_problem, same_dtype
 from ...penalized import Penalized, with_weight_decay
 from ...problems import AbstractProblem
 from ..clocks import PhysicalTime
-from ..integrate import LARGEST_IMPLICIT_SIZE
 from ..options import fill_options
 from ..runge_kutta import has_shared_slopes
+from ..shifted_systems import has_implicit_steps
 from ..system import System
 from . import hardware
 from .chunk import Chunk
@@ -98,10 +98,11 @@ def batched_flow(
       `jax.config.update("jax_num_cpu_devices", 2)` before the first computation.
     - `stiff_max_steps`: a lane that has taken `max_steps` explicit steps is stiff. It is continued
       by at most so many steps of an implicit method (Rodas5P), together with the other stiff lanes.
-      If this is None, or with more than 600 parameters, it ends with status `max_steps`. A lane
-      whose tied layers shrink (u = v, but not in diagonal networks) is treated as stiff before its
-      budget is used up: in explicit steps, rounding would make them different. Default: 4096 if
-      neither `max_steps` nor `solver` is given, else None. With several support vectors,
+      If this is None, or if an implicit step needs a matrix of more than 600 rows (see
+      `gradient_flow`), it ends with status `max_steps`. A lane whose tied layers shrink (u = v,
+      but not in diagonal networks) is treated as stiff before its budget is used up: in explicit
+      steps, rounding would make them different. Default: 4096 if neither
+      `max_steps` nor `solver` is given, else None. With several support vectors,
       `max_steps=512, stiff_max_steps=20_000` is a good choice.
     - `clock`, `stop`, `finish`, `rtol`, `atol`, `max_steps`: as in `gradient_flow`. The default of
       max_steps is 4096. The default of rtol is 1e-9 if the method is Dopri8 by default. A default
@@ -136,6 +137,7 @@ def batched_flow(
         solver, filled = _by_default(filled, size, options.get("rtol"))
     own = None if shared_problem else one, None if constants is None else network
     sizes = _sizes(device, width, size, (network, one, own), thetas, devices)
+    can_turn = has_implicit_steps(system, filled.clock, thetas.shape[1])
     stepper = Stepper(
         system=system,
         options=filled,
@@ -145,7 +147,7 @@ def batched_flow(
         exchanges=max(1, min(sizes.chunk, _LOG_SIZE // (sizes.width * (size + 5)))),
         enough=sizes.enough,
         own_constants=constants is not None,
-        stiff_max_steps=stiff_max_steps if thetas.shape[1] <= LARGEST_IMPLICIT_SIZE else None,
+        stiff_max_steps=stiff_max_steps if can_turn else None,
         branches=kind == "cpu",
     )
     chunks = _chunks(sizes.chunk, thetas, LaneData(problem, constants), shared_problem)

@@ -68,6 +68,13 @@ class SpectralConvolution(AbstractNetwork):
 
         return beta, pull
 
+    def coupled_groups(self) -> "SpectralConvolution":
+        """A group for each frequency: its L real, or 2 L, numbers."""
+        depth, edge = self.edges.shape
+        edges = np.broadcast_to(-1 - np.arange(edge), (depth, edge))
+        pairs = np.broadcast_to(np.arange(self.pairs.shape[2]), self.pairs.shape)
+        return SpectralConvolution(edges, pairs)
+
 
 def _complex_products(re, im):
     """The product of all rows of (L, m), and the products of all others, as (real, imaginary)."""

@@ -20,6 +20,7 @@ from ..observations import observe_state
 from ..on_invariants import correction_of, corrects_steps, over_the_corner
 from ..record import invariant_drift
 from ..rosenbrock import ORDER, rosenbrock_step
+from ..shifted_systems import shifted_solver, splits
 from ..sizes import size_of_start, tolerances_of
 from ..statuses import FlowStatus, code_of
 from ..system import Reducible
@@ -137,7 +138,11 @@ def _status(stepper: Stepper, lane: _Lane, s, y) -> tuple[Int[Array, ""], Bool[A
 
 def _stepped(stepper: Stepper, lane: _Lane, now: ImplicitLanes):
     """The state after a step of one lane, and the estimate of its error."""
-    y, difference = rosenbrock_step(functools.partial(_slope, stepper, lane), now.y, now.h)
+    system, solver = lane.args.system, None
+    if splits(system, stepper.options.clock):
+        solver = functools.partial(shifted_solver, system)
+    slope = functools.partial(_slope, stepper, lane)
+    y, difference = rosenbrock_step(slope, now.y, now.h, solver)
     return y, jnp.abs(difference)
 
 

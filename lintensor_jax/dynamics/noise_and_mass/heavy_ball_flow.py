@@ -16,6 +16,7 @@ from ...networks.mirror_coordinates import TwoLayerCoordinates
 from ...networks.pair import check_pair, same_dtype
 from ...problems import AbstractProblem
 from ..ends import AbstractEnd
+from ..quick_tracing import diffeqsolve
 from ..record import Record
 from ..statuses import FlowStatus, code_of, status_name
 from ..stopping import AbstractStop
@@ -355,7 +356,7 @@ def _integrate(form, network, looks, times, numbers, max_steps):
 
     at_end = diffrax.SubSaveAt(t1=True)
     subs = [at_end] if times is None else [at_end, diffrax.SubSaveAt(ts=times)]
-    solution = diffrax.diffeqsolve(
+    solution = diffeqsolve(
         diffrax.ODETerm(lambda t, state, args: form.velocity(state)),
         diffrax.Dopri8(),
         0.0,

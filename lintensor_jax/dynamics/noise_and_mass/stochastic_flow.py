@@ -15,6 +15,7 @@ from ...networks.mirror_coordinates import TwoLayerCoordinates
 from ...networks.pair import check_pair, same_dtype
 from ...problems import AbstractProblem
 from ..ends import AbstractEnd
+from ..quick_tracing import diffeqsolve
 from ..record import Record
 from ..statuses import FlowStatus, code_of, status_name
 from ..stopping import AbstractStop
@@ -298,7 +299,7 @@ def _path(form, network, looks: Looks, numbers, key, times, solver, max_steps, l
     at_end = diffrax.SubSaveAt(t1=True)
     within = None if times is None else jnp.minimum(times, numbers["end"])
     subs = [at_end] if within is None else [at_end, diffrax.SubSaveAt(ts=within)]
-    solution = diffrax.diffeqsolve(
+    solution = diffeqsolve(
         terms,
         solver,
         0.0,

@@ -1,0 +1,141 @@
+"""Linear systems of implicit steps by groups of parameters: equal to the dense ones."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array
+from numpy.testing import assert_allclose
+
+import lintensor_jax as lt
+from lintensor_jax.dynamics.batch.fourier_basis import Spectral
+from lintensor_jax.dynamics.clocks import LossTime, PhysicalTime
+from lintensor_jax.dynamics.shifted_systems import has_implicit_steps, shifted_solver, splits
+from lintensor_jax.dynamics.system import System
+from lintensor_jax.penalized import decayed
+from lintensor_jax.theory.regression.yun_theorem_5 import limit_point
+
+RNG = np.random.default_rng(5)
+
+
+class Own(eqx.Module):
+    """u . v with a weight before both: one group of two for a coordinate, one alone."""
+
+    u: Array
+    single: Array
+    v: Array
+    depth = 2
+
+    def linear_coefficients(self):
+        return jnp.append(self.u * self.v, self.single**2)
+
+    def coupled_groups(self):
+        d = self.u.size
+        return Own(np.arange(d), np.array([d]), np.arange(d))
+
+
+def diagonal(depth, *shape):
+    return lt.DiagonalNetwork(RNG.standard_normal((depth, *shape)))
+
+
+def regression(n, d, *outputs, **options):
+    return lt.Regression(RNG.standard_normal((n, d)), RNG.standard_normal((n, *outputs)), **options)
+
+
+def spectral(d):
+    filters = tuple(RNG.standard_normal((2, d)))
+    problem = regression(4, d)
+    basis = Spectral.of(lt.ConvolutionalNetwork(filters), problem)
+    assert basis is not None
+    system = basis.system(basis.problem(problem))
+    return system.network(jnp.asarray(RNG.standard_normal(2 * d))), system.problem
+
+
+CASES = {
+    "diagonal": lambda: (diagonal(3, 20), regression(5, 20)),
+    "several outputs": lambda: (diagonal(2, 15, 2), regression(5, 15, 2)),
+    "huber": lambda: (
+        lt.DifferentialDiagonalNetwork(RNG.random(30), RNG.random(30), 3),
+        regression(5, 30, loss=lt.HuberLoss(0.5)),
+    ),
+    "bias": lambda: (lt.with_bias(diagonal(3, 20)), regression(5, 20, bias=True)),
+    "weight decay": lambda: (diagonal(3, 20), lt.Penalized(regression(5, 20), 0.3)),
+    "one layer": lambda: (lt.LinearNetwork(RNG.standard_normal(60)), regression(5, 60)),
+    "own network": lambda: (
+        Own(*(jnp.asarray(RNG.standard_normal(k)) for k in (30, 1, 30))),
+        regression(5, 31),
+    ),
+    "even convolution": lambda: spectral(30),
+    "odd convolution": lambda: spectral(31),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_dense_system(case):
+    system = System.of(*CASES[case]())
+    theta = system.initial
+    assert splits(system, PhysicalTime())
+
+    def velocity(theta):
+        return decayed(system.problem, system.velocity(theta), lambda: system.counted(theta))
+
+    @jax.jit
+    def both(shift, b):
+        jacobian = jax.jacfwd(velocity)(theta)
+        dense = jnp.linalg.solve(shift * jnp.eye(theta.size) - jacobian, b)
+        return shifted_solver(system, theta, shift)(b), dense
+
+    b = jnp.asarray(RNG.standard_normal(theta.size))
+    for shift in (0.1, 30.0):
+        found, dense = both(jnp.asarray(shift), b)
+        # The condition of the systems is below 1e5: no eigenvalue is near either shift.
+        assert_allclose(found, dense, rtol=0, atol=1e-9 * float(jnp.max(jnp.abs(dense))))
+
+
+def test_other_systems_stay_dense():
+    network, problem = CASES["diagonal"]()
+    assert not splits(System.of(network, problem), LossTime())
+    assert not splits(System.of(network, regression(31, 20)), PhysicalTime())
+    full = lt.FullyConnectedNetwork((RNG.standard_normal((8, 8)), RNG.standard_normal(8)))
+    assert not splits(System.of(full, regression(2, 8)), PhysicalTime())
+    signs = lt.Classification(RNG.standard_normal((5, 20)), np.array([1.0, -1, 1, 1, -1]))
+    assert not splits(System.of(network, signs), lt.LogArcLength())
+
+
+def test_size_limit_is_that_of_the_largest_matrix():
+    network = diagonal(2, 2000)
+    for n, allowed in ((600, True), (601, False)):
+        system = System.of(network, regression(n, 2000))
+        assert has_implicit_steps(system, PhysicalTime(), 4000) is allowed
+
+
+def stiff(d, n, alpha, seed):
+    """Three layers from a small start: a plateau, then a jump."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((n, d))
+    y = X @ (np.arange(d) < 2)
+    first = jnp.full(d, alpha)
+    return lt.DiagonalNetwork(jnp.stack([first, first, 0 * first])), lt.Regression(X, y)
+
+
+def test_flow_of_more_than_600_parameters_has_implicit_steps():
+    network, problem = stiff(210, 12, 0.05, 1)
+    flow = lt.gradient_flow(network, problem)
+    assert int(flow.stats["num_implicit_steps"]) > 0
+    assert flow.status == lt.FlowStatus.residual
+    limit = limit_point(None, problem.X, problem.y, 3, jnp.asarray(0.05), jnp.ones(210))
+    assert bool(limit.converged)
+    assert_allclose(flow.coefficients[-1], limit.coefficients, rtol=0, atol=1e-7)
+
+
+def test_lanes_go_on_by_the_same_steps():
+    network, problem = stiff(60, 8, 0.05, 2)
+    lanes = jax.tree.map(lambda w: jnp.stack([w, 1.1 * w]), network)
+    flow = lt.batched_flow(lanes, problem, max_steps=200, stiff_max_steps=2000)
+    assert np.all(np.asarray(flow.num_implicit_steps) > 0)
+    assert np.all(np.asarray(flow.succeeded))
+    for lane, scale in enumerate((1.0, 1.1)):
+        alpha = jnp.asarray(0.05 * scale)
+        limit = limit_point(None, problem.X, problem.y, 3, alpha, jnp.ones(60))
+        assert_allclose(flow.coefficients[lane], limit.coefficients, rtol=0, atol=1e-6)
