@@ -6,7 +6,7 @@ from grimp import ImportGraph
 from importlinter import Contract, ContractCheck, output
 
 
-class OwnFaceContract(Contract):
+class NoParentInitContract(Contract):
     """No module imports the `__init__.py` of a folder that it lies in.
 
     Such an `__init__.py` imports the modules below it, so each of these imports closes a cycle.
@@ -14,7 +14,7 @@ class OwnFaceContract(Contract):
     `__init__.py` of the folder.
     """
 
-    type_name = "own_face"
+    type_name = "no_parent_import"
 
     def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:
         """Kept if no module directly imports a folder that contains it; lazy imports count."""

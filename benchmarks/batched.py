@@ -125,9 +125,9 @@ class Problem:
         # Reference coefficients; without them, those of the first method.
         self.expected: Any = None
         self.known: Any = True  # for which lanes
-        self.flow: Any = None  # the last result of `ours`
+        self.flow: Any = None  # the last result of `by_batched_flow`
 
-    def ours(self, compilation: Any = None, **options: Any) -> lt.BatchedFlow:
+    def by_batched_flow(self, compilation: Any = None, **options: Any) -> lt.BatchedFlow:
         """The result of `batched_flow`; it has no finish unless one is given."""
         settings = {"finish": None, "rtol": TOLERANCE, "atol": TOLERANCE}
         settings |= {"stop": lt.StopAtResidual(self.residual), "max_steps": self.max_steps}
@@ -178,9 +178,12 @@ class Problem:
         calls: dict[str, Callable] = {"plain": lambda: function(self.theta)}
         if blocks and not effort.quick and self.count % BLOCK == 0:
             calls[f"plain, blocks of {BLOCK}"] = in_blocks
-        calls |= {"ours": self.ours, "ours, one core": lambda: self.ours(lt.Native(threads=1))}
+        calls |= {
+            "ours": self.by_batched_flow,
+            "ours, one core": lambda: self.by_batched_flow(lt.Native(threads=1)),
+        }
         if not effort.quick:
-            calls["ours, by XLA"] = lambda: self.ours(lt.XLA())
+            calls["ours, by XLA"] = lambda: self.by_batched_flow(lt.XLA())
         return [Variant(name, call, self.check(name)) for name, call in calls.items()]
 
 
@@ -263,7 +266,7 @@ def _finished(title: str, task: Problem) -> list[Row]:
     exact = peers.exact_limit(task.name, np.asarray(both))
     rows = []
 
-    def tell(variant, coefficients, steps, **columns):
+    def add_row(variant, coefficients, steps, **columns):
         distance = np.max(np.abs(np.asarray(coefficients) - exact), axis=1)
         row = {"part": "sweep", "problem": title, "from_limit": float(distance.max())}
         row["variant"] = f"{variant}, alpha 0.001 to 1"
@@ -273,10 +276,10 @@ def _finished(title: str, task: Problem) -> list[Row]:
         rows.append(row | columns)
 
     for rtol, name in ((None, "default tolerance"), (TOLERANCE, f"rtol {TOLERANCE:.0e}")):
-        flow = lanes.ours(finish=lt.GaussNewton(), rtol=rtol, atol=None)
-        tell(f"ours with a finish, {name}", flow.coefficients, flow.num_steps)
+        flow = lanes.by_batched_flow(finish=lt.GaussNewton(), rtol=rtol, atol=None)
+        add_row(f"ours with a finish, {name}", flow.coefficients, flow.num_steps)
     for tolerance in (TOLERANCE, TOLERANCE / 100):
-        ours = lanes.ours(finish=lt.GaussNewton(), rtol=tolerance, atol=tolerance)
+        found = lanes.by_batched_flow(finish=lt.GaussNewton(), rtol=tolerance, atol=tolerance)
         end_of = plain_end(task.system, MOST_STEPS, diffrax.Tsit5(), RESIDUAL, tolerance)
 
         def finished(theta, end_of=end_of):
@@ -286,8 +289,8 @@ def _finished(title: str, task: Problem) -> list[Row]:
             return task.system.coefficients(finish.theta), steps
 
         coefficients, steps = jax.jit(jax.vmap(finished))(both)
-        apart = np.max(np.abs(np.asarray(ours.coefficients - coefficients)), axis=1)
-        tell(
+        apart = np.max(np.abs(np.asarray(found.coefficients - coefficients)), axis=1)
+        add_row(
             f"plain with a finish, rtol = atol = {tolerance:.0e}",
             coefficients,
             steps,

@@ -185,7 +185,7 @@ def compare(case: Case) -> Outcome:
         stop=lt.StopAtTime(float(TIMES[-1] / start)),
         finish=None,
         saveat=TIMES / start,
-        observe=itself,
+        observe=all_parameters,
         max_steps=MAX_STEPS,
         throw=False,
     )
@@ -232,7 +232,7 @@ def compare(case: Case) -> Outcome:
     )
 
 
-def itself(network):
+def all_parameters(network):
     """The observable of the flow: all parameters are saved."""
     return network
 

@@ -27,7 +27,7 @@ from lintensor_jax.initialization import gaussian
 
 jax.config.update("jax_enable_x64", True)
 
-MOST = 1.3
+LARGEST_RATIO = 1.3
 N = 8
 RNG = np.random.default_rng(0)
 
@@ -146,7 +146,7 @@ def main() -> int:
         print(f"| {name} | {sizes} | {ways} | {row['ratio']:.2f} |", flush=True)
     if options.out:
         options.out.write_text(json.dumps({"pairs": found}, indent=1) + "\n")
-    return int(any(row["ratio"] > MOST for row in found.values()))
+    return int(any(row["ratio"] > LARGEST_RATIO for row in found.values()))
 
 
 if __name__ == "__main__":

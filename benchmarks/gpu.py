@@ -168,8 +168,10 @@ def rates(counts: list[int], clock: Clock, known: dict[str, float]) -> Iterator[
             plain = jax.jit(jax.vmap(batched.plain_solve(problem.system, 512, solver())))
             variants = {
                 "plain": lambda plain=plain, theta=theta: plain(theta),
-                "XLA": lambda p=problem, s=solver: p.ours(lt.XLA(), solver=s()),
-                "machine code": lambda p=problem, s=solver: p.ours(lt.Native(), solver=s()),
+                "XLA": lambda p=problem, s=solver: p.by_batched_flow(lt.XLA(), solver=s()),
+                "machine code": lambda p=problem, s=solver: p.by_batched_flow(
+                    lt.Native(), solver=s()
+                ),
             }
             for variant, call in variants.items():
                 if not clock.has(20) or (variant == "plain" and count > 10**6):

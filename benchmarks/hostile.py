@@ -38,10 +38,10 @@ def cases_of(area: str, seed: int, numbers: Iterator[int] | range, limit: float)
     from hostile_cases.catalogue import AREAS
     from hostile_cases.outcomes import HANG, TRACEBACK, Verdict, run
 
-    def late(*_):
+    def raise_timeout(*_):
         raise TimeoutError
 
-    signal.signal(signal.SIGALRM, late)
+    signal.signal(signal.SIGALRM, raise_timeout)
     for number in numbers:
         started, words = time.perf_counter(), ""
         try:

@@ -327,7 +327,7 @@ def attempt(name: str, change: Change, good: Path, folder: Path) -> tuple[bool, 
     (beside / "00000000.json").write_text('{"pid": 1, "host": "x"}')
     shutil.copytree(good, store)
     change(store, beside)
-    before, said = snapshot(beside), []
+    before, report_lines = snapshot(beside), []
     calls = {
         "status": status,
         "verify": verify,
@@ -342,12 +342,12 @@ def attempt(name: str, change: Change, good: Path, folder: Path) -> tuple[bool, 
                 outcome = "went on"
             except (lt.sweeps.SweepError, ValueError) as error:
                 outcome = f"refused: {' '.join(str(error).split())[:150]}"
-        said.append(f"{label} {outcome}")
+        report_lines.append(f"{label} {outcome}")
         if _events:
-            said.append(f"  TOUCHED by {label}: {sorted(set(_events))[:4]}")
+            report_lines.append(f"  TOUCHED by {label}: {sorted(set(_events))[:4]}")
     pages = "".join(p.read_text() for p in store.rglob("*.html"))
-    held = not any("TOUCHED" in line for line in said) and snapshot(beside) == before
-    return held and EVIL not in sys.modules and SCRIPT not in pages, said
+    passed = not any("TOUCHED" in line for line in report_lines) and snapshot(beside) == before
+    return passed and EVIL not in sys.modules and SCRIPT not in pages, report_lines
 
 
 def main() -> int:
@@ -357,7 +357,7 @@ def main() -> int:
     )
     parser.add_argument("--record", action="store_true", help="keep the numbers in a file")
     options = parser.parse_args()
-    held = 0
+    num_passed = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "path").mkdir()
@@ -369,18 +369,18 @@ def main() -> int:
         write_report(first)  # imports libraries before the hook: some of them unpickle tables
         sys.addaudithook(_hook)
         for number, (words, change) in enumerate(CASES.items()):
-            fine, said = attempt(words, change, good, folder / str(number))
-            held += fine
+            fine, report_lines = attempt(words, change, good, folder / str(number))
+            num_passed += fine
             print(f"{'held' if fine else 'FAILED':6s} {words}")
-            for line in said:
+            for line in report_lines:
                 print(f"         {line}")
-    print(f"{held} of {len(CASES)} hostile stores ran nothing and touched nothing outside")
+    print(f"{num_passed} of {len(CASES)} hostile stores ran nothing and touched nothing outside")
     if options.record:
         from sweep_shared import record
 
-        numbers = {"passed": held == len(CASES), "cases": len(CASES), "held": held}
+        numbers = {"passed": num_passed == len(CASES), "cases": len(CASES), "held": num_passed}
         record("hostile", numbers, "hostile_stores.py")
-    return 0 if held == len(CASES) else 1
+    return 0 if num_passed == len(CASES) else 1
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ MOST_STEPS, MOST_STIFF_STEPS = 4096, 100_000
 # differ by up to one step.
 CLOSE = 1e-3
 # At most this share of the lanes may be unfinished when the steps are spent.
-FEW = 0.02
+MOST_UNFINISHED_SHARE = 0.02
 # The number of lanes for a method that integrates them one after the other.
 FEW_LANES = 2
 
@@ -107,7 +107,7 @@ def check(title: str, name: str, margin: float, ends: dict[str, Any]) -> Callabl
         arrived = log_margin >= np.log(margin)
         expected, theirs = ends["plain"]
         missing = int(np.sum(~arrived))
-        if missing > FEW * len(found):
+        if missing > MOST_UNFINISHED_SHARE * len(found):
             raise WrongAnswer(f"{title}, {name}: {missing} lanes did not arrive")
         both = arrived & (theirs[: len(found)] >= np.log(margin))
         distance = np.linalg.norm(found - expected[: len(found)], axis=1)[both]
@@ -163,7 +163,7 @@ def compare(
     function = plain(system, margin, max_steps)
     ends: dict[str, Any] = {}
 
-    def ours(compilation=None):
+    def by_batched_flow(compilation=None):
         stop = lt.StopAtMargin(margin)
         ends["flow"] = lt.batched_flow(
             networks,
@@ -176,9 +176,12 @@ def compare(
         return ends["flow"]
 
     calls: dict[str, Callable] = {"plain": lambda: function(theta)}
-    calls |= {"ours": ours, "ours, one core": lambda: ours(lt.Native(threads=1))}
+    calls |= {
+        "ours": by_batched_flow,
+        "ours, one core": lambda: by_batched_flow(lt.Native(threads=1)),
+    }
     if not effort.quick:
-        calls["ours, by XLA"] = lambda: ours(lt.XLA())
+        calls["ours, by XLA"] = lambda: by_batched_flow(lt.XLA())
     variants = [
         Variant(name, call, check(title, name, margin, ends)) for name, call in calls.items()
     ]

@@ -77,19 +77,19 @@ def called(effort: Effort, name: str, task: batched.Problem) -> list[Row]:
         program = jax.jit(lambda theta: tuple(leaf[None] for leaf in solve(theta)))
         return lambda: program(theta)
 
-    diffrax_s = {
+    diffrax_solvers = {
         method: batched.plain_solve(task.system, task.max_steps, solver)
         for method, solver in _METHODS.items()
     }
-    slow = as_called(diffrax_s["Tsit5"])
-    calls = {f"diffrax, {method}": in_jit(solve) for method, solve in diffrax_s.items()}
+    slow = as_called(diffrax_solvers["Tsit5"])
+    calls = {f"diffrax, {method}": in_jit(solve) for method, solve in diffrax_solvers.items()}
     calls |= {f"gradient_flow, {method}": in_jit(_flow(task, x)) for method, x in _METHODS.items()}
     calls |= {
         "gradient_flow": in_jit(_flow(task, None)),
         "diffrax, Tsit5, not in jit": slow,
         "gradient_flow, Tsit5, not in jit": as_called(_flow(task, _METHODS["Tsit5"])),
         "gradient_flow, not in jit": as_called(_flow(task, None)),
-        "batched_flow": task.ours,
+        "batched_flow": task.by_batched_flow,
     }
     variants = [
         # Half a second each: every call compiles again.

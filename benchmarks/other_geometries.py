@@ -35,7 +35,7 @@ import lintensor_jax as lt
 
 jax.config.update("jax_enable_x64", True)
 
-SIZE = 0.2
+STEP_COEFFICIENT = 0.2
 
 
 def two_classes(seed: int) -> tuple[Any, Any]:
@@ -67,7 +67,7 @@ def steps_along(direction: Any) -> optax.GradientTransformation:
 
 def schedule(count: Any) -> Any:
     """The length c / sqrt(k + 1) of step k = `count`."""
-    return SIZE / jnp.sqrt(count + 1.0)
+    return STEP_COEFFICIENT / jnp.sqrt(count + 1.0)
 
 
 def orthogonal_part(gradient: Any) -> Any:

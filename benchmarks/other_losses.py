@@ -23,7 +23,7 @@ import lintensor_jax as lt
 jax.config.update("jax_enable_x64", True)
 
 D, N = 6, 3
-MOST = 1e-7
+LARGEST_DISTANCE = 1e-7
 
 
 class ExponentialResidual(lt.AbstractResidualLoss):
@@ -111,7 +111,7 @@ def row(name: str, depth: int, loss: Any, problems: int) -> dict[str, Any]:
     return {
         "ends": flows.counted(),
         "largest": float(share.max()),
-        "near": int(np.sum(share < MOST)),
+        "near": int(np.sum(share < LARGEST_DISTANCE)),
     }
 
 
@@ -134,7 +134,9 @@ def main() -> int:
         options.out.write_text(json.dumps({"rows": found}, indent=1) + "\n")
     near = sum(one["near"] for one in found)
     total = options.problems * len(found)
-    print(f"{near} of {total} flows end within {MOST:g} of the limit of the squared loss")
+    print(
+        f"{near} of {total} flows end within {LARGEST_DISTANCE:g} of the limit of the squared loss"
+    )
     return int(near < total)
 
 

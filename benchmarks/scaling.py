@@ -64,7 +64,7 @@ def by_lanes(effort: Effort) -> list[Row]:
         calls: dict[str, Callable] = {}
         if lanes <= PLAIN_MOST[effort.quick]:
             calls["plain"] = lambda program=program, task=task: program(task.theta)
-        calls["ours"] = task.ours
+        calls["ours"] = task.by_batched_flow
         variants = [measure.Variant(name, call, task.check(name)) for name, call in calls.items()]
         found = [variant.check(variant.call()) for variant in variants]
         wall, _ = measure.medians(variants, 1 if lanes >= 100_000 else effort.repeats)
@@ -85,7 +85,7 @@ def peak_memory(lanes: int) -> int:
     """The peak memory of this process in bytes, after a sweep of that many lanes."""
     measure.set_up()
     task = paper_task(lanes)
-    jax.block_until_ready(task.ours().coefficients)
+    jax.block_until_ready(task.by_batched_flow().coefficients)
     # Not getrusage: there a child begins with its parent's peak.
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])

@@ -89,12 +89,12 @@ def methods(name: str, theta: Any) -> dict[str, tuple[Callable[[float], Any], in
     system = System.of(batched.network(name, 2, 2), problem)
     networks: Any = jax.vmap(system.network)(theta)
 
-    def ours(rtol, **options):
+    def by_batched_flow(rtol, **options):
         settings = {"rtol": rtol, "atol": rtol / 10, "finish": None}
         settings["max_steps"] = MOST_STEPS
         return lt.batched_flow(networks, problem, **(settings | options))
 
-    reference = ours(1e-12, stop=lt.StopAtResidual(1e-13))
+    reference = by_batched_flow(1e-12, stop=lt.StopAtResidual(1e-13))
     end = float(np.exp(np.max(np.asarray(reference.log_time))))
     until = lt.StopAtTime(end)
     tsit5, dopri8 = (plain(system, s, end) for s in (diffrax.Tsit5(), diffrax.Dopri8()))
@@ -114,15 +114,15 @@ def methods(name: str, theta: Any) -> dict[str, tuple[Callable[[float], Any], in
         UNIT: (lambda rtol: tsit5(theta, rtol), count),
         "plain, Dopri8": (lambda rtol: dopri8(theta, rtol), count),
         "ours, Tsit5": (
-            lambda rtol: ours(rtol, stop=until, solver=diffrax.Tsit5()).coefficients,
+            lambda rtol: by_batched_flow(rtol, stop=until, solver=diffrax.Tsit5()).coefficients,
             count,
         ),
         "ours, Dopri8": (
-            lambda rtol: ours(rtol, stop=until, solver=diffrax.Dopri8()).coefficients,
+            lambda rtol: by_batched_flow(rtol, stop=until, solver=diffrax.Dopri8()).coefficients,
             count,
         ),
         "ours, with a finish": (
-            lambda rtol: ours(rtol, stop=residual, finish=lt.GaussNewton()).coefficients,
+            lambda rtol: by_batched_flow(rtol, stop=residual, finish=lt.GaussNewton()).coefficients,
             count,
         ),
         "gradient_flow, by lane": (one_by_one, FEW),

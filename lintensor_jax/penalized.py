@@ -110,7 +110,9 @@ def weight_decay_of(problem: AbstractProblem) -> Scalar | None:
     return problem.weight_decay if isinstance(problem, Penalized) else None
 
 
-def decayed(problem: AbstractProblem, velocity: Array, counted: Callable[[], Array]) -> Array:
+def velocity_with_decay(
+    problem: AbstractProblem, velocity: Array, counted: Callable[[], Array]
+) -> Array:
     """dtheta/dt with the weight decay of the problem: velocity - lambda counted().
 
     `counted()` is theta with zeros in place of a bias, which has no weight decay.

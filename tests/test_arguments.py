@@ -55,7 +55,7 @@ TAKES_NONE = ("weights of L1Norm", "start", "start of max_margin")
 
 @pytest.mark.parametrize("value", NO_NUMBERS)
 @pytest.mark.parametrize("name", TAKE_ARRAYS)
-def test_what_is_no_array_of_numbers_is_refused_by_name(name, value):
+def test_refuses_arguments_that_are_not_arrays_of_numbers(name, value):
     if name in TAKES_NONE and NO_NUMBERS[value] is None:
         return
     with pytest.raises(ValueError, match="must be an array of numbers, got") as caught:
@@ -77,7 +77,7 @@ TAKE_NUMBERS = {
 
 
 @pytest.mark.parametrize("name", TAKE_NUMBERS)
-def test_what_is_no_number_is_refused_by_name(name):
+def test_refuses_arguments_that_are_not_numbers(name):
     for value in NO_NUMBER:
         if name == "tolerance" and value is None:
             continue  # None is valid: the precision decides
@@ -93,7 +93,7 @@ def test_what_is_no_number_is_refused_by_name(name):
         ("network", lt.conserved_quantities),
     ],
 )
-def test_what_is_no_network_is_refused_by_name(argument, call):
+def test_refuses_arguments_that_are_not_networks(argument, call):
     for value in ("abc", 3, {}, object(), np.ones(2), len, int):
         with pytest.raises(ValueError, match=f": {argument} must be a network"):
             call(value)
@@ -115,7 +115,7 @@ def test_numbers_of_classes_and_labels_beyond_reason():
 
 
 @pytest.mark.parametrize("weights", [np.zeros(0), np.ones(2, bool), True])
-def test_weights_that_are_no_numbers_are_refused(weights):
+def test_refuses_weights_of_norms_that_are_not_numbers(weights):
     for norm in (lt.L1Norm, lt.WeightedL2Norm):
         with pytest.raises(ValueError, match=f"{norm.__name__}: weights must be real, got dtype"):
             norm(weights)
@@ -147,7 +147,7 @@ def test_complex_weights_and_starts_of_norms_are_refused():
             call(np.ones(2) + 1j)
 
 
-def test_what_closed_forms_are_asked_about():
+def test_closed_forms_refuse_wrong_arguments():
     for ask in (lt.minimal_network, lt.induced_regularizer):
         for value in NO_NUMBERS.values():
             with pytest.raises(ValueError, match="beta must be an array of numbers"):
@@ -159,7 +159,7 @@ def test_what_closed_forms_are_asked_about():
             lt.sensing_decomposition(value)  # pyright: ignore
 
 
-def test_options_of_flows_that_are_no_numbers():
+def test_refuses_options_of_flows_that_are_not_numbers():
     network = lt.DiagonalNetwork(np.ones((2, 2)))
     for value in ("abc", [1e-8, 1e-8], 1j, object()):
         for name in ("rtol", "atol"):

@@ -10,9 +10,9 @@ from typing import Any
 
 from .terminal import UsageError, cache_settings
 
-_LOOK = 5.0  # seconds between two checks of the workers of this machine
+_SECONDS_BETWEEN_CHECKS = 5.0  # seconds between two checks of the workers of this machine
 # Seconds that a worker may be missing without any change; a worker needs some of them to start.
-_PATIENCE = 60.0
+_SECONDS_WITHOUT_CHANGE = 60.0
 
 
 @contextlib.contextmanager
@@ -36,7 +36,7 @@ def client_of(address: str | None) -> Iterator[Any]:
     if local is not None:
         if local[1] == "0":
             raise UsageError("--cluster: local:N needs N >= 1, got local:0.")
-        with _of_this_machine(int(local[1]) if local[1] else _cores()) as client:
+        with _local_client(int(local[1]) if local[1] else _cores()) as client:
             yield client
         return
     try:
@@ -55,7 +55,7 @@ def _cores() -> int:
 
 
 @contextlib.contextmanager
-def _of_this_machine(workers: int) -> Iterator[Any]:
+def _local_client(workers: int) -> Iterator[Any]:
     import distributed
 
     os.environ.update(cache_settings())  # the workers inherit them
@@ -63,15 +63,15 @@ def _of_this_machine(workers: int) -> Iterator[Any]:
     with (
         distributed.LocalCluster(n_workers=0, threads_per_worker=1, **settings) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
-        _kept_at(cluster, workers),
+        _workers_restarted(cluster, workers),
     ):
         with contextlib.suppress(TimeoutError):
-            client.wait_for_workers(workers, timeout=_PATIENCE)
+            client.wait_for_workers(workers, timeout=_SECONDS_WITHOUT_CHANGE)
         yield client
 
 
 @contextlib.contextmanager
-def _kept_at(cluster: Any, workers: int) -> Iterator[None]:
+def _workers_restarted(cluster: Any, workers: int) -> Iterator[None]:
     """Start `workers` workers, and replace those that Dask does not start again.
 
     Dask starts a worker again if it dies, but not if it dies during its start.
@@ -80,11 +80,11 @@ def _kept_at(cluster: Any, workers: int) -> Iterator[None]:
 
     def watch() -> None:
         seen, changed = set(), time.monotonic()
-        while not ended.wait(_LOOK):
+        while not ended.wait(_SECONDS_BETWEEN_CHECKS):
             there = set(cluster.scheduler_info["workers"])
             if len(there) >= workers or there != seen:
                 seen, changed = there, time.monotonic()
-            elif time.monotonic() - changed > _PATIENCE:
+            elif time.monotonic() - changed > _SECONDS_WITHOUT_CHANGE:
                 cluster.scale(len(there))  # forgets those that are missing
                 cluster.scale(workers)
                 changed = time.monotonic()

@@ -17,7 +17,7 @@ from .sweep_words import (
     library_errors_as_usage_errors,
     print_rows,
     print_status,
-    watched,
+    shown_progress,
 )
 from .terminal import UsageError, configure_jax, quiet_argument
 
@@ -116,7 +116,7 @@ def sweep_command(arguments: Any) -> int:
     devices = _set_devices(arguments.devices)
     configure_jax()
     from ..sweeps.plan import Plan
-    from ..sweeps.run import make, run
+    from ..sweeps.run import make_store, run
 
     config, grid, options = configuration.read(arguments.config)
     path = arguments.out or Path("results") / arguments.config.stem
@@ -126,11 +126,11 @@ def sweep_command(arguments: Any) -> int:
         source = arguments.config.read_text(encoding="utf-8")
         asked = {"config": dataclasses.asdict(config), "source": source}
         if arguments.no_work:
-            make(grid, options, path, **asked)
+            make_store(grid, options, path, **asked)
         else:
             with (
                 client_of(arguments.cluster) as client,
-                watched(arguments.json or arguments.quiet) as watch,
+                shown_progress(arguments.json or arguments.quiet) as watch,
             ):
                 run(grid, options, path, client=client, watch=watch, **asked)
     return print_status(path, arguments.json, wrote=True, quiet=arguments.quiet)
@@ -148,7 +148,7 @@ def resume_command(arguments: Any) -> int:
 
         with (
             client_of(arguments.cluster) as client,
-            watched(arguments.json or arguments.quiet) as watch,
+            shown_progress(arguments.json or arguments.quiet) as watch,
         ):
             resume(arguments.folder, client=client, watch=watch)
     return print_status(arguments.folder, arguments.json, wrote=True, quiet=arguments.quiet)
@@ -160,17 +160,17 @@ def work_command(arguments: Any) -> int:
 
     with library_errors_as_usage_errors(arguments.folder):
         count = Store(arguments.folder).description["plan"]["chunks"]
-        chunks = None if arguments.chunks is None else _numbers(arguments.chunks, count)
+        chunks = None if arguments.chunks is None else _chunk_numbers(arguments.chunks, count)
         _set_devices(arguments.devices)
         configure_jax()
         from ..sweeps.run import work
 
-        with watched(arguments.json or arguments.quiet) as watch:
+        with shown_progress(arguments.json or arguments.quiet) as watch:
             work(arguments.folder, chunks, watch=watch)
     return print_status(arguments.folder, arguments.json, wrote=True, quiet=arguments.quiet)
 
 
-def _numbers(text: str, count: int) -> list[int]:
+def _chunk_numbers(text: str, count: int) -> list[int]:
     """The numbers in "0-99" or "0-9,20-29". A last number beyond the last chunk is reduced."""
     found: list[int] = []
     for part in text.split(","):

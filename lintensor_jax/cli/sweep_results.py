@@ -91,7 +91,7 @@ def verify_command(arguments: Any) -> int:
 
 
 @contextlib.contextmanager
-def _odd_stores(folder: Path) -> Iterator[None]:
+def _refuse_foreign_stores(folder: Path) -> Iterator[None]:
     """Refuse a store with entries that this package does not write, by an error of one line."""
     try:
         yield
@@ -106,7 +106,7 @@ def plot_command(arguments: Any) -> int:
     """`lintensor-jax plot DIR`."""
     from ..sweeps.report.figures import write_figures
 
-    with library_errors_as_usage_errors(arguments.folder), _odd_stores(arguments.folder):
+    with library_errors_as_usage_errors(arguments.folder), _refuse_foreign_stores(arguments.folder):
         written = write_figures(arguments.folder, arguments.out)
     return print_written(written, arguments.json, arguments.quiet)
 
@@ -116,6 +116,6 @@ def report_command(arguments: Any) -> int:
     configure_jax()
     from ..sweeps.report.page import write_report
 
-    with library_errors_as_usage_errors(arguments.folder), _odd_stores(arguments.folder):
+    with library_errors_as_usage_errors(arguments.folder), _refuse_foreign_stores(arguments.folder):
         written = write_report(arguments.folder, arguments.out)
     return print_written([written], arguments.json, arguments.quiet)

@@ -45,7 +45,7 @@ def library_errors_as_usage_errors(where: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watched(quiet: bool) -> Iterator[Callable[[Any], None] | None]:
+def shown_progress(quiet: bool) -> Iterator[Callable[[Any], None] | None]:
     """Yield a function that shows progress: a bar on a terminal, else lines; None if `quiet`."""
     if quiet:
         yield None

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Scalar
 
-from ..penalized import decayed
+from ..penalized import velocity_with_decay
 from .system import Reducible, System
 
 LOG_LOSS_OF_ASYMPTOTICS = 40.0
@@ -72,7 +72,7 @@ class FlowArgs(NamedTuple):
     # `corners.marked_start` (p,), which is needed to recognise corners. None with weight decay,
     # which makes all parameters decay.
     origin: Array | None = None
-    followed: float = 0.0  # the share of its start down to which steps follow a parameter
+    followed_share: float = 0.0  # the share of its start down to which steps follow a parameter
 
 
 class PhysicalTime(AbstractClock):
@@ -87,7 +87,7 @@ class PhysicalTime(AbstractClock):
         zero = jnp.zeros_like(state.log_scale)
         velocity = args.system.velocity(state.theta)
         counted = functools.partial(args.system.counted, state.theta)
-        return ClockState(decayed(args.system.problem, velocity, counted), zero, zero)
+        return ClockState(velocity_with_decay(args.system.problem, velocity, counted), zero, zero)
 
     def log_time(self, s: Scalar, state: ClockState, args: FlowArgs) -> Scalar:
         """log t = log s."""

@@ -34,8 +34,9 @@ def marked_start(system: Any, theta: Float[Array, " p"]) -> Float[Array, " p"]:
     # The values are arbitrary. They differ, so that the gradients of two quantities do not cancel.
     weights = 1 + jnp.modf(0.6180339887 * jnp.arange(known.size, dtype=theta.dtype))[0]
     (parts,) = pull(jnp.where(known != 0, weights, 0.0))
-    seen = jnp.abs(scaled) > float(jnp.finfo(theta.dtype).tiny) ** 0.25  # no underflow of squares
-    return jnp.where((parts == 0) & seen, -size, size)
+    smallest = float(jnp.finfo(theta.dtype).tiny) ** 0.25
+    squares_do_not_underflow = jnp.abs(scaled) > smallest
+    return jnp.where((parts == 0) & squares_do_not_underflow, -size, size)
 
 
 def may_be_tied(system: Any, theta: Float[Array, " p"]) -> Bool[Array, ""]:
@@ -54,7 +55,7 @@ def corners_of(args: FlowArgs) -> Float[Array, " p"]:
     """
     assert args.origin is not None
     eps = float(jnp.finfo(args.origin.dtype).eps)
-    return jnp.maximum(eps, args.followed) * jnp.abs(args.origin)
+    return jnp.maximum(eps, args.followed_share) * jnp.abs(args.origin)
 
 
 def faint_sizes(args: FlowArgs) -> Float[Array, " p"]:
@@ -77,7 +78,7 @@ def followed_by_implicit_steps(dtype: Any) -> float:
 def followed(args: FlowArgs) -> FlowArgs:
     """`args` for a flow that is integrated by implicit steps."""
     assert args.origin is not None
-    return args._replace(followed=followed_by_implicit_steps(args.origin.dtype))
+    return args._replace(followed_share=followed_by_implicit_steps(args.origin.dtype))
 
 
 def rounding_parts_ties(state: ClockState, args: FlowArgs) -> Bool[Array, ""]:

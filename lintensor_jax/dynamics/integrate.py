@@ -80,12 +80,12 @@ def _prepared(args, options, implicit=False) -> tuple[FlowArgs, FlowOptions]:
     system, theta = args.system, args.system.initial
     options = options._replace(atol=tolerances_of(system, theta, options))
     origin = None if _decays(system) else corners.marked_start(system, theta)
-    followed = corners.followed_by_implicit_steps(theta.dtype) if implicit else 0.0
+    followed_share = corners.followed_by_implicit_steps(theta.dtype) if implicit else 0.0
     if implicit and origin is not None and options.scales_atol:
         extra = 0 if isinstance(options.clock, PhysicalTime) else 2
         atol = corners.relative_where_tied(options.atol, origin, origin.size + extra)
         options = options._replace(atol=atol)
-    return args._replace(origin=origin, followed=followed), options
+    return args._replace(origin=origin, followed_share=followed_share), options
 
 
 def _kind(system):
@@ -312,7 +312,7 @@ def integrate(system: System, options: FlowOptions, origin: Origin | None = None
                     last.state, last.s, last, max_steps=steps, implicit=implicit, may_switch=False
                 )
             )
-    return _joined(args, origin.initial, options, segments)
+    return _trajectory_of(args, origin.initial, options, segments)
 
 
 _reducible = eqx.filter_jit(Reducible.of)
@@ -345,7 +345,7 @@ def _code_of_start(args, start, s0, options):
 
 
 @eqx.filter_jit
-def _joined(args, initial, options, segments) -> Trajectory:
+def _trajectory_of(args, initial, options, segments) -> Trajectory:
     """The segments as one trajectory, with the finish: all that follows the last step.
 
     It is one compiled program, because each program costs a dispatch and a compilation.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Scalar
 
-from ..penalized import decayed, weight_decay_of
+from ..penalized import velocity_with_decay, weight_decay_of
 from .clocks import AbstractClock, ClockState, FlowArgs
 from .corners import corners_of, faint_sizes, followed, step_at_corner, unbounded_step
 from .stopping import Observation
@@ -234,7 +234,7 @@ def _longest_decaying_step(theta, system, decay):
     J^T r = -decay Theta at the limit.
     """
     counted = functools.partial(system.counted, theta)
-    velocity = decayed(system.problem, system.velocity(theta), counted)
+    velocity = velocity_with_decay(system.problem, system.velocity(theta), counted)
     size = jnp.linalg.norm(velocity)
     along = velocity / jnp.where(size > 0, size, 1.0)
     _, change = jax.jvp(system.coefficients, (theta,), (along,))

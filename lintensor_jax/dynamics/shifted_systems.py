@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Scalar
 
 from ..networks.closed_forms import closed_form
-from ..penalized import decayed
+from ..penalized import velocity_with_decay
 from .clocks import AbstractClock, PhysicalTime
 
 Solver = Callable[[Array], Array]
@@ -64,7 +64,7 @@ def shifted_solver(system: Any, theta: Float[Array, " p"], shift: Scalar) -> Sol
         return system.pullback(theta)[1](problem.adjoint(-residual))
 
     def velocity(theta, residual):
-        return decayed(problem, pulled(theta, residual), lambda: system.counted(theta))
+        return velocity_with_decay(problem, pulled(theta, residual), lambda: system.counted(theta))
 
     def residual_of(theta):
         return problem.residual(system.coefficients(theta))

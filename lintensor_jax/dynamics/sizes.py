@@ -12,7 +12,7 @@ from .clocks import PhysicalTime
 from .system import System
 
 # A parameter at most this many times smaller than the largest one has the tolerance of the largest.
-_RESERVE = 10.0
+_LARGEST_RATIO_WITHOUT_OWN_TOLERANCE = 10.0
 
 
 def size_of_start(theta: Any, problem: Any, depth: int) -> Any:
@@ -22,8 +22,8 @@ def size_of_start(theta: Any, problem: Any, depth: int) -> Any:
         if largest > 0:
             return largest
     largest = jnp.max(jnp.abs(theta))
-    felt = _felt(theta, problem) ** (1 / max(depth, 1))
-    return jnp.where(largest > 0, largest, felt)
+    size = _size_that_changes_loss(theta, problem) ** (1 / max(depth, 1))
+    return jnp.where(largest > 0, largest, size)
 
 
 def tolerances_of(system: Any, theta: Float[Array, " p"], options: Any) -> Array:
@@ -36,12 +36,12 @@ def tolerances_of(system: Any, theta: Float[Array, " p"], options: Any) -> Array
     return options.atol * shares
 
 
-def _felt(theta, problem) -> Scalar:
+def _size_that_changes_loss(theta, problem) -> Scalar:
     """The size of coefficients whose linearised effect is the loss at 0; 1 if there is none."""
     beta = jnp.zeros(problem.coefficient_shape, theta.dtype)
     slope = jnp.max(jnp.abs(problem.adjoint(problem.residual(beta))))
-    felt = problem.loss(beta) / jnp.where(slope > 0, slope, 1.0)
-    return jnp.where((slope > 0) & (felt > 0), felt, 1.0)
+    size = problem.loss(beta) / jnp.where(slope > 0, slope, 1.0)
+    return jnp.where((slope > 0) & (size > 0), size, 1.0)
 
 
 def shares_of_size(system: System, theta: Float[Array, " p"]) -> Float[Array, " p"]:
@@ -64,11 +64,11 @@ def shares_of_size(system: System, theta: Float[Array, " p"]) -> Float[Array, " 
     slope = jnp.abs(system.pullback(theta)[1](jnp.asarray(signs, theta.dtype)))
     own = jnp.abs(theta)
     of_neighbours = slope ** (1 / (system.depth - 1))
-    moves = _felt(theta, problem) / jnp.where(slope > 0, slope, 1.0)
+    moves = _size_that_changes_loss(theta, problem) / jnp.where(slope > 0, slope, 1.0)
     moves = jnp.where(slope > 0, moves, jnp.inf)
     size = jnp.minimum(jnp.maximum(own, of_neighbours), jnp.maximum(own, moves))
     largest = jnp.max(own)
-    share = _RESERVE * size / jnp.where(largest > 0, largest, 1.0)
+    share = _LARGEST_RATIO_WITHOUT_OWN_TOLERANCE * size / jnp.where(largest > 0, largest, 1.0)
     # Zeros that are multiplied with zeros have no size to derive a tolerance from.
     share = jnp.where((size > 0) & (largest > 0) & jnp.isfinite(share), share, 1.0)
     return jax.lax.stop_gradient(jnp.clip(share, jnp.finfo(theta.dtype).eps, 1.0))

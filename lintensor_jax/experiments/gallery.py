@@ -35,7 +35,7 @@ def _overview(sections, command, seconds, jobs):
             section.name,
             _title(section),
             _verdict(section),
-            _kept(section),
+            _passed_of_all(section),
             len(section.pictures),
             f"{section.seconds:.0f}\N{NO-BREAK SPACE}s",
         )
@@ -69,7 +69,7 @@ def _title(section):
     return section.report.title if section.report is not None else "-"
 
 
-def _kept(section):
+def _passed_of_all(section):
     if section.report is None:
         return "-"
     checks = section.report.checks

@@ -18,7 +18,7 @@ _LEAST_LOG_INVERSE_LOSS = 0.5
 _PATH = {"lw": 1.2, "alpha": 0.85, "zorder": 3, "solid_capstyle": "butt"}
 # One kind of line for each start. With more than four starts, some have the same kind.
 _DASHES = ("-", (0, (5, 1.6)), (0, (1, 1.2)), (0, (5, 1.4, 1, 1.4)))
-_REACHED = "0.91"
+_BAND_COLOUR = "0.91"
 _STOP = {"ls": "none", "mec": "black", "mew": 0.8, "zorder": 5}
 
 
@@ -87,7 +87,7 @@ def _describe(axes, last_stop, end, words):
     axes.set_ylim(low, high * (high / low) ** 0.25)
     axes.set(xlabel="training loss", ylabel="angle to the limit direction")
     edge = last_stop * 1.3
-    axes.axvspan(_LEAST_LOG_INVERSE_LOSS, edge, color=_REACHED, lw=0, zorder=0)
+    axes.axvspan(_LEAST_LOG_INVERSE_LOSS, edge, color=_BAND_COLOUR, lw=0, zorder=0)
     above = {"va": "top", "transform": axes.get_xaxis_transform()}
     axes.text(edge * 1.4, 0.985, words, **above, linespacing=1.4)
     if edge < _LOG_SMALLEST_FLOAT < end:
@@ -121,7 +121,7 @@ def _legend(axes, approaches):
         Line2D([], [], color=style.COLOURS[name], lw=1.6, label=name, **_legend_marker(name))
         for name in (approach.architecture for approach in approaches)
     ]
-    handles.append(Patch(color=_REACHED, label="losses that descent reaches"))
+    handles.append(Patch(color=_BAND_COLOUR, label="losses that descent reaches"))
     # The upper right corner is empty: at small losses no angle is large.
     place = {"loc": "upper right", "bbox_to_anchor": (1.0, 0.8)}
     axes.legend(handles=handles, **place, frameon=False, handlelength=2.6)

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from . import style
 
 _OTHERS = ("#CC79A7", "#0A5C8C", "#E69F00", "#000000", "#56B4E9", "#8C564B")
-_FEW = 15  # fewer points than this have a marker each; at most this many circles are drawn
+_MOST_MARKERS = 15  # fewer points than this have a marker each; at most this many circles are drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,11 +106,11 @@ def _draw(axes: Axes, panel: BandPanel, colours, everywhere) -> None:
         x, low, middle, high = quantiles
         colour = colours[band.label]
         axes.fill_between(x, low, high, color=colour, alpha=0.22, lw=0)
-        marker = "o" if len(x) < _FEW else None
+        marker = "o" if len(x) < _MOST_MARKERS else None
         axes.plot(x, middle, color=colour, marker=marker, ms=3)
         expected = band.predicted
         if expected is not None and (found := _quantiles(band.x, expected, positive_only)):
-            step = -(-len(found[0]) // _FEW)
+            step = -(-len(found[0]) // _MOST_MARKERS)
             axes.plot(found[0][::step], found[2][::step], **_ring(colour))
     style.label_decades(axes)
     axes.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)

@@ -90,7 +90,7 @@ def balanced_on_data(
     owner = "balanced_on_data"
     first, _ = _layers(owner, like)
     beta = _coefficients(owner, like, coefficients)
-    inside = _span(owner, problem, first) @ beta
+    inside = _row_space_basis(owner, problem, first) @ beta
     width, outputs = first.shape[1], beta.shape[1]
     if width < outputs:
         raise ValueError(
@@ -184,7 +184,7 @@ def invariant(
     owner = "invariant"
     first, last = _layers(owner, like)
     _require_positive(owner, "scale", scale)
-    span = _span(owner, problem, first)
+    span = _row_space_basis(owner, problem, first)
     drawn = imbalanced(like, key, first_scale=scale, last_scale=scale)
     u, v = drawn.weights[0], drawn.weights[1].reshape(last.shape[0], -1)
     inside = span @ u
@@ -290,7 +290,7 @@ def _require_fit(owner, problem: Any, first):
         )
 
 
-def _span(owner, problem, first):
+def _row_space_basis(owner, problem, first):
     """Orthonormal rows that span the range of X^T."""
     _require_fit(owner, problem, first)
     sizes, right = jnp.linalg.svd(problem.X, full_matrices=False)[1:]

@@ -40,7 +40,7 @@ _ATOL = 1e-12
 # last, a mode that decays to a KKT point or grows away from it at rate 0.1 has done so.
 _ARCS = (10.0, 30.0, 100.0, 300.0)
 # A KKT point at a larger distance from the unit parameters of the flow is not accepted.
-_LEAP = 0.1
+_LARGEST_DISTANCE = 0.1
 # Log of the margin at which the softmax of a polynomial tail is that of the limit, to rounding.
 _LOG_MARGIN_OF_LIMIT = 40.0
 
@@ -145,12 +145,12 @@ def limit_direction(
     polynomial tails and one layer Ji et al. 2020.
     """
     require_tolerance(tolerance)
-    flow = _early(solution_or_network, problem)
+    flow = _early_flow(solution_or_network, problem)
     if flow is not None:
         limit = _at_largest_margin(flow, certificate_tolerance(tolerance, flow.state.theta.dtype))
         if limit is not None:
             return limit
-    flow = _flow(solution_or_network, problem)
+    flow = _checked_flow(solution_or_network, problem)
     tolerance = certificate_tolerance(tolerance, flow.state.theta.dtype)
     tail = problem.margin_loss.tail
     if isinstance(tail, PolynomialTail):
@@ -158,7 +158,9 @@ def limit_direction(
     if not isinstance(tail, ExponentialTail):
         return _not_predicted(flow)
     system, theta, log_scale = flow.system, flow.state.theta, flow.state.log_scale
-    limit = _judged(flow, theta, kkt_point(system, theta, _softmax_weights(flow, theta)), tolerance)
+    limit = _limit_from_kkt(
+        flow, theta, kkt_point(system, theta, _softmax_weights(flow, theta)), tolerance
+    )
     # The l1, l2 and nuclear problems are convex: a stationary point is an optimum.
     if limit.succeeded and system.depth <= 2 and limit.certificate.predictor_residual is not None:
         return limit
@@ -172,16 +174,16 @@ def limit_direction(
         )
         theta = end.theta
         found = kkt_point(system, theta, _softmax_weights(flow, theta))
-        limit = _judged(flow, theta, found, tolerance)
+        limit = _limit_from_kkt(flow, theta, found, tolerance)
         if limit.succeeded:
             return limit
     if system.depth == 2:
-        return _followed(limit, tolerance)
+        return _continued_limit(limit, tolerance)
     return limit
 
 
-def _early(solution_or_network, problem):
-    """The flow to a small margin if that is enough; None if `_flow` has to run or check a flow."""
+def _early_flow(solution_or_network, problem):
+    """The flow to a small margin if that is enough; None if `_checked_flow` has to be called."""
     given = solution_or_network
     if isinstance(given, FlowSolution) or not is_determined(given, problem):
         return None
@@ -199,9 +201,9 @@ def _at_largest_margin(flow, tolerance) -> LimitDirection | None:
     # The point is mostly accurate to rounding. If its certificate fails, Levenberg-Marquardt
     # refines it.
     weights = jnp.asarray(multipliers)
-    limit = _judged(flow, theta, KKTPoint(theta, weights, 0.0, None, 0), tolerance)
+    limit = _limit_from_kkt(flow, theta, KKTPoint(theta, weights, 0.0, None, 0), tolerance)
     if not limit.succeeded:
-        limit = _judged(flow, theta, kkt_point(flow.system, theta, weights), tolerance)
+        limit = _limit_from_kkt(flow, theta, kkt_point(flow.system, theta, weights), tolerance)
     if not limit.succeeded or limit.certificate.predictor_residual is None:
         return None
     reason = "the only maximum margin, with the signs of the flow's end; a certified KKT point"
@@ -225,7 +227,7 @@ def _of_polynomial_tail(flow, power, tolerance):
             ).theta
         found = stationary_point(system, theta, power)
         leap = float(jnp.linalg.norm(found - theta))
-        if not leap <= _LEAP:
+        if not leap <= _LARGEST_DISTANCE:
             wrong = f"the next stationary point is {leap:.1e} away"
             limit = _limit_at(flow, theta, None, LimitStatus.NOT_CONVERGED, wrong)
             continue
@@ -266,23 +268,23 @@ def _limit_at(flow, theta, certificate, status, reason):
     )
 
 
-def _followed(limit, tolerance):
+def _continued_limit(limit, tolerance):
     """Continue from a saddle in the dual coordinates of two layers, which keep small entries."""
     flow = limit.flow
     try:
         onward = continue_direction(flow.unfinished_network, flow.problem)
     except ValueError as error:  # no dual coordinates
-        return _explained(limit, f"not followed further: {error}")
+        return _with_reason(limit, f"not followed further: {error}")
     theta = System.of(onward.network, flow.problem).initial
     found = kkt_point(flow.system, theta, onward.dual)
-    followed = _judged(flow, theta / jnp.linalg.norm(theta), found, tolerance)
+    followed = _limit_from_kkt(flow, theta / jnp.linalg.norm(theta), found, tolerance)
     if not followed.succeeded:
-        return _explained(limit, f"the dual flow from there did not leave it ({onward.status})")
+        return _with_reason(limit, f"the dual flow from there did not leave it ({onward.status})")
     reason = f"{limit.reason}; the dual flow, in growing steps, reached a certified point"
     return dataclasses.replace(followed, status=LimitStatus.CONTINUED, reason=reason)
 
 
-def _flow(solution_or_network, problem) -> FlowSolution:
+def _checked_flow(solution_or_network, problem) -> FlowSolution:
     if not getattr(problem, "has_margins", False):
         raise ValueError(
             f"problem: limit_direction is for Classification, got {named(problem)}; a "
@@ -341,12 +343,12 @@ def _softmax_weights_of(system, problem, theta, log_scale):
     return jax.nn.softmax(problem.log_slopes(scale * margins), axis=None)
 
 
-def _judged(flow, theta, found: KKTPoint, tolerance) -> LimitDirection:
+def _limit_from_kkt(flow, theta, found: KKTPoint, tolerance) -> LimitDirection:
     """The limit at `found`, with its certificate; at `theta` if `found` is no KKT point near it."""
     problem, system, end = flow.problem, flow.system, flow.direction[-1]
     leap = float(np.linalg.norm(np.asarray(found.theta) - np.asarray(theta)))
     wrong = found.problem_with
-    if wrong is None and leap > _LEAP:
+    if wrong is None and leap > _LARGEST_DISTANCE:
         wrong = f"the next KKT point is {leap:.1e} away, and need not be the limit of the flow"
     network, direction = _at_margin_one(system, problem, theta if wrong else found.theta)
     certificate = certify(network, problem, tolerance=tolerance)
@@ -383,5 +385,5 @@ def _at_margin_one(system, problem, theta):
     return network, beta / jnp.linalg.norm(beta)
 
 
-def _explained(limit, reason):
+def _with_reason(limit, reason):
     return dataclasses.replace(limit, reason=f"{limit.reason}; {reason}")

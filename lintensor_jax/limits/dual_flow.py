@@ -26,7 +26,7 @@ from .dual_step import ComplexAngles, DualState, Potential, RealAngles, implicit
 # A step that Newton's method does not solve is repeated with this share of its size.
 _SHRINK = 0.25
 # A direction u = S sum_i p_i z_i counts as zero below this, in units of max |S z_i|.
-_FLAT = 1e-13
+_ZERO_DIRECTION = 1e-13
 _EPS = float(np.finfo(np.float64).eps)
 # Layers whose sum or difference is smaller than this, relatively, count as equal or opposite.
 _TIED = 1e-12
@@ -121,7 +121,7 @@ def continue_direction(
     p = np.full(len(Z), 1 / len(Z))
     here = potential(state, 0 * p)
     beta = form.direction(here)
-    size, length, num_iterations, quiet, gap = first_step, 0.0, 0, 0, np.inf
+    size, length, num_iterations, num_still_steps, gap = first_step, 0.0, 0, 0, np.inf
     log_margins = [_log_margin(here)]
     status = f"not settled after {max_steps} steps"
     for _ in range(max_steps):
@@ -135,16 +135,16 @@ def continue_direction(
         before, beta = beta, form.direction(here)
         log_margins.append(_log_margin(here))
         least, steepest = float(np.min(here.gradient)), state.steepest(p)
-        if steepest < _FLAT:
+        if steepest < _ZERO_DIRECTION:
             status = "stopped: a convex combination of the samples pulls no coordinate"
             break
         gap = steepest / least - 1 if least > 0 else np.inf
         allowed = _allowed(tolerance, size, least)
         still = np.linalg.norm(beta - before) <= allowed and gap <= allowed
-        quiet = quiet + 1 if still and least * size >= _DECADES else 0
-        if quiet == 2 or log_margins[-1] > max_log_margin:
+        num_still_steps = num_still_steps + 1 if still and least * size >= _DECADES else 0
+        if num_still_steps == 2 or log_margins[-1] > max_log_margin:
             where = f"not settled at margin e^{log_margins[-1]:.3g}"
-            status = "settled at the maximum margin" if quiet == 2 else where
+            status = "settled at the maximum margin" if num_still_steps == 2 else where
             break
         size *= growth
         size = max(min(size, _LARGEST_GROWTH / least), first_step) if least > 0 else size
@@ -161,7 +161,7 @@ def continue_direction(
         gap=gap,
         num_steps=len(log_margins) - 1,
         num_iterations=num_iterations,
-        settled=quiet == 2,
+        settled=num_still_steps == 2,
         status=status,
     )
 

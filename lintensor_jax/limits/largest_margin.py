@@ -28,12 +28,12 @@ from ..theory.least_norm.norms import FourierL1Norm, L1Norm
 from .dual_flow import dual_form
 
 # Up to this many parameters the flow is integrated to a large margin, and its end is used.
-_FEW = 80
+_MOST_INTEGRATED_PARAMETERS = 80
 # The margin at which the flow of many parameters stops. An explicit step changes the margin by
 # about a fifth there.
 _MARGIN, _MOST_STEPS = 10.0, 4000
 # Components of rho below this share of the largest are rounding errors of a change of basis.
-_DUST = 1e-12
+_BASIS_ROUNDING = 1e-12
 
 
 def early_flow(network: Any, problem: Any, rtol: float) -> FlowSolution | None:
@@ -58,7 +58,7 @@ def is_determined(network: Any, problem: Any) -> bool:
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((network, problem))):
         return False
     size = sum(leaf.size for leaf in jax.tree.leaves(split(network)[0]))
-    return size > _FEW and dual_form_of(network, problem) is not None
+    return size > _MOST_INTEGRATED_PARAMETERS and dual_form_of(network, problem) is not None
 
 
 def dual_form_of(network: Any, problem: Any) -> Any:
@@ -90,7 +90,7 @@ def largest_margin_network(network: Any, problem: Any) -> tuple[Any, np.ndarray]
         return None
     rho = np.asarray(found.coefficients, np.float64)
     rho = rho if rows is not None else np.fft.rfft(rho)
-    rho = np.where(np.abs(rho) > _DUST * np.max(np.abs(rho)), rho, 0.0)
+    rho = np.where(np.abs(rho) > _BASIS_ROUNDING * np.max(np.abs(rho)), rho, 0.0)
     if not form.reaches(rho):
         return None
     return form.with_components(rho), np.asarray(found.multipliers)

@@ -24,7 +24,7 @@ from ..dynamics.system import System
 LARGEST_HESSIAN = 600
 # Eigenvalues of the Hessian up to this one count as zero; it has zeros along the network's
 # symmetries.
-_FLAT = 1e-7
+_ZERO_EIGENVALUE = 1e-7
 
 
 class PolynomialTailCertificate(eqx.Module):
@@ -42,7 +42,7 @@ class PolynomialTailCertificate(eqx.Module):
     @property
     def is_saddle(self) -> bool:
         """Stationary, with a direction in which sum_i m_i^-a falls: a flow can leave it."""
-        rises = self.largest_curvature is not None and self.largest_curvature > _FLAT
+        rises = self.largest_curvature is not None and self.largest_curvature > _ZERO_EIGENVALUE
         return self.residual <= self.tolerance and rises
 
     @property

@@ -108,15 +108,15 @@ def _padded(filter_, length):
 
 def _convolve(signal, filter_):
     """sum_j signal[(i - j) mod d] filter_[j]."""
-    return _taken(signal, _shifts(signal, filter_, -1)) @ filter_
+    return _gather(signal, _shifts(signal, filter_, -1)) @ filter_
 
 
 def _correlate(signal, filter_, num_out):
     """sum_j signal[(i + j) mod d] filter_[j] for i < num_out: Yun et al.'s star product."""
-    return _taken(signal, _shifts(signal, filter_, 1)[:num_out]) @ filter_
+    return _gather(signal, _shifts(signal, filter_, 1)[:num_out]) @ filter_
 
 
-def _taken(signal, places):
+def _gather(signal, places):
     return jnp.asarray(signal).at[places].get(mode="promise_in_bounds")
 
 
@@ -169,17 +169,17 @@ def data_tensor_network(
     left, right = factors[:half], factors[half:]
     outer = _outer(left)
     matrix = tensor.reshape(outer.size, -1)
-    beta, of_right = _chain((outer @ matrix).reshape(tensor.shape[half:]), right)
+    beta, of_right = _sequential_contraction((outer @ matrix).reshape(tensor.shape[half:]), right)
 
     def leave_one_out(g):
         kept = (matrix @ _outer((*right, g))).reshape(tensor.shape[:half])
-        _, of_left = _chain(kept[..., None], left)
+        _, of_left = _sequential_contraction(kept[..., None], left)
         return (*of_left(jnp.ones_like(g[:1])), *of_right(g))
 
     return beta, leave_one_out
 
 
-def _chain(tensor, factors):
+def _sequential_contraction(tensor, factors):
     """The same contraction, one factor after the other; intermediate tensors are kept."""
     before = [tensor]
     for factor in factors:

@@ -42,7 +42,7 @@ class TwoLayers(eqx.Module):
     second: Float[Array, " m"]
     gain: float = eqx.field(static=True, default=1.0)
 
-    def along(self, gradient: Float[Array, "..."]) -> Float[Array, " m"]:
+    def layer_gradient(self, gradient: Float[Array, "..."]) -> Float[Array, " m"]:
         """gain S g, shape (m,)."""
         flat = jnp.ravel(gradient)
         return self.gain * (flat if self.S is None else self.S @ flat)

@@ -95,7 +95,7 @@ def _cut(axis: Axis, count: int) -> Axis:
 def _longer(before: Plan, grid: Grid, options: Options) -> Plan:
     """The plan of the longer grid, with the chunk sizes of the shorter one."""
     plan = Plan(grid, options)
-    plan.restore(before.box, before.width, before.padded)
+    plan.set_layout(before.box, before.width, before.padded)
     old = {name: (a.dims, a.shape[1:], a.dtype) for name, a in before.arrays.items()}
     new = {name: (a.dims, a.shape[1:], a.dtype) for name, a in plan.arrays.items()}
     if old != new:

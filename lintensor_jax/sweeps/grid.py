@@ -269,8 +269,10 @@ class Cell:
         one = self.arguments(np.asarray([lane]), one=True)
         (_, constants), _ = eqx.filter_eval_shape(self._split_one, *one)
         #: Whether the networks' constants (masks, data tensors) differ between lanes of the cell.
-        self.own_constants = bool(jax.tree.leaves(constants)) and self._has_own_constants(one)
-        if jax.tree.leaves(constants) and not self.own_constants:
+        self.constants_differ_by_lane = bool(
+            jax.tree.leaves(constants)
+        ) and self._has_own_constants(one)
+        if jax.tree.leaves(constants) and not self.constants_differ_by_lane:
             (_, constants), _ = jax.jit(self._split_one)(*one)
         self._shared_constants = constants
 
@@ -295,7 +297,7 @@ class Cell:
             return None  # the data of this lane are wrong: its status will be bad_input
         return problem if point._read <= set(self.fixed) else None
 
-    def _one(self, numbers, index):
+    def _network_and_problem(self, numbers, index):
         point = self.point(numbers, index)
         try:
             network = self.grid.start(point)
@@ -321,7 +323,7 @@ class Cell:
         return jax.tree.map(lambda a: a[0], (numbers, index)) if one else (numbers, index)
 
     def _split_one(self, numbers, index):
-        network, problem = self._one(numbers, index)
+        network, problem = self._network_and_problem(numbers, index)
         parameters, rest = split(network)
         constants, self._static = eqx.partition(rest, eqx.is_array)
         return (parameters, constants), problem
@@ -342,20 +344,24 @@ class Cell:
     def starts(self, lanes: np.ndarray) -> tuple[Any, Any]:
         """Networks whose parameters have lanes on their first axis, and problems.
 
-        Constants of the networks have lanes on their first axis if `own_constants`. The problems
-        are None if all lanes share one problem.
+        Constants of the networks have lanes on their first axis if `constants_differ_by_lane`. The
+        problems are None if all lanes share one problem.
         """
         (parameters, own), problems = self._starts(*self.arguments(lanes))
-        constants = own if self.own_constants else self._shared_constants
+        constants = own if self.constants_differ_by_lane else self._shared_constants
         return eqx.combine(parameters, constants, self._static), problems
 
-    def parted(self, networks: Any) -> tuple[Any, Any]:
+    def split_by_lane(self, networks: Any) -> tuple[Any, Any]:
         """Two copies of networks: one with the arrays that differ by lane, one with the rest."""
-        return eqx.partition(networks, eqx.is_array) if self.own_constants else split(networks)
+        return (
+            eqx.partition(networks, eqx.is_array)
+            if self.constants_differ_by_lane
+            else split(networks)
+        )
 
     def lane(self, networks: Any, place: int) -> Any:
         """The network of one lane of `starts`."""
-        arrays, rest = self.parted(networks)
+        arrays, rest = self.split_by_lane(networks)
         return eqx.combine(jax.tree.map(lambda leaf: leaf[place], arrays), rest)
 
     def sample(self) -> tuple[Any, Any]:
@@ -371,7 +377,7 @@ class Cell:
         networks, problems = self.sample()
         leaves = [
             np.isfinite(np.asarray(leaf)).reshape(leaf.shape[0], -1).all(axis=1)
-            for leaf in jax.tree.leaves((self.parted(networks)[0], problems))
+            for leaf in jax.tree.leaves((self.split_by_lane(networks)[0], problems))
         ]
         place = int(np.argmax(np.logical_and.reduce(leaves)))
         own = problems and jax.tree.map(lambda leaf: leaf[place], problems)

@@ -45,7 +45,7 @@ _CHUNKS_OF_LARGE, _LANES = 32, 2**14
 _MOST_LANES, _MOST_BYTES = 2**18, 2**29  # of a chunk on a CPU
 # On other devices a chunk fills the device. With more lanes than this, each device has two chunks,
 # so that it computes one while the other is prepared or written.
-_LANES_OF_TWO = 2**18
+_LANES_FOR_TWO_CHUNKS = 2**18
 # Lanes of a chunk per lane in flight. If 1% of the lanes take 100 times as many steps as the others
 # (t each), N lanes need about 2 N t steps, and W slots wait at most 100 t steps for the last lane:
 # at most 1 + 50 W/N times the needed steps are executed, besides the waste of refilling.
@@ -87,7 +87,7 @@ class Options:
         for name, smallest in (("max_steps", 1), ("width", 1), ("chunk_lanes", 1)):
             _require_whole(name, getattr(self, name), smallest)
         _require_whole("stiff_max_steps", self.stiff_max_steps, 1)
-        _require_no_flow(self)
+        _check_descent_options(self)
         if self.max_steps is None:
             raise ValueError("max_steps: must be a positive int, got None; the default is 4096.")
 
@@ -161,9 +161,9 @@ class Plan:
         width = 8 * -(-min(width, lanes) // 8)
         step = 8 if lanes <= 512 else 64
         self._extents = extents
-        self.restore(box, width, max(width, step * -(-lanes // step)))
+        self.set_layout(box, width, max(width, step * -(-lanes // step)))
 
-    def restore(self, box: tuple[int, ...], width: int, padded: int) -> None:
+    def set_layout(self, box: tuple[int, ...], width: int, padded: int) -> None:
         """Set how the grid is cut. A program has `padded` lanes: the last lane is repeated."""
         self.box, self.width, self.padded = box, width, padded
         self.arrays = self._arrays(self._extents)
@@ -180,7 +180,7 @@ class Plan:
         if self.options.chunk_lanes is not None:
             return self.options.chunk_lanes
         room = hardware.room_of_chunk(devices[0]) // self.lane_bytes
-        chunks = 2 if self.grid.size > _LANES_OF_TWO * len(devices) else 1
+        chunks = 2 if self.grid.size > _LANES_FOR_TWO_CHUNKS * len(devices) else 1
         return hardware.lanes_of_chunk(room, self.grid.size, chunks * len(devices))
 
     def _check_names(self):
@@ -211,8 +211,8 @@ class Plan:
                 options.descent.check(cell)
             else:
                 system = System.of(network, problem)
-                told = {"stop": self.stops[id(cell)], "max_steps": options.max_steps}
-                fill_options(system, solver=options.solver, **told, **options.flow)
+                stop_options = {"stop": self.stops[id(cell)], "max_steps": options.max_steps}
+                fill_options(system, solver=options.solver, **stop_options, **options.flow)
             for observable in options.observables:
                 observable.check(network, problem)
         except ValueError as error:
@@ -234,7 +234,7 @@ class Plan:
                 shapes[variable.name] = tuple(value.shape), np.dtype(value.dtype)
         state = sum(x.nbytes for x in jax.tree.leaves(split(network)[0]))
         own = 0
-        if cell.own_constants:
+        if cell.constants_differ_by_lane:
             own += sum(x.nbytes for x in jax.tree.leaves(split(network)[1]) if eqx.is_array(x))
         if cell.shared is None:
             own += sum(x.nbytes for x in jax.tree.leaves(problem) if eqx.is_array(x))
@@ -357,7 +357,7 @@ def _box(grid: Grid, target: int) -> tuple[int, ...]:
     return tuple(itertools.chain(reversed(box)))
 
 
-def _require_no_flow(options):
+def _check_descent_options(options):
     if options.descent is None:
         return
     if not isinstance(options.descent, Descent):

@@ -20,7 +20,7 @@ from ..messages import in_words
 from ..versions import library_versions
 from .descent import Descent
 from .execution import drive
-from .execution.chunks import left
+from .execution.chunks import unfinished_chunks
 from .execution.drive import Progress, Watched
 from .execution.reopen import grid_of, plan_facts, plan_of
 from .execution.worker import Worker
@@ -140,12 +140,12 @@ def run(
         with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
             return run(grid, options, Path(folder, "store"), devices=devices, watch=watch).load()
     path = Path(path)
-    plan = make(grid, options, path, config, source, None if client is not None else devices)
+    plan = make_store(grid, options, path, config, source, None if client is not None else devices)
     finish(plan, path, devices, client, watch)
     return open_dataset(path)
 
 
-def make(
+def make_store(
     grid: Grid,
     options: Options,
     path: Path,
@@ -156,7 +156,7 @@ def make(
     """Make a new store without chunks, and return its plan. Arguments as in `run`."""
     plan = Plan(grid, options, devices)
     whole, arrays = described_sweep(plan, config, source)
-    _require_no_other(path, grid, options, config)
+    _require_no_sweep(path, grid, options, config)
     create(path, plan, whole["about"], arrays, whole["attributes"])
     return plan
 
@@ -225,7 +225,7 @@ def work(
             "lintensor-jax status shows how many there are."
         )
     plan = plan_of(store, grid, observables)
-    numbers = [n for n in left(store) if wanted is None or n in wanted]
+    numbers = [n for n in unfinished_chunks(store) if wanted is None or n in wanted]
     if numbers:
         _compute(plan, store, numbers, devices, None, watch)
 
@@ -234,12 +234,12 @@ def finish(plan: Plan, path: Path, devices, client: Any, watch: Watch | None) ->
     """Repair labels, remove the manifests of damaged chunks, and compute the remaining chunks."""
     store = Store(path)
     refuse_links(path, path, deep=True)
-    store.clear()
+    store.prepare_folders()
     store.restore_skeleton()
     for number in sorted(store.finished()):
         if store.damage(number):
             store.forget(number)
-    _compute(plan, store, left(store), devices, client, watch)
+    _compute(plan, store, unfinished_chunks(store), devices, client, watch)
 
 
 def _compute(plan: Plan, store: Store, numbers: Iterable[int], devices, client, watch) -> None:
@@ -249,7 +249,7 @@ def _compute(plan: Plan, store: Store, numbers: Iterable[int], devices, client, 
     _note_run(store, devices if client is None else [str(client)])
     watched = Watched(store, watch or _no_progress, len(devices))
     if client is None:
-        drive.here(Worker(plan), store, numbers, devices, watched)
+        drive.compute_here(Worker(plan), store, numbers, devices, watched)
     else:
         drive.in_cluster(client, store, numbers, _for_workers(store, plan), watched)
 
@@ -290,7 +290,7 @@ def _as_json_values(config: dict[str, Any] | None) -> dict[str, Any] | None:
     return config and json.loads(json.dumps(config))
 
 
-def _require_no_other(
+def _require_no_sweep(
     path: Path, grid: Grid, options: Options, config: dict[str, Any] | None
 ) -> None:
     """Raise a `SweepError` if `path` holds a sweep already; it says whether it is the same one."""

@@ -26,13 +26,13 @@ class Levels(NamedTuple):
     """Losses at a network's critical points, minus the least loss over all beta.
 
     - `least`: at the global minimum over the matrices whose rank the network can have.
-    - `next`: at the lowest of the other critical points; infinite if there are none.
+    - `lowest_saddle`: at the lowest of the other critical points; infinite if there are none.
     - `rank`: that of M at the global minimum. `is_unique`: whether all global minima have one M.
     - `wanted`: the rank of T, that is of the targets in the range of X.
     """
 
     least: float
-    next: float
+    lowest_saddle: float
     rank: int
     is_unique: bool
     wanted: int
@@ -72,7 +72,7 @@ def below_the_saddles(network: Any, problem: Any, data: RowSpace) -> Assumption 
         excess = 0.5 * float(
             np.sum((data.sizes[:, None] * (data.basis @ flat) - data.projected()) ** 2)
         )
-        level = levels.next
+        level = levels.lowest_saddle
         if not levels.is_unique:
             return None
     elif beta.ndim == 1:

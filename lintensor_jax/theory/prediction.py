@@ -269,11 +269,13 @@ def choose(
     is taken, even if an assumption is open. If all are violated, the prediction is a refusal with
     the assumptions of the closest candidate. `unknown` is refused if there are no candidates.
     """
-    of_user, ours = tuple(given), tuple(candidates)
-    possible = [c for c in of_user if not c.violated]
+    from_user, from_package = tuple(given), tuple(candidates)
+    possible = [c for c in from_user if not c.violated]
     if not possible:
-        possible = sorted((c for c in ours if not c.violated), key=lambda c: not c.is_proved)
-    every = (*of_user, *ours) or (unknown,)
+        possible = sorted(
+            (c for c in from_package if not c.violated), key=lambda c: not c.is_proved
+        )
+    every = (*from_user, *from_package) or (unknown,)
     considered = tuple(Considered(c.theorem, c.assumptions) for c in every)
     if not possible:
         return Prediction(

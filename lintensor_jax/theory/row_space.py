@@ -64,7 +64,7 @@ class RowSpace(NamedTuple):
             "least squares, and a loss bound is a bound on the loss minus its least value.",
         )
 
-    def of(self, squared_loss: bool, source: str) -> tuple[Assumption, ...]:
+    def assumptions(self, squared_loss: bool, source: str) -> tuple[Assumption, ...]:
         """What a theorem assumes of the data: a zero loss exists, or the loss is the squared one.
 
         If X beta = y has no solution, the minimum of another loss is not the least squares.

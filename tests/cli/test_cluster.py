@@ -21,9 +21,9 @@ class Fake:
 
 
 def test_a_worker_that_died_while_it_started_is_replaced(monkeypatch):
-    monkeypatch.setattr(cluster, "_LOOK", 0.01)
-    monkeypatch.setattr(cluster, "_PATIENCE", 0.05)
+    monkeypatch.setattr(cluster, "_SECONDS_BETWEEN_CHECKS", 0.01)
+    monkeypatch.setattr(cluster, "_SECONDS_WITHOUT_CHANGE", 0.05)
     fake = Fake()
-    with cluster._kept_at(fake, 2):
+    with cluster._workers_restarted(fake, 2):
         assert fake.whole.wait(10)
     assert fake.asked == [2, 1, 2]

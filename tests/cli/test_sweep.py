@@ -155,7 +155,7 @@ def test_the_report_is_one_file_with_all_in_it(swept, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_report_of_ones_own_functions_and_of_lanes_that_failed(tmp_path):
+def test_a_report_of_functions_of_a_user_and_of_lanes_that_failed(tmp_path):
     def broken(point):
         return start(point).scaled(jnp.where(point.alpha > 0.9, jnp.nan, 1.0))
 
@@ -246,7 +246,7 @@ def test_progress_in_words():
 def test_a_log_has_a_line_now_and_then(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(sweep_words.time, "monotonic", lambda: now[0])
-    with sweep_words.watched(False) as watch:
+    with sweep_words.shown_progress(False) as watch:
         assert watch is not None
         for now[0] in range(26):
             watch(Progress(lanes=4 * now[0], total=100, failed=1, rate=4.0))
@@ -254,7 +254,7 @@ def test_a_log_has_a_line_now_and_then(monkeypatch, capsys):
     assert first.startswith("0 of 100 lanes")
     assert [line.partition(",")[0] for line in others] == ["40 of 100 lanes", "80 of 100 lanes"]
     assert last == "100 of 100 lanes done in 00:00:25, 1 failed"
-    with sweep_words.watched(True) as watch:
+    with sweep_words.shown_progress(True) as watch:
         assert watch is None
 
 
@@ -263,7 +263,7 @@ def test_help_says_which_figures_are_drawn(command, capsys):
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])
     words = capsys.readouterr().out
-    assert [name for name in drawing.WORDS if f"({name})" not in words] == []
+    assert [name for name in drawing.CAPTIONS if f"({name})" not in words] == []
 
 
 @pytest.mark.parametrize(

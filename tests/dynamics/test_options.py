@@ -250,7 +250,7 @@ def test_the_zero_network_stands_still():
     np.testing.assert_allclose(np.exp(solution.log_loss[-1]), N)
 
 
-def test_flows_that_do_not_end_raise_with_what_there_is():
+def test_an_unfinished_flow_raises_an_error_that_holds_the_solution():
     with pytest.raises(lt.FlowError, match=r"max_steps.*Advice: raise max_steps") as caught:
         of_regression(options={"max_steps": 5})
     solution = caught.value.solution

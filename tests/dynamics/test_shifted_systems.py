@@ -13,7 +13,7 @@ from lintensor_jax.dynamics.batch.fourier_basis import Spectral
 from lintensor_jax.dynamics.clocks import LossTime, PhysicalTime
 from lintensor_jax.dynamics.shifted_systems import has_implicit_steps, shifted_solver, splits
 from lintensor_jax.dynamics.system import System
-from lintensor_jax.penalized import decayed
+from lintensor_jax.penalized import velocity_with_decay
 from lintensor_jax.theory.regression.yun_theorem_5 import limit_point
 
 RNG = np.random.default_rng(5)
@@ -78,7 +78,9 @@ def test_equals_the_dense_system(case):
     assert splits(system, PhysicalTime())
 
     def velocity(theta):
-        return decayed(system.problem, system.velocity(theta), lambda: system.counted(theta))
+        return velocity_with_decay(
+            system.problem, system.velocity(theta), lambda: system.counted(theta)
+        )
 
     @jax.jit
     def both(shift, b):

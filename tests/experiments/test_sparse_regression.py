@@ -92,7 +92,7 @@ def of_even():
                 ends=made_up(0.5 + slope * sizes**2, sizes, residual=residual),
                 gains=np.stack([sizes, 0.1 * sizes], axis=1),
                 diverged=sizes > 0.7,
-                aside=np.full(9, 1e-16),
+                off_gradient_share=np.full(9, 1e-16),
             )
         )
     return EvenResult(config, (), (BASELINE,), np.array([[True, False]]), tuple(runs))
@@ -156,7 +156,7 @@ def test_checks_and_verdicts_can_fail():
     even_result = of_even()
     full, stochastic = even_result.runs
     far = dataclasses.replace(full.ends, coefficients=full.ends.predicted + 1e-6)
-    crooked = dataclasses.replace(full, ends=far, aside=np.full(9, 1e-3))
+    crooked = dataclasses.replace(full, ends=far, off_gradient_share=np.full(9, 1e-3))
     assert _failed("even2023", dataclasses.replace(even_result, runs=(crooked, stochastic))) == [
         "end of a run minus its prediction",
         "share of the steps that is not along the gradient",

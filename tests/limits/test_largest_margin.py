@@ -37,7 +37,7 @@ def _gaussian(network, seed, scale=0.3):
 def test_a_short_flow_and_the_limit_of_the_long_one(monkeypatch):
     data, network = _problem(4), _gaussian(lt.DiagonalNetwork.zeros(2, 10), 4)
     long = lt.limit_direction(network, data)
-    monkeypatch.setattr(largest_margin, "_FEW", 10)
+    monkeypatch.setattr(largest_margin, "_MOST_INTEGRATED_PARAMETERS", 10)
     short = lt.limit_direction(network, data)
     assert short.status == long.status == "stationary"
     assert short.flow.log_margin is not None

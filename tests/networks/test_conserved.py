@@ -141,7 +141,7 @@ class Unknown(eqx.Module):
         return self.u**2
 
 
-def test_networks_of_ones_own():
+def test_networks_of_a_user():
     known = Known(jnp.array([2.0, 1.0]), jnp.array([1.0, 3.0]))
     np.testing.assert_array_equal(conserved_quantities(known), [3.0, -8.0])
     assert conserved_quantities(Unknown(jnp.ones(2))).shape == (0,)

@@ -223,7 +223,7 @@ def test_tied_layers_are_no_coordinates():
     assert lt.certify(Tied(ones), problem).predictor_residual is None
 
 
-def test_a_method_that_returns_none_is_as_none(own):
+def test_a_method_that_returns_none_counts_as_missing(own):
     class Without(type(own)):
         def identity_start(self):
             return None

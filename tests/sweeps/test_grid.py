@@ -164,7 +164,7 @@ class Hadamard(eqx.Module):
         return self.u * self.v
 
 
-def test_data_of_each_lane_and_a_network_of_ones_own(tmp_path):
+def test_data_of_each_lane_and_a_network_of_a_user(tmp_path):
     X, y = RNG.standard_normal((6, 1, 2)), RNG.standard_normal((6, 1))
     y[[0, 2]] = np.nan
     pairs = Zip("data", Axis("X", X), Axis("y", y))

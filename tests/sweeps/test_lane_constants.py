@@ -62,7 +62,7 @@ def test_a_user_s_module_with_a_mask_from_the_key():
     results = lt.sweep(grid, observables=Limit())
     (cell,) = Plan(grid, lt.sweeps.Options()).cells.values()
     networks, _ = cell.starts(np.arange(4))
-    assert cell.own_constants
+    assert cell.constants_differ_by_lane
     assert networks.mask.shape == (4, 2)
     assert len(np.unique(np.asarray(networks.mask), axis=0)) == 2
     for k in (0, 3):
@@ -79,6 +79,6 @@ def test_constants_that_read_no_axis_have_no_lanes():
         Grid((Axis("alpha", [0.1, 1.0]),), same, PROBLEM), lt.sweeps.Options()
     ).cells.values()
     networks, _ = cell.starts(np.arange(2))
-    assert not cell.own_constants
+    assert not cell.constants_differ_by_lane
     assert networks.tensor.shape == (2, 2, 2)
     np.testing.assert_array_equal(cell.lane(networks, 1).tensor, TENSORS[0])

@@ -123,7 +123,7 @@ class OwnNetwork(eqx.Module):
         return OwnNetwork(tuple(factors))
 
 
-def test_networks_of_ones_own_are_tested_for_assumption_1():
+def test_networks_of_a_user_are_tested_for_assumption_1():
     layers = (jnp.asarray(ETA), jnp.asarray(-ETA), jnp.zeros(4))
     prediction = lt.predict(OwnNetwork(layers), REGRESSION)
     assert prediction.theorem == "Theorem 5"

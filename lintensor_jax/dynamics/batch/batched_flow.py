@@ -153,7 +153,7 @@ def batched_flow(
     chunks = _chunks(sizes.chunk, thetas, LaneData(problem, constants), shared_problem)
     rest_of_flow = Spectral.of(network, one), sizes.batch
     flows = _on_devices(stepper, compilation, chunks, rest_of_flow, devices)
-    flow = flows[0] if len(flows) == 1 else _joined(flows)
+    flow = flows[0] if len(flows) == 1 else _one_flow(flows)
     if len(flows) > 1 or rest is not rest_of_one:
         flow = _with_constants(flow, rest)
     _warn_of_fallback(type(network), flow)
@@ -317,7 +317,7 @@ def _warn_of_fallback(kind: type, flow: BatchedFlow) -> None:
     )
 
 
-def _joined(flows: list[BatchedFlow]) -> BatchedFlow:
+def _one_flow(flows: list[BatchedFlow]) -> BatchedFlow:
     """The lanes of all chunks, as one flow. Its networks have parameters only."""
     # Chunks can differ: one may have integers that a float cannot represent, for example.
     fallen = next((flow for flow in flows if flow.compilation == "xla"), flows[0])

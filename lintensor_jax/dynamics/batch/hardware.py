@@ -74,9 +74,9 @@ _LARGEST_CHUNK = 2**22
 # Numbers that a lane has in memory, rounded up: 14 for every number of its state and 41 others in
 # XLA's programs (read from programs that were compiled for an H200, not measured on one); and in
 # the finish the derivatives of the residual.
-_COPIES, _OTHERS, _JACOBIANS = 16, 64, 8
+_NUMBERS_PER_ENTRY, _NUMBERS_PER_LANE, _FINISH_NUMBERS = 16, 64, 8
 # A chunk may use one part in so many of a device's memory: others may be computed beside it.
-_PART = 6
+_CHUNKS_IN_MEMORY = 6
 
 
 class LaneNumbers(NamedTuple):
@@ -89,20 +89,20 @@ class LaneNumbers(NamedTuple):
     @property
     def in_memory(self) -> int:
         """The numbers that a lane has in the memory of a device while it is integrated."""
-        linear = _COPIES * (self.state + self.predictions) + _OTHERS
+        linear = _NUMBERS_PER_ENTRY * (self.state + self.predictions) + _NUMBERS_PER_LANE
         return linear + 2 * self.own
 
     @property
     def in_finish(self) -> int:
         """The further numbers that a lane has while it is finished."""
-        return _JACOBIANS * self.state * min(self.state, self.predictions + 1)
+        return _FINISH_NUMBERS * self.state * min(self.state, self.predictions + 1)
 
 
 def sizes_on_accelerator(
     width: int | None, lane: LaneNumbers, itemsize: int, memory: int, count: int, shares: int
 ) -> Sizes:
     """The sizes for `count` lanes on `shares` devices, each with `memory` bytes."""
-    room = memory // _PART // itemsize
+    room = memory // _CHUNKS_IN_MEMORY // itemsize
     each = lanes_of_chunk(room // lane.in_memory, count, shares)
     width = _of_whole_vectors(min(width or width_on_accelerator(lane.state, each), each))
     chunk, batch = width * -(-each // width), max(1, room // lane.in_finish)
@@ -123,7 +123,7 @@ def width_on_accelerator(state: int, lanes: int) -> int:
 
 def room_of_chunk(device: Any) -> int:
     """The bytes of a device that one chunk may take."""
-    return memory_of(device) // _PART
+    return memory_of(device) // _CHUNKS_IN_MEMORY
 
 
 def _of_whole_vectors(width: int) -> int:

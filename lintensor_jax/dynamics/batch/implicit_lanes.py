@@ -96,8 +96,8 @@ def _known(stepper: Stepper, theta: Float[Array, " p"], data: LaneData) -> _Know
 def _lane(stepper: Stepper, known: _Known, data) -> _Lane:
     system = with_data(stepper.system, data)
     corners = None if weight_decay_of(system.problem) is not None else known.origin
-    followed = followed_by_implicit_steps(known.origin.dtype)
-    args = FlowArgs(system, known.reducible, known.unit, corners, followed)
+    followed_share = followed_by_implicit_steps(known.origin.dtype)
+    args = FlowArgs(system, known.reducible, known.unit, corners, followed_share)
     return _Lane(args, known.initial, known.atol)
 
 
@@ -161,7 +161,7 @@ def _corrected(stepper: Stepper, lane: _Lane, now: ImplicitLanes, y, difference)
     return y + made, error + over_the_corner(lane.args, now.y, y + made)
 
 
-def _judged(stepper: Stepper, most, lane: _Lane, now: ImplicitLanes, y, difference):
+def _accepted_or_rejected(stepper: Stepper, most, lane: _Lane, now: ImplicitLanes, y, difference):
     """The lane after a step to `y`: taken or not, with its next step size and its status."""
     rtol = stepper.options.rtol
     error = _size(difference, lane.atol + rtol * jnp.maximum(jnp.abs(now.y), jnp.abs(y)))
@@ -192,7 +192,7 @@ def _judged(stepper: Stepper, most, lane: _Lane, now: ImplicitLanes, y, differen
     )
 
 
-def _each(stepper: Stepper) -> LaneData:
+def _lane_axes(stepper: Stepper) -> LaneData:
     return LaneData(None if stepper.shared else 0, 0)
 
 
@@ -203,7 +203,7 @@ def _fresh(stepper: Stepper, thetas, data: LaneData, y, s) -> ImplicitLanes:
         lane = _lane(stepper, _known(stepper, theta, data), data)
         return _first_step(stepper, lane, y)
 
-    h = jax.vmap(of_lane, (0, _each(stepper), 0))(thetas, data, y)
+    h = jax.vmap(of_lane, (0, _lane_axes(stepper), 0))(thetas, data, y)
     none = jnp.zeros(s.shape, jnp.int32)
     return ImplicitLanes(y, s, h, jnp.ones_like(s), none + np.int32(RUNNING), none, none)
 
@@ -212,14 +212,14 @@ def _advance(
     stepper: Stepper, lanes: ImplicitLanes, thetas, data: LaneData, y, s, enough, most
 ) -> tuple[ImplicitLanes, Int[Array, ""]]:
     """The lanes when `enough` of them have ended, and the number of steps. `y`, `s` are unused."""
-    each = _each(stepper)
-    known = jax.vmap(functools.partial(_known, stepper), (0, each))(thetas, data)
+    axes = _lane_axes(stepper)
+    known = jax.vmap(functools.partial(_known, stepper), (0, axes))(thetas, data)
 
     def of_lanes(function, now, *given):
         def of_lane(known, data, now, *given):
             return function(stepper, _lane(stepper, known, data), now, *given)
 
-        return jax.vmap(of_lane, (0, each, *(0 for _ in (now, *given))))(known, data, now, *given)
+        return jax.vmap(of_lane, (0, axes, *(0 for _ in (now, *given))))(known, data, now, *given)
 
     corrects = corrects_steps(stepper.system, stepper.options.clock)
     is_tied = jnp.any(jax.vmap(lambda k: k.is_tied)(known)) if corrects else False
@@ -232,8 +232,8 @@ def _advance(
         ends = of_lanes(_stepped, now)
         if corrects:
             ends = jax.lax.cond(is_tied, lambda: of_lanes(_corrected, now, *ends), lambda: ends)
-        judged = functools.partial(of_lanes, lambda s, *rest: _judged(s, most, *rest))
-        return judged(now, *ends), rounds + 1
+        decide = functools.partial(of_lanes, lambda s, *rest: _accepted_or_rejected(s, most, *rest))
+        return decide(now, *ends), rounds + 1
 
     return jax.lax.while_loop(goes_on, once, (lanes, jnp.zeros((), jnp.int32)))
 

@@ -136,7 +136,7 @@ def integrate_chunk(
     ends = _with_stiff_lanes(stepper_used, chunk_used, ends, kind)
     if spectral is not None:
         ends = _in_own_basis(ends, spectral, chunk.thetas.shape[1])
-    with _alone(kind):
+    with _cpu_lock(kind):
         ends = Arguments(ends.in_arrays(), batch)
         *found, executed = jax.block_until_ready(finish_and_record(*own, ends))
     if count < size:
@@ -161,7 +161,7 @@ def integrate_chunk(
     )
 
 
-def _alone(kind: str) -> Any:
+def _cpu_lock(kind: str) -> Any:
     """A lock on a CPU, so that only one program runs; elsewhere a context that does nothing.
 
     XLA:CPU has one pool of threads for all devices. Two programs that use it (linear algebra does)
@@ -223,7 +223,7 @@ def _with_stiff_lanes(stepper: Stepper, chunk: Chunk, ends: Ends, kind: str) -> 
         return ends
     data = chunk.data.ordered(lanes, stepper.shared)
     start = chunk.thetas[lanes], data, ends.y[lanes], ends.s[lanes]
-    with _alone(kind):
+    with _cpu_lock(kind):
         found, executed = integrate_stiff(stepper, *start, stepper.stiff_max_steps)
     ends.y[lanes], ends.s[lanes], ends.code[lanes] = found.y, found.s, found.code
     ends.num_steps[lanes] += found.num_steps

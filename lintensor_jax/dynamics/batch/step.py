@@ -14,7 +14,7 @@ from ..statuses import FlowStatus, code_of
 #: The code of a lane that no stop rule has ended.
 RUNNING = -1
 # The rules for lanes at rest are also evaluated every so many steps; a power of two.
-_LOOKS = 64
+_STEPS_BETWEEN_REST_CHECKS = 64
 # diffrax's defaults.
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0
 
@@ -84,13 +84,13 @@ def attempt_step(
     # A flow at rest has errors of the size of rounding, and the rules are evaluated if it has. They
     # are also evaluated in some steps of long flows, because errors at a corner are not small.
     quiet = jnp.maximum(1e-8, 1e4 * float(jnp.finfo(square.dtype).eps) / options.rtol)
-    looks = (square < quiet**2) | (num_steps & (_LOOKS - 1) == 0)
-    resting = kept & looks & (code == RUNNING)
+    is_checked = (square < quiet**2) | (num_steps & (_STEPS_BETWEEN_REST_CHECKS - 1) == 0)
+    resting = kept & is_checked & (code == RUNNING)
 
-    def looked_at():
+    def checked_code():
         return jnp.where(resting, functions.status_at_rest(y, s, *data)[0], code)
 
-    code = _if_any(resting, looked_at, code, branches)
+    code = _if_any(resting, checked_code, code, branches)
     spent = (code == RUNNING) & (num_steps >= options.max_steps)
     return Lanes(
         y=jnp.where(kept[None], y, lanes.y),

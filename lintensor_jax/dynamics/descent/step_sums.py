@@ -25,8 +25,9 @@ class StepSums(eqx.Module):
     - `shrinking`, `growing`: the products of 1 - x_k and of 1 + x_k since the last `folded`.
     - `log_shrinking`, `log_growing`: logarithms of the absolute values of the earlier products.
     - `total`: the sum of x_k.
-    - `aside`: the sum of |step + gamma gradient|_1, the part of the steps in other directions.
-    - `way`: `aside` plus the sum of |gamma gradient|_1.
+    - `off_gradient`: the sum of |step + gamma gradient|_1, the part of the steps in other
+      directions.
+    - `path_length`: `off_gradient` plus the sum of |gamma gradient|_1.
     """
 
     shrinking: Float[Array, " m"]
@@ -34,8 +35,8 @@ class StepSums(eqx.Module):
     log_shrinking: Float[Array, " m"]
     log_growing: Float[Array, " m"]
     total: Float[Array, " m"]
-    way: Scalar
-    aside: Scalar
+    path_length: Scalar
+    off_gradient: Scalar
 
     @staticmethod
     def zeros(layers: TwoLayers) -> "StepSums":
@@ -51,15 +52,15 @@ class StepSums(eqx.Module):
         along = _total(jax.tree.map(lambda s, g: jnp.sum(s * jnp.sign(g)), step, gradient))
         size = -along / jnp.where(length == 0, 1.0, length)
         rest = _total(jax.tree.map(lambda s, g: jnp.sum(jnp.abs(s + size * g)), step, gradient))
-        x = size * layers.along(slope)
+        x = size * layers.layer_gradient(slope)
         return StepSums(
             self.shrinking * (1 - x),
             self.growing * (1 + x),
             self.log_shrinking,
             self.log_growing,
             self.total + x,
-            self.way + jnp.abs(along) + rest,
-            self.aside + rest,
+            self.path_length + jnp.abs(along) + rest,
+            self.off_gradient + rest,
         )
 
     def folded(self) -> "StepSums":
@@ -71,8 +72,8 @@ class StepSums(eqx.Module):
             self.log_shrinking + jnp.log(jnp.abs(self.shrinking)),
             self.log_growing + jnp.log(jnp.abs(self.growing)),
             self.total,
-            self.way,
-            self.aside,
+            self.path_length,
+            self.off_gradient,
         )
 
     def effective_start(self, start: TwoLayers) -> EffectiveStart:
@@ -82,8 +83,12 @@ class StepSums(eqx.Module):
         and the angle ln|a/b| grows by ln|(1 - x_k)/(1 + x_k)|, of which -2 x_k is in the span of
         the data.
         """
-        bound = 256 * float(jnp.finfo(self.way.dtype).eps)
-        share = jnp.where(self.way == 0, 0.0, self.aside / jnp.where(self.way == 0, 1.0, self.way))
+        bound = 256 * float(jnp.finfo(self.path_length.dtype).eps)
+        share = jnp.where(
+            self.path_length == 0,
+            0.0,
+            self.off_gradient / jnp.where(self.path_length == 0, 1.0, self.path_length),
+        )
         straight = Measured(
             "every step is a multiple of the gradient, the same for both layers: the share of the "
             "way that is none",

@@ -21,7 +21,7 @@ from ..stopping import AbstractStop, Observation, StopAtResidual, coded
 from ..system import prediction_range
 
 
-class Looks(NamedTuple):
+class StopContext(NamedTuple):
     """What decides where a flow stops: its problem, the range of the predictions, and its rule."""
 
     problem: Any
@@ -56,8 +56,8 @@ class Looks(NamedTuple):
         return jnp.where(finite, code, code_of(FlowStatus.non_finite))
 
 
-def looks_of(problem: AbstractProblem, stop: AbstractStop | None, owner: str) -> Looks:
-    """The `Looks` of a flow, with the default rule if `stop` is None.
+def stop_context_of(problem: AbstractProblem, stop: AbstractStop | None, owner: str) -> StopContext:
+    """The `StopContext` of a flow, with the default rule if `stop` is None.
 
     ValueError for a problem without residuals.
     """
@@ -77,7 +77,7 @@ def looks_of(problem: AbstractProblem, stop: AbstractStop | None, owner: str) ->
             f"{in_words(stop)}."
         )
     stop.check(problem, y.dtype)
-    return Looks(problem, prediction_range(problem), stop)  # pyright: ignore[reportArgumentType]
+    return StopContext(problem, prediction_range(problem), stop)  # pyright: ignore[reportArgumentType]
 
 
 def positive(value: Any, name: str, owner: str, zero: bool = False) -> float:

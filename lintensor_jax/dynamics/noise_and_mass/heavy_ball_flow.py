@@ -23,12 +23,12 @@ from ..stopping import AbstractStop
 from ..system import System
 from .ending import (
     direction_of,
-    looks_of,
     positive,
     positive_int,
     raise_unless_ended,
     record_at,
     saved_times,
+    stop_context_of,
     ten_to,
     two_layer_coordinates,
     with_end,
@@ -150,27 +150,27 @@ def heavy_ball_flow(
             "decides on the host whether a coordinate changes its sign, so loop over it."
         )
     network, problem = same_dtype(network, problem)
-    looks = looks_of(problem, stop, "heavy_ball_flow")
-    times = saved_times(saveat, looks.range_basis.dtype)
+    context = stop_context_of(problem, stop, "heavy_ball_flow")
+    times = saved_times(saveat, context.range_basis.dtype)
     positive_int(max_steps, "max_steps")
     tolerances = (
         positive(rtol, "rtol", "heavy_ball_flow"),
         positive(atol, "atol", "heavy_ball_flow"),
     )
-    numbers = tuple(jnp.asarray(x, looks.range_basis.dtype) for x in (mass, *tolerances))
+    numbers = tuple(jnp.asarray(x, context.range_basis.dtype) for x in (mass, *tolerances))
     form, change, found = _in_logarithms(network, problem, numbers[0]), None, None
     if form is not None:
-        found, final = _integrate(form, network, looks, times, numbers, max_steps)
+        found, final = _integrate(form, network, context, times, numbers, max_steps)
         change = form.sign_change(final)
     if form is None or change is not None:
         direct = _InParameters(System.of(network, problem), problem, numbers[0])
-        found, final = _integrate(direct, network, looks, times, numbers, max_steps)
+        found, final = _integrate(direct, network, context, times, numbers, max_steps)
     start = None if form is None else form.effective_start(final[0], change)
     assert found is not None
     solution = HeavyBallSolution(  # pyright: ignore[reportCallIssue]
         *found,
         mass=numbers[0],
-        stop=looks.stop,
+        stop=context.stop,
         effective_start=start,
         sign_change=change,
         problem_in_words=problem.in_words,
@@ -335,24 +335,24 @@ def _in_logarithms(network, problem, mass) -> _InLogarithms | None:
 
 
 @eqx.filter_jit
-def _integrate(form, network, looks, times, numbers, max_steps):
+def _integrate(form, network, context, times, numbers, max_steps):
     """The fields of a solution up to `num_steps`, and the end's state and time."""
     mass, rtol, atol = numbers
-    first_energy = looks.problem.loss(network.linear_coefficients())
+    first_energy = context.problem.loss(network.linear_coefficients())
 
     def seen(t, state):
         beta = form.network(state).linear_coefficients()
-        return looks.at(beta, t, mass / 2 * form.squared_speed(state))
+        return context.at(beta, t, mass / 2 * form.squared_speed(state))
 
     def ends(t, state, args, **_):
         flat = ravel_pytree(state)[0]
-        return looks.stop.met(seen(t, state)) | form.leaves(state) | ~jnp.all(jnp.isfinite(flat))
+        return context.stop.met(seen(t, state)) | form.leaves(state) | ~jnp.all(jnp.isfinite(flat))
 
     def kept(t, state):
         log_energy = seen(t, state).log_loss
         energy = jnp.exp(log_energy) + state[-1]
         drift = jnp.abs(energy - first_energy) / first_energy
-        return record_at(form.network(state), network, looks.problem, t), log_energy, drift
+        return record_at(form.network(state), network, context.problem, t), log_energy, drift
 
     at_end = diffrax.SubSaveAt(t1=True)
     subs = [at_end] if times is None else [at_end, diffrax.SubSaveAt(ts=times)]
@@ -372,7 +372,7 @@ def _integrate(form, network, looks, times, numbers, max_steps):
     time = solution.ts[0][-1]  # pyright: ignore[reportOptionalSubscript]
     state = jax.tree.map(lambda leaf: leaf[-1], solution.ys[0])  # pyright: ignore[reportOptionalSubscript]
     finite = jnp.all(jnp.isfinite(ravel_pytree(state)[0]))
-    code = looks.code(seen(time, state), finite, code_of(FlowStatus.max_steps))
+    code = context.code(seen(time, state), finite, code_of(FlowStatus.max_steps))
     values, reached = kept(time, state), jnp.ones((), bool)
     if times is None:
         values, reached = jax.tree.map(lambda leaf: leaf[None], (values, reached))

@@ -21,14 +21,14 @@ from ..statuses import FlowStatus, code_of, status_name
 from ..stopping import AbstractStop
 from ..system import System
 from .ending import (
-    Looks,
+    StopContext,
     direction_of,
-    looks_of,
     positive,
     positive_int,
     raise_unless_ended,
     record_at,
     saved_times,
+    stop_context_of,
     ten_to,
     two_layer_coordinates,
     with_end,
@@ -224,7 +224,7 @@ def stochastic_flow(
     noise = positive(noise, "noise", "stochastic_flow", zero=True)
     keys = _keys(key)
     network, problem = same_dtype(network, problem)
-    looks = looks_of(problem, stop, "stochastic_flow")
+    context = stop_context_of(problem, stop, "stochastic_flow")
     times = saved_times(saveat, problem.y.dtype)  # pyright: ignore
     positive_int(max_steps, "max_steps")
     solver = _ito_solver(solver)
@@ -234,12 +234,12 @@ def stochastic_flow(
     step = positive(step, "step", "stochastic_flow")
     end = step * max_steps if horizon is None else positive(horizon, "horizon", "stochastic_flow")
     fine = step / 2 if resolution is None else positive(resolution, "resolution", "stochastic_flow")
-    dtype = looks.range_basis.dtype
+    dtype = context.range_basis.dtype
     names, values = ("noise", "step", "end", "fine"), (noise, step, end, fine)
     arrays = dict(zip(names, (jnp.asarray(v, dtype) for v in values), strict=True))
     last = FlowStatus.max_steps if horizon is None else FlowStatus.time
 
-    found = _paths(form, network, looks, arrays, keys, times, solver, max_steps, code_of(last))
+    found = _paths(form, network, context, arrays, keys, times, solver, max_steps, code_of(last))
     lanes = keys.shape
 
     def spread(leaf):
@@ -249,7 +249,7 @@ def stochastic_flow(
         *found,
         step=spread(arrays["step"]),
         noise=spread(arrays["noise"]),
-        stop=jax.tree.map(spread, looks.stop),
+        stop=jax.tree.map(spread, context.stop),
         problem_in_words=problem.in_words,
         start=jax.tree.map(spread, start),
         growth=jax.tree.map(spread, growth),
@@ -260,24 +260,24 @@ def stochastic_flow(
 
 
 @eqx.filter_jit
-def _paths(form, network, looks, numbers, keys, times, solver, max_steps, last):
+def _paths(form, network, context, numbers, keys, times, solver, max_steps, last):
     """`_path` for each of the keys, which may have any shape."""
 
     def path(key):
-        return _path(form, network, looks, numbers, key, times, solver, max_steps, last)
+        return _path(form, network, context, numbers, key, times, solver, max_steps, last)
 
     for _ in range(keys.ndim):
         path = jax.vmap(path)
     return path(keys)
 
 
-def _path(form, network, looks: Looks, numbers, key, times, solver, max_steps, last):
+def _path(form, network, context: StopContext, numbers, key, times, solver, max_steps, last):
     """One path: end network, record, noise time, reached, code, number of steps."""
-    y = looks.problem.y
+    y = context.problem.y
     noise = numbers["noise"]
 
     def strength(beta):
-        return noise * looks.problem.loss(beta)
+        return noise * context.problem.loss(beta)
 
     def drift(t, state, args):
         return jnp.append(form.drift(state), strength(form.coefficients(state)))
@@ -293,7 +293,7 @@ def _path(form, network, looks: Looks, numbers, key, times, solver, max_steps, l
     terms = diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, brownian))
 
     def ends(t, state, args, **_):
-        met = looks.stop.met(looks.at(form.coefficients(state), t))
+        met = context.stop.met(context.at(form.coefficients(state), t))
         return met | ~jnp.all(jnp.isfinite(state))
 
     at_end = diffrax.SubSaveAt(t1=True)
@@ -315,10 +315,10 @@ def _path(form, network, looks: Looks, numbers, key, times, solver, max_steps, l
     spent_budget = solution.result == diffrax.RESULTS.max_steps_reached
     otherwise = jnp.where(spent_budget, code_of(FlowStatus.max_steps), last)
     finite = jnp.all(jnp.isfinite(state))
-    code = looks.code(looks.at(form.coefficients(state), time), finite, otherwise)
+    code = context.code(context.at(form.coefficients(state), time), finite, otherwise)
 
     def kept(t, s):
-        return record_at(form.network(s), network, looks.problem, t), s[-1]
+        return record_at(form.network(s), network, context.problem, t), s[-1]
 
     values, reached = _saved(kept, times, solution, time, state)
     return form.network(state), *values, reached, code, solution.stats["num_steps"]

@@ -210,10 +210,12 @@ def _stands_still(system, theta, sensors, limit):
     # The step to where the moving coordinates come to rest. Slow directions count as well.
     step = -np.linalg.pinv(kernel, rcond=512 * float(np.finfo(kernel.dtype).eps)) @ seen
     moved = float(np.max(np.abs(slope * (sensors.T @ step))))
-    asleep = np.abs(slope) * np.linalg.norm(sensors, axis=0) * np.linalg.norm(seen) <= limit * size
-    back = asleep & (zeta * push < 0) & (np.abs(rho) < limit * size)
+    is_stuck = (
+        np.abs(slope) * np.linalg.norm(sensors, axis=0) * np.linalg.norm(seen) <= limit * size
+    )
+    may_grow_again = is_stuck & (zeta * push < 0) & (np.abs(rho) < limit * size)
     pushed = np.abs(push) > limit * np.linalg.norm(sensors, axis=0) * np.linalg.norm(seen)
-    return moved <= 10 * limit * size and not np.any(back & pushed)
+    return moved <= 10 * limit * size and not np.any(may_grow_again & pushed)
 
 
 def _set_tolerances(system, sensors, options):

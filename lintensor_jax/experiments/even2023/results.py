@@ -16,7 +16,8 @@ class StepRun:
 
     - `sizes` (S R,): step sizes, ascending. `gains` (S R, d): log(mu_0/mu) of every coordinate.
     - `diverged` (S R,): whether a run became infinite or NaN.
-    - `aside` (S R,): the share of the steps' total length that is not along the gradient.
+    - `off_gradient_share` (S R,): the share of the steps' total length that is not along the
+      gradient.
     """
 
     problem: int
@@ -25,7 +26,7 @@ class StepRun:
     ends: Ends
     gains: np.ndarray
     diverged: np.ndarray
-    aside: np.ndarray
+    off_gradient_share: np.ndarray
 
     @property
     def largest(self) -> float:

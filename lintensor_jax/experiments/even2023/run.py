@@ -76,7 +76,7 @@ def _method(config, network, drawn, method) -> list[StepRun]:
                 ends=ends_of(beta, start, network, problem, truth),
                 gains=np.asarray(log_scale(network)) - np.asarray(start.log_scale),
                 diverged=np.asarray(diverged),
-                aside=np.asarray(start.measured[0].value),
+                off_gradient_share=np.asarray(start.measured[0].value),
             )
         )
     return runs

@@ -105,9 +105,9 @@ def _method_row(result: Result, method: str) -> dict[str, Any]:
         "half": at(1 / 2),
         "at_largest": _mean(last),
         "closer": int(np.sum(np.array(last) < 1)),
-        "error": _most(_error(run) for run in runs),
-        "flow_error": _most(_from_flow(result, run) for run in runs),
-        "aside": _most(float(np.max(run.aside[run.ends.fits])) for run in runs),
+        "error": _largest(_error(run) for run in runs),
+        "flow_error": _largest(_from_flow(result, run) for run in runs),
+        "aside": _largest(float(np.max(run.off_gradient_share[run.ends.fits])) for run in runs),
     }
 
 
@@ -116,7 +116,7 @@ def _mean(values):
     return float(np.mean(values)) if len(values) else float("nan")
 
 
-def _most(values):
+def _largest(values):
     return max(values, default=float("nan"))
 
 

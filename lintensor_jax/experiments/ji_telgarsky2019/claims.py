@@ -22,7 +22,7 @@ def claims(
     result: Result,
     flows: list[dict],
     descents: list[dict],
-    stuck: list[dict],
+    counterexamples: list[dict],
     images: list[dict],
 ) -> Iterator[Claim]:
     """Theorems, lemmas and figures, from the rows of the tables."""
@@ -67,8 +67,8 @@ def claims(
     yield Claim(
         "risk from w_1 = -w_2 (Appendix A)",
         "never below l(0)",
-        f"{stuck[0]['risk']:.6f} at the end, from l(0) = 1",
-        bool(stuck[0]["below"] <= 1e-12),
+        f"{counterexamples[0]['risk']:.6f} at the end, from l(0) = 1",
+        bool(counterexamples[0]["below"] <= 1e-12),
     )
     if images:
         yield _alexnet(images)

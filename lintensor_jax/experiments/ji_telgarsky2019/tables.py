@@ -83,15 +83,20 @@ def report(result: Result) -> Report:
     """A summary, tables with one row for each run, and the checks."""
     flows = [_flow(result, run) for run in result.flows]
     descents = [_descent(result, run) for run in result.descents]
-    stuck = [_counterexample(run) for run in result.counterexamples]
+    counterexamples = [_counterexample(run) for run in result.counterexamples]
     images = [row for run in result.images for row in _image_layers(run)]
     tables = (
         Table("summary", "Worst cases", _SUMMARY, list(_summary(flows, descents))),
         Table("flows", "Gradient flows: alignment and the maximum margin", _FLOWS, flows),
         Table("descents", "Gradient descent: Lemma C.7", _DESCENTS, descents),
-        Table("counterexample", "Appendix A: w_1 = -w_2 never learns", _COUNTEREXAMPLE, stuck),
+        Table(
+            "counterexample",
+            "Appendix A: w_1 = -w_2 never learns",
+            _COUNTEREXAMPLE,
+            counterexamples,
+        ),
         *([Table("images", "Figure 3: a nonlinear network", _IMAGES, images)] if images else []),
-        comparison(claims(result, flows, descents, stuck, images)),
+        comparison(claims(result, flows, descents, counterexamples, images)),
     )
     return Report(
         experiment="ji-telgarsky2019",
@@ -100,11 +105,11 @@ def report(result: Result) -> Report:
         reduced=result.reduced,
         tables=tables,
         captions=CAPTIONS,
-        checks=tuple(_checks(result.config, flows, descents, stuck, images)),
+        checks=tuple(_checks(result.config, flows, descents, counterexamples, images)),
     )
 
 
-def _checks(config, flows, descents, stuck, images) -> Iterator[Check]:
+def _checks(config, flows, descents, counterexamples, images) -> Iterator[Check]:
     deep = [row for row in flows if row["depth"] > 1]
     proven = [row for row in descents if row["violations"] is not None]
     yield worst_of("Assumption 1.2, conditions that fail", flows, "failing", 0, _label)
@@ -128,8 +133,8 @@ def _checks(config, flows, descents, stuck, images) -> Iterator[Check]:
     yield worst_of(
         "Assumption 3.5, largest change of log risk", proven, "largest_increase", 0.0, _label
     )
-    yield worst_of("risk below l(0) from w_1 = -w_2", stuck[:1], "below", 1e-12, _offset)
-    yield worst_of("risk once w_1 + w_2 is not zero", stuck[1:], "risk", 0.1, _offset)
+    yield worst_of("risk below l(0) from w_1 = -w_2", counterexamples[:1], "below", 1e-12, _offset)
+    yield worst_of("risk once w_1 + w_2 is not zero", counterexamples[1:], "risk", 0.1, _offset)
     if images:
         yield worst_of(
             "images: smallest possible rank-one ratio over the one reached",
@@ -165,9 +170,18 @@ def _flow(result, run) -> dict[str, Any]:
         "distance": float(np.linalg.norm(run.direction[-1] - data.max_margin)),
         "smoothed_margin_drop": run.smoothed_margin_drop,
     }
-    alone = ("input_misalignment", "margin_deficit", "rank_one_defect", "misalignment", "constant")
+    deep_only_keys = (
+        "input_misalignment",
+        "margin_deficit",
+        "rank_one_defect",
+        "misalignment",
+        "constant",
+    )
     if run.bounds is None:
-        return {**row, **dict.fromkeys((*alone, "tightest", "violations", "invariant_drift"))}
+        return {
+            **row,
+            **dict.fromkeys((*deep_only_keys, "tightest", "violations", "invariant_drift")),
+        }
     end = run.bounds.alignment
     v = end.input_direction[-1]
     log_product = float(np.sum(np.log(end.frobenius_norms[-1])))

@@ -95,7 +95,7 @@ def _mean(values):
     return float(np.mean(values)) if len(values) else float("nan")
 
 
-def _most(values):
+def _largest(values):
     kept = values[~np.isnan(values)]
     return float(np.max(kept)) if kept.size else float("nan")
 
@@ -113,8 +113,8 @@ def _noise_row(result: Result, noise: float) -> dict[str, Any]:
         "shrinkage": _mean(relative["shrinkage"]),
         "distance": _mean(relative["distance"]),
         "excess": _mean(relative["excess"]),
-        "worst_excess": _most(relative["excess"]),
-        "error": _most(np.concatenate([run.ends.error for run in runs])),
+        "worst_excess": _largest(relative["excess"]),
+        "error": _largest(np.concatenate([run.ends.error for run in runs])),
         "scale_error": max(float(np.max(run.scale_error)) for run in runs),
     }
 
@@ -131,7 +131,7 @@ def _problem_row(result: Result, run) -> dict[str, Any]:
         "flow_l1": base.l1_norm,
         "l1": _mean(run.ends.l1_norm[kept]),
         "least_l1": base.least_l1_norm,
-        "error": _most(run.ends.error),
+        "error": _largest(run.ends.error),
     }
 
 

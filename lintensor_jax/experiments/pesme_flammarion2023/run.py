@@ -59,13 +59,13 @@ def _flow(problem, path, digits) -> ScaleRun:
         times=times,
         losses=losses,
         coefficients=beta,
-        jumps=np.array([_passes(times, losses, middle) for middle in middles]),
+        jumps=np.array([_crossing_time(times, losses, middle) for middle in middles]),
         nearest=np.min(np.max(apart, axis=2), axis=0),
         status=status_name(flow.status),
     )
 
 
-def _passes(times, losses, level) -> float:
+def _crossing_time(times, losses, level) -> float:
     """When the losses fall below `level`, interpolated between two steps. They never rise."""
     after = int(np.argmax(losses < level))
     before = max(after - 1, 0)

@@ -35,10 +35,10 @@ def pending(path: str | os.PathLike, verify: bool = False) -> list[int]:
 
     Raises `SweepError` (a RuntimeError) if there is no store.
     """
-    return list(left(Store(Path(path)), verify))
+    return list(unfinished_chunks(Store(Path(path)), verify))
 
 
-def left(store: Store, verify: bool = False) -> Iterator[int]:
+def unfinished_chunks(store: Store, verify: bool = False) -> Iterator[int]:
     """As `pending`, but an iterator for an open store."""
     finished = store.finished()
     for number in range(store.description["plan"]["chunks"]):
@@ -78,7 +78,7 @@ def compute_chunk(
             f"number: must be that of a chunk, 0 to {chunks - 1}, got {number!r}; pending(path) "
             "lists those that are left."
         )
-    return _compute(path, store, int(number), _Given(grid, observables))
+    return _compute(path, store, int(number), _CallerArguments(grid, observables))
 
 
 def compute_in_cluster(path: str, number: int, sweep: tuple[Grid, Options] | None) -> dict:
@@ -90,32 +90,39 @@ def compute_in_cluster(path: str, number: int, sweep: tuple[Grid, Options] | Non
     in_double = store.description["dtype"] == "float64"
     if jax.config.jax_enable_x64 != in_double:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_enable_x64", in_double)  # the cluster's process, not the user's
-    given = _Given() if sweep is None else _Given(*sweep, is_checked=True)
+    given = _CallerArguments() if sweep is None else _CallerArguments(*sweep, is_checked=True)
     return _compute(Path(path), store, number, given)
 
 
-class _Given:
+class _CallerArguments:
     """The arguments of the caller besides the store; equal if they are the same objects."""
 
-    def __init__(self, grid: Any = None, others: Any = None, is_checked: bool = False):
-        self.grid, self.others, self.is_checked = grid, others, is_checked
+    def __init__(
+        self, grid: Any = None, observables_or_options: Any = None, is_checked: bool = False
+    ):
+        self.grid, self.is_checked = grid, is_checked
+        self.observables_or_options = observables_or_options
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Given) and other.grid is self.grid and other.others is self.others
+        return (
+            isinstance(other, _CallerArguments)
+            and other.grid is self.grid
+            and other.observables_or_options is self.observables_or_options
+        )
 
     def __hash__(self) -> int:
-        return hash((id(self.grid), id(self.others)))
+        return hash((id(self.grid), id(self.observables_or_options)))
 
     def plan(self, store: Store) -> Plan:
-        """The plan. `others` are the observables; the options if `is_checked`."""
+        """The plan. `observables_or_options` are the observables; the options if `is_checked`."""
         if not self.is_checked:
-            return plan_of(store, self.grid, self.others)
-        plan = Plan(self.grid, self.others)
+            return plan_of(store, self.grid, self.observables_or_options)
+        plan = Plan(self.grid, self.observables_or_options)
         require_same(store, plan)
         return plan
 
 
-def _compute(path: Path, store: Store, number: int, given: _Given) -> dict[str, Any]:
+def _compute(path: Path, store: Store, number: int, given: _CallerArguments) -> dict[str, Any]:
     if number in store.finished() and not store.damage(number):
         return store.manifest(number)
     with _opening, warnings.catch_warnings():
@@ -127,7 +134,7 @@ def _compute(path: Path, store: Store, number: int, given: _Given) -> dict[str, 
 
 
 @functools.lru_cache(maxsize=_KEPT)
-def _worker(path: Path, digest: str, given: _Given) -> Worker:
+def _worker(path: Path, digest: str, given: _CallerArguments) -> Worker:
     return Worker(given.plan(Store(path)))
 
 

@@ -86,7 +86,7 @@ class Watched:
         self.watch(Progress(self.lanes, self.total, self.failed, rate, self.workers))
 
 
-def here(
+def compute_here(
     worker: Worker, store: Store, numbers: Iterable[int], devices: Sequence[Any], watched: Watched
 ) -> None:
     """Compute chunks on the devices of this process.
@@ -117,7 +117,7 @@ def here(
             rest = numbers
             while rest:
                 busy = []
-                for number, manifest in _in_turn(pool, one, rest, at_once):
+                for number, manifest in _results_as_ready(pool, one, rest, at_once):
                     if manifest is None:
                         busy.append(number)
                     else:
@@ -136,7 +136,7 @@ def _finished(store: Store, number: int) -> dict[str, Any] | None:
     return None if store.damage(number) else manifest
 
 
-def _in_turn(pool, work, numbers: Iterable[int], at_once: int) -> Iterator[Any]:
+def _results_as_ready(pool, work, numbers: Iterable[int], at_once: int) -> Iterator[Any]:
     """Results of `work(number)` as they are ready; at most `at_once` calls run at the same time."""
     left, running = iter(numbers), set()
     while True:

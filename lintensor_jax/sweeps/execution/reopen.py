@@ -121,7 +121,7 @@ def require_same(store: Store, plan: Plan) -> None:
         # Defaults depend on the device, so the stored plan is used.
         if len(wanted["box"]) != len(plan.box):
             raise SweepError(f"{store.path}: its plan is of another grid; copy the folder again.")
-        plan.restore(tuple(wanted["box"]), wanted["width"], wanted["padded"])
+        plan.set_layout(tuple(wanted["box"]), wanted["width"], wanted["padded"])
         if plan_facts(plan) != wanted:
             raise SweepError(f"{store.path}: its plan is of another grid; copy the folder again.")
     then, now = kept["versions"], library_versions()

@@ -88,7 +88,7 @@ class Worker:
                 networks,
                 cell.problem_of(problems),
                 shared_problem=problems is None,
-                shared_constants=not cell.own_constants,
+                shared_constants=not cell.constants_differ_by_lane,
                 width=self.plan.width,
                 stop=self.plan.stops[id(cell)],
                 solver=options.solver,
@@ -208,7 +208,7 @@ class Worker:
                 (solution.coefficients, solution.log_loss, solution.log_margin),
             )
             beta, log_loss, log_margin = last
-            final = cell.parted(solution.network)[0]
+            final = cell.split_by_lane(solution.network)[0]
             time = jnp.log(jnp.asarray(descent.time(point), beta.dtype))
             drift = solution.balance_drift[-1]
             found = (
@@ -227,7 +227,7 @@ class Worker:
             return jax.lax.map(lambda lane: of_lane(lane, rest), lanes, batch_size=at_once)
 
         def run(networks, problems, numbers, index):
-            parameters, rest = cell.parted(networks)
+            parameters, rest = cell.split_by_lane(networks)
             points, at_once = (numbers, index), _at_once(parameters)
             final, found, start, diverged_at = descend(
                 parameters, problems, points, rest, at_once=at_once
@@ -307,7 +307,7 @@ def _flow_of(network, problem, stop, options):
 
 def _lanes_and_rest(cell: Cell, end: Ending) -> tuple[Ending, tuple]:
     """(arrays with lanes on their first axis, the parts of the networks without lanes)."""
-    arrays, rest = zip(*(cell.parted(network) for network in end[:_NETWORKS]), strict=True)
+    arrays, rest = zip(*(cell.split_by_lane(network) for network in end[:_NETWORKS]), strict=True)
     return Ending._make((*arrays, *end[_NETWORKS:])), rest
 
 

@@ -12,7 +12,7 @@ from ...theory.prediction import Prediction
 from ..grid import Axis, Cell, Grid, Zip
 
 #: Axes of starts. The other axes of a configuration's grid belong to networks or data.
-OF_STARTS = ("alpha", "direction", "repeat")
+START_AXES = ("alpha", "direction", "repeat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +56,9 @@ def combinations(grid: Grid, most_scales: int = 5) -> Iterator[Combination]:
         networks, problems = cell.starts(lanes)
         values = grid.values(lanes)
         yield Combination(
-            point={k: v[0].item() for k, v in values.items() if k not in OF_STARTS},
+            point={k: v[0].item() for k, v in values.items() if k not in START_AXES},
             starts=tuple(
-                {k: values[k][i].tolist() for k in OF_STARTS if k in values}
+                {k: values[k][i].tolist() for k in START_AXES if k in values}
                 for i in range(len(lanes))
             ),
             predictions=tuple(
@@ -72,7 +72,7 @@ def combinations(grid: Grid, most_scales: int = 5) -> Iterator[Combination]:
 
 
 def _is_of_starts(axis: Axis | Zip) -> bool:
-    return all(a.name in OF_STARTS for a in (axis.axes if isinstance(axis, Zip) else (axis,)))
+    return all(a.name in START_AXES for a in (axis.axes if isinstance(axis, Zip) else (axis,)))
 
 
 def _scales(grid: Grid, most: int) -> list[np.ndarray]:

@@ -31,7 +31,7 @@ class DistanceToMinNorm(AbstractObservable):
     norm: AbstractNorm = L2Norm()
 
     def __check_init__(self):
-        _letter(self)
+        _norm_name(self)
 
     @property
     def on_host(self) -> bool:
@@ -41,8 +41,8 @@ class DistanceToMinNorm(AbstractObservable):
     @property
     def variables(self) -> tuple[Variable, ...]:
         """The variable `distance_to_min_norm_l1` or `distance_to_min_norm_l2`, in units y/x."""
-        words = f"distance of the limit from the interpolator of least {_letter(self)} norm"
-        return (Variable(f"distance_to_min_norm_{_letter(self)}", (), "y/x", words),)
+        words = f"distance of the limit from the interpolator of least {_norm_name(self)} norm"
+        return (Variable(f"distance_to_min_norm_{_norm_name(self)}", (), "y/x", words),)
 
     def shapes(self, end: Ending) -> tuple[Any, ...]:
         """Shape and type of the distance."""
@@ -73,7 +73,7 @@ class DistanceToMaxMargin(AbstractObservable):
     norm: AbstractNorm = L2Norm()
 
     def __check_init__(self):
-        _letter(self)
+        _norm_name(self)
 
     @property
     def on_host(self) -> bool:
@@ -83,8 +83,8 @@ class DistanceToMaxMargin(AbstractObservable):
     @property
     def variables(self) -> tuple[Variable, ...]:
         """The variable `distance_to_max_margin_l1` or `distance_to_max_margin_l2`."""
-        words = f"distance of unit vectors: coefficients, and largest {_letter(self)} margin"
-        return (Variable(f"distance_to_max_margin_{_letter(self)}", (), "1", words),)
+        words = f"distance of unit vectors: coefficients, and largest {_norm_name(self)} margin"
+        return (Variable(f"distance_to_max_margin_{_norm_name(self)}", (), "1", words),)
 
     def shapes(self, end: Ending) -> tuple[Any, ...]:
         """Shape and type of the distance."""
@@ -101,7 +101,7 @@ class DistanceToMaxMargin(AbstractObservable):
             refuse("DistanceToMaxMargin", "is for Classification", what, "DistanceToMinNorm()")
 
 
-def _letter(observable: Any) -> str:
+def _norm_name(observable: Any) -> str:
     """The name of the norm in names of variables, "l1" or "l2"; ValueError for another norm."""
     for kind, name in ((L1Norm, "l1"), (L2Norm, "l2")):
         if isinstance(observable.norm, kind):

@@ -15,7 +15,7 @@ from ..store.store import Store
 
 _MOST_LINES, _MOST_LABELS, _MOST_COEFFICIENTS = 400, 6, 4
 # Names of a sweep's figures in their order, with their captions in the report.
-WORDS = {
+CAPTIONS = {
     "limit": "the first coefficients of the limits",
     "direction": "the first coefficients of the limit directions",
     "observables": "every other number that was recorded of each flow",
@@ -36,13 +36,13 @@ _LABELS = {
 }
 
 
-_WORDS = "OTU"  # kinds of arrays of words
+_TEXT_KINDS = "OTU"  # kinds of arrays of words
 # Names of axes that are written as Greek letters.
 _GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "eta": "η", "theta": "θ"}
 _GREEK |= {"lambda": "λ", "mu": "μ", "nu": "ν", "rho": "ρ", "sigma": "σ", "tau": "τ"}
 
 
-def in_words(name: str) -> str:
+def axis_label(name: str) -> str:
     """The name of an axis as people write it: α for alpha, spaces for underscores."""
     return with_greek(name.replace("_", " "))
 
@@ -84,17 +84,17 @@ def write_figures(path: str | Path, folder: str | Path | None = None) -> list[Pa
 
     path = Path(path)
     store, drawn = Store(path), figures(path)
-    folder = store.folder_for_people("figures") if folder is None else Path(folder)
+    folder = store.folder_for_reports("figures") if folder is None else Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = [p for name, figure in drawn.items() for p in save(figure, folder / name)]
-    store.note_files("figures", written)
+    store.write_checksums("figures", written)
     return written
 
 
 def caption(path: str | Path, name: str) -> str:
     """The caption of a figure: a few sentences."""
     drawing = _Drawing.of(path)
-    sentence = f"{WORDS[name]} over {in_words(drawing.along)}"
+    sentence = f"{CAPTIONS[name]} over {axis_label(drawing.along)}"
     if name in _COEFFICIENTS:
         size = math.prod(_extents(drawing.results, _COEFFICIENTS[name][0]))
         some = f"the first {_MOST_COEFFICIENTS} of {size}" if size > _MOST_COEFFICIENTS else "the"
@@ -153,7 +153,7 @@ class _Drawing(NamedTuple):
         if not any(np.isfinite(band.values).any() for band in bands):
             return None
         title = f"{missing:,} of {total:,} values, not finite, are left out" if missing else ""
-        words = in_words(self.along), label or self._label(name)
+        words = axis_label(self.along), label or self._label(name)
         return BandPanel(title, *words, bands, signed=bool(label))
 
     @property
@@ -193,7 +193,7 @@ class _Drawing(NamedTuple):
 
         step = -(-self.results.sizes[self.along] // _MOST_LINES)
         x = self.results[self.along].values[::step]
-        if x.dtype.kind in _WORDS:
+        if x.dtype.kind in _TEXT_KINDS:
             x = np.arange(len(x))
 
         def parts(array):
@@ -215,7 +215,7 @@ class _Drawing(NamedTuple):
             yield self.label, array
             return
         values = self.results[self.colour].values
-        prefix = "" if values.dtype.kind in _WORDS else f"{in_words(self.colour)} = "
+        prefix = "" if values.dtype.kind in _TEXT_KINDS else f"{axis_label(self.colour)} = "
         for index, value in enumerate(values):
             yield f"{prefix}{value}", array.isel({self.colour: index})
 
@@ -233,7 +233,7 @@ def _axes(results: Any) -> tuple[str, str | None]:
     measured = [d for d in numeric if results[d].dtype.kind == "f"]
     along = max(measured or numeric or dims, key=lambda d: results.sizes[d])
     others = [d for d in dims if d != along and results.sizes[d] <= _MOST_LABELS]
-    words = [d for d in others if results[d].dtype.kind in _WORDS]
+    words = [d for d in others if results[d].dtype.kind in _TEXT_KINDS]
     chosen = [*words, *others]
     return along, chosen[0] if chosen else None
 

@@ -22,7 +22,7 @@ from ..store.dataset import open_dataset
 from ..store.errors import SweepError, UnknownName
 from ..store.status import Status, in_bytes, status
 from ..store.store import Store
-from .figures import caption, figures, in_words, with_greek
+from .figures import axis_label, caption, figures, with_greek
 from .settings_in_words import settings
 
 _AGREEMENT_LANES = 24  # lanes of each shape for which `predict` is called
@@ -74,16 +74,16 @@ def write_report(
         _table(
             ("began", "host", "devices", "chunks to do"),
             [
-                tuple(_words(r.get(k)) for k in ("began", "host", "devices", "chunks_to_do"))
+                tuple(_as_text(r.get(k)) for k in ("began", "host", "devices", "chunks_to_do"))
                 for r in state.runs
             ],
         ),
     ]
-    target = store.folder_for_people("report") / "report.html" if target is None else Path(target)
+    target = store.folder_for_reports("report") / "report.html" if target is None else Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     text = page(with_greek(results.attrs["title"]), "\n".join(parts))
     atomic_files.write(target, text.encode(), target.parent)
-    store.note_files("report", [target])
+    store.write_checksums("report", [target])
     return target
 
 
@@ -251,7 +251,7 @@ def _failures(state: Status, results) -> str:
     for place in places[:_SHOWN_FAILURES]:
         index = dict(zip(results.status.dims, place, strict=True))
         lane = int(np.ravel_multi_index(tuple(place), codes.shape))
-        where = ", ".join(f"{in_words(d)} = {results[d].values[i]}" for d, i in index.items())
+        where = ", ".join(f"{axis_label(d)} = {results[d].values[i]}" for d, i in index.items())
         rows.append((where, STATUSES[codes[tuple(place)]], state.notes.get(str(lane), "")))
     more = len(places) - len(rows)
     tail = f"<p>And {more:,} more.</p>" if more > 0 else ""
@@ -270,7 +270,7 @@ def _configuration(store: Store) -> str:
     )
 
 
-def _words(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -9,7 +9,8 @@ import uuid
 from os import replace
 from pathlib import Path
 
-_DAY = 86_400.0  # seconds; the writer of an older temporary file on another host is taken as dead
+# Seconds; the writer of an older temporary file on another host is taken as dead.
+_ABANDONED_AFTER = 86_400.0
 _open: set[str] = set()  # names that this process is writing
 
 
@@ -57,7 +58,7 @@ def unique(name: str) -> str:
     return f"{name}.{uuid.uuid4().hex[:12]}.{host}.{os.getpid()}"
 
 
-def is_left_over(path: Path) -> bool:
+def is_abandoned(path: Path) -> bool:
     """Whether the process that gave `path` its unique name has ended.
 
     For a process of this host, the operating system is asked. A process of another host counts as
@@ -66,7 +67,7 @@ def is_left_over(path: Path) -> bool:
     *_, host, pid = ["", "", *path.name.rsplit(".", 2)]
     if unique("").rsplit(".", 2)[1] != host or not pid.isdigit():
         with contextlib.suppress(OSError):
-            return time.time() - path.stat().st_mtime > _DAY
+            return time.time() - path.stat().st_mtime > _ABANDONED_AFTER
         return False
     return path.name not in _open if int(pid) == os.getpid() else not is_running(int(pid))
 

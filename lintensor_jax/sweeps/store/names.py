@@ -26,12 +26,14 @@ READABLE = (1, 2, FORMAT)  # formats of stores
 _PACKAGE = __name__.partition(".")[0]
 # If several of these modules export a value, it is named after the first one. `lintensor_jax` is
 # last, so that a new export from it does not change names in stores.
-_FACES = tuple(_PACKAGE + face for face in (".sweeps", ".initialization", ".theory", ""))
+_PUBLIC_MODULES = tuple(
+    _PACKAGE + module for module in (".sweeps", ".initialization", ".theory", "")
+)
 # Functions that read and write files and folders. Stores must not name them.
-_OF_FOLDERS = f"{_PACKAGE}.sweeps"
+_MODULE_WITH_FILE_ACCESS = f"{_PACKAGE}.sweeps"
 _OF_FILES = {id(load), id(save)}
 #: Classes that stores may name, but that no public module exports.
-_OTHERS = {
+_NOT_EXPORTED = {
     f"{_PACKAGE}.sweeps:Start": Start,
     f"{_PACKAGE}.sweeps:RandomData": RandomData,
     f"{_PACKAGE}.sweeps:RandomCompletion": RandomCompletion,
@@ -91,21 +93,23 @@ def is_ours(value: Any) -> bool:
 def _public() -> dict[str, Any]:
     """All classes and functions with a public name, by their names."""
     found = dict(_exports())
-    clash = [name for name, value in _OTHERS.items() if found.setdefault(name, value) is not value]
+    clash = [
+        name for name, value in _NOT_EXPORTED.items() if found.setdefault(name, value) is not value
+    ]
     assert not clash, clash
     return found
 
 
 def _exports() -> Iterator[tuple[str, Any]]:
-    for face in _FACES:
+    for module in _PUBLIC_MODULES:
         # Taken from `sys.modules`, since these modules import this one. They are loaded by now.
-        for name, value in vars(sys.modules[face]).items():
+        for name, value in vars(sys.modules[module]).items():
             inner = _unwrapped(value)
             is_code = inspect.isclass(inner) or inspect.isfunction(inner)
             if name.startswith("_") or not is_code or not is_ours(inner):
                 continue
-            if face != f"{_PACKAGE}.initialization" or inner.__module__.startswith(face):
-                yield f"{face}:{name}", value
+            if module != f"{_PACKAGE}.initialization" or inner.__module__.startswith(module):
+                yield f"{module}:{name}", value
     for name, value in vars(diffrax).items():
         if inspect.isclass(value) and issubclass(value, diffrax.AbstractERK):
             yield f"diffrax:{name}", value
@@ -123,7 +127,9 @@ def _names() -> dict[int, str]:
 @functools.cache
 def _buildable() -> dict[str, Any]:
     """The values that a store may name: concrete dataclasses, and functions without file access."""
-    refused = {id(v) for name, v in _public().items() if name.partition(":")[0] == _OF_FOLDERS}
+    refused = {
+        id(v) for name, v in _public().items() if name.partition(":")[0] == _MODULE_WITH_FILE_ACCESS
+    }
     refused |= _OF_FILES
     return {
         name: value

@@ -73,13 +73,13 @@ def variables(plan: Plan) -> list[dict[str, Any]]:
             "shape": list(array.shape),
             "box": list(array.box),
             "dtype": array.dtype.str,
-            "attributes": _words(array),
+            "attributes": _attributes_of(array),
         }
         for name, array in plan.arrays.items()
     ]
 
 
-def _words(array: Array) -> dict[str, Any]:
+def _attributes_of(array: Array) -> dict[str, Any]:
     variable = array.variable
     words: dict[str, Any] = {"units": variable.units, "description": variable.description}
     words = {key: value for key, value in words.items() if value}

@@ -189,7 +189,7 @@ class Store:
 
     # Other files.
 
-    def folder_for_people(self, name: str) -> Path:
+    def folder_for_reports(self, name: str) -> Path:
         """A folder in the store for files that users open, such as a report; made if missing."""
         folder = self.path / name
         folder.mkdir(exist_ok=True)
@@ -198,7 +198,7 @@ class Store:
             (folder / group).write_bytes(data)
         return folder
 
-    def note_files(self, folder: str, files: list[Path]) -> None:
+    def write_checksums(self, folder: str, files: list[Path]) -> None:
         """Store the checksums of reports and figures, so that `verify` finds changes in them."""
         group = self.path / folder / skeleton.empty_group(self.zarr_format)[0]
         inside = [f for f in (*files, group) if f.is_file() and f.is_relative_to(self.path)]
@@ -222,12 +222,12 @@ class Store:
                 found.append(sealed.read(path, must_be_sealed=self.is_sealed))
         return found
 
-    def clear(self) -> None:
+    def prepare_folders(self) -> None:
         """Make missing folders, and remove unfinished files of killed writers."""
         for folder in ("chunks", "runs", "scratch", "claims"):
             (self.hidden / folder).mkdir(exist_ok=True)
         for path in (self.hidden / "scratch").iterdir():
-            if atomic_files.is_left_over(path):
+            if atomic_files.is_abandoned(path):
                 path.unlink(missing_ok=True)
         shutil.rmtree(self.hidden / "staged", ignore_errors=True)  # of versions before 3
 
@@ -265,7 +265,7 @@ def create(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         for left in target.parent.glob(f".{target.name}.building*"):
-            if atomic_files.is_left_over(left):
+            if atomic_files.is_abandoned(left):
                 shutil.rmtree(left, ignore_errors=True)
         building.mkdir()
         _fill(building, plan, description, arrays, attributes)

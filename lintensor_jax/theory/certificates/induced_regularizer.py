@@ -40,7 +40,7 @@ def induced_regularizer(like: Any, beta: Float[ArrayLike, "..."]) -> Float[Array
     **Raises** ValueError for architectures without a known R, for coefficients of another shape,
     and for coefficients whose rank is larger than the narrowest hidden layer.
     """
-    return _asked(like, "induced_regularizer", beta)
+    return _value_of_method(like, "induced_regularizer", beta)
 
 
 def minimal_network(like: Network, beta: Float[ArrayLike, "..."]) -> Network:
@@ -53,10 +53,10 @@ def minimal_network(like: Network, beta: Float[ArrayLike, "..."]) -> Network:
 
     Arguments and errors are those of `induced_regularizer`; the method is `minimal_network(beta)`.
     """
-    return _asked(like, "minimal_network", beta)
+    return _value_of_method(like, "minimal_network", beta)
 
 
-def _asked(like, owner, beta):
+def _value_of_method(like, owner, beta):
     """The value of the network's method that has the caller's name, `owner`."""
     checked = _coefficients(like, beta, owner) if hasattr(like, owner) else None
     value = closed_form(like, owner, checked)

@@ -39,7 +39,7 @@ from ..least_norm.max_margin import NonSeparableError, is_separable
 # that does not change the optimum, and the polish that follows needs only the right support.
 _SHRINK, _LEAST_BARRIER = 0.1, 1e-13
 _MOST_STEPS, _MOST_POLISH_STEPS = 60, 20
-_USELESS = 1e-6
+_LARGEST_RESIDUAL = 1e-6
 # If a polished step of the path has a larger residual, its guess of the support was wrong.
 _POLISHED = 1e-10
 # The path starts at a mu for which w / mu is this small: there nu is that of the l2 problem / mu.
@@ -274,7 +274,7 @@ class _Program:
 
 def _found(program, nu, unit):
     own = program.residual(nu, nu - program.floor)
-    if not own <= _USELESS:
+    if not own <= _LARGEST_RESIDUAL:
         raise ValueError(
             f"mu: {program.mu / unit:.3g} is out of float64's reach at depth {program.depth} (KKT "
             f"residual {own:.1e}); the limit of small mu is max_margin(problem, L1Norm()), that of "

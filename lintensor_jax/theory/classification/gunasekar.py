@@ -30,8 +30,8 @@ def gunasekar_candidates(
     if not depth:  # not homogeneous, for example a network with a bias
         return
     to_zero = _loss_tends_to_zero(network, problem)
-    moves = _later("the parameters converge in direction")
-    gradient = _later("the gradient with respect to beta converges in direction")
+    moves = _open_assumption("the parameters converge in direction")
+    gradient = _open_assumption("the gradient with respect to beta converges in direction")
     if isinstance(network, FullyConnectedNetwork):
         yield Candidate(
             f"Theorem 1 ({GUNASEKAR})",
@@ -70,7 +70,7 @@ def _in_frequency(problem, depth):
     return Conclusion(Kind.STATIONARY, None, None, (note,))
 
 
-def _later(statement):
+def _open_assumption(statement):
     return Assumption(statement, None, None, f"{GUNASEKAR}, Theorems 1 to 4")
 
 

@@ -25,7 +25,7 @@ from .alignment import JI_TELGARSKY, learning_conditions
 _MOST_VERTICES = 200_000
 # The part of a sample orthogonal to the optimal direction, relative to the samples, counts as zero
 # below this.
-_FLAT = 1e-9
+_ZERO_ORTHOGONAL_PART = 1e-9
 # A multiplier counts as positive above this share of the largest; optima have errors of 1e-13.
 _POSITIVE = 1e-8
 
@@ -90,7 +90,7 @@ def _across(problem, found: MaxMargin):
     sizes, right = np.linalg.svd(rest, full_matrices=False)[1:]
     scale = float(np.max(np.linalg.norm(rows, axis=1)))
     # The threshold covers the error of u, which comes from a numerical program.
-    basis = right[sizes > max(_FLAT, rounding(rows)) * scale]
+    basis = right[sizes > max(_ZERO_ORTHOGONAL_PART, rounding(rows)) * scale]
     return rest[np.asarray(found.support)] @ basis.T, len(basis)
 
 
@@ -114,7 +114,7 @@ def ji_telgarsky_candidate(
     across, dimension = _across(problem, found)
     # The tolerance is relative to the data: with one support vector `across` is only an error.
     scale = float(jnp.max(jnp.linalg.norm(problem.X, axis=1)))
-    rank = int(np.linalg.matrix_rank(across, tol=_FLAT * scale)) if dimension else 0
+    rank = int(np.linalg.matrix_rank(across, tol=_ZERO_ORTHOGONAL_PART * scale)) if dimension else 0
     spans = Assumption(
         "the support vectors span the space of the data: their rank, that of the data",
         (rank + 1, dimension + 1),

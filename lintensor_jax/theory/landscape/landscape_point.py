@@ -137,7 +137,7 @@ def landscape_point(
         tolerance = float(jnp.finfo(theta.dtype).eps ** 0.5)
     args = (parameters, rest, problem)
     beta, *numbers = _first_order(*args)
-    loss, norm, pull, size, sensors = map(float, numbers)
+    loss, norm, beta_gradient_norm, size, data_norm = map(float, numbers)
     found = extreme_eigenvalues(
         _product,
         args,
@@ -156,7 +156,7 @@ def landscape_point(
         kind = PointKind.NOT_STATIONARY
     elif found.smallest < -tolerance * largest:
         kind = PointKind.STRICT_SADDLE
-    elif pull <= tolerance * sensors * size:
+    elif beta_gradient_norm <= tolerance * data_norm * size:
         kind = PointKind.GLOBAL_MINIMUM
     elif most == min(matrix.shape):  # the network reaches every beta; the loss is convex in beta
         kind = PointKind.SPURIOUS
@@ -232,13 +232,13 @@ def _first_order(parameters, rest, problem):
     """beta, L, |grad L|, |grad L(beta)|, |y| + |r|, and the size of the map to predictions."""
     beta, vjp = jax.vjp(lambda p: eqx.combine(p, rest).linear_coefficients(), parameters)
     residual = problem.residual(beta)
-    pull = problem.adjoint(residual)
-    norm = jnp.linalg.norm(ravel_pytree(vjp(pull)[0])[0])
+    beta_gradient = problem.adjoint(residual)
+    norm = jnp.linalg.norm(ravel_pytree(vjp(beta_gradient)[0])[0])
     size = jnp.linalg.norm(problem.y) + jnp.linalg.norm(residual)
     # A normal vector g has E|X g|^2 = |X|_F^2. As a scale for a tolerance one draw is enough.
     probe = jax.random.normal(jax.random.key(0), beta.shape, beta.dtype)
-    sensors = jnp.linalg.norm(problem.predictions(probe))
-    return beta, problem.loss(beta), norm, jnp.linalg.norm(pull), size, sensors
+    data_norm = jnp.linalg.norm(problem.predictions(probe))
+    return beta, problem.loss(beta), norm, jnp.linalg.norm(beta_gradient), size, data_norm
 
 
 def _largest_rank(network, most):

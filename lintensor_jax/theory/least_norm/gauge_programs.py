@@ -16,7 +16,7 @@ from .vertex import dense_optima
 _POLISHED = 1e-14
 # KKT residuals: an optimum of dense linear algebra is accepted below the first, and polished below
 # the second.
-_ACCURATE, _NEAR = 1e-12, 1e-4
+_ACCURATE, _POLISHABLE = 1e-12, 1e-4
 _THRESHOLDS = (None, 1e-3, 1e-5, 1e-7, 1e-9)
 _REPAIRS = 8
 _REWEIGHTINGS = 200
@@ -49,7 +49,7 @@ def _dense_optimum(gauge: AbstractGauge, given: Constraints) -> tuple[Level, flo
         residual = level_residual(gauge, given, level)
         if residual <= _ACCURATE:
             return level, residual
-    if level is None or not residual <= _NEAR:
+    if level is None or not residual <= _POLISHABLE:
         return None
     found = polish(gauge, given, level)
     return found if found[1] <= _ACCURATE else None

@@ -25,7 +25,7 @@ from .newton import Equations, Level
 # when uniqueness is judged; the polished solutions are accurate to 1e-12 or better.
 ZERO = 1e-8
 # The rounding of a change of basis is at most this share of the largest group.
-_DUST = 1e-12
+_BASIS_ROUNDING = 1e-12
 
 #: Unknowns z, the level, and z, p, t -> equations, or None if these are not defined there.
 Unknowns = tuple[np.ndarray, float, Callable[..., Equations | None]]
@@ -119,7 +119,7 @@ class GroupGauge(AbstractGauge):
         if self.power == 1:
             return w
         sizes = self.group_norms(w)
-        return np.where((sizes > _DUST * sizes.max())[self.labels], w, 0.0)
+        return np.where((sizes > _BASIS_ROUNDING * sizes.max())[self.labels], w, 0.0)
 
     @property
     def measure(self) -> Measure | None:

@@ -23,7 +23,7 @@ _MOST_STEPS = 60
 # An iterate is yielded when its residuals and its complementarity, relative to the size of their
 # terms, are below one of these. At the first it is mostly known which rows are tight. An error
 # below the last does not help the caller.
-_HANDED_OVER = (1e-6, 1e-8, 1e-11)
+_YIELD_ERRORS = (1e-6, 1e-8, 1e-11)
 # After so many steps without progress rounding dominates, and the method stops.
 _PATIENCE = 8
 _TO_BOUNDARY = 0.9995
@@ -109,8 +109,8 @@ class _Iteration:
         return np.stack([e - w, e + w]) if self.bounded else np.zeros((2, 0))
 
     def run(self):
-        """Step until no progress is made; yield an iterate below each error of `_HANDED_OVER`."""
-        best, stalled, wanted = np.inf, 0, list(_HANDED_OVER)
+        """Step until no progress is made; yield an iterate below each error of `_YIELD_ERRORS`."""
+        best, stalled, wanted = np.inf, 0, list(_YIELD_ERRORS)
         for _ in range(_MOST_STEPS):
             defects = self._defects()
             error = self._error(defects)

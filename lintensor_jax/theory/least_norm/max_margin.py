@@ -19,7 +19,7 @@ from .norms import AbstractNorm, L2Norm, gauge_of
 from .signed_rows import SignedRows
 
 _OPTIMAL = 1e-8
-_HOPELESS = 1e-4
+_LARGEST_RESIDUAL = 1e-4
 
 
 class NonSeparableError(ValueError):
@@ -160,7 +160,7 @@ def max_margin(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -
     ones = np.ones(len(measured))
     users = Constraints.of(measured / scale, ones, False, data.free / scale)
     residual = kkt_residual(gauge, users, rho, multipliers * scale, c * scale)
-    if residual > _HOPELESS:
+    if residual > _LARGEST_RESIDUAL:
         raise MarginPrecisionError(
             "max_margin: the margin must be resolvable in float64, got a KKT residual of "
             f"{residual:.1e} at margin {level.level:.1e} relative to the data's norm; remove the "

@@ -24,10 +24,10 @@ def dense_optima(given: Constraints, measure: Measure) -> Iterator[Level]:
     A guess is the optimum to rounding if its tight rows are those of the optimum. If they do not
     determine a point, the guess is the iterate of the inner-point method.
     """
-    finish = _by_rows if measure is Measure.EUCLIDEAN else _vertex
+    solve_tight = _euclidean_optimum if measure is Measure.EUCLIDEAN else _vertex
     for inner in inner_points(given, measure):
         with np.errstate(all="ignore"):  # a wrong guess may be singular
-            found = finish(given, inner, measure)
+            found = solve_tight(given, inner, measure)
             w, c, p = found or (inner.point, inner.free, inner.multipliers)
             level = _level(given, measure, w, c, p)
         if level is not None:
@@ -99,7 +99,7 @@ def _solve_both(matrix, right, right_of_transposed):
     return (x, y) if np.isfinite(x).all() and np.isfinite(y).all() else None
 
 
-def _by_rows(given: Constraints, inner: InnerPoint, _):
+def _euclidean_optimum(given: Constraints, inner: InnerPoint, _):
     """w, c, p of the l2 optimum by the Gram matrix of the tight rows.
 
     Rows of the wrong sign are removed and violated rows are added until none is left.

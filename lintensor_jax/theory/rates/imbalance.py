@@ -143,7 +143,7 @@ def _rates_of(network, problem):
     margins = jnp.maximum(targets - size, 0)
 
     def rate(at_m_and_r):
-        return smallest * _c(found, at_m_and_r)
+        return smallest * _rate_factor(found, at_m_and_r)
 
     return ConvergenceRateBound(
         instantaneous=rate(products),
@@ -218,7 +218,7 @@ def _imbalance(at):
     )
 
 
-def _c(found, at_m_and_r):
+def _rate_factor(found, at_m_and_r):
     """c(a, b): both brackets without the cancellation of -p + sqrt((p + u)^2 + 4 s^2)."""
     u = found.level
     spreads = jnp.stack([found.positive_spread, found.negative_spread])

@@ -36,7 +36,7 @@ def lemma_11(
 
     Source: Min et al. 2021, Lemma 11 and its proof (E.5)-(E.8).
     """
-    data = _Data("lemma_11", problem, width, exponent, failure_probability)
+    data = _Quantities("lemma_11", problem, width, exponent, failure_probability)
     assumptions = (data.wide_enough(data.least_width, "Lemma 11"),)
     deviation = 2 * data.q / width ** (2 * exponent - 0.5)
     rows = (
@@ -66,7 +66,7 @@ def theorem_12(
     Source: Min et al. 2021, Theorem 12; h_0 as its proof (E.15)-(E.17) gives it when |E(0)|_F is
     bounded by |Y|_F + sqrt(l_1(Sigma)) |U_1 V^T|_F.
     """
-    data = _Data("theorem_12", problem, width, exponent, failure_probability)
+    data = _Quantities("theorem_12", problem, width, exponent, failure_probability)
     condition = data.largest / data.smallest
     least = max(data.least_width, 4 * data.outputs * (condition * data.q) ** 2)
     log_c = 1 + math.sqrt(data.largest) * float(np.linalg.norm(problem.y)) / data.smallest
@@ -79,7 +79,7 @@ def theorem_12(
     )
 
 
-class _Data:
+class _Quantities:
     """The numbers of a problem that the statements use."""
 
     def __init__(self, owner, problem, width, exponent, failure_probability):

@@ -154,7 +154,7 @@ def _one_sample(network, problem, data):
         "c = 2 alpha^2 lambda |s|^2; Yun et al. 2021, eq. 73",
     )
     exact = Conclusion(Kind.EXACT, found.coefficients)
-    known = data.of(problem.has_squared_loss, source)[1:]
+    known = data.assumptions(problem.has_squared_loss, source)[1:]
     yield Candidate("Theorem 6", (reaches, *known, condition), lambda: exact._replace(rate=rate))
     extended = "g increases and d nu/dt = y - g(nu), so the flow converges wherever y is in reach."
     yield Candidate(
@@ -305,7 +305,7 @@ def _interpolation(
     """Theorem 5, then that on any two layers: diagonal network `values`, measurements `rows`."""
     depth = len(values)
     data = row_space(rows, problem.y)
-    setting = (*setting, *data.of(problem.has_squared_loss, f"{YUN}, section 5"))
+    setting = (*setting, *data.assumptions(problem.has_squared_loss, f"{YUN}, section 5"))
     if data.rank == 0:
         yield Candidate(name, setting, nothing_to_conclude)
         return
@@ -346,7 +346,7 @@ def _interpolation(
 def _differential(network, problem, data):
     source = "Woodworth et al. 2020, Theorems 1 and 3"
     depth, plus, minus = network.depth, network.positive, network.negative
-    known = data.of(problem.has_squared_loss, source)
+    known = data.assumptions(problem.has_squared_loss, source)
     if data.rank == 0:
         yield Candidate(source, known, nothing_to_conclude)
         return

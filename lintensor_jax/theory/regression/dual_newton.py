@@ -74,7 +74,7 @@ def minimize(
     mirror, rows, values = jax.tree.map(jnp.asarray, (mirror, rows, values))
     fixed = jax.lax.stop_gradient((mirror, rows, values))
     equations = _orthonormal(*fixed[1:])
-    end = _end(fixed[0], equations)
+    end = _solution(fixed[0], equations)
     z, nu = end.z, equations.transform.T @ end.nu
     rho, nu = _at_solution(mirror, rows, values, equations, z, nu, end.rho)
     # The coordinate z of rho, with its derivative, and corrected to first order for rounding in z.
@@ -247,7 +247,7 @@ class _End(NamedTuple):
     converged: Array
 
 
-def _end(mirror, equations):
+def _solution(mirror, equations):
     """The solution by `solve_directly` if that converges, else along the path."""
     mirror_map = mirror.as_hyperbolic_sine
     if mirror_map is None:
@@ -286,7 +286,7 @@ def _start(mirror, equations, skipped):
     """The start of the path, at a scale at which the mirror map is nearly linear."""
     origin = jnp.zeros_like(equations.rows[0])
     linear = _factorize(mirror, equations.rows, origin)
-    log_factor = mirror.easy_log_factor(
+    log_factor = mirror.linear_log_factor(
         linear.d * _range_part(linear, linear.basis @ equations.values)
     )
     return _State(

@@ -35,7 +35,9 @@ def fully_connected_candidates(
     `problem`: with any loss of residuals. `data`: its `row_space`.
     """
     if data.rank == 0:
-        yield Candidate("Theorem 7", data.of(True, YUN), lambda: Conclusion(Kind.EXACT, None))
+        yield Candidate(
+            "Theorem 7", data.assumptions(True, YUN), lambda: Conclusion(Kind.EXACT, None)
+        )
         return
     at = _Start.of(network, problem, data)
     undecided = ()
@@ -144,7 +146,11 @@ def _proposition_10(network, problem, data, at):
     note = f"The limit is the {_least_norm(data)}, for every initial scale."
     return Candidate(
         name,
-        (*data.of(problem.has_squared_loss, f"{MIN}, Proposition 10"), *exact, at.converges),
+        (
+            *data.assumptions(problem.has_squared_loss, f"{MIN}, Proposition 10"),
+            *exact,
+            at.converges,
+        ),
         lambda: Conclusion(Kind.EXACT, data.least_squares(), rate, (note,)),
     )
 
@@ -158,7 +164,7 @@ def _least_norm(data):
 def _theorem_7(network, problem, data, at):
     outputs = 1 if network.has_scalar_output else network.weights[-1].shape[1]
     scalar = Assumption("a single output, m", outputs, outputs == 1, f"{YUN}, Theorem 7")
-    setting = (scalar, *data.of(problem.has_squared_loss, f"{YUN}, section 5"))
+    setting = (scalar, *data.assumptions(problem.has_squared_loss, f"{YUN}, section 5"))
     rate = _rate(network, data, at)
     note = f"The limit below is the {_least_norm(data)}."
 

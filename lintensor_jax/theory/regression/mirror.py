@@ -54,7 +54,7 @@ class AbstractMirror(eqx.Module):
         return None
 
     @abc.abstractmethod
-    def easy_log_factor(self, rho: Float[Array, " m"]) -> Scalar:
+    def linear_log_factor(self, rho: Float[Array, " m"]) -> Scalar:
         """A log_factor >= 0 above which `magnified` is nearly linear for entries of rho's size."""
 
 

@@ -158,5 +158,5 @@ def one_neuron_candidate(
         found = single_neuron_limit(network, Regression(data.rows, data.targets))
         return Conclusion(Kind.EXACT, found.coefficients, rate)
 
-    assumptions = (*data.of(problem.has_squared_loss, AZULAY), converges, sign)
+    assumptions = (*data.assumptions(problem.has_squared_loss, AZULAY), converges, sign)
     return Candidate(f"One hidden neuron ({AZULAY})", assumptions, conclude), bool(keeps)

@@ -76,7 +76,7 @@ class _DifferentialMirror(AbstractMirror):
         log_size = math.log(2) + 2 * (self.log_alpha + self.log_eta)
         return HyperbolicSine(log_size, 4.0, jnp.zeros_like(log_size))
 
-    def easy_log_factor(self, rho):
+    def linear_log_factor(self, rho):
         log_x = jnp.log(jnp.abs(rho) / 2) / self.depth - self.log_alpha - self.log_eta
         return jnp.maximum(jnp.max(log_x), 0)
 
@@ -134,7 +134,7 @@ class _UnbalancedMirror(AbstractMirror):
     def as_hyperbolic_sine(self):
         return HyperbolicSine(self.log_mu, 2.0, self.origin)
 
-    def easy_log_factor(self, rho):
+    def linear_log_factor(self, rho):
         size = jnp.maximum(jnp.max(jnp.abs(rho)), jnp.max(jnp.abs(self.beta_0)))
         return jnp.maximum(jnp.max(jnp.log(size) - self.log_mu), 0)
 

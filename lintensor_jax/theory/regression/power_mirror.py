@@ -42,7 +42,7 @@ class PowerMirror(AbstractMirror):
         log_size = 2 * (self.log_alpha + self.log_eta) - math.log(2)
         return HyperbolicSine(log_size, 2.0, jnp.zeros_like(log_size), 0.5)
 
-    def easy_log_factor(self, rho):
+    def linear_log_factor(self, rho):
         # |x| <= 1 in every entry.
         log_x = jnp.log(jnp.abs(rho)) / self.depth - self.log_alpha - self.log_eta
         return jnp.maximum(jnp.max(log_x), 0)

@@ -124,7 +124,7 @@ def saddle_to_saddle(
     X, y = _data(problem)
     depth = _depth(depth)
     lower, upper = _thresholds(start, depth, X.shape[1])
-    first, signs, copy_of, counts = _twins(X, lower, upper)
+    first, signs, copy_of, counts = _duplicate_columns(X, lower, upper)
     times, points, dual, unique = _path(X[:, first], y, lower[first], upper[first])
     return SaddleToSaddle(
         times,
@@ -137,7 +137,7 @@ def saddle_to_saddle(
     )
 
 
-def _twins(X, lower, upper):
+def _duplicate_columns(X, lower, upper):
     """Columns that are equal up to their sign, with equal thresholds: the flow keeps them equal.
 
     Returns the first of each group, and for every column its sign and group, and the group sizes.
@@ -154,7 +154,7 @@ def _twins(X, lower, upper):
 
 
 def _path(X, y, lower, upper):
-    """Times, points, dual and uniqueness of `SaddleToSaddle`, for columns without twins."""
+    """Times, points, dual and uniqueness of `SaddleToSaddle`, for columns without duplicates."""
     beta, q, elapsed = np.zeros(X.shape[1]), np.zeros(X.shape[1]), 0.0
     times, points, dual, unique = [], [beta], [q], True
     while True:

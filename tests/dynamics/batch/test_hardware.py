@@ -56,7 +56,7 @@ def test_memory_of_a_lane_covers_what_xla_takes():
         assert found <= 8 * 2**20 * LaneNumbers(state, 1, 0).in_memory <= 1.6 * found
 
 
-def test_cpus_are_cut_as_ever():
+def test_chunk_sizes_on_cpus():
     sizes = hardware.sizes_on_cpu(None, 4, 3 * 2**20, 8)
     assert sizes == (128, 2**14, 32, 256)
     assert hardware.sizes_on_cpu(None, 96, 1000, 1) == (32, 1024, 2, 256)
@@ -144,7 +144,7 @@ def test_sweeps_on_eight_devices(monkeypatch):
     """Large sweeps have two chunks for each device; smaller ones have one."""
     monkeypatch.setattr(hardware, "kind_of", lambda device: "cuda")
     monkeypatch.setattr(hardware, "memory_of", lambda device: _H200)
-    monkeypatch.setattr(plan_module, "_LANES_OF_TWO", 2**8)
+    monkeypatch.setattr(plan_module, "_LANES_FOR_TWO_CHUNKS", 2**8)
     monkeypatch.setattr(hardware, "_FEWEST_IN_FLIGHT", 64)
     monkeypatch.setattr(hardware, "_IN_FLIGHT", 64)
     devices = jax.local_devices()[:1] * 8

@@ -17,7 +17,7 @@ from sweep_cases import ALPHAS, GRID, LANES, PROBLEM, axes, contents, start
 import lintensor_jax as lt
 from lintensor_jax import cli
 from lintensor_jax.sweeps import Axis, Grid, SweepError
-from lintensor_jax.sweeps.run import make
+from lintensor_jax.sweeps.run import make_store
 from lintensor_jax.sweeps.store import claims
 
 OPTIONS = LANES
@@ -59,7 +59,7 @@ def test_a_claim_holds_while_its_process_lives_and_no_longer(tmp_path, monkeypat
         assert taken
 
 
-def test_a_dead_writer_on_another_host_blocks_nobody(whole, tmp_path, computed, monkeypatch):
+def test_the_claim_of_a_dead_writer_on_another_host_expires(whole, tmp_path, computed, monkeypatch):
     monkeypatch.setattr(claims, "LEASE", 1.0)
     path = shutil.copytree(whole[0], tmp_path / "store")
     (path / ".sweep" / "chunks" / "00000002.json").unlink()
@@ -73,7 +73,7 @@ def test_a_dead_writer_on_another_host_blocks_nobody(whole, tmp_path, computed, 
 def test_one_function_computes_one_chunk(whole, tmp_path, computed):
     plan = lt.sweeps.Plan(GRID, lt.sweeps.Options(**OPTIONS))
     path = tmp_path / "store"
-    make(GRID, plan.options, path)
+    make_store(GRID, plan.options, path)
     assert lt.sweeps.pending(path) == [0, 1, 2, 3]
     for number in (3, 1, 3):
         manifest = lt.sweeps.compute_chunk(path, number, GRID)

@@ -139,7 +139,7 @@ def test_a_row_of_headings_has_no_numbers_and_every_other_row_has_only_numbers(t
         read_data(tmp_path / "data.csv")
 
 
-def test_arrays_that_are_no_numbers_and_files_that_are_no_archives(tmp_path, monkeypatch):
+def test_refuses_arrays_without_numbers_and_files_that_are_not_archives(tmp_path, monkeypatch):
     np.savez(tmp_path / "words.npz", X=np.array([["a"]]), y=np.array(["b"]))
     np.savez(tmp_path / "objects.npz", X=np.array([[{}]], object), y=np.ones(1))
     np.savez(tmp_path / "complex.npz", X=np.array([[1j]]), y=np.ones(1))

@@ -105,7 +105,7 @@ def test_what_is_not_finite_is_left_out_and_counted(drawn):
 
 
 @pytest.mark.parametrize("of", ["limit", "direction_reached"])
-def test_predictions_are_drawn_over_what_they_are_of(drawn, of):
+def test_predictions_are_drawn_in_the_figure_of_their_variable(drawn, of):
     lanes, dims = ("alpha", "direction"), ("alpha", "direction", "coefficient")
     limit = RNG.standard_normal((7, 9, 2))
     unit = limit / np.linalg.norm(limit, axis=-1, keepdims=True)
@@ -137,7 +137,7 @@ def test_units_are_words_or_left_out(drawn):
     assert labels == ["distance", "drift", "my speed\n(m/s)", "bare"]
 
 
-def test_settings_leave_out_what_was_left_out():
+def test_settings_omit_what_the_user_did_not_set():
     config = {"seed": 0, "data": {"path": None, "X": [[1.0, 2.0]], "task": "regression"}}
     assert list(settings(config)) == [
         ("seed", "0"),

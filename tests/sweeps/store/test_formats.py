@@ -139,7 +139,7 @@ def test_a_users_code_has_the_hash_that_format_1_gave_it():
     assert store_description.differences(store_description.describe(given)[0], kept)
 
 
-def test_the_table_of_format_1_is_closed_and_says_where_things_lay():
+def test_names_of_format_1_are_found_and_other_names_are_refused():
     public = set(names._public())
     # All names of format 1 are public, except these, which are not exported at the top level.
     added = {"AbstractClock", "AbstractCompilation", "AbstractMarginLoss", "AbstractProblem"}

@@ -255,7 +255,7 @@ def test_balanced_aligned_layers_and_rotations_of_hidden_units():
     assert found.predictor_residual < ROUNDING
 
 
-def test_a_module_of_ones_own():
+def test_a_module_of_a_user():
     problem = _separable(5, 14, 6)
     z = lt.max_margin(problem, lt.L1Norm()).coefficients
     ours = lt.minimal_network(lt.DiagonalNetwork.zeros(2, 6), z)

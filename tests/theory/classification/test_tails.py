@@ -76,7 +76,7 @@ def test_limit_direction_is_that_of_the_tail(flow):
     )
 
 
-def test_the_wall_of_floating_point_is_none_for_a_polynomial_tail():
+def test_flows_with_a_polynomial_tail_reach_large_margins():
     far = lt.gradient_flow(two_layers(), POLYNOMIAL, stop=lt.StopAtMargin(1e12))
     assert far.status == lt.FlowStatus.margin
     np.testing.assert_allclose(far.direction[-1], LEAST, atol=1e-9)

@@ -67,7 +67,7 @@ def test_huge_columns_that_cancel():
         assert found.residual <= 1.01e-4 * weights[trial % 9] + found.resolution
 
 
-def test_a_gradient_of_ones_own():
+def test_a_gradient_of_a_user():
     problem = _separable(5, 14, 6)
     for like, norm in ((lt.DiagonalNetwork.zeros(3, 6), lt.LpNorm(2 / 3)), (None, lt.L2Norm())):
         z = lt.max_margin(problem, norm).coefficients
@@ -88,7 +88,7 @@ def test_a_gradient_of_ones_own():
         np.testing.assert_allclose(combination, slope(jnp.asarray(direction)), rtol=0, atol=1e-12)
 
 
-def test_a_prox_of_ones_own():
+def test_a_prox_of_a_user():
     """Soft thresholding is the l1 norm; elsewhere the residual is a constrained proximal step."""
     problem = _separable(5, 14, 6)
     own = lt.Regularizer(prox=lambda v: jnp.sign(v) * jnp.maximum(jnp.abs(v) - 1, 0))

@@ -14,7 +14,7 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 
-from ..native.emitter import Emitter, Parts, Slot
+from ..native.emitter import Emitter, ModuleState, Slot
 from ..native.instructions import TooLarge, no_instruction, vector
 from ..vectorization.entry_by_entry import from_list
 from .contraction import with_explicit_fma
@@ -45,9 +45,9 @@ def emit_threads(steps: Any) -> str:
     if written.size > LARGEST_THREAD:
         raise TooLarge(f"a step changes more than {LARGEST_THREAD} numbers of a lane")
     module = ir.Module("lanes")
-    parts = Parts(LARGEST_PROGRAM)
+    module_state = ModuleState(LARGEST_PROGRAM)
     for name, result in zip(("integrate", "start"), reversed(steps.jaxpr.outvars), strict=True):
-        _emit_kernel(module, name, steps, result, parts)
+        _emit_kernel(module, name, steps, result, module_state)
     for function in module.functions:
         if function.is_declaration and not function.name.startswith("llvm."):
             raise no_instruction(function.name)  # a function of C's library
@@ -60,7 +60,7 @@ def _inlined(text: str) -> str:
     return _ARRAY.sub(r"= alloca [\2 x \1]", text)
 
 
-def _emit_kernel(module, name, steps, result, parts) -> None:
+def _emit_kernel(module, name, steps, result, module_state) -> None:
     """A kernel whose threads take rows until none is left. In "start" each row has one turn."""
     row, *_ = steps.in_avals
     *_, written = steps.out_avals
@@ -95,7 +95,7 @@ def _emit_kernel(module, name, steps, result, parts) -> None:
 
     builder.position_at_end(loop)
     bases = {"row": state, "data": data}
-    emitter = Emitter(builder, 1, row.dtype, bases, parts)
+    emitter = Emitter(builder, 1, row.dtype, bases, module_state)
     (values,) = emitter.evaluate(steps.jaxpr, steps.consts, _arguments(steps), [result])
     values = [emitter.value(entry, result.aval.dtype) for entry in values]
     for i, value in enumerate(values):

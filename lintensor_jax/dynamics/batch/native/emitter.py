@@ -42,7 +42,7 @@ class Slot(NamedTuple):
     dtype: Any = None  # None: the dtype of the emitter
 
 
-class Parts:
+class ModuleState:
     """State that the functions of one module share.
 
     - `largest_program`: the most operations of the module; default `LARGEST_PROGRAM`.
@@ -61,7 +61,7 @@ class Emitter(Entrywise):
 
     - `dtype`: the type of the numbers in memory.
     - `bases`: the pointers of the slots, by name.
-    - `parts`: the state of the module.
+    - `module_state`: the state of the module.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class Emitter(Entrywise):
         width: int,
         dtype: Any,
         bases: dict[str, Any],
-        parts: Parts,
+        module_state: ModuleState,
     ):
         self.builder, self.width, self.dtype = builder, width, np.dtype(dtype)
         self.bases = bases
         self.instructions = Instructions(builder, width)
-        self._parts = parts
+        self._module_state = module_state
         self._known: dict[Any, Any] = {}  # values that have been computed already
 
     def value(self, entry: Any, dtype: Any) -> Any:
@@ -138,7 +138,7 @@ class Emitter(Entrywise):
         if not all(_fits(v.aval.dtype, self.dtype) for v in jaxpr.outvars):
             return self.evaluate(jaxpr, constants, inputs)
         key = id(jaxpr), *map(_kind_of, entries)
-        functions = self._parts.functions
+        functions = self._module_state.functions
         made = next((other for other in functions if _can_call(other, key)), key)
         if made not in functions:
             # The jaxpr is kept alive: the key holds its id, which a new object could get.
@@ -193,9 +193,9 @@ class Emitter(Entrywise):
 
     def _once(self, key, compute):
         if key not in self._known:
-            self._parts.spent += 1
-            if self._parts.spent > self._parts.largest_program:
-                raise TooLarge(f"more than {self._parts.largest_program} operations")
+            self._module_state.spent += 1
+            if self._module_state.spent > self._module_state.largest_program:
+                raise TooLarge(f"more than {self._module_state.largest_program} operations")
             self._known[key] = compute()
         return self._known[key]
 
@@ -228,7 +228,7 @@ class Emitter(Entrywise):
             argument.add_attribute("noalias")
         builder = ir.IRBuilder(function.append_basic_block("entry"))
         bases: dict[str, Any] = dict(zip((*_BASES, "given", "found"), function.args, strict=True))
-        inner = Emitter(builder, self.width, self.dtype, bases, self._parts)
+        inner = Emitter(builder, self.width, self.dtype, bases, self._module_state)
         arguments, count = [], 0
         for value in inputs:
             value = value.copy()

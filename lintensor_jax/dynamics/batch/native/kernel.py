@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from llvmlite import ir
 
 from ..vectorization.entry_by_entry import from_list
-from .emitter import STACK, Emitter, Parts, Slot
+from .emitter import STACK, Emitter, ModuleState, Slot
 from .instructions import vector
 
 # Turns until Python can first react to an interrupt, and about the seconds between later times.
@@ -48,15 +48,15 @@ def emit(steps: Any, width: int) -> str:
     kind = vector(row.dtype, width)
     module = ir.Module("lanes")
     exchange = _emit_exchange(module, row.size, written.size, kind)
-    parts = Parts()
+    module_state = ModuleState()
     # The step is emitted first: the start can use the functions of the step.
     names = ("step", "start")[: len(steps.out_avals)]
     for name, result in zip(names, reversed(steps.jaxpr.outvars), strict=True):
-        _emit_turns(module, name, exchange, kind, steps, result, parts)
+        _emit_turns(module, name, exchange, kind, steps, result, module_state)
     return str(module)
 
 
-def _emit_turns(module, name, exchange, kind, steps, result, parts):
+def _emit_turns(module, name, exchange, kind, steps, result, module_state):
     """A function that repeats turns of its lanes, until all rows are done or `most` are made.
 
     A turn of "step" is one step of every lane. In "start" every row takes one turn.
@@ -74,8 +74,8 @@ def _emit_turns(module, name, exchange, kind, steps, result, parts):
     zero, one = ir.Constant(_INT, 0), ir.Constant(_INT, 1)
     all_lanes = ir.Constant(_INT, 2**width - 1)
     places = [jobs, alive, table, order, count, following]
-    anew = builder.icmp_signed("<", builder.load(alive), zero)
-    with builder.if_then(anew):
+    is_first_call = builder.icmp_signed("<", builder.load(alive), zero)
+    with builder.if_then(is_first_call):
         builder.store(zero, alive)
         builder.call(exchange, [state, *places, all_lanes])
     loop, swap, rest, end = map(function.append_basic_block, ("loop", "swap", "rest", "end"))
@@ -85,7 +85,7 @@ def _emit_turns(module, name, exchange, kind, steps, result, parts):
     builder.position_at_end(loop)
     turn = builder.phi(_INT)
     turn.add_incoming(zero, before)
-    emitter = Emitter(builder, width, row.dtype, {"row": state, "data": data}, parts)
+    emitter = Emitter(builder, width, row.dtype, {"row": state, "data": data}, module_state)
     entries = [from_list([Slot("row", i) for i in range(row.size)], row.shape)]
     offset = 0
     for array in shared:

@@ -33,7 +33,7 @@ def claims(result: Result, regression: list[dict], classification: list[dict]) -
     config = result.config
     if config.regression.x == (1.0, 2.0) and config.regression.y == 1.0:
         yield from _minimum_norms(config, regression, classification)
-    worst, descent = (_most(regression, key) for key in ("distance", "descent_distance"))
+    worst, descent = (_largest(regression, key) for key in ("distance", "descent_distance"))
     yield Claim(
         "limits of regression against Theorem 6",
         "predictions agree with the solution found by gradient descent",
@@ -48,7 +48,7 @@ def claims(result: Result, regression: list[dict], classification: list[dict]) -
         f"at alpha = {_ends(config)[1]:g}",
         bool(spreads[0] < spreads[1]),
     )
-    log_loss, steps = _most(classification, "descent_log10_loss"), _steps(config)
+    log_loss, steps = _largest(classification, "descent_log10_loss"), _steps(config)
     yield Claim(
         "loss of gradient descent, classification",
         "1e-5 or a little more, after 2e6 steps",
@@ -56,7 +56,7 @@ def claims(result: Result, regression: list[dict], classification: list[dict]) -
         # Half a decade more than 1e-5 is allowed: the paper writes "lesssim".
         bool(log_loss <= -4.5) if steps == _PAPER_STEPS else None,
     )
-    at_stop, at_end = (_most(classification, k) for k in ("paper_loss_distance", "distance"))
+    at_stop, at_end = (_largest(classification, k) for k in ("paper_loss_distance", "distance"))
     yield Claim(
         "classification directions",
         "quite dependent on the start at 1e-5; independent of it in theory",
@@ -106,7 +106,7 @@ def _of(rows, architecture, alpha=None):
     return [r for r in rows if r["architecture"] == architecture and alpha in (None, r["alpha"])]
 
 
-def _most(rows, key):
+def _largest(rows, key):
     return float(max(row[key] for row in rows))
 
 

@@ -192,7 +192,7 @@ def _flows(result) -> Iterator[dict[str, Any]]:
                 "reached": flow.reached,
                 "agreement": relative_error(flow.reached, predicted),
                 "mirror_agreement": mirror and relative_error(mirror.reached, flow.reached),
-                **_end_of(flow),
+                **_stop_columns(flow),
                 "mirror_num_steps": mirror and mirror.num_steps,
                 "mirror_status": mirror.status if mirror else "refused",
             }
@@ -201,7 +201,7 @@ def _flows(result) -> Iterator[dict[str, Any]]:
 def _fully_connected(result) -> Iterator[dict[str, Any]]:
     for row, runs, flow in _small_scale("fully-connected", result.fully_connected):
         # The starts satisfy every condition with a slack > 0, so a slack < 0 is a violation.
-        yield {**row, "violation": max(-runs.condition, 0.0), **_end_of(flow)}
+        yield {**row, "violation": max(-runs.condition, 0.0), **_stop_columns(flow)}
 
 
 def _noncommuting(result) -> Iterator[dict[str, Any]]:
@@ -212,7 +212,7 @@ def _noncommuting(result) -> Iterator[dict[str, Any]]:
             **row,
             "excess": float(reached / least - 1),
             "stable_rank": float((np.linalg.norm(flow.reached) / largest) ** 2),
-            **_end_of(flow),
+            **_stop_columns(flow),
         }
 
 
@@ -225,7 +225,7 @@ def _rotated(result) -> Iterator[dict[str, Any]]:
                 "reached": flow.reached,
                 "agreement": relative_error(flow.reached, predicted),
                 "mixing": relative_error(flow.reached, diagonal),
-                **_end_of(flow),
+                **_stop_columns(flow),
             }
 
 
@@ -299,7 +299,7 @@ def _lane(architecture, depth, alpha):
     return {"architecture": architecture, "depth": depth, "alpha": float(alpha)}
 
 
-def _end_of(flow: Flow):
+def _stop_columns(flow: Flow):
     return {
         "num_steps": flow.num_steps,
         "num_implicit_steps": flow.num_implicit_steps,

@@ -34,11 +34,11 @@ def starts(like, count) -> Any:
 @pytest.fixture
 def core(monkeypatch, tmp_path_factory):
     """A fake CUDA device, whose driver runs PTX as C; the set of given warnings is empty."""
-    played = ptx_as_c.Core(tmp_path_factory.mktemp("kernels"))
+    fake_driver = ptx_as_c.Core(tmp_path_factory.mktemp("kernels"))
     monkeypatch.setattr(hardware, "kind_of", lambda device: "cuda")
     monkeypatch.setattr(batched_flow_module, "_warned", set())
-    monkeypatch.setitem(sys.modules, "cuda.core", played)
-    return played
+    monkeypatch.setitem(sys.modules, "cuda.core", fake_driver)
+    return fake_driver
 
 
 def text_of(monkeypatch, networks, problem, **options) -> Any:
