@@ -75,6 +75,15 @@ class FlowArgs(NamedTuple):
     followed_share: float = 0.0  # the share of its start down to which steps follow a parameter
 
 
+class _ArcNumbers(NamedTuple):
+    """What couples all parameters in the velocity of `LogArcLength`."""
+
+    weights: Array  # of the margins' shape: the softmax of log(-l')
+    inverse_norm: Scalar  # 1 / |G|
+    radial: Scalar  # du/ds
+    elapsed: Scalar  # dw/ds
+
+
 class PhysicalTime(AbstractClock):
     """s = t, the time of the gradient flow itself."""
 
@@ -84,10 +93,21 @@ class PhysicalTime(AbstractClock):
 
     def velocity(self, s: Scalar, state: ClockState, args: FlowArgs) -> ClockState:
         """dTheta/dt = -grad L, with weight decay - lambda Theta."""
+        return self._with_decay(args.system.velocity(state.theta), state, args)
+
+    def _with_decay(self, velocity, state, args):
         zero = jnp.zeros_like(state.log_scale)
-        velocity = args.system.velocity(state.theta)
         counted = functools.partial(args.system.counted, state.theta)
         return ClockState(velocity_with_decay(args.system.problem, velocity, counted), zero, zero)
+
+    def numbers(self, state: ClockState, args: FlowArgs) -> Array:
+        """The residual, through which all parameters act on the velocity of one."""
+        return args.system.problem.residual(args.system.coefficients(state.theta))
+
+    def velocity_by(self, numbers: Array, state: ClockState, args: FlowArgs) -> ClockState:
+        """The velocity as a function of `numbers` and of the state."""
+        pull = args.system.pullback(state.theta)[1]
+        return self._with_decay(pull(args.system.problem.adjoint(-numbers)), state, args)
 
     def log_time(self, s: Scalar, state: ClockState, args: FlowArgs) -> Scalar:
         """log t = log s."""
@@ -139,9 +159,28 @@ class LogArcLength(AbstractClock):
 
     def velocity(self, s: Scalar, state: ClockState, args: FlowArgs) -> ClockState:
         """(g - <theta, g> theta, <theta, g>)."""
-        loss, slope, gradient = args.system.margin_gradient(state.theta, state.log_scale)
+        unit, numbers = self._unit_and_numbers(state, args)
+        return ClockState(unit - numbers.radial * state.theta, numbers.radial, numbers.elapsed)
+
+    def numbers(self, state: ClockState, args: FlowArgs) -> _ArcNumbers:
+        """n + 3 numbers, through which all parameters act on the velocity of one."""
+        return self._unit_and_numbers(state, args)[1]
+
+    def velocity_by(self, numbers: _ArcNumbers, state: ClockState, args: FlowArgs) -> ClockState:
+        """The velocity as a function of `numbers` and of the state."""
+        pull = args.system.pullback(state.theta)[1]
+        problem: Any = args.system.problem
+        unit = pull(problem.margins_adjoint(numbers.weights)) * numbers.inverse_norm
+        return ClockState(unit - numbers.radial * state.theta, numbers.radial, numbers.elapsed)
+
+    def _unit_and_numbers(self, state, args):
+        """g, and the numbers of the velocity."""
+        loss, slope, gradient, weights = args.system.weighted_margin_gradient(
+            state.theta, state.log_scale
+        )
         norm = _smoothed_norm(args.system, gradient)
-        unit = gradient * (1 / jnp.where(norm > 0, norm, 1.0))
+        inverse_norm = 1 / jnp.where(norm > 0, norm, 1.0)
+        unit = gradient * inverse_norm
         radial = jnp.vdot(state.theta, unit)
         # A multiple of theta can be moved from dtheta to du without a change of Theta. With this
         # multiple |theta| returns to 1 also where |Theta| shrinks. With <theta, g> alone the error
@@ -149,9 +188,8 @@ class LogArcLength(AbstractClock):
         length = jnp.vdot(state.theta, state.theta)
         radial = jnp.where(radial < 0, radial * (3 - 2 * length), radial)
         rate = _time_per_arc(args.system, state, slope, norm)
-        return ClockState(
-            unit - radial * state.theta, radial, _elapsed_velocity(loss, *rate, state, args)
-        )
+        elapsed = _elapsed_velocity(loss, *rate, state, args)
+        return unit, _ArcNumbers(weights, inverse_norm, radial, elapsed)
 
     def log_time(self, s: Scalar, state: ClockState, args: FlowArgs) -> Scalar:
         """log t: integrated at moderate loss, the closed form of this module at small loss."""

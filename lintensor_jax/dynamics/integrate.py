@@ -163,7 +163,7 @@ def _solver(args, options, initial, implicit) -> Any:
     """The solver given or chosen, with its stages written out."""
     if options.solver is not None or not implicit:
         return written_out(options.solver or explicit_solver())
-    solver = Rodas5P(args.system if splits(args.system, options.clock) else None)
+    solver = Rodas5P(options.clock if splits(args.system, options.clock) else None)
     return on_invariants(solver, args.system, options.clock, initial)
 
 

@@ -74,15 +74,13 @@ class OnInvariants(diffrax.AbstractAdaptiveSolver):
     def _correction(self, y, args):
         state = state_of(y, self.clock)
         shrinks = state.log_scale < self.initial.log_scale
+        tied = False if args.origin is None else jnp.any(args.origin < 0)
 
         def correction():
             return correction_of(args, state, self.initial, everywhere=shrinks)
 
-        if isinstance(self.clock, PhysicalTime):  # log_scale is constant: only ties are corrected
-            tied = args.origin is not None and jnp.any(args.origin < 0)
-            found = jax.lax.cond(tied, correction, lambda: jnp.zeros_like(state.theta))
-        else:
-            found = correction()
+        # Elsewhere nothing is corrected, and the correction costs a matrix of all quantities.
+        found = jax.lax.cond(shrinks | tied, correction, lambda: jnp.zeros_like(state.theta))
         return vector_of(ClockState(found, *map(jnp.zeros_like, state[1:])), self.clock)
 
 

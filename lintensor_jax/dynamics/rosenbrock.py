@@ -117,10 +117,10 @@ def _dense_solver(slope, y, shift):
 class Rodas5P(diffrax.AbstractAdaptiveSolver):
     """`rosenbrock_step` as a solver of diffrax, for one vector y and slopes that do not use t.
 
-    `system`: of a flow in physical time whose linear systems are solved by `shifted_systems`.
+    `clock`: of a flow whose linear systems are solved by `shifted_systems`; else None.
     """
 
-    system: Any = None
+    clock: Any = None
 
     term_structure: ClassVar = diffrax.AbstractTerm
     interpolation_cls: ClassVar = diffrax.ThirdOrderHermitePolynomialInterpolation.from_k
@@ -141,7 +141,8 @@ class Rodas5P(diffrax.AbstractAdaptiveSolver):
         """One step, and the slopes at its ends for the interpolation."""
         h = terms.contr(t0, t1)
         slope = functools.partial(self.func, terms, t0, args=args)
-        solver = None if self.system is None else functools.partial(shifted_solver, self.system)
+        split = self.clock is not None
+        solver = functools.partial(shifted_solver, self.clock, args) if split else None
         y1, error = rosenbrock_step(slope, y0, h, solver)
         first = jax.lax.cond(made_jump, slope, lambda y: solver_state, y0)
         last = slope(y1)

@@ -1,82 +1,95 @@
-"""Linear systems (shift I - J) x = b of implicit steps, J the Jacobian of a regression flow.
+"""Linear systems (shift I - J) x = b of implicit steps, J the Jacobian of a clock's velocity.
 
-With residual r(theta) and r held fixed, the velocity F(theta, r) = -(d beta/d theta)^T X^T r
-depends on theta by the second derivatives of beta only. Where these couple few parameters (in a
-diagonal network those of one coordinate), J is a matrix of small blocks plus a matrix of rank n:
+All parameters act on the velocity of one through a few numbers z: in regression the residual, with
+margins their n weights and three more (`numbers` of a clock). With z held fixed, the velocity
+F(y, z) depends on y by the second derivatives of beta only. Where these couple few parameters (in a
+diagonal network those of one coordinate), J is a matrix of small blocks plus one of low rank:
 
-    J = dF/dtheta + (dF/dr) (dr/dtheta).
+    J = dF/dy + (dF/dz) (dz/dy).
 
-The blocks are inverted one by one, the rest is a system of n equations (Woodbury). The time is
-linear in the number p of parameters, where that of a dense J is cubic.
+The blocks are inverted one by one, the rest is a system of as many equations as z has entries
+(Woodbury). The time is linear in the number p of parameters, where that of a dense J is cubic.
 """
 
-import math
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Scalar
 
 from ..networks.closed_forms import closed_form
-from ..penalized import velocity_with_decay
-from .clocks import AbstractClock, PhysicalTime
+from .clocks import FlowArgs, state_of, vector_of
 
 Solver = Callable[[Array], Array]
-# Below so many parameters, and with more samples than this share of them, one dense matrix is
-# quicker.
-_FEWEST_PARAMETERS, _LARGEST_SHARE = 48, 0.5
+# One dense matrix is quicker for fewer numbers, or with larger blocks or a larger z.
+_FEWEST_NUMBERS, _LARGEST_SHARE = 48, 0.5
 # Beyond this many equations in one matrix flows have no implicit steps: a step costs their cube.
 LARGEST_MATRIX = 600
-# Most entries of a matrix with p columns and a row for each sample.
+# Most entries of a matrix with a column for each parameter.
 _MOST_ENTRIES = 2**25
 
 
-def splits(system: Any, clock: AbstractClock) -> bool:
-    """Whether the systems of this flow are solved by blocks and a rest of rank n."""
-    if not isinstance(clock, PhysicalTime) or not system.problem.has_residuals:
-        return False
-    if closed_form(system, "coupled_groups") is None:
-        return False
-    size, rank = system.num_parameters, _rank(system)
-    pays = size >= _FEWEST_PARAMETERS and rank <= _LARGEST_SHARE * size
-    return pays and rank * size <= _MOST_ENTRIES
+def splits(system: Any, clock: Any) -> bool:
+    """Whether the systems of this flow are solved by blocks and a rest of low rank."""
+    return _largest_part(system, clock) is not None
 
 
-def has_implicit_steps(system: Any, clock: AbstractClock, size: int) -> bool:
+def has_implicit_steps(system: Any, clock: Any, size: int) -> bool:
     """Whether the largest matrix of an implicit step with `size` parameters is small enough."""
-    return (_rank(system) if splits(system, clock) else size) <= LARGEST_MATRIX
+    return (_largest_part(system, clock) or size) <= LARGEST_MATRIX
 
 
-def _rank(system):
-    return math.prod(system.problem.y.shape)
+def _largest_part(system, clock) -> int | None:
+    """The rows of the largest matrix if the systems are split; None if they are not."""
+    if not hasattr(clock, "numbers"):
+        return None
+    places = closed_form(system, "coupled_groups")
+    if places is None:
+        return None
+    size = system.num_parameters
+    rank = _rank(system, clock)
+    largest = max(rank, places.shape[1])
+    pays = size >= _FEWEST_NUMBERS and largest <= _LARGEST_SHARE * size
+    return largest if pays and rank * size <= _MOST_ENTRIES else None
 
 
-def shifted_solver(system: Any, theta: Float[Array, " p"], shift: Scalar) -> Solver:
-    """The map b -> x with (shift I - J) x = b, J = d velocity/d theta, for a system that `splits`.
+def _rank(system, clock):
+    def numbers(system):
+        state = clock.start(system, system.initial)
+        unit = jnp.zeros_like(state.log_scale)
+        return clock.numbers(state, FlowArgs(system, None, unit))
 
-    Shapes: b and x (p,).
+    return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter_eval_shape(numbers, system)))
+
+
+def shifted_solver(clock: Any, args: FlowArgs, y: Float[Array, " q"], shift: Scalar) -> Solver:
+    """The map b -> x with (shift I - J) x = b, J = d velocity/dy, for a system that `splits`.
+
+    Shapes: y, b and x (q,).
     """
-    problem = system.problem
 
-    def pulled(theta, residual):
-        return system.pullback(theta)[1](problem.adjoint(-residual))
+    def numbers_of(y):
+        return ravel_pytree(clock.numbers(state_of(y, clock), args))[0]
 
-    def velocity(theta, residual):
-        return velocity_with_decay(problem, pulled(theta, residual), lambda: system.counted(theta))
+    unravel = ravel_pytree(clock.numbers(state_of(y, clock), args))[1]
 
-    def residual_of(theta):
-        return problem.residual(system.coefficients(theta))
+    def velocity(y, z):
+        return vector_of(clock.velocity_by(unravel(z), state_of(y, clock), args), clock)
 
-    residual, pull_residual = jax.vjp(residual_of, theta)
-    basis = jnp.eye(residual.size, dtype=theta.dtype).reshape(-1, *residual.shape)
-    columns = jax.vmap(lambda e: pulled(theta, e))(basis)  # (n, p): dF/dr, transposed
-    rows = jax.vmap(lambda e: pull_residual(e)[0])(basis)  # (n, p): dr/dtheta
-    _, along = jax.linearize(lambda theta: velocity(theta, residual), theta)
-    by_groups = _solver_by_groups(along, system.coupled_groups(), shift, theta)
+    z, pull = jax.vjp(numbers_of, y)
+    basis = jnp.eye(z.size, dtype=y.dtype)
+    _, by_numbers = jax.linearize(functools.partial(velocity, y), z)
+    columns = jax.vmap(by_numbers)(basis)  # (m, q): dF/dz, transposed
+    rows = jax.vmap(lambda e: pull(e)[0])(basis)  # (m, q): dz/dy
+    _, by_state = jax.linearize(lambda y: velocity(y, z), y)
+    by_groups = _solver_by_groups(by_state, _places(args.system, y.size), shift, y)
     solved = jax.vmap(by_groups)(columns)
-    rest = jnp.linalg.inv(jnp.eye(residual.size, dtype=theta.dtype) - rows @ solved.T)
+    rest = jnp.linalg.inv(basis - rows @ solved.T)
 
     def solve(b):
         x = by_groups(b)
@@ -85,15 +98,24 @@ def shifted_solver(system: Any, theta: Float[Array, " p"], shift: Scalar) -> Sol
     return solve
 
 
-def _solver_by_groups(
-    along: Solver, places: np.ndarray, shift: Scalar, like: Float[Array, " p"]
-) -> Solver:
-    """b -> (shift I - D)^-1 b, D the linear map `along`, which couples parameters of a group only.
+def _places(system, size):
+    """The groups of all numbers of a state: what a clock adds to the parameters is alone."""
+    places = system.coupled_groups()
+    count = system.num_parameters
+    added = np.full((size - count, places.shape[1]), size)
+    added[:, 0] = np.arange(count, size)
+    return np.concatenate([np.where(places == count, size, places), added])
 
-    `places` (G, k): the parameters of each group, p where a group has fewer than k.
+
+def _solver_by_groups(
+    along: Solver, places: np.ndarray, shift: Scalar, like: Float[Array, " q"]
+) -> Solver:
+    """b -> (shift I - D)^-1 b, D the linear map `along`, which couples numbers of a group only.
+
+    `places` (G, k): the numbers of each group, q where a group has fewer than k.
     """
     count, size = like.size, places.shape[1]
-    # One product gives a column of every block: no parameter is in two groups.
+    # One product gives a column of every block: no number is in two groups.
     chosen = np.zeros((size, count + 1), like.dtype)
     chosen[np.arange(size), places] = 1
     products = jax.vmap(along)(jnp.asarray(chosen[:, :count]))

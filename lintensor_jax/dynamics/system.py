@@ -158,6 +158,12 @@ class System(eqx.Module):
         The gradient of the loss at Theta is
         -exp(log_slope + (depth - 1) log_scale) * (the third result).
         """
+        return self.weighted_margin_gradient(theta, log_scale)[:3]
+
+    def weighted_margin_gradient(
+        self, theta: Float[Array, " p"], log_scale: Scalar
+    ) -> "tuple[LogSum, LogSum, Array, Array]":
+        """The same, and the weights p, of the margins' shape."""
         problem: Any = self.problem
         beta, pull = self.pullback(theta)
         margins = jnp.exp(self.depth * log_scale) * problem.margins(beta)
@@ -165,7 +171,7 @@ class System(eqx.Module):
         slope = LogSum.of(log_slopes.ravel())
         weights = jnp.exp(log_slopes - slope.top) * (1 / slope.total)
         gradient = pull(problem.margins_adjoint(weights))
-        return LogSum.of(problem.log_losses(margins)), slope, gradient
+        return LogSum.of(problem.log_losses(margins)), slope, gradient, weights
 
 
 class LogSum(NamedTuple):

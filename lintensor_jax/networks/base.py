@@ -175,7 +175,7 @@ class AbstractNetwork(eqx.Module):
     - `coupled_groups()`: a network of the same shapes whose parameters are NumPy integers, the
       number of a group for each parameter. Second derivatives of beta are 0 between parameters of
       different groups. In a diagonal network the weights of one coordinate are a group. An implicit
-      step of a regression flow then costs p n^2 for p parameters and n samples, instead of p^3.
+      step then costs p n^2 for p parameters and n samples, instead of p^3.
     - `largest_rank()`: the largest rank of beta as a matrix (d, m).
     - `kind`, a string: what error messages call the network; the name of the class by default.
     """

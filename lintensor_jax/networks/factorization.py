@@ -25,7 +25,12 @@ from .base import (
 )
 from .conserved import gaps_of_gram_matrices
 from .decomposition import AssumptionFails, OrthogonalDecomposition
-from .fully_connected import FullyConnectedNetwork, minimal_chain, schatten_regularizer
+from .fully_connected import (
+    FullyConnectedNetwork,
+    groups_of_units,
+    minimal_chain,
+    schatten_regularizer,
+)
 from .mirror_coordinates import SLACK, AbstractMirrorCoordinates, coordinates_of_layers
 
 _DRAWS = 4
@@ -154,6 +159,11 @@ class MatrixFactorizationNetwork(AbstractNetwork):
     def conserved_quantities(self) -> Float[Array, " q"]:
         """All entries of W_l^T W_l - W_{l+1} W_{l+1}^T (Arora et al. 2018)."""
         return gaps_of_gram_matrices(self.weights)
+
+    def coupled_groups(self) -> "MatrixFactorizationNetwork | None":
+        """For two layers a group for each hidden unit; else None."""
+        groups = groups_of_units(self.weights)
+        return None if groups is None else eqx.tree_at(lambda n: n.weights, self, groups)
 
     def identity_start(self) -> "MatrixFactorizationNetwork":
         """Identity matrices, and zeros in the last layer (Yun et al. 2021, Corollary 7).

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
@@ -200,6 +201,11 @@ class FullyConnectedNetwork(AbstractNetwork):
             for rows, columns in itertools.pairwise(widths)
         ]
 
+    def coupled_groups(self) -> "FullyConnectedNetwork | None":
+        """For two layers a group for each hidden unit: its weights in and out. Else None."""
+        groups = groups_of_units(self.weights)
+        return None if groups is None else eqx.tree_at(lambda n: n.weights, self, groups)
+
     def induced_regularizer(self, beta: Float[Array, "..."]) -> Scalar:
         """L sum_k sigma_k^{2/L} of the singular values of beta: L |beta|_2^{2/L} for one output.
 
@@ -229,6 +235,15 @@ class FullyConnectedNetwork(AbstractNetwork):
         last = self.weights[-1]
         outputs = 1 if self.has_scalar_output else last.shape[1]
         return min(outputs, *(w.shape[0] for w in self.weights))
+
+
+def groups_of_units(weights: Sequence[Array]) -> tuple[np.ndarray, ...] | None:
+    """The hidden unit of each weight of two layers, in arrays of their shapes; else None."""
+    if len(weights) != 2:
+        return None
+    units, last = np.arange(weights[0].shape[1]), weights[1]
+    columns = np.broadcast_to(units, weights[0].shape)
+    return columns, np.broadcast_to(units.reshape(-1, *(1,) * (last.ndim - 1)), last.shape)
 
 
 def schatten_regularizer(beta: Float[Array, "..."], depth: int) -> Scalar:

@@ -1,5 +1,7 @@
 """Linear systems of implicit steps by groups of parameters: equal to the dense ones."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,10 +12,16 @@ from numpy.testing import assert_allclose
 
 import lintensor_jax as lt
 from lintensor_jax.dynamics.batch.fourier_basis import Spectral
-from lintensor_jax.dynamics.clocks import LossTime, PhysicalTime
+from lintensor_jax.dynamics.clocks import (
+    FlowArgs,
+    LogArcLength,
+    LossTime,
+    PhysicalTime,
+    state_of,
+    vector_of,
+)
 from lintensor_jax.dynamics.shifted_systems import has_implicit_steps, shifted_solver, splits
 from lintensor_jax.dynamics.system import System
-from lintensor_jax.penalized import velocity_with_decay
 from lintensor_jax.theory.regression.yun_theorem_5 import limit_point
 
 RNG = np.random.default_rng(5)
@@ -32,7 +40,8 @@ class Own(eqx.Module):
 
     def coupled_groups(self):
         d = self.u.size
-        return Own(np.arange(d), np.array([d]), np.arange(d))
+        groups: Any = np.arange(d), np.array([d]), np.arange(d)
+        return Own(*groups)
 
 
 def diagonal(depth, *shape):
@@ -71,24 +80,47 @@ CASES = {
 }
 
 
+def signs(n, d):
+    X = RNG.standard_normal((n, d))
+    return lt.Classification(X, np.sign(X @ RNG.standard_normal(d)))
+
+
+CASES |= {
+    "fully connected": lambda: (
+        lt.FullyConnectedNetwork((RNG.standard_normal((6, 9)), RNG.standard_normal(9))),
+        regression(5, 6),
+    ),
+    "factorization": lambda: (
+        lt.MatrixFactorizationNetwork(tuple(RNG.standard_normal((2, 6, 6)))),
+        lt.MatrixSensing(RNG.standard_normal((7, 6, 6)), RNG.standard_normal(7)),
+    ),
+    "margins, diagonal": lambda: (diagonal(3, 20), signs(6, 20)),
+    "margins, fully connected": lambda: (
+        lt.FullyConnectedNetwork((RNG.standard_normal((6, 12)), RNG.standard_normal((12, 3)))),
+        lt.MulticlassClassification(RNG.standard_normal((4, 6)), np.arange(4) % 3),
+    ),
+}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_dense_system(case):
-    system = System.of(*CASES[case]())
-    theta = system.initial
-    assert splits(system, PhysicalTime())
+    network, problem = CASES[case]()
+    system = System.of(network, problem)
+    clock = LogArcLength() if problem.has_margins else PhysicalTime()
+    assert splits(system, clock)
+    state = clock.start(system, system.initial)
+    args = FlowArgs(system, None, jnp.zeros(()))
+    y = vector_of(state, clock)
 
-    def velocity(theta):
-        return velocity_with_decay(
-            system.problem, system.velocity(theta), lambda: system.counted(theta)
-        )
+    def velocity(y):
+        return vector_of(clock.velocity(y[-1], state_of(y, clock), args), clock)
 
     @jax.jit
     def both(shift, b):
-        jacobian = jax.jacfwd(velocity)(theta)
-        dense = jnp.linalg.solve(shift * jnp.eye(theta.size) - jacobian, b)
-        return shifted_solver(system, theta, shift)(b), dense
+        dense = jnp.linalg.solve(shift * jnp.eye(y.size) - jax.jacfwd(velocity)(y), b)
+        return shifted_solver(clock, args, y, shift)(b), dense
 
-    b = jnp.asarray(RNG.standard_normal(theta.size))
+    b = jnp.asarray(RNG.standard_normal(y.size))
     for shift in (0.1, 30.0):
         found, dense = both(jnp.asarray(shift), b)
         # The condition of the systems is below 1e5: no eigenvalue is near either shift.
@@ -99,10 +131,10 @@ def test_other_systems_stay_dense():
     network, problem = CASES["diagonal"]()
     assert not splits(System.of(network, problem), LossTime())
     assert not splits(System.of(network, regression(31, 20)), PhysicalTime())
-    full = lt.FullyConnectedNetwork((RNG.standard_normal((8, 8)), RNG.standard_normal(8)))
-    assert not splits(System.of(full, regression(2, 8)), PhysicalTime())
-    signs = lt.Classification(RNG.standard_normal((5, 20)), np.array([1.0, -1, 1, 1, -1]))
-    assert not splits(System.of(network, signs), lt.LogArcLength())
+    deep = (*RNG.standard_normal((2, 8, 8)), RNG.standard_normal(8))
+    assert not splits(System.of(lt.FullyConnectedNetwork(deep), regression(2, 8)), PhysicalTime())
+    few = lt.FullyConnectedNetwork((RNG.standard_normal((40, 1)), np.ones(1)))
+    assert not splits(System.of(few, regression(2, 40)), PhysicalTime())
 
 
 def test_size_limit_is_that_of_the_largest_matrix():
@@ -141,3 +173,14 @@ def test_lanes_go_on_by_the_same_steps():
         alpha = jnp.asarray(0.05 * scale)
         limit = limit_point(None, problem.X, problem.y, 3, alpha, jnp.ones(60))
         assert_allclose(flow.coefficients[lane], limit.coefficients, rtol=0, atol=1e-6)
+
+
+def test_margins_of_more_than_600_parameters_have_implicit_steps():
+    rng = np.random.default_rng(7)
+    X = rng.standard_normal((12, 210))
+    problem = lt.Classification(X, np.sign(X[:, 0]))
+    network = lt.DiagonalNetwork(0.3 * rng.standard_normal((3, 210)))
+    flow = lt.gradient_flow(network, problem, stop=lt.StopAtMargin(1e5), rtol=1e-6)
+    assert int(flow.stats["num_implicit_steps"]) > 0
+    assert flow.status == lt.FlowStatus.margin
+    assert float(flow.invariant_drift[-1]) < 1e-5

@@ -138,9 +138,9 @@ def _status(stepper: Stepper, lane: _Lane, s, y) -> tuple[Int[Array, ""], Bool[A
 
 def _stepped(stepper: Stepper, lane: _Lane, now: ImplicitLanes):
     """The state after a step of one lane, and the estimate of its error."""
-    system, solver = lane.args.system, None
-    if splits(system, stepper.options.clock):
-        solver = functools.partial(shifted_solver, system)
+    clock, solver = stepper.options.clock, None
+    if splits(lane.args.system, clock):
+        solver = functools.partial(shifted_solver, clock, lane.args)
     slope = functools.partial(_slope, stepper, lane)
     y, difference = rosenbrock_step(slope, now.y, now.h, solver)
     return y, jnp.abs(difference)
