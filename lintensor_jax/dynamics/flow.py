@@ -53,8 +53,8 @@ def gradient_flow(
       stationary point of L(beta) + lambda/2 R(beta), where R is the `induced_regularizer`.
     - `solver`: any diffrax solver. Default: Dormand-Prince 8(7); a flow that turns out to be stiff
       goes on with Rodas5P, an implicit method, if no matrix of its steps has more than 600 rows.
-      That is the number of parameters; in regression with a network that has `coupled_groups()`
-      (diagonal networks) it is the number of samples, if that is smaller than half of it.
+      That is the number of parameters. For a network that has `coupled_groups()` (diagonal ones,
+      two fully connected layers) it is about the number of samples, if that is smaller than half.
     - `clock`: the variable of integration. Default: `PhysicalTime()` for squared losses,
       `LogArcLength()` for classification.
     - `stop`: stop rules, combined with ``|``. Default: `StopAtResidual(1e-9 max|y|)`, or

@@ -307,9 +307,8 @@ def _advice(solution: FlowSolution, name: str) -> str:
     if solution.solver is None and not has_implicit_steps(solution.system, solution.clock, size):
         advice = (
             "this is a stiff flow if its steps stay short, and more steps hardly help then: with "
-            f"{size} parameters it has no implicit steps (at most {LARGEST_MATRIX}, and more only "
-            f"for losses of residuals and networks with coupled_groups()). If it is not stiff, "
-            f"{advice}"
+            f"{size} parameters an implicit step would need a matrix of more than "
+            f"{LARGEST_MATRIX} rows, so that there is none. If it is not stiff, {advice}"
         )
     if solution.problem.has_margins:
         return f"{advice}. limit_direction may have the limit without more steps"
