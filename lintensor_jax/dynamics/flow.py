@@ -52,7 +52,7 @@ def gradient_flow(
       two diagonal layers is the lasso, min L(beta) + lambda |beta|_1. The limit of depth L is a
       stationary point of L(beta) + lambda/2 R(beta), where R is the `induced_regularizer`.
     - `solver`: any diffrax solver. Default: Dormand-Prince 8(7); a flow that turns out to be stiff
-      goes on with Rodas5P, an implicit method, if no matrix of its steps has more than 600 rows.
+      goes on with Kvaerno 5(4) and full Newton steps, if no matrix has more than 600 rows.
       That is the number of parameters. For a network that has `coupled_groups()` (diagonal ones,
       two fully connected layers) it is about the number of samples, if that is smaller than half.
     - `clock`: the variable of integration. Default: `PhysicalTime()` for squared losses,

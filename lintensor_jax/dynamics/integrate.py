@@ -28,11 +28,11 @@ from .options import FlowOptions
 from .progress import report_step
 from .quick_tracing import diffeqsolve
 from .record import Record, invariant_drift, record_of, smoothed_margin_drop
-from .rosenbrock import Rodas5P
 from .runge_kutta import written_out
 from .saved_times import order_along, resting
 from .shifted_systems import has_implicit_steps, splits
 from .sizes import tolerances_of
+from .stage_newton import implicit_solver
 from .statuses import FlowStatus, code_of
 from .step_control import FlowControl
 from .system import Reducible, System
@@ -163,7 +163,8 @@ def _solver(args, options, initial, implicit) -> Any:
     """The solver given or chosen, with its stages written out."""
     if options.solver is not None or not implicit:
         return written_out(options.solver or explicit_solver())
-    solver = Rodas5P(options.clock if splits(args.system, options.clock) else None)
+    split = options.clock if splits(args.system, options.clock) else None
+    solver = implicit_solver(options.rtol, options.atol, split)
     return on_invariants(solver, args.system, options.clock, initial)
 
 

@@ -9,15 +9,12 @@ stiffly accurate, the embedded method of order 4. Form: Hairer & Wanner II, IV.7
 
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Scalar
-
-from .shifted_systems import shifted_solver
 
 ORDER = 5
 _GAMMA = 0.21193756319429014
@@ -112,39 +109,3 @@ def _dense_solver(slope, y, shift):
     # One inverse, then products: `jax.vmap` turns triangular solves into loops over the lanes.
     inverse = jnp.linalg.inv(shift * identity - jacobian)
     return lambda side: inverse @ side
-
-
-class Rodas5P(diffrax.AbstractAdaptiveSolver):
-    """`rosenbrock_step` as a solver of diffrax, for one vector y and slopes that do not use t.
-
-    `clock`: of a flow whose linear systems are solved by `shifted_systems`; else None.
-    """
-
-    clock: Any = None
-
-    term_structure: ClassVar = diffrax.AbstractTerm
-    interpolation_cls: ClassVar = diffrax.ThirdOrderHermitePolynomialInterpolation.from_k
-
-    def order(self, terms):
-        """5."""
-        return ORDER
-
-    def init(self, terms, t0, t1, y0, args):
-        """The slope at the start."""
-        return self.func(terms, t0, y0, args)
-
-    def func(self, terms, t0, y0, args):
-        """The slope at time `t0` and state `y0`."""
-        return terms.vf(t0, y0, args)
-
-    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
-        """One step, and the slopes at its ends for the interpolation."""
-        h = terms.contr(t0, t1)
-        slope = functools.partial(self.func, terms, t0, args=args)
-        split = self.clock is not None
-        solver = functools.partial(shifted_solver, self.clock, args) if split else None
-        y1, error = rosenbrock_step(slope, y0, h, solver)
-        first = jax.lax.cond(made_jump, slope, lambda y: solver_state, y0)
-        last = slope(y1)
-        slopes = {"y0": y0, "y1": y1, "k": h * jnp.stack([first, last])}
-        return y1, error, slopes, last, diffrax.RESULTS.successful

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Scalar
 
 from ..dynamics.quick_tracing import diffeqsolve
-from ..dynamics.rosenbrock import Rodas5P
+from ..dynamics.stage_newton import implicit_solver
 from ..dynamics.system import System
 
 
@@ -54,7 +54,7 @@ def direction_at_held_margin(
     args = (system, log_scale)
     solution = diffeqsolve(
         diffrax.ODETerm(_velocity),
-        Rodas5P(),
+        implicit_solver(jnp.asarray(rtol), jnp.asarray(atol)),
         jnp.zeros_like(arc),
         arc,
         None,

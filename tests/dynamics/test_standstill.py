@@ -160,9 +160,9 @@ def test_saved_times_after_the_standstill_under_vmap():
 
 
 def test_the_error_of_a_spent_budget_names_what_has_the_limit():
-    network = lt.FullyConnectedNetwork((0.1 * np.eye(25), np.full(25, 0.1)))
+    network = lt.FullyConnectedNetwork((0.1 * np.eye(25), 0.1 * np.eye(25), np.full(25, 0.1)))
     problem = lt.Regression(np.eye(1, 25), np.ones(1))
-    with pytest.raises(lt.FlowError, match=r"650 parameters.* see predict\(network, problem\)"):
+    with pytest.raises(lt.FlowError, match=r"1275 parameters.* see predict\(network, problem\)"):
         lt.gradient_flow(network, problem, max_steps=2)
 
 

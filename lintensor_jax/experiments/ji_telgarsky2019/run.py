@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from ...dynamics import gradient_descent, gradient_flow, smoothness_steps
-from ...dynamics.rosenbrock import Rodas5P
+from ...dynamics.stage_newton import implicit_solver
 from ...dynamics.statuses import status_name
 from ...dynamics.stopping import StopAtMargin
 from ...networks import FullyConnectedNetwork
@@ -123,7 +123,8 @@ def run_flows(data: str, problem: Any, networks: list[Any], task: FlowTask) -> l
 def _flow(data, problem, network, index, task):
     deep = isinstance(network, FullyConnectedNetwork)
     # The implicit method alone compiles in half the time. The automatic choice follows if it fails.
-    only_implicit = {"solver": Rodas5P(), "max_steps": _IMPLICIT_STEPS}
+    rtol = jnp.asarray(task.rtol)
+    only_implicit = {"solver": implicit_solver(rtol, rtol), "max_steps": _IMPLICIT_STEPS}
     for options in (only_implicit, {}):
         flow = gradient_flow(
             network,

@@ -12,7 +12,7 @@ import pytest
 from scipy.special import exp1
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.rosenbrock import Rodas5P
+from lintensor_jax.dynamics.stage_newton import implicit_solver
 from lintensor_jax.theory import (
     alignment_bounds,
     alignment_constant,
@@ -126,7 +126,7 @@ def flows():
     data = problem()
     found = []
     # Only the implicit method is used: the automatic choice compiles twice as long.
-    solver = Rodas5P()
+    solver = implicit_solver(jnp.asarray(1e-8), jnp.asarray(1e-8))
     for seed in range(2):
         start = small_risk(network(seed, 0.7), data)
         flow = lt.gradient_flow(
