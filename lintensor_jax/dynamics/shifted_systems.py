@@ -23,6 +23,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Scalar
 
 from ..networks.closed_forms import closed_form
+from ..networks.pair import check_pair
 from .clocks import FlowArgs, state_of, vector_of
 
 Solver = Callable[[Array], Array]
@@ -41,7 +42,8 @@ def splits(system: Any, clock: Any) -> bool:
 
 def has_implicit_steps(system: Any, clock: Any, size: int) -> bool:
     """Whether the largest matrix of an implicit step with `size` parameters is small enough."""
-    return (_largest_part(system, clock) or size) <= LARGEST_MATRIX
+    # The parts of a small matrix are smaller still; batches ask in every call.
+    return size <= LARGEST_MATRIX or (_largest_part(system, clock) or size) <= LARGEST_MATRIX
 
 
 def _largest_part(system, clock) -> int | None:
@@ -51,6 +53,7 @@ def _largest_part(system, clock) -> int | None:
     places = closed_form(system, "coupled_groups")
     if places is None:
         return None
+    check_pair(eqx.combine(system.parameters, system.rest), system.problem)
     size = system.num_parameters
     rank = _rank(system, clock)
     largest = max(rank, places.shape[1])
