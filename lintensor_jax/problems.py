@@ -264,6 +264,11 @@ class MatrixSensing(AbstractSquaredProblem):
         return self.A.shape[1:]
 
 
+@jax.jit
+def _signed_rows(y, X):
+    return y[:, None] * X
+
+
 class Classification(AbstractProblem):
     """Binary classification with loss sum_i l(y_i <x_i, beta>).
 
@@ -336,7 +341,7 @@ class Classification(AbstractProblem):
     @property
     def signed_data(self) -> Float[Array, "n d"]:
         """Rows z_i = y_i x_i."""
-        return self.y[:, None] * self.X
+        return _signed_rows(self.y, self.X)
 
     @property
     def has_valid_targets(self) -> Bool[Array, ""]:

@@ -5,6 +5,7 @@ Yun et al. 2021, Theorem 2 and Corollaries 1 to 3; Ji & Telgarsky 2019, Theorem 
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
@@ -169,13 +170,19 @@ def max_margin(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -
     support = np.abs(data.counted @ z + data.free @ c - 1) <= max(1e-9, 100 * residual)
     status = "optimal" if gauge.is_convex else "stationary"
     beta, dtype = data.coefficients(z, c), data.dtype
+    # One transfer for all arrays: each alone takes a fifth of a millisecond.
+    arrays = jax.device_put(
+        {
+            "coefficients": np.asarray(beta, dtype),
+            "direction": np.asarray(_unit(beta), dtype),
+            "margin": np.asarray(level.level * scale, dtype),
+            "multipliers": np.asarray(multipliers.reshape(data.margins_shape), dtype),
+            "support": support.reshape(data.margins_shape),
+            "kkt_residual": np.asarray(residual, dtype),
+        }
+    )
     return MaxMargin(
-        coefficients=jnp.asarray(beta, dtype),
-        direction=jnp.asarray(_unit(beta), dtype),
-        margin=jnp.asarray(level.level * scale, dtype),
-        multipliers=jnp.asarray(multipliers.reshape(data.margins_shape), dtype),
-        support=jnp.asarray(support.reshape(data.margins_shape)),
-        kkt_residual=jnp.asarray(residual, dtype),
+        **arrays,
         status=status if residual <= _OPTIMAL else "inaccurate",
         unique=is_unique(gauge, given, level) if residual <= _OPTIMAL else None,
     )
