@@ -12,10 +12,7 @@ is timed, solver and flow must agree. A vmap runs all lanes until the last one h
 column "iterations" has both the median and the largest number.
 """
 
-import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -105,15 +102,8 @@ def rows_of(title: str, solver: Callable, flow: Callable, repeats: int) -> list[
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="few lanes, one repeat")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="a JSON file for the rows")
-    options = parser.parse_args()
+    options = measure.arguments(__doc__, "few lanes")
     measure.set_up()
-    repeats = 1 if options.quick else options.repeats
     rows = []
     for make, d, n, lanes, name in (
         (two_layers, 2, 1, 4096, "two layers"),
@@ -123,10 +113,8 @@ def main() -> None:
     ):
         lanes = 64 if options.quick else lanes
         title = f"{name}, d = {d}, n = {n}, {lanes:,} lanes"
-        rows += rows_of(title, *make(d, n, lanes), repeats)
-    print(measure.markdown(rows))
-    if options.out is not None:
-        options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        rows += rows_of(title, *make(d, n, lanes), options.repeats)
+    measure.print_rows(rows, options.out)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,8 @@ the Jacobian, as for all other networks. Both run in turn, and their steps have 
 anything is timed. The column "of 160" is the core time of a step over that of p = 160 by blocks.
 """
 
-import argparse
 import functools
-import json
-from pathlib import Path
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +20,7 @@ import numpy as np
 from measure import Row, Variant, WrongAnswer
 
 import lintensor_jax as lt
+from lintensor_jax.dynamics.clocks import FlowArgs, PhysicalTime
 from lintensor_jax.dynamics.rosenbrock import rosenbrock_step
 from lintensor_jax.dynamics.shifted_systems import shifted_solver
 from lintensor_jax.dynamics.system import System
@@ -29,6 +28,11 @@ from lintensor_jax.dynamics.system import System
 CLOSE = 1e-10
 SIZES = ((2, 20, 5), (2, 48, 10), (2, 48, 20), (2, 160, 20), (2, 640, 20), (3, 3000, 100))
 LARGEST_DENSE = 640
+
+
+def blocks_of(system: System) -> Callable:
+    """The solver by blocks of a flow in physical time, for `rosenbrock_step`."""
+    return functools.partial(shifted_solver, PhysicalTime(), FlowArgs(system, None, jnp.zeros(())))
 
 
 def rows_of(depth: int, size: int, n: int, repeats: int) -> list[Row]:
@@ -51,7 +55,7 @@ def rows_of(depth: int, size: int, n: int, repeats: int) -> list[Row]:
             raise WrongAnswer(f"p = {size}: steps differ by {distance:.1e}")
         return {"from_blocks": distance}
 
-    by_blocks, dense = step_of(functools.partial(shifted_solver, system)), step_of(None)
+    by_blocks, dense = step_of(blocks_of(system)), step_of(None)
     variants = [Variant("by blocks", lambda: by_blocks(theta, h), check)]
     if size <= LARGEST_DENSE:
         variants.append(Variant("dense", lambda: dense(theta, h), check))
@@ -70,7 +74,7 @@ def growth(repeats: int) -> list[Row]:
         system = System.of(network, problem)
         step = jax.jit(
             lambda theta, h, system=system: rosenbrock_step(
-                system.velocity, theta, h, functools.partial(shifted_solver, system)
+                system.velocity, theta, h, blocks_of(system)
             )[0]
         )
         given = jnp.asarray(system.initial), jnp.asarray(1.0)
@@ -86,22 +90,13 @@ def growth(repeats: int) -> list[Row]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="the three smallest sizes, one repeat")
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--out", type=Path, help="a JSON file for the rows")
-    options = parser.parse_args()
+    options = measure.arguments(__doc__, "the three smallest sizes", repeats=9)
     measure.set_up()
-    repeats = 1 if options.quick else options.repeats
     rows = []
     for size in SIZES[: 3 if options.quick else None]:
-        rows += rows_of(*size, repeats)
-    rows += growth(repeats)
-    print(measure.markdown(rows))
-    if options.out is not None:
-        options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        rows += rows_of(*size, options.repeats)
+    rows += growth(options.repeats)
+    measure.print_rows(rows, options.out)
 
 
 if __name__ == "__main__":

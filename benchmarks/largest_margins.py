@@ -14,10 +14,7 @@ solver: above 1, `max_margin` is slower. It also certifies its answer, to the KK
 table.
 """
 
-import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import measure
@@ -109,22 +106,14 @@ def rows_of(name: str, norm: Any, d: int, n: int, repeats: int) -> list[Row]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="the two smallest sizes, one repeat")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="a JSON file for the rows")
-    options = parser.parse_args()
+    options = measure.arguments(__doc__, "the two smallest sizes")
     measure.set_up()
     norms = {"l1": lt.L1Norm(), "l2": lt.L2Norm(), "linf": lt.LInfNorm()}
     rows = []
     for d, n in SIZES[: 2 if options.quick else None]:
         for name, norm in norms.items():
-            rows += rows_of(name, norm, d, n, 1 if options.quick else options.repeats)
-    print(measure.markdown(rows))
-    if options.out is not None:
-        options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            rows += rows_of(name, norm, d, n, options.repeats)
+    measure.print_rows(rows, options.out)
 
 
 if __name__ == "__main__":

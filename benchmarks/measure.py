@@ -6,6 +6,7 @@ threads). On a GPU absolute times are added, with the name of the GPU. Compile t
 because there is a budget for them.
 """
 
+import argparse
 import dataclasses
 import datetime
 import json
@@ -208,3 +209,26 @@ def write(
     content = {"machine": about, "wrong": list(wrong), "rows": list(rows)}
     (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n")
     return table
+
+
+def arguments(text: str | None, quick: str, repeats: int = 5) -> argparse.Namespace:
+    """`quick`, `repeats` (1 if quick) and `out` of a benchmark that prints one table.
+
+    `text`: the module's docstring. `quick`: what a quick run does.
+    """
+    parser = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help=f"{quick}, one repeat")
+    parser.add_argument("--repeats", type=int, default=repeats, help=f"default: {repeats}")
+    parser.add_argument("--out", type=Path, help="a JSON file for the rows")
+    options = parser.parse_args()
+    options.repeats = 1 if options.quick else options.repeats
+    return options
+
+
+def print_rows(rows: Sequence[Row], out: Path | None) -> None:
+    """Print the table, and write the rows to the JSON file `out` if there is one."""
+    print(markdown(rows))
+    if out is not None:
+        out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -268,6 +268,13 @@ def test_hostile_cases_are_the_same_for_a_seed():
     assert sum(shares.values()) == 100
 
 
+def test_an_implicit_step_by_blocks_is_compared_with_a_dense_one():
+    implicit_step = module("implicit_step")
+    rows = implicit_step.rows_of(2, 20, 5, repeats=1)
+    assert [row["variant"] for row in rows] == ["by blocks", "dense"]
+    assert rows[1]["from_blocks"] <= implicit_step.CLOSE
+
+
 def test_sign_descent_tends_to_its_own_margin():
     geometries = module("other_geometries")
     method = geometries.METHODS["sign descent"]

@@ -52,7 +52,7 @@ def test_lanes_that_fail_together_go_on_one_by_one(monkeypatch):
     monkeypatch.setattr(worker, "batched_flow", short)
     results = _swept()
     assert set(np.asarray(STATUSES)[results.status]) == {"margin"}
-    lane = int(np.argmax(results.num_steps))
+    lane = int(np.argmax(np.asarray(results.num_steps)))
     flow = lt.gradient_flow(lt.DiagonalNetwork(WEIGHTS[lane]), PROBLEM, stop=STOP)
     assert int(results.num_steps[lane]) == 128 + 3 + int(flow.stats["num_steps"])
     np.testing.assert_array_equal(results.limit[lane], flow.coefficients[-1])
