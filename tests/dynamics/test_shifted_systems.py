@@ -163,6 +163,7 @@ def test_flow_of_more_than_600_parameters_has_implicit_steps():
     assert_allclose(flow.coefficients[-1], limit.coefficients, rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_lanes_go_on_by_the_same_steps():
     network, problem = stiff(60, 8, 0.05, 2)
     lanes = jax.tree.map(lambda w: jnp.stack([w, 1.1 * w]), network)
@@ -175,6 +176,7 @@ def test_lanes_go_on_by_the_same_steps():
         assert_allclose(flow.coefficients[lane], limit.coefficients, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_margins_of_more_than_600_parameters_have_implicit_steps():
     rng = np.random.default_rng(7)
     X = rng.standard_normal((12, 210))
