@@ -14,6 +14,7 @@ times as long as one of the batch.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -65,11 +66,13 @@ def core_seconds(call: Any) -> tuple[float, Any]:
 def compared(flow: Any, networks: Any, problems: Any, count: int) -> tuple[float, list[float]]:
     """Core time of a single flow, after the first; the distances of its direction to its lane's."""
     times, distances = [], []
+
+    def single_flow(lane: int) -> lt.FlowSolution:
+        one = jax.tree.map(lambda leaf: leaf[lane], (networks, problems))
+        return lt.gradient_flow(*one, stop=lt.StopAtMargin(MARGIN))
+
     for lane in range(count):
-        one = jax.tree.map(lambda leaf: leaf[lane], (networks, problems))  # noqa: B023
-        seconds, single = core_seconds(
-            lambda: lt.gradient_flow(*one, stop=lt.StopAtMargin(MARGIN))  # noqa: B023
-        )
+        seconds, single = core_seconds(functools.partial(single_flow, lane))
         beta = np.asarray(flow.coefficients[lane])
         direction = beta / np.linalg.norm(beta)
         distances.append(float(np.linalg.norm(direction - np.asarray(single.direction[-1]))))

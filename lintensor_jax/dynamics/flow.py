@@ -60,7 +60,7 @@ def gradient_flow(
     - `stop`: stop rules, combined with ``|``. Default: `StopAtResidual(1e-9 max|y|)`, or
       `StopAtMargin(1e8)`. Classification flows also stop where the precision of floating point
       ends (`float_wall`), and at the minimum of the loss on data that are not separable. Every
-      flow stops where it stands still.
+      flow stops when its parameters no longer move.
     - `finish`: `GaussNewton()` (default for losses of residuals, where the Jacobian has at most
       2^25 entries and there is no weight decay) or None.
     - `rtol`: relative tolerance, default 1e-8 (float32: 1e-5).

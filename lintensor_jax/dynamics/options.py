@@ -16,9 +16,11 @@ from ..arguments import as_number, as_numbers
 from ..losses import PolynomialTail
 from ..messages import in_words
 from ..networks import AbstractNetwork, scaled
+from ..networks.closed_forms import closed_form
 from ..penalized import weight_decay_of
 from .clocks import AbstractClock, LogArcLength, LossTime, PhysicalTime
 from .gauss_newton import GaussNewton
+from .shifted_systems import coupling_between_groups
 from .sizes import size_of_start
 from .stopping import (
     AbstractStop,
@@ -77,6 +79,7 @@ def fill_options(
     theta = system.initial
     dtype = theta.dtype
     clock = _clock(clock, system, has_residuals)
+    _require_coupled_groups(system)
     _instance(solver, diffrax.AbstractSolver, "solver", "diffrax.Tsit5()")
 
     stop = _stop(stop, problem, dtype)
@@ -284,12 +287,15 @@ def _saving(saveat, dtype):
     return times, False
 
 
-def _require_homogeneity(system):
-    """Check beta(2 Theta) = 2^depth beta(Theta) at a random point, for a user's own network."""
-    network = eqx.combine(system.parameters, system.rest)
-    ours = type(network).__module__.startswith(__name__.partition(".")[0] + ".")
-    if isinstance(network, AbstractNetwork) and ours:
-        return
+def _is_of_package(network):
+    """Whether the class of the network, and of one inside it, is a class of this package."""
+    package = __name__.partition(".")[0] + "."
+    inner = getattr(network, "network", None)
+    return type(network).__module__.startswith(package) and (inner is None or _is_of_package(inner))
+
+
+def _at_random_values(network):
+    """The network with random numbers in all floating-point arrays."""
     rng = np.random.default_rng(0)
 
     def draw(leaf):
@@ -297,7 +303,34 @@ def _require_homogeneity(system):
             return leaf
         return jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)
 
-    probe = jax.tree.map(draw, network)
+    return jax.tree.map(draw, network)
+
+
+def _require_coupled_groups(system):
+    """That second derivatives of beta are 0 between groups, tried for a user's own network."""
+    parameters = getattr(system, "parameters", None)  # of the network's class
+    if parameters is None or _is_of_package(parameters):
+        return
+    if closed_form(system, "coupled_groups") is None:
+        return
+    network = eqx.combine(parameters, system.rest)
+    with jax.ensure_compile_time_eval():
+        error = coupling_between_groups(System.of(_at_random_values(network), system.problem))
+    if not error < float(jnp.finfo(system.initial.dtype).eps) ** 0.5:
+        raise ValueError(
+            f"network: coupled_groups() of {type(network).__name__} must put parameters that share "
+            "second derivatives of beta into one group, got second derivatives between groups "
+            f"(relative size {error:.1e} at a random point); correct the groups, or remove the "
+            "method."
+        )
+
+
+def _require_homogeneity(system):
+    """Check beta(2 Theta) = 2^depth beta(Theta) at a random point, for a user's own network."""
+    network = eqx.combine(system.parameters, system.rest)
+    if isinstance(network, AbstractNetwork) and _is_of_package(network):
+        return
+    probe = _at_random_values(network)
     with jax.ensure_compile_time_eval():
         once = np.asarray(probe.linear_coefficients())
         twice = np.asarray(scaled(probe, 2.0).linear_coefficients())

@@ -85,7 +85,7 @@ def rosenbrock_step(
     solve = (solver or functools.partial(_dense_solver, slope))(y, 1 / (_GAMMA * h))
     states, sides = jnp.asarray(_table(_STATES), y.dtype), jnp.asarray(_table(_SIDES), y.dtype)
 
-    # A loop: written out, the stages take several times as long to compile.
+    # A loop: the program of a step is smaller than with eight stages written out.
     def stage(i, carry):
         increments, _ = carry
         end = y + states[i] @ increments

@@ -48,7 +48,7 @@ def has_implicit_steps(system: Any, clock: Any, size: int) -> bool:
 
 def _largest_part(system, clock) -> int | None:
     """The rows of the largest matrix if the systems are split; None if they are not."""
-    if not hasattr(clock, "numbers"):
+    if not _has_few_numbers(type(clock)):
         return None
     places = closed_form(system, "coupled_groups")
     if places is None:
@@ -59,6 +59,18 @@ def _largest_part(system, clock) -> int | None:
     largest = max(rank, places.shape[1])
     pays = size >= _FEWEST_NUMBERS and largest <= _LARGEST_SHARE * size
     return largest if pays and rank * size <= _MOST_ENTRIES else None
+
+
+def _has_few_numbers(kind: type) -> bool:
+    """Whether the clock's `velocity` is the one that its `numbers` belong to.
+
+    A user's clock that inherits `numbers` and has another `velocity` is integrated with a dense J.
+    """
+
+    def owner(name):
+        return next((base for base in kind.__mro__ if name in vars(base)), None)
+
+    return owner("numbers") is not None and owner("numbers") is owner("velocity")
 
 
 def _rank(system, clock):
@@ -131,3 +143,26 @@ def _solver_by_groups(
         return jnp.sum(inverse * parts[:, None, :], axis=-1).reshape(-1)[order]
 
     return solve
+
+
+def coupling_between_groups(system: Any) -> float:
+    """The relative size of the second derivatives of beta between parameters of two groups.
+
+    It is measured at the system's parameters, along random directions of parameters and of beta.
+    """
+    places, theta = system.coupled_groups(), jnp.asarray(system.initial)
+    rng = np.random.default_rng(1)
+    beta = jax.eval_shape(system.coefficients, theta)
+    weights = jnp.asarray(rng.normal(size=beta.shape), beta.dtype)
+    direction = rng.normal(size=theta.size).astype(theta.dtype)
+    _, along = jax.linearize(jax.grad(lambda t: jnp.sum(weights * system.coefficients(t))), theta)
+    within = np.zeros(theta.size + 1, theta.dtype)
+    for column in places.T:  # one parameter of each group
+        chosen = np.zeros(theta.size + 1, theta.dtype)
+        chosen[column] = 1
+        product = np.append(np.asarray(along(jnp.asarray(chosen[:-1]))), 0)
+        shares = np.append(direction, 0)[column]
+        within[places] += product[places] * shares[:, None]
+    whole = np.asarray(along(jnp.asarray(direction)))
+    size = np.max(np.abs(whole)) + np.max(np.abs(within[:-1]))
+    return float(np.max(np.abs(whole - within[:-1])) / size) if size > 0 else 0.0

@@ -42,7 +42,7 @@ class System(eqx.Module):
     """
 
     parameters: eqx.Module
-    constants: eqx.Module  # what is not a parameter; complex arrays as `_Parts`
+    constants: eqx.Module  # arrays that are no parameters; complex ones as `_Parts`
     problem: AbstractProblem
     depth: int = eqx.field(static=True)
 

@@ -137,6 +137,37 @@ def test_other_systems_stay_dense():
     assert not splits(System.of(few, regression(2, 40)), PhysicalTime())
 
 
+def test_a_clock_with_another_velocity_stays_dense():
+    class Faster(PhysicalTime):
+        def velocity(self, s, state, args):
+            return jax.tree.map(lambda v: 2 * v, super().velocity(s, state, args))
+
+    network, problem = CASES["diagonal"]()
+    assert not splits(System.of(network, problem), Faster())
+
+
+class WrongGroups(Own):
+    """Every parameter alone, though u and v share second derivatives."""
+
+    def coupled_groups(self):
+        d = self.u.size
+        groups: Any = np.arange(d), np.array([2 * d]), d + np.arange(d)
+        return WrongGroups(*groups)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_groups_that_share_second_derivatives_are_refused(with_bias):
+    layers = tuple(jnp.asarray(RNG.standard_normal(k)) for k in (3, 1, 3))
+    problem = regression(2, 4, bias=with_bias)
+    for kind, refused in ((Own, False), (WrongGroups, True)):
+        network = lt.with_bias(kind(*layers)) if with_bias else kind(*layers)
+        if refused:
+            with pytest.raises(ValueError, match=r"coupled_groups\(\) of .* between groups"):
+                lt.gradient_flow(network, problem)
+        else:
+            lt.gradient_flow(network, problem, max_steps=1, throw=False)
+
+
 def test_size_limit_is_that_of_the_largest_matrix():
     network = diagonal(2, 2000)
     for n, allowed in ((600, True), (601, False)):

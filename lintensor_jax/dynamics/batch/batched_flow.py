@@ -349,7 +349,7 @@ def _one_flow(flows: list[BatchedFlow]) -> BatchedFlow:
 
 
 def _with_constants(flow: BatchedFlow, rest: Any) -> BatchedFlow:
-    """The flow with `rest`, which holds what is not a parameter, in its networks."""
+    """The flow with the constants `rest` in its networks."""
     networks = flow.network, flow.unfinished_network
     whole, unfinished = (eqx.combine(split(network)[0], rest) for network in networks)
     return dataclasses.replace(flow, network=whole, unfinished_network=unfinished)

@@ -132,7 +132,7 @@ def lanes_of_constants(
 ) -> tuple[Any, Any]:
     """What is not a parameter of the first lane's network; and `LaneData.constants` of all lanes.
 
-    `first`: the parameters of the first lane. `rest`: what is not a parameter of the networks.
+    `first`: the parameters of the first lane. `rest`: the constants of the networks.
     `problem`: the problem of the first lane. If `shared` is None, the shapes decide.
     """
     arrays = list(_named(arrays_in(rest)))

@@ -220,7 +220,7 @@ def induced_flow(
       (Lemma 11). Singular values beyond it are dropped.
     - the other options are those of `gradient_flow`, with rtol = 1e-10 by default. There is no
       finish. If the rank is below that of the targets, a residual is left: such a flow ends by
-      `StopAtTime`, or where it stands still.
+      `StopAtTime`, or when beta no longer moves.
 
     **Returns** a `FlowSolution` whose `network` is an `EndToEndMatrix`.
 

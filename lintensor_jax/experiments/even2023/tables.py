@@ -121,7 +121,7 @@ def _largest(values):
 
 
 def _error(run):
-    """The largest error of the runs that fit the data; NaN if none does."""
+    """The largest error of the runs that fit the data; NaN if no run fits them."""
     return float(np.nanmax(run.ends.error)) if run.ends.fits.any() else float("nan")
 
 
