@@ -25,6 +25,13 @@ from lintensor_jax.dynamics.system import System
 from lintensor_jax.theory.regression.yun_theorem_5 import limit_point
 
 RNG = np.random.default_rng(5)
+STATE = RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order():
+    """Each test draws from the same state, whichever tests ran before."""
+    RNG.bit_generator.state = STATE
 
 
 class Own(eqx.Module):
