@@ -53,7 +53,15 @@ def nothing_runs(monkeypatch):
     monkeypatch.setattr(os, "system", ran)
     monkeypatch.setattr(lt.sweeps, "write_report", ran)
     monkeypatch.setattr(importlib, "import_module", imported)
+    # The registry keeps what it saw at its first use. In this test it must see `ran` (a function of
+    # the package, by its module), and other tests must not see `ran`.
+    ran.__module__ = "lintensor_jax.sweeps.report.page"
+    registry = (names._public, names._names, names._buildable)
+    for cached in registry:
+        cached.cache_clear()
     yield
+    for cached in registry:
+        cached.cache_clear()
     assert "antigravity" not in sys.modules
 
 
