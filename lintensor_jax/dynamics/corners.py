@@ -90,14 +90,17 @@ def rounding_parts_ties(state: ClockState, args: FlowArgs) -> Bool[Array, ""]:
     """
     if args.origin is None or args.system.ties_are_exact:
         return jnp.zeros((), bool)
-    size = jnp.abs(state.theta) * jnp.exp(state.log_scale)
-    return jnp.any((args.origin < 0) & (size < -_SMALL_TIE * args.origin))
+    return jnp.any(_size_of(state) < -_SMALL_TIE * args.origin)  # false where the start has no mark
 
 
-def is_near_corner(theta: Float[Array, " p"], args: FlowArgs) -> Bool[Array, ""]:
-    """Whether some parameter is so small that `step_at_corner` may be finite; a cheap test."""
-    assert args.origin is not None
-    return jnp.any(jnp.abs(theta) < corners_of(followed(args)))
+def is_near_corner(state: ClockState, args: FlowArgs) -> Bool[Array, ""]:
+    """Whether `step_at_corner` may be finite, or `rounding_parts_ties` true: one cheap test."""
+    if args.origin is None:
+        return jnp.zeros((), bool)
+    share = followed_by_implicit_steps(args.origin.dtype)
+    if not args.system.ties_are_exact:
+        share = max(share, _SMALL_TIE)
+    return jnp.any(_size_of(state) < share * jnp.abs(args.origin))
 
 
 def step_at_corner(theta: Float[Array, " p"], args: FlowArgs) -> Scalar:
@@ -109,6 +112,10 @@ def step_at_corner(theta: Float[Array, " p"], args: FlowArgs) -> Scalar:
     decays = (jnp.abs(theta) <= corners_of(followed(args))) & (velocity * theta < 0)
     rate = jnp.max(jnp.abs(jnp.where(decays, velocity / jnp.where(decays, theta, 1.0), 0.0)))
     return jnp.where(rate > 0, 1 / jnp.where(rate > 0, rate, 1.0), unbounded_step(rate))
+
+
+def _size_of(state: ClockState) -> Float[Array, " p"]:
+    return jnp.abs(state.theta) * jnp.exp(state.log_scale)
 
 
 def unbounded_step(like: Array) -> float:

@@ -39,6 +39,8 @@ from .system import System
 # The Gauss-Newton finish makes the Jacobian of the predictions. If it has more entries than this
 # (256 MiB), the finish is not the default: linear algebra would take longer than the flow.
 LARGEST_JACOBIAN = 2**25
+# Defaults are made once: an equinox module takes longer to make than to use.
+_PHYSICAL_TIME, _STANDS_STILL, _GAUSS_NEWTON = PhysicalTime(), StandsStill(), GaussNewton()
 
 
 class FlowOptions(NamedTuple):
@@ -105,7 +107,7 @@ def fill_options(
 def _clock(clock, system, has_residuals):
     decays = weight_decay_of(system.problem) is not None
     clock = _instance(clock, AbstractClock, "clock", "lintensor_jax.PhysicalTime()") or (
-        PhysicalTime() if has_residuals or decays else _clock_of_margins(system)
+        _PHYSICAL_TIME if has_residuals or decays else _clock_of_margins(system)
     )
     if decays and not isinstance(clock, PhysicalTime):
         raise ValueError(
@@ -146,7 +148,7 @@ def _stop(stop, problem, dtype):
     if not problem.has_residuals and weight_decay_of(problem) is None:
         stop = stop if _is_polynomial(problem) else stop | FloatWall.of(dtype)
         stop = stop | NotSeparable.of(dtype, given)
-    return stop | StandsStill()
+    return stop | _STANDS_STILL
 
 
 def _finish(finish, system, has_residuals):
@@ -155,7 +157,7 @@ def _finish(finish, system, has_residuals):
     if isinstance(finish, EllipsisType):
         fits = has_residuals and not decays
         fits = fits and problem.y.size * system.num_parameters <= LARGEST_JACOBIAN
-        finish = GaussNewton() if fits else None
+        finish = _GAUSS_NEWTON if fits else None
     _instance(finish, GaussNewton, "finish", "lintensor_jax.GaussNewton() or None")
     if finish is not None and decays:
         raise ValueError(
@@ -188,12 +190,13 @@ def _tolerances(rtol, atol, system, theta, clock):
 
 def _check_own_rules(stop, dtype):
     """A user's rule must return one boolean. An error that the rule raises is not caught."""
+    own = [rule for rule in members_of(stop) if status_of_rule(rule) is None]
+    if not own:
+        return
     number: Any = jax.ShapeDtypeStruct((), dtype)
     truth: Any = jax.ShapeDtypeStruct((), bool)
     seen = Observation(*[number] * (len(Observation._fields) - 1), still=truth)
-    for rule in members_of(stop):
-        if status_of_rule(rule) is not None:
-            continue
+    for rule in own:
         met = eqx.filter_eval_shape(lambda seen, rule=rule: rule.met(seen), seen)
         shape, kind = np.shape(met), getattr(met, "dtype", type(met).__name__)
         if shape != () or str(kind) != "bool":

@@ -51,28 +51,42 @@ def parameter_spec(network: eqx.Module) -> PyTree[bool]:
 
     ValueError for an array of integers or complex numbers that is not declared `constant()`.
     """
-    movable = jax.tree.map(lambda _: True, network)
+    _, structure, are_parameters = _flat_spec(network)
+    return jax.tree.unflatten(structure, are_parameters)
 
-    def mark(module, spec):
-        for field in dataclasses.fields(module):
-            if field.metadata.get("static", False) or not hasattr(module, field.name):
-                continue
-            value = getattr(module, field.name)
-            if field.metadata.get("lintensor_jax_constant", False):
-                marked = jax.tree.map(lambda _: False, getattr(spec, field.name))
-            elif isinstance(value, eqx.Module):
-                marked = mark(value, getattr(spec, field.name))
-            else:
-                continue
-            name = field.name
-            spec = eqx.tree_at(
-                lambda s, name=name: getattr(s, name), spec, marked, is_leaf=lambda x: x is None
-            )
-        return spec
 
-    movable = mark(network, movable)
-    _require_real_parameters(network, movable)
-    return jax.tree.map(lambda leaf, moves: moves and eqx.is_inexact_array(leaf), network, movable)
+def _flat_spec(network: eqx.Module) -> tuple[list[Any], Any, list[bool]]:
+    """The leaves of a network, its pytree structure, and for every leaf if it is trainable."""
+    leaves, structure = jax.tree.flatten(network)
+    movable = _marked(network, jax.tree.unflatten(structure, [True] * len(leaves)))
+    may_move = jax.tree.leaves(movable)
+    found = [
+        move and eqx.is_inexact_array(leaf) for leaf, move in zip(leaves, may_move, strict=True)
+    ]
+    if found != may_move or any(
+        x.dtype.kind == "c" for x, is_one in zip(leaves, found, strict=True) if is_one
+    ):
+        _require_real_parameters(network, movable)
+    return leaves, structure, found
+
+
+def _marked(module, spec):
+    """The spec with False for all leaves of fields that are declared `constant()`."""
+    for field in dataclasses.fields(module):
+        if field.metadata.get("static", False) or not hasattr(module, field.name):
+            continue
+        value = getattr(module, field.name)
+        if field.metadata.get("lintensor_jax_constant", False):
+            marked = jax.tree.map(lambda _: False, getattr(spec, field.name))
+        elif isinstance(value, eqx.Module):
+            marked = _marked(value, getattr(spec, field.name))
+        else:
+            continue
+        name = field.name
+        spec = eqx.tree_at(
+            lambda s, name=name: getattr(s, name), spec, marked, is_leaf=lambda x: x is None
+        )
+    return spec
 
 
 def _require_real_parameters(network, movable):
@@ -104,7 +118,11 @@ def split(network: Network) -> tuple[Network, Network]:
 
     `equinox.combine(parameters, rest)` is `network` again.
     """
-    return eqx.partition(network, parameter_spec(network))
+    leaves, structure, are_parameters = _flat_spec(network)
+    chosen = list(zip(leaves, are_parameters, strict=True))
+    parameters = [leaf if is_one else None for leaf, is_one in chosen]
+    rest = [None if is_one else leaf for leaf, is_one in chosen]
+    return jax.tree.unflatten(structure, parameters), jax.tree.unflatten(structure, rest)
 
 
 def scaled(network: Network, alpha: float | Scalar) -> Network:

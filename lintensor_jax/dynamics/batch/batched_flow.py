@@ -52,6 +52,8 @@ _LOG_SIZE = 2**16
 # The most implicit steps of a lane by default. A corner of four layers takes some 2,000.
 _STIFF_STEPS = 4096
 _NATIVE = Native()
+# Made once: an equinox module takes longer to make than to use.
+_OF_LOW_ORDER, _OF_HIGH_ORDER = diffrax.Tsit5(), diffrax.Dopri8()
 # Classes of networks and reasons for which a warning has been given.
 _warned: set[tuple[type, str]] = set()
 _warning = threading.Lock()
@@ -242,10 +244,10 @@ def _by_default(options, size: int, rtol) -> tuple[diffrax.AbstractERK, Any]:
     `rtol`: the user's, or None.
     """
     if not isinstance(options.clock, PhysicalTime) or size > _LARGEST_OF_HIGH_ORDER:
-        return diffrax.Tsit5(), options
+        return _OF_LOW_ORDER, options
     if rtol is None and options.rtol.dtype == np.float64:
         options = options._replace(rtol=_RTOL_OF_HIGH_ORDER)
-    return diffrax.Dopri8(), options
+    return _OF_HIGH_ORDER, options
 
 
 def _as_vectors(parameters, count):

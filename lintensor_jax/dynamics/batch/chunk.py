@@ -39,19 +39,19 @@ class Ends(NamedTuple):
 
     def in_arrays(self) -> "Ends":
         """The ends as `ends_like` describes them."""
-        integer, none = _integer(), self.num_implicit is None
+        integer, none = jax_integer(), self.num_implicit is None
         implicit = np.zeros(self.code.shape, np.int32) if none else self.num_implicit
         executed: Any = np.asarray(min(self.executed, np.iinfo(integer).max), integer)
         return self._replace(executed=executed, num_implicit=implicit)
 
 
-def ends_like(size: int, state_size: int, dtype: Any) -> Ends:
-    """Shapes and types of the ends of `size` lanes."""
+def ends_like(size: int, state_size: int, dtype: Any, integer: Any) -> Ends:
+    """Shapes and types of the ends of `size` lanes; `integer`: the type of the executed steps."""
     shapes = (size, state_size), (size,), (size,), (size,), (size,), (), (size,)
-    dtypes: Any = dtype, dtype, np.int32, np.int32, np.int32, _integer(), np.int32
+    dtypes: Any = dtype, dtype, np.int32, np.int32, np.int32, integer, np.int32
     return Ends(*map(jax.ShapeDtypeStruct, shapes, dtypes))  # pyright: ignore
 
 
-def _integer() -> np.dtype:
+def jax_integer() -> np.dtype:
     """JAX's integer type: of 64 bits if these are enabled, else of 32 bits."""
     return np.dtype(jax.dtypes.canonicalize_dtype(int))

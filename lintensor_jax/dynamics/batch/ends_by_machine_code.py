@@ -27,16 +27,25 @@ def _table(stepper: Stepper, chunk: Chunk) -> tuple[Array, list[Array]]:
 def _row_program(stepper: Arguments, chunk: Arguments, compilation: Native):
     """The program that makes the table, and the kernel or a refusal."""
     fill = compiled(_table, _XLA, stepper, chunk)
-    rows, leaves = fill.results
+    kernel = fill.following.get(compilation)
+    if kernel is None:
+        kernel = _kernel(stepper, compilation, *fill.results)
+        if not isinstance(kernel, Refusal):
+            fill.following[compilation] = kernel
+    return fill, kernel
+
+
+def _kernel(stepper: Arguments, compilation: Native, rows, leaves) -> Any:
+    """The function that integrates the lanes of a table, or a refusal."""
     row = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype, sharding=rows.sharding)
     given = Arguments(row), stepper, Arguments(leaves)
     kernel = compiled(step_row, compilation, *given).machine_code
     if isinstance(kernel, Refusal):
-        return fill, kernel
+        return kernel
     try:
-        return fill, kernel.result()
+        return kernel.result()
     except Exception as error:  # raised by LLVM; XLA can compile the program in any case
-        return fill, Refusal(f"LLVM failed with {type(error).__name__}: {error}")
+        return Refusal(f"LLVM failed with {type(error).__name__}: {error}")
 
 
 def _shared_numbers(stepper: Arguments, chunk: Arguments, leaves, dtype) -> np.ndarray | Refusal:

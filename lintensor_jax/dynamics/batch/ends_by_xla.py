@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .chunk import Chunk, Ends, ends_like
+from .chunk import Chunk, Ends, ends_like, jax_integer
 from .programs import XLA, Arguments, compiled
 from .stepper import InFlight, Queue, Stepper, running_count
 
@@ -71,7 +71,7 @@ def ends_by_xla_on_host(stepper: Stepper, chunk: Chunk, order: Int[np.ndarray, "
     advance = compiled(_advance, _XLA, program_arguments, Arguments(*start.results))
     in_flight, queue = start(program_arguments, lanes)
     next_part = advance(program_arguments, Arguments(in_flight, queue))
-    likes = ends_like(order.size, stepper.state_size, chunk.thetas.dtype)
+    likes = ends_like(order.size, stepper.state_size, chunk.thetas.dtype, jax_integer())
     ends: Any = Ends(*(np.zeros(like.shape, like.dtype) for like in likes[:5]))  # pyright: ignore
     while True:
         # The device computes the next part while the host stores this one.

@@ -135,9 +135,11 @@ def lanes_of_constants(
     `first`: the parameters of the first lane. `rest`: the constants of the networks.
     `problem`: the problem of the first lane. If `shared` is None, the shapes decide.
     """
+    if not any(map(_is_array, jax.tree.leaves(rest))):
+        return rest, None  # the usual case; names of leaves take longer than the test
     arrays = list(_named(arrays_in(rest)))
     lengths = [leaf.shape[:1] == (count,) for _, leaf in arrays]
-    if not arrays or shared or (shared is None and not any(lengths)):
+    if shared or (shared is None and not any(lengths)):
         return rest, None
     if shared is None and _fits(first, rest, problem):
         if all(lengths) and _fits(first, _first_of(rest), problem):

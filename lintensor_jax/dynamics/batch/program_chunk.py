@@ -1,6 +1,7 @@
 """One chunk of a batch: lanes of one program, from their starts to a `BatchedFlow`."""
 
 import contextlib
+import functools
 import threading
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..statuses import OWN_RULE, STATUS_NAMES, FlowStatus, code_of
 from ..stopping import AbstractStop
 from ..system import Reducible
 from . import hardware
-from .chunk import Chunk, Ends, ends_like
+from .chunk import Chunk, Ends, ends_like, jax_integer
 from .ends_by_machine_code import ends_by_cuda, ends_by_machine_code
 from .ends_by_xla import ends_by_xla_on_device, ends_by_xla_on_host, order_on_host
 from .fourier_basis import Spectral
@@ -129,9 +130,9 @@ def integrate_chunk(
         stepper_used = stepper._replace(system=system)
         chunk_used = chunk._replace(thetas=spectral.into(chunk.thetas), data=data)
         given = Arguments(stepper_used.of_any_width()), Arguments(chunk_used)
-    like = ends_like(size, stepper.state_size, chunk.thetas.dtype)
+    like = _arguments_like(size, stepper.state_size, chunk.thetas.dtype, jax_integer(), batch)
     # All programs are traced one after the other and compiled at the same time.
-    finish_and_record = compiled(_finish_and_record, _XLA, *own, Arguments(like, batch))
+    finish_and_record = compiled(_finish_and_record, _XLA, *own, like)
     ends, refusal, ran = _integrated(stepper_used, chunk_used, given, compilation, kind)
     ends = _with_stiff_lanes(stepper_used, chunk_used, ends, kind)
     if spectral is not None:
@@ -159,6 +160,12 @@ def integrate_chunk(
         fallback_reason=refusal.reason,
         fallback_by_size=refusal.by_size,
     )
+
+
+@functools.lru_cache(64)  # made of many small objects, once for each size
+def _arguments_like(size: int, state_size: int, dtype, integer, batch: int | None) -> Arguments:
+    """Shapes of the last arguments of `_finish_and_record`, which is compiled before they exist."""
+    return Arguments(ends_like(size, state_size, dtype, integer), batch)
 
 
 def _cpu_lock(kind: str) -> Any:

@@ -179,9 +179,14 @@ def _device_of(leaves):
 
 
 def _is_array(leaf: Any) -> bool:
+    return _is_kind_of_array(type(leaf))
+
+
+@functools.cache  # jax.Array's own test takes longer than all others
+def _is_kind_of_array(kind: type) -> bool:
     # NumPy arrays too: the program itself copies them to its device, which is fastest.
     # ShapeDtypeStruct is the placeholder for a result of a program that has not run yet.
-    return isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
+    return issubclass(kind, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
 
 
 class Arguments:
@@ -194,12 +199,14 @@ class Arguments:
 
     def __init__(self, *values: Any):
         leaves, structure = jax.tree.flatten(values)
-        self.values, self.arrays = values, [leaf for leaf in leaves if _is_array(leaf)]
-        same = [
-            (leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)) if _is_array(leaf) else leaf
-            for leaf in leaves
-        ]
-        self.kind = structure, *same
+        arrays, kind = [], [structure]
+        for leaf in leaves:
+            if _is_array(leaf):
+                arrays.append(leaf)
+                kind.append((leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)))
+            else:
+                kind.append(leaf)
+        self.values, self.arrays, self.kind = values, arrays, tuple(kind)
         self._leaves = leaves
 
     @property
@@ -242,6 +249,8 @@ class Program:
       while this one is being compiled.
     - `machine_code`: the compiled function of the arrays among the arguments, as a future; or a
       `Refusal`.
+    - `following`: functions that take this program's results, by their compilation. A caller keeps
+      them here, so that the next call need not look for them.
     """
 
     def __init__(
@@ -250,6 +259,7 @@ class Program:
         compilation: AbstractCompilation,
         examples: Sequence[Arguments],
     ):
+        self.following: dict[AbstractCompilation, Any] = {}
         leaves, jitted = _all_arrays(examples), flat.jitted
         place = jax.sharding.SingleDeviceSharding(_device_of(leaves))
         shapes = [

@@ -37,7 +37,7 @@ class Functions(NamedTuple):
 
     slope: Callable[..., tuple[Array, ...]]  # (slope,)
     slope_and_status: Callable[..., tuple[Array, ...]]  # slope, code, longest step, near corner
-    step_at_corner: Callable[..., tuple[Array, ...]]  # (longest step,) of lanes near a corner
+    at_corner: Callable[..., tuple[Array, ...]]  # longest step, whether ties part; near a corner
     status_at_rest: Callable[..., tuple[Array, ...]]  # (code,) of the rules for lanes at rest
 
 
@@ -73,11 +73,14 @@ def attempt_step(
     factor = jnp.clip(_SAFETY * root * lanes.memory, least, most)
     at_corner = kept & near_corner
 
-    def shortened():
-        bound = functions.step_at_corner(y, s, *data)[0]
-        return jnp.where(at_corner, jnp.minimum(longest, bound), longest)
+    def followed_at_corner():
+        bound, parted = functions.at_corner(y, s, *data)
+        # Implicit steps can continue a lane whose ties part. In explicit ones rounding decides.
+        parted = at_corner & (code == RUNNING) & parted
+        shortened = jnp.where(at_corner, jnp.minimum(longest, bound), longest)
+        return shortened, jnp.where(parted, code_of(FlowStatus.max_steps), code)
 
-    longest = _if_any(at_corner, shortened, longest, branches)
+    longest, code = _if_any(at_corner, followed_at_corner, (longest, code), branches)
     h = jnp.minimum(lanes.h * factor, jnp.where(kept, longest, jnp.inf))
     num_steps = lanes.num_steps + running
     code = jnp.where(kept, code, lanes.code)

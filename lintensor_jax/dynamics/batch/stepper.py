@@ -119,19 +119,16 @@ class Stepper(NamedTuple):
 
         def slope_and_status(y, s, unit, origin, *leaves):
             args, state, velocity = of_lane(y, s, unit, origin, leaves)
-            none, infinite = jnp.zeros_like(s, bool), jnp.full_like(s, jnp.inf)
-            longest = stable_step(state.theta, args) if clips else infinite
-            near = corners.is_near_corner(state.theta, args) if has_corners else none
-            code = code_by(urgent, s, state, args)
-            # Implicit steps can continue the lane. In explicit ones rounding would decide its end.
-            parted = (code == RUNNING) & corners.rounding_parts_ties(state, args)
-            code = jnp.where(parted, code_of(FlowStatus.max_steps), code)
-            return velocity, code, longest, near
+            longest = stable_step(state.theta, args) if clips else jnp.full_like(s, jnp.inf)
+            near = corners.is_near_corner(state, args)
+            return velocity, code_by(urgent, s, state, args), longest, near
 
-        def longest_at_corner(y, s, unit, origin, *leaves):
+        def at_corner(y, s, unit, origin, *leaves):
             args, state, _ = of_lane(y, s, unit, origin, leaves)
-            infinite = jnp.full_like(s, jnp.inf)
-            return (corners.step_at_corner(state.theta, args) if has_corners else infinite,)
+            longest = jnp.full_like(s, jnp.inf)
+            if has_corners:
+                longest = corners.step_at_corner(state.theta, args)
+            return longest, corners.rounding_parts_ties(state, args)
 
         def status_at_rest(y, s, unit, origin, *leaves):
             args, state, _ = of_lane(y, s, unit, origin, leaves)
@@ -143,7 +140,7 @@ class Stepper(NamedTuple):
         origin = jax.ShapeDtypeStruct((system.num_parameters,), unit.dtype)
         batched = [True, True, True, True, *have_lanes]
         examples = [y, number, number, origin, *examples]
-        each = (slope, slope_and_status, longest_at_corner, status_at_rest)
+        each = (slope, slope_and_status, at_corner, status_at_rest)
         found = (lanewise(f, examples, batched) for f in each)
         shared = kinds.shared(leaves)
         return Functions(*(f.prepared(*shared) if shared else f for f in found))

@@ -19,7 +19,7 @@ from lintensor_jax.dynamics.batch import (
     implicit_lanes,
     program_chunk,
 )
-from lintensor_jax.dynamics.batch.chunk import ends_like
+from lintensor_jax.dynamics.batch.chunk import ends_like, jax_integer
 from lintensor_jax.dynamics.batch.programs import Arguments
 from lintensor_jax.initialization import gaussian
 
@@ -90,7 +90,7 @@ def test_programs_of_a_batch(name, monkeypatch):
     like, problem, solver = CASES[name]
     stepper, chunk = prepared(monkeypatch, starts(like, 64), problem, solver=solver)
     size, dtype = chunk.thetas.shape[0], chunk.thetas.dtype
-    ends = ends_like(size, stepper.state_size, dtype)
+    ends = ends_like(size, stepper.state_size, dtype, jax_integer())
     ends = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), ends)
     texts = {
         "order": lowered(ends_by_xla.order_on_device, chunk),
