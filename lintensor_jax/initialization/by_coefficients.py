@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 from ..arguments import as_number, require_key
 from ..networks.base import Network, as_parameter, require_network, split
 from ..networks.closed_forms import architectures_with, closed_form, described
+from ..networks.pair import coefficients_like
 from ..networks.starts import size_of_first_layers
 
 
@@ -225,7 +226,7 @@ def _coefficients(caller, like, value):
     """`value` in the template's dtype, or a ValueError that says which shape it must have."""
     require_network(like, "like", caller)
     parameters, _ = split(like)
-    expected = eqx.filter_eval_shape(lambda n: n.linear_coefficients(), like).shape
+    expected = coefficients_like(like).shape
     beta = as_parameter(value, "coefficients", caller, ndim=len(expected))
     if beta.shape != expected:
         raise ValueError(

@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, Inexact
 
 from ..arguments import as_numbers
 from .base import as_parameter
+from .pair import coefficients_like
 
 _DRAWS = 4
 _MAX_ENTRIES = 2**24
@@ -84,7 +85,7 @@ def dense_tensor(network: eqx.Module) -> Float[Array, "... d"]:
 
 
 def _input_dimension(network):
-    shape = jax.eval_shape(type(network).linear_coefficients, network).shape
+    shape = coefficients_like(network).shape
     if len(shape) != 1:
         raise AssumptionFails(
             "a scalar output for vector inputs",

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Scalar
 from ..arguments import as_numbers
 from .base import AbstractNetwork, Activation, as_parameter, coefficients_and_pullback
 from .closed_forms import closed_form
+from .pair import coefficients_like
 
 
 class LinearNetwork(AbstractNetwork):
@@ -182,6 +183,6 @@ def with_bias(network: eqx.Module, bias: Any = 0.0) -> NetworkWithBias:
     - `network`: any network, of this package or user-defined.
     - `bias`: the initial bias, a number, or shape (m,) for m outputs.
     """
-    beta: Any = eqx.filter_eval_shape(lambda n: n.linear_coefficients(), network)
+    beta = coefficients_like(network)
     value = jnp.broadcast_to(jnp.asarray(bias, beta.dtype), beta.shape[1:])
     return NetworkWithBias(network, value)

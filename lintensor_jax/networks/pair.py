@@ -34,7 +34,7 @@ def check_pair(network: Any, problem: Any) -> tuple[int, ...]:
             f"network: {type(network).__name__} must have parameters, got none: no array of "
             "floating-point numbers outside lintensor_jax.constant(); pass its layers as arrays."
         )
-    beta = _coefficients_of(network)
+    beta = coefficients_like(network)
     if jnp.issubdtype(beta.dtype, jnp.complexfloating):
         raise ValueError(
             f"network: the linear coefficients of {type(network).__name__} must be real, got dtype "
@@ -51,14 +51,15 @@ def check_pair(network: Any, problem: Any) -> tuple[int, ...]:
     return shape
 
 
-def _coefficients_of(network):
-    """beta's shape and dtype."""
+def coefficients_like(network: Any) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of beta, without computing it."""
     arrays, rest = eqx.partition(network, _is_any_array)
     try:
         hash(rest)
     except TypeError:  # a list among the static fields, say
         return eqx.filter_eval_shape(lambda n: n.linear_coefficients(), network)
-    # `jax.jit` caches the shape, so that a second flow of this kind starts in half the time.
+    # `jax.jit` caches the shape, so that a second flow of this kind starts in half the time, and
+    # that a prediction takes half the time.
     return _coefficients.eval_shape(arrays, rest)
 
 

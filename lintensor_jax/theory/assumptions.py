@@ -3,6 +3,7 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
@@ -10,6 +11,7 @@ from jaxtyping import ArrayLike
 from ..networks import AssumptionFails, OrthogonalDecomposition
 from ..networks.closed_forms import closed_form
 from ..networks.decomposition import decomposition_of
+from ..networks.pair import coefficients_like
 
 YUN = "Yun et al. 2021"
 # Zeros and equalities of computed parameters and data hold up to this many roundings.
@@ -50,7 +52,9 @@ class Assumption(eqx.Module):
 
 def rounding(array: ArrayLike) -> float:
     """The largest modulus that counts as zero, relative to the largest entry of `array`."""
-    return _ROUNDING_ULPS * float(jnp.finfo(jnp.asarray(array).dtype).eps)
+    dtype = getattr(array, "dtype", None) or jnp.asarray(array).dtype
+    # JAX's dtype: without x64 an array of NumPy is used in float32.
+    return _ROUNDING_ULPS * float(jnp.finfo(jax.dtypes.canonicalize_dtype(dtype)).eps)
 
 
 def violated(error: AssumptionFails, source: str) -> Assumption:
@@ -208,8 +212,7 @@ def is_tensor_network(network: Any) -> bool:
     shown = ("data_tensor", "factors", "with_factors", "depth")
     if not all(hasattr(network, n) for n in shown):
         return False
-    beta: Any = eqx.filter_eval_shape(lambda n: n.linear_coefficients(), network)
-    return len(beta.shape) == 1
+    return len(coefficients_like(network).shape) == 1
 
 
 def log_loss(network: Any, problem: Any) -> float:

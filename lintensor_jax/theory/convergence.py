@@ -80,13 +80,12 @@ def _too_narrow(network, problem):
     )
 
 
-def convergence(network: Any, problem: Any, proofs: Iterable[Assumption | None], goal: str):
+def convergence(refuted: Assumption | None, proofs: Iterable[Assumption | None], goal: str):
     """The assumption `goal` ("the loss tends to 0"): proved, refuted, or open.
 
-    `proofs`: assumptions that imply the goal if they hold. Entries that are None or do not hold
-    are skipped.
+    `refuted`: the result of `refuted_convergence`. `proofs`: assumptions that imply the goal if
+    they hold. Entries that are None or do not hold are skipped.
     """
-    refuted = refuted_convergence(network, problem)
     if refuted is not None:
         return refuted
     for proof in proofs:

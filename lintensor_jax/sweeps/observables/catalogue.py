@@ -175,8 +175,9 @@ class Drift(AbstractObservable):
 class DistanceToPrediction(AbstractObservable):
     """|reached - predicted| if a theorem predicts the limit; the prediction, and its kind.
 
-    `lintensor_jax.predict` computes it from the start of each lane, on the host (about 10 ms for a
-    lane). Coefficients are compared; for classification without weight decay, directions.
+    `lintensor_jax.predict` computes it from the start of each lane, on the host, one lane after
+    the other. For small networks this takes longer than the flows. Coefficients are compared; for
+    classification without weight decay, directions.
     """
 
     @property

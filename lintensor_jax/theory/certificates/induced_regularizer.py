@@ -5,7 +5,6 @@ Source: Gunasekar et al. 2018, eq. 15 and Lemmas 5 to 7.
 
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -14,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Float
 from ...arguments import as_numbers
 from ...networks.base import Network
 from ...networks.closed_forms import architectures_with, closed_form, described
+from ...networks.pair import coefficients_like
 
 
 def induced_regularizer(like: Any, beta: Float[ArrayLike, "..."]) -> Float[Array, ""]:
@@ -73,7 +73,7 @@ def _coefficients(like, beta, owner):
     if jnp.iscomplexobj(array):
         raise ValueError(f"{owner}: beta must be real, got dtype {array.dtype}; pass its parts.")
     array = array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
-    shape = eqx.filter_eval_shape(type(like).linear_coefficients, like).shape
+    shape = coefficients_like(like).shape
     if array.shape != shape:
         raise ValueError(
             f"{owner}: beta must have the shape {shape} of like's linear coefficients, got "

@@ -13,7 +13,7 @@ import numpy as np
 from ...networks import AssumptionFails, ConvolutionalNetwork, FullyConnectedNetwork
 from ...problems import Classification
 from ..assumptions import Assumption, components_of, is_tensor_network, log_loss, rounding
-from ..convergence import convergence
+from ..convergence import convergence, refuted_convergence
 from ..least_norm.max_margin import MarginPrecisionError, is_separable, max_margin
 from ..least_norm.norms import FourierL1Norm, L2Norm
 from ..prediction import Candidate, Conclusion, Kind
@@ -93,7 +93,8 @@ def _loss_tends_to_zero(network, problem):
                 implied, None, all(a.holds for a in conditions), "Ji & Telgarsky 2019, Theorem 2.2"
             )
         )
-    return _excluded_by_signs(network, problem) or convergence(network, problem, proofs, goal)
+    excluded = _excluded_by_signs(network, problem)
+    return excluded or convergence(refuted_convergence(network, problem), proofs, goal)
 
 
 def _excluded_by_signs(network, problem):

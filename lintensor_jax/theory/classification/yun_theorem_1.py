@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...networks import coefficients_and_pullback
+from ...networks.pair import coefficients_like
 from ...problems import Classification
 
 
@@ -63,7 +64,7 @@ def singular_vectors(network: Any, u: Float[Array, " d"]) -> SingularVectors:
             f"{type(network).__name__} without `factors` and `with_factors`; Theorem 1 is about "
             "tensor networks, certify measures stationarity of any network."
         )
-    shape = eqx.filter_eval_shape(lambda n: n.linear_coefficients(), network).shape
+    shape = coefficients_like(network).shape
     u = jnp.asarray(u)
     if u.shape != shape or u.ndim != 1:
         raise ValueError(

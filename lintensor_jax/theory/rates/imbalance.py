@@ -16,13 +16,13 @@ singular value in decreasing order, zero beyond the last.
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Scalar
 
 from ...networks import FullyConnectedNetwork
+from ...networks.pair import coefficients_like
 from ...problems import Regression, named
 
 MIN = "Min et al. 2021"
@@ -254,7 +254,7 @@ def require_two_layers(owner: str, network: Any, problem: Any) -> None:
             f"{owner}: problem must be a Regression, got {named(problem)}; the rates are "
             "those of the squared loss."
         )
-    expected = jax.eval_shape(network.linear_coefficients).shape
+    expected = coefficients_like(network).shape
     if expected != problem.coefficient_shape:
         raise ValueError(
             f"{owner}: network and problem must fit, got coefficients of shape {expected} and data "

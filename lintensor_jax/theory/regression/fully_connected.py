@@ -13,7 +13,7 @@ import numpy as np
 from ...networks import FullyConnectedNetwork
 from ...problems import Regression
 from ..assumptions import YUN, Assumption, rounding
-from ..convergence import convergence, critical_start
+from ..convergence import convergence, critical_start, refuted_convergence
 from ..critical_levels import below_the_saddles, critical_levels
 from ..prediction import Candidate, Conclusion, ExponentialDecay, Kind
 from ..rates.imbalance import MIN, ConvergenceRateBound, convergence_rate_bound
@@ -91,13 +91,14 @@ class _Start(NamedTuple):
             levels = critical_levels(network.weights, data)
             reached = below if levels.rank == levels.wanted else None
         always = reached if network.has_scalar_output else None
+        refuted = refuted_convergence(network, problem)
         return _Start(
             conditions,
             rates,
             theorem_3,
             below,
-            convergence(network, problem, (theorem_7, theorem_3, reached), goal),
-            convergence(network, problem, (theorem_7, imbalanced, always), goal),
+            convergence(refuted, (theorem_7, theorem_3, reached), goal),
+            convergence(refuted, (theorem_7, imbalanced, always), goal),
         )
 
 

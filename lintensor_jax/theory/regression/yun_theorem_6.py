@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, Scalar
 
+from ...networks.pair import coefficients_like
 from ...problems import Regression, named
 
 _BISECTIONS = 128
@@ -244,15 +245,15 @@ def _require_setting(network, problem):
             f"problem: {rule} a single sample, got n = {problem.X.shape[0]}; keep one row of X and "
             "y, or use Theorem 5 for several."
         )
-    shape = eqx.filter_eval_shape(lambda n: n.linear_coefficients(), network)
-    if len(shape.shape) != 1 or problem.y.ndim != 1:
+    shape = coefficients_like(network).shape
+    if len(shape) != 1 or problem.y.ndim != 1:
         raise ValueError(
-            f"network, problem: {rule} a scalar output, got coefficients of shape {shape.shape} "
+            f"network, problem: {rule} a scalar output, got coefficients of shape {shape} "
             f"and y of shape {problem.y.shape}; use a last layer of shape (d_L,) and y of shape "
             "(1,)."
         )
-    if shape.shape != problem.coefficient_shape:
+    if shape != problem.coefficient_shape:
         raise ValueError(
             f"network, problem: the input dimensions must agree, got coefficients of shape "
-            f"{shape.shape} and X of shape {problem.X.shape}; change one of the two."
+            f"{shape} and X of shape {problem.X.shape}; change one of the two."
         )
