@@ -36,7 +36,7 @@ def rows(kept: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
         ),
         (
             f"{hostile['cases']} stores that try to run code, or to read or write outside",
-            f"{hostile['held']} ran nothing and touched nothing outside",
+            f"{hostile['refused']} ran nothing and touched nothing outside",
             hostile["command"],
         ),
         (

@@ -77,7 +77,7 @@ class MulticlassClassification(AbstractProblem):
         """Whether X has a last column of ones for the biases."""
         return self.bias
 
-    def counting_bias(self) -> "MulticlassClassification":
+    def bias_as_feature(self) -> "MulticlassClassification":
         """The same data with the column of ones as an ordinary feature, as flows treat it."""
         if not self.bias:
             return self

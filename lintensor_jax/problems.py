@@ -58,7 +58,7 @@ class AbstractProblem(eqx.Module):
         """Whether the last coefficient is a bias: X has a last column of ones."""
         return False
 
-    def counting_bias(self) -> "AbstractProblem":
+    def bias_as_feature(self) -> "AbstractProblem":
         """The same data with the column of ones as an ordinary feature, as flows treat it."""
         return self
 
@@ -195,7 +195,7 @@ class Regression(AbstractRegressionProblem):
         """Whether X has a last column of ones for a bias."""
         return self.bias
 
-    def counting_bias(self) -> "Regression":
+    def bias_as_feature(self) -> "Regression":
         """The same data with the column of ones as an ordinary feature, as flows treat it."""
         return Regression(self.X, self.y, self.residual_loss) if self.bias else self
 
@@ -320,7 +320,7 @@ class Classification(AbstractProblem):
         """Whether X has a last column of ones for a bias."""
         return self.bias
 
-    def counting_bias(self) -> "Classification":
+    def bias_as_feature(self) -> "Classification":
         """The same data with the column of ones as an ordinary feature, as flows treat it."""
         return Classification(self.X, self.y, self.margin_loss) if self.bias else self
 

@@ -41,7 +41,7 @@ def _overview(sections, command, seconds, jobs):
         )
         for section in sections
     ]
-    headings = ("experiment", "paper", "verdict", "checks kept", "figures", "time")
+    headings = ("experiment", "paper", "verdict", "checks passed", "figures", "time")
     versions = next((s.report.versions for s in sections if s.report is not None), {})
     total = sum(section.seconds for section in sections)
     at_once = f", {jobs} side by side ({total:.0f} s of experiments together)" if jobs > 1 else ""
@@ -132,11 +132,11 @@ def _checks(report: Report):
         )
         for check in report.checks
     ]
-    kept = sum(check.passed for check in report.checks)
+    passed = sum(check.passed for check in report.checks)
     # The list is open if a check failed, so that the reader sees it at once.
     is_open = "" if report.passed else " open"
     return (
-        f"<details{is_open}><summary>Checks: {kept} of {len(rows)} kept</summary>"
+        f"<details{is_open}><summary>Checks: {passed} of {len(rows)} passed</summary>"
         + table(("", "check", "worst", "at most", "where"), rows)
         + "</details>"
     )

@@ -103,7 +103,7 @@ def predict(
     _require_concrete(network, problem)
     decay = weight_decay_of(problem)
     if decay is None or float(decay) == 0:
-        problem = (problem if decay is None else problem.problem).counting_bias()  # pyright: ignore
+        problem = (problem if decay is None else problem.problem).bias_as_feature()  # pyright: ignore
     depth = f", L = {network.depth}" if hasattr(network, "depth") else ""  # pyright: ignore
     samples = np.shape(problem.y)[0] if hasattr(problem, "y") else "unknown"  # pyright: ignore
     subject = (

@@ -156,6 +156,7 @@ def test_what_is_tied():
     assert signs(lt.LinearNetwork(np.asarray([1.0, -2.0]))) == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_sample_that_is_zero_keeps_its_loss():
     """The others are fitted, and the loss falls to that of one sample, which is its minimum."""
     problem = lt.Classification([[-0.2, 0.0], [0.0, 0.0]], [1.0, -1.0], lt.LogisticLoss())

@@ -187,6 +187,7 @@ def test_log_time_of_deeper_networks():
         assert error < (1e-8 if b < 40 else 1e-3 * (40 / b) ** 2)
 
 
+@pytest.mark.slow
 def test_losses_of_any_size(one_sample):
     solution = one_sample["exponential"]
     # For one sample and the exponential loss log L = -beta; the flow ends at the first step beyond.

@@ -81,7 +81,7 @@ def test_only_a_huber_loss_that_residuals_reach_has_a_time_of_its_own():
     np.testing.assert_allclose(beyond.log_loss[:2], squared.log_loss[:2], rtol=1e-7)
 
 
-@pytest.mark.slow_beyond(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", OTHERS, ids=lambda loss: type(loss).__name__)
 def test_without_a_fit_the_flow_ends_at_the_minimum_of_the_loss(loss):
     rng = np.random.default_rng(3)

@@ -76,7 +76,7 @@ def test_a_coordinate_that_turns_around_is_not_at_a_corner(gap):
     np.testing.assert_allclose(flow.coefficients[-1], [-1.0], atol=1e-9)
 
 
-@pytest.mark.slow_beyond(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "ratio"), [(np.float64, 3e7), (np.float32, 1e4)])
 def test_separable_data_of_two_scales(dtype, ratio):
     data = np.asarray([[ratio, 0.0], [0.0, 1.0]], dtype)
@@ -106,6 +106,7 @@ def test_a_stop_rule_of_the_users_is_not_overridden():
         np.testing.assert_allclose(flow.log_time[-1], expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_data_that_no_beta_separates_still_end_a_flow_with_a_rule_on_time():
     problem = lt.Classification([[1.0], [-2.0]], np.ones(2))
     network = lt.DiagonalNetwork(np.asarray([[0.5], [0.4]]))
@@ -159,6 +160,7 @@ def test_saved_times_after_the_standstill_under_vmap():
     np.testing.assert_allclose(batch[0], flow.log_time, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_error_of_a_spent_budget_names_what_has_the_limit():
     network = lt.FullyConnectedNetwork((0.1 * np.eye(25), 0.1 * np.eye(25), np.full(25, 0.1)))
     problem = lt.Regression(np.eye(1, 25), np.ones(1))

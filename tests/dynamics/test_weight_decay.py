@@ -138,7 +138,7 @@ def test_a_start_that_shrinks_at_first_is_not_at_its_end():
     np.testing.assert_allclose(flow.coefficients[-1], [0.9], atol=1e-8)
 
 
-@pytest.mark.slow_beyond(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [3, 4])
 def test_deeper_layers_end_at_stationary_points_and_zero_is_one(depth):
     X, y, _ = data(3)

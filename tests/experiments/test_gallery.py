@@ -139,7 +139,7 @@ def test_the_page_holds_everything_and_needs_no_network(reproduce_all, tmp_path)
         "All checks passed.",
         "lintensor-jax reproduce all --quick",
         "lintensor-jax reproduce first --quick",
-        "1 of 1 kept",
+        "1 of 1 passed",
         "<th>K</th>",
         "device",
     ):

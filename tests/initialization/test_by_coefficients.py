@@ -238,6 +238,7 @@ def test_directions_come_from_the_template_without_a_key():
     np.testing.assert_allclose(mine.u, mine.u[0], rtol=ROUNDING)
 
 
+@pytest.mark.slow_beyond(5)
 @pytest.mark.parametrize(
     ("build", "function"),
     [*((b, matching) for b in ALL), (diagonal, balanced), (full_conv, balanced), (wide, balanced)],

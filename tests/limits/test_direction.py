@@ -52,6 +52,7 @@ def assert_certified(limit, data):
     assert sum(jax.tree.leaves(defects)) <= 1e-20 * sum(jax.tree.leaves(size))
 
 
+@pytest.mark.slow
 def test_a_saddle_is_found_as_one_and_followed():
     # At margin 1e5 both two-layer flows are near a saddle of the l1 problem.
     for index in (2, 5):

@@ -41,6 +41,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow_beyond(5)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_loss_changes_them(name):
     """Their derivative along Theta' = -(d beta/d Theta)^T g vanishes for every g.

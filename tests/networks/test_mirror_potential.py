@@ -34,6 +34,7 @@ def relative_error(values, exact):
     )
 
 
+@pytest.mark.slow
 def test_Q_is_the_sum_of_theorem_5():
     rng = np.random.default_rng(0)
     rho, eta = rng.normal(size=(4, 5)), rng.normal(size=5)

@@ -1,6 +1,7 @@
 """Lanes over their explicit budget: which flow continues them, and how a failure is stored."""
 
 import numpy as np
+import pytest
 from sweep_cases import LANES
 
 import lintensor_jax as lt
@@ -21,6 +22,7 @@ def _statuses(results):
     return np.asarray(STATUSES)[results.status].tolist()
 
 
+@pytest.mark.slow
 def test_a_lane_goes_on_by_the_full_flow_where_the_mirror_flow_fails(monkeypatch):
     whole = worker.mirror_flow
 

@@ -19,7 +19,7 @@ ZERO = lt.FullyConnectedNetwork.zeros((2, 3))
 TARGETS = RNG.normal(size=(3, 2))
 
 
-@pytest.mark.slow_beyond(2)
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize(
     ("network", "problem", "reason"),
     [

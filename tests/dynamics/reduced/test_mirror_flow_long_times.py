@@ -11,7 +11,7 @@ CORNER = lt.Regression([[1.0, 2.0], [1.0, -1.0]], [1.0, 1.5])
 POSITIVE = lt.DiagonalNetwork(0.1 * np.ones((2, 2)))
 
 
-@pytest.mark.slow_beyond(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("time", [50.0, 1e9, 1e15])
 def test_contradictory_samples_do_not_spoil_the_limit(time):
     network = lt.DiagonalNetwork([[1.0], [0.0]])

@@ -167,6 +167,7 @@ def test_lemma_2_6_at_every_step_of_flows_to_large_norms(flows):
     assert max((b.remainder / b.remainder_limit[:, None]).max() for _, _, b in found) > 1 / 4
 
 
+@pytest.mark.slow
 def test_flows_grow_all_layers_towards_the_maximum_margin(flows):
     data, found = flows
     best = lt.max_margin(data, lt.L2Norm())

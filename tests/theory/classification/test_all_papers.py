@@ -67,6 +67,7 @@ def test_theorem_4_is_about_every_homogeneous_network(network):
     assert "Theorem 4 (Gunasekar et al. 2018)" in verdicts(network, PROBLEM)
 
 
+@pytest.mark.slow
 def test_signs_that_are_kept_may_rule_out_separation():
     problem = lt.Classification([[1.0, 0.0], [-0.5, 1.0]], [1.0, 1.0])
     stuck = lt.predict(lt.DiagonalNetwork([[1.0, 1.0], [1.0, -1.0]]), problem)

@@ -38,7 +38,7 @@ def test_lemma_18_along_rank_one_matrices():
         assert decay <= samples * s**power * bound + 1e-9
 
 
-@pytest.mark.slow_beyond(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 4])
 def test_the_papers_euler_run_of_figure_1(depth):
     """10^5 steps of 10^-6 from |W| = 10 |Z|, 30 degrees off; m = 50, d_x = 5, d_y = 1."""

@@ -51,6 +51,7 @@ def test_lanes_that_need_the_path_and_others_share_a_batch():
     assert -1e-12 < np.abs(together[3]).sum() - least < 1e-6
 
 
+@pytest.mark.slow
 def test_a_problem_without_a_solution_is_projected():
     X = np.array([[1.0, 2.0, 0.5], [2.0, 4.0, 1.0]])
     found = bregman_projection(X, np.ones(2), np.full(3, 0.3), np.zeros(3))

@@ -60,7 +60,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.slow_beyond(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_large_steps_end_where_the_effective_start_says(name):
     network = NETWORKS[name]()

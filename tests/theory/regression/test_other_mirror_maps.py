@@ -188,6 +188,7 @@ def test_bregman_projection_far_from_the_start(mu):
     np.testing.assert_allclose(moved, 2 * X.T @ np.asarray(limit.dual), rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_derivatives_of_the_bregman_projection():
     X, y, rng = _data(10)
     arguments = [jnp.asarray(v) for v in (y, rng.uniform(0.01, 0.1, 5), rng.normal(size=5))]

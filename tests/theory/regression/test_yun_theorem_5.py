@@ -144,6 +144,7 @@ def test_all_scales_in_one_batch(depth):
         np.testing.assert_allclose(limits.coefficients[0], l1, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "alpha"), [pytest.param(2, 1e-3, marks=SLOW), (3, 0.1)])
 def test_derivatives(depth, alpha):
     S, X, y, eta = (jnp.asarray(v) for v in _problem(depth, n=2, m=5, d=4))

@@ -93,6 +93,7 @@ def _cases():
                 )
 
 
+@pytest.mark.slow_beyond(1)
 @needs_compiler
 @pytest.mark.parametrize(("name", "method", "problem"), list(_cases()))
 def test_threads_have_the_bits_of_the_cpu(name, method, problem, core, monkeypatch):

@@ -73,7 +73,7 @@ FLOWS: dict[str, Any] = {
 }
 
 
-@pytest.mark.slow_beyond(2)
+@pytest.mark.slow_beyond(1)
 @pytest.mark.parametrize("name", FLOWS)
 def test_flows(name, monkeypatch):
     """The steps are those of XLA's programs up to rounding; ends do not depend on the threads."""
