@@ -100,6 +100,7 @@ class Stepper(NamedTuple):
         clips = isinstance(clock, PhysicalTime) and system.problem.has_residuals
         decays = weight_decay_of(system.problem) is not None
         has_corners = clips and not decays
+        may_branch = has_corners or not system.ties_are_exact
 
         def of_lane(y, s, unit, origin, leaves):
             data, reducible = jax.tree.unflatten(structure, leaves)
@@ -120,7 +121,7 @@ class Stepper(NamedTuple):
         def slope_and_status(y, s, unit, origin, *leaves):
             args, state, velocity = of_lane(y, s, unit, origin, leaves)
             longest = stable_step(state.theta, args) if clips else jnp.full_like(s, jnp.inf)
-            near = corners.is_near_corner(state, args)
+            near = corners.is_near_corner(state, args) if may_branch else jnp.zeros_like(s, bool)
             return velocity, code_by(urgent, s, state, args), longest, near
 
         def at_corner(y, s, unit, origin, *leaves):
