@@ -123,8 +123,7 @@ def bounds_along(start, weights, risk: Any = 0.0):
 @pytest.fixture(scope="module")
 def flows():
     """Flows to margin 1e6 from two starts; at every step Lemma 2.6's bounds."""
-    data = problem()
-    found = []
+    data, found = problem(), []
     # Only the implicit method is used: the automatic choice compiles twice as long.
     solver = implicit_solver(jnp.asarray(1e-8), jnp.asarray(1e-8))
     for seed in range(2):
