@@ -60,13 +60,10 @@ def _flat_spec(network: eqx.Module) -> tuple[list[Any], Any, list[bool]]:
     leaves, structure = jax.tree.flatten(network)
     movable = _marked(network, jax.tree.unflatten(structure, [True] * len(leaves)))
     may_move = jax.tree.leaves(movable)
-    found = [
-        move and eqx.is_inexact_array(leaf) for leaf, move in zip(leaves, may_move, strict=True)
-    ]
-    if found != may_move or any(
-        x.dtype.kind == "c" for x, is_one in zip(leaves, found, strict=True) if is_one
-    ):
-        _require_real_parameters(network, movable)
+    found = [moves and eqx.is_inexact_array(x) for x, moves in zip(leaves, may_move, strict=True)]
+    is_complex = (jnp.iscomplexobj(x) for x, is_one in zip(leaves, found, strict=True) if is_one)
+    if found != may_move or any(is_complex):
+        _require_real_parameters(network, movable)  # names of leaves take longer than this test
     return leaves, structure, found
 
 

@@ -1,6 +1,7 @@
 """Networks: the forward pass against the tensor form, coefficients, pullbacks, bad input."""
 
 import functools
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -240,6 +241,27 @@ def test_constants_are_no_parameters():
     tensor_parameters, _ = split(tensor_network(2))
     assert tensor_parameters.tensor is None
     assert len(jax.tree.leaves(tensor_parameters)) == 2
+
+
+class WithOtherLeaves(eqx.Module):
+    """A network with functions and complex numbers among its leaves."""
+
+    u: Array
+    phases: Array = lt.constant()
+    link: Any = lt.constant()
+    activation: Any
+
+    def linear_coefficients(self):
+        return self.u
+
+
+def test_functions_and_complex_constants_are_no_parameters():
+    network = WithOtherLeaves(jnp.ones(2), jnp.ones(2) * 1j, abs, jnp.tanh)
+    parameters, rest = split(network)
+    assert len(jax.tree.leaves(parameters)) == 1
+    assert parameters.u is network.u
+    assert (rest.u, rest.link, rest.activation) == (None, abs, jnp.tanh)
+    assert rest.phases is network.phases
 
 
 def test_own_network_has_coefficients_and_pullback():

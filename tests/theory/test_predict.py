@@ -156,7 +156,8 @@ def test_warns_where_rounding_leaves_the_commuting_matrices():
         prediction = lt.predict(network, problem)
         assert prediction.limit is not None
         error = np.abs(flow_of(network, problem)[0] - prediction.limit).max()
-        return error / np.abs(prediction.limit).max(), any("rounding" in n for n in prediction.notes)
+        warned = any("By rounding" in note for note in prediction.notes)
+        return error / np.abs(prediction.limit).max(), warned
 
     # First the error is that of the flow, as in all tests here; then the limit is a different one.
     error, warned = run(0.3)
