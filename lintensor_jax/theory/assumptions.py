@@ -52,7 +52,8 @@ class Assumption(eqx.Module):
 
 def rounding(array: ArrayLike) -> float:
     """The largest modulus that counts as zero, relative to the largest entry of `array`."""
-    dtype = array.dtype if hasattr(array, "dtype") else jnp.asarray(array).dtype
+    dtype = getattr(array, "dtype", None)
+    dtype = jnp.asarray(array).dtype if dtype is None else dtype
     # JAX's dtype: without x64 an array of NumPy is used in float32.
     return _ROUNDING_ULPS * float(jnp.finfo(jax.dtypes.canonicalize_dtype(dtype)).eps)
 

@@ -247,16 +247,16 @@ class WithOtherLeaves(eqx.Module):
     """A network with functions and complex numbers among its leaves."""
 
     u: Array
+    activation: Any
     phases: Array = lt.constant()
     link: Any = lt.constant()
-    activation: Any
 
     def linear_coefficients(self):
         return self.u
 
 
 def test_functions_and_complex_constants_are_no_parameters():
-    network = WithOtherLeaves(jnp.ones(2), jnp.ones(2) * 1j, abs, jnp.tanh)
+    network = WithOtherLeaves(jnp.ones(2), jnp.tanh, jnp.ones(2) * 1j, abs)
     parameters, rest = split(network)
     assert len(jax.tree.leaves(parameters)) == 1
     assert parameters.u is network.u
