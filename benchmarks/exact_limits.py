@@ -6,10 +6,12 @@ Run from the repository root:
 
 Diagonal networks from normal starts of one problem: two layers at d = 2, n = 1, and d = 32, n = 8
 (`two_layer_limit`), and from w_1 = w_2 = alpha eta, w_3 = 0 (`diagonal_limit` of Theorem 5, Yun et
-al. 2021, L = 3). The lanes of one vmap share X and y. `batched_flow` is called with its defaults.
-The column "of the flow" is the solver's core time of a lane over that of its flow. Before anything
-is timed, solver and flow must agree. A vmap runs all lanes until the last one has converged, so the
-column "iterations" has both the median and the largest number.
+al. 2021, L = 3). Convolutions and fully connected networks: two layers at d = 2, n = 1
+(`proved_limit`, which tests the assumptions of Theorem 6 as well). The lanes of one vmap share X
+and y. `batched_flow` is called with its defaults. The column "of the flow" is the solver's core
+time of a lane over that of its flow. Before anything is timed, solver and flow must agree. A vmap
+runs all lanes until the last one has converged, so the column "iterations" has both the median and
+the largest number.
 """
 
 from collections.abc import Callable
@@ -73,6 +75,23 @@ def theorem_5(d: int, n: int, lanes: int) -> tuple[Callable, Callable]:
     return lambda: solve(alpha, eta), lambda: lt.batched_flow(networks, problem)
 
 
+def theorem_6(d: int, n: int, lanes: int, network: Any) -> tuple[Callable, Callable]:
+    """Solver and flow of `network` from first layers of sizes 0.1 to 1 and a zero last layer."""
+    problem = data(d, n)
+    rng = np.random.default_rng([23, d, n])
+    scale = np.exp(rng.uniform(np.log(0.1), 0.0, lanes))
+    first, last = network.factors
+    start = jnp.asarray(scale[:, None] * rng.standard_normal((lanes, first.size)))
+    networks = jax.vmap(lambda v: network.with_factors((v, jnp.zeros_like(last))))(start)
+
+    @jax.jit
+    def solve(networks):
+        found = jax.vmap(lambda network: lt.theory.proved_limit(network, problem))(networks)
+        return found.limit, found.is_proved, jnp.zeros(lanes, int)
+
+    return lambda: solve(networks), lambda: lt.batched_flow(networks, problem)
+
+
 def rows_of(title: str, solver: Callable, flow: Callable, repeats: int) -> list[Row]:
     """The rows of one problem: its flow, and its solver."""
     ends: dict[str, Any] = {}
@@ -114,6 +133,13 @@ def main() -> None:
         lanes = 64 if options.quick else lanes
         title = f"{name}, d = {d}, n = {n}, {lanes:,} lanes"
         rows += rows_of(title, *make(d, n, lanes), options.repeats)
+    for name, network in (
+        ("convolution", lt.ConvolutionalNetwork.zeros(2, (2, 2))),
+        ("fully connected", lt.FullyConnectedNetwork.zeros((2, 2))),
+    ):
+        lanes = 64 if options.quick else 4096
+        title = f"Theorem 6, {name}, d = 2, n = 1, {lanes:,} lanes"
+        rows += rows_of(title, *theorem_6(2, 1, lanes, network), options.repeats)
     measure.print_rows(rows, options.out)
 
 

@@ -86,6 +86,8 @@ from .regression.other_mirror_maps import bregman_projection as bregman_projecti
 from .regression.other_mirror_maps import differential_limit as differential_limit
 from .regression.other_mirror_maps import two_layer_diagonal_limit as two_layer_diagonal_limit
 from .regression.other_mirror_maps import two_layer_limit as two_layer_limit
+from .regression.proved_limit import ProvedLimit as ProvedLimit
+from .regression.proved_limit import proved_limit as proved_limit
 from .regression.saddle_to_saddle import SaddleToSaddle as SaddleToSaddle
 from .regression.saddle_to_saddle import saddle_to_saddle as saddle_to_saddle
 from .regression.yun_theorem_5 import InterpolationLimit as InterpolationLimit

@@ -239,12 +239,13 @@ class Worker:
         return run
 
     def _observer(self, cell: Cell):
-        traced = [o for o in self.plan.options.observables if not o.on_host]
+        observables = self.plan.options.observables
 
         def of_lane(end):
             if end.problem is None:
                 end = end._replace(problem=cell.shared)
-            return [o.measure(end) for o in traced], has_bad_input(end.initial, end.problem)
+            values = [o.measure_traced(end) if o.on_host else o.measure(end) for o in observables]
+            return values, has_bad_input(end.initial, end.problem)
 
         @functools.partial(jax.jit, static_argnames="at_once")
         def observe(arrays, rest, at_once):
@@ -258,10 +259,11 @@ class Worker:
 
     def _measured(self, cell: Cell, end: Ending, count: int):
         found, bad = self._observe[id(cell)](end)
-        found = [tuple(np.asarray(v)[:count] for v in values) for values in found]
-        values, at = {}, iter(found)
-        for observable in self.plan.options.observables:
-            measured = _one_by_one(observable, cell, end, count) if observable.on_host else next(at)
+        found = jax.tree.map(lambda array: np.asarray(array)[:count], found)
+        values = {}
+        for observable, measured in zip(self.plan.options.observables, found, strict=True):
+            if observable.on_host:
+                measured = _with_host(measured, observable, cell, end, count)
             for variable, value in zip(observable.variables, measured, strict=True):
                 values[variable.name] = self._filled(variable.name, value)
         return values, np.asarray(bad)[:count]
@@ -323,12 +325,27 @@ def _as_lanes(cell: Cell, end: Ending) -> Ending:
     return _whole(jax.tree.map(lambda leaf: leaf[None], arrays), rest)
 
 
-def _one_by_one(observable, cell: Cell, end: Ending, count):
+def _with_host(traced, observable, cell: Cell, end: Ending, count: int) -> tuple[Any, ...]:
+    """The values of all lanes: `traced` where these are known, else by `measure`, one by one."""
+    if traced is None:
+        return _one_by_one(observable, cell, end, np.arange(count))
+    values, is_known = traced
+    unknown = np.flatnonzero(~is_known)
+    if not unknown.size:
+        return values
+    values = tuple(array.copy() for array in values)
+    measured = _one_by_one(observable, cell, end, unknown)
+    for array, rows in zip(values, measured, strict=True):
+        array[unknown] = rows
+    return values
+
+
+def _one_by_one(observable, cell: Cell, end: Ending, lanes: np.ndarray) -> tuple[np.ndarray, ...]:
     arrays, rest = _lanes_and_rest(cell, end)
     shared = cell.shared
     arrays = jax.tree.map(np.asarray, arrays)
     rows = []
-    for k in range(count):
+    for k in lanes:
         lane = jax.tree.map(lambda leaf: jnp.asarray(leaf[k]), arrays)  # noqa: B023
         lane = _whole(lane, rest)
         rows.append(observable.measure(lane if shared is None else lane._replace(problem=shared)))

@@ -67,6 +67,14 @@ class AbstractObservable(eqx.Module):
         """Whether lanes are measured one by one with concrete arrays."""
         return False
 
+    def measure_traced(self, end: Ending) -> tuple[tuple[Array, ...], Bool[Array, ""]] | None:
+        """If `on_host`: the values for one lane, and whether they are those of `measure`.
+
+        Traced by `jax.vmap`, so that all lanes are measured in one program. Only the lanes where
+        the second result is False are then measured by `measure`. None: every lane is.
+        """
+        return None
+
     @property
     def integrates(self) -> bool:
         """Whether `measure` integrates a gradient flow; such observables are not for descents."""

@@ -17,7 +17,9 @@ from ...problems import AbstractProblem, Regression
 from ...theory.classification.alignment import alignment
 from ...theory.least_norm.norms import L1Norm, L2Norm
 from ...theory.predict import predict
+from ...theory.prediction import Kind
 from ...theory.rates.imbalance import imbalance
+from ...theory.regression.proved_limit import proved_limit
 from ..identifiers import require_identifier
 from .base import COEFFICIENT, AbstractObservable, Ending, Variable, refuse, unit
 from .measures import EffectiveRank, KernelAlignment, NonzeroCoefficients
@@ -175,9 +177,10 @@ class Drift(AbstractObservable):
 class DistanceToPrediction(AbstractObservable):
     """|reached - predicted| if a theorem predicts the limit; the prediction, and its kind.
 
-    `lintensor_jax.predict` computes it from the start of each lane, on the host, one lane after
-    the other. For small networks this takes longer than the flows. Coefficients are compared; for
-    classification without weight decay, directions.
+    `lintensor_jax.theory.proved_limit` computes the limits of all lanes that it covers in one
+    program. For the other lanes `lintensor_jax.predict` runs on the host, one lane after the other,
+    which takes milliseconds each. Coefficients are compared; for classification without weight
+    decay, directions.
     """
 
     @property
@@ -200,6 +203,13 @@ class DistanceToPrediction(AbstractObservable):
         """Shapes and types of the values, without a prediction."""
         number, beta = end.log_loss, end.coefficients
         return number, beta, np.zeros((), np.int8)
+
+    def measure_traced(self, end: Ending) -> tuple[tuple[Array, ...], Bool[Array, ""]]:
+        """As `measure`, with True where one of the theorems of `proved_limit` proves the limit."""
+        found = proved_limit(end.initial, end.problem)
+        kind = self.variables[2].flags.index(str(Kind.EXACT))
+        distance = jnp.linalg.norm(end.coefficients - found.limit)
+        return (distance, found.limit, jnp.asarray(kind, jnp.int8)), found.is_proved
 
     def measure(self, end: Ending) -> tuple[Any, ...]:
         """Distance, predicted limit and kind; NaN and kind 0 if nothing is predicted."""
