@@ -99,3 +99,29 @@ def as_sequence(value: Any, name: str, owner: str) -> tuple[Any, ...]:
         raise ValueError(
             f"{owner}: {name} must be a sequence of arrays, got {in_words(value)}; pass a tuple."
         ) from None
+
+
+def as_size(value: Any, name: str, owner: str) -> int:
+    """`value` as an int; ValueError if it is not a positive integer (True is not one)."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(
+            f"{owner}: {name} must be a positive int, got {in_words(value)}; pass for example 2."
+        )
+    return int(value)
+
+
+def as_sizes(value: Any, name: str, owner: str) -> tuple[int, ...]:
+    """The entries of `value`; ValueError if they are not one positive integer or more."""
+    if isinstance(value, str | bytes) or not np.iterable(value) or not len(tuple(value)):
+        raise ValueError(
+            f"{owner}: {name} must be a tuple of positive ints, got {in_words(value)}; pass for "
+            "example (2, 2)."
+        )
+    return tuple(as_size(entry, f"{name}[{place}]", owner) for place, entry in enumerate(value))
+
+
+def as_shape(owner: str, outputs: Any, **sizes: Any) -> tuple[int, ...]:
+    """The shape of `sizes`, and of `outputs` unless that is None; ValueError if one is no size."""
+    if outputs is not None:
+        sizes["outputs"] = outputs
+    return tuple(as_size(value, name, owner) for name, value in sizes.items())

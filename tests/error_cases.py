@@ -121,6 +121,21 @@ CASES: Cases = {
         ValueError,
         ("got (5,)", "depth 3 and dimension 2; change one of the two"),
     ),
+    "a width that is no int": (
+        lambda: lt.FullyConnectedNetwork.zeros(cast(Any, (2, 2.5))),
+        ValueError,
+        ("FullyConnectedNetwork.zeros: widths[1]", "positive int", "got 2.5; pass"),
+    ),
+    "one number in place of lengths": (
+        lambda: lt.ConvolutionalNetwork.zeros(2, cast(Any, 2)),
+        ValueError,
+        ("ConvolutionalNetwork.zeros: lengths", "tuple of positive ints", "got 2; pass"),
+    ),
+    "a product of three dimensions": (
+        lambda: lt.MatrixFactorizationNetwork.zeros(2, cast(Any, (2, 3, 4))),
+        ValueError,
+        ("dimension must be d, or the shape (d, m)", "got (2, 3, 4); pass"),
+    ),
     "empty data": (
         lambda: lt.Regression(np.ones((0, 2)), []),
         ValueError,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Scalar
 
-from ..arguments import as_sequence
+from ..arguments import as_sequence, as_sizes
 from . import contractions
 from .base import AbstractNetwork, Activation, as_parameter, require_depth
 from .conserved import gaps, gaps_of_squared_norms
@@ -55,9 +55,11 @@ class ConvolutionalNetwork(AbstractNetwork):
     @classmethod
     def zeros(cls, dimension: int, lengths: tuple[int, ...]) -> "ConvolutionalNetwork":
         """The zero network whose filters have the given lengths; the last must be `dimension`."""
-        if not lengths or lengths[-1] != dimension:
+        lengths = as_sizes(lengths, "lengths", "ConvolutionalNetwork.zeros")
+        if lengths[-1] != dimension:
             raise ValueError(
-                f"lengths: the last filter must have length d = {dimension}, got {lengths}."
+                f"ConvolutionalNetwork.zeros: the last of lengths must be dimension = {dimension}, "
+                f"got lengths {lengths}."
             )
         return cls(tuple(jnp.zeros(k) for k in lengths))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Scalar
 
-from ..arguments import as_numbers
+from ..arguments import as_numbers, as_shape
 from . import contractions
 from .base import (
     AbstractNetwork,
@@ -49,8 +49,8 @@ class DiagonalNetwork(AbstractNetwork):
 
         `outputs=None` is a scalar output, a number m a vector output of shape (m,).
         """
-        shape = (depth, dimension) if outputs is None else (depth, dimension, outputs)
-        return cls(jnp.zeros(shape))
+        owner = "DiagonalNetwork.zeros"
+        return cls(jnp.zeros(as_shape(owner, outputs, depth=depth, dimension=dimension)))
 
     @property
     def depth(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]

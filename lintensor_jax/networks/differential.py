@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
+from ..arguments import as_shape
 from .base import AbstractNetwork, Activation, as_parameter, require_depth
 from .decomposition import AssumptionFails, OrthogonalDecomposition
 from .diagonal import DiagonalNetwork, superdiagonal
@@ -58,7 +59,8 @@ class DifferentialDiagonalNetwork(AbstractNetwork):
     @classmethod
     def zeros(cls, depth: int, dimension: int) -> "DifferentialDiagonalNetwork":
         """The zero network of the given shape: a template for `lintensor_jax.initialization`."""
-        return cls(jnp.zeros(dimension), jnp.zeros(dimension), depth)
+        shape = as_shape("DifferentialDiagonalNetwork.zeros", None, dimension=dimension)
+        return cls(jnp.zeros(shape), jnp.zeros(shape), depth)
 
     def linear_coefficients(self) -> Float[Array, " d"]:
         """beta = w_+^L - w_-^L, shape (d,)."""

@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
-from ..arguments import as_sequence
+from ..arguments import as_sequence, as_size, as_sizes
 from ..completion import MatrixCompletion
 from ..messages import in_words
 from ..problems import MatrixSensing
@@ -77,8 +77,17 @@ class MatrixFactorizationNetwork(AbstractNetwork):
         `dimension`: d for a product of shape (d, d), or the shape (d, m). `width`: the width of all
         hidden layers; by default the larger one of d and m, so that every rank is possible.
         """
-        rows, columns = (dimension, dimension) if isinstance(dimension, int) else dimension
-        hidden = (max(rows, columns) if width is None else width,) * (depth - 1)
+        owner = "MatrixFactorizationNetwork.zeros"
+        shape = dimension if np.iterable(dimension) else (dimension, dimension)
+        shape, depth = as_sizes(shape, "dimension", owner), as_size(depth, "depth", owner)
+        if len(shape) != 2:
+            raise ValueError(
+                f"{owner}: dimension must be d, or the shape (d, m) of the product, got "
+                f"{shape}; pass one or two numbers."
+            )
+        rows, columns = shape
+        width = max(shape) if width is None else as_size(width, "width", owner)
+        hidden = (width,) * (depth - 1)
         return cls(tuple(map(jnp.zeros, itertools.pairwise((rows, *hidden, columns)))))
 
     @property

@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
-from ..arguments import as_numbers, as_sequence
+from ..arguments import as_numbers, as_sequence, as_shape, as_sizes
 from . import contractions
 from .base import (
     AbstractNetwork,
@@ -65,9 +65,10 @@ class FullyConnectedNetwork(AbstractNetwork):
 
         `outputs=None` is a scalar output, a number m a vector output of shape (m,).
         """
-        hidden = [jnp.zeros(shape) for shape in itertools.pairwise(widths)]
-        last = jnp.zeros(widths[-1] if outputs is None else (widths[-1], outputs))
-        return cls((*hidden, last))
+        owner = "FullyConnectedNetwork.zeros"
+        widths = as_sizes(widths, "widths", owner)
+        last = as_shape(owner, outputs, width=widths[-1])
+        return cls(tuple(map(jnp.zeros, (*itertools.pairwise(widths), last))))
 
     @property
     def depth(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Scalar
 
-from ..arguments import as_numbers
+from ..arguments import as_numbers, as_shape
 from .base import AbstractNetwork, Activation, as_parameter, coefficients_and_pullback
 from .closed_forms import closed_form
 from .pair import coefficients_like
@@ -42,7 +42,7 @@ class LinearNetwork(AbstractNetwork):
         cls, dimension: int, outputs: int | None = None, bias: bool = False
     ) -> "LinearNetwork":
         """The zero network of the given shape: a template for `lintensor_jax.initialization`."""
-        shape = (dimension,) if outputs is None else (dimension, outputs)
+        shape = as_shape("LinearNetwork.zeros", outputs, dimension=dimension)
         return cls(jnp.zeros(shape), bias)
 
     @property

@@ -314,7 +314,7 @@ ONES = np.ones((2, 3))
         (lambda: lt.ConvolutionalNetwork((ONES, np.ones(3))), ["filters[0] must have 1", "(2, 3)"]),
         (
             lambda: lt.ConvolutionalNetwork.zeros(3, (2, 2)),
-            ["lengths: the last filter must have length d = 3", "(2, 2)"],
+            ["the last of lengths must be dimension = 3", "(2, 2)"],
         ),
         (
             lambda: lt.FullyConnectedNetwork((ONES, np.ones(2))),
