@@ -4,6 +4,7 @@
 Those errors do not say which argument is wrong.
 """
 
+import operator
 from typing import Any
 
 import jax
@@ -102,12 +103,20 @@ def as_sequence(value: Any, name: str, owner: str) -> tuple[Any, ...]:
 
 
 def as_size(value: Any, name: str, owner: str) -> int:
-    """`value` as an int; ValueError if it is not a positive integer (True is not one)."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < 1:
+    """`value` as an int; ValueError if it is not a positive integer (True is not one).
+
+    A traced integer raises JAX's own error, which says that a shape needs a plain value.
+    """
+    if isinstance(value, Tracer):
+        return operator.index(value)
+    try:
+        if isinstance(value, bool | np.bool_) or operator.index(value) < 1:
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
         raise ValueError(
             f"{owner}: {name} must be a positive int, got {in_words(value)}; pass for example 2."
-        )
-    return int(value)
+        ) from None
 
 
 def as_sizes(value: Any, name: str, owner: str) -> tuple[int, ...]:
