@@ -55,6 +55,13 @@ def _is_defined_shift(amount: Any, digits: int) -> bool:
     return all(isinstance(number, int) and 0 <= number < digits for number in numbers)
 
 
+def _is_ordinary(value: Any) -> bool:
+    """Whether a vector is a constant that is neither zero nor NaN."""
+    items = value.constant if isinstance(value, ir.Constant) else [None]
+    numbers = [getattr(item, "constant", None) for item in items]
+    return all(isinstance(number, float) and abs(number) > 0 for number in numbers)
+
+
 class Instructions:
     """Writes instructions with an LLVM builder, for vectors of `width` lanes."""
 
@@ -133,7 +140,11 @@ class Instructions:
                 unsigned = unsigned or a.type.element.width == 1  # True, which is -1 with a sign
                 compare = builder.icmp_unsigned if unsigned else builder.icmp_signed
                 return builder.select(compare(sign, a, b), a, b)
-            # If a or b is NaN, the comparison gives b. Therefore a NaN in a is selected afterwards.
+            # If a or b is NaN, the comparison gives b. Therefore a NaN in a is selected afterwards,
+            # and a constant comes first. Zeros keep their places, because their signs differ.
+            a, b = (b, a) if _is_ordinary(b) else (a, b)
+            if _is_ordinary(a):
+                return builder.select(builder.fcmp_ordered(sign, a, b), a, b)
             chosen = builder.select(builder.fcmp_ordered(sign, a, b), a, b)
             return builder.select(builder.fcmp_unordered("uno", a, a), a, chosen)
         if is_float and name in _FLOATS:
