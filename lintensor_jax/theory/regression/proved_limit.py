@@ -63,15 +63,18 @@ def proved_limit(network: Any, problem: Any) -> ProvedLimit:
 def _is_covered(network, problem) -> bool:
     if not isinstance(problem, Regression) or problem.y.ndim != 1:
         return False
-    fits = problem.X.shape[0] <= problem.X.shape[1] and not getattr(network, "has_bias", False)
-    return fits and bool(problem.residual_loss.is_convex_with_minimum_at_zero)
+    has_bias = getattr(network, "has_bias", False)
+    return not has_bias and bool(problem.residual_loss.is_convex_with_minimum_at_zero)
 
 
 def _found(network, problem):
     """The limit, and whether the theorem's assumptions hold; None without a theorem."""
     layers = two_layers_of(network)
     if layers is not None:
-        return _two_layers(layers, problem)
+        # Layers that were found numerically are only as accurate as the test of the decomposition.
+        is_closed_form = closed_form(network, "two_layers") is not None
+        eps = float(jnp.finfo(layers.first.dtype).eps)
+        return _two_layers(layers, problem, rounding(layers.first) if is_closed_form else eps**0.5)
     if isinstance(network, DifferentialDiagonalNetwork):
         return _differential(network, problem)
     if not is_tensor_network(network):
@@ -81,12 +84,12 @@ def _found(network, problem):
     return _theorem_6(network, problem) if problem.X.shape[0] == 1 else None
 
 
-def _two_layers(layers, problem):
+def _two_layers(layers, problem, tolerance: float):
     rows = problem.X if layers.S is None else problem.X @ layers.S.T
     first, second = layers.first, layers.second
     gap = jnp.min(jnp.abs((first - second) * (first + second)))
     largest = jnp.maximum(jnp.max(jnp.abs(first)), jnp.max(jnp.abs(second)))
-    applies = _have_full_rank(rows) & (gap > rounding(first) * largest**2)
+    applies = _have_full_rank(rows) & (gap > tolerance * largest**2)
     # A start outside of the theorem may need many iterations, for which all lanes would wait.
     first, second = jnp.where(applies, first, 1.0), jnp.where(applies, second, 0.0)
     found = two_layer_limit(layers.S, problem.X, problem.y, first, second)
@@ -138,4 +141,5 @@ def _have_full_rank(rows):
     """Whether the rows are independent, as `row_space` decides it."""
     sizes = jnp.linalg.svd(rows, compute_uv=False)
     eps = float(jnp.finfo(rows.dtype).eps)
-    return sizes[-1] > max(rows.shape) * eps * sizes[0]
+    is_wide = rows.shape[0] <= rows.shape[1]
+    return is_wide & (sizes[-1] > max(rows.shape) * eps * sizes[0])
