@@ -168,7 +168,7 @@ def test_a_report_of_functions_of_a_user_and_of_lanes_that_failed(tmp_path):
     page = write_report(tmp_path / "s").read_text()
     assert "which the store cannot hold" in page
     assert page.count("<td>bad_input</td>") == 5
-    assert "alpha = 1.0, direction = 4" in page
+    assert "α = 1.0, direction = 4" in page
     assert "Theorem 6" in write_report(tmp_path / "s", grid=grid).read_text()
 
 

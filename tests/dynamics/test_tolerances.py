@@ -61,8 +61,12 @@ def test_a_zero_layer_beside_a_large_one_is_right_along_the_way(large):
 def test_parameters_of_one_size_have_one_tolerance():
     # The printed `atol` is the one that was used.
     problem = lt.Regression(DATA, TARGETS)
-    network = lt.DiagonalNetwork(np.full((2, 4), 0.01))
-    flow = lt.gradient_flow(network, problem)
-    same = lt.gradient_flow(network, problem, atol=float(flow.atol))
-    np.testing.assert_allclose(flow.coefficients, same.coefficients, rtol=1e-12)
-    assert flow.stats["num_steps"] == same.stats["num_steps"]
+    network = lt.DiagonalNetwork(np.array([[0.3, 0.5, 0.4, 0.6], [0.1, 0.2, 0.3, 0.2]]))
+
+    def end(**options):
+        return lt.gradient_flow(network, problem, finish=None, **options)
+
+    flow = end()
+    same, other = (end(atol=share * float(flow.atol)).coefficients for share in (1.0, 10.0))
+    np.testing.assert_allclose(same, flow.coefficients, rtol=0, atol=1e-11)
+    assert np.max(np.abs(other - flow.coefficients)) > 1e-10

@@ -80,9 +80,10 @@ def test_vmap_over_networks_and_alpha_and_data():
         assert (batch.status == single.status)[lane]
         kept = np.asarray(batch.reached[lane])
         assert kept.sum() == len(single.clock_time)
-        # Compiled programs differ in the last bits, and the flow contracts these differences.
+        # Compiled programs differ in the last bits. Where a flow leaves a saddle these differences
+        # grow: two programs agree to the flow's tolerance, and at its end to more.
         np.testing.assert_allclose(
-            batch.coefficients[lane][kept], single.coefficients, rtol=0, atol=1e-10
+            batch.coefficients[lane][kept], single.coefficients, rtol=0, atol=1e-8
         )
         np.testing.assert_allclose(batch.clock_time[lane][kept], single.clock_time, rtol=1e-2)
         # Times that are not reached repeat the end, without infinities.
