@@ -349,6 +349,7 @@ THEORY: dict[str, Callable[[], str]] = {
     "margins small": lambda: span(_margins(lambda d, n: max(d, n) <= 20), ".2g"),
     "limits of two layers": lambda: listed(_limits("two layers"), ".2f"),
     "limits of three layers": lambda: listed(_limits("Theorem 5"), ".2g"),
+    "limits of one sample": lambda: listed(_limits("Theorem 6"), ".2g"),
     "step growth": lambda: f"{_implicit_step('growth', 'p = 640'):.1f}",
     "step dense": lambda: f"{_implicit_step('L = 2, p = 640', 'dense'):.2g}",
     "stiff single": lambda: f"{results('stiff_lanes.json')['single_over_batch']:.1f}",
