@@ -121,12 +121,13 @@ def as_size(value: Any, name: str, owner: str) -> int:
 
 def as_sizes(value: Any, name: str, owner: str) -> tuple[int, ...]:
     """The entries of `value`; ValueError if they are not one positive integer or more."""
-    if isinstance(value, str | bytes) or not np.iterable(value) or not len(tuple(value)):
+    entries = () if isinstance(value, str | bytes) or not np.iterable(value) else tuple(value)
+    if not entries:
         raise ValueError(
             f"{owner}: {name} must be a tuple of positive ints, got {in_words(value)}; pass for "
             "example (2, 2)."
         )
-    return tuple(as_size(entry, f"{name}[{place}]", owner) for place, entry in enumerate(value))
+    return tuple(as_size(entry, f"{name}[{place}]", owner) for place, entry in enumerate(entries))
 
 
 def as_shape(owner: str, outputs: Any, **sizes: Any) -> tuple[int, ...]:

@@ -192,3 +192,10 @@ def test_keys_sequences_and_numbers_that_are_not_finite():
             start.spectral(CHAIN, PROBLEM, first, 1.0)
     with pytest.raises(ValueError, match="coefficients must be real"):
         start.lambda_balanced(CHAIN, np.ones(2) + 1j, 0.0)
+
+
+def test_sizes_may_be_integers_of_any_kind_from_an_iterator():
+    network = lt.FullyConnectedNetwork.zeros(size for size in (np.int64(3), jax.numpy.asarray(2)))  # pyright: ignore
+    assert [w.shape for w in network.weights] == [(3, 2), (2,)]
+    with pytest.raises(ValueError, match=r"zeros: depth must be a positive int, got True; pass"):
+        lt.DiagonalNetwork.zeros(True, 2)
