@@ -66,6 +66,8 @@ def test_parameters_of_one_size_have_one_tolerance():
     def end(**options):
         return lt.gradient_flow(network, problem, finish=None, **options)
 
+    # Two programs may differ in the last bits. From this start no saddle amplifies the differences,
+    # and ten times the tolerance moves the end by 1e-9.
     flow = end()
     same, other = (end(atol=share * float(flow.atol)).coefficients for share in (1.0, 10.0))
     np.testing.assert_allclose(same, flow.coefficients, rtol=0, atol=1e-11)

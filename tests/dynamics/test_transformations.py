@@ -85,6 +85,9 @@ def test_vmap_over_networks_and_alpha_and_data():
         np.testing.assert_allclose(
             batch.coefficients[lane][kept], single.coefficients, rtol=0, atol=1e-8
         )
+        np.testing.assert_allclose(
+            batch.coefficients[lane][-1], single.coefficients[-1], rtol=0, atol=1e-10
+        )
         # A flow ends with the step in which its rule is met: the times may differ by a step.
         np.testing.assert_allclose(batch.clock_time[lane][kept], single.clock_time, rtol=0.2)
         np.testing.assert_array_equal(batch.clock_time[lane][kept][:-1], single.clock_time[:-1])

@@ -248,7 +248,7 @@ SMALL = {
     "pesme2021": pesme.Configuration(problems=1, paths=3, noises=(0.1, 0.4), num_times=5),
     "even2023": even.Configuration(
         problems=1,
-        full=even.Steps(largest=4.0, count=8),
+        full=even.Steps(largest=4.0, count=8),  # the largest step sizes diverge for certain
         stochastic=even.StochasticSteps(count=6, runs=2),
     ),
     "papazov2024": papazov.Configuration(problems=1, masses=(0.1, 3.2)),
