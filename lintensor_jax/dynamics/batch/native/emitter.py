@@ -77,6 +77,7 @@ class Emitter(Entrywise):
         self.instructions = Instructions(builder, width)
         self._module_state = module_state
         self._known: dict[Any, Any] = {}  # values that have been computed already
+        self._passed: dict[Any, Any] = {}  # values in the memory of arguments
 
     def value(self, entry: Any, dtype: Any) -> Any:
         """An entry as a vector of all lanes."""
@@ -130,13 +131,11 @@ class Emitter(Entrywise):
         operations, _ = count_operations(jaxpr, [is_known(value) for value in inputs])
         if operations < LARGEST_INLINE:
             return self.evaluate(jaxpr, constants, inputs)
+        if not all(_fits(v.aval.dtype, self.dtype) for v in (*jaxpr.invars, *jaxpr.outvars)):
+            return self.evaluate(jaxpr, constants, inputs)
         inputs = [value if is_known(value) else self._passable(value) for value in inputs]
         entries = [entry for value in inputs for entry in lifted(value).reshape(-1)]
-        values: list[Any] = [entry for entry in entries if isinstance(entry, ir.Value)]
-        if any(value.type.element != vector(self.dtype, 1).element for value in values):
-            return self.evaluate(jaxpr, constants, inputs)
-        if not all(_fits(v.aval.dtype, self.dtype) for v in jaxpr.outvars):
-            return self.evaluate(jaxpr, constants, inputs)
+        dtypes = [v.aval.dtype for v in jaxpr.invars for _ in range(v.aval.size)]
         key = id(jaxpr), *map(_kind_of, entries)
         functions = self._module_state.functions
         made = next((other for other in functions if _can_call(other, key)), key)
@@ -144,15 +143,17 @@ class Emitter(Entrywise):
             # The jaxpr is kept alive: the key holds its id, which a new object could get.
             functions[made] = *self._function(jaxpr, constants, inputs), jaxpr
         function, results, _ = functions[made]
-        pairs = zip(entries, made[1:], strict=True)
-        passed = [self.value(entry, self.dtype) for entry, kind in pairs if kind == _VALUE]
+        given_entries = zip(entries, dtypes, made[1:], strict=True)
+        passed = [self._as_passed(e, dtype) for e, dtype, kind in given_entries if kind == _VALUE]
         # Calls share the memory of arguments. Each call keeps the memory of its results.
         given, found = f"given to {function.name}", f"found {len(self.bases)}"
         if given not in self.bases:
             self._allocate(given, len(passed))
         self._allocate(found, len(results))
         for i, value in enumerate(passed):
-            self.store(value, Slot(given, i))
+            if self._passed.get((given, i)) is not value:  # arguments stay where they are
+                self.store(value, Slot(given, i))
+                self._passed[given, i] = value
         bases = [self.bases[name] for name in (*_BASES, given, found)]
         self.builder.call(function, bases)
         entries = [
@@ -160,6 +161,10 @@ class Emitter(Entrywise):
             for e in results
         ]
         return _divided(entries, [v.aval.shape for v in jaxpr.outvars])
+
+    def behind_barrier(self, value: np.ndarray, dtype: Any) -> np.ndarray:
+        """The value as vectors: a function with this argument is not compiled for its numbers."""
+        return from_list([self.value(entry, dtype) for entry in value.reshape(-1)], value.shape)
 
     def other(self, equation: Any, inputs) -> list[np.ndarray]:
         """A `cond` between two programs. The second one is skipped if no lane takes it."""
@@ -179,8 +184,10 @@ class Emitter(Entrywise):
         some = self.builder.icmp_signed("!=", bits, ir.Constant(bits.type, 0))
         with self.builder.if_then(some, likely=False):
             outside, self._known = self._known, dict(self._known)
+            before_branch = dict(self._passed)
             other = self._vectors(instead, inputs)
             self._known = outside
+            self._passed = {k: v for k, v in before_branch.items() if self._passed[k] is v}
             chosen = [self.builder.select(wanted, a, b) for a, b in zip(other, usual, strict=True)]
             after = self.builder.block
         merged = []
@@ -230,12 +237,12 @@ class Emitter(Entrywise):
         bases: dict[str, Any] = dict(zip((*_BASES, "given", "found"), function.args, strict=True))
         inner = Emitter(builder, self.width, self.dtype, bases, self._module_state)
         arguments, count = [], 0
-        for value in inputs:
-            value = value.copy()
+        for variable, value in zip(jaxpr.invars, inputs, strict=True):
+            dtype, value = np.dtype(variable.aval.dtype), value.copy()
             flat = value.reshape(-1)
             for i, entry in enumerate(flat):
                 if isinstance(entry, ir.Value):
-                    flat[i] = Slot("given", count)
+                    flat[i] = Slot("given", count, None if dtype == self.dtype else dtype)
                     count += 1
             arguments.append(value)
         results = inner.evaluate(jaxpr, constants, arguments)
@@ -254,6 +261,14 @@ class Emitter(Entrywise):
         builder.ret_void()
         return function, entries
 
+    def _as_passed(self, entry, dtype):
+        """An argument of a function, as it is stored; the same object for the same argument."""
+        value = self.value(entry, dtype)
+        if np.dtype(dtype) == self.dtype:
+            return value
+        key = "passed", str(dtype), id(value)
+        return self._once(key, lambda: self.as_stored(value, dtype))
+
     def as_stored(self, value: Any, dtype: Any) -> Any:
         """Numbers of another dtype as the emitter's dtype; `_as_read` is the inverse."""
         if np.dtype(dtype).kind in "iu" and np.dtype(dtype).itemsize == self.dtype.itemsize:
@@ -263,7 +278,7 @@ class Emitter(Entrywise):
     def _as_read(self, value: Any, slot: Slot) -> Any:
         dtype = np.dtype(slot.dtype or self.dtype)
         same = dtype.itemsize == self.dtype.itemsize and dtype.kind in "iu"
-        if same and slot.base.startswith("found"):
+        if same and slot.base.startswith(("found", "given")):
             return self.builder.bitcast(value, vector(dtype, self.width))
         return self.instructions.converted(value, self.dtype, dtype)
 

@@ -71,7 +71,8 @@ def counts_in(number: Float[Array, "..."]) -> Int[Array, "..."]:
     return number.astype(jnp.int32)
 
 
-def _stored(count, dtype):
+def stored_counts(count: Int[Array, "..."], dtype: Any) -> Float[Array, "..."]:
+    """The inverse of `counts_in`."""
     if dtype == jnp.float32:
         return jax.lax.bitcast_convert_type(count, dtype)
     return count.astype(dtype)
@@ -108,7 +109,7 @@ def _read(row, stepper, leaves):
 
 
 def _written(lanes, dtype):
-    counts = (_stored(count, dtype) for count in (lanes.num_steps, lanes.num_rejected))
+    counts = (stored_counts(count, dtype) for count in (lanes.num_steps, lanes.num_rejected))
     changed = [lanes.code, lanes.s, *counts, lanes.y, lanes.slope, lanes.h, lanes.memory]
     return jnp.concatenate([number.astype(dtype).reshape(-1) for number in changed])
 

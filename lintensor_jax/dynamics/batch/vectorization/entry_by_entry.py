@@ -190,6 +190,10 @@ class Entrywise:
         """The results of an inner jaxpr."""
         return self.evaluate(jaxpr, constants, inputs)
 
+    def behind_barrier(self, value: np.ndarray, dtype: Any) -> np.ndarray:
+        """The value as one that is not known while tracing, where this makes a difference."""
+        return value
+
     def other(self, equation: Any, inputs) -> list[np.ndarray]:
         """The results of an equation of any other kind; raises NotImplementedError here."""
         raise NotImplementedError(equation.primitive.name)
@@ -202,6 +206,8 @@ class Entrywise:
             value if value.size else np.zeros(value.shape, dtype)
             for value, dtype in zip(inputs, dtypes, strict=True)
         ]
+        if name == "optimization_barrier":
+            return [self.behind_barrier(*pair) for pair in zip(inputs, dtypes, strict=True)]
         if all(is_known(value) for value in inputs):
             if name in CALLS:  # calls with custom derivatives cannot be bound
                 jaxpr, constants = called(equation)

@@ -166,6 +166,25 @@ CLOSE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_functions_take_flags_and_integers(monkeypatch, dtype):
+    """Arguments stay in the memory of a function; a branch may have put others there."""
+    part = jax.jit(lambda x, flags, counts: jnp.where(flags, x, -x) * counts.astype(x.dtype))
+
+    def function(x):
+        flags, counts = x > 0, jnp.floor(jnp.clip(x, -9, 9)).astype(int)
+        first = part(x, flags, counts)
+        branch = jax.lax.cond(x[0] > 1, lambda: part(x, ~flags, counts + 1), lambda: first)
+        constant = part(x, jnp.array([True, False]), jnp.array([2, 3]))
+        behind = part(x, *jax.lax.optimization_barrier((jnp.array([True, False]), counts)))
+        return jnp.concatenate([part(x, flags, counts), branch, constant, behind])
+
+    rows = np.random.default_rng(1).standard_normal((41, 2)).astype(dtype) * 3
+    monkeypatch.setattr(emitter, "LARGEST_INLINE", 0)
+    with jax.enable_x64(dtype == np.float64):
+        np.testing.assert_array_equal(by_kernel(function, rows), jax.vmap(function)(rows))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_integers_of_numbers_beyond_their_limits(dtype):
     edges = [2.0**k for k in (31, 32, 63, 64)]
     edges = [
@@ -220,10 +239,10 @@ def test_single_precision_counts_beyond_its_digits():
     """Otherwise the count of steps would stop growing, and `max_steps` would never be reached."""
 
     def more(x):
-        return table._stored(table.counts_in(x) + 1, x.dtype)
+        return table.stored_counts(table.counts_in(x) + 1, x.dtype)
 
     count = np.array([2**24, 2**24 + 1, 2**24 + 2], np.int32)
-    rows = np.asarray(table._stored(jnp.asarray(count), jnp.float32))[:, None]
+    rows = np.asarray(table.stored_counts(jnp.asarray(count), jnp.float32))[:, None]
     for _ in range(3):
         rows = by_kernel(more, rows)
     found, _ = table.counts_of(np.concatenate([np.zeros((3, 2)), rows, rows], 1, dtype=np.float32))
