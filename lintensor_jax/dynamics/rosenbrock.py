@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Scalar
 
+from .runge_kutta import weighted_sum
+
 ORDER = 5
 _GAMMA = 0.21193756319429014
 _OF_SIXTH = (
@@ -75,14 +77,18 @@ def rosenbrock_step(
     y: Float[Array, " q"],
     h: Scalar,
     solver: Callable[[Array, Scalar], Callable[[Array], Array]] | None = None,
+    written_out: bool = False,
 ) -> tuple[Float[Array, " q"], Float[Array, " q"]]:
     """The state after a step of size h, and the estimate of its error.
 
     (I/(gamma h) - J) U_i = slope(y + sum_j a_ij U_j) + sum_j c_ij U_j / h for i = 1, ..., 8.
     `slope` must not depend on the time. `solver`: gives for y and 1/(gamma h) the map from a
-    right-hand side to U_i; None: J is formed.
+    right-hand side to U_i; None: J is formed. `written_out`: the stages are no loop, for machine
+    code, which has no loops.
     """
     solve = (solver or functools.partial(_dense_solver, slope))(y, 1 / (_GAMMA * h))
+    if written_out:
+        return _written_out(slope, solve, y, h)
     states, sides = jnp.asarray(_table(_STATES), y.dtype), jnp.asarray(_table(_SIDES), y.dtype)
 
     # A loop: the program of a step is smaller than with eight stages written out.
@@ -94,6 +100,17 @@ def rosenbrock_step(
 
     none = jnp.zeros((len(_STATES), y.size), y.dtype)
     increments, end = jax.lax.fori_loop(0, len(_STATES), stage, (none, y))
+    return end + increments[-1], increments[-1]
+
+
+def _written_out(slope, solve, y, h):
+    increments, end = [], y
+    for state, side in zip(_STATES, _SIDES, strict=True):
+        end = y + weighted_sum(state, increments) if increments else y
+        right = slope(end)
+        if increments:
+            right = right + weighted_sum(side, increments) / h
+        increments.append(solve(right))
     return end + increments[-1], increments[-1]
 
 

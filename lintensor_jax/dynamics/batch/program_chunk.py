@@ -134,7 +134,7 @@ def integrate_chunk(
     # All programs are traced one after the other and compiled at the same time.
     finish_and_record = compiled(_finish_and_record, _XLA, *own, like)
     ends, refusal, ran = _integrated(stepper_used, chunk_used, given, compilation, kind)
-    ends = _with_stiff_lanes(stepper_used, chunk_used, ends, kind)
+    ends = _with_stiff_lanes(stepper_used, compilation, chunk_used, ends, kind)
     if spectral is not None:
         ends = _in_own_basis(ends, spectral, chunk.thetas.shape[1])
     with _cpu_lock(kind):
@@ -216,7 +216,9 @@ def _in_own_basis(ends: Ends, spectral: Spectral, parameters: int) -> Ends:
     return ends._replace(y=jnp.concatenate([back, y[:, parameters:]], axis=1))
 
 
-def _with_stiff_lanes(stepper: Stepper, chunk: Chunk, ends: Ends, kind: str) -> Ends:
+def _with_stiff_lanes(
+    stepper: Stepper, compilation: AbstractCompilation, chunk: Chunk, ends: Ends, kind: str
+) -> Ends:
     """The ends, after lanes with a used-up explicit budget were continued by implicit steps."""
     if stepper.stiff_max_steps is None:
         return ends
@@ -231,7 +233,7 @@ def _with_stiff_lanes(stepper: Stepper, chunk: Chunk, ends: Ends, kind: str) -> 
     data = chunk.data.ordered(lanes, stepper.shared)
     start = chunk.thetas[lanes], data, ends.y[lanes], ends.s[lanes]
     with _cpu_lock(kind):
-        found, executed = integrate_stiff(stepper, *start, stepper.stiff_max_steps)
+        found, executed = integrate_stiff(stepper, compilation, *start, stepper.stiff_max_steps)
     ends.y[lanes], ends.s[lanes], ends.code[lanes] = found.y, found.s, found.code
     ends.num_steps[lanes] += found.num_steps
     ends.num_rejected[lanes] += found.num_rejected
