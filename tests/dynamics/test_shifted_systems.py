@@ -191,6 +191,7 @@ def stiff(d, n, alpha, seed):
     return lt.DiagonalNetwork(jnp.stack([first, first, 0 * first])), lt.Regression(X, y)
 
 
+@pytest.mark.slow
 def test_flow_of_more_than_600_parameters_has_implicit_steps():
     network, problem = stiff(210, 12, 0.05, 1)
     flow = lt.gradient_flow(network, problem)

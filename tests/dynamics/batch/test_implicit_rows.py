@@ -51,6 +51,7 @@ def directions(flow):
     return beta / np.linalg.norm(beta, axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_ends_are_those_of_xla(ran, monkeypatch):
     networks, problems = starts(6), own_problems(6)
     own = lt.batched_flow(networks, problems, shared_problem=False, **OPTIONS)

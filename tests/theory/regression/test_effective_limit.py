@@ -130,7 +130,7 @@ def _step_of_divergence(run, problems, layers, keys):
     return low
 
 
-@pytest.mark.slow_beyond(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"batch_size": 1}], ids=["full batch", "batch size 1"])
 def test_every_run_that_fits_the_data_ends_there(options):
     count = 100
