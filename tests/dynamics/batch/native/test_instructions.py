@@ -12,44 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kernel_cases import SPECIAL, by_kernel, rows_of
 
 from lintensor_jax.dynamics.batch.native import elementary, emitter, table
 from lintensor_jax.dynamics.batch.native.instructions import Unsupported
-from lintensor_jax.dynamics.batch.native.kernel import Kernel, emit, vector_width
 from lintensor_jax.dynamics.batch.vectorization import entry_by_entry as entrywise
 
 RNG = np.random.default_rng(0)
-SPECIAL = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan]
-
-
-def by_kernel(function, rows, *shared):
-    """function(x, *shared) of every row x = (x_1, ..., x_k), by one turn of a kernel."""
-    count, size = rows.shape
-    dtype = rows.dtype
-
-    def step(row, *shared):
-        result = function(row[1 : 1 + size], *shared).astype(dtype)
-        return jnp.concatenate([jnp.zeros(1, dtype), result])
-
-    width = vector_width(jax.ShapeDtypeStruct((1 + size,), dtype))
-    shared = [np.asarray(array) for array in shared]
-    example = jax.eval_shape(step, jnp.zeros(1 + size, dtype), *shared)
-    fields = max(1 + size, example.size)
-    traced = jax.jit(step).trace(jax.ShapeDtypeStruct((fields,), dtype), *shared)
-    table = np.zeros((count, fields), dtype)
-    table[:, 1 : 1 + size] = rows
-    numbers = [np.zeros(1, dtype), *(np.asarray(a, dtype).reshape(-1) for a in shared)]
-    data = np.concatenate(numbers[1:]) if shared else numbers[0]
-    kernel = Kernel(emit(traced.jaxpr, width), width)
-    turns = kernel(table, np.arange(count, dtype=np.int32), data)
-    assert turns == -(-count // width)
-    return table[:, 1 : example.size]
-
-
-def rows_of(size, dtype: Any = np.float64):
-    rows = np.random.default_rng(1).standard_normal((41, size)) * 3
-    rows[:7, 0], rows[3:10, size - 1] = SPECIAL, SPECIAL
-    return rows.astype(dtype)
 
 
 def stack(*values) -> Any:
@@ -166,25 +135,6 @@ CLOSE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_functions_take_flags_and_integers(monkeypatch, dtype):
-    """Arguments stay in the memory of a function; a branch may have put others there."""
-    part = jax.jit(lambda x, flags, counts: jnp.where(flags, x, -x) * counts.astype(x.dtype))
-
-    def function(x):
-        flags, counts = x > 0, jnp.floor(jnp.clip(x, -9, 9)).astype(int)
-        first = part(x, flags, counts)
-        branch = jax.lax.cond(x[0] > 1, lambda: part(x, ~flags, counts + 1), lambda: first)
-        constant = part(x, jnp.array([True, False]), jnp.array([2, 3]))
-        behind = part(x, *jax.lax.optimization_barrier((jnp.array([True, False]), counts)))
-        return jnp.concatenate([part(x, flags, counts), branch, constant, behind])
-
-    rows = np.random.default_rng(1).standard_normal((41, 2)).astype(dtype) * 3
-    monkeypatch.setattr(emitter, "LARGEST_INLINE", 0)
-    with jax.enable_x64(dtype == np.float64):
-        np.testing.assert_array_equal(by_kernel(function, rows), jax.vmap(function)(rows))
-
-
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_integers_of_numbers_beyond_their_limits(dtype):
     edges = [2.0**k for k in (31, 32, 63, 64)]
     edges = [
@@ -247,24 +197,6 @@ def test_single_precision_counts_beyond_its_digits():
         rows = by_kernel(more, rows)
     found, _ = table.counts_of(np.concatenate([np.zeros((3, 2)), rows, rows], 1, dtype=np.float32))
     np.testing.assert_array_equal(found, count + 3)
-
-
-def test_large_parts_are_functions(monkeypatch):
-    """A large part becomes a function, called more than once, with the results of inlined code."""
-    part = jax.jit(lambda x, matrix: jnp.tanh(matrix @ x) + (x[0] > 0))
-
-    def function(x, matrix):
-        once = part(x, matrix)
-        return part(once, matrix) + jax.lax.cond(
-            x[0] > 0, lambda: part(2 * once, matrix), lambda: once
-        )
-
-    rows, matrix = rows_of(2)[10:], np.array([[1.0, -2.0], [0.5, 1.0]])
-    inline = by_kernel(function, rows, matrix)
-    monkeypatch.setattr(emitter, "LARGEST_INLINE", 0)
-    np.testing.assert_array_equal(by_kernel(function, rows, matrix), inline)
-    expected = jax.vmap(function, (0, None))(rows, matrix)
-    np.testing.assert_allclose(inline, expected, rtol=1e-13, atol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
