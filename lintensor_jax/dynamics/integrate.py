@@ -22,7 +22,7 @@ from .clocks import (
     vector_of,
 )
 from .finish import finish_flow, first_rule
-from .observations import decays_to_corner, observe_state
+from .observations import decays_to_corner, observe_and_limit, observe_state
 from .on_invariants import on_invariants
 from .options import FlowOptions
 from .progress import report_step
@@ -173,11 +173,15 @@ def _control(args, initial, options, done, implicit, may_switch) -> Any:
     clock = options.clock
 
     def rule(s, y, args):
-        seen = observe_state(s, state_of(y, clock), args, clock)
+        state, longest = state_of(y, clock), None
+        if clips:
+            seen, longest = observe_and_limit(s, state, args, clock)
+        else:
+            seen = observe_state(s, state, args, clock)
         found = first_rule(seen, options)
-        parts = corners.rounding_parts_ties(state_of(y, clock), args)
+        parts = corners.rounding_parts_ties(state, args)
         hands_over = _is_stiff(seen, clock) | parts if may_switch else False
-        return found, (found != _GOES_ON) | hands_over
+        return found, (found != _GOES_ON) | hands_over, longest
 
     # PI control: at the stability limit an I controller rejects every other step. Clipped steps
     # stay below that limit: with the faster control of `batched_flow` they are 5% fewer.

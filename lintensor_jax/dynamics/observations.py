@@ -9,7 +9,14 @@ from jaxtyping import Array, Bool, Float, Scalar
 
 from ..penalized import velocity_with_decay, weight_decay_of
 from .clocks import AbstractClock, ClockState, FlowArgs
-from .corners import corners_of, faint_sizes, followed, step_at_corner, unbounded_step
+from .corners import (
+    corners_of,
+    faint_sizes,
+    followed,
+    is_near_corner,
+    step_at_corner,
+    unbounded_step,
+)
 from .stopping import Observation
 
 
@@ -19,6 +26,18 @@ def observe_state(
     """What the stop rules see of `state` at the clock's time `s`."""
     if args.system.problem.has_margins:
         return _observe_margins(s, state, args, clock)
+    return _observe_residuals(s, state, args, clock, has_step=False)[0]
+
+
+def observe_and_limit(
+    s: Scalar, state: ClockState, args: FlowArgs, clock: AbstractClock
+) -> tuple[Observation, Scalar]:
+    """What the stop rules see, and `longest_step`: for explicit regression flows."""
+    return _observe_residuals(s, state, args, clock, has_step=True)
+
+
+def _observe_residuals(s, state, args, clock, has_step) -> tuple[Observation, Scalar]:
+    """The observation, and the longest step if `has_step`; for losses of residuals."""
     system, problem = args.system, cast(Any, args.system.problem)
     residual, gradient = system.gradient_norm(state.theta)
     assert args.reducible is not None
@@ -30,15 +49,21 @@ def observe_state(
         predictions = residual + problem.y
     else:
         predictions = problem.predictions(system.coefficients(state.theta))
-    predicted = args.reducible.norm(predictions)
-    rest = _Rest.of(s, state, args, clock)
-    gradient = gradient * rest.share * jnp.linalg.norm(state.theta)
-    still = gradient <= _noise(system) * predicted * size
-    # At a corner only the error limits the steps, which leaves errors of this size.
-    corner = gradient <= 4 * _root_eps(state) * predicted * size
-    corner = corner & (rest.is_corner | (still & rest.is_faint_corner))
+    rounding = args.reducible.norm(predictions) * size
+    gradient = gradient * jnp.linalg.norm(state.theta)
+
+    def near_rest():
+        still = _stands_still(_Rest.of(s, state, args, clock), gradient, rounding, system)
+        return still, _longest_at_corner(state.theta, args) if has_step else unbounded
+
+    # Most steps are far from rest. Where no parameter is near a corner, all of the gradient counts.
+    unbounded = jnp.asarray(unbounded_step(size), size.dtype)
+    is_possible = gradient <= 4 * _root_eps(state) * rounding
+    is_possible = is_possible | is_near_corner(state, args)
+    elsewhere = jnp.zeros((), bool), unbounded
+    still, longest = jax.lax.cond(is_possible, near_rest, lambda: elsewhere)
     infinite = jnp.full_like(state.log_scale, jnp.inf)
-    return Observation(
+    seen = Observation(
         log_loss=log_loss,
         residual=size,
         log_margin=-infinite,
@@ -48,9 +73,20 @@ def observe_state(
         coefficient_gradient=infinite,
         relative_speed=infinite,
         balance=_balance(s, state, args, clock),
-        still=(still & rest.is_settled(1 / _root_eps(state)))
-        | (corner & rest.is_settled(_LONG, still)),
+        still=still,
     )
+    return seen, jnp.minimum(stable_step(state.theta, args), longest) if has_step else longest
+
+
+def _stands_still(rest: "_Rest", gradient, rounding, system) -> Bool[Array, ""]:
+    """Whether a regression flow is at rest. `gradient`: |grad L| |Theta|."""
+    left = gradient * rest.share
+    quiet = left <= _noise(system) * rounding
+    # At a corner only the error limits the steps, which leaves errors of this size.
+    corner = left <= 4 * _root_eps(rest) * rounding
+    corner = corner & (rest.is_corner | (quiet & rest.is_faint_corner))
+    still = quiet & rest.is_settled(1 / _root_eps(rest))
+    return still | (corner & rest.is_settled(_LONG, quiet))
 
 
 def _observe_margins(s, state, args, clock) -> Observation:
@@ -70,16 +106,22 @@ def _observe_margins(s, state, args, clock) -> Observation:
     least = jnp.min(jnp.where(lengths > 0, lengths, jnp.inf))
     pull = pull / jnp.sum(of_samples * jnp.where(lengths > 0, lengths, least))
     gradient = jnp.linalg.norm(system.margin_gradient(state.theta, state.log_scale)[2])
-    rest = _Rest.of(s, state, args, clock)
-    gradient = gradient * rest.share * jnp.linalg.norm(state.theta)
+    gradient = gradient * jnp.linalg.norm(state.theta)
     terms = jnp.sum(weights * jnp.abs(on_sphere))
-    quiet = gradient <= _noise(system) * terms
-    still = quiet & rest.is_settled(1 / _root_eps(state))
-    # Implicit steps leave errors of their tolerances in the gradient. At a corner, which no other
-    # rule recognises, a gradient of that size counts as zero if the parameters have settled.
-    corner = gradient <= 4 * _root_eps(state) * terms
-    corner = corner & (rest.is_corner | (quiet & rest.is_faint_corner))
-    corner = corner & rest.is_settled(_SLOW, quiet)
+    rest = _Rest.of(s, state, args, clock)
+
+    def stands_still():
+        left = gradient * rest.share
+        quiet = left <= _noise(system) * terms
+        still = quiet & rest.is_settled(1 / _root_eps(state))
+        # Implicit steps leave errors of their tolerances in the gradient. At a corner, which no
+        # other rule recognises, such a gradient counts as zero if the parameters have settled.
+        corner = left <= 4 * _root_eps(state) * terms
+        corner = corner & (rest.is_corner | (quiet & rest.is_faint_corner))
+        return still | (corner & rest.is_settled(_SLOW, quiet))
+
+    misclassified = log_margin == -jnp.inf
+    still = jax.lax.cond(misclassified, stands_still, lambda: jnp.zeros((), bool))
     infinite = jnp.full_like(state.log_scale, jnp.inf)
     return Observation(
         log_loss=log_loss,
@@ -91,7 +133,7 @@ def _observe_margins(s, state, args, clock) -> Observation:
         coefficient_gradient=pull,
         relative_speed=rest.relative_speed,
         balance=_balance(s, state, args, clock),
-        still=(still | corner) & (log_margin == -jnp.inf),
+        still=still,
     )
 
 
@@ -211,8 +253,13 @@ def log_or_minus_infinity(value: Array) -> Array:
 
 def longest_step(theta: Float[Array, " p"], args: FlowArgs) -> Scalar:
     """The longest explicit step at `theta`: 2/lambda, near a corner at most `step_at_corner`."""
-    stable = stable_step(theta, args)
-    return stable if args.origin is None else jnp.minimum(stable, step_at_corner(theta, args))
+    return jnp.minimum(stable_step(theta, args), _longest_at_corner(theta, args))
+
+
+def _longest_at_corner(theta, args):
+    """`step_at_corner`; unbounded with weight decay, where no corner is recognised."""
+    none = args.origin is None
+    return jnp.asarray(unbounded_step(theta), theta.dtype) if none else step_at_corner(theta, args)
 
 
 def stable_step(theta: Float[Array, " p"], args: FlowArgs) -> Scalar:

@@ -33,8 +33,9 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
     """
 
     pid: diffrax.PIDController
-    # A function of time, state and arguments: the code of the status, and whether the flow ends.
-    rule: Callable[[Any, Any, FlowArgs], tuple[Int[Array, ""], Bool[Array, ""]]]
+    # A function of time, state and arguments: the code of the status, whether the flow ends, and
+    # the longest next step (None without `clips`).
+    rule: Callable[[Any, Any, FlowArgs], tuple[Int[Array, ""], Bool[Array, ""], Any]]
     clips: bool
     done: Bool[Array, ""]  # the flow is over before its first step, even if that is rejected
     # Whether a state keeps what the flow conserves; None if this is not checked.
@@ -75,10 +76,10 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
         keep, next_t0, next_t1, made_jump, state, result = self.pid.adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state[0]
         )
+        code, ends, longest = self.rule(t1, y1_candidate, args)
         if self.clips:
-            # Evaluated at the candidate even if it is rejected: a rejection shortens the next step.
-            next_t1 = jnp.minimum(next_t1, next_t0 + longest_step(y1_candidate, args))
-        code, ends = self.rule(t1, y1_candidate, args)
+            # That of the candidate even if it is rejected: a rejection shortens the next step.
+            next_t1 = jnp.minimum(next_t1, next_t0 + longest)
         ends = (keep & ends) | self.done
         if self.keeps_invariants is not None:
             lost = keep & ~self.keeps_invariants(y1_candidate)

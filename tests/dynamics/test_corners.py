@@ -3,14 +3,17 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
 
 import lintensor_jax as lt
+from lintensor_jax.dynamics import observations
+from lintensor_jax.dynamics.clocks import ClockState, FlowArgs
 from lintensor_jax.dynamics.corners import marked_start
 from lintensor_jax.dynamics.statuses import code_of
-from lintensor_jax.dynamics.system import System
+from lintensor_jax.dynamics.system import Reducible, System
 
 
 def _diagonal(rng, depth):
@@ -163,3 +166,37 @@ def test_a_sample_that_is_zero_keeps_its_loss():
     flow = lt.gradient_flow(lt.DiagonalNetwork(np.asarray([[1.0, 0.5], [-1.0, 1.0]])), problem)
     assert flow.status == lt.FlowStatus.not_separable
     np.testing.assert_allclose(flow.log_loss[-1], np.log(np.log(2)), atol=1e-6)
+
+
+def test_rest_is_seen_wherever_it_is_evaluated():
+    """What is skipped far from rest and from corners has there the value that it is given."""
+    rng = np.random.default_rng(2)
+    start = rng.standard_normal(6)
+    problem = lt.Regression(rng.standard_normal((2, 3)), rng.standard_normal(2))
+    system = System.of(lt.DiagonalNetwork(start.reshape(2, 3)), problem)
+    origin = marked_start(system, system.initial)
+    args = FlowArgs(system, Reducible.of(problem), jnp.zeros(()), origin)
+    fitted = lt.gradient_flow(system.network(system.initial), problem).network
+    limit = np.concatenate([np.asarray(layer) for layer in fitted.weights])
+    cases = [start, limit, limit * (1 + 1e-9), np.zeros(6)]
+    for size in (1e-20, 1e-17, 1e-9, 1e-3):
+        cases += [np.where(np.arange(6) % 3 == 0, size * start, other) for other in (start, limit)]
+    found = set()
+    for theta in cases:
+        zero, s = jnp.zeros(()), jnp.asarray(1e9)
+        state = ClockState(jnp.asarray(theta), zero, zero)
+        seen, longest = observations.observe_and_limit(s, state, args, lt.PhysicalTime())
+        residual, gradient = system.gradient_norm(state.theta)
+        size = np.linalg.norm(residual)
+        rest = observations._Rest.of(s, state, args, lt.PhysicalTime())
+        always = observations._stands_still(
+            rest,
+            gradient * np.linalg.norm(theta),
+            np.linalg.norm(residual + problem.y) * size,
+            system,
+        )
+        assert bool(seen.still) == bool(always)
+        assert float(longest) == float(observations.longest_step(state.theta, args))
+        found.add((bool(always), bool(rest.is_corner)))
+    assert {still for still, _ in found} == {True, False}
+    assert {corner for _, corner in found} == {True, False}

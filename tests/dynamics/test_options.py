@@ -358,7 +358,7 @@ def test_a_flow_that_is_over_ends_with_a_step_that_is_not_accepted(done, attempt
     """Otherwise a batch would spend the whole budget of steps on a start that is not finite."""
 
     def rule(s, y, args):
-        return code_of(lt.FlowStatus.max_steps), jnp.asarray(False)
+        return code_of(lt.FlowStatus.max_steps), jnp.asarray(False), None
 
     pid = diffrax.PIDController(rtol=1e-8, atol=1e-8)
     solution = diffrax.diffeqsolve(
