@@ -1,51 +1,33 @@
-"""Linear systems of a few equations, eliminated without loops, for machine code.
+"""Linear systems without exchanges of rows, for machine code of many lanes.
 
-The pivots are the diagonal entries. Rows are not exchanged, because in a vector of lanes every lane
-would exchange others. The matrices of implicit steps, shift I - J with a stable J, need no exchange
-as a rule. Whether one would have been needed is measured: see `backward_error`.
+The pivots are the diagonal entries. In a vector of lanes every lane would exchange other rows. The
+matrices of implicit steps, shift I - J with a stable J, need no exchange as a rule. Whether one
+would have been needed is measured: see `backward_error`.
+
+Each function is a composite of JAX: a name, and the operations that it stands for. The package's
+machine code has loops for these names (`batch/native/linear_algebra.py`); XLA runs the operations.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Scalar
 
-
-class Factors(NamedTuple):
-    """A = L U: the columns of L below its diagonal of ones, the rows of U, and 1 / U[k, k]."""
-
-    lower: tuple[Array, ...]
-    upper: tuple[Array, ...]
-    inverse_pivots: tuple[Scalar, ...]
+FACTORS, SOLVED, BACKWARD_ERROR = (
+    f"lintensor_jax.{name}" for name in ("factors", "solved", "backward_error")
+)
 
 
-def factors_of(matrix: Float[Array, "q q"]) -> Factors:
-    """The factors of a matrix; not finite if a pivot is zero."""
-    lower, upper, inverses = [], [], []
-    for _ in range(matrix.shape[0]):
-        row, inverse = matrix[0, 1:], 1 / matrix[0, 0]
-        column = matrix[1:, 0] * inverse
-        matrix = matrix[1:, 1:] - column[:, None] * row[None]
-        lower.append(column)
-        upper.append(row)
-        inverses.append(inverse)
-    return Factors(tuple(lower), tuple(upper), tuple(inverses))
+def factors_of(matrix: Float[Array, "q q"]) -> Float[Array, "q q"]:
+    """L and U with A = L U in one matrix: L without its diagonal of ones, U with 1 / U[k, k].
+
+    They are not finite if a pivot is zero.
+    """
+    return jax.lax.composite(_factors, FACTORS)(matrix)
 
 
-@jax.jit
-def solved(factors: Factors, right: Float[Array, " q"]) -> Float[Array, " q"]:
-    """The x with A x = `right`."""
-    known = []
-    for column in factors.lower:
-        known.append(right[0])
-        right = right[1:] - column * right[0]
-    rows = list(zip(known, factors.upper, factors.inverse_pivots, strict=True))
-    value, _, inverse = rows.pop()
-    x = (value * inverse)[None]
-    for value, row, inverse in reversed(rows):
-        x = jnp.concatenate([((value - row @ x) * inverse)[None], x])
-    return x
+def solved(factors: Float[Array, "q q"], right: Float[Array, " q"]) -> Float[Array, " q"]:
+    """The x with A x = `right`, from `factors_of(A)`."""
+    return jax.lax.composite(_solved, SOLVED)(factors, right)
 
 
 def backward_error(
@@ -56,6 +38,30 @@ def backward_error(
     max_i |A x - right|_i / (|A| |x| + |right|)_i. Source: Oettli & Prager 1964. It is NaN if an
     entry is not finite.
     """
-    size = jnp.abs(matrix) @ jnp.abs(x) + jnp.abs(right)
-    wrong = jnp.abs(matrix @ x - right)
+    return jax.lax.composite(_backward_error, BACKWARD_ERROR)(matrix, x, right)
+
+
+def _factors(matrix):
+    for k in range(matrix.shape[0]):
+        inverse = 1 / matrix[k, k]
+        column = matrix[k + 1 :, k] * inverse
+        rest = matrix[k + 1 :, k + 1 :] - column[:, None] * matrix[k, k + 1 :][None]
+        below = jnp.concatenate([matrix[k + 1 :, :k], column[:, None], rest], axis=1)
+        row = matrix[k].at[k].set(inverse)
+        matrix = jnp.concatenate([matrix[:k], row[None], below])
+    return matrix
+
+
+def _solved(factors, right):
+    for k in range(right.size):
+        right = right.at[k + 1 :].add(-factors[k + 1 :, k] * right[k])
+    for k in reversed(range(right.size)):
+        rest = jnp.sum(factors[k, k + 1 :] * right[k + 1 :])
+        right = right.at[k].set((right[k] - rest) * factors[k, k])
+    return right
+
+
+def _backward_error(matrix, x, right):
+    size = jnp.sum(jnp.abs(matrix * x[None]), axis=1) + jnp.abs(right)
+    wrong = jnp.abs(jnp.sum(matrix * x[None], axis=1) - right)
     return jnp.max(jnp.where(size > 0, wrong / jnp.where(size > 0, size, 1.0), wrong))

@@ -35,7 +35,7 @@ from .stepper import Stepper
 #: The code of a lane whose linear systems need an exchange of rows: XLA has to continue it.
 LEFT = 2**20
 # The largest matrix of a step. Its elimination has q^3 / 3 products, and is no loop.
-_LARGEST_MATRIX = 36
+_LARGEST_MATRIX = 64
 # The largest backward error of a solution without exchanges of rows, in roundings. Larger ones are
 # rare: then the pivots have grown.
 _ROUNDINGS = 1e4

@@ -16,6 +16,7 @@ from ..vectorization.entry_by_entry import Entrywise, from_list, is_known, lifte
 from ..vectorization.operation_count import count_operations
 from . import elementary
 from .instructions import Instructions, TooLarge, no_instruction, vector
+from .linear_algebra import ROUTINES, routine
 
 _ELEMENTARY = {"exp": elementary.exp, "log": elementary.log, "log1p": elementary.log1p}
 _ELEMENTARY |= {"logistic": elementary.logistic}
@@ -161,6 +162,34 @@ class Emitter(Entrywise):
             for e in results
         ]
         return _divided(entries, [v.aval.shape for v in jaxpr.outvars])
+
+    def composite(self, equation: Any, inputs) -> list[np.ndarray] | None:
+        """The results of a routine of `linear_algebra`, in memory; None for other names."""
+        name, (result,) = equation.params["name"], equation.outvars
+        if name not in ROUTINES or result.aval.dtype != self.dtype:
+            return None
+        kind, size = vector(self.dtype, self.width), equation.invars[0].aval.shape[0]
+        call = routine(self.builder.module, name, kind, self.dtype, size, STACK)
+        found = f"found {len(self.bases)}"
+        self._allocate(found, ROUTINES[name].result_size(size))
+        pointers = [self._in_memory(lifted(value).reshape(-1)) for value in inputs]
+        self.builder.call(call, [*pointers, self.bases[found]])
+        slots = [Slot(found, i) for i in range(result.aval.size)]
+        return [from_list(slots, result.aval.shape)]
+
+    def _in_memory(self, entries) -> Any:
+        """A pointer to the entries, one after the other: where they are, or in a copy."""
+        first = entries[0]
+        base = first.base if isinstance(first, Slot) else ""
+        if base.startswith("found") and list(entries) == [
+            Slot(base, i) for i in range(len(entries))
+        ]:
+            return self.bases[base]
+        name = f"argument {len(self.bases)}"
+        self._allocate(name, len(entries))
+        for i, entry in enumerate(entries):
+            self.store(self.value(entry, self.dtype), Slot(name, i))
+        return self.bases[name]
 
     def behind_barrier(self, value: np.ndarray, dtype: Any) -> np.ndarray:
         """The value as vectors: a function with this argument is not compiled for its numbers."""

@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 from .lowering import lowered
 
-CALLS = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat"}
+CALLS = {"jit", "pjit", "closed_call", "composite", "custom_jvp_call", "custom_vjp_call", "remat"}
 # Primitives that move data, with the number of operands that are moved (None: all of them). The
 # other operands are indices.
 MOVES: dict[str, int | None] = {
@@ -190,6 +190,10 @@ class Entrywise:
         """The results of an inner jaxpr."""
         return self.evaluate(jaxpr, constants, inputs)
 
+    def composite(self, equation: Any, inputs) -> list[np.ndarray] | None:
+        """The results of a composite by a routine of its own; None if there is none."""
+        return None
+
     def behind_barrier(self, value: np.ndarray, dtype: Any) -> np.ndarray:
         """The value as one that is not known while tracing, where this makes a difference."""
         return value
@@ -213,6 +217,9 @@ class Entrywise:
                 jaxpr, constants = called(equation)
                 return self.evaluate(jaxpr, constants, inputs)
             return _plain(equation, inputs) or _bound(equation, inputs, params)
+        found = self.composite(equation, inputs) if name == "composite" else None
+        if found is not None:
+            return found
         inner = called(equation)
         if inner is not None:
             jaxpr, constants = inner

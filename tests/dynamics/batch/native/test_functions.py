@@ -7,6 +7,7 @@ import pytest
 from kernel_cases import by_kernel, rows_of
 
 from lintensor_jax.dynamics.batch.native import emitter
+from lintensor_jax.dynamics.elimination import backward_error, factors_of, solved
 
 
 def test_large_parts_are_functions(monkeypatch):
@@ -44,3 +45,36 @@ def test_functions_take_flags_and_integers(monkeypatch, dtype):
     monkeypatch.setattr(emitter, "LARGEST_INLINE", 0)
     with jax.enable_x64(dtype == np.float64):
         np.testing.assert_array_equal(by_kernel(function, rows), jax.vmap(function)(rows))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_linear_systems(size):
+    """Each row has a matrix of its own. The last one has a zero on its diagonal."""
+
+    def function(row):
+        matrix, right = row[: size * size].reshape(size, size), row[size * size :]
+        factors = factors_of(matrix)
+        x = solved(factors, right)
+        again = solved(factors, matrix @ right)
+        error, wrong = backward_error(matrix, x, right), backward_error(matrix, 2 * x, right)
+        return jnp.concatenate([x, again, error[None], wrong[None]])
+
+    rng = np.random.default_rng(4)
+    matrices = rng.standard_normal((21, size, size)) + 3 * size * np.eye(size)
+    rights = rng.standard_normal((21, size))
+    matrices[-1, 0, 0] = 0
+    found = by_kernel(function, np.hstack([matrices.reshape(21, -1), rights]))
+    assert not np.isfinite(found[-1]).all()
+    x, again, errors, wrong = np.split(found[:-1], [size, 2 * size, 2 * size + 1], axis=1)
+    expected = np.linalg.solve(matrices[:-1], rights[:-1, :, None])[..., 0]
+    np.testing.assert_allclose(x, expected, rtol=1e-11, atol=1e-14)
+    np.testing.assert_allclose(again, rights[:-1], rtol=1e-11, atol=1e-13)
+    assert errors.max() < 1e-15
+    # (A 2x - b) / (|A| |2x| + |b|) is 1/3 in a row without cancellation.
+    assert np.all((wrong > 0.05) & (wrong <= 1 / 3 + 1e-12))
+
+
+def test_composites_without_a_routine_are_evaluated():
+    function = lambda x: jax.lax.composite(lambda x: x + 2 * x[::-1], "user.composite")(x)  # noqa: E731
+    rows = rows_of(2)[10:]
+    np.testing.assert_array_equal(by_kernel(function, rows), rows + 2 * rows[:, ::-1])
