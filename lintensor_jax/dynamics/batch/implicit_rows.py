@@ -91,11 +91,12 @@ def step_row(
     now = ImplicitLanes(
         y, s, h, error, code.astype(jnp.int32), counts_in(num_steps), counts_in(num_rejected)
     )
-    slope = jax.jit(functools.partial(slope_of, stepper, lane))
+    inlined = functools.partial(slope_of, stepper, lane)
+    slope = jax.jit(inlined)
     wrong = []
 
     def solver(y, shift):
-        matrix = shift * jnp.eye(q, dtype=y.dtype) - _jacobian(slope, y)
+        matrix = shift * jnp.eye(q, dtype=y.dtype) - _jacobian(inlined, y)
         factors = factors_of(matrix)
 
         def solve(right):
@@ -117,7 +118,10 @@ def step_row(
 
 
 def _jacobian(slope, y):
-    """The derivative of the slope: one function is called for each column."""
+    """The derivative of the slope: one function is called for each column.
+
+    The slope itself must not be a call: indices that it computes would be unknown to the function.
+    """
     _, along = jax.linearize(slope, y)
     along = jax.jit(along)
     # Behind the barrier the unit vectors are no constants, for which functions would be compiled.
