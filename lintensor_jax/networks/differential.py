@@ -143,7 +143,8 @@ class DifferentialDiagonalNetwork(AbstractNetwork):
         if self.depth == 2:
             return self.positive * self.negative
         p = self.depth - 2
-        small, large = jnp.sort(jnp.abs(jnp.stack([self.positive, self.negative])), axis=0)
+        sizes = jnp.abs(self.positive), jnp.abs(self.negative)
+        small, large = jnp.minimum(*sizes), jnp.maximum(*sizes)  # machine code has no sort
         ratio = small / jnp.where(large > 0, large, 1)
         mean = small**2 * (2 / (1 + ratio**p)) ** (2 / p)
         return jnp.where((self.depth % 2 == 1) & (self.positive * self.negative < 0), 0, mean)
