@@ -38,8 +38,12 @@ def _row_program(stepper: Arguments, chunk: Arguments, compilation: Native):
 def _kernel(stepper: Arguments, compilation: Native, rows, leaves) -> Any:
     """The function that integrates the lanes of a table, or a refusal."""
     row = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype, sharding=rows.sharding)
-    given = Arguments(row), stepper, Arguments(leaves)
-    kernel = compiled(step_row, compilation, *given).machine_code
+    return kernel_of(step_row, compilation, Arguments(row), stepper, Arguments(leaves))
+
+
+def kernel_of(function: Any, compilation: Native, *given: Arguments) -> Any:
+    """The compiled `function` of rows, which are the first argument; or a refusal."""
+    kernel = compiled(function, compilation, *given).machine_code
     if isinstance(kernel, Refusal):
         return kernel
     try:

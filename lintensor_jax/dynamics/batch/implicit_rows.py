@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from ..elimination import backward_error, factors_of, solved
+from ..on_invariants import corrects_steps
 from ..rosenbrock import rosenbrock_step
-from .ends_by_machine_code import is_exact
+from .ends_by_machine_code import is_exact, kernel_of
 from .implicit_step import (
     ImplicitLanes,
     Known,
@@ -32,9 +33,11 @@ from .programs import XLA, Arguments, Native, Refusal, compiled
 from .step import RUNNING
 from .stepper import Stepper
 
-#: The code of a lane whose linear systems need an exchange of rows: XLA has to continue it.
+#: The code of a lane that XLA has to continue: its layers are tied and each step is corrected by
+#: linear algebra, or its linear systems need an exchange of rows.
 LEFT = 2**20
-# The largest matrix of a step. Its elimination has q^3 / 3 products, and is no loop.
+# The largest matrix of a step: those of a vector of 8 lanes take 256 kB. Most programs for larger
+# ones have more operations than machine code may have.
 _LARGEST_MATRIX = 64
 # The largest backward error of a solution without exchanges of rows, in roundings. Larger ones are
 # rare: then the pivots have grown.
@@ -55,22 +58,23 @@ def _numbers_of(known: Known) -> tuple[Any, ...]:
 
 def _filled(
     stepper: Stepper, thetas: Array, data: LaneData, y: Array, s: Array
-) -> tuple[Float[Array, "N M"], list[Array], Bool[Array, ""]]:
-    """Rows of lanes before their first step, the shared arrays, and whether a lane is tied."""
-    kinds = stepper.leaves_of_lanes
+) -> tuple[Float[Array, "N M"], list[Array]]:
+    """Rows of lanes before their first step, and the shared arrays. Tied lanes are `LEFT`."""
+    kinds, corrects = stepper.leaves_of_lanes, corrects_steps(stepper.system, stepper.options.clock)
 
     def of_lane(theta, data, y, s):
         known = known_of(stepper, theta, data)
         h = first_step(stepper, lane_of(stepper, known, data), y)
-        begin = [jnp.full_like(s, RUNNING), s, jnp.zeros_like(s), jnp.zeros_like(s)]
+        code = jnp.where(known.is_tied & corrects, LEFT, RUNNING).astype(y.dtype)
+        begin = [code, s, jnp.zeros_like(s), jnp.zeros_like(s)]
         leaves = _leaves_of(stepper, known, data)
         own = [leaf.astype(y.dtype) for leaf in kinds.own(leaves)]
         row = ravel_pytree((begin, y, h, jnp.ones_like(h), _numbers_of(known), own))[0]
-        return row, kinds.shared(leaves), known.is_tied
+        return row, kinds.shared(leaves)
 
     axes = LaneData(None if stepper.shared else 0, 0)
-    table, shared, tied = jax.vmap(of_lane, (0, axes, 0, 0))(thetas, data, y, s)
-    return table, [leaf[0] for leaf in shared], jnp.any(tied)
+    table, shared = jax.vmap(of_lane, (0, axes, 0, 0))(thetas, data, y, s)
+    return table, [leaf[0] for leaf in shared]
 
 
 def step_row(
@@ -152,37 +156,42 @@ def _known_in(rest, stepper, theta, shared) -> tuple[Known, LaneData]:
 def stiff_ends_by_machine_code(
     stepper: Stepper, thetas: Any, data: LaneData, y: Any, s: Any, most: int, how: Native
 ) -> tuple[ImplicitLanes, int] | None:
-    """As `integrate_stiff`; None if there is no such program, or a lane is tied.
+    """As `integrate_stiff`; None if there is no such program.
 
     Lanes with the code `LEFT` are unfinished.
     """
     if stepper.state_size > _LARGEST_MATRIX or not _is_exact(stepper, data, y.dtype):
         return None
-    given, count = Arguments(stepper.of_any_width()), len(s)
+    given = Arguments(stepper.of_any_width())
+    table, shared = _table(given, thetas, data, y, s)
+    largest_error = np.asarray(_ROUNDINGS * np.finfo(table.dtype).eps, table.dtype)
+    limits = np.asarray(most, np.int32), largest_error
+    example = jax.ShapeDtypeStruct(thetas.shape[1:], thetas.dtype)
+    order, executed = np.flatnonzero(table[:, 0] == RUNNING).astype(np.int32), 0
+    if order.size:
+        row = Arguments(jax.ShapeDtypeStruct(table.shape[1:], table.dtype))
+        program = kernel_of(step_row, how, row, given, Arguments(example, shared, limits))
+        if isinstance(program, Refusal):
+            return None
+        arrays = [*given.arrays, np.zeros(example.shape), *shared, *limits]
+        numbers = np.concatenate([np.asarray(a, table.dtype).reshape(-1) for a in arrays])
+        executed = int(program(table, order, numbers))
+    q = stepper.state_size
+    code, state = table[:, 0].astype(np.int32), table[:, 4 : 4 + q]
+    fields: Any = [state, table[:, 1], *table[:, 4 + q : 6 + q].T, code, *counts_of(table)]
+    return ImplicitLanes(*fields), executed
+
+
+def _table(given: Arguments, thetas, data, y, s) -> tuple[Float[np.ndarray, "N M"], list[Array]]:
+    """The rows of all lanes, and the arrays that they share."""
+    (stepper,), count = given.values, len(s)
     rows, shared = [], []
     for begin in range(0, count, _BLOCK):
         place = np.minimum(np.arange(begin, begin + _BLOCK), count - 1)
         block = Arguments(thetas[place], data.ordered(place, stepper.shared), y[place], s[place])
-        table, shared, tied = compiled(_filled, _XLA, given, block)(given, block)
-        if bool(tied):
-            return None
-        rows.append(np.asarray(table)[: count - begin])
-    table = np.concatenate(rows)
-    largest_error = np.asarray(_ROUNDINGS * np.finfo(table.dtype).eps, table.dtype)
-    limits = np.asarray(most, np.int32), largest_error
-    row = jax.ShapeDtypeStruct(table.shape[1:], table.dtype)
-    fixed = Arguments(jax.ShapeDtypeStruct(thetas.shape[1:], thetas.dtype), shared, limits)
-    program = compiled(step_row, how, Arguments(row), given, fixed).machine_code
-    if isinstance(program, Refusal):
-        return None
-    arrays = [*given.arrays, np.zeros(thetas.shape[1:]), *shared, *limits]
-    given_numbers = np.concatenate([np.asarray(a, table.dtype).reshape(-1) for a in arrays])
-    executed = int(program.result()(table, np.arange(count, dtype=np.int32), given_numbers))
-    q = stepper.state_size
-    code, state = table[:, 0].astype(np.int32), table[:, 4 : 4 + q]
-    numbers: Any = [state, table[:, 1], *table[:, 4 + q : 6 + q].T, code, *counts_of(table)]
-    ends = ImplicitLanes(*numbers)
-    return ends, executed
+        block_rows, shared = compiled(_filled, _XLA, given, block)(given, block)
+        rows.append(np.asarray(block_rows)[: count - begin])
+    return np.concatenate(rows), shared
 
 
 def _is_exact(stepper: Stepper, data: LaneData, dtype) -> bool:

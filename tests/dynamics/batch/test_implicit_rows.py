@@ -83,17 +83,35 @@ def test_a_shared_problem_and_a_finish(ran):
 
 
 @pytest.mark.slow
-def test_tied_lanes_and_large_lanes_are_left_to_xla(ran):
-    """Tied layers need a correction by linear algebra; the limit of size is 64."""
-    problem = lt.Classification(np.eye(2), np.ones(2))
+def test_tied_lanes_are_left_to_xla(ran):
+    """Their steps are corrected by linear algebra. The other lanes go on by machine code."""
+    problem = lt.Classification(np.array([[1.0, 0.5], [0.5, 1.0]]), np.ones(2))
+    tied, free = np.ones((2, 2)), np.array([[1.0, 2.0], [0.5, -1.0]])
+    flows = [
+        lt.batched_flow(
+            jax.vmap(lt.DiagonalNetwork)(jnp.asarray(lanes)),
+            problem,
+            stop=lt.StopAtMargin(1e3),
+            max_steps=4,
+            stiff_max_steps=500,
+        )
+        for lanes in ([tied, free], [tied, tied])
+    ]
+    assert ran == ["rows", "xla", "rows", "xla"]
+    assert all(bool(np.all(flow.status == lt.FlowStatus.margin)) for flow in flows)
+    np.testing.assert_allclose(flows[0].coefficients[0], flows[1].coefficients[0], rtol=1e-9)
+    assert np.all(np.asarray(flows[0].num_implicit_steps) > 0)
+
+
+@pytest.mark.slow
+def test_large_lanes_are_left_to_xla(ran):
+    networks = jax.vmap(lt.DiagonalNetwork)(
+        jnp.asarray(np.random.default_rng(0).standard_normal((2, 2, 40)))
+    )
+    problem = lt.Classification(np.eye(2, 40), np.ones(2))
     ends = {"stop": lt.StopAtMargin(1e3), "max_steps": 4, "stiff_max_steps": 500}
-    tied = jax.vmap(lt.DiagonalNetwork)(jnp.ones((2, 2, 2)))
-    lt.batched_flow(tied, problem, **ends)
+    lt.batched_flow(networks, problem, **ends)
     assert ran == ["xla"]
-    rng = np.random.default_rng(0)
-    large = jax.vmap(lt.DiagonalNetwork)(jnp.asarray(rng.standard_normal((2, 2, 40))))
-    lt.batched_flow(large, lt.Classification(np.eye(2, 40), np.ones(2)), **ends)
-    assert ran == ["xla", "xla"]
 
 
 @pytest.mark.slow
