@@ -83,8 +83,8 @@ def rosenbrock_step(
 
     (I/(gamma h) - J) U_i = slope(y + sum_j a_ij U_j) + sum_j c_ij U_j / h for i = 1, ..., 8.
     `slope` must not depend on the time. `solver`: gives for y and 1/(gamma h) the map from a
-    right-hand side to U_i; None: J is formed. `written_out`: the stages are no loop, for machine
-    code, which has no loops.
+    right-hand side to U_i; None: J is formed. `written_out`: the stages are no loop, because
+    machine code does not read JAX's loops.
     """
     solve = (solver or functools.partial(_dense_solver, slope))(y, 1 / (_GAMMA * h))
     if written_out:
