@@ -34,7 +34,12 @@ def test_a_store_of_format_2_is_resumed_reported_and_not_extended(tmp_path, caps
     assert "without a checksum" in capsys.readouterr().out
     resumed = xr.open_zarr(path, chunks=None).load()
     for name in set(whole) - {"num_steps"}:
-        np.testing.assert_allclose(resumed[name], whole[name], rtol=1e-5, atol=1e-9, err_msg=name)
+        found, stored, atol = resumed[name], whole[name], 1e-9
+        if name == "log_loss":  # that of a finished flow is the logarithm of rounding, or of 0
+            found, stored = np.exp(found), np.exp(stored)
+        elif name == "log_time":  # a flow ends with the first step beyond its rule
+            atol = 0.05
+        np.testing.assert_allclose(found, stored, rtol=1e-5, atol=atol, err_msg=name)
     assert json.loads((path / ".sweep" / "sweep.json").read_text()) == before
     with pytest.raises(SweepError, match="store format 2, which cannot be extended"):
         lt.extend(path, grid_of(Store(path))[0])
