@@ -111,22 +111,21 @@ def _completed(stepper, thetas, data, y, s, most, ends, executed):
     left = np.flatnonzero(ends.code == LEFT)
     if not left.size:
         return ends, executed
-    own, most = data.ordered(left, stepper.shared), most - int(ends.num_steps[left].max())
-    here = thetas[left], own, ends.y[left], ends.s[left]
-    found, more = _ends_by_xla(stepper, *here, max(most, 1))
-    found = found._replace(
-        num_steps=found.num_steps + ends.num_steps[left],
-        num_rejected=found.num_rejected + ends.num_rejected[left],
-    )
+    here = thetas[left], data.ordered(left, stepper.shared), ends.y[left], ends.s[left]
+    taken = ends.num_steps[left], ends.num_rejected[left]
+    found, more = _ends_by_xla(stepper, *here, most, taken)
     for end, now in zip(ends, found, strict=True):
         end[left] = now
     return ends, executed + more
 
 
 def _ends_by_xla(
-    stepper: Stepper, thetas: Any, data: LaneData, y: Any, s: Any, most: int
+    stepper: Stepper, thetas: Any, data: LaneData, y: Any, s: Any, most: int, taken: Any = None
 ) -> tuple[ImplicitLanes, int]:
-    """The same by XLA, for lanes of any size."""
+    """The same by XLA, for lanes of any size.
+
+    `taken`: the steps and rejected steps that the lanes have taken already; they count.
+    """
     count = len(s)
     on_cpu = hardware.kind_of(hardware.device_of(thetas)) == "cpu"
     width = 8 * 2 ** int(np.ceil(np.log2(-(-count // 8))))
@@ -139,6 +138,14 @@ def _ends_by_xla(
         own = data.ordered(place, stepper.shared)
         return Arguments(thetas[place], own, y[place], s[place])
 
+    def begun(here, job):
+        """These lanes before their first step here."""
+        lanes = jax.tree.map(np.array, fresh(given, here))
+        if taken is not None:
+            place = np.minimum(job, count - 1)
+            lanes.num_steps[:], lanes.num_rejected[:] = (counts[place] for counts in taken)
+        return lanes
+
     numbers: Any = [np.zeros_like(s) for _ in range(3)]
     counts: Any = [np.zeros(count, np.int32) for _ in range(3)]
     ends = ImplicitLanes(np.zeros_like(y), *numbers, *counts)
@@ -146,7 +153,7 @@ def _ends_by_xla(
     following, executed = min(width, count), 0
     here = chosen(job)
     fresh = compiled(_fresh, _XLA, given, here)
-    lanes = jax.tree.map(np.array, fresh(given, here))
+    lanes = begun(here, job)
     lanes.code[job == count] = SPENT
     while np.any(job < count):
         busy = int(np.sum(job < count))
@@ -163,6 +170,6 @@ def _ends_by_xla(
         following = min(following + int(done.sum()), count)
         here = chosen(job)
         new = done & (job < count)
-        for now, begun in zip(lanes, jax.tree.map(np.asarray, fresh(given, here)), strict=True):
-            now[new] = begun[new]
+        for now, first in zip(lanes, begun(here, job), strict=True):
+            now[new] = first[new]
     return ends, executed
