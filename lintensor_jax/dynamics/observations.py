@@ -53,12 +53,13 @@ def _observe_residuals(s, state, args, clock, has_step) -> tuple[Observation, Sc
     gradient = gradient * jnp.linalg.norm(state.theta)
 
     def near_rest():
-        still = _stands_still(_Rest.of(s, state, args, clock), gradient, rounding, system)
+        rest = _Rest.of(s, state, args, clock)
+        still = _stands_still(rest, gradient, rounding, system, _LONG)
         return still, _longest_at_corner(state.theta, args) if has_step else unbounded
 
     # Most steps are far from rest. Where no parameter is near a corner, all of the gradient counts.
     unbounded = jnp.asarray(unbounded_step(size), size.dtype)
-    is_possible = gradient <= 4 * _root_eps(state) * rounding
+    is_possible = gradient <= max(4 * _root_eps(state), _noise(system)) * rounding
     is_possible = is_possible | is_near_corner(state, args)
     elsewhere = jnp.zeros((), bool), unbounded
     still, longest = jax.lax.cond(is_possible, near_rest, lambda: elsewhere)
@@ -78,15 +79,19 @@ def _observe_residuals(s, state, args, clock, has_step) -> tuple[Observation, Sc
     return seen, jnp.minimum(stable_step(state.theta, args), longest) if has_step else longest
 
 
-def _stands_still(rest: "_Rest", gradient, rounding, system) -> Bool[Array, ""]:
-    """Whether a regression flow is at rest. `gradient`: |grad L| |Theta|."""
+def _stands_still(rest: "_Rest", gradient, rounding, system, times: float) -> Bool[Array, ""]:
+    """Whether a flow is at rest, at a corner for `times` the elapsed time.
+
+    `gradient`: |grad L| |Theta|. `rounding`: the size of the terms that cancel in it.
+    """
     left = gradient * rest.share
     quiet = left <= _noise(system) * rounding
-    # At a corner only the error limits the steps, which leaves errors of this size.
+    # At a corner only the error limits explicit steps, and implicit steps leave errors of their
+    # tolerances in the gradient. One of this size counts as zero if the parameters have settled.
     corner = left <= 4 * _root_eps(rest) * rounding
     corner = corner & (rest.is_corner | (quiet & rest.is_faint_corner))
     still = quiet & rest.is_settled(1 / _root_eps(rest))
-    return still | (corner & rest.is_settled(_LONG, quiet))
+    return still | (corner & rest.is_settled(times, quiet))
 
 
 def _observe_margins(s, state, args, clock) -> Observation:
@@ -110,18 +115,11 @@ def _observe_margins(s, state, args, clock) -> Observation:
     terms = jnp.sum(weights * jnp.abs(on_sphere))
     rest = _Rest.of(s, state, args, clock)
 
-    def stands_still():
-        left = gradient * rest.share
-        quiet = left <= _noise(system) * terms
-        still = quiet & rest.is_settled(1 / _root_eps(state))
-        # Implicit steps leave errors of their tolerances in the gradient. At a corner, which no
-        # other rule recognises, such a gradient counts as zero if the parameters have settled.
-        corner = left <= 4 * _root_eps(state) * terms
-        corner = corner & (rest.is_corner | (quiet & rest.is_faint_corner))
-        return still | (corner & rest.is_settled(_SLOW, quiet))
-
-    misclassified = log_margin == -jnp.inf
-    still = jax.lax.cond(misclassified, stands_still, lambda: jnp.zeros((), bool))
+    still = jax.lax.cond(
+        log_margin == -jnp.inf,  # a sample is misclassified
+        lambda: _stands_still(rest, gradient, terms, system, _SLOW),
+        lambda: jnp.zeros((), bool),
+    )
     infinite = jnp.full_like(state.log_scale, jnp.inf)
     return Observation(
         log_loss=log_loss,

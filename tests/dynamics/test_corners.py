@@ -194,6 +194,7 @@ def test_rest_is_seen_wherever_it_is_evaluated():
             gradient * np.linalg.norm(theta),
             np.linalg.norm(residual + problem.y) * size,
             system,
+            observations._LONG,
         )
         assert bool(seen.still) == bool(always)
         assert float(longest) == float(observations.longest_step(state.theta, args))
