@@ -168,10 +168,10 @@ class Emitter(Entrywise):
         name, (result,) = equation.params["name"], equation.outvars
         if name not in ROUTINES or result.aval.dtype != self.dtype:
             return None
-        kind, size = vector(self.dtype, self.width), equation.invars[0].aval.shape[0]
-        call = routine(self.builder.module, name, kind, self.dtype, size, STACK)
+        kind = vector(self.dtype, self.width)
+        call = routine(self.builder.module, equation, kind, self.dtype, STACK)
         found = f"found {len(self.bases)}"
-        self._allocate(found, ROUTINES[name].result_size(size))
+        self._allocate(found, result.aval.size)
         pointers = [self._in_memory(lifted(value).reshape(-1)) for value in inputs]
         self.builder.call(call, [*pointers, self.bases[found]])
         slots = [Slot(found, i) for i in range(result.aval.size)]

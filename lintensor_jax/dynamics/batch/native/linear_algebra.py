@@ -5,7 +5,7 @@ without loops, an elimination with q = 32 would have 22,000 instructions.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from llvmlite import ir
 
@@ -13,17 +13,6 @@ from ...elimination import BACKWARD_ERROR, FACTORS, SOLVED
 from .instructions import Instructions
 
 _INT = ir.IntType(64)
-
-
-class Routine(NamedTuple):
-    """A function of pointers: to the arguments, then to the result.
-
-    - `body`: writes it, for a `_Writer` and these pointers.
-    - `result_size`: the number of vectors of the result, for q equations.
-    """
-
-    body: Callable[..., None]
-    result_size: Callable[[int], int]
 
 
 class _Writer:
@@ -168,27 +157,24 @@ def _backward_error(w: _Writer, matrix: Any, x: Any, right: Any, found: Any) -> 
     w.store(largest, w.place(found, w.integer(0)))
 
 
-#: The routines, by the names of the composites.
-ROUTINES = {
-    FACTORS: Routine(_factors, lambda q: q * q),
-    SOLVED: Routine(_solved, lambda q: q),
-    BACKWARD_ERROR: Routine(_backward_error, lambda q: 1),
-}
+#: What writes the functions for the names of composites: from a `_Writer`, the pointers to the
+#: arguments, and the pointer to the result.
+ROUTINES = {FACTORS: _factors, SOLVED: _solved, BACKWARD_ERROR: _backward_error}
 
 
 def routine(
-    module: ir.Module, name: str, kind: ir.VectorType, dtype: Any, size: int, stack: int
+    module: ir.Module, equation: Any, kind: ir.VectorType, dtype: Any, stack: int
 ) -> ir.Function:
-    """The function of a routine for `size` equations; one for each module and size.
+    """The function for a composite; one for each module and number of equations.
 
     `stack`: the alignment of the stack in bytes.
     """
+    name, size = equation.params["name"], equation.invars[0].aval.shape[0]
     label = f"{name}.{size}"
     known = module.globals.get(label)
     if known is not None:
         return known
-    body = ROUTINES[name].body
-    count = body.__code__.co_argcount - 1
+    count = len(equation.invars) + 1
     function = ir.Function(
         module, ir.FunctionType(ir.VoidType(), [kind.as_pointer()] * count), label
     )
@@ -196,6 +182,6 @@ def routine(
     function.attributes.alignstack = stack
     function.attributes.add("noinline")
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    body(_Writer(builder, kind, dtype, size), *function.args)
+    ROUTINES[name](_Writer(builder, kind, dtype, size), *function.args)
     builder.ret_void()
     return function
