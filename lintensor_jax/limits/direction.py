@@ -122,9 +122,10 @@ def limit_direction(
     when its margin reaches the limit of floating point. So, unless a point of two layers is
     certified, the direction is followed further at a fixed margin. Coordinates of two layers that
     are below the tolerances are followed in dual coordinates (`continue_direction`). If two layers
-    have more than 80 parameters, an orthogonal decomposition and a unique maximum margin in the l1
-    norm of rho, this maximum is computed instead and certified in the same way. Then the flow only
-    goes to margin 10 (`largest_margin.py`).
+    have an orthogonal decomposition, and a flow from them can reach a unique maximum margin in the
+    l1 norm of rho, this maximum is computed instead and certified in the same way. Then the flow
+    only goes to margin 10. For complex rho, as of full-length convolutions, this is done from 81
+    parameters on, because it is not proved there (`largest_margin.py`).
 
     **Arguments**
 
@@ -187,6 +188,8 @@ def _early_flow(solution_or_network, problem):
     given = solution_or_network
     if isinstance(given, FlowSolution) or not is_determined(given, problem):
         return None
+    if largest_margin_network(given, problem) is None:
+        return None  # the long flow is needed: a short one would be in vain
     return early_flow(given, problem, rtol_of(given, problem))
 
 

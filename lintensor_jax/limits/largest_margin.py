@@ -1,11 +1,13 @@
-"""The limit direction of two layers with many parameters: the maximum margin, if it is unique.
+"""The limit direction of two layers: the maximum margin, if it is unique.
 
 In two layers with an orthogonal decomposition a flow that separates the data tends to the maximum
 margin in the l1 norm of rho, beta = S^T rho (Gunasekar et al. 2018, Theorems 2 and 4; Yun et al.
-2021, Theorem 2). If there is only one such margin, the flow to margin 1e5 adds no information. The
-cost of an implicit step is the cube of the number of parameters. For few parameters that is cheap,
-and the flow is integrated. For many it goes to a small margin only, by explicit steps, and the
-limit is computed as the solution of the margin problem.
+2021, Theorem 2). For real rho this is proved (docs/theory.md, P1). If there is only one such
+margin, the flow to margin 1e5 adds no information, and needs implicit steps. So the flow goes to a
+small margin only, by explicit steps, and the limit is computed as the solution of the margin
+problem. For complex rho (full-length convolutions) there is no proof. There the flow is integrated
+to the large margin, unless it has many parameters: the cost of an implicit step is their number
+cubed.
 """
 
 from types import SimpleNamespace
@@ -27,10 +29,9 @@ from ..theory.least_norm.max_margin import MarginPrecisionError
 from ..theory.least_norm.norms import FourierL1Norm, L1Norm
 from .dual_flow import dual_form
 
-# Up to this many parameters the flow is integrated to a large margin, and its end is used.
+# Up to this many parameters a flow with complex rho is integrated to a large margin.
 _MOST_INTEGRATED_PARAMETERS = 80
-# The margin at which the flow of many parameters stops. An explicit step changes the margin by
-# about a fifth there.
+# The margin at which the flow stops. An explicit step changes the margin by about a fifth there.
 _MARGIN, _MOST_STEPS = 10.0, 4000
 # Components of rho below this share of the largest are rounding errors of a change of basis.
 _BASIS_ROUNDING = 1e-12
@@ -51,14 +52,17 @@ def early_flow(network: Any, problem: Any, rtol: float) -> FlowSolution | None:
 
 
 def is_determined(network: Any, problem: Any) -> bool:
-    """Whether the network has many parameters, and a limit that can be the maximum margin."""
+    """Whether the network has two layers and a limit that can be the maximum margin."""
     tail = getattr(getattr(problem, "margin_loss", None), "tail", None)
     if getattr(network, "depth", None) != 2 or not isinstance(tail, ExponentialTail):
         return False
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((network, problem))):
         return False
+    form = dual_form_of(network, problem)
+    if form is None:
+        return False
     size = sum(leaf.size for leaf in jax.tree.leaves(split(network)[0]))
-    return size > _MOST_INTEGRATED_PARAMETERS and dual_form_of(network, problem) is not None
+    return form.rows_of_components is not None or size > _MOST_INTEGRATED_PARAMETERS
 
 
 def dual_form_of(network: Any, problem: Any) -> Any:

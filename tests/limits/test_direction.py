@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 import lintensor_jax as lt
 from lintensor_jax.initialization import gaussian
+from lintensor_jax.limits import direction
 from lintensor_jax.limits.kkt_point import kkt_point
 from lintensor_jax.networks import split
 
@@ -204,17 +205,25 @@ def test_refusals():
         )
 
 
-@pytest.mark.parametrize("size", [0.0, 1e-40])
-def test_a_coordinate_that_the_solver_froze(size):
-    """If it is 0 in both layers, the limit is a saddle; otherwise the dual flow lets it grow."""
+@pytest.mark.parametrize(
+    ("size", "unique", "status"),
+    [(0.0, True, "saddle"), (1e-40, True, "stationary"), (1e-40, False, "continued")],
+)
+def test_a_coordinate_that_the_solver_froze(size, unique, status, monkeypatch):
+    """If it is 0 in both layers, the limit is a saddle; otherwise the exact flow lets it grow.
+
+    The limit is the maximum margin if that is unique. Otherwise the dual flow finds it.
+    """
+    if not unique:
+        monkeypatch.setattr(direction, "is_determined", lambda network, problem: False)
     data = problem(2)
     best = lt.max_margin(data, lt.L1Norm()).direction
     frozen = int(np.argmin(np.where(np.abs(best) > 0.01, np.abs(best), np.inf)))
     assert lt.is_separable(lt.Classification(np.delete(data.X, frozen, 1), data.y)).separable
     weights = diagonal(2, 0.1).weights.at[:, frozen].set(jnp.array([size, 0.0]))
     limit = lt.limit_direction(lt.DiagonalNetwork(weights), data)
+    assert limit.status == status
     if size == 0:
-        assert limit.status == "saddle"
         assert not limit.succeeded
         assert limit.direction[frozen] == 0
         worst = limit.certificate.worst_off_support
@@ -222,7 +231,7 @@ def test_a_coordinate_that_the_solver_froze(size):
         assert worst > 1
         assert "dual flow" in limit.reason
     else:
-        assert limit.status == "continued"
+        assert ("maximum margin" in limit.reason) == unique
         assert_certified(limit, data)
         np.testing.assert_allclose(limit.direction, best, rtol=0, atol=1e-12)
 

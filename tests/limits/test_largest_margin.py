@@ -1,4 +1,4 @@
-"""The maximum margin in place of a long flow: two layers with many parameters."""
+"""The maximum margin in place of a long flow: two layers."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 
 import lintensor_jax as lt
 from lintensor_jax.dynamics.system import System
-from lintensor_jax.limits import largest_margin
+from lintensor_jax.limits import direction, largest_margin
 from lintensor_jax.limits.direction import _at_largest_margin
 from lintensor_jax.limits.largest_margin import largest_margin_network
 
@@ -36,9 +36,10 @@ def _gaussian(network, seed, scale=0.3):
 @pytest.mark.slow
 def test_a_short_flow_and_the_limit_of_the_long_one(monkeypatch):
     data, network = _problem(4), _gaussian(lt.DiagonalNetwork.zeros(2, 10), 4)
-    long = lt.limit_direction(network, data)
-    monkeypatch.setattr(largest_margin, "_MOST_INTEGRATED_PARAMETERS", 10)
     short = lt.limit_direction(network, data)
+    monkeypatch.setattr(direction, "is_determined", lambda network, problem: False)
+    long = lt.limit_direction(network, data)
+    assert "maximum margin" not in long.reason
     assert short.status == long.status == "stationary"
     assert short.flow.log_margin is not None
     assert np.exp(short.flow.log_margin[-1]) < 20
@@ -118,5 +119,9 @@ def test_several_maximum_margins_are_left_to_the_flow():
     # It also returns None for data that are not separable, and for networks without coordinates.
     nothing = lt.Classification(np.array([[1.0], [1.0]]), np.array([1.0, -1.0]))
     assert largest_margin_network(_gaussian(lt.DiagonalNetwork.zeros(2, 1), 0), nothing) is None
+    # For complex rho there is no proof, so that few parameters are integrated.
+    for d, determined in ((10, False), (41, True)):
+        network = _gaussian(lt.ConvolutionalNetwork.zeros(d, (d, d)), 1)
+        assert largest_margin.is_determined(network, _problem(1, n=15, d=d)) == determined
     deep = _gaussian(lt.DiagonalNetwork.zeros(3, 10), 0)
     assert not largest_margin.is_determined(deep, _problem(0))
