@@ -8,9 +8,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int, Scalar
+from jaxtyping import Array, Scalar
 
-from ..penalized import weight_decay_of
 from . import corners
 from .clocks import (
     AbstractClock,
@@ -21,21 +20,20 @@ from .clocks import (
     state_of,
     vector_of,
 )
-from .finish import finish_flow, first_rule
+from .finish import first_rule
 from .observations import decays_to_corner, observe_and_limit, observe_state
 from .on_invariants import on_invariants
 from .options import FlowOptions
 from .progress import report_step
 from .quick_tracing import diffeqsolve
-from .record import Record, invariant_drift, record_of, smoothed_margin_drop
+from .record import invariant_drift, record_of
 from .runge_kutta import written_out
-from .saved_times import order_along, resting
 from .shifted_systems import has_implicit_steps, splits
-from .sizes import tolerances_of
 from .stage_newton import implicit_solver
 from .statuses import FlowStatus, code_of
 from .step_control import FlowControl
 from .system import Reducible, System
+from .trajectory import Segment, Trajectory, decays, prepared, trajectory_of
 
 # An explicit method that has not met its stop rule within this many steps is taken to be limited
 # by stability, and an implicit one goes on. Flows that are not stiff need 90 to 140 steps on the
@@ -50,42 +48,9 @@ STIFF_LOG_MARGIN = 1.0
 _GOES_ON = code_of(FlowStatus.max_steps)
 
 
-class Segment(NamedTuple):
-    """The part of a flow that one solver integrates."""
-
-    s: Scalar
-    state: ClockState
-    saved: Any
-    saved_s: Float[Array, " T"]
-    num_steps: Int[Array, ""]
-    num_rejected: Int[Array, ""]
-    code: Int[Array, ""]  # of the status: `max_steps` while no rule is met
-    over: Bool[Array, ""]  # no other solver may continue from here
-    corner: Bool[Array, ""]  # some parameters decay to a corner
-    num_implicit: Int[Array, ""]
-
-
 def explicit_solver() -> diffrax.AbstractSolver:
     """Dormand & Prince's 8(7) method: it needs the fewest steps at tolerances of 1e-8 and below."""
     return diffrax.Dopri8()
-
-
-def _decays(system: System) -> bool:
-    """Whether the flow has weight decay."""
-    return weight_decay_of(system.problem) is not None
-
-
-def _prepared(args, options, implicit=False) -> tuple[FlowArgs, FlowOptions]:
-    """`args` with the marked start, `options` with tolerances. Compiled, to save dispatches."""
-    system, theta = args.system, args.system.initial
-    options = options._replace(atol=tolerances_of(system, theta, options))
-    origin = None if _decays(system) else corners.marked_start(system, theta)
-    followed_share = corners.followed_by_implicit_steps(theta.dtype) if implicit else 0.0
-    if implicit and origin is not None and options.scales_atol:
-        extra = 0 if isinstance(options.clock, PhysicalTime) else 2
-        atol = corners.relative_where_tied(options.atol, origin, origin.size + extra)
-        options = options._replace(atol=atol)
-    return args._replace(origin=origin, followed_share=followed_share), options
 
 
 def _kind(system):
@@ -109,7 +74,7 @@ def solve_segment(
 
     `before` is the segment that ended at `start`.
     """
-    args, options = _prepared(args, options, implicit)
+    args, options = prepared(args, options, implicit)
     code = _code_of_start(args, start, s0, options) if before is None else before.code
     done = code != _GOES_ON if before is None else before.over
     clock, dtype = options.clock, start.theta.dtype
@@ -197,7 +162,7 @@ def _control(args, initial, options, done, implicit, may_switch) -> Any:
         seen = observe_state(s, state_of(y, clock), args, clock)
         report_step(options.meter, accepted & ~done, s, seen.log_loss)
 
-    guarded = implicit and options.solver is None and not _decays(args.system)
+    guarded = implicit and options.solver is None and not decays(args.system)
     guard = keeps_invariants if guarded else None
     reporting = None if options.meter is None else report
     return FlowControl(pid, rule, clips, done, guard, reporting)  # pyright: ignore[reportCallIssue]
@@ -261,20 +226,6 @@ class Origin(NamedTuple):
     log_time_unit: Scalar
 
 
-class Trajectory(NamedTuple):
-    """A whole flow: its end after the finish, and the records of the saved times and the end."""
-
-    network: Any
-    unfinished_network: Any
-    clock_time: Float[Array, " T"]
-    record: Record  # with an axis of T times
-    smoothed_margin_drop: Scalar | None
-    reached: Bool[Array, " T"]
-    code: Int[Array, ""]
-    stats: dict[str, Array]
-    state: ClockState
-
-
 def integrate(system: System, options: FlowOptions, origin: Origin | None = None) -> Trajectory:
     """Explicit first; then, if the explicit budget is used up and the size allows it, implicit.
 
@@ -317,7 +268,7 @@ def integrate(system: System, options: FlowOptions, origin: Origin | None = None
                     last.state, last.s, last, max_steps=steps, implicit=implicit, may_switch=False
                 )
             )
-    return _trajectory_of(args, origin.initial, options, segments)
+    return trajectory_of(args, origin.initial, options, segments)
 
 
 _reducible = eqx.filter_jit(Reducible.of)
@@ -347,53 +298,3 @@ def _code_of_start(args, start, s0, options):
     code = jnp.where(moving | (code != _GOES_ON), code, code_of(FlowStatus.stationary))
     finite = jnp.isfinite(jnp.max(jnp.abs(start.theta))) & jnp.isfinite(speed)
     return jnp.where(finite, code, code_of(FlowStatus.non_finite))
-
-
-@eqx.filter_jit
-def _trajectory_of(args, initial, options, segments) -> Trajectory:
-    """The segments as one trajectory, with the finish: all that follows the last step.
-
-    It is one compiled program, because each program costs a dispatch and a compilation.
-    """
-    last, args = segments[-1], _prepared(args, options)[0]
-    end = record_of(last.s, last.state, args, options, initial)
-    finished = finish_flow(last.state, last.code, end, args, options)
-    clock_time, reached = last.s[None], jnp.ones((1,), bool)
-    record = jax.tree.map(lambda leaf: leaf[None], finished.record)
-    if segments[0].saved is not None:
-        order, valid = order_along(segments, options)
-        along_s = jnp.concatenate([segment.saved_s for segment in segments])[order]
-        clock_time = jnp.concatenate([jnp.where(valid, along_s, last.s), clock_time])
-
-        def gather(end, *parts):
-            along = jnp.concatenate(parts)[order]
-            mask = valid.reshape(-1, *(1,) * (along.ndim - 1))
-            return jnp.concatenate([jnp.where(mask, along, end), end])
-
-        record = jax.tree.map(gather, record, *(segment.saved for segment in segments))
-        reached = jnp.concatenate([valid, reached])
-        if options.save_at is not None:
-            clock_time, record, reached = resting(
-                args, options, last, options.save_at, clock_time, record, reached
-            )
-    num_steps = [segment.num_steps for segment in segments]
-    stats: dict[str, Any] = {
-        "num_steps": sum(num_steps),
-        "num_rejected_steps": sum(segment.num_rejected for segment in segments),
-        "num_implicit_steps": sum(segment.num_implicit for segment in segments),
-    }
-    if finished.finish is not None:
-        stats["finish_step"] = finished.finish.relative_step
-        stats["finish_residual"] = finished.finish.residual
-        stats["finish_accepted"] = finished.finish.accepted
-    return Trajectory(
-        network=finished.network,
-        unfinished_network=finished.unfinished_network,
-        clock_time=clock_time,
-        record=record,
-        smoothed_margin_drop=smoothed_margin_drop(args, initial, options, record),
-        reached=reached,
-        code=last.code,
-        stats=stats,
-        state=last.state,
-    )
