@@ -27,7 +27,7 @@ from .options import FlowOptions
 from .progress import report_step
 from .quick_tracing import diffeqsolve
 from .record import invariant_drift, record_of
-from .runge_kutta import written_out
+from .runge_kutta import prefers_loop, with_quick_stages
 from .shifted_systems import has_implicit_steps, splits
 from .stage_newton import implicit_solver
 from .statuses import FlowStatus, code_of
@@ -125,9 +125,10 @@ def solve_segment(
 
 
 def _solver(args, options, initial, implicit) -> Any:
-    """The solver given or chosen, with its stages written out."""
+    """The solver given or chosen, with stages that compile well."""
     if options.solver is not None or not implicit:
-        return written_out(options.solver or explicit_solver())
+        in_loop = prefers_loop(args.system.problem.has_margins, initial.theta.size)
+        return with_quick_stages(options.solver or explicit_solver(), in_loop)
     split = options.clock if splits(args.system, options.clock) else None
     solver = implicit_solver(options.rtol, options.atol, split)
     return on_invariants(solver, args.system, options.clock, initial)
