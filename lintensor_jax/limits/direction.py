@@ -199,8 +199,8 @@ def _at_largest_margin(flow, tolerance) -> LimitDirection | None:
     if found is None:
         return None
     network, multipliers = found
-    theta = System.of(network, flow.problem).initial
-    theta = theta / jnp.linalg.norm(theta)
+    theta = np.asarray(System.of(network, flow.problem).initial)
+    theta = jnp.asarray(theta / np.linalg.norm(theta))
     # The point is mostly accurate to rounding. If its certificate fails, Levenberg-Marquardt
     # refines it.
     weights = jnp.asarray(multipliers)

@@ -106,7 +106,8 @@ class DiagonalNetwork(AbstractNetwork):
             raise AssumptionFails(
                 "a scalar output", outputs, "The data tensor of Assumption 1 has one output."
             )
-        eye = jnp.eye(self.weights.shape[1], dtype=self.weights.dtype)
+        # By NumPy: `jnp.eye` is six programs outside of `jax.jit`.
+        eye = jnp.asarray(np.eye(self.weights.shape[1], dtype=self.weights.dtype))
         return OrthogonalDecomposition(eye, (eye,) * self.depth)
 
     def singular_components(self):

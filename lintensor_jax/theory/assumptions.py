@@ -118,7 +118,7 @@ def components_of(network: Any) -> Components:
     components = closed_form(network, "singular_components")
     if components is not None:
         values, S = components
-        return Components(values, S, known, rounding(jnp.real(values)))
+        return Components(values, S, known, rounding(np.real(np.asarray(values))))
     if hasattr(network, "orthogonal_decomposition"):
         found = network.orthogonal_decomposition()
     else:
@@ -224,3 +224,13 @@ def log_loss(network: Any, problem: Any) -> float:
 @eqx.filter_jit
 def _log_loss(network, problem):
     return problem.log_loss(network.linear_coefficients())
+
+
+def log_loss_at(problem: Any, coefficients: Any) -> float:
+    """The natural logarithm of the loss at these coefficients."""
+    return float(_log_loss_at(problem, coefficients))
+
+
+@eqx.filter_jit
+def _log_loss_at(problem, coefficients):
+    return problem.log_loss(coefficients)

@@ -24,6 +24,7 @@ from ..assumptions import (
     equal_first_layers,
     is_tensor_network,
     log_loss,
+    log_loss_at,
     rounding,
     two_layer_gap,
     violated,
@@ -303,13 +304,14 @@ def _interpolation(
     tolerance: float,
 ) -> Iterator[Candidate]:
     """Theorem 5, then that on any two layers: diagonal network `values`, measurements `rows`."""
-    depth = len(values)
+    layers: Any = np.asarray(values)  # JAX would compile a program for every operation
+    depth = len(layers)
     data = row_space(rows, problem.y)
     setting = (*setting, *data.assumptions(problem.has_squared_loss, f"{YUN}, section 5"))
     if data.rank == 0:
         yield Candidate(name, setting, nothing_to_conclude)
         return
-    start = equal_first_layers(values, tolerance, f"{YUN}, Theorem 5")
+    start = equal_first_layers(layers, tolerance, f"{YUN}, Theorem 5")
 
     def limit_of(found: InterpolationLimit, signs, gap):
         if not found.converged:
@@ -321,25 +323,26 @@ def _interpolation(
         excess = Regression(data.rows, data.targets)
         return ExponentialDecay(
             2 * gap ** (depth - 1) * float(data.sizes[-1]) ** 2,
-            float(excess.log_loss(jnp.prod(values, axis=0))),
+            log_loss_at(excess, np.prod(layers, axis=0)),
             "c = 2 (alpha^2 lambda)^(L-1) s_min(X S^T)^2; Yun et al. 2021, eq. 61-62",
         )
 
     def theorem_5():
         # The signs of the first layers are moved into S, so that all these layers equal |eta|.
-        signs = jnp.prod(jnp.sign(values[:-1]), axis=0)
-        alpha = jnp.max(jnp.abs(values[0]))
-        eta = jnp.abs(values[0]) / alpha
-        found = limit_point(None, data.rows * signs[None, :], data.targets, depth, alpha, eta)
+        signs = np.prod(np.sign(layers[:-1]), axis=0)
+        alpha = np.max(np.abs(layers[0]))
+        eta = np.abs(layers[0]) / alpha
+        rows = np.asarray(data.rows) * signs
+        found = limit_point(None, rows, data.targets, depth, alpha, eta)
         return limit_of(found, signs, start[-1].value)
 
     def two_layers():
-        found = two_layer_limit(None, data.rows, data.targets, values[0], values[1])
+        found = two_layer_limit(None, data.rows, data.targets, layers[0], layers[1])
         return limit_of(found, 1.0, unbalanced.value)
 
     yield Candidate(name, (*setting, *start), theorem_5)
     if depth == 2:
-        unbalanced = two_layer_gap(values[0], values[1], tolerance)
+        unbalanced = two_layer_gap(layers[0], layers[1], tolerance)
         yield Candidate(_TWO_LAYERS, (*setting, unbalanced), two_layers)
 
 

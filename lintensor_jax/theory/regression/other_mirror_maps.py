@@ -173,8 +173,8 @@ def differential_limit(
     eta = jnp.ones(X.shape[1]) if eta is None else real(eta, "eta", 1)
     require_depth(depth)
     _require_shapes(X, y, eta, "eta")
-    require(alpha > 0, "alpha", "> 0", alpha, "pass e.g. 1e-50 for alpha -> 0")
-    require(eta > 0, "eta", "> 0", eta, "a zero parameter of this network never moves")
+    require(lambda v: v > 0, "alpha", "> 0", alpha, "pass e.g. 1e-50 for alpha -> 0")
+    require(lambda v: v > 0, "eta", "> 0", eta, "a zero parameter of this network never moves")
     return _differential_limit(X, y, int(depth), alpha, eta)
 
 
@@ -301,7 +301,8 @@ def two_layer_diagonal_limit(network: DiagonalNetwork, problem: Regression) -> I
 
 def _require_unbalanced(mu):
     fix = "a balanced coordinate keeps its sign and has no such potential; simulate it"
-    require(mu > 0, "mu (= |u^2 - v^2| / 2)", "> 0 in every coordinate", mu, fix)
+    positive = "> 0 in every coordinate"
+    require(lambda v: v > 0, "mu (= |u^2 - v^2| / 2)", positive, mu, fix)
 
 
 def _require_shapes(X, y, vector, name):

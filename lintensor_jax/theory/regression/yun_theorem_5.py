@@ -1,6 +1,7 @@
 """Theorem 5 of Yun, Krishnan & Mobahi 2021: limits between weighted l1 and weighted l2."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Scalar
 
 from ...networks import ConvolutionalNetwork, DiagonalNetwork, mirror_map
 from ...problems import Regression, named
+from ...small_programs import small_program
 from .dual_newton import MirrorSolution, minimize
 from .power_mirror import PowerMirror
 
@@ -88,12 +90,13 @@ def limit_point(
             f"{'the identity' if S is None else S.shape}, {X.shape}, {y.shape}, {eta.shape}; "
             "samples are rows of X."
         )
-    require(alpha > 0, "alpha", "> 0", alpha, "pass e.g. 1e-50 for alpha -> 0")
-    require(eta != 0, "eta", "nonzero in every entry", eta, "Theorem 5 needs eta_j^2 >= lambda")
+    require(lambda v: v > 0, "alpha", "> 0", alpha, "pass e.g. 1e-50 for alpha -> 0")
+    nonzero = "nonzero in every entry"
+    require(lambda v: v != 0, "eta", nonzero, eta, "Theorem 5 needs eta_j^2 >= lambda")
     return _limit_point(S, X, y, int(depth), alpha, eta)
 
 
-@eqx.filter_jit
+@small_program(lambda S, X, y, depth, alpha, eta: X.size + (0 if S is None else S.size))
 def _limit_point(S, X, y, depth, alpha, eta):
     log_alpha = jnp.log(alpha)
     mirror = PowerMirror(log_alpha, jnp.log(jnp.abs(eta)), depth)
@@ -343,14 +346,17 @@ def real(value: Any, name: str, ndim: int) -> Array:
             "; Theorem 5 needs real S (on even data take even_convolution_limit)."
         )
     array = array.astype(jnp.result_type(array.dtype, float))
-    require(jnp.isfinite(array), name, "finite", array, "check the values it was built from")
+    require(np.isfinite, name, "finite", array, "check the values it was built from")
     return array
 
 
-def require(holds: Any, name: str, rule: str, value: Any, fix: str) -> None:
-    """Raise ValueError unless all entries of `holds` are true; traced values are not checked."""
-    if not isinstance(holds, Tracer) and not np.all(np.asarray(holds)):
-        raise ValueError(f"{name} must be {rule}, got {np.asarray(value)}; {fix}.")
+def require(holds: Callable, name: str, rule: str, value: Any, fix: str) -> None:
+    """Raise ValueError unless `holds` is true of all entries; traced values are not checked."""
+    if isinstance(value, Tracer):
+        return
+    numbers = np.asarray(value)  # by NumPy, since JAX would compile a program for every operation
+    if not np.all(holds(numbers)):
+        raise ValueError(f"{name} must be {rule}, got {numbers}; {fix}.")
 
 
 def require_depth(depth: Any) -> None:
