@@ -40,7 +40,7 @@ class Constraints:
 
     def reached(self, w: np.ndarray, c: np.ndarray) -> np.ndarray:
         """The left-hand sides, shape (n,)."""
-        return self.rows @ w + self.free @ c
+        return self.rows @ w + self.free @ c if c.size else self.rows @ w
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,8 +30,7 @@ def optimum(gauge: AbstractGauge, given: Constraints) -> tuple[Level, float]:
     found = _dense_optimum(gauge, given)
     if found is not None:
         return found
-    one_group = isinstance(gauge, GroupGauge) and gauge.labels.max() == 0
-    if one_group and given.rows.shape[1] > given.rows.shape[0]:
+    if _is_euclidean(gauge) and given.rows.shape[1] > given.rows.shape[0]:
         # One group: the optimum lies in the span of the rows, so n coordinates suffice.
         span, triangle = np.linalg.qr(given.rows.T)
         inner = GroupGauge(np.zeros(span.shape[1], int))
@@ -55,6 +54,10 @@ def _dense_optimum(gauge: AbstractGauge, given: Constraints) -> tuple[Level, flo
     return found if found[1] <= _ACCURATE else None
 
 
+def _is_euclidean(gauge: AbstractGauge) -> bool:
+    return isinstance(gauge, GroupGauge) and gauge.is_one_group
+
+
 def kkt_residual(
     gauge: AbstractGauge, given: Constraints, rho, multipliers, free: np.ndarray
 ) -> float:
@@ -71,13 +74,14 @@ def kkt_residual(
         scale = np.max(np.abs(given.free).T @ np.abs(multipliers))
         parts.append(np.max(np.abs(given.free.T @ multipliers)) / scale)
     if given.equality:
-        parts.append(np.max(np.abs(slack)) / np.max(np.abs(given.targets)))
+        parts.append(np.abs(slack).max() / np.abs(given.targets).max())
     else:
-        parts.append(np.max(-slack / given.targets))
-        parts.append(np.max(np.abs(multipliers * slack)) / value)
-        parts.append(np.max(-multipliers * given.targets) / value)
-    # np.max keeps a NaN, which max() may lose. abs() turns a -0.0 into 0.0 for printing.
-    return abs(float(np.max([0.0, *parts])))
+        parts.append(-(slack / given.targets).min())
+        parts.append(np.abs(multipliers * slack).max() / value)
+        parts.append(-(multipliers * given.targets).min() / value)
+    # The maximum of an array keeps a NaN, which max() may lose. abs() turns a -0.0 into 0.0 for
+    # printing.
+    return abs(float(np.array(parts).max(initial=0.0)))
 
 
 def solve_level(gauge: AbstractGauge, given: Constraints) -> Level:
@@ -157,11 +161,13 @@ def is_unique(gauge: AbstractGauge, given: Constraints, at: Level) -> bool | Non
     """
     if not gauge.is_convex:
         return None
+    if _is_euclidean(gauge) and not given.free.size:
+        return True  # the ball is strictly convex
     gradient = given.rows.T @ at.multipliers / at.level
     picks, strict = gauge.face(at.point, gradient)
-    moves = np.hstack([given.rows @ picks, given.free])
-    if moves.shape[1] == 0:
+    if picks.shape[1] + given.free.shape[1] == 0:
         return True
+    moves = np.hstack([given.rows @ picks, given.free])
     mass = np.abs(at.multipliers * given.targets)
     binding = np.ones(len(mass), bool) if given.equality else mass > ZERO * mass.max()
     singular = np.linalg.svd(moves[binding], compute_uv=False)

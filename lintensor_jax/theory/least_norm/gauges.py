@@ -7,6 +7,7 @@ Optimal means: A^T p / t is a subgradient of the gauge at w, p >= 0, p_i > 0 onl
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -104,13 +105,29 @@ class GroupGauge(AbstractGauge):
         """Whether the power is 1."""
         return self.power == 1
 
+    @functools.cached_property
+    def is_one_group(self) -> bool:
+        """Whether all coordinates are one group, so that the gauge is the l2 norm."""
+        return not self.labels.any()
+
+    @functools.cached_property
+    def _is_plain(self) -> bool:
+        """Whether coordinate j is group j."""
+        return bool((self.labels == np.arange(self.labels.size)).all())
+
     def group_norms(self, w: np.ndarray) -> np.ndarray:
         """|w_g|_2 of every group."""
+        if self.is_one_group:
+            return np.sqrt(w @ w)[None]
+        if self._is_plain:
+            return np.abs(w)
         return np.sqrt(np.bincount(self.labels, w**2))
 
     def value(self, w: np.ndarray) -> float:
         """The gauge of w."""
         sizes = self.group_norms(w)
+        if self.power == 1:
+            return float(sizes.sum())
         largest = max(sizes.max(), np.finfo(float).tiny)
         return float(largest * np.sum((sizes / largest) ** self.power) ** (1 / self.power))
 
@@ -126,9 +143,9 @@ class GroupGauge(AbstractGauge):
         """The sum of moduli if every coordinate is a group; the l2 norm if all are one group."""
         if self.power < 1:
             return None
-        if self.labels.max() == 0 and self.labels.size > 1:
+        if self.is_one_group and self.labels.size > 1:
             return Measure.EUCLIDEAN
-        alone = np.bincount(self.labels).max() == 1
+        alone = self._is_plain or np.bincount(self.labels).max() == 1
         return Measure.SUM if alone else None
 
     def solve(self, given: Constraints) -> ConicSolution:
@@ -151,7 +168,10 @@ class GroupGauge(AbstractGauge):
             scale = np.maximum(1.0, sizes[on] ** (self.power - 1))
             return float(np.max(np.abs(gradient[on] - slope) / scale, initial=0.0))
         shifted = w + gradient
-        radius = np.maximum(1.0, self.group_norms(shifted))[self.labels]
+        radius = np.maximum(1.0, self.group_norms(shifted))
+        # One radius for all coordinates, or one for each: then the labels need not be looked up.
+        if not (self.is_one_group or self._is_plain):
+            radius = radius[self.labels]
         return float(self.group_norms(gradient - shifted / radius).max())
 
     def active(self, w, gradient, threshold):

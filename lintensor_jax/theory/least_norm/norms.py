@@ -6,6 +6,7 @@ rho = scale * (Q beta) with Q orthogonal (`gauges.py`, `matrix_gauges.py`).
 
 import abc
 import dataclasses
+import math
 
 import equinox as eqx
 import jax
@@ -71,7 +72,8 @@ def gauge_of(
 ) -> tuple[AbstractGauge, Coordinates]:
     """The norm's gauge and coordinates; ValueError if `norm` is no norm object."""
     if isinstance(norm, AbstractNorm):
-        return norm.gauge(shape)
+        # By the class: each `norm.gauge` of an Equinox module makes a module of the bound method.
+        return type(norm).gauge(norm, shape)
     raise ValueError(
         f"{owner}: norm must be a norm object such as lintensor_jax.L1Norm(), got "
         f"{in_words(norm)}; "
@@ -333,7 +335,7 @@ def _quasi_norm(moduli, p):
 
 
 def _size(shape):
-    return int(np.prod(shape, dtype=int))
+    return math.prod(shape)
 
 
 def _exponent(p):

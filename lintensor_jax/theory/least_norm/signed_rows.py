@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from jax.core import Tracer
 
+from ...problems import Classification
+
 _EPS = float(np.finfo(float).eps)
 
 
@@ -30,7 +32,7 @@ class SignedRows:
     @staticmethod
     def of(problem: Any, owner: str) -> "SignedRows":
         """The rows of `problem.signed_data`, in float64."""
-        signed = getattr(problem, "signed_data", None)
+        signed = _signed_data(problem)
         if signed is None:
             raise ValueError(
                 f"{owner}: problem must be a Classification (have signed_data), got "
@@ -99,3 +101,13 @@ class SignedRows:
                 "got one: a bias alone separates them, and the least norm is 0. Add samples of "
                 "another class, or leave the bias out."
             )
+
+
+def _signed_data(problem: Any) -> Any:
+    """`problem.signed_data`, or None if there is none."""
+    if type(problem) is Classification:
+        X, y = problem.X, problem.y
+        if not isinstance(X, Tracer) and not isinstance(y, Tracer):
+            # The same product by NumPy: for small data a call of a compiled program takes longer.
+            return np.asarray(y)[:, None] * np.asarray(X)
+    return getattr(problem, "signed_data", None)

@@ -11,6 +11,7 @@ import numpy as np
 from .conic import Constraints
 from .factors import cholesky, lu
 from .interior_point import InnerPoint, Measure, inner_points
+from .least_distance import least_distance_multipliers
 from .newton import Level
 
 _REPAIRS = 12
@@ -24,7 +25,10 @@ def dense_optima(given: Constraints, measure: Measure) -> Iterator[Level]:
     A guess is the optimum to rounding if its tight rows are those of the optimum. If they do not
     determine a point, the guess is the iterate of the inner-point method.
     """
-    solve_tight = _euclidean_optimum if measure is Measure.EUCLIDEAN else _vertex
+    solve_tight = _vertex
+    if measure is Measure.EUCLIDEAN:
+        solve_tight = _euclidean_vertex
+        yield from _small_euclidean_optima(given)
     for inner in inner_points(given, measure):
         with np.errstate(all="ignore"):  # a wrong guess may be singular
             found = solve_tight(given, inner, measure)
@@ -34,20 +38,35 @@ def dense_optima(given: Constraints, measure: Measure) -> Iterator[Level]:
             yield level
 
 
+def _small_euclidean_optima(given):
+    """The l2 optimum of few rows without an inner point, then by the equations of its tight rows."""
+    p = least_distance_multipliers(given)
+    if p is None:
+        return
+    w = given.rows.T @ p
+    level = _level(given, Measure.EUCLIDEAN, w, np.zeros(0), p)
+    if level is None:
+        return
+    yield level
+    with np.errstate(all="ignore"):
+        found = _euclidean_optimum(given, p > 0)
+        level = None if found is None else _level(given, Measure.EUCLIDEAN, *found)
+    if level is not None:
+        yield level
+
+
 def _level(given, measure, w, c, p):
-    size = {
-        Measure.SUM: np.sum(np.abs(w)),
-        Measure.LARGEST: np.max(np.abs(w)),
-        Measure.EUCLIDEAN: np.linalg.norm(w),
-    }[measure]
+    if measure is Measure.EUCLIDEAN:
+        size = np.sqrt(w @ w)
+    else:
+        size = np.abs(w).sum() if measure is Measure.SUM else np.abs(w).max()
     p = p if given.equality else np.maximum(p, 0.0)
     total = given.targets @ p
     if not (size > 0 and total > 0):
         return None
     w, c = w / size, c / size
-    reached = given.reached(w, c)
-    mean = given.targets @ reached / (given.targets @ given.targets)
-    level = mean if given.equality else np.min(reached / given.targets)
+    reached, targets = given.reached(w, c), given.targets
+    level = targets @ reached / (targets @ targets) if given.equality else (reached / targets).min()
     return Level(w, c, float(level), p / total)
 
 
@@ -99,12 +118,16 @@ def _solve_both(matrix, right, right_of_transposed):
     return (x, y) if np.isfinite(x).all() and np.isfinite(y).all() else None
 
 
-def _euclidean_optimum(given: Constraints, inner: InnerPoint, _):
-    """w, c, p of the l2 optimum by the Gram matrix of the tight rows.
+def _euclidean_vertex(given: Constraints, inner: InnerPoint, _):
+    """w, c, p of the l2 optimum next to the inner point."""
+    return _euclidean_optimum(given, _tight(given, inner))
+
+
+def _euclidean_optimum(given: Constraints, tight):
+    """w, c, p of the l2 optimum by the Gram matrix of the tight rows, from a guess of these rows.
 
     Rows of the wrong sign are removed and violated rows are added until none is left.
     """
-    tight = _tight(given, inner)
     for _ in range(_REPAIRS):
         found = _of_gram(given, tight) if tight.any() else None
         if found is None:
@@ -113,7 +136,7 @@ def _euclidean_optimum(given: Constraints, inner: InnerPoint, _):
         reached = given.reached(w, c)
         if given.equality:
             return w, c, p
-        wrong = tight & (p < -_SLACK * np.max(np.abs(p)))
+        wrong = tight & (p < -_SLACK * np.abs(p).max())
         missing = ~tight & (reached < given.targets - _SLACK * given.targets.max())
         if not (wrong.any() or missing.any()):
             return w, c, p
@@ -125,16 +148,15 @@ def _of_gram(given: Constraints, tight):
     """A_T A_T^T p + F c = b_T with F^T p = 0; refined by residuals in the rows, not in the Gram."""
     rows, free, targets = given.rows[tight], given.free[tight], given.targets[tight]
     number, k = free.shape
-    matrix = np.zeros((number + k, number + k))
-    matrix[:number, :number] = rows @ rows.T
-    matrix[:number, number:], matrix[number:, :number] = free, free.T
-    solve = lu(matrix) if k else cholesky(matrix)
+    gram = rows @ rows.T
+    solve = lu(np.block([[gram, free], [free.T, np.zeros((k, k))]])) if k else cholesky(gram)
     if solve is None:
         return None
-    x = np.zeros(number + k)
-    for _ in range(3):
-        p, c = x[:number], x[number:]
-        left = np.append(targets - rows @ (rows.T @ p) - free @ c, -(free.T @ p))
+    x = solve(np.append(targets, np.zeros(k)) if k else targets)
+    for _ in range(2):
+        left = targets - rows @ (rows.T @ x[:number])
+        if k:
+            left = np.append(left - free @ x[number:], -(free.T @ x[:number]))
         x = x + solve(left)
     if not np.isfinite(x).all():
         return None
