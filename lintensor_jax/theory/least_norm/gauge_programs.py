@@ -13,10 +13,10 @@ from .newton import Level, newton
 from .vertex import dense_optima
 
 # Polishing stops when a candidate's optimality conditions hold to this residual.
-_POLISHED = 1e-14
+POLISHED = 1e-14
 # KKT residuals: an optimum of dense linear algebra is accepted below the first, and polished below
 # the second.
-_ACCURATE, _POLISHABLE = 1e-12, 1e-4
+ACCURATE, _POLISHABLE = 1e-12, 1e-4
 _THRESHOLDS = (None, 1e-3, 1e-5, 1e-7, 1e-9)
 _REPAIRS = 8
 _REWEIGHTINGS = 200
@@ -46,12 +46,12 @@ def _dense_optimum(gauge: AbstractGauge, given: Constraints) -> tuple[Level, flo
     level, residual = None, np.inf
     for level in dense_optima(given, gauge.measure):
         residual = level_residual(gauge, given, level)
-        if residual <= _ACCURATE:
+        if residual <= ACCURATE:
             return level, residual
     if level is None or not residual <= _POLISHABLE:
         return None
     found = polish(gauge, given, level)
-    return found if found[1] <= _ACCURATE else None
+    return found if found[1] <= ACCURATE else None
 
 
 def _is_euclidean(gauge: AbstractGauge) -> bool:
@@ -131,7 +131,7 @@ def polish(gauge: AbstractGauge, given: Constraints, start: Level) -> tuple[Leve
             residual = level_residual(gauge, given, candidate)
             if residual < best_residual:
                 best, best_residual = candidate, residual
-            if given.equality or best_residual <= _POLISHED:
+            if given.equality or best_residual <= POLISHED:
                 break
             negative = np.zeros_like(tight)
             negative[tight] = found.multipliers < 0
@@ -141,7 +141,7 @@ def polish(gauge: AbstractGauge, given: Constraints, start: Level) -> tuple[Leve
             if (repaired == tight).all():
                 break
             tight = repaired
-        if best_residual <= _POLISHED:
+        if best_residual <= POLISHED:
             break
     return best, best_residual
 

@@ -224,9 +224,7 @@ class GroupGauge(AbstractGauge):
     def face(self, w, gradient):
         """Every optimum has w_g = s_g G_g, s_g >= 0, where |G_g| = 1, and w_g = 0 elsewhere."""
         tight = np.flatnonzero(self.group_norms(gradient) >= 1.0 - ZERO)
-        picks = np.zeros((self.labels.size, tight.size))
-        for column, group in enumerate(tight):
-            picks[self.labels == group, column] = gradient[self.labels == group]
+        picks = np.where(self.labels[:, None] == tight, gradient[:, None], 0.0)
         sizes = self.group_norms(w)
         return picks, bool((sizes[tight] > ZERO * sizes.max()).all())
 

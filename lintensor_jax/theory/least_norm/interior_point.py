@@ -27,6 +27,8 @@ _YIELD_ERRORS = (1e-6, 1e-8, 1e-11)
 # After so many steps without progress rounding dominates, and the method stops.
 _PATIENCE = 8
 _TO_BOUNDARY = 0.9995
+# Of w in the bounds e - w and e + w.
+_SIGNS = np.array([[-1.0], [1.0]])
 
 
 class Measure(enum.Enum):
@@ -66,6 +68,7 @@ class _Iteration:
         self.A, self.F, self.b = given.rows, given.free, given.targets
         self.equality, self.measure = given.equality, measure
         n, size = self.A.shape
+        self.height_of_b = np.abs(self.b).max()
         self.bounded = measure is not Measure.EUCLIDEAN
         # Flops of the matrix of a step, and of its Cholesky factors.
         by_rows = n**3 / 3 + (n**2 * size if self.bounded else 0)
@@ -106,7 +109,7 @@ class _Iteration:
         self.room = self._bounds(self.w, self.e)
 
     def _bounds(self, w, e):
-        return np.stack([e - w, e + w]) if self.bounded else np.zeros((2, 0))
+        return e + _SIGNS * w if self.bounded else np.zeros((2, 0))
 
     def run(self):
         """Step until no progress is made; yield an iterate below each error of `_YIELD_ERRORS`."""
@@ -126,15 +129,19 @@ class _Iteration:
         slack = self.s if not self.equality else np.zeros(len(self.b))
         return InnerPoint(self.w, self.c, slack, self.p, self.room, self.forces)
 
+    def _reached(self, w, c):
+        return self.A @ w + self.F @ c if c.size else self.A @ w
+
     def _defects(self):
         pull = self.A.T @ self.p
         if self.bounded:
-            stationary = pull - self.forces[0] + self.forces[1]
-            both = self.forces[0] + self.forces[1]
-            total = both - 1 if self.measure is Measure.SUM else np.array([both.sum() - 1])
+            above, below = self.forces
+            stationary = pull - above + below
+            both = above + below
+            total = both - 1 if self.measure is Measure.SUM else both.sum(keepdims=True) - 1
         else:
             stationary, total = pull - self.w, np.zeros(0)
-        short = self.A @ self.w + self.F @ self.c - self.b
+        short = self._reached(self.w, self.c) - self.b
         short = short if self.equality else short - self.s
         bounds = self._bounds(self.w, self.e) - self.room
         return stationary, total, short, self.F.T @ self.p, bounds
@@ -143,15 +150,20 @@ class _Iteration:
         """The largest defect relative to its terms, or the complementarity relative to the norm."""
         stationary, total, short, free, _ = defects
         value = float(self.b @ self.p)
-        terms = np.max(np.abs(self.w)) if not self.bounded else 1.0
-        gap = self.s @ (self.p if not self.equality else self.s) + np.sum(self.room * self.forces)
+        terms = np.abs(self.w).max() if not self.bounded else 1.0
+        gap = self._complementarity(self.s, self.p, self.room, self.forces)
         return max(
-            np.max(np.abs(stationary)) / terms,
-            np.max(np.abs(total), initial=0.0),
-            np.max(np.abs(short)) / np.max(np.abs(self.b)),
-            np.max(np.abs(free), initial=0.0) / max(np.max(np.abs(self.p)), 1e-300),
+            np.abs(stationary).max() / terms,
+            np.abs(total).max(initial=0.0),
+            np.abs(short).max() / self.height_of_b,
+            np.abs(free).max() / max(np.abs(self.p).max(), 1e-300) if free.size else 0.0,
             float(gap) / max(value, 1e-300),
         )
+
+    def _complementarity(self, s, p, room, forces):
+        """The sum of all products of slacks and multipliers."""
+        of_bounds = np.vdot(room, forces)
+        return of_bounds if self.equality else of_bounds + s @ p
 
     def _step(self, defects):
         """A predictor and a corrector with the same factors; False if these do not exist."""
@@ -159,15 +171,15 @@ class _Iteration:
             return False
         products = self.s * self.p if not self.equality else np.zeros(0), self.room * self.forces
         number = products[0].size + products[1].size
-        mean = (products[0].sum() + products[1].sum()) / max(number, 1)
+        mean = self._complementarity(self.s, self.p, self.room, self.forces) / max(number, 1)
         moves = self._direction(defects, -products[0], -products[1])
         if moves is None:
             return False
         _, _, dp, ds, _, droom, dforces = moves
         primal, dual = self._lengths(moves, 1.0)
         s, p = self.s + primal * ds, self.p + dual * dp
-        after = np.sum((self.room + primal * droom) * (self.forces + dual * dforces))
-        after = (after + (0.0 if self.equality else s @ p)) / max(number, 1)
+        room, forces = self.room + primal * droom, self.forces + dual * dforces
+        after = self._complementarity(s, p, room, forces) / max(number, 1)
         centre = min(max(after / mean, 0.0), 1.0) ** 3 * mean if mean > 0 else 0.0
         rows = centre - products[0] - (0.0 if self.equality else ds * dp)
         moves = self._direction(defects, rows, centre - products[1] - droom * dforces)
@@ -200,9 +212,9 @@ class _Iteration:
             self.diagonal = self.harmonic
         elif self.measure is Measure.LARGEST:
             self.diagonal = self.sum
-            self.height = np.sum(self.harmonic)
+            self.height = self.harmonic.sum()
             self.tilt = self.difference / self.sum
-            self.total = np.sum(self.sum)
+            self.total = self.sum.sum()
         else:
             self.diagonal = np.ones(self.A.shape[1])
         if self.by_rows:
@@ -213,7 +225,7 @@ class _Iteration:
             matrix = scaled.T @ scaled
             matrix.flat[:: len(matrix) + 1] += self.diagonal
             if self.measure is Measure.LARGEST:
-                matrix -= np.outer(self.difference, self.difference / self.total)
+                matrix -= self.difference[:, None] * (self.difference / self.total)
         solve = cholesky(matrix)
         if solve is None:
             return False
@@ -255,15 +267,15 @@ class _Iteration:
     def _direction(self, defects, by_slack, by_room):
         """The Newton step for given right-hand sides of the complementarity."""
         stationary, total, short, free, bounds = defects
-        force, f = np.zeros((2, 0)), stationary
+        f = stationary
         if self.bounded:
-            force = (by_room - self.forces * bounds) / self.room
-            pushed = force[0] + force[1]
+            above, below = (by_room - self.forces * bounds) / self.room
+            pushed = above + below
             if self.measure is Measure.SUM:
-                f = f - force[0] + force[1] + self.difference / self.sum * (pushed + total)
+                f = f - above + below + self.difference / self.sum * (pushed + total)
             else:
-                lift = pushed.sum() + total[0]
-                f = f - force[0] + force[1] + self.difference * (lift / self.total)
+                lift = pushed.sum() + total
+                f = f - above + below + self.difference * (lift / self.total)
         r = -short if self.equality else -short + by_slack / self.p
         try:
             dw, dc, dp = (
@@ -277,8 +289,8 @@ class _Iteration:
         if self.measure is Measure.SUM:
             de = (pushed + total + self.difference * dw) / self.sum
         else:
-            de = np.array([(lift + self.difference @ dw) / self.total])
-        droom = np.stack([de - dw, de + dw]) + bounds
+            de = (lift + self.difference @ dw) / self.total
+        droom = self._bounds(dw, de) + bounds
         dforces = (by_room - self.forces * droom) / self.room
         return dw, dc, dp, ds, de, droom, dforces
 
@@ -298,12 +310,12 @@ class _Iteration:
         if self.c.size:
             dc = np.linalg.solve(self.schur, self.F.T @ weighted + free - self.columns.T @ dw)
             dw = dw - self.solved @ dc
-        return dw, dc, weighted - self.weights * (self.A @ dw + self.F @ dc)
+        return dw, dc, weighted - self.weights * self._reached(dw, dc)
 
 
 def _reach(value, change):
     """The largest multiple of the change that keeps the value positive."""
     if not value.size:
         return np.inf
-    fastest = np.max(-change / value)
+    fastest = -(change / value).min()
     return 1 / fastest if fastest > 0 else np.inf

@@ -5,6 +5,8 @@ Yun et al. 2021, Theorem 2 and Corollaries 1 to 3; Ji & Telgarsky 2019, Theorem 
 """
 
 import functools
+import math
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,12 +17,15 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from ...arguments import as_numbers
 from ...messages import as_html, nonzero_entries, optimum_status, shown
 from .conic import Constraints
-from .gauge_programs import is_unique, kkt_residual, optimum, reweighted
+from .gauge_programs import ACCURATE, POLISHED, is_unique, kkt_residual, optimum, reweighted
 from .gauges import GroupGauge
+from .interior_point import Measure
+from .least_distance import least_distance
 from .newton import Level
 from .norms import AbstractNorm, L2Norm, gauge_of
 from .signed_rows import SignedRows
 
+_EPS = float(np.finfo(float).eps)
 _OPTIMAL = 1e-8
 _LARGEST_RESIDUAL = 1e-4
 
@@ -149,12 +154,42 @@ def max_margin(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -
         )
     measured = form.measurements(data.counted)
     given, lengths = _normalised(measured, data)
+    in_users_units = functools.partial(_answer, data, gauge, form, measured, lengths)
+    found = None
+    if gauge.measure is Measure.EUCLIDEAN:
+        found = _by_least_distance(given, in_users_units)
+    if found is None or not found.residual <= ACCURATE:
+        if gauge.is_convex:
+            level, _ = optimum(gauge, given)
+        else:
+            level = _stationary_level(given, gauge, form, start, data)
+        _require_separating(given, level, level.multipliers * given.targets, data)
+        found = _better(found, in_users_units(level))
+    if found.residual > _LARGEST_RESIDUAL:
+        raise MarginPrecisionError(
+            "max_margin: the margin must be resolvable in float64, got a KKT residual of "
+            f"{found.residual:.1e} at margin {found.level.level:.1e} relative to the data's norm; "
+            "remove the (nearly) contradictory samples or rescale the columns of X."
+        )
+    if found.residual > _OPTIMAL:
+        return _as_max_margin(found, data, lengths, "inaccurate", None)
+    status = "optimal" if gauge.is_convex else "stationary"
+    return _as_max_margin(found, data, lengths, status, is_unique(gauge, given, found.level))
+
+
+class _Answer(NamedTuple):
+    """A level, the same in the user's units as z, c and multipliers, and their KKT residual."""
+
+    level: Level
+    z: np.ndarray
+    c: np.ndarray
+    multipliers: np.ndarray
+    residual: float
+
+
+def _answer(data: SignedRows, gauge, form, measured, lengths, level: Level) -> _Answer:
+    """The level in the user's units; `measured`: the rows in the coordinates of the gauge."""
     scale = lengths.min()
-    if gauge.is_convex:
-        level, _ = optimum(gauge, given)
-    else:
-        level = _stationary_level(given, gauge, form, start, data)
-    _require_separating(given, level, level.multipliers * given.targets, data)
     z, c = form.coefficients(level.point / level.level / scale), level.free / level.level / scale
     multipliers = level.multipliers / level.level / lengths
     # The residual is measured for the returned values, in the user's units up to a common factor,
@@ -163,22 +198,46 @@ def max_margin(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -
     ones = np.ones(len(measured))
     users = Constraints.of(measured / scale, ones, False, data.free / scale)
     residual = kkt_residual(gauge, users, rho, multipliers * scale, c * scale)
-    if residual > _LARGEST_RESIDUAL:
-        raise MarginPrecisionError(
-            "max_margin: the margin must be resolvable in float64, got a KKT residual of "
-            f"{residual:.1e} at margin {level.level:.1e} relative to the data's norm; remove the "
-            "(nearly) contradictory samples or rescale the columns of X."
-        )
-    support = np.abs(data.counted @ z + data.free @ c - 1) <= max(1e-9, 100 * residual)
-    status = "optimal" if gauge.is_convex else "stationary"
-    beta = data.coefficients(z, c)
-    return _answer(
-        status if residual <= _OPTIMAL else "inaccurate",
-        is_unique(gauge, given, level) if residual <= _OPTIMAL else None,
-        data.dtype,
-        (beta, _unit(beta), level.level * scale, multipliers.reshape(data.margins_shape), residual),
-        support.reshape(data.margins_shape),
+    return _Answer(level, z, c, multipliers, residual)
+
+
+def _by_least_distance(given: Constraints, in_users_units) -> _Answer | None:
+    """The best answer of `least_distance`, or the first that is accurate to rounding."""
+    best = None
+    for level in least_distance(given):
+        if _is_separating(given, level):
+            best = _better(best, in_users_units(level))
+            if best.residual <= POLISHED:
+                break
+    return best
+
+
+def _better(first: _Answer | None, second: _Answer) -> _Answer:
+    """The answer of the smaller residual; the second one if the first is missing or NaN."""
+    return first if first is not None and first.residual <= second.residual else second
+
+
+def _as_max_margin(found: _Answer, data: SignedRows, lengths, status, unique) -> MaxMargin:
+    """The answer as a `MaxMargin` on JAX's device.
+
+    For small data half the time of `max_margin` would be the transfers of single arrays, and
+    Equinox's checks of each field. So the arrays share one transfer, and JAX makes the module from
+    its leaves.
+    """
+    beta, shape = data.coefficients(found.z, found.c), data.margins_shape
+    tight = np.abs(data.margins(found.z, found.c) - 1) <= max(1e-9, 100 * found.residual)
+    margin, multipliers = found.level.level * lengths.min(), found.multipliers.reshape(shape)
+    arrays = (beta, _unit(beta), margin, multipliers, found.residual)
+    *leaves, residual, support = jax.device_put(
+        [*(np.asarray(array, data.dtype) for array in arrays), tight.reshape(shape)]
     )
+    return jax.tree.unflatten(_structure(status, unique), (*leaves, support, residual))
+
+
+@functools.cache
+def _structure(status, unique):
+    """The tree structure of a `MaxMargin`; its leaves are in the order of the fields."""
+    return jax.tree.structure(MaxMargin(*[jnp.zeros(())] * 6, status=status, unique=unique))
 
 
 def is_separable(problem) -> Separability:
@@ -233,13 +292,17 @@ def _stationary_level(given: Constraints, gauge, form, start, data: SignedRows) 
 def _doubt(given):
     """The largest value that rounding can give to a normalised margin that is exactly zero."""
     size = given.rows.shape[1] + given.free.shape[1]
-    return 8 * np.finfo(float).eps * np.sqrt(size)
+    return 8 * _EPS * math.sqrt(size)
 
 
 def _separates(given, point, free):
     """Whether all margins are positive by more than their rounding error."""
-    length = np.sqrt(point @ point + free @ free)
+    length = math.sqrt(point @ point + free @ free)
     return given.reached(point, free).min() > _doubt(given) * length
+
+
+def _is_separating(given: Constraints, level: Level) -> bool:
+    return level.level > 0 and _separates(given, level.point, level.free)
 
 
 def _concrete_start(start, shape):
@@ -287,7 +350,7 @@ def _require_separating(given: Constraints, level: Level, weights, data: SignedR
     `weights`: multipliers of the rows, of any scale. If the data are not separable, the combination
     of the rows with these weights is zero.
     """
-    if level.level > 0 and _separates(given, level.point, level.free):
+    if _is_separating(given, level):
         return
     same, lengths = _normalised(data.counted, data)
     unit = np.hstack([same.rows, same.free])
@@ -295,7 +358,7 @@ def _require_separating(given: Constraints, level: Level, weights, data: SignedR
     residual = float(np.linalg.norm(weights @ unit))
     # For contradictory data the residual is a rounding error. For data with a margin of 1e-13 it
     # is larger, and they are not contradictory.
-    if residual > 16 * np.finfo(float).eps * np.sqrt(len(unit)):
+    if residual > 16 * _EPS * np.sqrt(len(unit)):
         raise MarginPrecisionError(
             "max_margin: the margin must be resolvable in float64, but neither a separating vector "
             f"nor a certificate of non-separability was found (best combination: {residual:.1e} "
@@ -333,21 +396,4 @@ def _sharpened(unit, weights):
 
 def _unit(z):
     scaled = z / np.abs(z).max()
-    return scaled / np.linalg.norm(scaled)
-
-
-def _answer(status, unique, dtype, arrays, support) -> MaxMargin:
-    """A `MaxMargin` on JAX's device, from `arrays` in the order of its fields without `support`.
-
-    For small data half the time of `max_margin` would be the transfers of single arrays, and
-    Equinox's checks of each field. So the arrays share one transfer, and JAX makes the module from
-    its leaves.
-    """
-    *leaves, residual, support = jax.device_put([*(np.asarray(a, dtype) for a in arrays), support])
-    return jax.tree.unflatten(_structure(status, unique), (*leaves, support, residual))
-
-
-@functools.cache
-def _structure(status, unique):
-    """The tree structure of a `MaxMargin`; its leaves are in the order of the fields."""
-    return jax.tree.structure(MaxMargin(*[jnp.zeros(())] * 6, status=status, unique=unique))
+    return scaled / math.sqrt(np.vdot(scaled, scaled))

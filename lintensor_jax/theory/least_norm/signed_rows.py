@@ -71,6 +71,10 @@ class SignedRows:
         found._require_several_classes(problem, owner)
         return found
 
+    def margins(self, w: np.ndarray, c: np.ndarray) -> np.ndarray:
+        """counted @ w + free @ c, shape (N,)."""
+        return self.counted @ w + self.free @ c if c.size else self.counted @ w
+
     @property
     def all(self) -> np.ndarray:
         """Counted and free columns, shape (N, D + k)."""

@@ -11,7 +11,6 @@ import numpy as np
 from .conic import Constraints
 from .factors import cholesky, lu
 from .interior_point import InnerPoint, Measure, inner_points
-from .least_distance import least_distance_multipliers
 from .newton import Level
 
 _REPAIRS = 12
@@ -25,37 +24,18 @@ def dense_optima(given: Constraints, measure: Measure) -> Iterator[Level]:
     A guess is the optimum to rounding if its tight rows are those of the optimum. If they do not
     determine a point, the guess is the iterate of the inner-point method.
     """
-    solve_tight = _vertex
-    if measure is Measure.EUCLIDEAN:
-        solve_tight = _euclidean_vertex
-        yield from _small_euclidean_optima(given)
+    solve_tight = _euclidean_vertex if measure is Measure.EUCLIDEAN else _vertex
     for inner in inner_points(given, measure):
         with np.errstate(all="ignore"):  # a wrong guess may be singular
             found = solve_tight(given, inner, measure)
             w, c, p = found or (inner.point, inner.free, inner.multipliers)
-            level = _level(given, measure, w, c, p)
+            level = scaled_level(given, measure, w, c, p)
         if level is not None:
             yield level
 
 
-def _small_euclidean_optima(given):
-    """The l2 optimum of few rows without an inner point, then by the equations of its tight rows."""
-    p = least_distance_multipliers(given)
-    if p is None:
-        return
-    w = given.rows.T @ p
-    level = _level(given, Measure.EUCLIDEAN, w, np.zeros(0), p)
-    if level is None:
-        return
-    yield level
-    with np.errstate(all="ignore"):
-        found = _euclidean_optimum(given, p > 0)
-        level = None if found is None else _level(given, Measure.EUCLIDEAN, *found)
-    if level is not None:
-        yield level
-
-
-def _level(given, measure, w, c, p):
+def scaled_level(given: Constraints, measure: Measure, w, c, p) -> Level | None:
+    """w, c and multipliers p of any scale as a `Level`; None if one of them is zero."""
     if measure is Measure.EUCLIDEAN:
         size = np.sqrt(w @ w)
     else:
@@ -119,11 +99,10 @@ def _solve_both(matrix, right, right_of_transposed):
 
 
 def _euclidean_vertex(given: Constraints, inner: InnerPoint, _):
-    """w, c, p of the l2 optimum next to the inner point."""
-    return _euclidean_optimum(given, _tight(given, inner))
+    return euclidean_optimum(given, _tight(given, inner))
 
 
-def _euclidean_optimum(given: Constraints, tight):
+def euclidean_optimum(given: Constraints, tight: np.ndarray):
     """w, c, p of the l2 optimum by the Gram matrix of the tight rows, from a guess of these rows.
 
     Rows of the wrong sign are removed and violated rows are added until none is left.
