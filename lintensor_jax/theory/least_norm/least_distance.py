@@ -20,14 +20,17 @@ from .vertex import euclidean_optimum, scaled_level
 # With more entries the inner-point method is as fast: here each exchange of a row costs as much as
 # a product with all of them.
 _MOST_ENTRIES = 10_000
+# A row is loose if its margin is larger than the smallest one by more than this share.
+_TIGHT = 1e-8
 
 
 def least_distance(given: Constraints) -> Iterator[Level]:
     """The l2 optimum by u, then by the equations of the rows with u > 0, which are tight.
 
-    Nothing for large problems, and for those with equalities or free columns. The caller must
-    measure the optima: for tiny margins, and for data that are not separable, u depends on
-    rounding. Mostly the first one is accurate.
+    Nothing for large problems, for those with equalities or free columns, and if u is zero on a
+    tight row: then the multipliers may not be unique, and the inner-point method has those in the
+    middle of all. The caller must measure the optima: for tiny margins, and for data that are not
+    separable, u depends on rounding. Mostly the first one is accurate.
     """
     if given.equality or given.free.size or given.rows.size > _MOST_ENTRIES:
         return
@@ -46,6 +49,9 @@ def least_distance(given: Constraints) -> Iterator[Level]:
         return
     level = scaled_level(given, Measure.EUCLIDEAN, rows.T @ u, np.zeros(0), u)
     if level is None:
+        return
+    loose = rows @ level.point > (1 + _TIGHT) * level.level * given.targets
+    if not (loose | (u > 0)).all():
         return
     yield level
     with np.errstate(all="ignore"):  # a wrong guess of the tight rows may be singular

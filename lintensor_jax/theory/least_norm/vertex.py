@@ -13,6 +13,7 @@ from .factors import cholesky, lu
 from .interior_point import InnerPoint, Measure, inner_points
 from .newton import Level
 
+_EPS = float(np.finfo(float).eps)
 _REPAIRS = 12
 # Signs and margins may be violated by this rounding while the tight rows are determined.
 _SLACK = 1e-11
@@ -47,6 +48,9 @@ def scaled_level(given: Constraints, measure: Measure, w, c, p) -> Level | None:
     w, c = w / size, c / size
     reached, targets = given.reached(w, c), given.targets
     level = targets @ reached / (targets @ targets) if given.equality else (reached / targets).min()
+    if measure is Measure.SUM and not given.equality:
+        # Rows have at most length 1: a smaller entry changes no margin, it is a zero's rounding.
+        w[np.abs(w) <= _EPS * level * targets.min()] = 0.0
     return Level(w, c, float(level), p / total)
 
 
