@@ -47,10 +47,11 @@ def least_distance(given: Constraints) -> Iterator[Level]:
         u = nnls(columns, right)[0]
     except RuntimeError:  # too many exchanges of rows
         return
-    level = scaled_level(given, Measure.EUCLIDEAN, rows.T @ u, np.zeros(0), u)
-    if level is None:
-        return
-    loose = rows @ level.point > (1 + _TIGHT) * level.level * given.targets
+    with np.errstate(all="ignore"):  # targets may be tiny, and data not separable
+        level = scaled_level(given, Measure.EUCLIDEAN, rows.T @ u, np.zeros(0), u)
+        if level is None:
+            return
+        loose = rows @ level.point > (1 + _TIGHT) * level.level * given.targets
     if not (loose | (u > 0)).all():
         return
     yield level

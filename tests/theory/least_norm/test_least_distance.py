@@ -111,6 +111,14 @@ def test_the_inner_point_method_has_the_same_answer(case, monkeypatch):
     assert (found.status, found.unique) == (other.status, other.unique)
 
 
+def test_samples_of_very_different_lengths():
+    """No warning of NumPy, which would be an error here, and a separator."""
+    X, y = _gaussian(20, 10)
+    X = X * np.where(np.arange(20) < 10, 1e-300, 1.0)[:, None]
+    found = lt.max_margin(lt.Classification(X, y), lt.L2Norm())
+    assert (y * (X @ found.direction) > 0).all()
+
+
 def test_one_feature():
     X, y = _gaussian(12, 1)
     found = lt.max_margin(lt.Classification(X, y), lt.L2Norm())
