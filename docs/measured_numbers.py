@@ -30,7 +30,7 @@ COMMANDS = {
     "theorem5.json": "python benchmarks/theorem5.py --out theorem5.json",
     "summaries.json": "the commands that stand in it",
     "yun2021.json": "lintensor-jax reproduce yun2021",
-    "largest_margins.json": "python benchmarks/largest_margins.py --out largest_margins.json",
+    "largest_margins.json": "python benchmarks/largest_margins.py --repeats 11 --out F.json",
     "exact_limits.json": "python benchmarks/exact_limits.py --out exact_limits.json",
     "implicit_step.json": "python benchmarks/implicit_step.py --out implicit_step.json",
     "stiff_lanes.json": "python benchmarks/stiff_lanes.py --out stiff_lanes.json",

@@ -229,7 +229,7 @@ def _as_max_margin(found: _Answer, data: SignedRows, lengths, status, unique) ->
     margin, multipliers = found.level.level * lengths.min(), found.multipliers.reshape(shape)
     arrays = (beta, _unit(beta), margin, multipliers, found.residual)
     *leaves, residual, support = jax.device_put(
-        [*(np.asarray(array, data.dtype) for array in arrays), tight.reshape(shape)]
+        (*(np.asarray(array, data.dtype) for array in arrays), tight.reshape(shape))
     )
     return jax.tree.unflatten(_structure(status, unique), (*leaves, support, residual))
 
