@@ -11,7 +11,7 @@ from . import hardware
 from .chunk import Chunk, Ends
 from .ends_by_xla import ends_by_xla_on_device, order_on_device
 from .native.table import counts_in, counts_of, step_row, table_of
-from .programs import XLA, Arguments, Native, Refusal, compiled
+from .programs import XLA, Arguments, Native, Program, Refusal, compiled, traced
 from .stepper import Stepper
 
 _XLA = XLA()
@@ -26,28 +26,36 @@ def _table(stepper: Stepper, chunk: Chunk) -> tuple[Array, list[Array]]:
 
 def _row_program(stepper: Arguments, chunk: Arguments, compilation: Native):
     """The program that makes the table, and the kernel or a refusal."""
-    fill = compiled(_table, _XLA, stepper, chunk)
+    fill = traced(_table, _XLA, stepper, chunk)
     kernel = fill.following.get(compilation)
     if kernel is None:
-        kernel = _kernel(stepper, compilation, *fill.results)
+        kernel = _kernel(stepper, compilation, fill)
         if not isinstance(kernel, Refusal):
             fill.following[compilation] = kernel
     return fill, kernel
 
 
-def _kernel(stepper: Arguments, compilation: Native, rows, leaves) -> Any:
-    """The function that integrates the lanes of a table, or a refusal."""
+def _kernel(stepper: Arguments, compilation: Native, fill: Program) -> Any:
+    """The function that integrates the lanes of the table of `fill`, or a refusal."""
+    rows, leaves = fill.results
     row = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype, sharding=rows.sharding)
-    return kernel_of(step_row, compilation, Arguments(row), stepper, Arguments(leaves))
+    return kernel_of(step_row, compilation, Arguments(row), stepper, Arguments(leaves), beside=fill)
 
 
-def kernel_of(function: Any, compilation: Native, *given: Arguments) -> Any:
-    """The compiled `function` of rows, which are the first argument; or a refusal."""
-    kernel = compiled(function, compilation, *given).machine_code
-    if isinstance(kernel, Refusal):
-        return kernel
+def kernel_of(
+    function: Any, compilation: Native, *given: Arguments, beside: Program | None = None
+) -> Any:
+    """The compiled `function` of rows, which are the first argument; or a refusal.
+
+    If there is a kernel, the program `beside` is compiled at the same time.
+    """
+    kernel = compiled(function, compilation, *given)
+    if kernel.refusal is not None:
+        return kernel.refusal
+    if beside is not None:
+        beside.machine_code()
     try:
-        return kernel.result()
+        return kernel.machine_code().result()
     except Exception as error:  # raised by LLVM; XLA can compile the program in any case
         return Refusal(f"LLVM failed with {type(error).__name__}: {error}")
 

@@ -247,8 +247,7 @@ class Program:
 
     - `results`: the results, as `jax.ShapeDtypeStruct`. The next program can be traced from them
       while this one is being compiled.
-    - `machine_code`: the compiled function of the arrays among the arguments, as a future; or a
-      `Refusal`.
+    - `refusal`: why there is no compiled function; None if there is one.
     - `following`: functions that take this program's results, by their compilation. A caller keeps
       them here, so that the next call need not look for them.
     """
@@ -258,7 +257,10 @@ class Program:
         flat: _Flat,
         compilation: AbstractCompilation,
         examples: Sequence[Arguments],
+        failed: Callable[[], None],
     ):
+        self._failed, self._starting = failed, threading.Lock()
+        self._machine_code: Future[Callable] | None = None
         self.following: dict[AbstractCompilation, Any] = {}
         leaves, jitted = _all_arrays(examples), flat.jitted
         place = jax.sharding.SingleDeviceSharding(_device_of(leaves))
@@ -268,16 +270,25 @@ class Program:
         ]
         self._structure = flat.structure
         self.results = jax.tree.unflatten(self._structure, shapes)
-        compile = compilation.lowered(jitted, leaves)
-        # XLA and LLVM compile without Python's lock.
-        self.machine_code: Future[Callable] | Refusal = (
-            compile if isinstance(compile, Refusal) else _compiling.submit(compile)
-        )
+        self._compile = compilation.lowered(jitted, leaves)
+
+    @property
+    def refusal(self) -> Refusal | None:
+        return self._compile if isinstance(self._compile, Refusal) else None
+
+    def machine_code(self) -> Future[Callable]:
+        """The compiled function of the arrays among the arguments; the first call starts XLA."""
+        with self._starting:
+            if self._machine_code is None:
+                assert not isinstance(self._compile, Refusal)
+                # XLA and LLVM compile without Python's lock.
+                made = self._machine_code = _compiling.submit(self._compile)
+                made.add_done_callback(lambda made: made.exception() and self._failed())
+            return self._machine_code
 
     def __call__(self, *arguments: Arguments) -> Any:
         """The results, computed from the arrays among the arguments."""
-        assert not isinstance(self.machine_code, Refusal)
-        results = self.machine_code.result()(*_all_arrays(arguments))
+        results = self.machine_code().result()(*_all_arrays(arguments))
         return jax.tree.unflatten(self._structure, results)
 
 
@@ -289,6 +300,14 @@ _flat: collections.OrderedDict[Any, _Flat] = collections.OrderedDict()
 
 
 def compiled(function: Callable, compilation: AbstractCompilation, *examples: Arguments) -> Program:
+    """As `traced`, and its compilation has started in another thread, unless it is refused."""
+    program = traced(function, compilation, *examples)
+    if program.refusal is None:
+        program.machine_code()
+    return program
+
+
+def traced(function: Callable, compilation: AbstractCompilation, *examples: Arguments) -> Program:
     """`Program(...)`, or one with the same kind of arguments from a cache (64 for each device)."""
     settings: Any = jax.config
     kinds = tuple(example.kind for example in examples)
@@ -312,13 +331,11 @@ def compiled(function: Callable, compilation: AbstractCompilation, *examples: Ar
     if mine:
         try:
             with _without_garbage_collection():
-                program = Program(flat, compilation, examples)
+                program = Program(flat, compilation, examples, lambda: _forget(key))
         except BaseException as error:
             future.set_exception(error)
             _forget(key)
             raise
-        if isinstance(program.machine_code, Future):
-            program.machine_code.add_done_callback(lambda made: made.exception() and _forget(key))
         future.set_result(program)
     return future.result()
 
