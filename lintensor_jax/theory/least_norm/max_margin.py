@@ -24,6 +24,7 @@ from .least_distance import least_distance
 from .newton import Level
 from .norms import AbstractNorm, L2Norm, gauge_of
 from .signed_rows import SignedRows
+from .zero_combination import sharpened, zero_combination
 
 _EPS = float(np.finfo(float).eps)
 _OPTIMAL = 1e-8
@@ -159,10 +160,15 @@ def max_margin(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -
     if gauge.measure is Measure.EUCLIDEAN:
         found = _by_least_distance(given, in_users_units)
     if found is None or not found.residual <= ACCURATE:
-        if gauge.is_convex:
-            level, _ = optimum(gauge, given)
-        else:
-            level = _stationary_level(given, gauge, form, start, data)
+        try:
+            if gauge.is_convex:
+                level, _ = optimum(gauge, given)
+            else:
+                level = _stationary_level(given, gauge, form, start, data)
+        except ArithmeticError:  # the solver failed, as it may on data that are not separable
+            unit = np.hstack([given.rows, given.free])
+            _require_separating(given, None, zero_combination(unit) * given.targets, data)
+            raise
         _require_separating(given, level, level.multipliers * given.targets, data)
         found = _better(found, in_users_units(level))
     if found.residual > _LARGEST_RESIDUAL:
@@ -301,8 +307,8 @@ def _separates(given, point, free):
     return given.reached(point, free).min() > _doubt(given) * length
 
 
-def _is_separating(given: Constraints, level: Level) -> bool:
-    return level.level > 0 and _separates(given, level.point, level.free)
+def _is_separating(given: Constraints, level: Level | None) -> bool:
+    return level is not None and level.level > 0 and _separates(given, level.point, level.free)
 
 
 def _concrete_start(start, shape):
@@ -344,7 +350,7 @@ def _normalised(rows, data: SignedRows) -> tuple[Constraints, np.ndarray]:
     return Constraints.of(unit, lengths.min() / lengths, False, free), lengths
 
 
-def _require_separating(given: Constraints, level: Level, weights, data: SignedRows):
+def _require_separating(given: Constraints, level: Level | None, weights, data: SignedRows):
     """Raise unless the margins of the point are positive by more than their rounding error.
 
     `weights`: multipliers of the rows, of any scale. If the data are not separable, the combination
@@ -354,7 +360,7 @@ def _require_separating(given: Constraints, level: Level, weights, data: SignedR
         return
     same, lengths = _normalised(data.counted, data)
     unit = np.hstack([same.rows, same.free])
-    weights = _sharpened(unit, weights * lengths)
+    weights = sharpened(unit, weights * lengths)
     residual = float(np.linalg.norm(weights @ unit))
     # For contradictory data the residual is a rounding error. For data with a margin of 1e-13 it
     # is larger, and they are not contradictory.
@@ -373,25 +379,6 @@ def _require_separating(given: Constraints, level: Level, weights, data: SignedR
         jnp.asarray(certificate, data.dtype),
         residual,
     )
-
-
-def _sharpened(unit, weights):
-    """Weights of sum 1 with unit^T weights = 0, solved to rounding on their support."""
-    weights = weights / weights.sum()
-    best, smallest = weights, np.linalg.norm(weights @ unit)
-    for threshold in (1e-3, 1e-6, 1e-9):
-        kept = weights > threshold * weights.max()
-        system = np.vstack([unit[kept].T, np.ones((1, kept.sum()))])
-        right = np.append(np.zeros(unit.shape[1]), 1.0)
-        part = (
-            weights[kept] + np.linalg.lstsq(system, right - system @ weights[kept], rcond=None)[0]
-        )
-        trial = np.zeros_like(weights)
-        trial[kept] = np.maximum(part, 0.0) / np.maximum(part, 0.0).sum()
-        size = np.linalg.norm(trial @ unit)
-        if size < smallest:
-            best, smallest = trial, size
-    return best
 
 
 def _unit(z):
