@@ -17,6 +17,7 @@ from jax.core import Tracer
 from jax.extend.core import Literal
 from jaxtyping import Array
 
+from .jaxprs import literal, needed_equations
 from .lowering import lowered
 
 CALLS = {"jit", "pjit", "closed_call", "composite", "custom_jvp_call", "custom_vjp_call", "remat"}
@@ -84,11 +85,6 @@ ELEMENTWISE = {
 }
 #: Primitives that are never looked up in StableHLO.
 _FAMILIAR = ELEMENTWISE | MOVES.keys() | REDUCTIONS.keys() | {"dot_general", "cond", "iota"}
-
-
-def literal(variable: Any) -> np.ndarray:
-    """The value of a literal of a jaxpr."""
-    return np.asarray(variable.val, variable.aval.dtype)
 
 
 def called(equation) -> Any:
@@ -182,6 +178,10 @@ class Entrywise:
         ]
         return equation.primitive.bind(*jnp.broadcast_arrays(*arrays), **equation.params)
 
+    def at_once(self, equation: Any, inputs: Sequence[np.ndarray]) -> np.ndarray | None:
+        """The result of an elementwise equation for whole arrays; None: entry by entry."""
+        return None
+
     def converted(self, entry: Any, old: Any, new: Any) -> Any:
         """An entry in another dtype."""
         return jnp.asarray(entry, new)
@@ -234,12 +234,14 @@ class Entrywise:
             )
             return [self._dot(a, b, params["dimension_numbers"], result.aval.dtype)]
         if name in REDUCTIONS:
-            unsigned = dtypes[0].kind == "u"
-            return [self._reduced(REDUCTIONS[name], inputs[0], params["axes"], unsigned)]
+            return [self._reduced(REDUCTIONS[name], inputs[0], params["axes"], dtypes[0])]
         if name not in ELEMENTWISE:
             return self.other(equation, inputs)
         special = {"add": self._add, "add_any": self._add, "mul": self._multiply}.get(name)
         inputs = np.broadcast_arrays(*(lifted(value) for value in inputs))
+        found = self.at_once(equation, inputs)
+        if found is not None:
+            return [found]
         flat = zip(*(value.reshape(-1) for value in inputs), strict=True)
         results = [
             special(*entries) if special is not None else self.elementwise(equation, entries)
@@ -263,33 +265,45 @@ class Entrywise:
         return self.binary("mul", a, b)
 
     def _dot(self, a: np.ndarray, b: np.ndarray, dimensions, dtype) -> np.ndarray:
-        multiply: Callable = self._multiply
-        add: Callable = self._add
-        if dtype.kind == "b":
-            multiply, add = (functools.partial(self.binary, name) for name in ("and", "or"))
         (left, right), (batch_a, batch_b) = dimensions
         first, last = len(batch_a), a.ndim - len(left)
         a = np.moveaxis(a, (*batch_a, *left), (*range(first), *range(last, a.ndim)))
         b = np.moveaxis(b, (*batch_b, *right), range(first + len(right)))
         batch, rows, columns = a.shape[:first], a.shape[first:last], b.shape[first + len(right) :]
         count, length = int(np.prod(batch)), int(np.prod(a.shape[last:]))
-        pairs = zip(a.reshape(count, -1, length), b.reshape(count, length, -1), strict=True)
+        a, b = a.reshape(count, -1, length), b.reshape(count, length, -1)
+        return self.dot(a, b, dtype).reshape(batch + rows + columns)
+
+    def dot(self, a: np.ndarray, b: np.ndarray, dtype: Any) -> np.ndarray:
+        """The products of the matrices (k, l, m) and (k, m, n), shape (k, l, n)."""
+        multiply: Callable = self._multiply
+        add: Callable = self._add
+        if dtype.kind == "b":
+            multiply, add = (functools.partial(self.binary, name) for name in ("and", "or"))
         products = [
             functools.reduce(add, map(multiply, row, column))
-            for left, right in pairs
+            for left, right in zip(a, b, strict=True)
             for row in left
             for column in right.T
         ]
-        return from_list(products, batch + rows + columns)
+        return from_list(products, (a.shape[0], a.shape[1], b.shape[2]))
 
-    def _reduced(self, operation, value, axes, unsigned) -> np.ndarray:
+    def _reduced(self, operation, value, axes, dtype) -> np.ndarray:
         value = np.moveaxis(lifted(value), axes, range(len(axes)))
         kept = value.shape[len(axes) :]
         columns = value.reshape(-1, int(np.prod(kept))).T
-        operate = {"add": self._add, "mul": self._multiply}.get(
-            operation, functools.partial(self.binary, operation, unsigned=unsigned)
-        )
-        return from_list([functools.reduce(operate, list(column)) for column in columns], kept)
+        return from_list(self.reduced(operation, columns, dtype), kept)
+
+    def reduced(self, operation: str, columns: np.ndarray, dtype: Any) -> list[Any]:
+        """The reduction of each of `columns`, the rows of a matrix."""
+        unsigned = dtype.kind == "u"
+        operate = functools.partial(self.pair, operation, unsigned=unsigned)
+        return [functools.reduce(operate, list(column)) for column in columns]
+
+    def pair(self, operation: str, a: Any, b: Any, unsigned: bool = False) -> Any:
+        """`binary`, or an operand where the other one is 0 of a sum or 1 of a product."""
+        special = {"add": self._add, "mul": self._multiply}.get(operation)
+        return special(a, b) if special else self.binary(operation, a, b, unsigned)
 
 
 def _plain(equation, inputs) -> list[np.ndarray] | None:
@@ -324,17 +338,6 @@ def _bound(equation, inputs, params) -> list[np.ndarray]:
         results = equation.primitive.bind(*(jnp.asarray(value) for value in inputs), **params)
         results = results if equation.primitive.multiple_results else [results]
         return [in_numpy(result) for result in results]
-
-
-def needed_equations(jaxpr: Any, results: Any) -> list[Any]:
-    """The equations on which `results` depend."""
-    wanted = {v for v in results if not isinstance(v, Literal)}
-    equations = []
-    for equation in reversed(jaxpr.eqns):
-        if any(v in wanted for v in equation.outvars):
-            wanted.update(v for v in equation.invars if not isinstance(v, Literal))
-            equations.append(equation)
-    return equations[::-1]
 
 
 def _placed(equation, inputs) -> list[np.ndarray] | None:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 from jaxtyping import Array
 
-from .entry_by_entry import CALLS, ELEMENTWISE, REDUCTIONS, called, literal
+from .entry_by_entry import CALLS, ELEMENTWISE, REDUCTIONS, called
+from .jaxprs import literal
 
 
 def apply_lanes_last(closed: Any, batched, known, *arguments: Array) -> tuple[Array, ...]:

@@ -6,11 +6,17 @@ from typing import Any
 import numpy as np
 from jax.extend.core import Literal
 
-from .entry_by_entry import ELEMENTWISE, MOVES, REDUCTIONS, called, needed_equations
+from .entry_by_entry import ELEMENTWISE, MOVES, REDUCTIONS, called
+from .jaxprs import needed_equations
 
 
-def count_operations(jaxpr: Any, known: Sequence[bool]) -> tuple[float, list[bool]]:
+def count_operations(
+    jaxpr: Any, known: Sequence[bool], shortest: int | None = None
+) -> tuple[float, list[bool]]:
     """The number of operations on single numbers, and which results are known while tracing.
+
+    `shortest`: arrays of at least so many entries count as one number, because an operation on them
+    is a loop. None: there are no loops.
 
     Operations that no result depends on are not evaluated and do not count. The number is infinite
     if a primitive is not supported.
@@ -21,23 +27,30 @@ def count_operations(jaxpr: Any, known: Sequence[bool]) -> tuple[float, list[boo
         name = equation.primitive.name
         given = [isinstance(v, Literal) or is_known[v] for v in equation.invars]
         results = [all(given)] * len(equation.outvars)
-        sizes = [int(np.prod(v.aval.shape)) for v in equation.outvars]
+        sizes = [_length(int(np.prod(v.aval.shape)), shortest) for v in equation.outvars]
         if all(given):
             pass
         elif name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
-            total += 2 * sizes[0] * np.prod([shape[i] for i in contracted])
+            terms = int(np.prod([shape[i] for i in contracted]))
+            outputs = equation.outvars[0].aval.size
+            # A loop over the results, or else over the terms.
+            total += 2 * sizes[0] * (terms if sizes[0] < outputs else _length(terms, shortest))
         elif name in REDUCTIONS:
-            total += int(np.prod(equation.invars[0].aval.shape))
+            total += _length(int(np.prod(equation.invars[0].aval.shape)), shortest)
         elif name in ELEMENTWISE:
             total += sum(sizes)
         elif name in MOVES and all(given[MOVES[name] or len(given) :]):
             pass
         elif (inner := called(equation)) is not None:
-            count, results = count_operations(inner[0], given)
+            count, results = count_operations(inner[0], given, shortest)
             total += count
         else:
             total = np.inf
         is_known.update(zip(equation.outvars, results, strict=True))
     return float(total), [isinstance(v, Literal) or is_known[v] for v in jaxpr.outvars]
+
+
+def _length(count: int, shortest: int | None) -> int:
+    return 1 if shortest is not None and count >= shortest else count
