@@ -7,10 +7,10 @@ Run from the repository root:
 A program is a chain of primitives on small arrays: arithmetic, comparisons, integers with and
 without signs, conversions, products of matrices, reductions, moves of data, branches and programs
 within programs. All numbers are small multiples of 1/2, infinite or NaN, so that nothing rounds and
-all evaluators must have the same results. The evaluators are machine code, evaluation entry by
-entry, and whole arrays with the lanes last. JAX runs one primitive at a time here, because XLA
-rewrites whole programs and replaces 0 times infinity by 0. What machine code refuses is counted.
-The program ends with an error at the first difference.
+all evaluators must have the same results. The evaluators are machine code, machine code with loops
+over entries, evaluation entry by entry, and whole arrays with the lanes last. JAX runs one
+primitive at a time here, because XLA rewrites whole programs and replaces 0 times infinity by 0.
+What machine code refuses is counted. The program ends with an error at the first difference.
 """
 
 import argparse
@@ -25,8 +25,10 @@ import numpy as np
 from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
+from lintensor_jax.dynamics.batch.native.emitter import Emitter
 from lintensor_jax.dynamics.batch.native.instructions import Unsupported
 from lintensor_jax.dynamics.batch.native.kernel import Kernel, emit, vector_width
+from lintensor_jax.dynamics.batch.native.long_arrays import EmitterOfLoops
 from lintensor_jax.dynamics.batch.vectorization.entry_by_entry import (
     Entrywise,
     assembled,
@@ -219,7 +221,15 @@ def random_rows(choose: Choose) -> np.ndarray:
     )
 
 
-def by_kernel(function: Callable, rows: np.ndarray) -> np.ndarray:
+class _ShortLoops(EmitterOfLoops):
+    """Machine code with loops even for the arrays of these programs."""
+
+    shortest, long = 2, 3
+
+
+def by_kernel(
+    function: Callable, rows: np.ndarray, emitter: type[Emitter] | None = None
+) -> np.ndarray:
     """The results of one turn of machine code; raises `Unsupported`."""
 
     def step(row):
@@ -227,7 +237,7 @@ def by_kernel(function: Callable, rows: np.ndarray) -> np.ndarray:
 
     row = jax.ShapeDtypeStruct((1 + _SIZE,), float)
     width = vector_width(row)
-    kernel = Kernel(emit(jax.jit(step).trace(row).jaxpr, width), width)
+    kernel = Kernel(emit(jax.jit(step).trace(row).jaxpr, width, emitter), width)
     table = np.concatenate([np.zeros((len(rows), 1)), rows], 1)
     kernel(table, np.arange(len(rows), dtype=np.int32), np.zeros(1))
     return table[:, 1:]
@@ -251,7 +261,17 @@ def by_lanes(function: Callable, rows: np.ndarray) -> np.ndarray:
     return np.asarray(found).T
 
 
-EVALUATORS: dict[str, Any] = {"native": by_kernel, "entries": by_entries, "lanes last": by_lanes}
+def by_loops(function: Callable, rows: np.ndarray) -> np.ndarray:
+    """The results of one turn of machine code with loops over entries; raises `Unsupported`."""
+    return by_kernel(function, rows, _ShortLoops)
+
+
+EVALUATORS: dict[str, Any] = {
+    "native": by_kernel,
+    "loops": by_loops,
+    "entries": by_entries,
+    "lanes last": by_lanes,
+}
 
 
 def check(choose: Choose, steps: int) -> list[str]:

@@ -11,8 +11,11 @@ from lintensor_jax.dynamics.batch.native.kernel import Kernel, emit, vector_widt
 SPECIAL = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan]
 
 
-def by_kernel(function, rows, *shared):
-    """function(x, *shared) of every row x = (x_1, ..., x_k), by one turn of a kernel."""
+def by_kernel(function, rows, *shared, emitter=None):
+    """function(x, *shared) of every row x = (x_1, ..., x_k), by one turn of a kernel.
+
+    `emitter`: as for `emit`.
+    """
     count, size = rows.shape
     dtype = rows.dtype
 
@@ -29,7 +32,7 @@ def by_kernel(function, rows, *shared):
     table[:, 1 : 1 + size] = rows
     numbers = [np.zeros(1, dtype), *(np.asarray(a, dtype).reshape(-1) for a in shared)]
     data = np.concatenate(numbers[1:]) if shared else numbers[0]
-    kernel = Kernel(emit(traced.jaxpr, width), width)
+    kernel = Kernel(emit(traced.jaxpr, width, emitter), width)
     turns = kernel(table, np.arange(count, dtype=np.int32), data)
     assert turns == -(-count // width)
     return table[:, 1 : example.size]

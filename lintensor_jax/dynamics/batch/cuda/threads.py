@@ -14,8 +14,9 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 
-from ..native.emitter import Emitter, ModuleState, Slot
+from ..native.emitter import Emitter, ModuleState
 from ..native.instructions import TooLarge, no_instruction, vector
+from ..native.memory import Slot
 from ..vectorization.entry_by_entry import from_list
 from .contraction import with_explicit_fma
 
@@ -45,7 +46,7 @@ def emit_threads(steps: Any) -> str:
     if written.size > LARGEST_THREAD:
         raise TooLarge(f"a step changes more than {LARGEST_THREAD} numbers of a lane")
     module = ir.Module("lanes")
-    module_state = ModuleState(LARGEST_PROGRAM)
+    module_state = ModuleState(steps.in_avals[0].size, LARGEST_PROGRAM)
     for name, result in zip(("integrate", "start"), reversed(steps.jaxpr.outvars), strict=True):
         _emit_kernel(module, name, steps, result, module_state)
     for function in module.functions:
@@ -97,12 +98,10 @@ def _emit_kernel(module, name, steps, result, module_state) -> None:
     bases = {"row": state, "data": data}
     emitter = Emitter(builder, 1, row.dtype, bases, module_state)
     (values,) = emitter.evaluate(steps.jaxpr, steps.consts, _arguments(steps), [result])
-    values = [emitter.value(entry, result.aval.dtype) for entry in values]
-    for i, value in enumerate(values):
-        emitter.store(value, Slot("row", i))
+    first = emitter.write_row(values, result.aval.dtype)
     if name == "integrate":
         builder.store(builder.add(builder.load(made), ir.Constant(_WORD, 1)), made)
-        code = builder.extract_element(values[0], ir.Constant(_WORD, 0))
+        code = builder.extract_element(first, ir.Constant(_WORD, 0))
         done = builder.fcmp_ordered(">=", code, ir.Constant(kind.element, 0.0))
         builder.cbranch(done, write, loop)
     else:

@@ -5,8 +5,9 @@ them back. Here each number of a lane is one vector register (or two) for all la
 step is one sequence of instructions, as in Intel's ispc.
 """
 
+import contextlib
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,8 +16,10 @@ from llvmlite import ir
 from ..vectorization.entry_by_entry import Entrywise, from_list, is_known, lifted
 from ..vectorization.operation_count import count_operations
 from . import elementary
+from .calls import BASES, VALUE, can_call, is_local, is_stored, kind_of
 from .instructions import Instructions, TooLarge, no_instruction, vector
 from .linear_algebra import ROUTINES, routine
+from .memory import Memory, Slot
 
 _ELEMENTARY = {"exp": elementary.exp, "log": elementary.log, "log1p": elementary.log1p}
 _ELEMENTARY |= {"logistic": elementary.logistic}
@@ -28,33 +31,29 @@ _NUMPY |= {"and": np.bitwise_and, "or": np.bitwise_or}
 STACK = 64
 # Inner programs with more operations become separate functions, which are compiled once.
 LARGEST_INLINE = 400
-# The most operations of a program. LLVM compiles about 15,000 a second; beyond, XLA is faster.
+# The most operations of a program. LLVM compiles about 15,000 a second. Without loops XLA is faster
+# beyond. A loop over entries counts as one operation, or more if it is long.
 LARGEST_PROGRAM = 45_000
-# Arguments of every function: the rows of the lanes, and the numbers that all lanes share.
-_BASES = ("row", "data")
-_VALUE = "value"
-
-
-class Slot(NamedTuple):
-    """A number in memory: one for every lane, or (in "data") one for all lanes."""
-
-    base: str
-    index: int
-    dtype: Any = None  # None: the dtype of the emitter
 
 
 class ModuleState:
     """State that the functions of one module share.
 
+    - `size`: the vectors of a row.
     - `largest_program`: the most operations of the module; default `LARGEST_PROGRAM`.
     """
 
-    def __init__(self, largest_program: int | None = None):
+    def __init__(self, size: int, largest_program: int | None = None):
         self.largest_program = LARGEST_PROGRAM if largest_program is None else largest_program
-        self.functions: dict[
-            Any, Any
-        ] = {}  # functions of large programs, and the entries that they return
+        # Functions of large programs, and the entries that they return.
+        self.functions: dict[Any, Any] = {}
         self.spent = 0  # number of operations of the module
+        self.vectors = size  # of the row and of the memory behind it
+
+    def reserve(self, size: int) -> int:
+        """The place of `size` vectors behind the row."""
+        self.vectors += size
+        return self.vectors - size
 
 
 class Emitter(Entrywise):
@@ -65,6 +64,9 @@ class Emitter(Entrywise):
     - `module_state`: the state of the module.
     """
 
+    #: Arrays of so many entries count as one operation; None: arrays of any length do not.
+    shortest: Any = None
+
     def __init__(
         self,
         builder: ir.IRBuilder,
@@ -74,7 +76,7 @@ class Emitter(Entrywise):
         module_state: ModuleState,
     ):
         self.builder, self.width, self.dtype = builder, width, np.dtype(dtype)
-        self.bases = bases
+        self.memory, self.bases = Memory(builder, width, dtype, bases), bases
         self.instructions = Instructions(builder, width)
         self._module_state = module_state
         self._known: dict[Any, Any] = {}  # values that have been computed already
@@ -88,7 +90,22 @@ class Emitter(Entrywise):
 
     def store(self, value: Any, slot: Slot) -> None:
         """Write a vector of the emitter's dtype to memory."""
-        self.builder.store(value, self._place(slot), align=self._bytes)
+        self.memory.store(value, self._place(slot))
+
+    def write(self, entries: Any, dtype: Any, base: str, start: int = 0) -> None:
+        """Write entries to memory, from the place `start`."""
+        for place, entry in enumerate(entries, start):
+            value = self.value(entry, dtype)
+            self.store(self.memory.as_stored(value, dtype), Slot(base, place))
+
+    def write_row(self, entries: Any, dtype: Any) -> Any:
+        """Overwrite the first numbers of the row; returns the first one as a vector."""
+        values = [self.value(entry, dtype) for entry in entries]
+        self.write(values, dtype, "row")
+        return values[0]
+
+    def close(self) -> None:
+        """Complete the function."""
 
     def binary(self, name: str, a: Any, b: Any, unsigned: bool = False) -> Any:
         """The vector of the operation `name` on two entries; see `Entrywise.binary`."""
@@ -115,9 +132,13 @@ class Emitter(Entrywise):
         # LLVM's types do not distinguish signed from unsigned integers, so the key has the dtypes.
         kinds = ",".join(str(aval.dtype) for aval in avals)
         key = name, kinds, str(params.get("new_dtype", params.get("y"))), *map(id, values)
+        return self._once(key, lambda: self.applied(name, params, dtype, values))
+
+    def applied(self, name: str, params: Any, dtype: Any, values) -> Any:
+        """The vector of an operation on vectors; `dtype`: that of the first one."""
         if name in _ELEMENTARY and dtype.kind == "f":
-            return self._once(key, lambda: self._traced(_ELEMENTARY[name], dtype, values[0]))
-        return self._once(key, lambda: self.instructions.apply(name, params, dtype, values))
+            return self._traced(_ELEMENTARY[name], dtype, values[0])
+        return self.instructions.apply(name, params, dtype, values)
 
     def converted(self, entry: Any, old: Any, new: Any) -> Any:
         """The vector of an entry in another dtype; see `Entrywise.converted`."""
@@ -129,34 +150,33 @@ class Emitter(Entrywise):
 
     def called(self, jaxpr: Any, constants: Any, inputs) -> list[np.ndarray]:
         """The results of an inner program; a large one becomes one function for all its calls."""
-        operations, _ = count_operations(jaxpr, [is_known(value) for value in inputs])
+        known = [is_known(value) for value in inputs]
+        operations, _ = count_operations(jaxpr, known, self.shortest)
         if operations < LARGEST_INLINE:
             return self.evaluate(jaxpr, constants, inputs)
-        if not all(_fits(v.aval.dtype, self.dtype) for v in (*jaxpr.invars, *jaxpr.outvars)):
+        if not all(self.memory.fits(v.aval.dtype) for v in (*jaxpr.invars, *jaxpr.outvars)):
             return self.evaluate(jaxpr, constants, inputs)
         inputs = [value if is_known(value) else self._passable(value) for value in inputs]
         entries = [entry for value in inputs for entry in lifted(value).reshape(-1)]
         dtypes = [v.aval.dtype for v in jaxpr.invars for _ in range(v.aval.size)]
-        key = id(jaxpr), *map(_kind_of, entries)
+        key = id(jaxpr), *map(kind_of, entries)
         functions = self._module_state.functions
-        made = next((other for other in functions if _can_call(other, key)), key)
+        made = next((other for other in functions if can_call(other, key)), key)
         if made not in functions:
             # The jaxpr is kept alive: the key holds its id, which a new object could get.
             functions[made] = *self._function(jaxpr, constants, inputs), jaxpr
         function, results, _ = functions[made]
         given_entries = zip(entries, dtypes, made[1:], strict=True)
-        passed = [self._as_passed(e, dtype) for e, dtype, kind in given_entries if kind == _VALUE]
+        passed = [(e, dtype) for e, dtype, kind in given_entries if kind == VALUE]
         # Calls share the memory of arguments. Each call keeps the memory of its results.
         given, found = f"given to {function.name}", f"found {len(self.bases)}"
         if given not in self.bases:
-            self._allocate(given, len(passed))
-        self._allocate(found, len(results))
-        for i, value in enumerate(passed):
-            if self._passed.get((given, i)) is not value:  # arguments stay where they are
-                self.store(value, Slot(given, i))
-                self._passed[given, i] = value
-        bases = [self.bases[name] for name in (*_BASES, given, found)]
+            self.memory.allocate(given, len(passed))
+        self.memory.allocate(found, len(results))
+        self._pass(passed, given)
+        bases = [self.bases[name] for name in (*BASES, given, found)]
         self.builder.call(function, bases)
+        self.was_written(found)
         entries = [
             e._replace(base=found) if isinstance(e, Slot) and e.base == "found" else e
             for e in results
@@ -171,9 +191,10 @@ class Emitter(Entrywise):
         kind = vector(self.dtype, self.width)
         call = routine(self.builder.module, equation, kind, self.dtype, STACK)
         found = f"found {len(self.bases)}"
-        self._allocate(found, result.aval.size)
+        self.memory.allocate(found, result.aval.size)
         pointers = [self._in_memory(lifted(value).reshape(-1)) for value in inputs]
         self.builder.call(call, [*pointers, self.bases[found]])
+        self.was_written(found)
         slots = [Slot(found, i) for i in range(result.aval.size)]
         return [from_list(slots, result.aval.shape)]
 
@@ -184,12 +205,26 @@ class Emitter(Entrywise):
         if base.startswith("found") and list(entries) == [
             Slot(base, i) for i in range(len(entries))
         ]:
-            return self.bases[base]
+            return self.base(base)
         name = f"argument {len(self.bases)}"
-        self._allocate(name, len(entries))
-        for i, entry in enumerate(entries):
-            self.store(self.value(entry, self.dtype), Slot(name, i))
+        self.memory.allocate(name, len(entries))
+        self.write(entries, self.dtype, name)
         return self.bases[name]
+
+    def _pass(self, passed: Any, given: str) -> None:
+        """Write the arguments of a function, pairs of entry and dtype, to memory."""
+        for i, (entry, dtype) in enumerate(passed):
+            value = self._as_passed(entry, dtype)
+            if self._passed.get((given, i)) is not value:  # arguments stay where they are
+                self.store(value, Slot(given, i))
+                self._passed[given, i] = value
+
+    def base(self, name: str) -> Any:
+        """The pointer of a base of slots."""
+        return self.bases[name]
+
+    def was_written(self, base: str) -> None:
+        """Called after other code has written to a base."""
 
     def behind_barrier(self, value: np.ndarray, dtype: Any) -> np.ndarray:
         """The value as vectors: a function with this argument is not compiled for its numbers."""
@@ -212,11 +247,8 @@ class Emitter(Entrywise):
         bits: Any = self.builder.bitcast(wanted, ir.IntType(self.width))
         some = self.builder.icmp_signed("!=", bits, ir.Constant(bits.type, 0))
         with self.builder.if_then(some, likely=False):
-            outside, self._known = self._known, dict(self._known)
-            before_branch = dict(self._passed)
-            other = self._vectors(instead, inputs)
-            self._known = outside
-            self._passed = {k: v for k, v in before_branch.items() if self._passed[k] is v}
+            with self._branch():
+                other = self._vectors(instead, inputs)
             chosen = [self.builder.select(wanted, a, b) for a, b in zip(other, usual, strict=True)]
             after = self.builder.block
         merged = []
@@ -227,13 +259,25 @@ class Emitter(Entrywise):
             merged.append(phi)
         return _divided(merged, [v.aval.shape for v in equation.outvars])
 
+    @contextlib.contextmanager
+    def _branch(self):
+        """A context for code that is not always executed."""
+        outside, self._known = self._known, dict(self._known)
+        before = dict(self._passed)
+        yield
+        self._known = outside
+        self._passed = {k: v for k, v in before.items() if self._passed[k] is v}
+
     def _once(self, key, compute):
         if key not in self._known:
-            self._module_state.spent += 1
-            if self._module_state.spent > self._module_state.largest_program:
-                raise TooLarge(f"more than {self._module_state.largest_program} operations")
+            self._spend()
             self._known[key] = compute()
         return self._known[key]
+
+    def _spend(self, operations: int = 1) -> None:
+        self._module_state.spent += operations
+        if self._module_state.spent > self._module_state.largest_program:
+            raise TooLarge(f"more than {self._module_state.largest_program} operations")
 
     def _vectors(self, closed, inputs) -> list[Any]:
         """All results of a program, as vectors."""
@@ -246,14 +290,13 @@ class Emitter(Entrywise):
 
     def _passable(self, value):
         """The value, with slots of this function loaded: another function cannot read them."""
-        local = [isinstance(e, Slot) and e.base not in _BASES for e in value.reshape(-1)]
-        entries = zip(value.reshape(-1), local, strict=True)
-        return from_list([self._loaded(e) if here else e for e, here in entries], value.shape)
+        entries = [self._loaded(e) if is_local(e) else e for e in value.reshape(-1)]
+        return from_list(entries, value.shape)
 
     def _function(self, jaxpr, constants, inputs):
         """A function in LLVM, and the entries that it returns: slots of "found", or numbers."""
         module = self.builder.module
-        kinds = [self.bases[name].type for name in _BASES]
+        kinds = [self.bases[name].type for name in BASES]
         kinds += [vector(self.dtype, self.width).as_pointer()] * 2
         name = module.get_unique_name("part")
         function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), name)
@@ -263,32 +306,37 @@ class Emitter(Entrywise):
         for argument in function.args[-2:]:
             argument.add_attribute("noalias")
         builder = ir.IRBuilder(function.append_basic_block("entry"))
-        bases: dict[str, Any] = dict(zip((*_BASES, "given", "found"), function.args, strict=True))
-        inner = Emitter(builder, self.width, self.dtype, bases, self._module_state)
+        bases: dict[str, Any] = dict(zip((*BASES, "given", "found"), function.args, strict=True))
+        inner = type(self)(builder, self.width, self.dtype, bases, self._module_state)
         arguments, count = [], 0
         for variable, value in zip(jaxpr.invars, inputs, strict=True):
             dtype, value = np.dtype(variable.aval.dtype), value.copy()
             flat = value.reshape(-1)
             for i, entry in enumerate(flat):
-                if isinstance(entry, ir.Value):
+                if isinstance(entry, ir.Value) or is_local(entry):
                     flat[i] = Slot("given", count, None if dtype == self.dtype else dtype)
                     count += 1
             arguments.append(value)
         results = inner.evaluate(jaxpr, constants, arguments)
-        entries = []
+        entries: list[Any] = []
         for result, v in zip(results, jaxpr.outvars, strict=True):
-            for entry in lifted(result).reshape(-1):
-                if isinstance(entry, np.generic) or (
-                    isinstance(entry, Slot) and entry.base in _BASES
-                ):
-                    entries.append(entry)
-                else:
-                    value = inner.value(entry, v.aval.dtype)
-                    slot = Slot("found", len(entries), np.dtype(v.aval.dtype))
-                    inner.store(inner.as_stored(value, v.aval.dtype), slot)
-                    entries.append(slot)
+            flat, dtype = list(lifted(result).reshape(-1)), np.dtype(v.aval.dtype)
+            start = len(entries)
+            inner.write_results(flat, dtype, start)
+            entries += [
+                Slot("found", place, dtype) if is_stored(entry) else entry
+                for place, entry in enumerate(flat, start)
+            ]
+        inner.close()
         builder.ret_void()
         return function, entries
+
+    def write_results(self, entries: Any, dtype: Any, start: int) -> None:
+        """Write those entries of a function's result to memory that it computes."""
+        for place, entry in enumerate(entries, start):
+            if is_stored(entry):
+                value = self.value(entry, dtype)
+                self.store(self.memory.as_stored(value, dtype), Slot("found", place, dtype))
 
     def _as_passed(self, entry, dtype):
         """An argument of a function, as it is stored; the same object for the same argument."""
@@ -296,53 +344,20 @@ class Emitter(Entrywise):
         if np.dtype(dtype) == self.dtype:
             return value
         key = "passed", str(dtype), id(value)
-        return self._once(key, lambda: self.as_stored(value, dtype))
-
-    def as_stored(self, value: Any, dtype: Any) -> Any:
-        """Numbers of another dtype as the emitter's dtype; `_as_read` is the inverse."""
-        if np.dtype(dtype).kind in "iu" and np.dtype(dtype).itemsize == self.dtype.itemsize:
-            return self.builder.bitcast(value, vector(self.dtype, self.width))
-        return self.instructions.converted(value, dtype, self.dtype)
-
-    def _as_read(self, value: Any, slot: Slot) -> Any:
-        dtype = np.dtype(slot.dtype or self.dtype)
-        same = dtype.itemsize == self.dtype.itemsize and dtype.kind in "iu"
-        if same and slot.base.startswith(("found", "given")):
-            return self.builder.bitcast(value, vector(dtype, self.width))
-        return self.instructions.converted(value, self.dtype, dtype)
-
-    def _allocate(self, name, size):
-        """Memory for `size` vectors, as a base of slots."""
-        kind = vector(self.dtype, self.width)
-        with self.builder.goto_entry_block():
-            room: Any = self.builder.alloca(kind, ir.Constant(ir.IntType(32), max(size, 1)))
-            room.align = self._bytes
-        self.bases[name] = room
-
-    @property
-    def _bytes(self) -> int:
-        return self.width * self.dtype.itemsize
+        return self._once(key, lambda: self.memory.as_stored(value, dtype))
 
     def _place(self, slot: Slot):
         key = "place", slot.base, slot.index
         if key not in self._known:
             index = ir.Constant(ir.IntType(64), slot.index)
-            self._known[key] = self.builder.gep(self.bases[slot.base], [index])
+            self._known[key] = self.builder.gep(self.base(slot.base), [index])
         return self._known[key]
 
     def _loaded(self, slot: Slot):
         return self._once(slot, lambda: self._load(slot))
 
     def _load(self, slot):
-        place = self._place(slot)
-        if slot.base != "data":
-            return self._as_read(self.builder.load(place, align=self._bytes), slot)
-        kind = vector(self.dtype, self.width)
-        undefined, first = ir.Constant(kind, ir.Undefined), ir.Constant(ir.IntType(32), 0)
-        value = self.builder.insert_element(undefined, self.builder.load(place), first)
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.width), None)
-        value = self.builder.shuffle_vector(value, undefined, zeros)
-        return self.instructions.converted(value, self.dtype, slot.dtype or self.dtype)
+        return self.memory.load(slot.base, self._place(slot), slot.dtype)
 
     def _traced(self, function, dtype, value):
         closed = _jaxpr_of(function, np.dtype(dtype))
@@ -353,31 +368,6 @@ class Emitter(Entrywise):
 @functools.cache
 def _jaxpr_of(function, dtype):
     return jax.make_jaxpr(function)(jax.ShapeDtypeStruct((), dtype))
-
-
-def _fits(dtype, stored) -> bool:
-    """Whether numbers of `dtype` can be stored in memory for numbers of the dtype `stored`."""
-    # Integers of the same size are stored as bits, smaller ones as floats of twice their size.
-    return np.dtype(dtype).itemsize <= np.dtype(stored).itemsize
-
-
-def _kind_of(entry):
-    """The key of an entry: `_VALUE` for any vector, else the entry itself."""
-    if isinstance(entry, ir.Value):
-        return _VALUE
-    # The key of a number is its text, which differs for -0 and 0, and is equal for NaN.
-    return repr(entry) if isinstance(entry, np.generic) else entry
-
-
-def _can_call(made, wanted) -> bool:
-    """Whether a function made for the keys `made` can be called with the keys `wanted`.
-
-    A number in memory can be passed as a value.
-    """
-    return len(made) == len(wanted) and all(
-        a == b or (a == _VALUE and isinstance(b, Slot) and b.dtype is None)
-        for a, b in zip(made, wanted, strict=True)
-    )
 
 
 def _divided(values, shapes):

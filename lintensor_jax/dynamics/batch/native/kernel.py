@@ -16,8 +16,10 @@ from jaxtyping import Float, Int
 from llvmlite import ir
 
 from ..vectorization.entry_by_entry import from_list
-from .emitter import STACK, Emitter, ModuleState, Slot
+from .emitter import STACK, Emitter, ModuleState
 from .instructions import vector
+from .long_arrays import EmitterOfLoops
+from .memory import Slot
 
 # Turns until Python can first react to an interrupt, and about the seconds between later times.
 _TURNS, _SECONDS = 500, 0.1
@@ -25,8 +27,9 @@ _pool = ThreadPoolExecutor(thread_name_prefix="lanes")  # starts threads when wo
 _INT, _ORDER = ir.IntType(64), ir.IntType(32)
 _VECTORS = {"avx512f": 64, "avx": 32}
 # Rows of up to this many numbers use two registers for each number: the processor computes with one
-# while a division of the other lasts. Larger rows compile in half the time with one register.
+# while a division of the other lasts. Larger rows use one, and loops for operations on arrays.
 _SMALL_ROW = 64
+_MEMORY = "memory"  # the number of vectors of the state
 
 
 def vector_width(row: Any) -> int:
@@ -36,27 +39,33 @@ def vector_width(row: Any) -> int:
     return size * (2 if row.size <= _SMALL_ROW else 1) // row.dtype.itemsize
 
 
-def emit(steps: Any, width: int) -> str:
+def emit(steps: Any, width: int, emitter: type[Emitter] | None = None) -> str:
     """The program as text in LLVM's language.
 
     `steps`: a closed jaxpr of a row (M,) and of arrays that all rows share. Its last result (K,)
     has the row's first numbers after a step. Entry 0 is negative until the row is done. If there
     are two results, the first one has the same numbers before the first step.
+
+    `emitter`: how operations on arrays are written; default: in loops if the row is large.
     """
     row, *_ = steps.in_avals
     *_, written = steps.out_avals
     kind = vector(row.dtype, width)
     module = ir.Module("lanes")
     exchange = _emit_exchange(module, row.size, written.size, kind)
-    module_state = ModuleState()
+    module_state = ModuleState(row.size)
+    if emitter is None:
+        emitter = EmitterOfLoops if row.size > _SMALL_ROW else Emitter
     # The step is emitted first: the start can use the functions of the step.
     names = ("step", "start")[: len(steps.out_avals)]
     for name, result in zip(names, reversed(steps.jaxpr.outvars), strict=True):
-        _emit_turns(module, name, exchange, kind, steps, result, module_state)
+        _emit_turns(module, name, exchange, kind, steps, result, emitter, module_state)
+    memory: Any = ir.GlobalVariable(module, _INT, _MEMORY)
+    memory.initializer = ir.Constant(_INT, module_state.vectors)
     return str(module)
 
 
-def _emit_turns(module, name, exchange, kind, steps, result, module_state):
+def _emit_turns(module, name, exchange, kind, steps, result, kind_of_emitter, module_state):
     """A function that repeats turns of its lanes, until all rows are done or `most` are made.
 
     A turn of "step" is one step of every lane. In "start" every row takes one turn.
@@ -85,7 +94,8 @@ def _emit_turns(module, name, exchange, kind, steps, result, module_state):
     builder.position_at_end(loop)
     turn = builder.phi(_INT)
     turn.add_incoming(zero, before)
-    emitter = Emitter(builder, width, row.dtype, {"row": state, "data": data}, module_state)
+    bases = {"row": state, "data": data}
+    emitter = kind_of_emitter(builder, width, row.dtype, bases, module_state)
     entries = [from_list([Slot("row", i) for i in range(row.size)], row.shape)]
     offset = 0
     for array in shared:
@@ -93,14 +103,12 @@ def _emit_turns(module, name, exchange, kind, steps, result, module_state):
         entries.append(from_list(slots, array.shape))
         offset += array.size
     (results,) = emitter.evaluate(steps.jaxpr, steps.consts, entries, [result])
-    results = [emitter.value(entry, result.aval.dtype) for entry in results]
-    for i, value in enumerate(results):
-        emitter.store(value, Slot("row", i))
+    code = emitter.write_row(results, result.aval.dtype)
     busy = builder.load(builder.bitcast(jobs, ir.VectorType(_INT, width).as_pointer()), align=8)
     leaves: Any = builder.icmp_signed(">=", busy, ir.Constant(busy.type, [zero] * width))
     if name == "step":
         positive = emitter.instructions.constant(0, row.dtype)
-        leaves = builder.and_(leaves, builder.fcmp_ordered(">=", results[0], positive))
+        leaves = builder.and_(leaves, builder.fcmp_ordered(">=", code, positive))
     leaving: Any = builder.bitcast(leaves, ir.IntType(width))
     after = builder.add(turn, one)
     builder.cbranch(builder.icmp_signed("!=", leaving, ir.Constant(leaving.type, 0)), swap, rest)
@@ -117,6 +125,7 @@ def _emit_turns(module, name, exchange, kind, steps, result, module_state):
 
     builder.position_at_end(end)
     builder.ret(after)
+    emitter.close()
 
 
 def _emit_exchange(module, fields, written, kind):
@@ -217,6 +226,8 @@ class Kernel:
         self.width = width
         self._engine = llvm.create_mcjit_compiler(parsed, machine)
         self._engine.finalize_object()
+        memory = self._engine.get_global_value_address(_MEMORY)
+        self._vectors = ctypes.c_int64.from_address(memory).value
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
         kinds = [pointer] * 5 + [integer, pointer, pointer, integer]
         starts, turns = (self._engine.get_function_address(name) for name in ("start", "step"))
@@ -239,7 +250,7 @@ class Kernel:
         following = np.zeros(1, np.int64)
 
         def take_turns():
-            size = self.width * table.shape[1]
+            size = self.width * self._vectors
             aligned = self.width * table.itemsize
             raw = np.zeros(size + self.width, table.dtype)
             state = raw[(-raw.ctypes.data % aligned) // table.itemsize :][:size]

@@ -118,8 +118,9 @@ def emitted(monkeypatch) -> list[str]:
 
 
 @pytest.mark.slow
-def test_steps_and_starts_share_their_functions(emitted):
-    """The functions of velocity and of status are compiled once."""
+def test_steps_and_starts_share_their_functions(emitted, monkeypatch):
+    """Without loops, the functions of velocity and of status are compiled once."""
+    monkeypatch.setattr(kernel_module, "_SMALL_ROW", 200)
     problem = lt.Regression(RNG.standard_normal((5, 24)), np.ones(5))
     options: dict[str, Any] = {"finish": None, "max_steps": 3}
     batched_flow(starts(lt.DiagonalNetwork.zeros(2, 24), 9), problem, **options)
