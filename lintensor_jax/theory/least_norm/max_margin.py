@@ -4,6 +4,7 @@ The limits in direction of gradient flow on separable data: Gunasekar et al. 201
 Yun et al. 2021, Theorem 2 and Corollaries 1 to 3; Ji & Telgarsky 2019, Theorem 2.8.
 """
 
+import contextlib
 import functools
 import math
 from typing import NamedTuple
@@ -167,7 +168,8 @@ def max_margin(problem, norm: AbstractNorm, *, start: ArrayLike | None = None) -
                 level = _stationary_level(given, gauge, form, start, data)
         except ArithmeticError:  # the solver failed, as it may on data that are not separable
             unit = np.hstack([given.rows, given.free])
-            _require_separating(given, None, zero_combination(unit) * given.targets, data)
+            with contextlib.suppress(MarginPrecisionError):
+                _require_separating(given, None, zero_combination(unit) * given.targets, data)
             raise
         _require_separating(given, level, level.multipliers * given.targets, data)
         found = _better(found, in_users_units(level))

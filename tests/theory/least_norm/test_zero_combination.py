@@ -42,7 +42,7 @@ def test_a_failed_solver_proves_nothing_about_separable_data(monkeypatch):
     X = np.random.default_rng(1).standard_normal((20, 4))
     y = np.sign(X @ np.ones(4))
     monkeypatch.setattr(margins, "optimum", _fails)
-    with pytest.raises((ArithmeticError, margins.MarginPrecisionError)):
+    with pytest.raises(ArithmeticError, match="no solution"):
         max_margin(Classification(X, y), L1Norm())
 
 
