@@ -107,9 +107,13 @@ def step_at_corner(theta: Float[Array, " p"], args: FlowArgs) -> Scalar:
     """1/rate of the parameters that decay to a corner, where 2/lambda is no bound: lambda -> 0.
 
     These parameters are below the tolerances. Longer steps could end on the other side of zero.
+    A parameter that moves on to the other side is not meant: it keeps its velocity where all small
+    parameters are zero. Steps to its zero would become shorter and shorter, and never reach it.
     """
     velocity = args.system.velocity(theta)
-    decays = (jnp.abs(theta) <= corners_of(followed(args))) & (velocity * theta < 0)
+    shrinks = (jnp.abs(theta) <= corners_of(followed(args))) & (velocity * theta < 0)
+    at_zero = args.system.velocity(jnp.where(shrinks, 0.0, theta))
+    decays = shrinks & (jnp.abs(at_zero) < 0.5 * jnp.abs(velocity))
     rate = jnp.max(jnp.abs(jnp.where(decays, velocity / jnp.where(decays, theta, 1.0), 0.0)))
     return jnp.where(rate > 0, 1 / jnp.where(rate > 0, rate, 1.0), unbounded_step(rate))
 

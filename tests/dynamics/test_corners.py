@@ -11,7 +11,7 @@ import scipy.optimize
 import lintensor_jax as lt
 from lintensor_jax.dynamics import observations
 from lintensor_jax.dynamics.clocks import ClockState, FlowArgs
-from lintensor_jax.dynamics.corners import marked_start
+from lintensor_jax.dynamics.corners import marked_start, step_at_corner
 from lintensor_jax.dynamics.statuses import code_of
 from lintensor_jax.dynamics.system import Reducible, System
 
@@ -166,6 +166,24 @@ def test_a_sample_that_is_zero_keeps_its_loss():
     flow = lt.gradient_flow(lt.DiagonalNetwork(np.asarray([[1.0, 0.5], [-1.0, 1.0]])), problem)
     assert flow.status == lt.FlowStatus.not_separable
     np.testing.assert_allclose(flow.log_loss[-1], np.log(np.log(2)), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_steps_are_bounded_at_corners_and_not_where_zero_is_crossed(dtype):
+    problem = lt.Regression(np.ones((1, 1), dtype), -np.ones(1, dtype))  # the target is below zero
+    start = np.ones(2, dtype)
+
+    def longest(*theta):
+        system = System.of(lt.DiagonalNetwork(start.reshape(2, 1)), problem)
+        args = FlowArgs(system, Reducible.of(problem), jnp.zeros((), dtype), jnp.asarray(start))
+        return float(step_at_corner(jnp.asarray(theta, dtype), args))
+
+    small = 1e-2 * float(np.finfo(dtype).eps) ** 0.5
+    # Both layers decay like exp(-t). The residual is 1.
+    np.testing.assert_allclose(longest(small, small), 1.0, rtol=1e-3)
+    # The first layer crosses zero with velocity -1, at any distance from zero.
+    for distance in (small, small**2, float(np.finfo(dtype).smallest_subnormal)):
+        assert longest(distance, 1.0) > 1e30
 
 
 def test_rest_is_seen_wherever_it_is_evaluated():
