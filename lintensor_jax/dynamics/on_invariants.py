@@ -57,31 +57,54 @@ class OnInvariants(diffrax.AbstractAdaptiveSolver):
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         """One step of `solver`, and the correction."""
-        before = self._correction(y0, args)
         shrinks = state_of(y0, self.clock).log_scale < self.initial.log_scale
         corrects = shrinks if args.origin is None else shrinks | jnp.any(args.origin < 0)
         # The correction is a jump: the slope at the end of the last step is not that of this state.
         y1, error, dense_info, state, result = self.solver.step(
             terms, t0, t1, y0, args, solver_state, made_jump | corrects
         )
-        correction = self._correction(y1, args)
+        before, correction = self._corrections(y0, y1, args)
         # `before` is not an error of this step: the explicit steps have left it, for example.
         made = jnp.abs(correction - before)
         y1 = y1 + correction
         error = jnp.abs(error) + made + over_the_corner(args, y0, y1)
         return y1, error, dense_info | {"y1": y1}, state, result
 
-    def _correction(self, y, args):
-        state = state_of(y, self.clock)
-        shrinks = state.log_scale < self.initial.log_scale
+    def _corrections(self, y0, y1, args):
+        """The corrections of two states; zero for a state that is not corrected."""
         tied = False if args.origin is None else jnp.any(args.origin < 0)
 
-        def correction():
-            return correction_of(args, state, self.initial, everywhere=shrinks)
+        def is_corrected(y):
+            return (state_of(y, self.clock).log_scale < self.initial.log_scale) | tied
 
+        here = jnp.stack([y0, y1])
+        chosen = jax.vmap(is_corrected)(here)
         # Elsewhere nothing is corrected, and the correction costs a matrix of all quantities.
-        found = jax.lax.cond(shrinks | tied, correction, lambda: jnp.zeros_like(state.theta))
-        return vector_of(ClockState(found, *map(jnp.zeros_like, state[1:])), self.clock)
+        found = jax.lax.cond(
+            jnp.any(chosen),
+            lambda: corrections_of(args, here, self.initial, self.clock),
+            lambda: jnp.zeros_like(here),
+        )
+        return jnp.where(chosen[:, None], found, 0.0)
+
+
+def corrections_of(
+    args: FlowArgs, states: Float[Array, "k q"], initial: ClockState, clock: AbstractClock
+) -> Float[Array, "k q"]:
+    """`correction_of` several states, everywhere if |Theta| is smaller than at the start.
+
+    All in one call of LAPACK. If a program has two calls for many lanes that do not depend on each
+    other, XLA:CPU can run them at the same time. Both wait for threads of one pool, and on two
+    cores they may wait for ever.
+    """
+
+    def correction(y):
+        state = state_of(y, clock)
+        shrinks = state.log_scale < initial.log_scale
+        found = correction_of(args, state, initial, everywhere=shrinks)
+        return vector_of(ClockState(found, *map(jnp.zeros_like, state[1:])), clock)
+
+    return jax.vmap(correction)(states)
 
 
 def correction_of(

@@ -1,12 +1,21 @@
 """The correction of implicit steps, and the unit sphere of the log-arc-length clock."""
 
+import re
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.clocks import FlowArgs, LogArcLength, PhysicalTime
-from lintensor_jax.dynamics.on_invariants import correction_of
+from lintensor_jax.dynamics.clocks import (
+    FlowArgs,
+    LogArcLength,
+    PhysicalTime,
+    state_of,
+    vector_of,
+)
+from lintensor_jax.dynamics.on_invariants import correction_of, corrections_of
 from lintensor_jax.dynamics.system import System
 from lintensor_jax.networks.conserved import conserved_quantities
 
@@ -44,3 +53,24 @@ def test_the_correction_restores_what_is_conserved(network, clock):
     relative = wrong if isinstance(network, lt.DiagonalNetwork) else np.max(wrong)
     assert np.max(left / relative) < 1e-3
     assert np.max(np.abs(correction)) < 1e-3 * np.max(np.abs(moved.theta))
+
+
+def test_the_corrections_of_two_states_are_one_call_of_lapack():
+    """Two calls of one program could wait for each other's threads for ever."""
+    network, clock = _networks()[1], LogArcLength()
+    system = System.of(network, lt.Classification(np.eye(3), np.ones(3)))
+    initial = clock.start(system, system.initial)
+    args = FlowArgs(system, None, jnp.zeros(()))
+    states = jnp.stack([vector_of(initial, clock), 1.001 * vector_of(initial, clock)])
+
+    def of_lane(states):
+        return corrections_of(args, states, initial, clock)
+
+    program = str(jax.make_jaxpr(jax.vmap(of_lane))(states[None]))
+    assert len(re.findall(r"= cholesky\b", program)) == 1
+    for state, found in zip(states, of_lane(states), strict=True):
+        state = state_of(state, clock)
+        shrinks = state.log_scale < initial.log_scale
+        alone = correction_of(args, state, initial, everywhere=shrinks)
+        np.testing.assert_allclose(found[:-2], alone, rtol=0, atol=1e-14)
+        assert not found[-2:].any()

@@ -11,7 +11,7 @@ from ..clocks import ClockState, FlowArgs, PhysicalTime, log_time_unit, state_of
 from ..corners import followed_by_implicit_steps, marked_start, relative_where_tied
 from ..finish import first_rule
 from ..observations import observe_state
-from ..on_invariants import correction_of, over_the_corner
+from ..on_invariants import corrections_of, over_the_corner
 from ..record import invariant_drift
 from ..rosenbrock import ORDER, rosenbrock_step
 from ..shifted_systems import shifted_solver, splits
@@ -136,16 +136,9 @@ def stepped(stepper: Stepper, lane: ImplicitLane, now: ImplicitLanes):
 
 def corrected(stepper: Stepper, lane: ImplicitLane, now: ImplicitLanes, y, difference):
     """The same after a correction to what the flow conserves; see `OnInvariants`."""
-    clock = stepper.options.clock
-
-    def correction(y):
-        state = state_of(y, clock)
-        shrinks = state.log_scale < lane.initial.log_scale
-        found = correction_of(lane.args, state, lane.initial, everywhere=shrinks)
-        return vector_of(ClockState(found, *map(jnp.zeros_like, state[1:])), clock)
-
-    made = correction(y)
-    error = difference + jnp.abs(made - correction(now.y))
+    both, clock = jnp.stack([y, now.y]), stepper.options.clock
+    made, before = corrections_of(lane.args, both, lane.initial, clock)
+    error = difference + jnp.abs(made - before)
     return y + made, error + over_the_corner(lane.args, now.y, y + made)
 
 
