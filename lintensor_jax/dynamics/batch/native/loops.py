@@ -54,7 +54,7 @@ class Loops:
     def operand(self, entries: Sequence[Any], dtype: Any) -> Any:
         """Entries as an operand: where they are, or in a copy."""
         first = entries[0]
-        if isinstance(first, np.generic) and len({repr(entry) for entry in entries}) == 1:
+        if is_known(entries) and len({repr(entry) for entry in entries}) == 1:
             return Number(repr(first), first, np.dtype(dtype))
         if isinstance(first, ir.Value) and all(entry is first for entry in entries):
             return Lanes(first)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from kernel_cases import SPECIAL, by_kernel, rows_of
+from llvmlite import ir
 
 import lintensor_jax as lt
 from lintensor_jax.dynamics.batch.native import emitter
@@ -164,3 +165,23 @@ def test_flows_of_large_rows_agree_with_xla(name):
     assert np.unique(np.asarray(native.num_steps)).size > 3
     # Both stop at the tolerance; rounding decides in which step.
     np.testing.assert_allclose(native.coefficients, xla.coefficients, rtol=1e-5, atol=1e-6)
+
+
+def test_a_matrix_of_known_and_computed_numbers(monkeypatch):
+    """Matrix completion: the residual is scattered among zeros.
+
+    Texts of LLVM's values hold those of all their operands: to compare two could take for ever.
+    """
+    monkeypatch.setattr(ir.Instruction, "__repr__", lambda value: pytest.fail("a text was made"))
+    rng = np.random.default_rng(0)
+    shapes = ((7, 4), (4, 4), (4, 6))
+    layers = [jnp.asarray(rng.standard_normal((9, *shape))) for shape in shapes]
+    networks = jax.vmap(lambda *layers: lt.MatrixFactorizationNetwork(layers))(*layers)
+    places = list(range(7)), [0, 1, 2, 3, 4, 5, 0]
+    problem = lt.MatrixCompletion(*places, rng.standard_normal(7), shape=(7, 6))
+    ours, theirs = (
+        lt.batched_flow(networks, problem, compilation=how) for how in (lt.Native(), lt.XLA())
+    )
+    assert ours.compilation == "native"
+    np.testing.assert_array_equal(ours.code, theirs.code)
+    np.testing.assert_allclose(ours.coefficients, theirs.coefficients, rtol=0, atol=1e-9)
