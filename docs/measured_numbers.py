@@ -34,6 +34,7 @@ COMMANDS = {
     "exact_limits.json": "python benchmarks/exact_limits.py --out exact_limits.json",
     "implicit_step.json": "python benchmarks/implicit_step.py --out implicit_step.json",
     "stiff_lanes.json": "python benchmarks/stiff_lanes.py --out stiff_lanes.json",
+    "first_calls.json": "python benchmarks/first_calls.py --beside PATH --out first_calls.json",
     "cost_per_parameter.json": "python benchmarks/cost_per_parameter.py --rounds 11 --out F.json",
     "completion_depth.json": "python benchmarks/completion_depth.py --out completion_depth.json",
     "weight_decay_path.json": "python benchmarks/weight_decay_path.py --out path.json",
@@ -298,6 +299,12 @@ def _implicit_step(problem: str, variant: str) -> float:
     return 1 / row["faster_in_core_time"]
 
 
+def _share_of_first_call(case: str) -> str:
+    """The core time of a first call over that of the checkout beside it."""
+    (row,) = (row for row in results("first_calls.json")["rows"] if row["case"] == case)
+    return f"{row['here_core_s'] / row['beside_core_s']:.2f}"
+
+
 def _costs(name: str) -> list[float]:
     """The cost per parameter over that of an older problem, in the pairs of that name."""
     pairs = results("cost_per_parameter.json")["pairs"]
@@ -356,6 +363,9 @@ THEORY: dict[str, Callable[[], str]] = {
     "stiff xla": lambda: f"{results('stiff_lanes.json')['xla_over_batch']:.1f}",
     "stiff sweep": lambda: f"{results('stiff_lanes.json')['sweep_over_batch']:.1f}",
     "stiff second sweep": lambda: f"{results('stiff_lanes.json')['second_sweep_over_batch']:.1f}",
+    "first limit": lambda: _share_of_first_call("limit_direction, d = 10"),
+    "first theorem 5": lambda: _share_of_first_call("Theorem 5, d = 32"),
+    "first convolutions": lambda: _share_of_first_call("batched_flow, convolution, d = 256"),
     "cost of classes": lambda: span(_costs("classes"), ".2f"),
     "cost of completion": lambda: listed(_costs("completion"), ".2f"),
     "mass problems": lambda: f"{results('papazov2024.json')['config']['problems']}",
