@@ -66,7 +66,7 @@ class _Iteration:
 
     def __init__(self, given: Constraints, measure: Measure):
         self.A, self.F, self.b = given.rows, given.free, given.targets
-        self.equality, self.measure = given.equality, measure
+        self.equality, self.measure, self.reached = given.equality, measure, given.reached
         n, size = self.A.shape
         self.height_of_b = np.abs(self.b).max()
         self.bounded = measure is not Measure.EUCLIDEAN
@@ -129,9 +129,6 @@ class _Iteration:
         slack = self.s if not self.equality else np.zeros(len(self.b))
         return InnerPoint(self.w, self.c, slack, self.p, self.room, self.forces)
 
-    def _reached(self, w, c):
-        return self.A @ w + self.F @ c if c.size else self.A @ w
-
     def _defects(self):
         pull = self.A.T @ self.p
         if self.bounded:
@@ -141,7 +138,7 @@ class _Iteration:
             total = both - 1 if self.measure is Measure.SUM else both.sum(keepdims=True) - 1
         else:
             stationary, total = pull - self.w, np.zeros(0)
-        short = self._reached(self.w, self.c) - self.b
+        short = self.reached(self.w, self.c) - self.b
         short = short if self.equality else short - self.s
         bounds = self._bounds(self.w, self.e) - self.room
         return stationary, total, short, self.F.T @ self.p, bounds
@@ -310,7 +307,7 @@ class _Iteration:
         if self.c.size:
             dc = np.linalg.solve(self.schur, self.F.T @ weighted + free - self.columns.T @ dw)
             dw = dw - self.solved @ dc
-        return dw, dc, weighted - self.weights * self._reached(dw, dc)
+        return dw, dc, weighted - self.weights * self.reached(dw, dc)
 
 
 def _reach(value, change):
