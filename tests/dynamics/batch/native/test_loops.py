@@ -184,4 +184,5 @@ def test_a_matrix_of_known_and_computed_numbers(monkeypatch):
     )
     assert ours.compilation == "native"
     np.testing.assert_array_equal(ours.code, theirs.code)
+    # Other steps change a limit by the tolerance of the flow, 1e-8; rounding by far less.
     np.testing.assert_allclose(ours.coefficients, theirs.coefficients, rtol=0, atol=1e-9)
