@@ -3,6 +3,7 @@
 Example: from u = v, if the loss would be lower for beta = u v < 0, u and v decay to 0, both equal.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -103,17 +104,32 @@ def is_near_corner(state: ClockState, args: FlowArgs) -> Bool[Array, ""]:
     return jnp.any(_size_of(state) < share * jnp.abs(args.origin))
 
 
+def falls_to_zero(
+    small: Bool[Array, " p"],
+    theta: Float[Array, " p"],
+    motion: Float[Array, " p"],
+    motion_at: Callable[[Array], Array],
+) -> Bool[Array, " p"]:
+    """Which of the `small` parameters decay to zero, and do not cross it.
+
+    `motion`: the velocity at `theta`; `motion_at`: the velocity as a function of theta. A parameter
+    that crosses zero keeps its velocity where all small parameters are zero.
+    """
+    shrinks = small & (motion * jnp.sign(theta) < 0)
+    at_zero = motion_at(jnp.where(shrinks, 0.0, theta))
+    return shrinks & (jnp.abs(at_zero) < 0.5 * jnp.abs(motion))
+
+
 def step_at_corner(theta: Float[Array, " p"], args: FlowArgs) -> Scalar:
     """1/rate of the parameters that decay to a corner, where 2/lambda is no bound: lambda -> 0.
 
     These parameters are below the tolerances. Longer steps could end on the other side of zero.
-    A parameter that moves on to the other side is not meant: it keeps its velocity where all small
-    parameters are zero. Steps to its zero would become shorter and shorter, and never reach it.
+    Steps to the zero of a parameter that crosses it would become shorter and shorter, and never
+    reach it.
     """
     velocity = args.system.velocity(theta)
-    shrinks = (jnp.abs(theta) <= corners_of(followed(args))) & (velocity * theta < 0)
-    at_zero = args.system.velocity(jnp.where(shrinks, 0.0, theta))
-    decays = shrinks & (jnp.abs(at_zero) < 0.5 * jnp.abs(velocity))
+    small = jnp.abs(theta) <= corners_of(followed(args))
+    decays = falls_to_zero(small, theta, velocity, args.system.velocity)
     rate = jnp.max(jnp.abs(jnp.where(decays, velocity / jnp.where(decays, theta, 1.0), 0.0)))
     return jnp.where(rate > 0, 1 / jnp.where(rate > 0, rate, 1.0), unbounded_step(rate))
 

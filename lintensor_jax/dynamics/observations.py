@@ -12,6 +12,7 @@ from .clocks import AbstractClock, ClockState, FlowArgs
 from .corners import (
     corners_of,
     faint_sizes,
+    falls_to_zero,
     followed,
     is_near_corner,
     step_at_corner,
@@ -53,7 +54,7 @@ def _observe_residuals(s, state, args, clock, has_step) -> tuple[Observation, Sc
     gradient = gradient * jnp.linalg.norm(state.theta)
 
     def near_rest():
-        rest = _Rest.of(s, state, args, clock)
+        rest = _Rest.of(s, state, args, clock, clock.velocity(s, state, args))
         still = _stands_still(rest, gradient, rounding, system, _LONG)
         return still, _longest_at_corner(state.theta, args) if has_step else unbounded
 
@@ -113,13 +114,13 @@ def _observe_margins(s, state, args, clock) -> Observation:
     gradient = jnp.linalg.norm(system.margin_gradient(state.theta, state.log_scale)[2])
     gradient = gradient * jnp.linalg.norm(state.theta)
     terms = jnp.sum(weights * jnp.abs(on_sphere))
-    rest = _Rest.of(s, state, args, clock)
+    velocity = clock.velocity(s, state, args)
 
-    still = jax.lax.cond(
-        log_margin == -jnp.inf,  # a sample is misclassified
-        lambda: _stands_still(rest, gradient, terms, system, _SLOW),
-        lambda: jnp.zeros((), bool),
-    )
+    def misclassified():
+        rest = _Rest.of(s, state, args, clock, velocity)
+        return _stands_still(rest, gradient, terms, system, _SLOW)
+
+    still = jax.lax.cond(log_margin == -jnp.inf, misclassified, lambda: jnp.zeros((), bool))
     infinite = jnp.full_like(state.log_scale, jnp.inf)
     return Observation(
         log_loss=log_loss,
@@ -129,7 +130,7 @@ def _observe_margins(s, state, args, clock) -> Observation:
         gradient_step=-infinite,
         largest_weight=jnp.max(weights),
         coefficient_gradient=pull,
-        relative_speed=rest.relative_speed,
+        relative_speed=_relative_speed(s, state, velocity),
         balance=_balance(s, state, args, clock),
         still=still,
     )
@@ -179,14 +180,23 @@ def decays_to_corner(
     """Whether some parameter decays, and is so small that implicit steps cannot follow it."""
     if args.origin is None:
         return jnp.zeros((), bool)
-    return _Rest.of(s, state, followed(args), clock).is_corner
+    velocity = clock.velocity(s, state, args)
+    return _Rest.of(s, state, followed(args), clock, velocity).is_corner
+
+
+def _relative_speed(s, state, velocity):
+    """|dTheta/ds| s / |Theta|."""
+    size = jnp.linalg.norm(state.theta)
+    turn = jnp.linalg.norm(velocity.theta) / jnp.where(size > 0, size, 1.0)
+    return s * (turn + jnp.abs(velocity.log_scale))
 
 
 class _Rest(NamedTuple):
     """How parameters move: this distinguishes rest from slow motion.
 
     A flow can end at a corner (`corners`). The relative speed of the parameters that decay there
-    never falls. They count as at rest once they are below `corners_of` and still decay.
+    never falls. They count as at rest once they are below `corners_of` and still decay. A parameter
+    that crosses zero is not meant: see `falls_to_zero`.
     """
 
     s: Scalar
@@ -195,30 +205,29 @@ class _Rest(NamedTuple):
     at_corner: Bool[Array, " p"]
     faint: Bool[Array, " p"]  # they decay, and change the gradient by less than its rounding
     share: Scalar  # of the gradient's norm that is left without the parameters at a corner
-    relative_speed: Scalar  # |dtheta/ds| s / |theta|
 
     @staticmethod
-    def of(s, state, args, clock) -> "_Rest":
-        velocity = clock.velocity(s, state, args)
+    def of(s, state, args, clock, velocity) -> "_Rest":
         theta, moved, one = state.theta, velocity.theta, jnp.ones_like(s)
-        size = jnp.linalg.norm(theta)
-        turn = jnp.linalg.norm(moved) / jnp.where(size > 0, size, 1.0)
-        speed = s * (turn + jnp.abs(velocity.log_scale))
         if args.origin is None:
             none = jnp.zeros_like(theta, bool)
-            return _Rest(s, theta, moved, none, none, one, speed)
-        motion = moved + velocity.log_scale * theta  # of Theta, over exp(log_scale)
+            return _Rest(s, theta, moved, none, none, one)
+
+        def motion_at(theta):  # of Theta, over exp(log_scale)
+            there = clock.velocity(s, state._replace(theta=theta), args)
+            return there.theta + there.log_scale * theta
+
+        motion = moved + velocity.log_scale * theta
         sizes = jnp.abs(theta) * jnp.exp(state.log_scale)
-        small = sizes <= corners_of(args)
+        small, faint = sizes <= corners_of(args), sizes <= faint_sizes(args)
         # With three layers the decay is so slow that the last steps end at exactly zero.
         gone = (theta == 0) & (motion == 0) & (args.origin != 0)
-        decays = motion * jnp.sign(theta) < 0
+        decays = falls_to_zero(small | faint, theta, motion, motion_at)
         at_corner = small & (decays | gone)
-        faint = decays & (sizes <= faint_sizes(args))
         whole = jnp.linalg.norm(motion)
         left = jnp.linalg.norm(jnp.where(at_corner, 0.0, motion))
         share = jnp.where(whole > 0, left / jnp.where(whole > 0, whole, 1.0), one)
-        return _Rest(s, theta, moved, at_corner, faint, share, speed)
+        return _Rest(s, theta, moved, at_corner, faint & decays, share)
 
     def is_settled(self, times: float, quiet: bool | Bool[Array, ""] = False) -> Bool[Array, ""]:
         """Whether every parameter moves by less than its size in `times` the elapsed time.

@@ -186,6 +186,30 @@ def test_steps_are_bounded_at_corners_and_not_where_zero_is_crossed(dtype):
         assert longest(distance, 1.0) > 1e30
 
 
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+def test_a_parameter_that_crosses_zero_is_not_at_rest(kind):
+    """beta_2 is at its limit, and the loss wants beta_1 < 0. Implicit steps follow to 1.5e-8."""
+    if kind == "regression":
+        problem, clock, limit = lt.Regression(np.eye(2), [-1.0, 1.0]), lt.PhysicalTime(), 1.0
+    else:  # the slopes balance where 2 / (1 + e^b) = 1 / (1 + e^-b)
+        samples = [[-1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, -1.0]]
+        problem = lt.Classification(samples, np.ones(4), lt.LogisticLoss())
+        clock, limit = lt.LogArcLength(), np.log(2)
+    system = System.of(lt.DiagonalNetwork(np.ones((2, 2))), problem)
+    reducible = Reducible.of(problem) if kind == "regression" else None
+    args = FlowArgs(system, reducible, jnp.zeros(()), system.initial, 1.5e-8)
+
+    def still(first, second):
+        theta = np.array([first, limit**0.5, second, limit**0.5])
+        scale = np.linalg.norm(theta) if kind == "classification" else 1.0
+        state = ClockState(jnp.asarray(theta / scale), jnp.log(scale), jnp.zeros(()))
+        return bool(observations.observe_state(jnp.asarray(0.1), state, args, clock).still)
+
+    assert still(1e-9, 1e-9)  # u = v: both decay to the corner, which they never reach
+    assert not still(1e-9, 1.0)  # u crosses zero
+    assert not still(1.0, 1e-9)
+
+
 def test_rest_is_seen_wherever_it_is_evaluated():
     """What is skipped far from rest and from corners has there the value that it is given."""
     rng = np.random.default_rng(2)
@@ -206,7 +230,8 @@ def test_rest_is_seen_wherever_it_is_evaluated():
         seen, longest = observations.observe_and_limit(s, state, args, lt.PhysicalTime())
         residual, gradient = system.gradient_norm(state.theta)
         size = np.linalg.norm(residual)
-        rest = observations._Rest.of(s, state, args, lt.PhysicalTime())
+        velocity = lt.PhysicalTime().velocity(s, state, args)
+        rest = observations._Rest.of(s, state, args, lt.PhysicalTime(), velocity)
         always = observations._stands_still(
             rest,
             gradient * np.linalg.norm(theta),
