@@ -93,9 +93,7 @@ def corrections_of(
 ) -> Float[Array, "k q"]:
     """`correction_of` several states, everywhere if |Theta| is smaller than at the start.
 
-    All in one call of LAPACK. If a program has two calls for many lanes that do not depend on each
-    other, XLA:CPU can run them at the same time. Both wait for threads of one pool, and on two
-    cores they may wait for ever.
+    All in one call of LAPACK, because two could wait for each other: see `lapack_calls`.
     """
 
     def correction(y):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
+from ...lapack_calls import each_in_turn, in_turn
 from ...losses import AbstractMarginLoss
 from ...networks import FullyConnectedNetwork, coefficients_and_pullback
 from ...problems import Classification
@@ -63,7 +64,7 @@ def alignment(network: FullyConnectedNetwork) -> Alignment:
     Source: Ji & Telgarsky 2019, Theorem 2.2 and Lemma 2.6.
     """
     _require_fully_connected("alignment", network)
-    layers = [_Layer.of(w) for w in _matrices(network)]
+    layers = each_in_turn(_Layer.of, _matrices(network))
     return Alignment(
         spectral_norms=jnp.stack([w.scale * w.sizes[0] for w in layers]),
         frobenius_norms=jnp.stack([w.scale * jnp.linalg.norm(w.sizes) for w in layers]),
@@ -73,7 +74,7 @@ def alignment(network: FullyConnectedNetwork) -> Alignment:
         ),
         misalignments=jnp.stack([_misalignment(*pair) for pair in itertools.pairwise(layers)]),
         input_direction=layers[0].top_left,
-        imbalance=alignment_constant(network),
+        imbalance=_constant(network, layers[-1].top_right),
     )
 
 
@@ -87,13 +88,18 @@ def alignment_constant(network: FullyConnectedNetwork) -> Scalar:
     Source: Ji & Telgarsky 2019, section 2.1.
     """
     _require_fully_connected("alignment_constant", network)
+    return _constant(network)
+
+
+def _constant(network, earlier=None):
+    """`alignment_constant`, computed after `earlier`."""
     weights = _matrices(network)
     scale = _unless_zero(jnp.max(jnp.stack([jnp.max(jnp.abs(w)) for w in weights])))
     weights = [w / scale for w in weights]
     squares = jnp.stack([jnp.sum(w**2) for w in weights])
     gaps = [before.T @ before - after @ after.T for before, after in itertools.pairwise(weights)]
     # The gaps are symmetric: their 2-norm is the largest |eigenvalue|.
-    sizes = [jnp.max(jnp.abs(jnp.linalg.eigvalsh(gap))) for gap in gaps]
+    sizes = each_in_turn(lambda gap: jnp.max(jnp.abs(jnp.linalg.eigvalsh(gap))), gaps, earlier)
     # Multiplied by the scale last and twice: scale^2 underflows for a scale below 1e-154.
     return scale * (scale * (jnp.max(squares) - squares[-1] + jnp.sum(jnp.stack(sizes))))
 
@@ -161,7 +167,8 @@ def alignment_bounds(
             "alignment_bounds: initial and network must have layers of the same shapes, got "
             f"{shapes[0]} and {shapes[1]}; pass the network that the flow started from."
         )
-    before, after = alignment(initial), alignment(network)
+    before = alignment(initial)
+    after = alignment(jax.tree.map(lambda w: in_turn(w, before.imbalance), network))
     start, risk = before.imbalance, jnp.asarray(initial_risk, before.imbalance.dtype)
     squares = before.spectral_norms**2
     # A difference of squares as a product: this does not cancel while the growth is small.

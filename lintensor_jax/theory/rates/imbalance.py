@@ -21,6 +21,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Scalar
 
+from ...lapack_calls import in_turn
 from ...networks import FullyConnectedNetwork
 from ...networks.pair import coefficients_like
 from ...problems import Regression, named
@@ -138,8 +139,9 @@ def _rates_of(network, problem):
         """The m-th and the r-th of decreasing `values`, as an array of shape (2,)."""
         return jnp.stack([_kth(values, at.last.shape[0]), _kth(values, at.rank)])
 
-    products = both(_singular_values(at.first @ at.last.T))
-    targets = both(_singular_values(at.targets))
+    products = _singular_values(in_turn(at.first @ at.last.T, found.level))
+    targets = both(_singular_values(in_turn(at.targets, products)))
+    products = both(products)
     margins = jnp.maximum(targets - size, 0)
 
     def rate(at_m_and_r):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Scalar
 
+from ...lapack_calls import in_turn
 from ...messages import in_words
 from ...networks import AssumptionFails, FullyConnectedNetwork
 from ...problems import Regression, named
@@ -120,6 +121,7 @@ def _factor(start, rates, time):
     grown = (jnp.exp(0.5 * jnp.minimum(x, 0)) / jnp.where(root > 0, root, 1.0))[:, None]
     late = grown * Q[jnp.argsort(order)[: start.shape[0]]]
     moved = jnp.exp(jnp.minimum(rates * time, 1.0))[:, None] * start[:, pivots]
+    R = in_turn(R, Q)
     early = jax.scipy.linalg.solve_triangular(R, moved.T, trans=1).T
     return jnp.where(jnp.max(x) > 2, late, early)
 

@@ -19,8 +19,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
+from ...lapack_calls import in_turn
 from .direct_newton import solve_directly
 from .mirror import AbstractMirror
+from .weighted_projections import (
+    Factors,
+    factorize,
+    multipliers,
+    parts_of,
+    range_part,
+    rest_of,
+    unless_rounding,
+)
 
 _MAX_ITERATIONS = 200
 # The longest step in z; longer ones are shortened, because rho is exponential in z.
@@ -31,10 +41,6 @@ _ON_PATH = 0.5
 _NEAR_PATH = 0.1
 _FIRST_STRIDE = 2.3
 _FASTEST = 4
-# Residuals below this many roundings of the sum of their terms' moduli are taken as 0.
-_ROUNDINGS = 1
-# New pivots are chosen if an entry of `_Factors.E` exceeds this.
-_LARGEST_ENTRY = 4.0
 
 
 class MirrorSolution(NamedTuple):
@@ -101,7 +107,7 @@ def _orthonormal(rows, values):
     lengths = jnp.where(lengths > 0, lengths, 1)
     # The singular values of a wide matrix are those of a small triangle.
     Q, R = jnp.linalg.qr((rows / lengths[:, None]).T)
-    left, sizes, right = jnp.linalg.svd(R.T, full_matrices=False)
+    left, sizes, right = jnp.linalg.svd(in_turn(R, Q).T, full_matrices=False)
     right = right @ Q.T
     kept = sizes > jnp.finfo(sizes.dtype).eps * max(rows.shape) * sizes[0]
     # The projection on the range of the given rows; the identity if they are independent.
@@ -111,130 +117,17 @@ def _orthonormal(rows, values):
     transform = (
         jnp.where(kept, 1 / jnp.where(kept, sizes, 1), 0)[:, None] * (left / lengths[:, None]).T
     )
-    right = jnp.where(kept[:, None], right, 0)
+    right = in_turn(jnp.where(kept[:, None], right, 0), projected)
     return _Equations(right, transform @ jnp.where(full, values, projected), transform)
 
 
-class _Factors(NamedTuple):
-    """The weighted projections of one Newton step, W = diag(drho/dslope) = e^log_unit diag(d^2).
-
-    E = basis @ rows @ diag(d) has a unit matrix in the columns `pivots`; `cholesky` is that of
-    E E^T. The pivot at each stage of an elimination is the largest remaining entry, so that E's
-    entries are of order one. So E E^T is well conditioned for weights of any range. A normal matrix
-    of the rows themselves, or an unpivoted QR of them, is not.
-    """
-
-    d: Array
-    log_unit: Array
-    E: Array
-    basis: Array
-    pivots: Array
-    present: Array  # (k,) whether the row has a pivot
-    cholesky: Array
-
-
-def _factorize(mirror, rows, z, guess: _Factors | None = None):
-    """The factors at z; the pivots of `guess` are kept unless they make E's entries too large."""
-    log_weight = mirror.log_drho_dz(z) - mirror.log_dslope_dz(z)
-    log_unit = jnp.max(log_weight)
-    d = jnp.exp((log_weight - log_unit) / 2)
-    if guess is None:
-        found = _eliminate(rows, d)
-    else:
-        kept = _with_pivots(rows, d, guess.pivots, guess.present)
-        serves = jnp.max(jnp.abs(kept[0])) <= _LARGEST_ENTRY
-        found = jax.lax.cond(serves, lambda: kept, lambda: _eliminate(rows, d))
-    E, basis, pivots, present = found
-    gram = E @ E.T + jnp.diag(jnp.where(present, 0, 1).astype(E.dtype))
-    return _Factors(d, log_unit, E, basis, pivots, present, jnp.linalg.cholesky(gram))
-
-
-def _with_pivots(rows, d, pivots, present):
-    unit = jnp.eye(*(2 * rows.shape[:1]), dtype=rows.dtype)
-    both = present[:, None] & present[None, :]
-    inverse = jnp.linalg.inv(jnp.where(both, rows[:, pivots], unit))
-    basis = jnp.where(both, inverse, 0) / jnp.where(present, d[pivots], 1)[:, None]
-    columns = jnp.where(present, pivots, rows.shape[1])
-    E = (basis @ rows) * d[None, :]
-    # Rounding errors in these columns would be of order one in a row of very small weights.
-    return E.at[:, columns].set(jnp.where(both, unit, 0), mode="drop"), basis, pivots, present
-
-
-def _eliminate(rows, d):
-    k, m = rows.shape
-
-    def step(_, state):
-        table, pivots, done = state
-        # The largest entry, row by row: a maximum is much faster than an argmax over all.
-        i = jnp.argmax(jnp.where(done, -1, jnp.max(jnp.abs(table[:, :m]), axis=1)))
-        j = jnp.argmax(jnp.abs(table[i, :m]))
-        usable = ~done[i] & (table[i, j] != 0)
-        row = table[i] / jnp.where(usable, table[i, j], 1)
-        column = jnp.where(usable, table[:, j], 0).at[i].set(0)
-        table = (table - column[:, None] * row[None, :]).at[i].set(row)
-        unit = jnp.zeros_like(column).at[i].set(1)
-        table = table.at[:, j].set(jnp.where(usable, unit, table[:, j]))
-        return table, pivots.at[i].set(jnp.where(usable, j, pivots[i])), done.at[i].set(True)
-
-    table = jnp.concatenate([rows * d[None, :], jnp.eye(k, dtype=rows.dtype)], axis=1)
-    state = (table, jnp.zeros(k, int), jnp.zeros(k, bool))
-    table, pivots, _ = jax.lax.fori_loop(0, k, step, state)
-    # A row without a pivot is zero.
-    present = jnp.any(table[:, :m] != 0, axis=1)
-    table = jnp.where(present[:, None], table, 0)
-    return table[:, :m], table[:, m:], pivots, present
-
-
-def _solve_gram(factors, vector):
-    return jax.scipy.linalg.cho_solve((factors.cholesky, True), vector)
-
-
-def _range_part(factors, imbalance):
-    """E^T (E E^T)^-1 imbalance. Times d it is the change of least weighted norm with this effect.
-
-    The effect is that on `basis @ rows @ rho`.
-    """
-    return factors.E.T @ _solve_gram(factors, imbalance)
-
-
-def _kernel_part(factors, vector, rounding=None):
-    """(I - P) vector, with P the projection on the range of E^T.
-
-    E^T vector[pivots] is in the range and is subtracted first. Then the entries at the pivots,
-    where the weights are the largest, are exactly zero and do not cancel. Entries of the rest that
-    are within the given `rounding` of `vector` are taken as zero.
-    """
-
-    def remainder(vector, E):
-        at_pivots = jnp.where(factors.present, vector[factors.pivots], 0)
-        return vector + E.T @ at_pivots
-
-    rest = remainder(vector, -factors.E)
-    rest = rest.at[factors.pivots].multiply(jnp.where(factors.present, 0, 1))
-    if rounding is not None:
-        rest = _unless_rounding(rest, remainder(rounding, jnp.abs(factors.E)))
-    return rest - factors.E.T @ _solve_gram(factors, factors.E @ rest)
-
-
-def _unless_rounding(value, rounding):
-    # A residual of the size of rounding is set to zero. Otherwise it would cause a large move of a
-    # very small entry of rho, or of one whose slope is at the end of its range.
-    return jnp.where(jnp.abs(value) > _ROUNDINGS * jnp.finfo(value.dtype).eps * rounding, value, 0)
-
-
-def _multipliers(factors, slope):
-    """The nu with [rows^T nu] = slope at the pivots."""
-    d = factors.d[factors.pivots]
-    return factors.basis.T @ jnp.where(factors.present, d * slope[factors.pivots], 0)
-
-
 def _imbalance(mirror, equations, factors, z):
-    """rows @ rho - values, in the basis of `_range_part`; zero where it is of rounding size."""
+    """rows @ rho - values, in the basis of `parts_of`; zero where it is of rounding size."""
     rho = mirror.rho(z)
     terms = jnp.abs(rho) + jnp.abs(z) * jnp.exp(mirror.log_drho_dz(z))
     rounding = jnp.abs(equations.rows) @ terms + jnp.abs(equations.values)
     imbalance = factors.basis @ (equations.rows @ rho - equations.values)
-    return _unless_rounding(imbalance, jnp.abs(factors.basis) @ rounding)
+    return unless_rounding(imbalance, jnp.abs(factors.basis) @ rounding)
 
 
 class _End(NamedTuple):
@@ -251,13 +144,13 @@ def _solution(mirror, equations):
     """The solution by `solve_directly` if that converges, else along the path."""
     mirror_map = mirror.as_hyperbolic_sine
     if mirror_map is None:
-        return _path_end(mirror, equations, jnp.zeros((), bool))
+        return _path_end(mirror, equations)
     direct = solve_directly(mirror_map, equations.rows, equations.values)
     end = _End(direct.z, direct.nu, direct.rho, direct.num_iterations, direct.converged)
 
     def follow(state):
         end, _ = state
-        path = _path_end(mirror, equations, end.converged)
+        path = _path_end(mirror, equations, end)
         path = path._replace(num_iterations=path.num_iterations + end.num_iterations)
         return path, jnp.ones((), bool)
 
@@ -265,9 +158,9 @@ def _solution(mirror, equations):
     return jax.lax.while_loop(lambda state: ~state[1], follow, (end, end.converged))[0]
 
 
-def _path_end(mirror, equations, skipped):
-    """The end of the path; lanes of a vmap with `skipped` take no step."""
-    end = _follow(mirror, equations, skipped)
+def _path_end(mirror, equations, found: _End | None = None):
+    """The end of the path; lanes of a vmap for which `found` has converged take no step."""
+    end = _follow(mirror, equations, found)
     rho = _corrected(mirror.rho(end.z), equations, end.factors)
     return _End(end.z, end.nu, rho, end.num_iterations, end.converged)
 
@@ -279,34 +172,36 @@ class _State(NamedTuple):
     stride: Array
     converged: Array
     num_iterations: Array
-    factors: _Factors
+    factors: Factors
 
 
-def _start(mirror, equations, skipped):
+def _start(mirror, equations, found):
     """The start of the path, at a scale at which the mirror map is nearly linear."""
     origin = jnp.zeros_like(equations.rows[0])
-    linear = _factorize(mirror, equations.rows, origin)
+    if found is not None:  # else XLA would compute the start for all lanes, beside `found`
+        origin = in_turn(origin, found.z)
+    linear = factorize(mirror, equations.rows, origin)
     log_factor = mirror.linear_log_factor(
-        linear.d * _range_part(linear, linear.basis @ equations.values)
+        linear.d * range_part(linear, linear.basis @ equations.values)
     )
     return _State(
         origin,
         jnp.zeros_like(equations.values),
         jnp.where(jnp.isfinite(log_factor), log_factor, 0),
         jnp.asarray(_FIRST_STRIDE, origin.dtype),
-        skipped,
+        jnp.zeros((), bool) if found is None else found.converged,
         jnp.zeros((), int),
         linear,
     )
 
 
-def _follow(mirror, equations, skipped):
+def _follow(mirror, equations, found):
     """The end of the path, at the scale of `mirror`; nu belongs to the orthonormal rows."""
 
     def step(state):
         here = mirror.magnified(state.log_factor)
         z, nu = state.z, state.nu
-        factors = _factorize(here, equations.rows, z, state.factors)
+        factors = factorize(here, equations.rows, z, state.factors)
         slope, dslope = here.slope(z), jnp.exp(here.log_dslope_dz(z))
         mismatch = slope - equations.rows.T @ nu
         rounding = jnp.abs(slope) + jnp.abs(z) * dslope + jnp.abs(equations.rows.T) @ jnp.abs(nu)
@@ -320,15 +215,18 @@ def _follow(mirror, equations, skipped):
         # from logarithms against overflow.
         per_z = jnp.exp((here.log_drho_dz(z) + here.log_dslope_dz(z) + factors.log_unit) / -2)
         unit = jnp.exp(factors.log_unit)
-        unbalanced = _kernel_part(factors, factors.d * mismatch, factors.d * rounding)
-        correction = -per_z * (unit * unbalanced + _range_part(factors, imbalance))
+        scaled = drho / jnp.where(factors.d > 0, factors.d, 1)
+        steeper = unit * factors.d * drift
+        rests = (
+            rest_of(factors, factors.d * mismatch, factors.d * rounding),
+            rest_of(factors, scaled - steeper, jnp.abs(scaled) + jnp.abs(steeper)),
+        )
+        unbalanced, rest, balanced = parts_of(factors, rests, imbalance)
+        correction = -per_z * (unit * unbalanced + balanced)
         size = jnp.max(jnp.abs(correction))
         on_path = size <= _ON_PATH
         stride = jnp.where(size <= _NEAR_PATH, 2 * state.stride, state.stride)
         stride = jnp.where(on_path, stride, stride / 2)
-        scaled = drho / jnp.where(factors.d > 0, factors.d, 1)
-        steeper = unit * factors.d * drift
-        rest = _kernel_part(factors, scaled - steeper, jnp.abs(scaled) + jnp.abs(steeper))
         # The pace is that of entries with constant rho. Much faster entries are so for a short
         # time only, or are rounding errors: their speed is clipped.
         tangent, pace = per_z * (rest - scaled), jnp.max(per_z * jnp.abs(scaled))
@@ -338,7 +236,7 @@ def _follow(mirror, equations, skipped):
         move = jnp.where(on_path, -jnp.minimum(stride, state.log_factor), 0)
         factor = jnp.where(size > _LONGEST_STEP, _LONGEST_STEP / size, 1)
         dz = factor * correction
-        new_nu = _multipliers(factors, slope + dslope * (dz + move * tangent) + move * drift)
+        new_nu = multipliers(factors, slope + dslope * (dz + move * tangent) + move * drift)
         arrived = state.log_factor <= 0
         # The error of Newton's method is of the order of the square of its step.
         settled = size <= jnp.sqrt(jnp.finfo(z.dtype).eps)
@@ -355,14 +253,14 @@ def _follow(mirror, equations, skipped):
     def unfinished(state):
         return ~state.converged & (state.num_iterations < _MAX_ITERATIONS)
 
-    return jax.lax.while_loop(unfinished, step, _start(mirror, equations, skipped))
+    return jax.lax.while_loop(unfinished, step, _start(mirror, equations, found))
 
 
 def _corrected(rho, equations, factors):
     """rho, corrected to first order for what z cannot resolve."""
     for _ in range(2):
         imbalance = equations.rows @ rho - equations.values
-        change = factors.d * _range_part(factors, factors.basis @ imbalance)
+        change = factors.d * range_part(factors, factors.basis @ imbalance)
         # No correction beyond the linear range (a row that only very small entries can balance).
         small = jnp.abs(change) <= 1e-6 * (jnp.abs(rho) + jnp.max(jnp.abs(rho)))
         rho = rho - jnp.where(jnp.all(small), change, 0)
@@ -382,14 +280,14 @@ def _(primals, tangents):
     # changes of rho and of slope (minus drows^T nu) at fixed z.
     mirror, _, _, equations, z, nu, rho = primals
     dmirror, drows, dvalues = tangents[:3]
-    factors = _factorize(mirror, equations.rows, z)
+    factors = factorize(mirror, equations.rows, in_turn(z, rho))
     unit = jnp.exp(factors.log_unit)
     r, g = jax.jvp(lambda m: (m.rho(z), m.slope(z)), (mirror,), (dmirror,))[1]
     g = g - drows.T @ nu
     scaled = r / jnp.where(factors.d > 0, factors.d, 1)
-    kernel = _kernel_part(factors, scaled - unit * factors.d * g)
-    forced = _range_part(factors, factors.basis @ equations.transform @ (dvalues - drows @ rho))
+    effect = factors.basis @ equations.transform @ (dvalues - drows @ rho)
+    kernel, forced = parts_of(factors, [rest_of(factors, scaled - unit * factors.d * g)], effect)
     drho = factors.d * (kernel + forced)
     per_weight = 1 / (unit * jnp.where(factors.d > 0, factors.d, 1))
     dslope = g + per_weight * (kernel + forced - scaled)
-    return (rho, nu), (drho, equations.transform.T @ _multipliers(factors, dslope))
+    return (rho, nu), (drho, equations.transform.T @ multipliers(factors, dslope))

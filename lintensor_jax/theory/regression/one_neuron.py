@@ -7,6 +7,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
+from ...lapack_calls import in_turn
 from ...networks import FullyConnectedNetwork
 from ...problems import Regression
 from ..assumptions import Assumption, rounding
@@ -90,7 +91,7 @@ def single_neuron_limit(network: FullyConnectedNetwork, problem: Regression) -> 
     # For c < 0 the sum c + root cancels, so a^2 is computed from its conjugate |c| + root.
     positive = 0.5 * (jnp.abs(c) + root)
     squared = jnp.where(c >= 0, positive, (b @ b) / jnp.where(positive > 0, positive, 1.0))
-    ends_at_zero = _ends_at_zero(a, u, u_perp, b, imbalance, problem.X)
+    ends_at_zero = _ends_at_zero(a, u, u_perp, b, imbalance, in_turn(problem.X, b))
     limit_a = jnp.where(ends_at_zero, 0.0, sign * jnp.sqrt(squared))
     limit_u = jnp.where(ends_at_zero, 0.0, u_perp + b / jnp.where(ends_at_zero, 1.0, limit_a))
     b = jnp.where(ends_at_zero, 0.0, b)

@@ -11,6 +11,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ...lapack_calls import in_turn
 from ...networks import DifferentialDiagonalNetwork
 from ...networks.closed_forms import closed_form
 from ...networks.effective_start import two_layers_of
@@ -89,10 +90,11 @@ def _two_layers(layers, problem, tolerance: float):
     first, second = layers.first, layers.second
     gap = jnp.min(jnp.abs((first - second) * (first + second)))
     largest = jnp.maximum(jnp.max(jnp.abs(first)), jnp.max(jnp.abs(second)))
-    applies = _have_full_rank(rows) & (gap > tolerance * largest**2)
+    full = _have_full_rank(rows)
+    applies = full & (gap > tolerance * largest**2)
     # A start outside of the theorem may need many iterations, for which all lanes would wait.
     first, second = jnp.where(applies, first, 1.0), jnp.where(applies, second, 0.0)
-    found = two_layer_limit(layers.S, problem.X, problem.y, first, second)
+    found = two_layer_limit(layers.S, in_turn(problem.X, full), problem.y, first, second)
     return found.coefficients, applies & found.converged
 
 
@@ -106,12 +108,14 @@ def _theorem_5(network, problem):
     zero = rounding(sizes) * largest
     are_equal = jnp.max(jnp.abs(sizes[:-1] - sizes[:1])) <= zero
     starts = are_equal & (jnp.max(sizes[-1]) <= zero) & (jnp.min(sizes[0]) > zero)
-    applies = _have_full_rank(rows) & starts
+    full = _have_full_rank(rows)
+    applies = full & starts
     eta = jnp.where(applies, sizes[0], 1.0)
     alpha = jnp.max(eta)
     signs = jnp.prod(jnp.sign(values[:-1]), axis=0)
     depth = values.shape[0]
-    found = limit_point(None, rows * signs[None], problem.y, depth, alpha, eta / alpha)
+    rows = in_turn(rows, full) * signs[None]
+    found = limit_point(None, rows, problem.y, depth, alpha, eta / alpha)
     rho = signs * found.rho
     return rho if S is None else S.T @ rho, applies & found.converged
 
@@ -123,10 +127,11 @@ def _differential(network, problem):
     sizes = jnp.abs(plus)
     largest = jnp.maximum(jnp.max(sizes), jnp.max(jnp.abs(minus)))
     are_equal = jnp.max(jnp.abs(plus - minus)) <= rounding(plus) * largest
-    applies = _have_full_rank(problem.X) & are_equal & (jnp.min(sizes) > 0)
+    full = _have_full_rank(problem.X)
+    applies = full & are_equal & (jnp.min(sizes) > 0)
     sizes = jnp.where(applies, sizes, 1.0)
     alpha = jnp.max(sizes)
-    found = differential_limit(problem.X, problem.y, depth, alpha, sizes / alpha)
+    found = differential_limit(in_turn(problem.X, full), problem.y, depth, alpha, sizes / alpha)
     return found.coefficients, applies & found.converged
 
 
