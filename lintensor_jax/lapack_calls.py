@@ -12,30 +12,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 
-def in_turn(value: Float[Array, "..."], earlier: Float[Array, "..."] | Bool[Array, "..."]) -> Array:
-    """`value`, which a program has only after `earlier`: a call of LAPACK for it runs later.
+def in_turn(value: Float[Array, "..."], earlier: Any) -> Array:
+    """`value`, which a program has only after all numbers of the pytree `earlier`.
 
-    It adds a zero whose sign depends on `earlier`: -0.0 can become 0.0, and nothing else changes.
-    Under `jax.vmap` the result is batched if `earlier` is.
+    So a call of LAPACK for `value` runs later. A zero is added whose sign depends on `earlier`:
+    -0.0 can become 0.0, and nothing else changes. Under `jax.vmap` the result is batched if
+    `earlier` is.
     """
-    if not isinstance(earlier, Tracer):
+    traced = [leaf for leaf in jax.tree.leaves(earlier) if isinstance(leaf, Tracer)]
+    firsts = [
+        jnp.real(leaf).reshape(-1)[:1].sum().astype(float)
+        for leaf in traced
+        if jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool
+    ]
+    if not firsts:
         return value
-    first = earlier.reshape(-1)[:1].sum()
-    return value + jnp.where(first > 0, 0.0, -0.0).astype(value.dtype)
+    return value + jnp.where(sum(firsts[1:], firsts[0]) > 0, 0.0, -0.0).astype(value.dtype)
 
 
 def each_in_turn(
-    function: Callable[[Array], Any], values: Sequence[Array], earlier: Array | None = None
+    function: Callable[[Array], Any], values: Sequence[Array], earlier: Any = None
 ) -> list[Any]:
-    """`function` of each of `values`, one after the other, and the first one after `earlier`.
-
-    The last leaf of what `function` returns has to be a result of its call of LAPACK.
-    """
+    """`function` of each of `values`, one after the other, and the first one after `earlier`."""
     found = []
     for value in values:
-        found.append(function(value if earlier is None else in_turn(value, earlier)))
-        earlier = jax.tree.leaves(found[-1])[-1]
+        found.append(function(in_turn(value, earlier)))
+        earlier = found[-1]
     return found

@@ -11,6 +11,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import lintensor_jax as lt
@@ -124,6 +125,11 @@ def _bounds(scale):
     return lt.theory.alignment_bounds(start.scaled(scale), start.scaled(2 * scale)).misalignment
 
 
+def _descent(scale):
+    start, problem = _unbalanced().scaled(scale), _regression()
+    return lt.gradient_descent(start, problem, optax.sgd(0.1), 5, sharpness=True).sharpness
+
+
 def _trajectory(scale):
     first, last = jnp.ones((2, 3)) * scale, jnp.arange(3.0)[:, None]
     return riccati._gram(first, last, jnp.ones((2, 1)), 0.1, scale * jnp.arange(5.0))
@@ -141,6 +147,7 @@ _PROGRAMS = {
     "rates of convergence": _rates,
     "one neuron": _neuron,
     "bounds on alignment": _bounds,
+    "sharpness along descent": _descent,
     "trajectories of two layers": _trajectory,
     "flows of regression": _flow(_unbalanced, _regression),
 }

@@ -10,6 +10,7 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Int, PRNGKeyArray, Scalar
 
+from ...lapack_calls import in_turn
 from ...messages import in_words
 from ...networks import coefficients_and_pullback, split
 from ...networks.effective_start import TwoLayers, two_layers_of
@@ -145,9 +146,13 @@ def _descend(run, network, state, key, num_steps, save_every):
         jnp.ones((), bool),
     )
     end, saved = jax.lax.scan(block, first, length=num_steps // save_every)
+    # After the steps, because both may call LAPACK for the sharpness, or in `observe`.
+    start = jax.tree.map(
+        lambda leaf: in_turn(leaf, (saved["sharpness"], saved["observed"])), parameters
+    )
     saved = jax.tree.map(
         lambda first, later: jnp.concatenate([first[None], later]),
-        _record(run, first, rest, network),
+        _record(run, first._replace(parameters=start), rest, network),
         saved,
     )
     finite = end.finite & jnp.all(jnp.isfinite(saved["coefficients"][-1]))
