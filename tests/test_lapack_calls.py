@@ -149,11 +149,11 @@ _PROGRAMS = {
     "bounds on alignment": _bounds,
     "sharpness along descent": _descent,
     "trajectories of two layers": _trajectory,
-    "flows of regression": _flow(_unbalanced, _regression),
 }
 _SLOW = {
     "derivatives of limits": jax.grad(lambda scale: jnp.sum(_proved(_unbalanced)(scale))),
     "derivatives of Theorem 5": jax.grad(lambda scale: jnp.sum(_proved(_of_theorem_5)(scale))),
+    "flows of regression": _flow(_unbalanced, _regression),
     "flows of classification": _flow(_unbalanced, _classification),
     "flows of full matrices": _flow(_fully_connected, _classification),
 }

@@ -28,7 +28,7 @@ from ..theory import NonSeparableError, certify, is_separable
 from .dual_flow import continue_direction
 from .held_margin import direction_at_held_margin
 from .kkt_point import KKTPoint, kkt_point
-from .largest_margin import early_flow, is_determined, largest_margin_network
+from .largest_margin import LargestMargin, early_flow, is_determined, largest_margin, network_at
 from .polynomial_tail import certificate_at, stationary_point
 from .tolerances import certificate_tolerance, require_tolerance, rtol_of, rtol_of_dtype
 
@@ -146,9 +146,11 @@ def limit_direction(
     polynomial tails and one layer Ji et al. 2020.
     """
     require_tolerance(tolerance)
-    flow = _early_flow(solution_or_network, problem)
-    if flow is not None:
-        limit = _at_largest_margin(flow, certificate_tolerance(tolerance, flow.state.theta.dtype))
+    early = _early_flow(solution_or_network, problem)
+    if early is not None:
+        flow, margin = early
+        accepted = certificate_tolerance(tolerance, flow.state.theta.dtype)
+        limit = _at_largest_margin(flow, margin, accepted)
         if limit is not None:
             return limit
     flow = _checked_flow(solution_or_network, problem)
@@ -166,7 +168,8 @@ def limit_direction(
     if limit.succeeded and system.depth <= 2 and limit.certificate.predictor_residual is not None:
         return limit
     if is_determined(flow.unfinished_network, flow.problem):
-        found = _at_largest_margin(flow, tolerance)
+        margin = largest_margin(flow.unfinished_network, flow.problem)
+        found = None if margin is None else _at_largest_margin(flow, margin, tolerance)
         if found is not None:
             return found
     for arc in _ARCS:
@@ -183,27 +186,28 @@ def limit_direction(
     return limit
 
 
-def _early_flow(solution_or_network, problem):
-    """The flow to a small margin if that is enough; None if `_checked_flow` has to be called."""
+def _early_flow(solution_or_network, problem) -> tuple[FlowSolution, LargestMargin] | None:
+    """The flow to a small margin, if that and the maximum margin are enough; else None."""
     given = solution_or_network
     if isinstance(given, FlowSolution) or not is_determined(given, problem):
         return None
-    if largest_margin_network(given, problem) is None:
+    margin = largest_margin(given, problem)
+    if margin is None or network_at(margin, given, problem) is None:
         return None  # the long flow is needed: a short one would be in vain
-    return early_flow(given, problem, rtol_of(given, problem))
+    flow = early_flow(given, problem, rtol_of(given, problem))
+    return None if flow is None else (flow, margin)
 
 
-def _at_largest_margin(flow, tolerance) -> LimitDirection | None:
-    """The unique maximum margin of two layers, certified; None if it is not known as the limit."""
-    found = largest_margin_network(flow.unfinished_network, flow.problem)
-    if found is None:
+def _at_largest_margin(flow, margin: LargestMargin, tolerance) -> LimitDirection | None:
+    """The only maximum margin of two layers, certified; None if it is not known as the limit."""
+    network = network_at(margin, flow.unfinished_network, flow.problem)
+    if network is None:
         return None
-    network, multipliers = found
     theta = np.asarray(System.of(network, flow.problem).initial)
     theta = jnp.asarray(theta / np.linalg.norm(theta))
     # The point is mostly accurate to rounding. If its certificate fails, Levenberg-Marquardt
     # refines it.
-    weights = jnp.asarray(multipliers)
+    weights = jnp.asarray(margin.multipliers)
     limit = _limit_from_kkt(flow, theta, KKTPoint(theta, weights, 0.0, None, 0), tolerance)
     if not limit.succeeded:
         limit = _limit_from_kkt(flow, theta, kkt_point(flow.system, theta, weights), tolerance)

@@ -11,7 +11,7 @@ cubed.
 """
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import jax
@@ -73,13 +73,15 @@ def dual_form_of(network: Any, problem: Any) -> Any:
         return None
 
 
-def largest_margin_network(network: Any, problem: Any) -> tuple[Any, np.ndarray] | None:
-    """Balanced layers at the maximum margin, with the network's signs and phases; multipliers (n,).
+class LargestMargin(NamedTuple):
+    """The only maximum margin of a problem, in the coordinates of a network's decomposition."""
 
-    None if the maximum margin is not unique, or if the flow from this network cannot reach it: a
-    component of rho that is zero in both layers stays zero, and one with |eta_1| = |eta_2| keeps
-    its sign.
-    """
+    rho: np.ndarray  # (m,)
+    multipliers: np.ndarray  # (n,)
+
+
+def largest_margin(network: Any, problem: Any) -> LargestMargin | None:
+    """The maximum margin, the same for all parameters of `network`; None if it is not unique."""
     form = dual_form_of(network, problem)
     if form is None:
         return None
@@ -95,6 +97,16 @@ def largest_margin_network(network: Any, problem: Any) -> tuple[Any, np.ndarray]
     rho = np.asarray(found.coefficients, np.float64)
     rho = rho if rows is not None else np.fft.rfft(rho)
     rho = np.where(np.abs(rho) > _BASIS_ROUNDING * np.max(np.abs(rho)), rho, 0.0)
-    if not form.reaches(rho):
+    return LargestMargin(rho, np.asarray(found.multipliers))
+
+
+def network_at(margin: LargestMargin, network: Any, problem: Any) -> Any:
+    """Balanced layers at the maximum margin, with the network's signs and phases.
+
+    None if the flow from this network cannot reach it: a component of rho that is zero in both
+    layers stays zero, and one with |eta_1| = |eta_2| keeps its sign.
+    """
+    form = dual_form_of(network, problem)
+    if form is None or not form.reaches(margin.rho):
         return None
-    return form.with_components(rho), np.asarray(found.multipliers)
+    return form.with_components(margin.rho)

@@ -12,7 +12,7 @@ import lintensor_jax as lt
 from lintensor_jax.dynamics.system import System
 from lintensor_jax.limits import direction, largest_margin
 from lintensor_jax.limits.direction import _at_largest_margin
-from lintensor_jax.limits.largest_margin import largest_margin_network
+from lintensor_jax.limits.largest_margin import network_at
 
 jax.config.update("jax_enable_x64", True)
 
@@ -68,7 +68,9 @@ def test_two_hundred_features():
         system=System.of(network, data),
         direction=[beta / jnp.linalg.norm(beta)],
     )
-    limit: Any = _at_largest_margin(flow, 1e-10)
+    margin = largest_margin.largest_margin(network, data)
+    assert margin is not None
+    limit: Any = _at_largest_margin(flow, margin, 1e-10)
     assert limit.status == "stationary"
     assert "maximum margin" in limit.reason
     assert limit.certificate.parameter_residual < 1e-12
@@ -78,17 +80,22 @@ def test_two_hundred_features():
     np.testing.assert_allclose(limit.moved, np.linalg.norm(expected - flow.direction[0]))
 
 
+def _limit_network(network, data) -> Any:
+    margin = largest_margin.largest_margin(network, data)
+    assert margin is not None
+    return network_at(margin, network, data)
+
+
 @pytest.mark.parametrize("d", [9, 10])
 def test_full_length_convolutions_keep_their_phases(d):
     data = _problem(1, n=15, d=d)
     network = _gaussian(lt.ConvolutionalNetwork.zeros(d, (d, d)), 1)
-    found = largest_margin_network(network, data)
-    assert found is not None
-    beta = np.asarray(found[0].linear_coefficients())
+    found = _limit_network(network, data)
+    beta = np.asarray(found.linear_coefficients())
     expected = lt.max_margin(data, lt.FourierL1Norm()).direction
     np.testing.assert_allclose(beta / np.linalg.norm(beta), expected, rtol=0, atol=1e-10)
-    assert lt.certify(found[0], data, tolerance=1e-10).is_stationary
-    before, after = (np.fft.rfft(np.asarray(net.filters[0])) for net in (network, found[0]))
+    assert lt.certify(found, data, tolerance=1e-10).is_stationary
+    before, after = (np.fft.rfft(np.asarray(net.filters[0])) for net in (network, found))
     paired = slice(1, (d + 1) // 2)
     on = np.abs(after[paired]) > 1e-9
     turned = np.angle(after[paired][on] / before[paired][on])
@@ -103,11 +110,11 @@ def test_signs_and_zeros_that_a_flow_keeps():
     # No flow reaches the maximum margin if j is zero in both layers, or keeps the wrong sign.
     for value in (jnp.zeros(2), jnp.array([0.1, -0.1 * np.sign(best[j])])):
         network = lt.DiagonalNetwork(weights.at[:, j].set(value))
-        assert largest_margin_network(network, data) is None
+        assert _limit_network(network, data) is None
     # A flow reaches it if equal layers have the right sign, or if they are only nearly equal.
     for value in (jnp.array([0.1, 0.1 * np.sign(best[j])]), jnp.array([0.1, 0.1 + 1e-6])):
         network = lt.DiagonalNetwork(weights.at[:, j].set(value))
-        assert largest_margin_network(network, data) is not None
+        assert _limit_network(network, data) is not None
 
 
 def test_several_maximum_margins_are_left_to_the_flow():
@@ -115,10 +122,11 @@ def test_several_maximum_margins_are_left_to_the_flow():
     X = np.array([[1.0, 1.0, 0.2], [-2.0, -2.0, 0.5], [1.5, 1.5, -1.0]])
     data = lt.Classification(X, np.array([1.0, -1.0, 1.0]))
     assert not lt.max_margin(data, lt.L1Norm()).unique
-    assert largest_margin_network(_gaussian(lt.DiagonalNetwork.zeros(2, 3), 0), data) is None
+    assert largest_margin.largest_margin(_gaussian(lt.DiagonalNetwork.zeros(2, 3), 0), data) is None
     # It also returns None for data that are not separable, and for networks without coordinates.
     nothing = lt.Classification(np.array([[1.0], [1.0]]), np.array([1.0, -1.0]))
-    assert largest_margin_network(_gaussian(lt.DiagonalNetwork.zeros(2, 1), 0), nothing) is None
+    one = _gaussian(lt.DiagonalNetwork.zeros(2, 1), 0)
+    assert largest_margin.largest_margin(one, nothing) is None
     # For complex rho there is no proof, so that few parameters are integrated.
     for d, determined in ((10, False), (41, True)):
         network = _gaussian(lt.ConvolutionalNetwork.zeros(d, (d, d)), 1)
