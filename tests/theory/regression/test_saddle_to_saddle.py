@@ -57,9 +57,14 @@ def test_every_point_is_a_constrained_minimum():
 
 
 def jump_times(flow, losses):
-    """When the loss, which never rises along the flow, is half-way between the saddles' losses."""
+    """When the loss, which never rises along the flow, is half-way between the saddles' losses.
+
+    Between two steps it is taken as linear: the times of steps alone differ from one machine to
+    another.
+    """
     loss, time = np.exp(flow.log_loss), np.exp(flow.log_time)
-    return np.asarray([time[np.argmax(loss < (a + b) / 2)] for a, b in itertools.pairwise(losses)])
+    halves = [(a + b) / 2 for a, b in itertools.pairwise(losses)]
+    return np.interp(halves, loss[::-1], time[::-1])
 
 
 def saddle_losses(problem, path):
@@ -83,9 +88,10 @@ def test_the_flow_jumps_at_these_times_between_these_points():
         unit = path.time_unit(alpha)
         times = jump_times(flow, saddle_losses(problem, path)) / unit
         scaled.append((times - path.times) * unit)
-    # The error of the times is O(1/log(1/alpha)), which halves from each scale to the next.
-    assert np.max(np.abs(scaled)) < 10
-    assert np.max(np.abs(scaled[-1])) / unit < 0.02
+    # The error of the times is O(1/log(1/alpha)), which halves from each scale to the next: times
+    # the unit it is the same at all scales.
+    assert 1 < np.max(np.abs(scaled)) < 10
+    np.testing.assert_allclose(scaled[1:], scaled[:-1], rtol=0, atol=0.05)
     distances = np.abs(np.asarray(flow.coefficients)[None] - path.points[:, None])
     assert np.max(np.min(np.max(distances, axis=2), axis=1)) < 1e-6
     # Between two jumps the path is at its point; times are in the algorithm's units.
