@@ -17,7 +17,7 @@ from ..vectorization.entry_by_entry import from_list
 from .calls import is_stored
 from .emitter import Emitter, ModuleState
 from .loops import Loops
-from .streams import Number, is_known, is_readable, runs
+from .streams import Number, all_known, is_readable, runs
 
 # An array is cut into at most so many pieces for loops, and at most a quarter of its entries may be
 # in pieces without a loop.
@@ -206,7 +206,7 @@ class EmitterOfLoops(Emitter):
         found: list[Any] = []
         for start, end in self._pieces(arrays):
             pieces = [array[start:end] for array in arrays]
-            if self._is_short(pieces) or all(map(is_known, pieces)):
+            if self._is_short(pieces) or all(map(all_known, pieces)):
                 found += [one(*entries) for entries in zip(*pieces, strict=True)]
             else:
                 found += self._by_loop(key, pieces, dtypes, dtype, compute)
@@ -228,7 +228,7 @@ class EmitterOfLoops(Emitter):
         rest: list[Any] = []
         for start, end in self._pieces([entries]):
             piece = entries[start:end]
-            if self._is_short([piece]) or is_known(piece):
+            if self._is_short([piece]) or all_known(piece):
                 rest += piece
             else:
                 operands.setdefault(len(piece), []).append(self._loops.operand(piece, dtype))

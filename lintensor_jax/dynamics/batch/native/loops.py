@@ -13,7 +13,7 @@ from .streams import (
     Lanes,
     Number,
     Stream,
-    is_known,
+    all_known,
     is_one_base,
     key_of,
     length_of_run,
@@ -54,13 +54,13 @@ class Loops:
     def operand(self, entries: Sequence[Any], dtype: Any) -> Any:
         """Entries as an operand: where they are, or in a copy."""
         first = entries[0]
-        if is_known(entries) and len({repr(entry) for entry in entries}) == 1:
+        if all_known(entries) and len({repr(entry) for entry in entries}) == 1:
             return Number(repr(first), first, np.dtype(dtype))
         if isinstance(first, ir.Value) and all(entry is first for entry in entries):
             return Lanes(first)
         if is_one_base(entries):
             return self._part(stream_of(entries), len(entries))
-        if is_known(entries):
+        if all_known(entries):
             numbers = np.asarray(entries)
             stored = numbers.astype(self.memory.dtype)
             if np.array_equal(stored.astype(numbers.dtype), numbers, equal_nan=dtype.kind == "f"):

@@ -79,7 +79,7 @@ def is_one_base(entries: Sequence[Any]) -> bool:
     return isinstance(first, Slot) and all(_is_near(first, entry) for entry in entries)
 
 
-def is_known(entries: Sequence[Any]) -> bool:
+def all_known(entries: Sequence[Any]) -> bool:
     """Whether all entries are numbers that are known."""
     return all(isinstance(entry, np.generic) for entry in entries)
 
@@ -88,7 +88,7 @@ def is_readable(entries: Sequence[Any]) -> bool:
     """Whether a loop can read these entries where they are."""
     first = entries[0]
     same = isinstance(first, ir.Value) and all(entry is first for entry in entries)
-    return same or is_known(entries) or is_one_base(entries)
+    return same or all_known(entries) or is_one_base(entries)
 
 
 def runs(entries: Sequence[Any]) -> list[int]:
