@@ -54,7 +54,9 @@ def _observe_residuals(s, state, args, clock, has_step) -> tuple[Observation, Sc
     gradient = gradient * jnp.linalg.norm(state.theta)
 
     def near_rest():
-        rest = _Rest.of(s, state, args, clock, clock.velocity(s, state, args))
+        rest = _Rest.of(
+            s, state, args, clock.velocity(s, state, args), _motion(s, state, args, clock)
+        )
         still = _stands_still(rest, gradient, rounding, system, _LONG)
         return still, _longest_at_corner(state.theta, args) if has_step else unbounded
 
@@ -104,7 +106,8 @@ def _observe_margins(s, state, args, clock) -> Observation:
     log_loss = jax.nn.logsumexp(problem.log_losses(margins))
     weights = jax.nn.softmax(problem.log_slopes(margins), axis=None)
     # Relative to the sum of the terms that cancel: the longest sample may have the weight 0.
-    pull = jnp.linalg.norm(problem.margins_adjoint(weights))
+    slope = problem.margins_adjoint(weights)
+    pull = jnp.linalg.norm(slope)
     of_samples = jnp.sum(weights.reshape(weights.shape[0], -1), axis=1)
     # The loss of a zero sample is constant, and what the others add to the loss is soon below the
     # rounding of that constant. Therefore a zero sample counts as long as the shortest other one.
@@ -117,7 +120,8 @@ def _observe_margins(s, state, args, clock) -> Observation:
     velocity = clock.velocity(s, state, args)
 
     def misclassified():
-        rest = _Rest.of(s, state, args, clock, velocity)
+        # The pull on the parameters alone compiles in less time than the clock's velocity.
+        rest = _Rest.of(s, state, args, velocity, lambda theta: system.pullback(theta)[1](slope))
         return _stands_still(rest, gradient, terms, system, _SLOW)
 
     still = jax.lax.cond(log_margin == -jnp.inf, misclassified, lambda: jnp.zeros((), bool))
@@ -181,7 +185,18 @@ def decays_to_corner(
     if args.origin is None:
         return jnp.zeros((), bool)
     velocity = clock.velocity(s, state, args)
-    return _Rest.of(s, state, followed(args), clock, velocity).is_corner
+    motion = _motion(s, state, args, clock)
+    return _Rest.of(s, state, followed(args), velocity, motion).is_corner
+
+
+def _motion(s, state, args, clock):
+    """The velocity of Theta over exp(log_scale), as a function of theta."""
+
+    def motion_at(theta):
+        there = clock.velocity(s, state._replace(theta=theta), args)
+        return there.theta + there.log_scale * theta
+
+    return motion_at
 
 
 def _relative_speed(s, state, velocity):
@@ -207,17 +222,14 @@ class _Rest(NamedTuple):
     share: Scalar  # of the gradient's norm that is left without the parameters at a corner
 
     @staticmethod
-    def of(s, state, args, clock, velocity) -> "_Rest":
+    def of(s, state, args, velocity, motion_at) -> "_Rest":
+        """`velocity`: the clock's; `motion_at`: -dL/dTheta of theta, times any positive number."""
         theta, moved, one = state.theta, velocity.theta, jnp.ones_like(s)
         if args.origin is None:
             none = jnp.zeros_like(theta, bool)
             return _Rest(s, theta, moved, none, none, one)
 
-        def motion_at(theta):  # of Theta, over exp(log_scale)
-            there = clock.velocity(s, state._replace(theta=theta), args)
-            return there.theta + there.log_scale * theta
-
-        motion = moved + velocity.log_scale * theta
+        motion = motion_at(theta)
         sizes = jnp.abs(theta) * jnp.exp(state.log_scale)
         small, faint = sizes <= corners_of(args), sizes <= faint_sizes(args)
         # With three layers the decay is so slow that the last steps end at exactly zero.

@@ -231,7 +231,8 @@ def test_rest_is_seen_wherever_it_is_evaluated():
         residual, gradient = system.gradient_norm(state.theta)
         size = np.linalg.norm(residual)
         velocity = lt.PhysicalTime().velocity(s, state, args)
-        rest = observations._Rest.of(s, state, args, lt.PhysicalTime(), velocity)
+        motion = observations._motion(s, state, args, lt.PhysicalTime())
+        rest = observations._Rest.of(s, state, args, velocity, motion)
         always = observations._stands_still(
             rest,
             gradient * np.linalg.norm(theta),
