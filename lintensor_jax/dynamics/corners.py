@@ -112,8 +112,9 @@ def falls_to_zero(
 ) -> Bool[Array, " p"]:
     """Which of the `small` parameters decay to zero, and do not cross it.
 
-    `motion`: the velocity at `theta`; `motion_at`: the velocity as a function of theta. A parameter
-    that crosses zero keeps its velocity where all small parameters are zero.
+    `motion_at`: the velocity as a function of theta, or a positive multiple of it; `motion`: its
+    value at `theta`. A parameter that crosses zero keeps its velocity where all others that shrink
+    to zero are zero as well.
     """
     shrinks = small & (motion * jnp.sign(theta) < 0)
     at_zero = motion_at(jnp.where(shrinks, 0.0, theta))
