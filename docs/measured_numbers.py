@@ -39,6 +39,7 @@ COMMANDS = {
     "completion_depth.json": "python benchmarks/completion_depth.py --out completion_depth.json",
     "weight_decay_path.json": "python benchmarks/weight_decay_path.py --out path.json",
     "papazov2024.json": "lintensor-jax reproduce papazov2024",
+    "early_finish.json": "python benchmarks/early_finish.py --out early_finish.json",
     "sweeps.json": "the commands that stand in it; each writes its numbers there",
 }
 
@@ -206,6 +207,10 @@ SPEED: dict[str, Callable[[], str]] = {
         f"{max(hot(SWEEP, '.', _plain('1e-08'), 'from_limit')):.0e}".replace("e-0", "e-")
     ),
     "bytes a lane": lambda: f"{_memory(1_000_000)['bytes_per_lane']}",
+    "early steps": lambda: span(_early("share_of_steps"), ".2f"),
+    "early error": lambda: size(_worse_by_early_end()),
+    "early rejected": lambda: f"{sum(map(int, _early('rejected')))}",
+    "early lanes": lambda: f"{sum(map(int, _early('lanes'))):,}",
     "tensor": lambda: span(hot(TENSOR, ".", "ours", WALL), ".1f"),
     "machine code": lambda: span(_same_step_by_xla(), ".1f"),
 }
@@ -303,6 +308,17 @@ def _share_of_first_call(case: str) -> str:
     """The core time of a first call over that of the checkout beside it."""
     (row,) = (row for row in results("first_calls.json")["rows"] if row["case"] == case)
     return f"{row['here_core_s'] / row['beside_core_s']:.2f}"
+
+
+def _early(column: str) -> list[float]:
+    """A column of benchmarks/early_finish.py, one number for each problem."""
+    return [row[column] for row in results("early_finish.json")["rows"]]
+
+
+def _worse_by_early_end() -> float:
+    """By how much the largest error of a problem's limits grows if its lanes end earlier."""
+    pairs = zip(_early("early_largest_error"), _early("usual_largest_error"), strict=True)
+    return max(early - usual for early, usual in pairs)
 
 
 def _costs(name: str) -> list[float]:

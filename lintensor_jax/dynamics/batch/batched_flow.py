@@ -8,6 +8,7 @@ flow does not need is left out. Stiff lanes are continued together by an implici
 """
 
 import dataclasses
+import functools
 import math
 import threading
 import warnings
@@ -35,6 +36,7 @@ from ..shifted_systems import has_implicit_steps
 from ..system import System
 from . import hardware
 from .chunk import Chunk
+from .early_finish import rejected_lanes, with_early_finish, with_lanes
 from .fourier_basis import Spectral
 from .lane_data import LaneData, lanes_of_constants
 from .program_chunk import BatchedFlow, integrate_chunk
@@ -108,7 +110,10 @@ def batched_flow(
       `max_steps=512, stiff_max_steps=20_000` is a good choice.
     - `clock`, `stop`, `finish`, `rtol`, `atol`, `max_steps`: as in `gradient_flow`. The default of
       max_steps is 4096. The default of rtol is 1e-9 if the method is Dopri8 by default. A default
-      stop is one rule for all lanes, derived from the data of the first lane.
+      stop is one rule for all lanes, derived from the data of the first lane. If neither `stop` nor
+      `finish` is given, a regression flow in float64 ends at a residual of 1e-5 max|y| with
+      `GaussNewton(1e-4)`. A lane whose finish is not accepted there is integrated again, with the
+      defaults of `gradient_flow`.
 
     **Returns** a `BatchedFlow`. Nothing is raised for a lane that fails: see `status`.
 
@@ -142,7 +147,7 @@ def batched_flow(
     can_turn = has_implicit_steps(system, filled.clock, thetas.shape[1])
     stepper = Stepper(
         system=system,
-        options=filled,
+        options=with_early_finish(filled, options.get("stop"), options.get("finish", ...)),
         solver=solver,
         shared=shared_problem,
         width=sizes.width,
@@ -152,11 +157,11 @@ def batched_flow(
         stiff_max_steps=stiff_max_steps if can_turn else None,
         branches=kind == "cpu",
     )
-    chunks = _chunks(sizes.chunk, thetas, LaneData(problem, constants), shared_problem)
-    rest_of_flow = Spectral.of(network, one), sizes.batch
-    flows = _on_devices(stepper, compilation, chunks, rest_of_flow, devices)
-    flow = flows[0] if len(flows) == 1 else _one_flow(flows)
-    if len(flows) > 1 or rest is not rest_of_one:
+    run = functools.partial(
+        _integrated, compilation, sizes, (Spectral.of(network, one), sizes.batch), devices
+    )
+    flow = _early_or_usual(run, stepper, filled, thetas, LaneData(problem, constants))
+    if count > sizes.chunk or rest is not rest_of_one:
         flow = _with_constants(flow, rest)
     _warn_of_fallback(type(network), flow)
     return flow
@@ -282,6 +287,22 @@ def _numbers_of_lane(size, network, problem, own) -> hardware.LaneNumbers:
     found = eqx.filter_eval_shape(predictions, network, problem)
     arrays = jax.tree.leaves(eqx.filter(own, eqx.is_array))
     return hardware.LaneNumbers(size, math.prod(found.shape), sum(x.size for x in arrays))
+
+
+def _early_or_usual(run, stepper, usual, thetas, data) -> BatchedFlow:
+    """The flows of all lanes; with the options `usual` where the early finish is not accepted."""
+    flow = run(stepper, thetas, data)
+    if stepper.options is usual or not (lanes := rejected_lanes(flow)).size:
+        return flow
+    own = data.ordered(lanes, stepper.shared)
+    return with_lanes(flow, lanes, run(stepper._replace(options=usual), thetas[lanes], own))
+
+
+def _integrated(compilation, sizes, rest, devices, stepper, thetas, data) -> BatchedFlow:
+    """The flows of all lanes. If they have several chunks, the networks have parameters only."""
+    chunks = _chunks(sizes.chunk, thetas, data, stepper.shared)
+    flows = _on_devices(stepper, compilation, chunks, rest, devices)
+    return flows[0] if len(flows) == 1 else _one_flow(flows)
 
 
 def _on_devices(stepper, compilation, chunks, rest, devices) -> list[BatchedFlow]:
