@@ -8,6 +8,7 @@ from . import initialization as initialization
 from . import sweeps as sweeps
 from . import theory as theory
 from ._version import __version__ as __version__
+from .compilation_cache import enable_compilation_cache as enable_compilation_cache
 from .completion import MatrixCompletion as MatrixCompletion
 from .dynamics import XLA as XLA
 from .dynamics import AbstractClock as AbstractClock

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from .terminal import UsageError, cache_settings
+from .terminal import UsageError, jax_settings
 
 _SECONDS_BETWEEN_CHECKS = 5.0  # seconds between two checks of the workers of this machine
 # Seconds that a worker may be missing without any change; a worker needs some of them to start.
@@ -58,7 +58,7 @@ def _cores() -> int:
 def _local_client(workers: int) -> Iterator[Any]:
     import distributed
 
-    os.environ.update(cache_settings())  # the workers inherit them
+    os.environ.update(jax_settings())  # the workers inherit them
     settings: dict[str, Any] = {"dashboard_address": None, "memory_limit": 0}
     with (
         distributed.LocalCluster(n_workers=0, threads_per_worker=1, **settings) as cluster,

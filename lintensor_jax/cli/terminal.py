@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 #: Without a terminal, the least time between two lines of progress, in seconds.
@@ -39,36 +38,22 @@ def termination_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-# By default JAX keeps only programs that took a second to compile. Here many small programs
-# together take most of the time.
-_CACHE: dict[str, Any] = {
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-}
-
-
 def configure_jax():
     """Use float64, and keep compiled programs in a cache on disk for the next run."""
     import jax
 
+    from ..compilation_cache import enable_compilation_cache
+
     jax.config.update("jax_enable_x64", True)
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_compilation_cache_dir", _cache_folder())
-    for option, value in _CACHE.items():
-        if option.upper() not in os.environ:
-            jax.config.update(option, value)
+    enable_compilation_cache()
 
 
-def cache_settings() -> dict[str, str]:
+def jax_settings() -> dict[str, str]:
     """The settings of `configure_jax` as environment variables, for processes to be started."""
-    settings = {"jax_compilation_cache_dir": _cache_folder(), **_CACHE, "jax_enable_x64": True}
-    names = {name.upper(): str(value) for name, value in settings.items()}
-    return {name: os.environ.get(name, value) for name, value in names.items()}
+    from ..compilation_cache import settings_for_processes
 
-
-def _cache_folder() -> str:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return str(cache / "lintensor_jax" / "jax")
+    x64 = "JAX_ENABLE_X64"
+    return {**settings_for_processes(), x64: os.environ.get(x64, "True")}
 
 
 def quiet_argument(parser: Any) -> None:

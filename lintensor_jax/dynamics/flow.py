@@ -69,7 +69,7 @@ def gradient_flow(
       a parameter that is more than 10 times smaller than the largest one, if the parameters that it
       is multiplied with are as small.
     - `saveat`: times of the clock at which to save, increasing, or `diffrax.SaveAt(steps=True)`.
-      The end is always saved.
+      The end is always saved. In compiled code invalid times raise nothing; none is reached then.
     - `observe`: a function of the network, whose value is saved at the same times (`.observed`).
     - `max_steps`: budget of solver steps, explicit and implicit together.
     - `progress`: True prints a line to standard error, at most one in 2 seconds: step, clock, loss.

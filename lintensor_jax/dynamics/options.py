@@ -280,7 +280,11 @@ def _saving(saveat, dtype):
             f"{times.shape} and dtype {times.dtype}."
         )
     times = times.astype(dtype)
-    if not isinstance(times, Tracer):
+    if isinstance(times, Tracer):
+        # Values cannot be refused here. A flow reaches no time of infinity.
+        ordered = jnp.isfinite(times).all() & (times[0] >= 0) & (jnp.diff(times) > 0).all()
+        times = jnp.where(ordered, times, jnp.inf)
+    else:
         concrete = np.asarray(times)
         if not (np.isfinite(concrete).all() and concrete[0] >= 0 and (np.diff(concrete) > 0).all()):
             raise ValueError(

@@ -49,3 +49,23 @@ def test_the_program_of_a_flow_is_short():
     problem = lt.Regression(np.array([[1.0, 2.0]]), np.array([1.0]))
     program = str(jax.make_jaxpr(lambda p: lt.gradient_flow(network, p).coefficients)(problem))
     assert "nextafter" not in program
+
+
+def _at(times):
+    network = lt.DiagonalNetwork(np.array([[0.3, 0.4], [0.1, 0.2]]))
+    problem = lt.Regression(np.array([[1.0, 2.0]]), np.array([1.0]))
+    solution = lt.gradient_flow(network, problem, saveat=times)
+    return solution.reached, solution.coefficients
+
+
+@pytest.mark.parametrize("times", [[1.0, 0.5, 2.0], [1.0, np.nan, 2.0], [-1, 0.5, 2], [1, 1, 2]])
+def test_a_flow_reaches_no_time_of_an_invalid_list(times):
+    # In compiled code nothing can be raised without a call of Python, which no cache keeps.
+    compiled = jax.jit(_at)
+    reached, coefficients = compiled(jnp.array(times, float))
+    assert reached.tolist() == [False, False, False, True]
+    known = compiled(jnp.array([0.5, 1.0, 2.0]))
+    assert known[0].all()
+    np.testing.assert_array_equal(coefficients[-1], known[1][-1])
+    with pytest.raises(ValueError, match="saveat: clock times must be finite"):
+        _at(times)
