@@ -4,6 +4,10 @@ A step that would end within 100 ulp of t1 ends at t1. `diffrax.diffeqsolve` fin
 calls of `equinox.internal.prevbefore` (diffrax 0.7.2). They are written out: 2,400 operations, half
 of the program of a small flow. To trace and compile them takes about 0.7 s of core time.
 
+Before diffrax traces its loop, it traces a step twice to learn whether jumps and results are known
+while tracing. A step size control with `never_jumps` says so, and this is left out: about half of
+the time that tracing a flow takes.
+
 Saved times are checked at run time by a call of Python. JAX keeps no program with such a call in
 its cache on disk. The package checks these times itself (`options.py`).
 """
@@ -15,12 +19,13 @@ from typing import Any
 
 import diffrax
 import diffrax._integrate as diffrax_loop
+import equinox as eqx
 import equinox.internal as eqxi
 import jax.numpy as jnp
 from jaxtyping import Array
 
-# By which diffrax's loop calls equinox.internal.
-_NAME = "eqxi"
+# A step of diffrax's loop.
+_STEP = "body_fun_aux"
 _lock = threading.RLock()
 
 
@@ -41,28 +46,44 @@ class _QuickInternals:
         return value
 
 
+class _WithoutJumps:
+    """`equinox`, for a loop whose control never jumps and returns results that are traced."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(eqx, name)
+
+    @staticmethod
+    def filter_eval_shape(function: Any, *arguments: Any, **options: Any) -> Any:
+        """Of a step: whether jumps and results are traced; otherwise as in `equinox`."""
+        if getattr(function, "__name__", "") == _STEP:
+            return None, False, True
+        return eqx.filter_eval_shape(function, *arguments, **options)
+
+
 def diffeqsolve(*arguments: Any, **options: Any) -> Any:
-    """`diffrax.diffeqsolve`, traced in less time."""
-    with quickly_traced():
+    """`diffrax.diffeqsolve`, traced in less time; `never_jumps`: see `FlowControl`."""
+    with quickly_traced(getattr(options.get("stepsize_controller"), "never_jumps", False)):
         return diffrax.diffeqsolve(*arguments, **options)
 
 
 @contextlib.contextmanager
-def quickly_traced() -> Iterator[None]:
+def quickly_traced(never_jumps: bool = False) -> Iterator[None]:
     """While this context is open, `diffrax.diffeqsolve` is traced with these functions.
 
-    The name is replaced in diffrax's module and restored at the end. If another thread traces
+    The names are replaced in diffrax's module and restored at the end. If another thread traces
     diffrax at the same time, it gets them as well. Then its last step ends at t1 if the step ends
     within 200 ulp of t1, and the order of its saved times is not checked at run time. If diffrax
-    has no such name, nothing is replaced.
+    has no such names, nothing is replaced.
     """
+    replaced: dict[str, Any] = {"eqxi": _QuickInternals()}
+    if never_jumps:
+        replaced["eqx"] = _WithoutJumps()
     with _lock:
-        found: Any = getattr(diffrax_loop, _NAME, None)
-        if found is None:
-            yield
-            return
-        setattr(diffrax_loop, _NAME, _QuickInternals())
+        found = {name: vars(diffrax_loop)[name] for name in replaced if name in vars(diffrax_loop)}
+        for name in found:
+            setattr(diffrax_loop, name, replaced[name])
         try:
             yield
         finally:
-            setattr(diffrax_loop, _NAME, found)
+            for name, value in found.items():
+                setattr(diffrax_loop, name, value)

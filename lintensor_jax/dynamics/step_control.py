@@ -1,7 +1,7 @@
 """Step-size control of single flows: error, stability limit, and the end of the flow."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import diffrax
 import jax.numpy as jnp
@@ -31,6 +31,9 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
     method stay at its stability limit, and the residual does not fall below about the tolerances.
     With it the residual decays to rounding.
     """
+
+    #: No step begins with a jump of the velocity, and the result of a step is never a constant.
+    never_jumps: ClassVar = True
 
     pid: diffrax.PIDController
     # A function of time, state and arguments: the code of the status, whether the flow ends, and
@@ -73,7 +76,7 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
         self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
     ):
         """The error control's decision, with the next step limited, and whether the flow ends."""
-        keep, next_t0, next_t1, made_jump, state, result = self.pid.adapt_step_size(
+        keep, next_t0, next_t1, _, state, result = self.pid.adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state[0]
         )
         code, ends, longest = self.rule(t1, y1_candidate, args)
@@ -91,4 +94,4 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
         code = jnp.where(keep, code, controller_state[1])
         if self.keeps_invariants is not None:
             code = jnp.where(lost, code_of(FlowStatus.invariants_lost), code)
-        return keep, next_t0, next_t1, made_jump, (state, code), result
+        return keep, next_t0, next_t1, False, (state, code), result

@@ -78,7 +78,8 @@ def sweep(
       written in one piece, so that a run that is killed can be resumed (`lintensor_jax.resume`).
     - `observables`: the quantities that are recorded of every lane, besides `status`, `num_steps`
       and `method`. Default: `Limit()`, `LogLoss()`, `Drift()` of `lintensor_jax.sweeps`.
-    - `stop`, `finish`, `rtol`, `atol`, `clock`: as in `gradient_flow`, the same for all lanes.
+    - `stop`, `finish`, `rtol`, `atol`, `clock`: as in `batched_flow`, the same for all lanes. If
+      lanes have different targets, the default is `StopAtResidual` at 1e-9 times the smallest.
     - `solver`: an explicit method with the FSAL property; default as in `batched_flow`.
     - `max_steps`: the most explicit steps of a lane. `stiff_max_steps`: the most steps after that.
       If None, a lane that exceeds `max_steps` fails.

@@ -1,8 +1,9 @@
-"""diffrax's loop is traced with a short `prevbefore`, and diffrax is left as it was."""
+"""diffrax's loop is traced quickly, and diffrax is left as it was."""
 
 from typing import Any
 
 import diffrax._integrate
+import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,23 @@ import numpy as np
 import pytest
 
 import lintensor_jax as lt
+from lintensor_jax.dynamics import quick_tracing
 from lintensor_jax.dynamics.quick_tracing import quickly_traced
 
 diffrax_loop: Any = diffrax._integrate
+NETWORK = lt.DiagonalNetwork(np.array([[0.3, 0.4], [0.1, 0.2]]))
+PROBLEM = lt.Regression(np.array([[1.0, 2.0]]), np.array([1.0]))
+DATA = lt.Classification(np.array([[1.0, 2.0], [0.0, -3.0]]), np.array([1.0, -1.0]))
 
 
 def test_the_name_is_put_back():
     before = diffrax_loop.eqxi
+    with quickly_traced(never_jumps=True):
+        assert diffrax_loop.eqx is not eqx
+        assert diffrax_loop.eqx.tree_at is eqx.tree_at
+    assert diffrax_loop.eqx is eqx
     with quickly_traced():
+        assert diffrax_loop.eqx is eqx
         assert diffrax_loop.eqxi is not before
         assert diffrax_loop.eqxi.while_loop is eqxi.while_loop
         with quickly_traced():  # a flow may be traced inside another trace
@@ -45,16 +55,12 @@ def test_the_bound_is_below_by_at_most_200_ulp():
 
 
 def test_the_program_of_a_flow_is_short():
-    network = lt.DiagonalNetwork(np.array([[0.3, 0.4], [0.1, 0.2]]))
-    problem = lt.Regression(np.array([[1.0, 2.0]]), np.array([1.0]))
-    program = str(jax.make_jaxpr(lambda p: lt.gradient_flow(network, p).coefficients)(problem))
+    program = str(jax.make_jaxpr(lambda p: lt.gradient_flow(NETWORK, p).coefficients)(PROBLEM))
     assert "nextafter" not in program
 
 
 def _at(times):
-    network = lt.DiagonalNetwork(np.array([[0.3, 0.4], [0.1, 0.2]]))
-    problem = lt.Regression(np.array([[1.0, 2.0]]), np.array([1.0]))
-    solution = lt.gradient_flow(network, problem, saveat=times)
+    solution = lt.gradient_flow(NETWORK, PROBLEM, saveat=times)
     return solution.reached, solution.coefficients
 
 
@@ -69,3 +75,35 @@ def test_a_flow_reaches_no_time_of_an_invalid_list(times):
     np.testing.assert_array_equal(coefficients[-1], known[1][-1])
     with pytest.raises(ValueError, match="saveat: clock times must be finite"):
         _at(times)
+
+
+@pytest.mark.parametrize("problem", [PROBLEM, DATA], ids=["regression", "classification"])
+@pytest.mark.parametrize("saveat", [None, [0.1, 0.2]])
+def test_a_step_of_a_flow_has_no_jump_and_a_traced_result(problem, saveat, monkeypatch):
+    # What the package says to diffrax is what diffrax would find by tracing a step twice.
+    found = []
+
+    def traced(function, *arguments, **options):
+        result = eqx.filter_eval_shape(function, *arguments, **options)
+        if getattr(function, "__name__", "") == quick_tracing._STEP:
+            found.append(result[1:])
+        return result
+
+    jax.clear_caches()
+    monkeypatch.setattr(quick_tracing._WithoutJumps, "filter_eval_shape", staticmethod(traced))
+    jax.make_jaxpr(lambda p: lt.gradient_flow(NETWORK, p, saveat=saveat).coefficients)(problem)
+    assert found
+    assert set(found) == {(False, True)}
+
+
+def test_a_step_is_traced_once():
+    traces = []
+
+    class Counted(lt.StopAtResidual):
+        def met(self, seen):
+            traces.append(seen)
+            return super().met(seen)
+
+    lt.gradient_flow(NETWORK, PROBLEM, stop=Counted(1e-9))
+    # Once for the shape of the answer, once at the start, once in the step.
+    assert len(traces) == 3

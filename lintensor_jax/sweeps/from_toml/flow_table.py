@@ -38,7 +38,10 @@ class Flow(Config):
         "parameter.",
     )
     residual: float | None = setting(
-        None, Maybe(_POSITIVE), "Flows stop when the norm of the residual is below this."
+        None,
+        Maybe(_POSITIVE),
+        "Flows stop when the norm of the residual is below this; without a rule they go on to "
+        "their limit.",
     )
     margin: float | None = setting(
         None, Maybe(_POSITIVE), "Flows stop when the smallest margin is above this."
