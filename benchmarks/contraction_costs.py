@@ -93,7 +93,8 @@ def dual_velocity(d: int, n: int, repeats: int) -> dict[str, float]:
     problem = lt.Regression(X, y)
     network = lt.DiagonalNetwork(0.5 + rng.random((2, d)))
     coordinates: Any = coordinates_of(network, problem)
-    dual, full = DualSystem(coordinates, problem, 2), System.of(network, problem)
+    lengths = np.linalg.norm(np.asarray(coordinates.S @ X.T), axis=1)
+    dual, full = DualSystem(coordinates, problem, 2, lengths), System.of(network, problem)
     nu = np.full(n, 0.01)
     cost = float(2 * n * d)
     return {

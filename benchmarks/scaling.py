@@ -6,13 +6,14 @@ Run from the repository root; `hot_path.py` runs it with everything else:
 
 Lanes: throughput of `batched_flow` and of plain `jit(vmap(diffeqsolve))` in the sweep of Yun et al.
 2021, in units of plain at 1,000 lanes, and the peak memory of a separate process for each number. A
-step: core time of a lane's attempted step; the first call, which compiles, is left out.
-Contractions and the dual flow: see `contraction_costs.py`. Costs are in units of the first one of a
-panel's first curve. `growth` is the cost's factor over the last part of a curve, beside the
-expected one.
+step: core time of a lane's attempted step. Compilation: core time of the first call of the same
+lanes, less that of a later one. Contractions and the dual flow: see `contraction_costs.py`. Costs
+are in units of the first one of a panel's first curve. `growth` is the cost's factor over the last
+part of a curve, beside the expected one; a compilation has none.
 """
 
 import argparse
+import functools
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -110,8 +111,9 @@ def by_memory(effort: Effort) -> list[Row]:
     ]
 
 
-def step_cost(name: str, d: int, depth: int, n: int, repeats: int) -> float:
-    """Seconds of core time of one attempted step of a lane, all lanes in flight."""
+@functools.cache  # panels share a shape, which is compiled once
+def costs_of_steps(name: str, d: int, depth: int, n: int, repeats: int) -> tuple[float, float]:
+    """Core seconds of one attempted step of a lane, all lanes in flight; and of the compilation."""
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((n, d)) / np.sqrt(d), rng.standard_normal(n)
     problem = lt.Regression(X, y)
@@ -129,10 +131,11 @@ def step_cost(name: str, d: int, depth: int, n: int, repeats: int) -> float:
         settings: Any = {"finish": None, "max_steps": steps, "width": lanes}
         return lt.batched_flow(networks, problem, stop=stop, **settings)
 
-    flow = run_flow()
-    which = 1 if measure.on_gpu() else 2
-    times = [measure.timed(run_flow)[which] for _ in range(repeats)]
-    return float(np.median(times)) / int(flow.executed_steps)
+    flow, _, first = measure.timed(run_flow)
+    timed = [measure.timed(run_flow)[1:] for _ in range(repeats)]
+    wall, core = np.median(np.array(timed), axis=0)
+    one = float(wall if measure.on_gpu() else core) / int(flow.executed_steps)
+    return one, max(first - float(core), 0.0)
 
 
 def expected_step(name: str, d: int, depth: int, n: int) -> float:
@@ -161,15 +164,11 @@ def by_size(effort: Effort) -> dict[tuple[str, str], Curves]:
         for name in names[:1] if steps and effort.quick else names:
             widest = WIDEST if steps and name == "fully-connected" else max(D)
             xs = [x for x in values if x <= widest]
-            found[name] = (
-                xs,
-                [cost(name, x) for x in xs],
-                [expected(name, x) for x in xs],
-            )
+            found[name] = xs, [cost(name, x) for x in xs], [expected(name, x) for x in xs]
         return found
 
     def step(*arguments):
-        return step_cost(*arguments, repeats=repeats)
+        return costs_of_steps(*arguments, repeats)[0]
 
     def contract(*arguments):
         return contraction_costs.contraction(*arguments, repeats=repeats)
@@ -202,6 +201,7 @@ def by_size(effort: Effort) -> dict[tuple[str, str], Curves]:
                 True,
             ),
         }
+    panels |= of_compilation(panels, repeats)
     for letter, values in (("d", sizes[0]), ("n", sizes[2])):
         pairs = [(x, b_n) if letter == "d" else (256, x) for x in values]
         costs = [contraction_costs.dual_velocity(*pair, repeats) for pair in pairs]
@@ -212,23 +212,36 @@ def by_size(effort: Effort) -> dict[tuple[str, str], Curves]:
     return panels
 
 
+def of_compilation(panels: dict[tuple[str, str], Curves], repeats: int) -> dict[Any, Curves]:
+    """The compilations of the shapes in the panels of steps."""
+    shapes = {
+        "d": lambda d: (d, BASE_L, BASE_N),
+        "L": lambda depth: (BASE_D, depth, BASE_N),
+        "n": lambda n: (BASE_D, BASE_L, n),
+    }
+
+    def seconds(name, x, letter):
+        return [costs_of_steps(name, *shapes[letter](v), repeats)[1] for v in x]
+
+    return {
+        ("compilation", letter): {
+            name: (x, seconds(name, x, letter), None) for name, (x, *_) in curves.items()
+        }
+        for (what, letter), curves in panels.items()
+        if what == "step"
+    }
+
+
 def rows_by_size(panels: dict[tuple[str, str], Curves]) -> list[Row]:
     """Growth over the last part of each curve: a factor of at least 4 in x if the curve has it."""
     rows = []
     for (what, letter), curves in panels.items():
         for name, (x, y, expected) in curves.items():
             first = max((k for k in range(len(x) - 1) if 4 * x[k] <= x[-1]), default=0)
-            assert expected is not None
+            row: Row = {"part": "growth", "problem": f"{what}, {letter}", "variant": name}
+            row |= {"from": x[first], "to": x[-1], "growth": y[-1] / y[first]}
             rows.append(
-                {
-                    "part": "growth",
-                    "problem": f"{what}, {letter}",
-                    "variant": name,
-                    "from": x[first],
-                    "to": x[-1],
-                    "growth": y[-1] / y[first],
-                    "expected": expected[-1] / expected[first],
-                }
+                row | ({} if expected is None else {"expected": expected[-1] / expected[first]})
             )
     return rows
 

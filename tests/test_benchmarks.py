@@ -145,6 +145,34 @@ def test_growth_is_compared_over_the_last_part():
     panels = {("step", "d"): {"diagonal": ([2, 8, 16, 64], [1.0, 5.0, 7.0, 21.0], [2, 8, 16, 64])}}
     (row,) = module("scaling").rows_by_size(panels)
     assert (row["from"], row["to"], row["growth"], row["expected"]) == (16, 64, 3.0, 4.0)
+    (row,) = module("scaling").rows_by_size(
+        {("compilation", "d"): {"": ([2, 8], [1.0, 2.0], None)}}
+    )
+    assert row["growth"] == 2.0
+    assert "expected" not in row
+
+
+def test_the_compilation_of_a_step_is_a_curve_of_its_own():
+    scaling = module("scaling")
+    x = [2, 3]
+    steps = [scaling.costs_of_steps("diagonal", d, scaling.BASE_L, scaling.BASE_N, 1)[0] for d in x]
+    panels = {("step", "d"): {"diagonal": (x, steps, None)}}
+    found = scaling.of_compilation(panels, 1)
+    assert list(found) == [("compilation", "d")]
+    xs, seconds, expected = found["compilation", "d"]["diagonal"]
+    assert (xs, expected) == (x, None)
+    assert min(seconds) > 100 * max(steps)
+
+
+@pytest.mark.parametrize("name", ["diagonal", "convolution", "fully-connected"])
+def test_costs_of_contractions(name):
+    assert module("contraction_costs").contraction(name, 3, 2, repeats=1) > 0
+
+
+def test_costs_of_the_dual_velocity():
+    costs = module("contraction_costs").dual_velocity(4, 2, repeats=1)
+    assert min(costs.values()) > 0
+    assert len(costs) == 2
 
 
 def test_plots(tmp_path):
