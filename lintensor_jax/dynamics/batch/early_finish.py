@@ -1,7 +1,6 @@
 """Lanes of regression that a Gauss-Newton finish ends earlier than one flow."""
 
 import dataclasses
-from types import EllipsisType
 from typing import Any
 
 import equinox as eqx
@@ -17,24 +16,25 @@ from ..statuses import FlowStatus, code_of
 from .program_chunk import BatchedFlow
 
 # The default residual of one flow, times this: 1e-5 max|y|. The largest step of the finish gives
-# errors of about its square, 1e-8. Measured (`benchmarks/early_finish.py`): the limits of all lanes
+# errors of about its square, 1e-9. Measured (`benchmarks/early_finish.py`): the limits of all lanes
 # keep their errors, and lanes of 96 numbers take two thirds of the steps.
 _EARLIER = 1e4
-_STEP: Any = np.asarray(1e-4)
+_STEP: Any = np.asarray(3e-5)
 _FINISH = GaussNewton(_STEP)
 _OF_LANES = "record", "code", "finish_accepted"
 _STEPS = "num_steps", "num_rejected_steps", "num_implicit_steps"
 
 
-def with_early_finish(
-    options: FlowOptions, stop: Any = None, finish: Any | EllipsisType = ...
-) -> FlowOptions:
+def with_early_finish(options: FlowOptions, given: dict[str, Any], shared: bool) -> FlowOptions:
     """The options with a larger default residual and a larger step of the finish.
 
-    `stop`, `finish`: the user's. The same options are returned if one of them is given, if there is
-    no finish, or in single precision, whose default residual is 1e-5 already.
+    `given`: the user's options. `shared`: whether all lanes share the problem. Otherwise the
+    residual, which is derived from one lane's data, would be large for smaller targets. The same
+    options are returned if the user gave a `stop` or a `finish`, if there is no finish, if lanes
+    have problems of their own, or in single precision, whose default residual is 1e-5 already.
     """
-    is_default = stop is None and finish is ... and options.finish is not None
+    is_default = given.get("stop") is None and given.get("finish", ...) is ...
+    is_default = is_default and shared and options.finish is not None
     if not is_default or options.rtol.dtype != np.float64:
         return options
     # The residual is the only number of the default rules. New modules would take 0.1 ms.

@@ -75,6 +75,16 @@ def test_a_rule_or_a_finish_of_the_user_is_kept(options):
     assert _residuals(problem, flow.unfinished_network).max() < 1e-9
 
 
+def test_lanes_with_problems_of_their_own_keep_the_residual():
+    networks, problem = _with_a_slow_mode([0.0, 0.0])
+    problems = jax.vmap(lambda scale: lt.Regression(problem.X, scale * problem.y))(
+        jnp.array([1.0, 1e-6])
+    )
+    flow = lt.batched_flow(networks, problems, shared_problem=False)
+    left = jax.vmap(lambda n, p: jnp.linalg.norm(p.residual(n.linear_coefficients())))
+    assert left(flow.unfinished_network, problems).max() < 1e-9
+
+
 def test_single_precision_keeps_its_residual():
     networks = lt.DiagonalNetwork(jnp.asarray(np.full((8, 2, 3), 0.1), jnp.float32))
     problem = lt.Regression(X.astype(jnp.float32), Y.astype(jnp.float32))
