@@ -111,9 +111,9 @@ def batched_flow(
     - `clock`, `stop`, `finish`, `rtol`, `atol`, `max_steps`: as in `gradient_flow`. The default of
       max_steps is 4096. The default of rtol is 1e-9 if the method is Dopri8 by default. A default
       stop is one rule for all lanes, derived from the data of the first lane. If neither `stop` nor
-      `finish` is given, and all lanes share the problem, a regression flow in float64 ends at a
-      residual of 1e-5 max|y| with `GaussNewton(3e-5)`. A lane whose finish is not accepted there is
-      integrated again, with the defaults of `gradient_flow`.
+      `finish` is given, and all lanes share a problem with the squared loss, a flow in float64 ends
+      at a residual of 1e-5 max|y| with `GaussNewton(3e-5)`. A lane whose finish is not accepted
+      there is integrated again, with the defaults of `gradient_flow`.
 
     **Returns** a `BatchedFlow`. Nothing is raised for a lane that fails: see `status`.
 
@@ -147,7 +147,7 @@ def batched_flow(
     can_turn = has_implicit_steps(system, filled.clock, thetas.shape[1])
     stepper = Stepper(
         system=system,
-        options=with_early_finish(filled, options, shared_problem),
+        options=with_early_finish(filled, one, options, shared_problem),
         solver=solver,
         shared=shared_problem,
         width=sizes.width,

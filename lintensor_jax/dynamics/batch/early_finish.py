@@ -25,16 +25,20 @@ _OF_LANES = "record", "code", "finish_accepted"
 _STEPS = "num_steps", "num_rejected_steps", "num_implicit_steps"
 
 
-def with_early_finish(options: FlowOptions, given: dict[str, Any], shared: bool) -> FlowOptions:
+def with_early_finish(
+    options: FlowOptions, problem: Any, given: dict[str, Any], shared: bool
+) -> FlowOptions:
     """The options with a larger default residual and a larger step of the finish.
 
     `given`: the user's options. `shared`: whether all lanes share the problem. Otherwise the
     residual, which is derived from one lane's data, would be large for smaller targets. The same
     options are returned if the user gave a `stop` or a `finish`, if there is no finish, if lanes
-    have problems of their own, or in single precision, whose default residual is 1e-5 already.
+    have problems of their own, for losses that are not squared, or in single precision, whose
+    default residual is 1e-5 already. The slopes of other losses take the place of the residual, and
+    can all be below 1e-5: that of `HuberLoss(1e-6)` is at most 1e-6.
     """
     is_default = given.get("stop") is None and given.get("finish", ...) is ...
-    is_default = is_default and shared and options.finish is not None
+    is_default = is_default and shared and options.finish is not None and problem.has_squared_loss
     if not is_default or options.rtol.dtype != np.float64:
         return options
     # The residual is the only number of the default rules. New modules would take 0.1 ms.

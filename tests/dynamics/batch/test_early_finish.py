@@ -85,6 +85,16 @@ def test_lanes_with_problems_of_their_own_keep_the_residual():
     assert left(flow.unfinished_network, problems).max() < 1e-9
 
 
+@pytest.mark.parametrize("loss", [lt.HuberLoss(1e-6), lt.LogCoshLoss()])
+def test_other_losses_keep_the_residual(loss):
+    # All slopes of this Huber loss are below 1e-5: at the start the flow would have ended.
+    weights = 0.3 * np.random.default_rng(4).standard_normal((4, 2, 3))
+    networks, problem = lt.DiagonalNetwork(jnp.asarray(weights)), lt.Regression(X, Y, loss=loss)
+    early, usual = (lt.batched_flow(networks, problem, **o) for o in ({}, USUAL))
+    np.testing.assert_array_equal(early.num_steps, usual.num_steps)
+    np.testing.assert_allclose(early.coefficients, usual.coefficients, rtol=0, atol=1e-12)
+
+
 def test_single_precision_keeps_its_residual():
     networks = lt.DiagonalNetwork(jnp.asarray(np.full((8, 2, 3), 0.1), jnp.float32))
     problem = lt.Regression(X.astype(jnp.float32), Y.astype(jnp.float32))
