@@ -57,10 +57,10 @@ def gradient_flow(
       two fully connected layers) it is about the number of samples, if that is smaller than half.
     - `clock`: the variable of integration. Default: `PhysicalTime()` for squared losses,
       `LogArcLength()` for classification.
-    - `stop`: stop rules, combined with ``|``. Default: `StopAtResidual(1e-9 max|y|)`, or
-      `StopAtMargin(1e8)`. Classification flows also stop where the precision of floating point
-      ends (`float_wall`), and at the minimum of the loss on data that are not separable. Every
-      flow stops when its parameters no longer move.
+    - `stop`: stop rules, combined with ``|``. Default: `StopAtResidual(1e-9 max|y|)` (less for a
+      loss whose slopes are smaller than the targets), or `StopAtMargin(1e8)`. Classification flows
+      also stop where the precision of floating point ends (`float_wall`), and at the minimum of the
+      loss on data that are not separable. Every flow stops when its parameters no longer move.
     - `finish`: `GaussNewton()` (default for losses of residuals, where the Jacobian has at most
       2^25 entries and there is no weight decay) or None.
     - `rtol`: relative tolerance, default 1e-8 (float32: 1e-5).

@@ -233,7 +233,22 @@ def _smallest_residual(problem, eps):
     xp = jnp if isinstance(problem.y, Tracer) else np
     scale = xp.max(xp.abs(problem.y))
     # The residual of y = 0 becomes exactly zero or stays large: any positive number will do.
-    return max(1e-9, 64 * eps) * xp.where(scale > 0, scale, 1.0)
+    return default_residual(problem, xp.where(scale > 0, scale, 1.0), eps)
+
+
+def default_residual(problem: Any, scale: Any, eps: float) -> Any:
+    """The residual at which a flow ends by default; `scale`: the size of the targets.
+
+    It is 1e-9 times the scale. The slopes of another loss take the place of the residual. If they
+    are bounded, such as those of `HuberLoss(1e-10)`, all can be below this already at the start.
+    Then the bound takes the place of the scale.
+    """
+    if problem.has_squared_loss:
+        return max(1e-9, 64 * eps) * scale
+    xp = jnp if isinstance(scale, Tracer) else np
+    slope = xp.abs(xp.asarray(problem.residual_loss.slope(scale)))
+    bound = xp.minimum(scale, xp.where(slope > 0, slope, scale))
+    return xp.minimum(xp.maximum(1e-9 * bound, 64 * eps * scale), 1e-3 * bound)
 
 
 def _instance(value, kind, name, example):

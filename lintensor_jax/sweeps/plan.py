@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from ..dynamics.batch import hardware
-from ..dynamics.options import fill_options
+from ..dynamics.options import default_residual, fill_options
 from ..dynamics.statuses import ADVICE, STORED
 from ..dynamics.stopping import StopAtBalance, StopAtResidual
 from ..dynamics.system import System
@@ -340,7 +340,7 @@ def _stop(cell: Cell, options: Options) -> Any:
     sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
     scale = float(sizes.min()) if sizes.size else 1.0
     eps = float(np.finfo(y.dtype).eps)
-    residual = StopAtResidual(max(1e-9, 64 * eps) * scale)
+    residual = StopAtResidual(float(default_residual(problems, scale, eps)))
     if weight_decay_of(problems) is None:
         return residual
     return StopAtBalance(max(1e-10, 1e3 * eps)) | residual

@@ -156,3 +156,18 @@ def test_many_flows_at_once(loss, compilation):
         start = lt.DiagonalNetwork((scale * ETA, np.zeros(6)))
         limit: Any = lt.predict(start, problem).limit
         np.testing.assert_allclose(many.coefficients[lane], limit, atol=1e-6)
+
+
+@pytest.mark.parametrize("delta", [1e-3, 1e-10])
+def test_a_small_bound_of_the_slopes_does_not_end_a_flow_at_its_start(delta):
+    # With one sample the path of the flow does not depend on the loss. The default residual of
+    # 1e-9 is more than every slope of the second loss.
+    network = lt.DiagonalNetwork(jnp.array([[0.3, 0.4], [0.0, 0.1]]))
+    X, y = jnp.array([[1.0, 2.0]]), jnp.array([1.0])
+    expected = lt.gradient_flow(network, lt.Regression(X, y)).coefficients[-1]
+    problem = lt.Regression(X, y, lt.HuberLoss(delta))
+    solution = lt.gradient_flow(network, problem)
+    np.testing.assert_allclose(solution.coefficients[-1], expected, rtol=0, atol=1e-8)
+    lanes = jax.vmap(lambda a: network.scaled(a))(jnp.array([1.0, 1.0]))
+    flow = lt.batched_flow(lanes, problem)
+    np.testing.assert_allclose(flow.coefficients[0], expected, rtol=0, atol=1e-8)
