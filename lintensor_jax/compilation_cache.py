@@ -40,7 +40,9 @@ def enable_compilation_cache(folder: str | os.PathLike[str] | None = None) -> Pa
     """
     if folder is not None:
         if not isinstance(folder, str | os.PathLike):
-            raise ValueError(f"folder: must be a path, got {in_words(folder)}.")
+            raise ValueError(
+                f"folder: must be a path, got {in_words(folder)}; leave it out for the default."
+            )
         chosen = Path(folder).expanduser().absolute()
         if chosen.exists() and not chosen.is_dir():
             raise ValueError(f"folder: {chosen} is a file; pass a folder, or leave it out.")

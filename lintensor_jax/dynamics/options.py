@@ -245,8 +245,9 @@ def default_residual(problem: Any, scale: Any, eps: float) -> Any:
     """
     if problem.has_squared_loss:
         return max(1e-9, 64 * eps) * scale
-    xp = jnp if isinstance(scale, Tracer) else np
-    slope = xp.abs(xp.asarray(problem.residual_loss.slope(scale)))
+    slope = problem.residual_loss.slope(scale)
+    xp = jnp if any(isinstance(x, Tracer) for x in (scale, slope)) else np
+    slope = xp.abs(xp.asarray(slope))
     bound = xp.minimum(scale, xp.where(slope > 0, slope, scale))
     return xp.minimum(xp.maximum(1e-9 * bound, 64 * eps * scale), 1e-3 * bound)
 

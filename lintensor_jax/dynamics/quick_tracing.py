@@ -13,6 +13,7 @@ its cache on disk. The package checks these times itself (`options.py`).
 """
 
 import contextlib
+import inspect
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -47,7 +48,7 @@ class _QuickInternals:
 
 
 class _WithoutJumps:
-    """`equinox`, for a loop whose control never jumps and returns results that are traced."""
+    """`equinox`, which knows of a step whose control never jumps that its results are traced."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(eqx, name)
@@ -56,18 +57,21 @@ class _WithoutJumps:
     def filter_eval_shape(function: Any, *arguments: Any, **options: Any) -> Any:
         """Of a step: whether jumps and results are traced; otherwise as in `equinox`."""
         if getattr(function, "__name__", "") == _STEP:
-            return None, False, True
+            # That of this very step: another thread, or a network, may trace a solve of its own.
+            control = inspect.getclosurevars(function).nonlocals.get("stepsize_controller")
+            if getattr(control, "never_jumps", False):
+                return None, False, True
         return eqx.filter_eval_shape(function, *arguments, **options)
 
 
 def diffeqsolve(*arguments: Any, **options: Any) -> Any:
     """`diffrax.diffeqsolve`, traced in less time; `never_jumps`: see `FlowControl`."""
-    with quickly_traced(getattr(options.get("stepsize_controller"), "never_jumps", False)):
+    with quickly_traced():
         return diffrax.diffeqsolve(*arguments, **options)
 
 
 @contextlib.contextmanager
-def quickly_traced(never_jumps: bool = False) -> Iterator[None]:
+def quickly_traced() -> Iterator[None]:
     """While this context is open, `diffrax.diffeqsolve` is traced with these functions.
 
     The names are replaced in diffrax's module and restored at the end. If another thread traces
@@ -75,9 +79,7 @@ def quickly_traced(never_jumps: bool = False) -> Iterator[None]:
     within 200 ulp of t1, and the order of its saved times is not checked at run time. If diffrax
     has no such names, nothing is replaced.
     """
-    replaced: dict[str, Any] = {"eqxi": _QuickInternals()}
-    if never_jumps:
-        replaced["eqx"] = _WithoutJumps()
+    replaced: dict[str, Any] = {"eqxi": _QuickInternals(), "eqx": _WithoutJumps()}
     with _lock:
         found = {name: vars(diffrax_loop)[name] for name in replaced if name in vars(diffrax_loop)}
         for name in found:

@@ -340,7 +340,8 @@ def _stop(cell: Cell, options: Options) -> Any:
     sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
     scale = float(sizes.min()) if sizes.size else 1.0
     eps = float(np.finfo(y.dtype).eps)
-    residual = StopAtResidual(float(default_residual(problems, scale, eps)))
+    each = jax.vmap(lambda p: default_residual(p, scale, eps))(problems)
+    residual = StopAtResidual(float(np.min(each)))
     if weight_decay_of(problems) is None:
         return residual
     return StopAtBalance(max(1e-10, 1e3 * eps)) | residual

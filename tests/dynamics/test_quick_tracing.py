@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import diffrax
 import diffrax._integrate
 import equinox as eqx
 import equinox.internal as eqxi
@@ -12,7 +13,7 @@ import pytest
 
 import lintensor_jax as lt
 from lintensor_jax.dynamics import quick_tracing
-from lintensor_jax.dynamics.quick_tracing import quickly_traced
+from lintensor_jax.dynamics.quick_tracing import _WithoutJumps, quickly_traced
 
 diffrax_loop: Any = diffrax._integrate
 NETWORK = lt.DiagonalNetwork(np.array([[0.3, 0.4], [0.1, 0.2]]))
@@ -22,17 +23,15 @@ DATA = lt.Classification(np.array([[1.0, 2.0], [0.0, -3.0]]), np.array([1.0, -1.
 
 def test_the_name_is_put_back():
     before = diffrax_loop.eqxi
-    with quickly_traced(never_jumps=True):
+    with quickly_traced():
         assert diffrax_loop.eqx is not eqx
         assert diffrax_loop.eqx.tree_at is eqx.tree_at
-    assert diffrax_loop.eqx is eqx
-    with quickly_traced():
-        assert diffrax_loop.eqx is eqx
         assert diffrax_loop.eqxi is not before
         assert diffrax_loop.eqxi.while_loop is eqxi.while_loop
         with quickly_traced():  # a flow may be traced inside another trace
             pass
     assert diffrax_loop.eqxi is before
+    assert diffrax_loop.eqx is eqx
 
     def fails():
         with quickly_traced():
@@ -106,3 +105,27 @@ def test_a_step_is_traced_once():
     lt.gradient_flow(NETWORK, PROBLEM, stop=Counted(1e-9))
     # Once for the shape of the answer, once at the start, once in the step.
     assert len(traces) == 3
+
+
+def test_a_solve_of_others_learns_of_its_own_jumps():
+    # Another thread, or a user's network, can call diffrax while a flow is traced.
+    def solve():
+        control = diffrax.PIDController(rtol=1e-6, atol=1e-6)
+        control = diffrax.ClipStepSizeController(control, jump_ts=jnp.array([0.5]))
+        term = diffrax.ODETerm(lambda t, y, args: jnp.where(t < 0.5, -y, y))
+        ends = 0.0, 1.0, 0.1, jnp.ones(2)
+        return diffrax.diffeqsolve(term, diffrax.Tsit5(), *ends, stepsize_controller=control)
+
+    asked = []
+
+    def seen(function, *arguments, **options):
+        result = _WithoutJumps.filter_eval_shape(function, *arguments, **options)
+        if getattr(function, "__name__", "") == quick_tracing._STEP:
+            asked.append(result[1])
+        return result
+
+    with quickly_traced(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diffrax_loop.eqx, "filter_eval_shape", seen, raising=False)
+        solve()
+    assert asked
+    assert all(asked)

@@ -21,8 +21,10 @@ from .program_chunk import BatchedFlow
 _EARLIER = 1e4
 _STEP: Any = np.asarray(3e-5)
 _FINISH = GaussNewton(_STEP)
-_OF_LANES = "record", "code", "finish_accepted"
-_STEPS = "num_steps", "num_rejected_steps", "num_implicit_steps"
+_OF_LANES = (
+    *("record", "code", "finish_accepted"),
+    *("num_steps", "num_rejected_steps", "num_implicit_steps"),
+)
 
 
 def with_early_finish(
@@ -65,7 +67,7 @@ def with_lanes(flow: BatchedFlow, lanes: Int[np.ndarray, " K"], again: BatchedFl
         parameters, rest = split(getattr(flow, name))
         own = split(getattr(again, name))[0]
         networks[name] = eqx.combine(jax.tree.map(put, parameters, own), rest)
-    fields = (*_OF_LANES, *_STEPS)
-    new = {name: jax.tree.map(put, getattr(flow, name), getattr(again, name)) for name in fields}
+    pairs = {name: (getattr(flow, name), getattr(again, name)) for name in _OF_LANES}
+    new = {name: jax.tree.map(put, *pair) for name, pair in pairs.items()}
     executed = flow.executed_steps + again.executed_steps
     return dataclasses.replace(flow, **networks, **new, executed_steps=executed)
