@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
+from ..eager_programs import eager_program
 from ..penalized import weight_decay_of
-from ..small_programs import small_program
 from . import corners
 from .clocks import ClockState, FlowArgs, PhysicalTime
 from .finish import finish_flow
@@ -72,7 +72,7 @@ def _size_of_records(args, initial, options, segments):
     return (1 + saved) * (initial.theta.size + problem)
 
 
-@small_program(_size_of_records)
+@eager_program(_size_of_records)
 def trajectory_of(args, initial, options, segments) -> Trajectory:
     """The segments as one trajectory, with the finish: all that follows the last step.
 

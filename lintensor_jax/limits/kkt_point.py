@@ -20,7 +20,7 @@ import optimistix as optx
 from jaxtyping import Array, Bool, Float
 
 from ..dynamics.system import System
-from ..small_programs import small_program
+from ..eager_programs import eager_program
 
 # Levenberg-Marquardt factorises a dense matrix of this many columns, at most.
 LARGEST_SYSTEM = 3000
@@ -145,7 +145,7 @@ def _equations(x: Array, args: tuple[System, Array, Bool[Array, " n"]]) -> Array
     return jnp.concatenate([theta - force, jnp.where(active, margins - 1, multipliers)])
 
 
-@small_program(lambda system, rows, active, x: rows.size + x.size**2)
+@eager_program(lambda system, rows, active, x: rows.size + x.size**2)
 def _solve(system: Any, rows, active, x):
     args = (system, rows, active)
     solution = optx.least_squares(

@@ -10,9 +10,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Scalar
 
+from ...eager_programs import eager_program
 from ...networks import ConvolutionalNetwork, DiagonalNetwork, mirror_map
 from ...problems import Regression, named
-from ...small_programs import small_program
 from .dual_newton import MirrorSolution, minimize
 from .power_mirror import PowerMirror
 
@@ -96,7 +96,7 @@ def limit_point(
     return _limit_point(S, X, y, int(depth), alpha, eta)
 
 
-@small_program(lambda S, X, y, depth, alpha, eta: X.size + (0 if S is None else S.size))
+@eager_program(lambda S, X, y, depth, alpha, eta: X.size + (0 if S is None else S.size))
 def _limit_point(S, X, y, depth, alpha, eta):
     log_alpha = jnp.log(alpha)
     mirror = PowerMirror(log_alpha, jnp.log(jnp.abs(eta)), depth)

@@ -1,0 +1,111 @@
+"""Programs that are compiled in less time: their options, and that transformations have none."""
+
+import threading
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxlib.version import __version_info__ as jaxlib_version
+
+from lintensor_jax import eager_programs
+from lintensor_jax.eager_programs import eager_program
+
+jax.config.update("jax_enable_x64", True)
+
+
+LEVEL, OLDER = "xla_backend_optimization_level", "xla_cpu_use_fusion_emitters"
+
+
+@pytest.fixture
+def optimising():
+    """XLA optimises, which `conftest.py` switches off."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def program(monkeypatch, optimising):
+    """A function that makes an eager program, and the options of the programs that were called."""
+    called = []
+    real = eqx.filter_jit
+
+    def recorded(function, **settings):
+        compiled = real(function, **settings)
+
+        def call(*arguments, **named):
+            called.append(settings["compiler_options"])
+            return compiled(*arguments, **named)
+
+        return call
+
+    monkeypatch.setattr(eager_programs.eqx, "filter_jit", recorded)
+    monkeypatch.setattr(eager_programs, "_HAS_OLDER_EMITTERS", False)
+
+    def made(**settings):
+        @eager_program(lambda x, name: x.size, **settings)
+        def root_of_sum(x, name):
+            return jnp.sqrt(jnp.sum(x**2)) if name == "root" else jnp.sum(x**2)
+
+        return root_of_sum
+
+    return made, called
+
+
+@pytest.mark.parametrize(("settings", "level"), [({}, 0), ({"has_long_loop": True}, 1)])
+def test_few_numbers_are_compiled_with_little_optimisation(program, settings, level):
+    made, called = program
+    function = made(**settings)
+    for size in (3, 1024, 1025):
+        x = jnp.arange(size) / 10
+        np.testing.assert_allclose(function(x, name="root"), np.linalg.norm(x), rtol=1e-14)
+    assert called == [{LEVEL: level}, {LEVEL: level}, {LEVEL: 1}]
+
+
+def test_the_older_emitters_are_used_for_few_numbers(program, monkeypatch):
+    made, called = program
+    function = made()
+    # The option is not given to a jaxlib without it.
+    has_them = jaxlib_version < (0, 11)
+    monkeypatch.setattr(eager_programs, "_HAS_OLDER_EMITTERS", has_them)
+    for size in (3, 1025):
+        np.testing.assert_allclose(function(jnp.ones(size), "sum"), size)
+    assert called == [{LEVEL: 0} | ({OLDER: False} if has_them else {}), {LEVEL: 1}]
+
+
+def test_the_users_choice_of_no_optimisation_stays(program):
+    made, called = program
+    jax.config.update("jax_disable_most_optimizations", True)
+    for size in (3, 1025):
+        np.testing.assert_allclose(made()(jnp.ones(size), "sum"), size)
+    assert called == [None, None]
+
+
+def test_transformations_have_no_options(program):
+    made, called = program
+    function, x = made(), jnp.array([3.0, 4.0])
+    np.testing.assert_allclose(jax.jit(lambda: function(x, "root"))(), 5.0)  # nothing is traced
+    np.testing.assert_allclose(jax.jit(lambda x: function(x, "root"))(x), 5.0)
+    np.testing.assert_allclose(jax.vmap(lambda x: function(x, "sum"))(x), [9.0, 16.0])
+    np.testing.assert_allclose(jax.grad(lambda x: function(x, "sum"))(x), [6.0, 8.0])
+    np.testing.assert_allclose(jax.jvp(lambda x: function(x, "sum"), (x,), (x,))[1], 50.0)
+    assert called == [None] * 5
+
+
+def test_every_thread_has_the_options(program):
+    made, called = program
+    function, found = made(), []
+    thread = threading.Thread(target=lambda: found.append(function(jnp.ones(4), "sum")))
+    thread.start()
+    thread.join()
+    assert (float(found[0]), called) == (4.0, [{LEVEL: 0}])
+
+
+def test_other_devices_have_no_options(program, monkeypatch):
+    made, called = program
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert float(made()(jnp.ones(4), "sum")) == 4.0
+    assert called == [None]
