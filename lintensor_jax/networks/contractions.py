@@ -23,10 +23,10 @@ from jaxtyping import Array, Float
 T = TypeVar("T")
 LeaveOneOut = Callable[[Array], T]
 
-# Circular correlations use an index table up to this length, and the FFT above it. On two CPU cores
-# (benchmarks/contractions.py) one network with the table takes 0.2 to 0.5 of the time with the FFT
-# for d = 8 to 32. A batch of 64 takes 0.7 to 1.0 (d = 8) and 1.9 to 2.4 (d = 16) of that time. The
-# limit is chosen for batches.
+# Up to this length circular correlations use an index table and spectra are sums; above it both use
+# the FFT. On two CPU cores (benchmarks/contractions.py) one network with the table takes 0.2 to 0.5
+# of the time with the FFT for d = 8 to 32. A batch of 64 takes 0.7 to 1.0 (d = 8) and 1.9 to 2.4
+# (d = 16) of that time. The limit is chosen for batches.
 DIRECT_CONVOLUTION_MAX_LENGTH = 12
 
 
@@ -66,6 +66,26 @@ def convolution(
     if length > DIRECT_CONVOLUTION_MAX_LENGTH:
         return _convolution_by_fft(filters, length)
     return _convolution_direct(filters, length)
+
+
+def squared_moduli(rows: Float[Array, "L d"]) -> Float[Array, "L k"]:
+    """|DFT|^2 of real rows at the k = d // 2 + 1 frequencies of a real signal, unnormalised DFT."""
+    length = rows.shape[1]
+    if length > DIRECT_CONVOLUTION_MAX_LENGTH:
+        spectra = jnp.fft.rfft(rows)
+        return spectra.real**2 + spectra.imag**2
+    turns = np.outer(np.arange(length), np.arange(length // 2 + 1)) % length
+    angles = 2 * np.pi * turns / length
+    sines = np.where(2 * turns % length == 0, 0.0, np.sin(angles))  # exact where they are zero
+    # Sums of entries and not a product: equal rows must have equal results, to the bit.
+
+    def weighted(weights):
+        weights = jnp.asarray(weights, rows.dtype)
+        terms = [rows[:, j, None] * weights[j : j + 1] for j in range(length)]
+        return functools.reduce(jnp.add, terms)
+
+    real, imaginary = weighted(np.cos(angles)), weighted(sines)
+    return real**2 + imaginary**2
 
 
 def _convolution_by_fft(filters, length):

@@ -147,8 +147,7 @@ class ConvolutionalNetwork(AbstractNetwork):
         """
         if not self.is_full_length:
             return gaps_of_squared_norms(self.filters)
-        spectra = jnp.fft.rfft(jnp.stack(self.filters))
-        return gaps((spectra.real**2 + spectra.imag**2) / self.dimension)
+        return gaps(contractions.squared_moduli(jnp.stack(self.filters)) / self.dimension)
 
     def first_directions(self) -> tuple[Float[Array, " k"], ...]:
         """Unit impulses in all filters but the last one."""

@@ -13,6 +13,7 @@ import lintensor_jax as lt
 from lintensor_jax.initialization import gaussian
 from lintensor_jax.networks import split
 from lintensor_jax.networks.conserved import conserved_quantities
+from lintensor_jax.networks.contractions import squared_moduli
 
 D = 4
 
@@ -194,3 +195,11 @@ def test_ties_have_a_derivative():
     changed = jax.jacfwd(lambda c: conserved_quantities(lt.FullyConnectedNetwork([[[c]], [0.7]])))
     np.testing.assert_array_equal(conserved_quantities(network), 0.0)
     np.testing.assert_allclose(changed(0.7), [1.4], rtol=1e-15)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 4, 7, 12, 13])
+def test_squared_moduli_are_those_of_numpys_transform(d):
+    rows = np.random.default_rng(d).standard_normal((3, d))
+    found = squared_moduli(jnp.asarray(np.vstack([rows, rows[:1]])))
+    np.testing.assert_allclose(found[:3], np.abs(np.fft.rfft(rows)) ** 2, rtol=1e-12, atol=1e-13)
+    assert jnp.array_equal(found[0], found[3])  # equal rows, to the bit
