@@ -136,7 +136,7 @@ def batched_flow(
     system = System.of_parts(network, first, rest_of_one, one)
     options.setdefault("max_steps", 4096)
     filled = fill_options(system, **options)
-    thetas = _as_vectors(parameters, count)
+    thetas = _as_vectors(jax.tree.leaves(parameters))
     if compilation is None:
         compilation = XLA() if kind == "other" else _NATIVE
     size = system.num_parameters + (0 if isinstance(filled.clock, PhysicalTime) else 2)
@@ -255,10 +255,11 @@ def _by_default(options, size: int, rtol) -> tuple[diffrax.AbstractERK, Any]:
     return _OF_HIGH_ORDER, options
 
 
-def _as_vectors(parameters, count):
+@jax.jit  # one dispatch
+def _as_vectors(leaves):
     """`ravel_pytree` of every lane, without a trace, which would take milliseconds."""
-    leaves = [leaf.reshape(count, -1) for leaf in jax.tree.leaves(parameters)]
-    return jnp.concatenate(leaves, axis=1) if len(leaves) > 1 else leaves[0]
+    vectors = [leaf.reshape(leaf.shape[0], -1) for leaf in leaves]
+    return jnp.concatenate(vectors, axis=1)
 
 
 def _chunks(size, thetas, data, shared) -> list[Chunk]:
@@ -271,7 +272,7 @@ def _sizes(device, width, size, lane, thetas, devices) -> hardware.Sizes:
     """How the lanes are divided for the devices; `lane`: see `_numbers_of_lane`."""
     count, shares = thetas.shape[0], 1 if devices is None else len(devices)
     if hardware.kind_of(device) == "cpu":
-        return hardware.sizes_on_cpu(width, size, count, shares)
+        return hardware.sizes_on_cpu(width, size, count, shares, _own_numbers(lane[-1]))
     memory, itemsize = hardware.memory_of(device), thetas.dtype.itemsize
     return hardware.sizes_on_accelerator(
         width, _numbers_of_lane(size, *lane), itemsize, memory, count, shares
@@ -285,8 +286,11 @@ def _numbers_of_lane(size, network, problem, own) -> hardware.LaneNumbers:
         return problem.predictions(network.linear_coefficients())
 
     found = eqx.filter_eval_shape(predictions, network, problem)
-    arrays = jax.tree.leaves(eqx.filter(own, eqx.is_array))
-    return hardware.LaneNumbers(size, math.prod(found.shape), sum(x.size for x in arrays))
+    return hardware.LaneNumbers(size, math.prod(found.shape), _own_numbers(own))
+
+
+def _own_numbers(own) -> int:
+    return sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves(own))
 
 
 def _early_or_usual(run, stepper, usual, thetas, data) -> BatchedFlow:

@@ -87,15 +87,16 @@ def ends_by_machine_code(
     if isinstance(integrate_rows, Refusal):
         return integrate_rows
     filled, leaves = fill(stepper, chunk)
-    table = np.array(filled)
+    # The machine code writes to the memory of XLA's result, which nothing else refers to.
+    table = np.ascontiguousarray(filled)
     shared = _shared_numbers(stepper, chunk, leaves, table.dtype)
     if isinstance(shared, Refusal):
         return shared
     executed = int(integrate_rows(table, order, shared))
-    code, s = table[:, :2].T
-    state = table[:, 4 : 4 + stepper.values[0].state_size]
+    state = table[:, 4 : 4 + stepper.values[0].state_size].copy()
+    code, s = table[:, 0].astype(np.int32), table[:, 1].copy()
     num_steps, num_rejected = counts_of(table)
-    return Ends(state, s, code.astype(np.int32), num_steps, num_rejected, executed)
+    return Ends(state, s, code, num_steps, num_rejected, executed)
 
 
 def _ends_of_table(stepper: Stepper, count, table: Array):

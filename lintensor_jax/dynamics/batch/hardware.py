@@ -49,16 +49,20 @@ class Sizes(NamedTuple):
 # done: this takes as long as a few steps of all lanes, and until then a done lane is still stepped.
 _SMALL, _LARGE = (128, 4), (32, 16)
 _LARGEST_SMALL = 32
-# The lanes of one program on a CPU, which limits memory and the number of compilations, and the
-# lanes that are finished at once.
-_CHUNK, _BATCH = 2**14, 256
+# The most lanes of one program on a CPU, and the most numbers of their states and own data: these
+# limit memory (some 50 bytes a number). And the lanes that are finished at once.
+_CHUNK, _CHUNK_NUMBERS, _BATCH = 2**16, 2**22, 256
 
 
-def sizes_on_cpu(width: int | None, size: int, count: int, shares: int) -> Sizes:
-    """The sizes for `count` lanes of `size` numbers on `shares` devices; `width` may be None."""
+def sizes_on_cpu(width: int | None, size: int, count: int, shares: int, own: int = 0) -> Sizes:
+    """The sizes for `count` lanes of `size` numbers on `shares` devices; `width` may be None.
+
+    `own`: how many numbers of data a lane has that are not shared.
+    """
     usual, share = _SMALL if size <= _LARGEST_SMALL else _LARGE
     width = _of_whole_vectors(min(width or usual, count))
-    each = max(min(_CHUNK, -(-count // shares)), min(4 * width, count))
+    most = min(_CHUNK, 2 ** int(math.log2(max(1, _CHUNK_NUMBERS // (size + own)))))
+    each = max(min(most, -(-count // shares)), min(4 * width, count))
     # A power of two times the width, so that few sizes are ever compiled.
     chunk = width * 2 ** math.ceil(math.log2(-(-each // width)))
     return Sizes(width, chunk, -(-width // share), _BATCH)

@@ -58,7 +58,11 @@ def test_memory_of_a_lane_covers_what_xla_takes():
 
 def test_chunk_sizes_on_cpus():
     sizes = hardware.sizes_on_cpu(None, 4, 3 * 2**20, 8)
-    assert sizes == (128, 2**14, 32, 256)
+    assert sizes == (128, 2**16, 32, 256)
+    assert hardware.sizes_on_cpu(None, 96, 10**6, 1).chunk == 2**15  # of 2^22 numbers
+    assert hardware.sizes_on_cpu(None, 3104, 10**6, 1).chunk == 2**10
+    assert hardware.sizes_on_cpu(None, 4, 10**6, 1, own=3100).chunk == 2**10
+    assert hardware.sizes_on_cpu(None, 10**7, 10**6, 1).chunk == 128
     assert hardware.sizes_on_cpu(None, 96, 1000, 1) == (32, 1024, 2, 256)
     assert hardware.sizes_on_cpu(20, 4, 5, 1) == (8, 8, 2, 256)
 
