@@ -23,12 +23,20 @@ _UNTRACED = get_opaque_trace_state(_CONVENTION)
 _HAS_OLDER_EMITTERS = jaxlib_version < (0, 11)
 
 
-def eager_program(numbers: Callable[..., float], has_long_loop: bool = False) -> Callable:
+def numbers_of(*arguments: Any, **named: Any) -> int:
+    """How many numbers the arrays of the arguments have."""
+    return sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves((arguments, named)))
+
+
+def eager_program(
+    numbers: Callable[..., float] = numbers_of, has_long_loop: bool = False
+) -> Callable[[Callable], Any]:
     """A decorator like `equinox.filter_jit`: a program on a CPU is compiled in less time.
 
     Inside `jax.jit`, `jax.vmap` and derivatives the function is `equinox.filter_jit`'s.
 
-    - `numbers`: how many numbers the program computes with, from the function's arguments.
+    - `numbers`: how many numbers the program computes with, from the function's arguments; default:
+      those of the arguments.
     - `has_long_loop`: whether the program takes many steps. Programs of few numbers without such a
       loop are not optimised.
     """

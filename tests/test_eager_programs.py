@@ -109,3 +109,13 @@ def test_other_devices_have_no_options(program, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert float(made()(jnp.ones(4), "sum")) == 4.0
     assert called == [None]
+
+
+def test_the_numbers_of_all_arguments_count(program):
+    _, called = program
+    function = eager_program()(lambda pair, scale: scale * (jnp.sum(pair[0]) + jnp.sum(pair[1])))
+    for size in (511, 512):
+        pair = jnp.ones(size), jnp.ones(size)
+        np.testing.assert_allclose(function(pair, scale=jnp.array([1.0])), 2 * size)
+        np.testing.assert_allclose(function(pair, scale=2.0), 4 * size)  # a Python number: none
+    assert called == [{LEVEL: 0}, {LEVEL: 0}, {LEVEL: 1}, {LEVEL: 0}]

@@ -5,7 +5,6 @@ import math
 from typing import Any, NamedTuple
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
@@ -284,7 +283,7 @@ def integrate(system: System, options: FlowOptions, origin: Origin | None = None
     return trajectory_of(args, origin.initial, options, segments)
 
 
-_reducible = eqx.filter_jit(Reducible.of)
+_reducible = eager_program()(Reducible.of)
 
 
 def origin_of(system: System, clock: AbstractClock) -> Origin:
@@ -293,7 +292,7 @@ def origin_of(system: System, clock: AbstractClock) -> Origin:
     return Origin(start, start, zero, unit)
 
 
-@eqx.filter_jit
+@eager_program()
 def _start(system, clock):
     """The state at the start, the clock's zero, and the unit of logarithmic time."""
     start = clock.start(system, system.initial)

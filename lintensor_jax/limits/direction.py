@@ -18,6 +18,7 @@ from ..dynamics import FlowSolution, gradient_flow
 from ..dynamics.statuses import status_name
 from ..dynamics.stopping import StopAtMargin
 from ..dynamics.system import System
+from ..eager_programs import eager_program
 from ..losses import ExponentialTail, PolynomialTail
 from ..messages import as_html, shown
 from ..multiclass import MulticlassClassification
@@ -343,7 +344,7 @@ def _softmax_weights(flow, theta):
     return _softmax_weights_of(flow.system, flow.problem, theta, flow.state.log_scale)
 
 
-@eqx.filter_jit
+@eager_program()
 def _softmax_weights_of(system, problem, theta, log_scale):
     margins = problem.margins(system.coefficients(theta))
     scale = jnp.exp(system.depth * log_scale)
@@ -382,7 +383,7 @@ def _limit_from_kkt(flow, theta, found: KKTPoint, tolerance) -> LimitDirection:
     )
 
 
-@eqx.filter_jit
+@eager_program()
 def _at_margin_one(system, problem, theta):
     """The network along `theta` whose smallest margin is 1, and its direction."""
     network = system.network(theta)

@@ -12,7 +12,6 @@ again.
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,7 +105,7 @@ def kkt_point(
     return best[1]._replace(num_supports=len(tried))
 
 
-@eqx.filter_jit
+@eager_program()
 def _unit_and_coefficients(system, theta):
     unit = theta / jnp.linalg.norm(theta)
     return unit, system.coefficients(unit)

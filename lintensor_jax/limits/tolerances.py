@@ -1,9 +1,9 @@
 """Tolerances of `limit_direction`: of its flows, and of its certificates."""
 
-import equinox as eqx
 import jax.numpy as jnp
 
 from ..arguments import as_number
+from ..eager_programs import eager_program
 from ..networks.pair import check_pair, same_dtype
 
 _RTOL = 1e-6
@@ -23,7 +23,7 @@ def rtol_of(network, problem):
     return max(wanted, _SMALLEST_ULPS * float(jnp.finfo(dtype).eps))
 
 
-@eqx.filter_jit
+@eager_program()
 def _largest_margin(network, problem):
     return jnp.max(jnp.abs(problem.margins(network.linear_coefficients())))
 

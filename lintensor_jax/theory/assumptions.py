@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
+from ..eager_programs import eager_program
 from ..networks import AssumptionFails, OrthogonalDecomposition
 from ..networks.closed_forms import closed_form
 from ..networks.decomposition import decomposition_of
@@ -221,7 +222,7 @@ def log_loss(network: Any, problem: Any) -> float:
     return float(_log_loss(network, problem))
 
 
-@eqx.filter_jit
+@eager_program()
 def _log_loss(network, problem):
     return problem.log_loss(network.linear_coefficients())
 
@@ -231,6 +232,6 @@ def log_loss_at(problem: Any, coefficients: Any) -> float:
     return float(_log_loss_at(problem, coefficients))
 
 
-@eqx.filter_jit
+@eager_program()
 def _log_loss_at(problem, coefficients):
     return problem.log_loss(coefficients)

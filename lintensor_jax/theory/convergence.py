@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..eager_programs import eager_program
 from ..networks import coefficients_and_pullback
 from .assumptions import Assumption
 from .critical_levels import critical_levels
@@ -49,7 +50,7 @@ def critical_start(network: Any, problem: Any) -> Assumption | None:
     )
 
 
-@eqx.filter_jit
+@eager_program()
 def _at_minimum_and_moves(network, problem):
     """Whether the gradient by beta is 0 (never with margins), and whether that by Theta is not."""
     beta, pull = coefficients_and_pullback(network)

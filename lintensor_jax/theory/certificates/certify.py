@@ -18,6 +18,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from ...arguments import as_number
+from ...eager_programs import eager_program
 from ...losses import ExponentialTail
 from ...messages import as_html, in_words
 from ...multiclass import MulticlassClassification
@@ -231,7 +232,7 @@ def _margins(signed, beta):
     return float(level), np.maximum(margins - noise - level, 0.0) / level
 
 
-@eqx.filter_jit
+@eager_program()
 def _margin_gradients(network: Any, signed: Float[Array, "n ..."]):
     beta, pullback = coefficients_and_pullback(network)
     if beta.shape != signed.shape[1:]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
+from ...eager_programs import eager_program
 from ...lapack_calls import each_in_turn, in_turn
 from ...losses import AbstractMarginLoss
 from ...networks import FullyConnectedNetwork, coefficients_and_pullback
@@ -213,7 +214,7 @@ def learning_conditions(
     )
 
 
-@eqx.filter_jit  # without jit each of its thirty operations would be compiled separately
+@eager_program()  # without jit each of its thirty operations would be compiled separately
 def _excess_and_gradient(network, problem):
     """log R(W) - log R(0), and the relative size of the gradient."""
     beta, pull = coefficients_and_pullback(network)

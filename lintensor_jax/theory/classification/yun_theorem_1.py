@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ...eager_programs import eager_program
 from ...networks import coefficients_and_pullback
 from ...networks.pair import coefficients_like
 from ...problems import Classification
@@ -74,7 +75,7 @@ def singular_vectors(network: Any, u: Float[Array, " d"]) -> SingularVectors:
     return _singular_vectors(network, u)
 
 
-@eqx.filter_jit
+@eager_program()
 def _singular_vectors(network, u):
     directions = tuple(_unit(v) for v in network.factors)
     beta, pullback = coefficients_and_pullback(network.with_factors(directions))
@@ -115,7 +116,7 @@ def residual_direction(
     return _residual_direction(problem, coefficients)
 
 
-@eqx.filter_jit
+@eager_program()
 def _residual_direction(problem, coefficients):
     def at(beta):
         weights = jax.nn.softmax(problem.margin_loss.log_slope(problem.margins(beta)))

@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ...arguments import as_number
+from ...eager_programs import eager_program
 from ...networks import split
 from ...networks.closed_forms import closed_form
 from ...networks.pair import check_pair
@@ -227,7 +228,7 @@ def _product(vector, args):
     return jax.jvp(jax.grad(loss), (theta,), (vector,))[1]
 
 
-@eqx.filter_jit
+@eager_program()
 def _first_order(parameters, rest, problem):
     """beta, L, |grad L|, |grad L(beta)|, |y| + |r|, and the size of the map to predictions."""
     beta, vjp = jax.vjp(lambda p: eqx.combine(p, rest).linear_coefficients(), parameters)

@@ -21,6 +21,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Scalar
 
+from ...eager_programs import eager_program
 from ...lapack_calls import in_turn
 from ...networks import FullyConnectedNetwork
 from ...networks.pair import coefficients_like
@@ -126,7 +127,7 @@ def convergence_rate_bound(
     return _rates_of(network, problem)
 
 
-@eqx.filter_jit  # without jit each of its forty operations would be compiled separately
+@eager_program()  # without jit each of its forty operations would be compiled separately
 def _rates_of(network, problem):
     at = _Coordinates.of(network, problem)
     found = _imbalance(at)
@@ -191,7 +192,7 @@ class _Coordinates(NamedTuple):
         )
 
 
-@eqx.filter_jit
+@eager_program()
 def _imbalance_of(network, problem):
     return _imbalance(_Coordinates.of(network, problem))
 

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Scalar
 
+from ...eager_programs import eager_program
 from ...networks import DiagonalNetwork
 from ...problems import Regression
 from .dual_newton import minimize
@@ -178,7 +179,7 @@ def differential_limit(
     return _differential_limit(X, y, int(depth), alpha, eta)
 
 
-@eqx.filter_jit
+@eager_program()
 def _differential_limit(X, y, depth, alpha, eta):
     mirror = _DifferentialMirror(jnp.log(alpha), jnp.log(eta), depth)
     found = minimize(mirror, X, y)

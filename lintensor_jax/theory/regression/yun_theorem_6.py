@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, Scalar
 
+from ...eager_programs import eager_program
 from ...networks.pair import coefficients_like
 from ...problems import Regression, named
 
@@ -72,7 +73,7 @@ def limit_point_two_layer(network: Any, problem: Regression) -> TwoLayerLimit:
     return _limit_point(network, problem.X[0], problem.y[0])
 
 
-@eqx.filter_jit  # one program: the first call would compile a hundred small ones
+@eager_program()  # one program: the first call would compile a hundred small ones
 def _limit_point(network, x, y):
     matrix = network.data_tensor(x)
     v1, v2 = network.factors
@@ -98,7 +99,7 @@ def _limit_point(network, x, y):
     )
 
 
-@eqx.filter_jit
+@eager_program()
 def norm_of_data_tensor(network: Any, x: Float[Array, " d"]) -> Scalar:
     """|M(x)|: the root of the sum of its squared entries."""
     return jnp.linalg.norm(network.data_tensor(x))
