@@ -388,6 +388,8 @@ THEORY: dict[str, Callable[[], str]] = {
     "stiff xla": lambda: f"{results('stiff_lanes.json')['xla_over_batch']:.1f}",
     "stiff sweep": lambda: f"{results('stiff_lanes.json')['sweep_over_batch']:.1f}",
     "stiff second sweep": lambda: f"{results('stiff_lanes.json')['second_sweep_over_batch']:.1f}",
+    "first small flow": lambda: _share_of_first_call("gradient_flow, d = 2"),
+    "first margins": lambda: _share_of_first_call("gradient_flow, classification, d = 10"),
     "first limit": lambda: _share_of_first_call("limit_direction, d = 10"),
     "first theorem 5": lambda: _share_of_first_call("Theorem 5, d = 32"),
     "first convolutions": lambda: _share_of_first_call("batched_flow, convolution, d = 256"),
