@@ -109,9 +109,14 @@ def test_flows_equal_those_of_dense_sensors(depth):
     problem = random_completion(np.random.default_rng(1), (D, D), 30)
     like = lt.MatrixFactorizationNetwork.zeros(depth, D)
     network = initialization.gaussian(like, jax.random.key(1), 0.3)
-    sparse, dense = (lt.gradient_flow(network, p, rtol=1e-11) for p in (problem, problem.dense()))
-    np.testing.assert_allclose(sparse.coefficients[-1], dense.coefficients[-1], atol=1e-9)
-    np.testing.assert_allclose(sparse.log_time, dense.log_time, rtol=1e-9)
+    # The states at given times are compared, and not the end's time: it is that of the first step
+    # below the residual, and rounding decides which step that is.
+    times = jnp.array([0.5, 1.0, 2.0, 4.0])
+    sparse, dense = (
+        lt.gradient_flow(network, p, rtol=1e-11, saveat=times) for p in (problem, problem.dense())
+    )
+    np.testing.assert_allclose(sparse.coefficients, dense.coefficients, atol=1e-9)
+    np.testing.assert_allclose(sparse.log_loss[:-1], dense.log_loss[:-1], rtol=1e-7, atol=1e-8)
     assert float(sparse.log_loss[-1]) < -60
     assert float(sparse.invariant_drift[-1]) < 1e-12
 
