@@ -144,6 +144,8 @@ def _same_step_by_xla() -> list[float]:
 SPEED: dict[str, Callable[[], str]] = {
     "sweep wall": lambda: span(_small("ours", WALL)),
     "sweep core": lambda: span(_small("ours", CORE)),
+    "called wall": lambda: span(_small("ours, as called", WALL)),
+    "called core": lambda: span(_small("ours, as called", CORE)),
     "sweep over xla": lambda: span(over(_small("ours", WALL), _small("ours, by XLA", WALL)), ".1f"),
     "sweep xla": lambda: span(_small("ours, by XLA", WALL)),
     "sweep diagonal": lambda: f"{_small('ours', WALL)[0]:.0f}",
