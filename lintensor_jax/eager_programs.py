@@ -23,13 +23,13 @@ _UNTRACED = get_opaque_trace_state(_CONVENTION)
 _HAS_OLDER_EMITTERS = jaxlib_version < (0, 11)
 
 
-def numbers_of(*arguments: Any, **named: Any) -> int:
+def _numbers_of(*arguments: Any, **named: Any) -> int:
     """How many numbers the arrays of the arguments have."""
     return sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves((arguments, named)))
 
 
 def eager_program(
-    numbers: Callable[..., float] = numbers_of, has_long_loop: bool = False
+    numbers: Callable[..., float] = _numbers_of, has_long_loop: bool = False
 ) -> Callable[[Callable], Any]:
     """A decorator like `equinox.filter_jit`: a program on a CPU is compiled in less time.
 
@@ -62,9 +62,9 @@ def eager_program(
 def _options(few_numbers: bool, has_long_loop: bool) -> dict[str, Any]:
     """XLA's options for a program.
 
-    On level 1 of 3, flows run as long as on level 3 (d = 2 to 100,000), and compilation takes 0.87
-    to 0.96 of the time. With the older emitters, flows of few numbers run as long as with the
-    others, and larger ones up to 1.3 times as long.
+    On level 1 of 3, flows run as long as on level 3 (d = 2 to 100,000), and a first call takes 0.85
+    to 0.98 of the core time. With the older emitters, explicit steps of few numbers run as long as
+    with the others, and flows of more numbers up to 1.3 times as long.
     """
     options: dict[str, Any] = {}
     if not jax.config.read("jax_disable_most_optimizations"):  # the user's choice, which is level 0

@@ -61,7 +61,8 @@ def sizes_on_cpu(width: int | None, size: int, count: int, shares: int, own: int
     """
     usual, share = _SMALL if size <= _LARGEST_SMALL else _LARGE
     width = _of_whole_vectors(min(width or usual, count))
-    most = min(_CHUNK, 2 ** int(math.log2(max(1, _CHUNK_NUMBERS // (size + own)))))
+    fitting = max(1, _CHUNK_NUMBERS // max(1, size + own))
+    most = min(_CHUNK, 2 ** int(math.log2(fitting)))
     each = max(min(most, -(-count // shares)), min(4 * width, count))
     # A power of two times the width, so that few sizes are ever compiled.
     chunk = width * 2 ** math.ceil(math.log2(-(-each // width)))

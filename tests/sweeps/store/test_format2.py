@@ -37,8 +37,10 @@ def test_a_store_of_format_2_is_resumed_reported_and_not_extended(tmp_path, caps
         found, stored, atol = resumed[name], whole[name], 1e-9
         if name == "log_loss":  # that of a finished flow is the logarithm of rounding, or of 0
             found, stored = np.exp(found), np.exp(stored)
-        elif name == "log_time":  # lanes end earlier than in the version that wrote the store
-            assert np.all(np.isfinite(found) & (found < stored + 0.05))
+        elif name == "log_time":
+            # Lanes end at a residual of 1e-5; the version that wrote the store ended them at 1e-9.
+            # The residual decays exponentially: nine decades take at most 9/5 of the time of five.
+            assert np.all((found < stored) & (found > stored - np.log(9 / 5)))
             continue
         np.testing.assert_allclose(found, stored, rtol=1e-5, atol=atol, err_msg=name)
     assert json.loads((path / ".sweep" / "sweep.json").read_text()) == before
