@@ -5,6 +5,7 @@ import math
 from typing import Any, NamedTuple
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
@@ -283,7 +284,7 @@ def integrate(system: System, options: FlowOptions, origin: Origin | None = None
     return trajectory_of(args, origin.initial, options, segments)
 
 
-_reducible = eager_program()(Reducible.of)
+_reducible = eqx.filter_jit(Reducible.of)
 
 
 def origin_of(system: System, clock: AbstractClock) -> Origin:
@@ -292,7 +293,7 @@ def origin_of(system: System, clock: AbstractClock) -> Origin:
     return Origin(start, start, zero, unit)
 
 
-@eager_program()
+@eager_program(lambda system, clock: system.num_parameters)
 def _start(system, clock):
     """The state at the start, the clock's zero, and the unit of logarithmic time."""
     start = clock.start(system, system.initial)
