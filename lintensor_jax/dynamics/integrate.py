@@ -293,7 +293,7 @@ def origin_of(system: System, clock: AbstractClock) -> Origin:
     return Origin(start, start, zero, unit)
 
 
-@eager_program(lambda system, clock: system.num_parameters)
+@eager_program()
 def _start(system, clock):
     """The state at the start, the clock's zero, and the unit of logarithmic time."""
     start = clock.start(system, system.initial)
