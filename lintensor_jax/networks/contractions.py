@@ -158,7 +158,9 @@ def matrix_chain(
     """
     suffix = [weights[-1]]
     for w in reversed(weights[:-1]):
-        suffix.append(w @ suffix[-1])
+        # For a vector, XLA:CPU copies the matrix and the vector before it computes w @ v. It does
+        # not before v @ w.T: a flow with 32 x 32 matrices takes 0.7 of the time.
+        suffix.append(w @ suffix[-1] if suffix[-1].ndim == 2 else suffix[-1] @ w.T)
     beta = suffix.pop()
     suffix.reverse()
 
