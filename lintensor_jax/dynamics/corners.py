@@ -121,14 +121,15 @@ def falls_to_zero(
     return shrinks & (jnp.abs(at_zero) < 0.5 * jnp.abs(motion))
 
 
-def step_at_corner(theta: Float[Array, " p"], args: FlowArgs) -> Scalar:
+def step_at_corner(
+    theta: Float[Array, " p"], args: FlowArgs, velocity: Float[Array, " p"]
+) -> Scalar:
     """1/rate of the parameters that decay to a corner, where 2/lambda is no bound: lambda -> 0.
 
     These parameters are below the tolerances. Longer steps could end on the other side of zero.
     Steps to the zero of a parameter that crosses it would become shorter and shorter, and never
-    reach it.
+    reach it. `velocity`: dtheta/dt at `theta`.
     """
-    velocity = args.system.velocity(theta)
     small = jnp.abs(theta) <= corners_of(followed(args))
     decays = falls_to_zero(small, theta, velocity, args.system.velocity)
     rate = jnp.max(jnp.abs(jnp.where(decays, velocity / jnp.where(decays, theta, 1.0), 0.0)))

@@ -9,12 +9,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Scalar
+from jaxtyping import Array, Bool, Int, Scalar
 
 from ..eager_programs import eager_program
 from . import corners
 from .clocks import (
-    AbstractClock,
     ClockState,
     FlowArgs,
     PhysicalTime,
@@ -23,7 +22,13 @@ from .clocks import (
     vector_of,
 )
 from .finish import first_rule
-from .observations import decays_to_corner, observe_and_limit, observe_state
+from .observations import (
+    decays_to_corner,
+    longest_step,
+    observe_and_limit,
+    observe_state,
+    stable_step,
+)
 from .on_invariants import on_invariants
 from .options import FlowOptions
 from .progress import report_step
@@ -31,11 +36,12 @@ from .quick_tracing import diffeqsolve
 from .record import invariant_drift, record_of
 from .runge_kutta import prefers_loop, with_quick_stages
 from .shifted_systems import has_implicit_steps, splits
+from .sizes import tolerances_of
 from .stage_newton import implicit_solver
 from .statuses import FlowStatus, code_of
 from .step_control import FlowControl
 from .system import Reducible, System
-from .trajectory import Segment, Trajectory, decays, prepared, trajectory_of
+from .trajectory import Segment, Trajectory, decays, for_implicit_steps, trajectory_of
 
 # An explicit method that has not met its stop rule within this many steps is taken to be limited
 # by stability, and an implicit one goes on. Flows that are not stiff need 90 to 140 steps on the
@@ -59,6 +65,16 @@ def _kind(system):
     return "classification" if system.problem.has_margins else "regression"
 
 
+class Reached(NamedTuple):
+    """Where a segment begins."""
+
+    s: Scalar
+    state: ClockState
+    code: Int[Array, ""]  # of the status: `max_steps` while no rule is met
+    over: Bool[Array, ""]
+    longest: Scalar | None  # the longest first step, where steps are limited and it is known
+
+
 def _size_of_segment(args, start, *_, implicit: bool, **__) -> float:
     """The parameters and the problem's numbers."""
     if implicit:
@@ -66,29 +82,25 @@ def _size_of_segment(args, start, *_, implicit: bool, **__) -> float:
         # as long (20 parameters).
         return math.inf
     problem = sum(getattr(x, "size", 1) for x in jax.tree.leaves(args.system.problem))
-    return start.theta.size + problem
+    return start.state.theta.size + problem
 
 
 @eager_program(_size_of_segment, has_long_loop=True)
 def solve_segment(
     args: FlowArgs,
-    start: ClockState,
-    s0: Scalar,
-    before: Segment | None,
+    begin: Reached,
     *,
     initial: ClockState,
     options: FlowOptions,
     max_steps: int,
     implicit: bool,
     may_switch: bool,
+    is_first: bool,
 ) -> Segment:
-    """Integrate from `start` until a stop rule is met; unchanged if one was met there already.
-
-    `before` is the segment that ended at `start`.
-    """
-    args, options = prepared(args, options, implicit)
-    code = _code_of_start(args, start, s0, options) if before is None else before.code
-    done = code != _GOES_ON if before is None else before.over
+    """Integrate from `begin` until a stop rule is met; unchanged if the flow is over there."""
+    if implicit:
+        args, options = for_implicit_steps(args, options)
+    s0, start, code, done, longest = begin
     clock, dtype = options.clock, start.theta.dtype
 
     # One vector: XLA:CPU spends as long on a separate number as on all parameters.
@@ -107,8 +119,8 @@ def solve_segment(
         None,
         vector_of(start, clock),
         args,
-        saveat=_save_at(args, s0, s1, initial, options, from_start=before is None),
-        stepsize_controller=_control(args, initial, options, done, implicit, may_switch),
+        saveat=_save_at(args, s0, s1, initial, options, from_start=is_first),
+        stepsize_controller=_control(args, initial, options, done, longest, implicit, may_switch),
         adjoint=diffrax.ForwardMode(),
         max_steps=max_steps,
         throw=False,
@@ -131,7 +143,6 @@ def solve_segment(
         num_rejected=unless_done(solution.stats["num_rejected_steps"], 0),
         code=unless_done(ended, code),
         over=done | over,
-        corner=decays_to_corner(s, state, args, clock),
         num_implicit=num_steps if implicit else jnp.zeros_like(num_steps),
     )
 
@@ -146,8 +157,16 @@ def _solver(args, options, initial, implicit) -> Any:
     return on_invariants(solver, args.system, options.clock, initial)
 
 
-def _control(args, initial, options, done, implicit, may_switch) -> Any:
-    """The control of the step sizes, which also ends the segment."""
+def _clips(args, clock, implicit):
+    """Whether steps are limited by `observations.longest_step`."""
+    return args.system.problem.has_residuals and isinstance(clock, PhysicalTime) and not implicit
+
+
+def _control(args, initial, options, done, longest, implicit, may_switch) -> Any:
+    """The control of the step sizes, which also ends the segment.
+
+    `longest`: the longest first step; None if it is not known.
+    """
     clock = options.clock
 
     def rule(s, y, args):
@@ -163,7 +182,7 @@ def _control(args, initial, options, done, implicit, may_switch) -> Any:
 
     # PI control: at the stability limit an I controller rejects every other step. Clipped steps
     # stay below that limit: with the faster control of `batched_flow` they are 5% fewer.
-    clips = args.system.problem.has_residuals and isinstance(clock, PhysicalTime) and not implicit
+    clips = _clips(args, clock, implicit)
     pcoeff, icoeff = (0.5, 0.5) if clips else (0.3, 0.4)
     pid = diffrax.PIDController(rtol=options.rtol, atol=options.atol, pcoeff=pcoeff, icoeff=icoeff)
 
@@ -178,7 +197,7 @@ def _control(args, initial, options, done, implicit, may_switch) -> Any:
     guarded = implicit and options.solver is None and not decays(args.system)
     guard = keeps_invariants if guarded else None
     reporting = None if options.meter is None else report
-    return FlowControl(pid, rule, clips, done, guard, reporting)  # pyright: ignore[reportCallIssue]
+    return FlowControl(pid, rule, clips, done, longest, guard, reporting)  # pyright: ignore
 
 
 def _save_at(args, s0, s1, initial, options, from_start) -> diffrax.SaveAt:
@@ -239,75 +258,91 @@ class Origin(NamedTuple):
     log_time_unit: Scalar
 
 
-def integrate(system: System, options: FlowOptions, origin: Origin | None = None) -> Trajectory:
+def integrate(
+    system: System, options: FlowOptions, origin: Origin | None = None
+) -> tuple[Trajectory, Origin]:
     """Explicit first; then, if the explicit budget is used up and the size allows it, implicit.
 
-    Inside `jax.vmap` or `jax.jit` values are not known. There the implicit part is always compiled,
-    and returns at once where it is not needed.
+    Inside `jax.jit` values are not known. There the implicit part is always compiled, and returns
+    at once where it is not needed. Returned are the flow and where it began, `origin` or the flow's
+    start.
     """
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((system, options, origin)))
-    reducible = _reducible(system.problem)
-    if origin is None:
-        origin = origin_of(system, options.clock)
-    args = FlowArgs(system, reducible, origin.log_time_unit)
-    budget = EXPLICIT_STEPS[_kind(system)]
+    args, options, origin, begin = _prepared(system, options, origin)
+    explicit_steps = EXPLICIT_STEPS[_kind(system)]
     may_switch = (
         options.solver is None
         and has_implicit_steps(system, options.clock, origin.start.theta.size)
-        and budget < options.max_steps
+        and explicit_steps < options.max_steps
     )
-    first_budget = budget if may_switch else options.max_steps
+    budget = explicit_steps if may_switch else options.max_steps
     segment = functools.partial(solve_segment, args, initial=origin.initial, options=options)
     segments = [
-        segment(
-            origin.start,
-            origin.s,
-            None,
-            max_steps=first_budget,
-            implicit=False,
-            may_switch=may_switch,
-        )
+        segment(begin, max_steps=budget, implicit=False, may_switch=may_switch, is_first=True)
     ]
-    left = options.max_steps - first_budget
+    left = options.max_steps - budget
     for implicit in (False, True):
         last = segments[-1]
         if not may_switch or not (traced or not bool(last.over)):
             break
         steps = left if implicit else min(_AT_CORNER_STEPS, left // 2)
-        if implicit or (_kind(system) == "regression" and not traced and bool(last.corner)):
+        if implicit or (not traced and _is_at_corner(last, args, options.clock)):
             left -= steps
+            begin = Reached(last.s, last.state, last.code, last.over, None)
             segments.append(
-                segment(
-                    last.state, last.s, last, max_steps=steps, implicit=implicit, may_switch=False
-                )
+                segment(begin, max_steps=steps, implicit=implicit, may_switch=False, is_first=False)
             )
-    return trajectory_of(args, origin.initial, options, segments)
+    return trajectory_of(args, origin.initial, options, segments), origin
 
 
+def _is_at_corner(last, args, clock) -> bool:
+    """Whether a regression flow that is not over decays to a corner: explicit steps go on there."""
+    if _kind(args.system) != "regression" or args.origin is None:
+        return False
+    return bool(_decays_to_corner(last.s, last.state, args, clock))
+
+
+_decays_to_corner = eager_program()(decays_to_corner)
 _reducible = eqx.filter_jit(Reducible.of)
 
 
-def origin_of(system: System, clock: AbstractClock) -> Origin:
-    """The start of a flow, at the clock's zero."""
-    start, zero, unit = _start(system, clock)
-    return Origin(start, start, zero, unit)
+def _prepared(system, options, origin) -> tuple[FlowArgs, FlowOptions, Origin, Reached]:
+    """The segments' arguments, the options with all tolerances, and where the flow begins."""
+    reducible = _reducible(system.problem)
+    atol, marks, origin, begin = _start(system, reducible, options, origin)
+    args = FlowArgs(system, reducible, origin.log_time_unit, marks)
+    return args, options._replace(atol=atol), origin, begin
 
 
 @eager_program()
-def _start(system, clock):
-    """The state at the start, the clock's zero, and the unit of logarithmic time."""
-    start = clock.start(system, system.initial)
-    zero = jnp.zeros((), start.theta.dtype)
-    return start, zero, zero if isinstance(clock, PhysicalTime) else log_time_unit(system, start)
+def _start(system, reducible, options, origin):
+    """The absolute tolerances, `marked_start`, the origin, and what is seen there."""
+    theta, clock, atol = system.initial, options.clock, options.atol
+    if options.scales_atol:
+        atol = tolerances_of(system, theta, atol, clock)
+    marks = None if decays(system) else corners.marked_start(system, theta)
+    is_continued = origin is not None
+    if origin is None:
+        start, zero = clock.start(system, theta), jnp.zeros((), theta.dtype)
+        unit = zero if isinstance(clock, PhysicalTime) else log_time_unit(system, start)
+        origin = Origin(start, start, zero, unit)
+    args = FlowArgs(system, reducible, origin.log_time_unit, marks)
+    return atol, marks, origin, _seen_at(origin, args, options, is_continued)
 
 
-def _code_of_start(args, start, s0, options):
-    """The code of `max_steps` if the flow has to run, else that of the reason why it need not."""
-    seen = observe_state(s0, start, args, options.clock)
-    velocity = options.clock.velocity(s0, start, args)
+def _seen_at(origin, args, options, is_continued) -> Reached:
+    """The code is that of `max_steps` if the flow has to run, else of why it need not."""
+    s, state, clock = origin.s, origin.start, options.clock
+    # At its start no flow is at rest, and no parameter is smaller than at the start.
+    seen = observe_state(s, state, args, clock, may_rest=is_continued)
+    longest = None
+    if _clips(args, clock, implicit=False):
+        longest = (longest_step if is_continued else stable_step)(state.theta, args)
     code = first_rule(seen, options)
+    velocity = clock.velocity(s, state, args)
     speed = jnp.max(jnp.abs(velocity.theta))
     moving = (speed != 0) | (velocity.log_scale != 0)
     code = jnp.where(moving | (code != _GOES_ON), code, code_of(FlowStatus.stationary))
-    finite = jnp.isfinite(jnp.max(jnp.abs(start.theta))) & jnp.isfinite(speed)
-    return jnp.where(finite, code, code_of(FlowStatus.non_finite))
+    finite = jnp.isfinite(jnp.max(jnp.abs(state.theta))) & jnp.isfinite(speed)
+    code = jnp.where(finite, code, code_of(FlowStatus.non_finite))
+    return Reached(s, state, code, code != _GOES_ON, longest)

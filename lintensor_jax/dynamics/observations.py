@@ -22,22 +22,26 @@ from .stopping import Observation
 
 
 def observe_state(
-    s: Scalar, state: ClockState, args: FlowArgs, clock: AbstractClock
+    s: Scalar, state: ClockState, args: FlowArgs, clock: AbstractClock, may_rest: bool = True
 ) -> Observation:
-    """What the stop rules see of `state` at the clock's time `s`."""
+    """What the stop rules see of `state` at the clock's time `s`.
+
+    Without `may_rest` it is not tested whether the flow stands still: not at a flow's start, where
+    no time has passed, nor for a record.
+    """
     if args.system.problem.has_margins:
-        return _observe_margins(s, state, args, clock)
-    return _observe_residuals(s, state, args, clock, has_step=False)[0]
+        return _observe_margins(s, state, args, clock, may_rest)
+    return _observe_residuals(s, state, args, clock, may_rest, has_step=False)[0]
 
 
 def observe_and_limit(
     s: Scalar, state: ClockState, args: FlowArgs, clock: AbstractClock
 ) -> tuple[Observation, Scalar]:
     """What the stop rules see, and `longest_step`: for explicit regression flows."""
-    return _observe_residuals(s, state, args, clock, has_step=True)
+    return _observe_residuals(s, state, args, clock, may_rest=True, has_step=True)
 
 
-def _observe_residuals(s, state, args, clock, has_step) -> tuple[Observation, Scalar]:
+def _observe_residuals(s, state, args, clock, may_rest, has_step) -> tuple[Observation, Scalar]:
     """The observation, and the longest step if `has_step`; for losses of residuals."""
     system, problem = args.system, cast(Any, args.system.problem)
     residual, gradient = system.gradient_norm(state.theta)
@@ -54,18 +58,21 @@ def _observe_residuals(s, state, args, clock, has_step) -> tuple[Observation, Sc
     gradient = gradient * jnp.linalg.norm(state.theta)
 
     def near_rest():
-        rest = _Rest.of(
-            s, state, args, clock.velocity(s, state, args), _motion(s, state, args, clock)
-        )
+        rest = _rest_of_flow(s, state, args, clock, velocity)
         still = _stands_still(rest, gradient, rounding, system, _LONG)
-        return still, _longest_at_corner(state.theta, args) if has_step else unbounded
+        longest = _longest_at_corner(state.theta, args, velocity.theta) if has_step else unbounded
+        return still, longest
 
+    # XLA does not know that a branch evaluates what the step has evaluated before.
+    velocity = clock.velocity(s, state, args)
     # Most steps are far from rest. Where no parameter is near a corner, all of the gradient counts.
     unbounded = jnp.asarray(unbounded_step(size), size.dtype)
     is_possible = gradient <= max(4 * _root_eps(state), _noise(system)) * rounding
     is_possible = is_possible | is_near_corner(state, args)
     elsewhere = jnp.zeros((), bool), unbounded
-    still, longest = jax.lax.cond(is_possible, near_rest, lambda: elsewhere)
+    still, longest = elsewhere
+    if may_rest:
+        still, longest = jax.lax.cond(is_possible, near_rest, lambda: elsewhere)
     infinite = jnp.full_like(state.log_scale, jnp.inf)
     seen = Observation(
         log_loss=log_loss,
@@ -97,7 +104,7 @@ def _stands_still(rest: "_Rest", gradient, rounding, system, times: float) -> Bo
     return still | (corner & rest.is_settled(times, quiet))
 
 
-def _observe_margins(s, state, args, clock) -> Observation:
+def _observe_margins(s, state, args, clock, may_rest) -> Observation:
     system, problem = args.system, cast(Any, args.system.problem)
     beta = system.coefficients(state.theta)
     on_sphere = problem.margins(beta)
@@ -121,10 +128,15 @@ def _observe_margins(s, state, args, clock) -> Observation:
 
     def misclassified():
         # The pull on the parameters alone compiles in less time than the clock's velocity.
-        rest = _Rest.of(s, state, args, velocity, lambda theta: system.pullback(theta)[1](slope))
+        def motion_at(theta):
+            return system.pullback(theta)[1](slope)
+
+        rest = _Rest.of(s, state, args, velocity, motion_at(state.theta), motion_at)
         return _stands_still(rest, gradient, terms, system, _SLOW)
 
-    still = jax.lax.cond(log_margin == -jnp.inf, misclassified, lambda: jnp.zeros((), bool))
+    still = jnp.zeros((), bool)
+    if may_rest:
+        still = jax.lax.cond(log_margin == -jnp.inf, misclassified, lambda: still)
     infinite = jnp.full_like(state.log_scale, jnp.inf)
     return Observation(
         log_loss=log_loss,
@@ -185,18 +197,19 @@ def decays_to_corner(
     if args.origin is None:
         return jnp.zeros((), bool)
     velocity = clock.velocity(s, state, args)
-    motion = _motion(s, state, args, clock)
-    return _Rest.of(s, state, followed(args), velocity, motion).is_corner
+    return _rest_of_flow(s, state, followed(args), clock, velocity).is_corner
 
 
-def _motion(s, state, args, clock):
-    """The velocity of Theta over exp(log_scale), as a function of theta."""
+def _rest_of_flow(s, state, args, clock, velocity) -> "_Rest":
+    """`_Rest` with the clock's velocity of Theta over exp(log_scale)."""
 
     def motion_at(theta):
-        there = clock.velocity(s, state._replace(theta=theta), args)
-        return there.theta + there.log_scale * theta
+        return motion_of(clock.velocity(s, state._replace(theta=theta), args), theta)
 
-    return motion_at
+    def motion_of(velocity, theta):
+        return velocity.theta + velocity.log_scale * theta
+
+    return _Rest.of(s, state, args, velocity, motion_of(velocity, state.theta), motion_at)
 
 
 def _relative_speed(s, state, velocity):
@@ -222,14 +235,16 @@ class _Rest(NamedTuple):
     share: Scalar  # of the gradient's norm that is left without the parameters at a corner
 
     @staticmethod
-    def of(s, state, args, velocity, motion_at) -> "_Rest":
-        """`velocity`: the clock's; `motion_at`: -dL/dTheta of theta, times any positive number."""
+    def of(s, state, args, velocity, motion, motion_at) -> "_Rest":
+        """`velocity`: the clock's; `motion_at`: -dL/dTheta of theta, times any positive number.
+
+        `motion`: its value at the state's theta.
+        """
         theta, moved, one = state.theta, velocity.theta, jnp.ones_like(s)
         if args.origin is None:
             none = jnp.zeros_like(theta, bool)
             return _Rest(s, theta, moved, none, none, one)
 
-        motion = motion_at(theta)
         sizes = jnp.abs(theta) * jnp.exp(state.log_scale)
         small, faint = sizes <= corners_of(args), sizes <= faint_sizes(args)
         # With three layers the decay is so slow that the last steps end at exactly zero.
@@ -272,13 +287,15 @@ def log_or_minus_infinity(value: Array) -> Array:
 
 def longest_step(theta: Float[Array, " p"], args: FlowArgs) -> Scalar:
     """The longest explicit step at `theta`: 2/lambda, near a corner at most `step_at_corner`."""
-    return jnp.minimum(stable_step(theta, args), _longest_at_corner(theta, args))
+    at_corner = _longest_at_corner(theta, args, args.system.velocity(theta))
+    return jnp.minimum(stable_step(theta, args), at_corner)
 
 
-def _longest_at_corner(theta, args):
+def _longest_at_corner(theta, args, velocity):
     """`step_at_corner`; unbounded with weight decay, where no corner is recognised."""
-    none = args.origin is None
-    return jnp.asarray(unbounded_step(theta), theta.dtype) if none else step_at_corner(theta, args)
+    if args.origin is None:
+        return jnp.asarray(unbounded_step(theta), theta.dtype)
+    return step_at_corner(theta, args, velocity)
 
 
 def stable_step(theta: Float[Array, " p"], args: FlowArgs) -> Scalar:

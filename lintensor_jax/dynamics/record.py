@@ -47,7 +47,7 @@ def record_of(
     s: Scalar, state: ClockState, args: FlowArgs, options: FlowOptions, initial: ClockState
 ) -> Record:
     """The record of one state at the clock's time `s`."""
-    seen = observe_state(s, state, args, options.clock)
+    seen = observe_state(s, state, args, options.clock, may_rest=False)
     system, observe = args.system, options.observe
     with_scale = jnp.exp(state.log_scale) * state.theta
     return Record(

@@ -26,14 +26,14 @@ def size_of_start(theta: Any, problem: Any, depth: int) -> Any:
     return jnp.where(largest > 0, largest, size)
 
 
-def tolerances_of(system: Any, theta: Float[Array, " p"], options: Any) -> Array:
-    """The absolute tolerance, one number; one for each number of a state if `scales_atol`."""
-    if not options.scales_atol or not isinstance(system, System):
-        return options.atol
+def tolerances_of(system: Any, theta: Float[Array, " p"], atol: Scalar, clock: Any) -> Array:
+    """The absolute tolerance of each number of a state; `atol` if a system has no layers."""
+    if not isinstance(system, System):
+        return atol
     shares = shares_of_size(system, theta)
-    if not isinstance(options.clock, PhysicalTime):
+    if not isinstance(clock, PhysicalTime):
         shares = jnp.concatenate([shares, jnp.ones(2, shares.dtype)])
-    return options.atol * shares
+    return atol * shares
 
 
 def _size_that_changes_loss(theta, problem) -> Scalar:

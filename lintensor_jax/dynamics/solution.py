@@ -16,7 +16,7 @@ from .clocks import AbstractClock, ClockState
 from .dataset import arrays_of, dataset_of
 from .ends import AbstractEnd
 from .gauss_newton import GaussNewton
-from .integrate import Origin, integrate, origin_of
+from .integrate import Origin, integrate
 from .options import FlowOptions, fill_options
 from .progress import metered
 from .record import Record
@@ -258,9 +258,8 @@ def run(
 
     `previous` is the flow to continue, or None. Traced flows raise nothing.
     """
-    if previous is None:
-        origin = origin_of(system, options.clock)
-    else:
+    origin = None
+    if previous is not None:
         if type(options.clock) is not type(previous.clock):
             raise ValueError(
                 f"clock: a flow goes on with its own clock, {type(previous.clock).__name__}, got "
@@ -269,7 +268,7 @@ def run(
         origin = Origin(
             previous.state, previous.initial, previous.clock_time[-1], previous.log_time_unit
         )
-    trajectory = integrate(system, options, origin)
+    trajectory, origin = integrate(system, options, origin)
     solution = FlowSolution(
         **trajectory._asdict(),
         problem=system.problem,

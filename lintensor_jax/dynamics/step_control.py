@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import diffrax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Scalar
 
 from .clocks import FlowArgs
 from .observations import longest_step
@@ -41,6 +41,7 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
     rule: Callable[[Any, Any, FlowArgs], tuple[Int[Array, ""], Bool[Array, ""], Any]]
     clips: bool
     done: Bool[Array, ""]  # the flow is over before its first step, even if that is rejected
+    longest: Scalar | None = None  # the longest first step, where it is known; for `clips`
     # Whether a state keeps what the flow conserves; None if this is not checked.
     keeps_invariants: Callable[[Any], Bool[Array, ""]] | None = None
     # Is called for every step: with whether it is accepted, time, state and arguments.
@@ -69,7 +70,8 @@ class FlowControl(diffrax.AbstractAdaptiveStepSizeController):
         """The error control's first step, limited if `clips`."""
         t_next, state = self.pid.init(terms, t0, t1, y0, dt0, args, func, error_order)
         if self.clips:
-            t_next = jnp.minimum(t_next, t0 + longest_step(y0, args))
+            longest = longest_step(y0, args) if self.longest is None else self.longest
+            t_next = jnp.minimum(t_next, t0 + longest)
         return t_next, (state, jnp.asarray(code_of(FlowStatus.max_steps)))
 
     def adapt_step_size(

@@ -14,7 +14,6 @@ from .finish import finish_flow
 from .options import FlowOptions
 from .record import Record, record_of, smoothed_margin_drop
 from .saved_times import order_along, resting
-from .sizes import tolerances_of
 from .system import System
 
 
@@ -29,7 +28,6 @@ class Segment(NamedTuple):
     num_rejected: Int[Array, ""]
     code: Int[Array, ""]  # of the status: `max_steps` while no rule is met
     over: Bool[Array, ""]  # no other solver may continue from here
-    corner: Bool[Array, ""]  # some parameters decay to a corner
     num_implicit: Int[Array, ""]
 
 
@@ -52,17 +50,16 @@ def decays(system: System) -> bool:
     return weight_decay_of(system.problem) is not None
 
 
-def prepared(args, options, implicit=False) -> tuple[FlowArgs, FlowOptions]:
-    """`args` with the marked start, `options` with tolerances. Compiled, to save dispatches."""
-    system, theta = args.system, args.system.initial
-    options = options._replace(atol=tolerances_of(system, theta, options))
-    origin = None if decays(system) else corners.marked_start(system, theta)
-    followed_share = corners.followed_by_implicit_steps(theta.dtype) if implicit else 0.0
-    if implicit and origin is not None and options.scales_atol:
+def for_implicit_steps(args: FlowArgs, options: FlowOptions) -> tuple[FlowArgs, FlowOptions]:
+    """`args` and `options` of a segment with implicit steps."""
+    if args.origin is None:
+        return args, options
+    if options.scales_atol:
         extra = 0 if isinstance(options.clock, PhysicalTime) else 2
-        atol = corners.relative_where_tied(options.atol, origin, origin.size + extra)
+        size = args.origin.size + extra
+        atol = corners.relative_where_tied(options.atol, args.origin, size)
         options = options._replace(atol=atol)
-    return args._replace(origin=origin, followed_share=followed_share), options
+    return corners.followed(args), options
 
 
 def _size_of_records(args, initial, options, segments):
@@ -78,7 +75,7 @@ def trajectory_of(args, initial, options, segments) -> Trajectory:
 
     It is one compiled program, because each program costs a dispatch and a compilation.
     """
-    last, args = segments[-1], prepared(args, options)[0]
+    last = segments[-1]
     end = record_of(last.s, last.state, args, options, initial)
     finished = finish_flow(last.state, last.code, end, args, options)
     clock_time, reached = last.s[None], jnp.ones((1,), bool)

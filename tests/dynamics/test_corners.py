@@ -176,7 +176,8 @@ def test_steps_are_bounded_at_corners_and_not_where_zero_is_crossed(dtype):
     def longest(*theta):
         system = System.of(lt.DiagonalNetwork(start.reshape(2, 1)), problem)
         args = FlowArgs(system, Reducible.of(problem), jnp.zeros((), dtype), jnp.asarray(start))
-        return float(step_at_corner(jnp.asarray(theta, dtype), args))
+        theta = jnp.asarray(theta, dtype)
+        return float(step_at_corner(theta, args, system.velocity(theta)))
 
     small = 1e-2 * float(np.finfo(dtype).eps) ** 0.5
     # Both layers decay like exp(-t), as the residual is 1 + small^2: 1 to rounding.
@@ -231,8 +232,7 @@ def test_rest_is_seen_wherever_it_is_evaluated():
         residual, gradient = system.gradient_norm(state.theta)
         size = np.linalg.norm(residual)
         velocity = lt.PhysicalTime().velocity(s, state, args)
-        motion = observations._motion(s, state, args, lt.PhysicalTime())
-        rest = observations._Rest.of(s, state, args, velocity, motion)
+        rest = observations._rest_of_flow(s, state, args, lt.PhysicalTime(), velocity)
         always = observations._stands_still(
             rest,
             gradient * np.linalg.norm(theta),

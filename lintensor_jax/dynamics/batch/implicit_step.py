@@ -74,7 +74,7 @@ def known_of(stepper: Stepper, theta: Float[Array, " p"], data: LaneData) -> Kno
     if options.scales_atol:
         largest = size_of_start(theta, system.problem, system.depth)
         atol = options.rtol * (largest if physical else jnp.minimum(largest, 1.0))
-        atol = tolerances_of(system, theta, options._replace(atol=atol))
+        atol = tolerances_of(system, theta, atol, options.clock)
         atol = relative_where_tied(atol, origin, stepper.state_size)
     else:
         atol = jnp.full((stepper.state_size,), options.atol)

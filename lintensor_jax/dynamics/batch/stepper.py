@@ -125,10 +125,10 @@ class Stepper(NamedTuple):
             return velocity, code_by(urgent, s, state, args), longest, near
 
         def at_corner(y, s, unit, origin, *leaves):
-            args, state, _ = of_lane(y, s, unit, origin, leaves)
+            args, state, velocity = of_lane(y, s, unit, origin, leaves)
             longest = jnp.full_like(s, jnp.inf)
-            if has_corners:
-                longest = corners.step_at_corner(state.theta, args)
+            if has_corners:  # in physical time, where the state is theta
+                longest = corners.step_at_corner(state.theta, args, velocity)
             return longest, corners.rounding_parts_ties(state, args)
 
         def status_at_rest(y, s, unit, origin, *leaves):
@@ -160,7 +160,7 @@ class Stepper(NamedTuple):
                 return *first, None
             largest = size_of_start(theta, data.problem, self.system.depth)
             atol = options.rtol * (largest if physical else jnp.minimum(largest, 1.0))
-            atol = tolerances_of(here, theta, options._replace(atol=atol))
+            atol = tolerances_of(here, theta, atol, options.clock)
             return *first, atol
 
         each = None if self.shared else 0
