@@ -56,24 +56,32 @@ def program(monkeypatch, optimising):
 
 
 @pytest.mark.parametrize(("settings", "level"), [({}, 0), ({"has_long_loop": True}, 1)])
-def test_few_numbers_are_compiled_with_little_optimisation(program, settings, level):
+@pytest.mark.parametrize("few", [1024, 30])
+def test_few_numbers_are_compiled_with_little_optimisation(program, settings, level, few):
     made, called = program
-    function = made(**settings)
-    for size in (3, 1024, 1025):
+    function = made(**settings, few=few)
+    for size in (3, few, few + 1):
         x = jnp.arange(size) / 10
         np.testing.assert_allclose(function(x, name="root"), np.linalg.norm(x), rtol=1e-14)
     assert called == [{LEVEL: level}, {LEVEL: level}, {LEVEL: 1}]
 
 
-def test_the_older_emitters_are_used_for_few_numbers(program, monkeypatch):
+@pytest.mark.parametrize("has_long_loop", [False, True])
+def test_the_older_emitters_are_used_but_for_long_loops_of_many_numbers(
+    program, monkeypatch, has_long_loop
+):
     made, called = program
-    function = made()
+    function = made(has_long_loop=has_long_loop)
     # The option is not given to a jaxlib without it.
     has_them = jaxlib_version < (0, 11)
     monkeypatch.setattr(eager_programs, "_HAS_OLDER_EMITTERS", has_them)
     for size in (3, 1025):
         np.testing.assert_allclose(function(jnp.ones(size), "sum"), size)
-    assert called == [{LEVEL: 0} | ({OLDER: False} if has_them else {}), {LEVEL: 1}]
+    older = {OLDER: False} if has_them else {}
+    if has_long_loop:
+        assert called == [{LEVEL: 1} | older, {LEVEL: 1}]
+    else:
+        assert called == [{LEVEL: 0} | older, {LEVEL: 1} | older]
 
 
 def test_the_users_choice_of_no_optimisation_stays(program):

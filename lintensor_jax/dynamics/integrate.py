@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, Scalar
 
-from ..eager_programs import eager_program
+from ..eager_programs import MOST_BESIDE_A_FLOW, eager_program
 from . import corners
 from .clocks import (
     ClockState,
@@ -314,7 +314,7 @@ def _prepared(system, options, origin) -> tuple[FlowArgs, FlowOptions, Origin, R
     return args, options._replace(atol=atol), origin, begin
 
 
-@eager_program()
+@eager_program(few=MOST_BESIDE_A_FLOW)
 def _start(system, reducible, options, origin):
     """The absolute tolerances, `marked_start`, the origin, and what is seen there."""
     theta, clock, atol = system.initial, options.clock, options.atol

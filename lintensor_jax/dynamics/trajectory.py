@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
-from ..eager_programs import eager_program
+from ..eager_programs import MOST_BESIDE_A_FLOW, eager_program
 from ..penalized import weight_decay_of
 from . import corners
 from .clocks import ClockState, FlowArgs, PhysicalTime
@@ -69,7 +69,7 @@ def _size_of_records(args, initial, options, segments):
     return (1 + saved) * (initial.theta.size + problem)
 
 
-@eager_program(_size_of_records)
+@eager_program(_size_of_records, few=MOST_BESIDE_A_FLOW)
 def trajectory_of(args, initial, options, segments) -> Trajectory:
     """The segments as one trajectory, with the finish: all that follows the last step.
 
