@@ -13,6 +13,7 @@ import pytest
 from jaxtyping import Array
 
 import lintensor_jax as lt
+from lintensor_jax.dynamics import integrate
 from lintensor_jax.initialization import gaussian
 
 D, N = 3, 2
@@ -115,6 +116,44 @@ def test_vmap_over_alpha_of_a_classification():
         assert abs(batch.log_margin[lane] - single.log_margin).max() < 1
         # The direction still changes by 1/margin.
         np.testing.assert_allclose(batch.direction[lane], single.direction, rtol=0, atol=1e-3)
+
+
+@pytest.fixture
+def segments(monkeypatch):
+    """For every segment of the flows so far: whether its steps are implicit."""
+    seen, solve_segment = [], integrate.solve_segment
+
+    def recorded(*arguments, implicit, **named):
+        seen.append(implicit)
+        return solve_segment(*arguments, implicit=implicit, **named)
+
+    monkeypatch.setattr(integrate, "solve_segment", recorded)
+    return seen
+
+
+def test_vmap_compiles_implicit_steps_only_if_a_lane_needs_them(segments):
+    problem = lt.Regression([[1.0, 2.0, 0.5], [0.3, -1.0, 1.0]], [1.0, 0.7])
+    weights = jnp.array([[0.8, 0.5, 0.3], [0.4, 0.9, 0.9], [0.7, 0.8, 0.7]])
+
+    def one(alpha) -> Any:  # a plateau of length 1/alpha
+        flow = lt.gradient_flow(lt.DiagonalNetwork(alpha * weights), problem)
+        return flow.coefficients[-1], flow.stats["num_implicit_steps"]
+
+    alphas = jnp.array([0.5, 1.0])
+    of_one, steps = jax.vmap(one)(alphas)
+    of_two, _ = jax.vmap(lambda c: jax.vmap(lambda a: one(a * c))(alphas))(jnp.ones(2))
+    assert segments == [False, False]
+    np.testing.assert_array_equal(steps, 0)
+    np.testing.assert_allclose(of_two, jnp.stack([of_one, of_one]), rtol=0, atol=1e-9)
+    jax.make_jaxpr(jax.jit(jax.vmap(one)))(alphas)  # values are not known
+    assert segments[2:] == [False, True]
+    stiff = jnp.array([0.5, 1e-4])
+    limits, steps = jax.vmap(one)(stiff)
+    assert segments[4:] == [False, True]
+    assert steps[0] == 0 < steps[1]
+    for lane, alpha in enumerate(stiff):
+        # The plateau amplifies errors: at rtol 1e-8 to about 1e-6.
+        np.testing.assert_allclose(limits[lane], one(alpha)[0], rtol=0, atol=1e-6)
 
 
 @pytest.fixture
