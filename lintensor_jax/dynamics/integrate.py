@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, Scalar
 
 from ..eager_programs import MOST_BESIDE_A_FLOW, eager_program
+from ..eager_vmap import is_known_to_hold
 from . import corners
 from .clocks import (
     ClockState,
@@ -283,7 +284,7 @@ def integrate(
     left = options.max_steps - budget
     for implicit in (False, True):
         last = segments[-1]
-        if not may_switch or _known_to_be_over(last.over):
+        if not may_switch or is_known_to_hold(last.over):
             break
         steps = left if implicit else min(_AT_CORNER_STEPS, left // 2)
         if implicit or (not traced and _is_at_corner(last, args, options.clock)):
@@ -293,27 +294,6 @@ def integrate(
                 segment(begin, max_steps=steps, implicit=implicit, may_switch=False, is_first=False)
             )
     return trajectory_of(args, origin.initial, options, segments), origin
-
-
-def _known_to_be_over(over: Bool[Array, ""]) -> bool:
-    """Whether `over` is known to be true, in all lanes of a `jax.vmap` that is not compiled."""
-    if not isinstance(over, Tracer):
-        return bool(over)
-    found = [False]
-
-    @jax.custom_batching.custom_vmap
-    def seen(over):
-        return over
-
-    @seen.def_vmap
-    def _(axis_size, is_batched, over):
-        if isinstance(over, Tracer):  # of another vmap, whose lanes `seen` sees next
-            return seen(over), is_batched[0]
-        found[0] = bool(jnp.all(over))
-        return over, is_batched[0]
-
-    seen(over)
-    return found[0]
 
 
 def _is_at_corner(last, args, clock) -> bool:
