@@ -192,7 +192,7 @@ def _control(args, initial, options, done, longest, implicit, may_switch) -> Any
         return ~(drift > jnp.minimum(1e5 * options.rtol, 1e-2))  # NaN: no quantity is known
 
     def report(accepted, s, y, args):
-        seen = observe_state(s, state_of(y, clock), args, clock)
+        seen = observe_state(s, state_of(y, clock), args, clock, may_rest=False)
         report_step(options.meter, accepted & ~done, s, seen.log_loss)
 
     guarded = implicit and options.solver is None and not decays(args.system)
