@@ -394,6 +394,11 @@ THEORY: dict[str, Callable[[], str]] = {
     "first margins": lambda: _share_of_first_call("gradient_flow, classification, d = 10"),
     "first limit": lambda: _share_of_first_call("limit_direction, d = 10"),
     "first theorem 5": lambda: _share_of_first_call("Theorem 5, d = 32"),
+    "first fully connected": lambda: _share_of_first_call(
+        "gradient_flow, fully connected, d = 32, L = 4"
+    ),
+    "first tour": lambda: _share_of_first_call("the README's tour"),
+    "second tour": lambda: _share_of_first_call("the README's tour, second run"),
     "first convolutions": lambda: _share_of_first_call("batched_flow, convolution, d = 256"),
     "cost of classes": lambda: span(_costs("classes"), ".2f"),
     "cost of completion": lambda: listed(_costs("completion"), ".2f"),
