@@ -27,5 +27,5 @@ def is_known_to_hold(condition: Bool[Array, ""]) -> bool:
         found.append(bool(jnp.all(condition)))
         return condition, is_batched[0]
 
-    seen(jax.lax.stop_gradient(condition))
+    seen(condition)
     return any(found)

@@ -25,10 +25,8 @@ from .clocks import (
 from .finish import first_rule
 from .observations import (
     decays_to_corner,
-    longest_step,
     observe_and_limit,
     observe_state,
-    stable_step,
 )
 from .on_invariants import on_invariants
 from .options import FlowOptions
@@ -66,7 +64,7 @@ def _kind(system):
     return "classification" if system.problem.has_margins else "regression"
 
 
-class Reached(NamedTuple):
+class SegmentStart(NamedTuple):
     """Where a segment begins."""
 
     s: Scalar
@@ -76,20 +74,20 @@ class Reached(NamedTuple):
     longest: Scalar | None  # the longest first step, where steps are limited and it is known
 
 
-def _size_of_segment(args, start, *_, implicit: bool, **__) -> float:
+def _size_of_segment(args, begin, *_, implicit: bool, **__) -> float:
     """The parameters and the problem's numbers."""
     if implicit:
         # An implicit step counts as a large program: with the older emitters it takes 1.15 times
         # as long (20 parameters).
         return math.inf
     problem = sum(getattr(x, "size", 1) for x in jax.tree.leaves(args.system.problem))
-    return start.state.theta.size + problem
+    return begin.state.theta.size + problem
 
 
 @eager_program(_size_of_segment, has_long_loop=True)
 def solve_segment(
     args: FlowArgs,
-    begin: Reached,
+    begin: SegmentStart,
     *,
     initial: ClockState,
     options: FlowOptions,
@@ -163,6 +161,13 @@ def _clips(args, clock, implicit):
     return args.system.problem.has_residuals and isinstance(clock, PhysicalTime) and not implicit
 
 
+def _observed(s, state, args, clock, clips, may_rest=True):
+    """What the stop rules see, and the longest step; None for it unless steps are limited."""
+    if clips:
+        return observe_and_limit(s, state, args, clock, may_rest)
+    return observe_state(s, state, args, clock, may_rest), None
+
+
 def _control(args, initial, options, done, longest, implicit, may_switch) -> Any:
     """The control of the step sizes, which also ends the segment.
 
@@ -171,11 +176,8 @@ def _control(args, initial, options, done, longest, implicit, may_switch) -> Any
     clock = options.clock
 
     def rule(s, y, args):
-        state, longest = state_of(y, clock), None
-        if clips:
-            seen, longest = observe_and_limit(s, state, args, clock)
-        else:
-            seen = observe_state(s, state, args, clock)
+        state = state_of(y, clock)
+        seen, longest = _observed(s, state, args, clock, clips)
         found = first_rule(seen, options)
         parts = corners.rounding_parts_ties(state, args)
         hands_over = _is_stiff(seen, clock) | parts if may_switch else False
@@ -268,7 +270,6 @@ def integrate(
     at once where it is not needed. Returned are the flow and where it began, `origin` or the flow's
     start.
     """
-    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((system, options, origin)))
     args, options, origin, begin = _prepared(system, options, origin)
     explicit_steps = EXPLICIT_STEPS[_kind(system)]
     may_switch = (
@@ -287,27 +288,26 @@ def integrate(
         if not may_switch or is_known_to_hold(last.over):
             break
         steps = left if implicit else min(_AT_CORNER_STEPS, left // 2)
-        if implicit or (not traced and _is_at_corner(last, args, options.clock)):
+        if implicit or _is_known_at_corner(last, args, options.clock):
             left -= steps
-            begin = Reached(last.s, last.state, last.code, last.over, None)
+            begin = SegmentStart(last.s, last.state, last.code, last.over, None)
             segments.append(
                 segment(begin, max_steps=steps, implicit=implicit, may_switch=False, is_first=False)
             )
     return trajectory_of(args, origin.initial, options, segments), origin
 
 
-def _is_at_corner(last, args, clock) -> bool:
-    """Whether a regression flow that is not over decays to a corner: explicit steps go on there."""
-    if _kind(args.system) != "regression" or args.origin is None:
+def _is_known_at_corner(last, args, clock) -> bool:
+    """Whether a regression flow is known to decay to a corner: explicit steps go on there."""
+    if _kind(args.system) != "regression" or isinstance(last.over, Tracer):
         return False
-    return bool(_decays_to_corner(last.s, last.state, args, clock))
+    return bool(decays_to_corner(last.s, last.state, args, clock))
 
 
-_decays_to_corner = eager_program()(decays_to_corner)
 _reducible = eqx.filter_jit(Reducible.of)
 
 
-def _prepared(system, options, origin) -> tuple[FlowArgs, FlowOptions, Origin, Reached]:
+def _prepared(system, options, origin) -> tuple[FlowArgs, FlowOptions, Origin, SegmentStart]:
     """The segments' arguments, the options with all tolerances, and where the flow begins."""
     reducible = _reducible(system.problem)
     atol, marks, origin, begin = _start(system, reducible, options, origin)
@@ -331,14 +331,15 @@ def _start(system, reducible, options, origin):
     return atol, marks, origin, _seen_at(origin, args, options, is_continued)
 
 
-def _seen_at(origin, args, options, is_continued) -> Reached:
-    """The code is that of `max_steps` if the flow has to run, else of why it need not."""
+def _seen_at(origin, args, options, is_continued) -> SegmentStart:
+    """The start of the first segment.
+
+    The code is that of `max_steps` if the flow has to run, else that of the reason why it need not.
+    """
     s, state, clock = origin.s, origin.start, options.clock
     # At its start no flow is at rest, and no parameter is smaller than at the start.
-    seen = observe_state(s, state, args, clock, may_rest=is_continued)
-    longest = None
-    if _clips(args, clock, implicit=False):
-        longest = (longest_step if is_continued else stable_step)(state.theta, args)
+    clips = _clips(args, clock, implicit=False)
+    seen, longest = _observed(s, state, args, clock, clips, may_rest=is_continued)
     code = first_rule(seen, options)
     velocity = clock.velocity(s, state, args)
     speed = jnp.max(jnp.abs(velocity.theta))
@@ -346,4 +347,4 @@ def _seen_at(origin, args, options, is_continued) -> Reached:
     code = jnp.where(moving | (code != _GOES_ON), code, code_of(FlowStatus.stationary))
     finite = jnp.isfinite(jnp.max(jnp.abs(state.theta))) & jnp.isfinite(speed)
     code = jnp.where(finite, code, code_of(FlowStatus.non_finite))
-    return Reached(s, state, code, code != _GOES_ON, longest)
+    return SegmentStart(s, state, code, code != _GOES_ON, longest)

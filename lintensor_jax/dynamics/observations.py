@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Scalar
 
+from ..eager_programs import eager_program
 from ..penalized import velocity_with_decay, weight_decay_of
 from .clocks import AbstractClock, ClockState, FlowArgs
 from .corners import (
@@ -35,10 +36,13 @@ def observe_state(
 
 
 def observe_and_limit(
-    s: Scalar, state: ClockState, args: FlowArgs, clock: AbstractClock
+    s: Scalar, state: ClockState, args: FlowArgs, clock: AbstractClock, may_rest: bool = True
 ) -> tuple[Observation, Scalar]:
-    """What the stop rules see, and `longest_step`: for explicit regression flows."""
-    return _observe_residuals(s, state, args, clock, may_rest=True, has_step=True)
+    """What the stop rules see, and `longest_step`: for explicit regression flows.
+
+    Without `may_rest` (see `observe_state`) no parameter is near a corner either.
+    """
+    return _observe_residuals(s, state, args, clock, may_rest, has_step=True)
 
 
 def _observe_residuals(s, state, args, clock, may_rest, has_step) -> tuple[Observation, Scalar]:
@@ -190,6 +194,7 @@ _SLOW = 1e3
 _LONG = 1e6
 
 
+@eager_program()
 def decays_to_corner(
     s: Scalar, state: ClockState, args: FlowArgs, clock: AbstractClock
 ) -> Bool[Array, ""]:
