@@ -17,8 +17,8 @@ from jaxlib.version import __version_info__ as jaxlib_version
 # Without optimisation Newton's method of Theorem 5 takes 1.6 times as long for 256 numbers, which
 # are 0.3 ms.
 _MOST_NUMBERS = 2**10
-# The same before and after a flow: 1.0 to 1.3 times as long for 3,400 and 4,600 numbers, and 1.5
-# times for 8,000. The flow itself takes 2 to 10 times as long as these programs.
+# What runs before and after a flow takes 0.9 to 1.4 times as long for 3,400 and 4,600 numbers, and
+# 1.5 times for 8,000. The flow itself takes 2 to 7 times as long as these programs.
 MOST_BESIDE_A_FLOW = 2**12
 _CONVENTION = "lintensor_jax"  # JAX asks for a name
 _UNTRACED = get_opaque_trace_state(_CONVENTION)
@@ -70,7 +70,7 @@ def _options(few_numbers: bool, has_long_loop: bool) -> dict[str, Any]:
     On level 1 of 3, flows run as long as on level 3 (d = 2 to 100,000), and a first call takes 0.85
     to 0.98 of the core time. With the older emitters, explicit steps of few numbers run as long as
     with the others, and flows of more numbers up to 1.3 times as long. Programs without a long loop
-    run as long with both (10 to 50,000 parameters), and are compiled in 0.6 to 0.8 of the time.
+    run as long with both (500 to 130,000 parameters), and are compiled in 0.6 to 0.9 of the time.
     """
     options: dict[str, Any] = {}
     if not jax.config.read("jax_disable_most_optimizations"):  # the user's choice, which is level 0

@@ -7,7 +7,7 @@ from ..eager_programs import eager_program
 from .mirror_map import z_of_x
 
 
-@eager_program()  # one program: the first call would compile eight small ones
+@eager_program()  # one program: the first call would compile six small ones
 def size_of_first_layers(
     magnitude: Float[Array, "*b"], depth: int, gap: Scalar
 ) -> Float[Array, "*b"]:

@@ -144,6 +144,7 @@ def test_vmap_compiles_implicit_steps_only_if_a_lane_needs_them(segments):
     of_two, _ = jax.vmap(lambda c: jax.vmap(lambda a: one(a * c))(alphas))(jnp.ones(2))
     assert segments == [False, False]
     np.testing.assert_array_equal(steps, 0)
+    # Other programs may take other steps. The limits' error at the default tolerances is 3e-11.
     np.testing.assert_allclose(of_two, jnp.stack([of_one, of_one]), rtol=0, atol=1e-9)
     jax.make_jaxpr(jax.jit(jax.vmap(one)))(alphas)  # values are not known
     assert segments[2:] == [False, True]
@@ -152,8 +153,7 @@ def test_vmap_compiles_implicit_steps_only_if_a_lane_needs_them(segments):
     assert segments[4:] == [False, True]
     assert steps[0] == 0 < steps[1]
     for lane, alpha in enumerate(stiff):
-        # The plateau amplifies errors: at rtol 1e-8 to about 1e-6.
-        np.testing.assert_allclose(limits[lane], one(alpha)[0], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(limits[lane], one(alpha)[0], rtol=0, atol=1e-9)
 
 
 @pytest.fixture
