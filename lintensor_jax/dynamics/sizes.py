@@ -22,7 +22,7 @@ def size_of_start(theta: Any, problem: Any, depth: int) -> Any:
         if largest > 0:
             return largest
     largest = jnp.max(jnp.abs(theta))
-    size = _size_that_changes_loss(theta, problem) ** (1 / max(depth, 1))
+    size = _root(_size_that_changes_loss(theta, problem), max(depth, 1))
     return jnp.where(largest > 0, largest, size)
 
 
@@ -63,7 +63,7 @@ def shares_of_size(system: System, theta: Float[Array, " p"]) -> Float[Array, " 
     signs = np.random.default_rng(0).choice([-1.0, 1.0], problem.coefficient_shape)
     slope = jnp.abs(system.pullback(theta)[1](jnp.asarray(signs, theta.dtype)))
     own = jnp.abs(theta)
-    of_neighbours = slope ** (1 / (system.depth - 1))
+    of_neighbours = _root(slope, system.depth - 1)
     moves = _size_that_changes_loss(theta, problem) / jnp.where(slope > 0, slope, 1.0)
     moves = jnp.where(slope > 0, moves, jnp.inf)
     size = jnp.minimum(jnp.maximum(own, of_neighbours), jnp.maximum(own, moves))
@@ -72,3 +72,10 @@ def shares_of_size(system: System, theta: Float[Array, " p"]) -> Float[Array, " 
     # Zeros that are multiplied with zeros have no size to derive a tolerance from.
     share = jnp.where((size > 0) & (largest > 0) & jnp.isfinite(share), share, 1.0)
     return jax.lax.stop_gradient(jnp.clip(share, jnp.finfo(theta.dtype).eps, 1.0))
+
+
+def _root(value: Array, order: int) -> Array:
+    """value^(1/order); without a power function, which is slow, where there is another way."""
+    if order == 1:
+        return value
+    return jnp.sqrt(value) if order == 2 else value ** (1 / order)

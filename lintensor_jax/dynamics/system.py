@@ -145,8 +145,10 @@ class System(eqx.Module):
         By Kantorovich |P r|^2/|grad L| is at most the Gauss-Newton step |J^+ r|, with equality once
         the slowest mode dominates the residual.
         """
-        largest = jnp.max(jnp.abs(theta))
-        return size / gradient * (size / (largest * jnp.linalg.norm(theta / largest)))
+        # One division for all entries, since divisions take a good part of a step in batches.
+        largest, tiny = jnp.max(jnp.abs(theta)), 4 * float(jnp.finfo(theta.dtype).tiny)
+        largest = jnp.where(largest > tiny, largest, tiny)
+        return size / gradient * (size / (largest * jnp.linalg.norm(theta * (1 / largest))))
 
     # Classification: Theta = exp(log_scale) * theta.
 
@@ -216,7 +218,10 @@ class Reducible(eqx.Module):
 
     def norm(self, residual: Array) -> Scalar:
         """|P r|. It is |r| for data of full row rank, and zero at every least-squares solution."""
-        return jnp.linalg.norm(self.coordinates(residual))
+        coordinates = self.coordinates(residual)
+        if coordinates.size == 1:  # without a root
+            return jnp.abs(coordinates).reshape(())
+        return jnp.linalg.norm(coordinates)
 
     def coordinates(self, residual: Array) -> Array:
         """P r in `basis`, shape (k, outputs); r itself without a basis, shape (n, outputs)."""
