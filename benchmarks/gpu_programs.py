@@ -113,7 +113,7 @@ def text_of(networks: Any, data: Any, **options: Any) -> str:
 
     with as_on_a_gpu(), mock.patch.object(launcher, "load", load):
         given = Arguments(stepper.of_any_width()), Arguments(chunk)
-        _, refusal = ends_by_machine_code._row_program(*given, Native())
+        refusal = ends_by_machine_code._rows_by_xla(*given, Native())
     if not texts:
         raise ValueError(refusal.reason)
     return texts[0]

@@ -37,12 +37,14 @@ class Ends(NamedTuple):
     executed: int = 0
     num_implicit: Int[Any, " N"] | None = None  # None: no lane took an implicit step
 
-    def in_arrays(self) -> "Ends":
-        """The ends as `ends_like` describes them."""
+    def in_arrays(self, size: int | None = None) -> "Ends":
+        """The ends as `ends_like` describes them; if there are fewer than `size`, with zeros."""
         integer, none = jax_integer(), self.num_implicit is None
         implicit = np.zeros(self.code.shape, np.int32) if none else self.num_implicit
         executed: Any = np.asarray(min(self.executed, np.iinfo(integer).max), integer)
-        return self._replace(executed=executed, num_implicit=implicit)
+        ends = self._replace(executed=executed, num_implicit=implicit)
+        missing = 0 if size is None else size - self.code.shape[0]
+        return jax.tree.map(lambda x: _with_zeros(x, missing), ends) if missing else ends
 
 
 def ends_like(size: int, state_size: int, dtype: Any, integer: Any) -> Ends:
@@ -50,6 +52,12 @@ def ends_like(size: int, state_size: int, dtype: Any, integer: Any) -> Ends:
     shapes = (size, state_size), (size,), (size,), (size,), (size,), (), (size,)
     dtypes: Any = dtype, dtype, np.int32, np.int32, np.int32, integer, np.int32
     return Ends(*map(jax.ShapeDtypeStruct, shapes, dtypes))  # pyright: ignore
+
+
+def _with_zeros(array: np.ndarray, count: int) -> np.ndarray:
+    if array.ndim == 0:  # the number of executed steps
+        return array
+    return np.concatenate([array, np.zeros((count, *array.shape[1:]), array.dtype)])
 
 
 def jax_integer() -> np.dtype:

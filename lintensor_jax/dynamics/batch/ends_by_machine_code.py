@@ -1,22 +1,41 @@
 """The ends of a chunk's lanes by machine code for CPUs or CUDA; or a refusal if there is none."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ..system import Reducible
 from . import hardware
 from .chunk import Chunk, Ends
-from .ends_by_xla import ends_by_xla_on_device, order_on_device
-from .native.table import counts_in, counts_of, step_row, table_of
+from .ends_by_xla import ends_by_xla_on_device, order_on_device, order_on_host
+from .lane_data import LaneData
+from .native.table import counts_in, counts_of, start_and_step_row, started_row, step_row, table_of
+from .over_lanes import is_exact, mapped
 from .programs import XLA, Arguments, Native, Program, Refusal, compiled, traced
 from .stepper import Stepper
 
 _XLA = XLA()
 # The number of lanes that XLA integrates as well at the first use of machine code for a GPU.
 _CHECKED = 256
+# Fewer lanes are all in flight at once, or almost, in any order.
+_FEWEST_IN_ORDER = 128
+
+
+class _Rows(NamedTuple):
+    """The lanes of a chunk as rows of tables.
+
+    - `kernel`: the function that integrates rows.
+    - `leaves`: the arrays that all rows share.
+    - `table`: returns the rows, in memory that nothing else refers to.
+    """
+
+    kernel: Any
+    leaves: list[Any]
+    table: Callable[[], Any]
 
 
 def _table(stepper: Stepper, chunk: Chunk) -> tuple[Array, list[Array]]:
@@ -24,22 +43,58 @@ def _table(stepper: Stepper, chunk: Chunk) -> tuple[Array, list[Array]]:
     return table_of(starts, kinds), kinds.shared(starts.leaves)
 
 
-def _row_program(stepper: Arguments, chunk: Arguments, compilation: Native):
-    """The program that makes the table, and the kernel or a refusal."""
-    fill = traced(_table, _XLA, stepper, chunk)
-    kernel = fill.following.get(compilation)
-    if kernel is None:
-        kernel = _kernel(stepper, compilation, fill)
-        if not isinstance(kernel, Refusal):
-            fill.following[compilation] = kernel
-    return fill, kernel
-
-
-def _kernel(stepper: Arguments, compilation: Native, fill: Program) -> Any:
-    """The function that integrates the lanes of the table of `fill`, or a refusal."""
-    rows, leaves = fill.results
+def _rows_by_xla(stepper: Arguments, chunk: Arguments, how: Native) -> _Rows | Refusal:
+    """The rows of all lanes by XLA, before they start; or why they have no kernel."""
+    program = traced(_table, _XLA, stepper, chunk)
+    rows, leaves = program.results
     row = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype, sharding=rows.sharding)
-    return kernel_of(step_row, compilation, Arguments(row), stepper, Arguments(leaves), beside=fill)
+    kernel = _kernel(start_and_step_row, how, program, row, stepper, leaves)
+    if isinstance(kernel, Refusal):
+        return kernel
+    table, leaves = program(stepper, chunk)
+    return _Rows(kernel, leaves, lambda: table)
+
+
+def _started_row(lane: tuple[Array, LaneData], stepper: Stepper, shared: Any) -> Array:
+    """The started row of one lane; `shared`: see `_shared_by_rows`."""
+    theta, data = jax.tree.map(lambda array: array[None], lane)
+    if stepper.shared:
+        data = data._replace(problem=shared[0])
+    row = table_of(stepper.starts(theta, data), stepper.leaves_of_lanes)[0]
+    return started_row(row, stepper, jax.tree.leaves(shared))
+
+
+def _shared_by_rows(problem: Any) -> tuple[Any, Any]:
+    """The problem and its `Reducible`, if lanes share the problem; otherwise Nones."""
+    return problem, None if problem is None else Reducible.of(problem)
+
+
+def _rows_by_machine_code(stepper: Arguments, chunk: Chunk, how: Native) -> _Rows | Refusal | None:
+    """Started rows; None if there is no machine code that makes them."""
+    problem = Arguments(chunk.data.problem if stepper.values[0].shared else None)
+    shared = compiled(_shared_by_rows, _XLA, problem)
+    rows = mapped(_started_row, stepper, chunk, how, shared.results)
+    if rows is None:
+        return None
+    program, leaves = rows.program, jax.tree.leaves(shared.results)
+    kernel = _kernel(step_row, how, program, program.results, stepper, leaves)
+    if isinstance(kernel, Refusal):
+        return kernel
+    if not rows.is_compiled():
+        return None
+    found = Arguments(shared(problem))
+    return _Rows(kernel, found.arrays, rows._replace(given=(stepper, found)))
+
+
+def _kernel(step: Callable, how: Native, rows: Program, row, stepper: Arguments, leaves) -> Any:
+    """The kernel for the rows that the program `rows` makes, or a refusal."""
+    kernel = rows.following.get(how)
+    if kernel is None:
+        given = Arguments(row), stepper, Arguments(leaves)
+        kernel = kernel_of(step, how, *given, beside=rows)
+        if not isinstance(kernel, Refusal):
+            rows.following[how] = kernel
+    return kernel
 
 
 def kernel_of(
@@ -63,40 +118,33 @@ def kernel_of(
 def _shared_numbers(stepper: Arguments, chunk: Arguments, leaves, dtype) -> np.ndarray | Refusal:
     """All numbers of the shared arrays, as floats; a refusal if an integer would be rounded."""
     arrays = [np.asarray(leaf) for leaf in (*stepper.arrays, *leaves)]
-    numbers = [array.astype(dtype).reshape(-1) for array in arrays]
     of_lanes = jax.tree.leaves(chunk.values[0].data)
-    of_lanes = [np.asarray(leaf) for leaf in of_lanes if getattr(leaf, "dtype", dtype).kind in "iu"]
-    in_rows = [array.astype(dtype).reshape(-1) for array in of_lanes]
-    if not all(map(is_exact, [*arrays, *of_lanes], [*numbers, *in_rows])):
+    if not all(is_exact(array, dtype) for array in (*arrays, *of_lanes)):
         return Refusal(f"an integer of the problem has more digits than {dtype} has")
-    return np.concatenate(numbers)
-
-
-def is_exact(array: np.ndarray, numbers: np.ndarray) -> bool:
-    """Whether the floats `numbers` equal the integers of `array`; True for other arrays."""
-    return array.dtype.kind not in "iu" or np.array_equal(
-        array.reshape(-1), numbers.astype(array.dtype)
-    )
+    return np.concatenate([array.astype(dtype).reshape(-1) for array in arrays])
 
 
 def ends_by_machine_code(
-    stepper: Arguments, chunk: Arguments, compilation: Native, order
+    stepper: Arguments, chunk: Arguments, compilation: Native
 ) -> Ends | Refusal:
-    """The ends of a chunk's lanes by the cores of a CPU. `order`: the order of the real lanes."""
-    fill, integrate_rows = _row_program(stepper, chunk, compilation)
-    if isinstance(integrate_rows, Refusal):
-        return integrate_rows
-    filled, leaves = fill(stepper, chunk)
-    # The machine code writes to the memory of XLA's result, which nothing else refers to.
-    table = np.ascontiguousarray(filled)
-    shared = _shared_numbers(stepper, chunk, leaves, table.dtype)
+    """The ends of a chunk's lanes by the cores of a CPU; perhaps of the real lanes only."""
+    lanes: Chunk = chunk.values[0]
+    rows = _rows_by_machine_code(stepper, lanes, compilation)
+    if rows is None:
+        rows = _rows_by_xla(stepper, chunk, compilation)
+    if isinstance(rows, Refusal):
+        return rows
+    shared = _shared_numbers(stepper, chunk, rows.leaves, np.dtype(lanes.thetas.dtype))
     if isinstance(shared, Refusal):
         return shared
-    executed = int(integrate_rows(table, order, shared))
-    state = table[:, 4 : 4 + stepper.values[0].state_size].copy()
-    code, s = table[:, 0].astype(np.int32), table[:, 1].copy()
-    num_steps, num_rejected = counts_of(table)
-    return Ends(state, s, code, num_steps, num_rejected, executed)
+    table, count = np.ascontiguousarray(rows.table()), int(lanes.count)
+    order = order_on_host(lanes.thetas, count, _FEWEST_IN_ORDER)[:count]
+    executed = int(rows.kernel(table, order, shared))
+    numbers = np.array(table[:, :4].T, order="C")
+    num_steps, num_rejected = counts_of(numbers[2:])
+    # Writable, for lanes that go on by implicit steps; a table of XLA is copied.
+    state = np.require(table[:, 4 : 4 + stepper.values[0].state_size], requirements="W")
+    return Ends(state, numbers[1], numbers[0].astype(np.int32), num_steps, num_rejected, executed)
 
 
 def _ends_of_table(stepper: Stepper, count, table: Array):
@@ -111,13 +159,14 @@ def ends_by_cuda(stepper: Arguments, chunk: Arguments, compilation: Native) -> E
 
     A refusal if the kernel did not agree with XLA, or left a lane unfinished.
     """
-    fill, kernel = _row_program(stepper, chunk, compilation)
-    if isinstance(kernel, Refusal):
-        return kernel
+    rows = _rows_by_xla(stepper, chunk, compilation)
+    if isinstance(rows, Refusal):
+        return rows
+    kernel = rows.kernel
     if kernel.refusal:
         return Refusal(kernel.refusal)
-    table, leaves = fill(stepper, chunk)
-    shared = _shared_numbers(stepper, chunk, leaves, table.dtype)
+    table = rows.table()
+    shared = _shared_numbers(stepper, chunk, rows.leaves, table.dtype)
     if isinstance(shared, Refusal):
         return shared
     order = compiled(order_on_device, _XLA, chunk)(chunk)

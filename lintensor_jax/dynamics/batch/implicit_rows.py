@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from ..elimination import backward_error, factors_of, solved
 from ..on_invariants import corrects_steps
 from ..rosenbrock import rosenbrock_step
-from .ends_by_machine_code import is_exact, kernel_of
+from .ends_by_machine_code import kernel_of
 from .implicit_step import (
     ImplicitLanes,
     Known,
@@ -29,6 +29,7 @@ from .implicit_step import (
 )
 from .lane_data import LaneData
 from .native.table import counts_in, counts_of, stored_counts
+from .over_lanes import is_exact
 from .programs import XLA, Arguments, Native, Refusal, compiled
 from .step import RUNNING
 from .stepper import Stepper
@@ -178,7 +179,13 @@ def stiff_ends_by_machine_code(
         executed = int(program(table, order, numbers))
     q = stepper.state_size
     code, state = table[:, 0].astype(np.int32), table[:, 4 : 4 + q]
-    fields: Any = [state, table[:, 1], *table[:, 4 + q : 6 + q].T, code, *counts_of(table)]
+    fields: Any = [
+        state,
+        table[:, 1],
+        *table[:, 4 + q : 6 + q].T,
+        code,
+        *counts_of(np.ascontiguousarray(table[:, 2:4].T)),
+    ]
     return ImplicitLanes(*fields), executed
 
 
@@ -196,5 +203,5 @@ def _table(given: Arguments, thetas, data, y, s) -> tuple[Float[np.ndarray, "N M
 
 def _is_exact(stepper: Stepper, data: LaneData, dtype) -> bool:
     """Whether the integers among the data are the same as floats."""
-    arrays = [np.asarray(leaf) for leaf in jax.tree.leaves((data, stepper.system.problem))]
-    return all(is_exact(array, array.astype(dtype).reshape(-1)) for array in arrays)
+    arrays = jax.tree.leaves((data, stepper.system.problem))
+    return all(is_exact(array, dtype) for array in arrays)

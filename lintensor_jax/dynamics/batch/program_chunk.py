@@ -1,8 +1,5 @@
 """One chunk of a batch: lanes of one program, from their starts to a `BatchedFlow`."""
 
-import contextlib
-import functools
-import threading
 from typing import Any
 
 import equinox as eqx
@@ -11,28 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ...networks import split
-from ...networks.pair import check_pair
-from ..clocks import FlowArgs, PhysicalTime, log_time_unit, state_of
 from ..dataset import arrays_of, dataset_of
 from ..ends import AbstractEnd
-from ..finish import finish_flow
-from ..record import Record, record_of
+from ..record import Record
 from ..statuses import OWN_RULE, STATUS_NAMES, FlowStatus, code_of
 from ..stopping import AbstractStop
-from ..system import Reducible
 from . import hardware
-from .chunk import Chunk, Ends, ends_like, jax_integer
+from .chunk import Chunk, Ends
 from .ends_by_machine_code import ends_by_cuda, ends_by_machine_code
 from .ends_by_xla import ends_by_xla_on_device, ends_by_xla_on_host, order_on_host
+from .finishing import cpu_lock, finishing
 from .fourier_basis import Spectral
 from .implicit_lanes import integrate_stiff
-from .lane_data import LaneData, with_data
-from .programs import XLA, AbstractCompilation, Arguments, Native, Refusal, compiled
+from .lane_data import LaneData
+from .programs import XLA, AbstractCompilation, Arguments, Native, Refusal
 from .stepper import Stepper
 
 _XLA = XLA()
-_one_cpu_program = threading.Lock()
 
 
 class BatchedFlow(AbstractEnd):
@@ -118,7 +110,6 @@ def integrate_chunk(
 
     `batch`: lanes that are finished and recorded at once; None: all.
     """
-    count, size = int(chunk.count), chunk.thetas.shape[0]
     kind = hardware.kind_of(hardware.device_of(chunk.thetas))
     stepper_used, chunk_used = stepper, chunk  # below: in the Fourier basis, if there is one
     own = given = Arguments(stepper.of_any_width()), Arguments(chunk)
@@ -130,19 +121,16 @@ def integrate_chunk(
         stepper_used = stepper._replace(system=system)
         chunk_used = chunk._replace(thetas=spectral.into(chunk.thetas), data=data)
         given = Arguments(stepper_used.of_any_width()), Arguments(chunk_used)
-    like = _arguments_like(size, stepper.state_size, chunk.thetas.dtype, jax_integer(), batch)
     # All programs are traced one after the other and compiled at the same time.
-    finish_and_record = compiled(_finish_and_record, _XLA, *own, like)
+    finish = finishing(*own, compilation, batch)
     ends, refusal, ran = _integrated(stepper_used, chunk_used, given, compilation, kind)
+    if ran == "xla":  # then XLA runs everything, as with `compilation=XLA()`
+        finish = finishing(*own, _XLA, batch)
     ends = _with_stiff_lanes(stepper_used, compilation, chunk_used, ends, kind)
     if spectral is not None:
         ends = _in_own_basis(ends, spectral, chunk.thetas.shape[1])
-    with _cpu_lock(kind):
-        ends = Arguments(ends.in_arrays(), batch)
-        *found, executed = jax.block_until_ready(finish_and_record(*own, ends))
-    if count < size:
-        found = jax.tree.map(lambda leaf: leaf[:count], found)
-    (unfinished, finished, accepted, record), (code, num_steps, num_rejected, implicit) = found
+    (unfinished, finished, accepted, record), counts, executed = finish(ends)
+    code, num_steps, num_rejected, implicit = counts
     rest = stepper.system.rest
     before = eqx.combine(unfinished, rest)
     return BatchedFlow(
@@ -162,21 +150,6 @@ def integrate_chunk(
     )
 
 
-@functools.lru_cache(64)  # made of many small objects, once for each size
-def _arguments_like(size: int, state_size: int, dtype, integer, batch: int | None) -> Arguments:
-    """Shapes of the last arguments of `_finish_and_record`, which is compiled before they exist."""
-    return Arguments(ends_like(size, state_size, dtype, integer), batch)
-
-
-def _cpu_lock(kind: str) -> Any:
-    """A lock on a CPU, so that only one program runs; elsewhere a context that does nothing.
-
-    XLA:CPU has one pool of threads for all devices. Two programs that use it (linear algebra does)
-    can wait for each other's threads forever.
-    """
-    return _one_cpu_program if kind == "cpu" else contextlib.nullcontext()
-
-
 def _integrated(
     stepper: Stepper,
     chunk: Chunk,
@@ -188,20 +161,19 @@ def _integrated(
 
     `given`: stepper and chunk as arguments of programs.
     """
-    count, refusal = int(chunk.count), Refusal("")
-    on_cpu = kind == "cpu"
-    order: Any = order_on_host(chunk.thetas, count, stepper.width) if on_cpu else None
+    refusal, on_cpu = Refusal(""), kind == "cpu"
     if isinstance(compilation, Native):
         if kind == "other":
             found = Refusal("it exists for CPUs and for CUDA")
         elif on_cpu:
-            found = ends_by_machine_code(*given, compilation, order[:count])
+            found = ends_by_machine_code(*given, compilation)
         else:
             found = ends_by_cuda(*given, compilation)
         if not isinstance(found, Refusal):
             return found, refusal, "native"
         refusal = found
     if on_cpu:
+        order = order_on_host(chunk.thetas, int(chunk.count), stepper.width)
         return ends_by_xla_on_host(stepper, chunk, order), refusal, "xla"
     return ends_by_xla_on_device(stepper, chunk), refusal, "xla"
 
@@ -232,7 +204,7 @@ def _with_stiff_lanes(
         return ends
     data = chunk.data.ordered(lanes, stepper.shared)
     start = chunk.thetas[lanes], data, ends.y[lanes], ends.s[lanes]
-    with _cpu_lock(kind):
+    with cpu_lock(kind):
         found, executed = integrate_stiff(stepper, compilation, *start, stepper.stiff_max_steps)
     ends.y[lanes], ends.s[lanes], ends.code[lanes] = found.y, found.s, found.code
     ends.num_steps[lanes] += found.num_steps
@@ -240,35 +212,3 @@ def _with_stiff_lanes(
     implicit = np.zeros(ends.code.shape, np.int32)
     implicit[lanes] = found.num_steps
     return ends._replace(executed=ends.executed + executed, num_implicit=implicit)
-
-
-def _finish_and_record(stepper: Stepper, chunk: Chunk, ends: Ends, batch: int | None):
-    """Finish and record the lanes of a chunk, in batches that fit the cache or the memory."""
-    system, options, shared = stepper.system, stepper.options, stepper.shared
-
-    def of_lane(lane):
-        (y, s, code), theta, data = lane
-        problem = chunk.data.problem if shared else data.problem
-        system_of_lane = with_data(system, data._replace(problem=problem))
-        check_pair(system_of_lane.network(theta), problem)  # once, when this is traced
-        reducible: Any = Reducible.of(problem)
-        initial = options.clock.start(system_of_lane, theta)
-        physical = isinstance(options.clock, PhysicalTime)
-        unit = jnp.zeros_like(s) if physical else log_time_unit(system_of_lane, initial)
-        args = FlowArgs(system_of_lane, reducible, unit)
-        state = state_of(y, options.clock)
-        end = record_of(s, state, args, options, initial)
-        found = finish_flow(state, code, end, args, options)
-        unfinished = split(found.unfinished_network)[0]
-        if found.finish is None:
-            return unfinished, None, None, found.record
-        return unfinished, split(found.network)[0], found.finish.accepted, found.record
-
-    own = chunk.data._replace(problem=None) if shared else chunk.data
-    lanes = ends[:3], chunk.thetas, own
-    if batch is None:
-        found = jax.vmap(of_lane)(lanes)
-    else:
-        found = jax.lax.map(of_lane, lanes, batch_size=batch)
-    steps = ends.num_steps, ends.num_rejected, ends.num_implicit
-    return found, (ends.code, *steps), ends.executed

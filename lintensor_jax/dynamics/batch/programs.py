@@ -102,19 +102,11 @@ class Native(AbstractCompilation):
 
     def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Callable] | Refusal:
         """The compilation by LLVM, for a row and shared arrays; a `Refusal` if there is none."""
-        # Imported here, so that LLVM is loaded only if machine code is needed.
-        from .native.instructions import TooLarge, Unsupported
-
         row, *_ = leaves
         device = _device_of(leaves)
         for_device = self._for_cuda if hardware.kind_of(device) == "cuda" else self._for_cpu
         closed = function.trace(*leaves).jaxpr
-        try:
-            return for_device(closed, row, device)
-        except Unsupported as error:
-            return Refusal(str(error), isinstance(error, TooLarge))
-        except Exception as error:  # a jaxpr of an unknown version of JAX
-            return Refusal(f"the emitter failed with {type(error).__name__}: {error}")
+        return _emitted(lambda: for_device(closed, row, device))
 
     def _for_cpu(self, closed, row, device) -> Callable[[], Callable]:
         from .native.kernel import Kernel, emit, vector_width
@@ -149,6 +141,46 @@ class Native(AbstractCompilation):
                 return Refusal(str(error))
 
         return compile
+
+
+class OverLanes(AbstractCompilation):
+    """Machine code of a CPU that maps a function over lanes, as `jax.vmap` does.
+
+    The first `lanes` arrays of the function's arguments are those of one lane. The program takes
+    arrays with a first axis of lanes in their places. There is no program if an operation has no
+    instruction, or if a lane has more than 64 numbers.
+    """
+
+    lanes: int = eqx.field(static=True)
+    threads: int | None = eqx.field(static=True, default=None)
+
+    def lowered(self, function: Any, leaves: list[Any]) -> Callable[[], Callable] | Refusal:
+        """The compilation by LLVM; a `Refusal` if there is none."""
+        # Imported here, so that LLVM is loaded only if machine code is needed.
+        from .native.lane_map import LaneMap
+
+        closed = function.trace(*leaves).jaxpr
+        found = _emitted(lambda: LaneMap(closed, self.lanes))
+        if isinstance(found, Refusal):
+            return found
+
+        def compile():
+            found.compile()
+            return functools.partial(found, threads=self.threads or _cores())
+
+        return compile
+
+
+def _emitted(emit: Callable[[], Any]) -> Any:
+    """What `emit` returns, or a refusal if there is no machine code."""
+    from .native.instructions import TooLarge, Unsupported
+
+    try:
+        return emit()
+    except Unsupported as error:
+        return Refusal(str(error), isinstance(error, TooLarge))
+    except Exception as error:  # a jaxpr of an unknown version of JAX
+        return Refusal(f"the emitter failed with {type(error).__name__}: {error}")
 
 
 @contextlib.contextmanager

@@ -15,9 +15,9 @@ from lintensor_jax.dynamics.batch import batched_flow as batched_flow_module
 from lintensor_jax.dynamics.batch import (
     ends_by_machine_code,
     ends_by_xla,
+    finishing,
     hardware,
     implicit_lanes,
-    program_chunk,
 )
 from lintensor_jax.dynamics.batch.chunk import ends_like, jax_integer
 from lintensor_jax.dynamics.batch.programs import Arguments
@@ -96,7 +96,7 @@ def test_programs_of_a_batch(name, monkeypatch):
         "order": lowered(ends_by_xla.order_on_device, chunk),
         "ends": lowered(ends_by_xla._ends_on_device, stepper, chunk),
         "table": lowered(ends_by_machine_code._table, stepper, chunk),
-        "record": lowered(program_chunk._finish_and_record, stepper, chunk, ends, None),
+        "record": lowered(finishing._finished, stepper, chunk, ends, None),
     }
     for text in texts.values():
         assert calls_in(text) == set()

@@ -7,7 +7,7 @@ step is one sequence of instructions, as in Intel's ispc.
 
 import contextlib
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -17,9 +17,11 @@ from ..vectorization.entry_by_entry import Entrywise, from_list, is_known, lifte
 from ..vectorization.operation_count import count_operations
 from . import elementary
 from .calls import BASES, VALUE, can_call, is_local, is_stored, kind_of
+from .control_flow import branch, divided, written_out
 from .instructions import Instructions, TooLarge, no_instruction, vector
 from .linear_algebra import ROUTINES, routine
 from .memory import Memory, Slot
+from .scatter import scattered
 
 _ELEMENTARY = {"exp": elementary.exp, "log": elementary.log, "log1p": elementary.log1p}
 _ELEMENTARY |= {"logistic": elementary.logistic}
@@ -66,6 +68,8 @@ class Emitter(Entrywise):
 
     #: Arrays of so many entries count as one operation; None: arrays of any length do not.
     shortest: Any = None
+    #: Functions that write branches, short loops and sums at known places, by primitive.
+    others: ClassVar = {"cond": branch, "scan": written_out, "scatter-add": scattered}
 
     def __init__(
         self,
@@ -181,7 +185,7 @@ class Emitter(Entrywise):
             e._replace(base=found) if isinstance(e, Slot) and e.base == "found" else e
             for e in results
         ]
-        return _divided(entries, [v.aval.shape for v in jaxpr.outvars])
+        return divided(entries, [v.aval.shape for v in jaxpr.outvars])
 
     def composite(self, equation: Any, inputs) -> list[np.ndarray] | None:
         """The results of a routine of `linear_algebra`, in memory; None for other names."""
@@ -231,36 +235,14 @@ class Emitter(Entrywise):
         return from_list([self.value(entry, dtype) for entry in value.reshape(-1)], value.shape)
 
     def other(self, equation: Any, inputs) -> list[np.ndarray]:
-        """A `cond` between two programs. The second one is skipped if no lane takes it."""
+        """A branch, a loop, or sums at known places; Unsupported is raised for other primitives."""
         name = equation.primitive.name
-        if name != "cond" or len(equation.params["branches"]) != 2:
+        if name not in self.others:
             raise no_instruction(name)
-        (index,), *inputs = (inputs[0].reshape(-1), *inputs[1:])
-        without, instead = equation.params["branches"]
-        if isinstance(index, np.generic):
-            chosen = instead if index else without
-            return self.evaluate(chosen.jaxpr, chosen.consts, inputs)
-        index = self.value(index, np.int32)
-        wanted = self.builder.icmp_signed("!=", index, self.instructions.constant(0, np.int32))
-        usual = self._vectors(without, inputs)
-        before = self.builder.block
-        bits: Any = self.builder.bitcast(wanted, ir.IntType(self.width))
-        some = self.builder.icmp_signed("!=", bits, ir.Constant(bits.type, 0))
-        with self.builder.if_then(some, likely=False):
-            with self._branch():
-                other = self._vectors(instead, inputs)
-            chosen = [self.builder.select(wanted, a, b) for a, b in zip(other, usual, strict=True)]
-            after = self.builder.block
-        merged = []
-        for new, old in zip(chosen, usual, strict=True):
-            phi = self.builder.phi(new.type)
-            phi.add_incoming(new, after)
-            phi.add_incoming(old, before)
-            merged.append(phi)
-        return _divided(merged, [v.aval.shape for v in equation.outvars])
+        return self.others[name](self, equation, inputs)
 
     @contextlib.contextmanager
-    def _branch(self):
+    def not_always(self):
         """A context for code that is not always executed."""
         outside, self._known = self._known, dict(self._known)
         before = dict(self._passed)
@@ -279,12 +261,12 @@ class Emitter(Entrywise):
         if self._module_state.spent > self._module_state.largest_program:
             raise TooLarge(f"more than {self._module_state.largest_program} operations")
 
-    def _vectors(self, closed, inputs) -> list[Any]:
-        """All results of a program, as vectors."""
-        results = self.evaluate(closed.jaxpr, closed.consts, inputs)
+    def vectors(self, jaxpr: Any, constants: Any, inputs: Any) -> list[Any]:
+        """All entries of all results of a program, as vectors."""
+        results = self.evaluate(jaxpr, constants, inputs)
         return [
             self.value(entry, v.aval.dtype)
-            for result, v in zip(results, closed.jaxpr.outvars, strict=True)
+            for result, v in zip(results, jaxpr.outvars, strict=True)
             for entry in result.reshape(-1)
         ]
 
@@ -368,13 +350,3 @@ class Emitter(Entrywise):
 @functools.cache
 def _jaxpr_of(function, dtype):
     return jax.make_jaxpr(function)(jax.ShapeDtypeStruct((), dtype))
-
-
-def _divided(values, shapes):
-    """A list of entries, cut into arrays of these shapes."""
-    arrays = []
-    for shape in shapes:
-        size = int(np.prod(shape))
-        arrays.append(from_list(values[:size], shape))
-        values = values[size:]
-    return arrays

@@ -5,7 +5,6 @@ row of the table is loaded into its lane. No lane waits for another.
 """
 
 import ctypes
-import ctypes.util
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
@@ -17,26 +16,37 @@ from llvmlite import ir
 
 from ..vectorization.entry_by_entry import from_list
 from .emitter import STACK, Emitter, ModuleState
+from .engine import engine_of
 from .instructions import vector
 from .long_arrays import EmitterOfLoops
 from .memory import Slot
 
 # Turns until Python can first react to an interrupt, and about the seconds between later times.
 _TURNS, _SECONDS = 500, 0.1
-_pool = ThreadPoolExecutor(thread_name_prefix="lanes")  # starts threads when work is submitted
+#: Starts threads when work is submitted.
+threads_of_lanes = ThreadPoolExecutor(thread_name_prefix="lanes")
 _INT, _ORDER = ir.IntType(64), ir.IntType(32)
 _VECTORS = {"avx512f": 64, "avx": 32}
-# Rows of up to this many numbers use two registers for each number: the processor computes with one
-# while a division of the other lasts. Larger rows use one, and loops for operations on arrays.
-_SMALL_ROW = 64
+#: Rows of up to this many numbers use two registers for each number: the processor computes with
+#: one while a division of the other lasts. Larger rows use one, and loops for arrays.
+SMALL_ROW = 64
+_CACHE_LINE = 16  # the integers of two lines of a processor's cache, which are read together
+# A thread takes at most so many rows of the queue at once, and one part in so many of them: the
+# counter of the queue is in one core's cache at a time.
+_MOST_AT_ONCE, _SHARE = 32, 16
 _MEMORY = "memory"  # the number of vectors of the state
 
 
 def vector_width(row: Any) -> int:
     """The number of lanes of a kernel for rows like this one."""
+    return lanes_of_vector(row.size, row.dtype)
+
+
+def lanes_of_vector(size: int, dtype: Any) -> int:
+    """The number of lanes of machine code for lanes of `size` numbers."""
     features = llvm.get_host_cpu_features()
-    size = max([size for name, size in _VECTORS.items() if features.get(name)], default=16)
-    return size * (2 if row.size <= _SMALL_ROW else 1) // row.dtype.itemsize
+    register = max([bits for name, bits in _VECTORS.items() if features.get(name)], default=16)
+    return register * (2 if size <= SMALL_ROW else 1) // np.dtype(dtype).itemsize
 
 
 def emit(steps: Any, width: int, emitter: type[Emitter] | None = None) -> str:
@@ -55,7 +65,7 @@ def emit(steps: Any, width: int, emitter: type[Emitter] | None = None) -> str:
     exchange = _emit_exchange(module, row.size, written.size, kind)
     module_state = ModuleState(row.size)
     if emitter is None:
-        emitter = EmitterOfLoops if row.size > _SMALL_ROW else Emitter
+        emitter = EmitterOfLoops if row.size > SMALL_ROW else Emitter
     # The step is emitted first: the start can use the functions of the step.
     names = ("step", "start")[: len(steps.out_avals)]
     for name, result in zip(names, reversed(steps.jaxpr.outvars), strict=True):
@@ -152,24 +162,24 @@ def _emit_exchange(module, fields, written, kind):
             source, target = (in_row, in_state) if into_state else (in_state, in_row)
             builder.store(builder.load(source), target)
 
-        if numbers <= _SMALL_ROW:
+        if numbers <= SMALL_ROW:
             for field in range(numbers):
                 copy(ir.Constant(_INT, field))
         else:
-            with _Loop(builder, numbers) as field:
+            with Loop(builder, numbers) as field:
                 copy(field)
 
     def change(by):
         builder.store(builder.add(builder.load(alive), ir.Constant(_INT, by)), alive)
 
-    with _Loop(builder, kind.count) as lane:
+    with Loop(builder, kind.count) as lane:
         bit = builder.and_(builder.lshr(mask, lane), one)
         with builder.if_then(builder.icmp_signed("!=", bit, zero)):
             job = builder.load(builder.gep(jobs, [lane]))
             with builder.if_then(builder.icmp_signed(">=", job, zero)):
                 copied(written, lane, job, into_state=False)
                 change(-1)
-            place = builder.atomic_rmw("add", following, one, "monotonic")
+            place = _next_place(builder, alive, following)
             with builder.if_else(builder.icmp_signed("<", place, count)) as (some, none):
                 with some:
                     job = builder.sext(builder.load(builder.gep(order, [place])), _INT)
@@ -182,7 +192,24 @@ def _emit_exchange(module, fields, written, kind):
     return function
 
 
-class _Loop:
+def _next_place(builder, own, following):
+    """The place of the next row; the thread takes several places of the common queue at once.
+
+    `own`: numbers of the thread: rows alive, its next place, the end of its places, their number.
+    """
+    at = [builder.gep(own, [ir.Constant(_INT, i)]) for i in range(4)]
+    none_left = builder.icmp_signed(">=", builder.load(at[1]), builder.load(at[2]))
+    with builder.if_then(none_left, likely=False):
+        each = builder.load(at[3])
+        first = builder.atomic_rmw("add", following, each, "monotonic")
+        builder.store(first, at[1])
+        builder.store(builder.add(first, each), at[2])
+    place = builder.load(at[1])
+    builder.store(builder.add(place, ir.Constant(_INT, 1)), at[1])
+    return place
+
+
+class Loop:
     """`for i in range(count)` with count > 0, in LLVM."""
 
     def __init__(self, builder: ir.IRBuilder, count: int):
@@ -209,23 +236,8 @@ class Kernel:
     """A compiled program in memory."""
 
     def __init__(self, program: str, width: int):
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        mathematics = ctypes.util.find_library("m")
-        if mathematics is not None:
-            llvm.load_library_permanently(mathematics)
-        # LLVM halves vectors of 512 bits, which slow old processors down; this option prevents it.
-        features = llvm.get_host_cpu_features()
-        text = ",".join([features.flatten(), *["-prefer-256-bit"] * bool(features.get("avx512f"))])
-        # Level 2 takes a fifth longer, and its code is not measurably faster.
-        target = llvm.Target.from_default_triple()
-        machine = target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=text, opt=1)
-        parsed = llvm.parse_assembly(program)
-        parsed.triple, parsed.data_layout = machine.triple, str(machine.target_data)
-        # No optimisation passes: they take time and find nothing to improve.
         self.width = width
-        self._engine = llvm.create_mcjit_compiler(parsed, machine)
-        self._engine.finalize_object()
+        self._engine = engine_of(program)
         memory = self._engine.get_global_value_address(_MEMORY)
         self._vectors = ctypes.c_int64.from_address(memory).value
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
@@ -248,13 +260,19 @@ class Kernel:
 
     def _turns(self, function, table, order, data, threads) -> int:
         following = np.zeros(1, np.int64)
+        # Few at once, so that no thread keeps rows that another one could take.
+        each = max(1, min(_MOST_AT_ONCE, order.size // (_SHARE * self.width)))
 
         def take_turns():
             size = self.width * self._vectors
             aligned = self.width * table.itemsize
             raw = np.zeros(size + self.width, table.dtype)
             state = raw[(-raw.ctypes.data % aligned) // table.itemsize :][:size]
-            jobs, alive = np.full(self.width, -1, np.int64), np.full(1, -1, np.int64)
+            # In memory of its own: a thread reads it in every turn, and another one would write
+            # beside it.
+            own = np.full(self.width + 2 * _CACHE_LINE, -1, np.int64)
+            jobs, alive = own[_CACHE_LINE:-_CACHE_LINE], own[-_CACHE_LINE:][:4]
+            alive[1:] = 0, 0, each
             arrays = [a.ctypes.data for a in (state, jobs, alive, table, order)]
             rest = [order.size, following.ctypes.data, data.ctypes.data]
             turns, most = 0, _TURNS
@@ -268,7 +286,7 @@ class Kernel:
         interrupted: list[bool] = []
         if threads == 1:
             return take_turns()
-        others = [_pool.submit(take_turns) for _ in range(threads - 1)]
+        others = [threads_of_lanes.submit(take_turns) for _ in range(threads - 1)]
         try:
             return take_turns() + sum(other.result() for other in others)
         except BaseException:

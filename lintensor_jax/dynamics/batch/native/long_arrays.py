@@ -177,8 +177,8 @@ class EmitterOfLoops(Emitter):
             at = end
 
     @contextlib.contextmanager
-    def _branch(self):
-        with super()._branch(), self._loops.branch():
+    def not_always(self):
+        with super().not_always(), self._loops.branch():
             yield
 
     @contextlib.contextmanager

@@ -44,22 +44,45 @@ def table_of(starts: Starts, kinds: LeavesOfLanes) -> Float[Array, "N M"]:
     return jnp.concatenate([c.astype(y.dtype).reshape(-1, unit.size) for c in columns]).T
 
 
-def step_row(
+def started_row(
     row: Float[Array, " M"], stepper: Stepper, leaves: list[Array]
-) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
-    """The first numbers of a row before its first step, and after an attempted step.
+) -> Float[Array, " M"]:
+    """A row before its first step, from a row of `table_of`.
 
     `leaves`: the arrays that all rows share.
     """
-    lanes, functions, data, atol = _read(row, stepper, leaves)
-    fresh = stepper.fresh(functions, lanes.y, lanes.s, data, atol)
+    fresh = _fresh(_read(row, stepper, leaves), stepper, row.dtype)
+    return jnp.concatenate([fresh, row[fresh.size :]])
+
+
+def step_row(
+    row: Float[Array, " M"], stepper: Stepper, leaves: list[Array]
+) -> tuple[Float[Array, " K"]]:
+    """The first numbers of a started row after an attempted step; `leaves`: see `started_row`."""
+    return (_stepped(_read(row, stepper, leaves), stepper, row.dtype),)
+
+
+def start_and_step_row(
+    row: Float[Array, " M"], stepper: Stepper, leaves: list[Array]
+) -> tuple[Float[Array, " K"], Float[Array, " K"]]:
+    """The first numbers of a row of `table_of` before its first step, and after a step."""
+    read = _read(row, stepper, leaves)
+    return _fresh(read, stepper, row.dtype), _stepped(read, stepper, row.dtype)
+
+
+def _fresh(read: "_Row", stepper: Stepper, dtype: Any) -> Float[Array, " K"]:
+    lanes, functions, data, atol = read
+    return _written(stepper.fresh(functions, lanes.y, lanes.s, data, atol), dtype)
+
+
+def _stepped(read: "_Row", stepper: Stepper, dtype: Any) -> Float[Array, " K"]:
+    lanes, functions, data, atol = read
     lanes = attempt_step(functions, stepper.solver, stepper.options, data, atol, lanes)
-    return _written(fresh, row.dtype), _written(lanes, row.dtype)
+    return _written(lanes, dtype)
 
 
-def counts_of(table: Float[np.ndarray, "N M"]) -> list[Int[np.ndarray, " N"]]:
-    """The numbers of steps and of rejected steps of all rows."""
-    columns = np.ascontiguousarray(table[:, 2:4].T)
+def counts_of(columns: Float[np.ndarray, "k N"]) -> list[Int[np.ndarray, " N"]]:
+    """The numbers in columns of counts of a table. The columns must be contiguous."""
     single = columns.dtype == np.float32
     return list(columns.view(np.int32) if single else columns.astype(np.int32))
 

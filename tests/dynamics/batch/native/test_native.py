@@ -14,7 +14,13 @@ from jax.interpreters import batching, mlir
 
 import lintensor_jax as lt
 from lintensor_jax.dynamics.batch import batched_flow as batched_flow_module
-from lintensor_jax.dynamics.batch import ends_by_machine_code, hardware, program_chunk, programs
+from lintensor_jax.dynamics.batch import (
+    ends_by_machine_code,
+    hardware,
+    over_lanes,
+    program_chunk,
+    programs,
+)
 from lintensor_jax.dynamics.batch.batched_flow import batched_flow
 from lintensor_jax.dynamics.batch.native import emitter
 from lintensor_jax.dynamics.batch.native import kernel as kernel_module
@@ -120,7 +126,9 @@ def emitted(monkeypatch) -> list[str]:
 @pytest.mark.slow
 def test_steps_and_starts_share_their_functions(emitted, monkeypatch):
     """Without loops, the functions of velocity and of status are compiled once."""
-    monkeypatch.setattr(kernel_module, "_SMALL_ROW", 200)
+    monkeypatch.setattr(kernel_module, "SMALL_ROW", 200)
+    # Then the kernel starts the rows.
+    monkeypatch.setattr(ends_by_machine_code, "mapped", lambda *_: None)
     problem = lt.Regression(RNG.standard_normal((5, 24)), np.ones(5))
     options: dict[str, Any] = {"finish": None, "max_steps": 3}
     batched_flow(starts(lt.DiagonalNetwork.zeros(2, 24), 9), problem, **options)
@@ -233,9 +241,8 @@ def test_chunks_of_two_kinds_say_that_xla_ran(monkeypatch):
 
 def test_integers_with_more_digits_than_floats_fall_back(monkeypatch):
     """The shared data of a row's program are stored as floats."""
-    assert ends_by_machine_code.is_exact(np.array([3, -(2**53)]), np.array([3.0, -(2.0**53)]))
-    exact = np.array([2**53 + 1])
-    assert not ends_by_machine_code.is_exact(exact, exact.astype(float))
+    assert over_lanes.is_exact(np.array([3, -(2**53)]), float)
+    assert not over_lanes.is_exact(np.array([2**53 + 1]), float)
     monkeypatch.setattr(batched_flow_module, "_warned", set())
     monkeypatch.setattr(ends_by_machine_code, "is_exact", lambda *_: False)
     with pytest.warns(UserWarning, match="more digits than float64"):
