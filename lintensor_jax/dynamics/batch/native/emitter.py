@@ -68,6 +68,8 @@ class Emitter(Entrywise):
 
     #: Arrays of so many entries count as one operation; None: arrays of any length do not.
     shortest: Any = None
+    #: Operations in loops over so many entries count twice, because Python has written each entry.
+    entries_of_operation = 256
     #: Functions that write branches, short loops and sums at known places, by primitive.
     others: ClassVar = {"cond": branch, "scan": written_out, "scatter-add": scattered}
 

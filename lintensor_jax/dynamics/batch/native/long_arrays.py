@@ -24,8 +24,6 @@ from .streams import Number, all_known, is_readable, runs
 _MOST_PIECES, _LARGEST_REST = 12, 0.25
 # An entry of a result that no loop computes yet is computed alone with at most so many operations.
 _MOST_SINGLE = 64
-# Operations on so many entries count twice, because Python has written each entry.
-_ENTRIES_OF_AN_OPERATION = 256
 _NEUTRAL = {"add": 0, "mul": 1}
 
 
@@ -219,7 +217,7 @@ class EmitterOfLoops(Emitter):
             if neutral is not None and isinstance(operand, Number) and operand.number == neutral:
                 return other
         count = len(arrays[0])
-        self._spend(1 + count // _ENTRIES_OF_AN_OPERATION)
+        self._spend(1 + count // self.entries_of_operation)
         return self._loops.apply(key, operands, count, dtype, compute)
 
     def _total(self, operation: str, entries: list[Any], dtype: Any) -> Any:

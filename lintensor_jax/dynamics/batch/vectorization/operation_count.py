@@ -11,23 +11,30 @@ from .jaxprs import needed_equations
 
 
 def count_operations(
-    jaxpr: Any, known: Sequence[bool], shortest: int | None = None
+    jaxpr: Any, known: Sequence[bool], shortest: int | None = None, entries: int | None = None
 ) -> tuple[float, list[bool]]:
     """The number of operations on single numbers, and which results are known while tracing.
 
     `shortest`: arrays of at least so many entries count as one number, because an operation on them
-    is a loop. None: there are no loops.
+    is a loop. None: there are no loops. `entries`: a loop counts once more for every so many
+    entries, and the branches of a `cond` are counted; None: neither.
 
     Operations that no result depends on are not evaluated and do not count. The number is infinite
     if a primitive is not supported.
     """
+
+    def length(count: int) -> int:
+        if shortest is None or count < shortest:
+            return count
+        return 1 if entries is None else 1 + count // entries
+
     is_known = dict.fromkeys(jaxpr.constvars, True) | dict(zip(jaxpr.invars, known, strict=True))
     total = 0.0
     for equation in needed_equations(jaxpr, jaxpr.outvars):
         name = equation.primitive.name
         given = [isinstance(v, Literal) or is_known[v] for v in equation.invars]
         results = [all(given)] * len(equation.outvars)
-        sizes = [_length(int(np.prod(v.aval.shape)), shortest) for v in equation.outvars]
+        sizes = [length(int(np.prod(v.aval.shape))) for v in equation.outvars]
         if all(given):
             pass
         elif name == "dot_general":
@@ -36,21 +43,20 @@ def count_operations(
             terms = int(np.prod([shape[i] for i in contracted]))
             outputs = equation.outvars[0].aval.size
             # A loop over the results, or else over the terms.
-            total += 2 * sizes[0] * (terms if sizes[0] < outputs else _length(terms, shortest))
+            total += 2 * sizes[0] * (terms if sizes[0] < outputs else length(terms))
         elif name in REDUCTIONS:
-            total += _length(int(np.prod(equation.invars[0].aval.shape)), shortest)
+            total += length(int(np.prod(equation.invars[0].aval.shape)))
         elif name in ELEMENTWISE:
             total += sum(sizes)
         elif name in MOVES and all(given[MOVES[name] or len(given) :]):
             pass
+        elif name == "cond" and entries is not None:
+            for branch in equation.params["branches"]:
+                total += count_operations(branch.jaxpr, given[1:], shortest, entries)[0]
         elif (inner := called(equation)) is not None:
-            count, results = count_operations(inner[0], given, shortest)
+            count, results = count_operations(inner[0], given, shortest, entries)
             total += count
         else:
             total = np.inf
         is_known.update(zip(equation.outvars, results, strict=True))
     return float(total), [isinstance(v, Literal) or is_known[v] for v in jaxpr.outvars]
-
-
-def _length(count: int, shortest: int | None) -> int:
-    return 1 if shortest is not None and count >= shortest else count

@@ -9,6 +9,7 @@ from llvmlite import ir
 
 import lintensor_jax as lt
 from lintensor_jax.dynamics.batch.native import emitter
+from lintensor_jax.dynamics.batch.native.instructions import TooLarge
 from lintensor_jax.dynamics.batch.native.kernel import emit
 from lintensor_jax.dynamics.batch.native.long_arrays import EmitterOfLoops
 from lintensor_jax.dynamics.batch.vectorization.operation_count import count_operations
@@ -132,6 +133,23 @@ def test_a_loop_counts_once():
     with_loops, _ = count_operations(closed.jaxpr, [False], 6)
     # x + 1, the three products (factor and sum), their sum; 2 x and its largest entry; the result.
     assert (written_out, with_loops) == (40 + 2 * 120 + 3 + 5 + 5 + 1, 1 + 2 * 3 + 3 + 5 + 5 + 1)
+
+
+def test_a_clearly_too_large_program_is_not_written(monkeypatch):
+    def function(x):
+        weights = x[2:].reshape(300, 300)
+        hidden = jax.lax.cond(x[0] > 0, lambda: weights @ x[:300], lambda: weights[0])
+        return jnp.concatenate([x[:1], hidden[1:]])
+
+    row = jax.ShapeDtypeStruct((2 + 300**2,), float)
+    closed = jax.jit(function).trace(row).jaxpr
+    # Two operations of 300 entries, each counted twice, for each of 300 terms; and the condition.
+    count, _ = count_operations(closed.jaxpr, [False], 6, 256)
+    assert count == 4 * 300 + 2
+    monkeypatch.setattr(emitter, "LARGEST_PROGRAM", 500)
+    monkeypatch.setattr(EmitterOfLoops, "evaluate", None)  # an error if anything is written
+    with pytest.raises(TooLarge, match="more than 500 operations"):
+        emit(closed, 8)
 
 
 @pytest.mark.parametrize("name", ["diagonal", "convolution", "fully-connected"])
