@@ -38,7 +38,10 @@ class Ends(NamedTuple):
     num_implicit: Int[Any, " N"] | None = None  # None: no lane took an implicit step
 
     def in_arrays(self, size: int | None = None) -> "Ends":
-        """The ends as `ends_like` describes them; if there are fewer than `size`, with zeros."""
+        """The ends as `ends_like` describes them.
+
+        `size`: the arrays are filled with zeros up to this number of lanes; None: they are not.
+        """
         integer, none = jax_integer(), self.num_implicit is None
         implicit = np.zeros(self.code.shape, np.int32) if none else self.num_implicit
         executed: Any = np.asarray(min(self.executed, np.iinfo(integer).max), integer)

@@ -21,7 +21,7 @@ from .stepper import Stepper
 _XLA = XLA()
 # The number of lanes that XLA integrates as well at the first use of machine code for a GPU.
 _CHECKED = 256
-# Fewer lanes are all in flight at once, or almost, in any order.
+# With fewer lanes the order makes no difference: almost all of them run at the same time.
 _FEWEST_IN_ORDER = 128
 
 
@@ -30,15 +30,16 @@ class _Rows(NamedTuple):
 
     - `kernel`: the function that integrates rows.
     - `leaves`: the arrays that all rows share.
-    - `table`: returns the rows, in memory that nothing else refers to.
+    - `make_table`: returns the rows, in memory that nothing else refers to.
     """
 
     kernel: Any
     leaves: list[Any]
-    table: Callable[[], Any]
+    make_table: Callable[[], Any]
 
 
 def _table(stepper: Stepper, chunk: Chunk) -> tuple[Array, list[Array]]:
+    """The rows of all lanes before they start, and the arrays that all rows share."""
     starts, kinds = stepper.starts(chunk.thetas, chunk.data), stepper.leaves_of_lanes
     return table_of(starts, kinds), kinds.shared(starts.leaves)
 
@@ -56,7 +57,7 @@ def _rows_by_xla(stepper: Arguments, chunk: Arguments, how: Native) -> _Rows | R
 
 
 def _started_row(lane: tuple[Array, LaneData], stepper: Stepper, shared: Any) -> Array:
-    """The started row of one lane; `shared`: see `_shared_by_rows`."""
+    """The started row of one lane; `shared`: the problem and its `Reducible`, or Nones."""
     theta, data = jax.tree.map(lambda array: array[None], lane)
     if stepper.shared:
         data = data._replace(problem=shared[0])
@@ -83,7 +84,7 @@ def _rows_by_machine_code(stepper: Arguments, chunk: Chunk, how: Native) -> _Row
     if not rows.is_compiled():
         return None
     found = Arguments(shared(problem))
-    return _Rows(kernel, found.arrays, rows._replace(given=(stepper, found)))
+    return _Rows(kernel, found.arrays, rows._replace(common=(stepper, found)))
 
 
 def _kernel(step: Callable, how: Native, rows: Program, row, stepper: Arguments, leaves) -> Any:
@@ -109,10 +110,7 @@ def kernel_of(
         return kernel.refusal
     if beside is not None:
         beside.machine_code()
-    try:
-        return kernel.machine_code().result()
-    except Exception as error:  # raised by LLVM; XLA can compile the program in any case
-        return Refusal(f"LLVM failed with {type(error).__name__}: {error}")
+    return kernel.failure or kernel.machine_code().result()
 
 
 def _shared_numbers(stepper: Arguments, chunk: Arguments, leaves, dtype) -> np.ndarray | Refusal:
@@ -127,7 +125,7 @@ def _shared_numbers(stepper: Arguments, chunk: Arguments, leaves, dtype) -> np.n
 def ends_by_machine_code(
     stepper: Arguments, chunk: Arguments, compilation: Native
 ) -> Ends | Refusal:
-    """The ends of a chunk's lanes by the cores of a CPU; perhaps of the real lanes only."""
+    """The ends of the real lanes of a chunk, by the cores of a CPU."""
     lanes: Chunk = chunk.values[0]
     rows = _rows_by_machine_code(stepper, lanes, compilation)
     if rows is None:
@@ -137,12 +135,13 @@ def ends_by_machine_code(
     shared = _shared_numbers(stepper, chunk, rows.leaves, np.dtype(lanes.thetas.dtype))
     if isinstance(shared, Refusal):
         return shared
-    table, count = np.ascontiguousarray(rows.table()), int(lanes.count)
+    table, count = np.ascontiguousarray(rows.make_table()), int(lanes.count)
     order = order_on_host(lanes.thetas, count, _FEWEST_IN_ORDER)[:count]
     executed = int(rows.kernel(table, order, shared))
+    table = table[:count]
     numbers = np.array(table[:, :4].T, order="C")
     num_steps, num_rejected = counts_of(numbers[2:])
-    # Writable, for lanes that go on by implicit steps; a table of XLA is copied.
+    # Writable, for lanes that go on by implicit steps; states in a table of XLA are copied.
     state = np.require(table[:, 4 : 4 + stepper.values[0].state_size], requirements="W")
     return Ends(state, numbers[1], numbers[0].astype(np.int32), num_steps, num_rejected, executed)
 
@@ -165,7 +164,7 @@ def ends_by_cuda(stepper: Arguments, chunk: Arguments, compilation: Native) -> E
     kernel = rows.kernel
     if kernel.refusal:
         return Refusal(kernel.refusal)
-    table = rows.table()
+    table = rows.make_table()
     shared = _shared_numbers(stepper, chunk, rows.leaves, table.dtype)
     if isinstance(shared, Refusal):
         return shared

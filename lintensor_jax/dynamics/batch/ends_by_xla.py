@@ -25,7 +25,6 @@ def order_on_host(thetas: Float[Array, "N p"], count: int, width: int) -> Int[np
     if count > width:
         known = np.asarray(thetas)[:count]
         sizes = np.einsum("ij,ij->i", known, known)
-        # The bound between small and other starts is taken from a sample: a sort takes longer.
         sampled = np.linspace(0, count - 1, min(count, _SAMPLE)).astype(np.int32)
         small = sizes <= np.sort(sizes[sampled])[sampled.size // _FIRST]
         order[:count] = np.concatenate([np.flatnonzero(small), np.flatnonzero(~small)])

@@ -30,10 +30,11 @@ _one_cpu_program = threading.Lock()
 def finishing(
     stepper: Arguments, chunk: Arguments, compilation: AbstractCompilation, batch: int | None
 ) -> Callable[[Ends], tuple[Any, tuple[Any, ...], Any]]:
-    """A function that finishes and records the lanes of a chunk; its programs are compiled now.
+    """A function that finishes and records the lanes of a chunk.
 
-    It returns arrays of `count` lanes: what `_finished_lane` returns; status codes, steps, rejected
-    steps and implicit steps; and the number of executed steps.
+    Its compilation starts here, and the function waits for it. It returns arrays of `count` lanes:
+    what `_finished_lane` returns; status codes, steps, rejected steps and implicit steps; and the
+    number of executed steps.
 
     `batch`: the lanes that XLA finishes at once; None: all.
     """
@@ -89,6 +90,7 @@ def _by_machine_code(
     finish = mapped(_finished_lane, stepper, lanes, compilation, problem, *state)
     if finish is None:
         return None
+    finish.program.machine_code()
 
     def by_machine_code(ends: Ends):
         if not finish.is_compiled():
@@ -97,7 +99,8 @@ def _by_machine_code(
         found = finish(ends.y[:count], ends.s[:count], ends.code[:count].astype(dtype))
         counts: Any = ends.code, ends.num_steps, ends.num_rejected, ends.num_implicit
         results = found, tuple(number[:count] for number in counts), ends.executed
-        # As the results of XLA: only those of committed arrays are committed to a device.
+        # XLA commits its results to a device only if its arguments are committed. These results
+        # follow the same rule.
         committed = getattr(lanes.thetas, "committed", False)
         return jax.device_put(results, hardware.device_of(lanes.thetas) if committed else None)
 

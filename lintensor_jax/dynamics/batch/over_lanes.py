@@ -1,5 +1,8 @@
 """Functions of one lane, mapped over the lanes of a chunk by machine code of a CPU."""
 
+import sys
+import threading
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,38 +11,45 @@ import numpy as np
 
 from .chunk import Chunk
 from .lane_data import LaneData
-from .programs import Arguments, Native, OverLanes, Program, compiled
+from .programs import Arguments, Native, OverLanes, Program, Refusal, traced
+
+# Reasons for which a warning has been given.
+_warned: set[str] = set()
+_warning = threading.Lock()
 
 
 class Mapped(NamedTuple):
-    """A compiled function of lanes: `program`, and its arguments besides those of a call.
+    """A function of one lane as a program of many, and its arguments besides those of a call.
 
     - `own`: initial parameters and `LaneData` of the real lanes.
-    - `given`: the stepper, and what all lanes share.
+    - `common`: the stepper, and what all lanes share.
     """
 
     program: Program
     own: tuple[Any, LaneData]
-    given: tuple[Arguments, Arguments]
+    common: tuple[Arguments, Arguments]
 
     def is_compiled(self) -> bool:
-        """Whether LLVM has compiled the program; waits until it is done."""
-        return self.program.machine_code().exception() is None
+        """Whether LLVM has compiled the program; waits until it is done. Warns if it failed."""
+        failure = self.program.failure
+        if failure is not None:
+            _warn(failure)
+        return failure is None
 
     def __call__(self, *more: np.ndarray) -> Any:
-        """The results of all lanes; `more`: further arrays with a first axis of lanes."""
-        return self.program(Arguments((*self.own, *more)), *self.given)
+        """The results of all real lanes; `more`: further arrays with a first axis of lanes."""
+        return self.program(Arguments((*self.own, *more)), *self.common)
 
 
 def mapped(
-    function: Callable, stepper: Arguments, chunk: Chunk, how: Native, shared: Any, *more: Any
+    function: Callable, stepper: Arguments, chunk: Chunk, how: Native, common: Any, *more: Any
 ) -> Mapped | None:
-    """function((theta, data, *more), stepper, shared) of a lane, for the real lanes of a chunk.
+    """function((theta, data, *more), stepper, common) of a lane, for the real lanes of a chunk.
 
-    `data` are those that the lane does not share. `more`: examples of further arrays of one lane.
-    None if there is no machine code.
+    `data`: the lane's data without what all lanes share. `more`: examples of further arrays of one
+    lane. None if there is no machine code. Compilation starts when the program is asked for it.
     """
-    count, given = int(chunk.count), (stepper, Arguments(shared))
+    count, given = int(chunk.count), (stepper, Arguments(common))
     data = own_data(chunk.data, stepper.values[0].shared)
     own = jax.tree.map(lambda array: np.asarray(array)[:count], (chunk.thetas, data))
     lane = Arguments((*jax.tree.map(lambda array: array[0], own), *more))
@@ -48,8 +58,12 @@ def mapped(
         return None
     if not all(is_exact(array, dtype) for argument in given for array in argument.arrays):
         return None
-    program = compiled(function, OverLanes(len(lane.arrays), how.threads), lane, *given)
-    return None if program.refusal is not None else Mapped(program, own, given)
+    program = traced(function, OverLanes(len(lane.arrays), how.threads), lane, *given)
+    if program.refusal is None:
+        return Mapped(program, own, given)
+    if program.refusal.by_failure:
+        _warn(program.refusal)
+    return None
 
 
 def own_data(data: LaneData, shared: bool) -> LaneData:
@@ -58,8 +72,32 @@ def own_data(data: LaneData, shared: bool) -> LaneData:
 
 
 def is_exact(array: Any, dtype: Any) -> bool:
-    """Whether floats of `dtype` equal the integers of an array; True for other arrays."""
-    if np.dtype(array.dtype).kind not in "iu":
+    """Whether a conversion to `dtype` keeps all integers of the array.
+
+    True for arrays of other types, and for shapes in place of arrays.
+    """
+    if np.dtype(array.dtype).kind not in "iu" or isinstance(array, jax.ShapeDtypeStruct):
         return True
     array = np.asarray(array)
     return np.array_equal(array, array.astype(dtype).astype(array.dtype))
+
+
+def _warn(refusal: Refusal) -> None:
+    """Warn once of every reason for which XLA starts or finishes lanes unexpectedly."""
+    with _warning:
+        if refusal.reason in _warned:
+            return
+        _warned.add(refusal.reason)
+    warnings.warn(
+        f"batched_flow: XLA starts or finishes the lanes: {refusal.reason}. The results are the "
+        "same, and take more time. compilation=XLA() is the same without this warning.",
+        stacklevel=_level_of_caller(),
+    )
+
+
+def _level_of_caller() -> int:
+    """The level of `warnings.warn` for the first caller outside of the package."""
+    package, level, frame = __name__.partition(".")[0], 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] == package:
+        level, frame = level + 1, frame.f_back
+    return level

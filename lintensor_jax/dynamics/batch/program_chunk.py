@@ -124,7 +124,7 @@ def integrate_chunk(
     # All programs are traced one after the other and compiled at the same time.
     finish = finishing(*own, compilation, batch)
     ends, refusal, ran = _integrated(stepper_used, chunk_used, given, compilation, kind)
-    if ran == "xla":  # then XLA runs everything, as with `compilation=XLA()`
+    if ran == "xla" and isinstance(compilation, Native):  # XLA runs everything, as if asked for it
         finish = finishing(*own, _XLA, batch)
     ends = _with_stiff_lanes(stepper_used, compilation, chunk_used, ends, kind)
     if spectral is not None:

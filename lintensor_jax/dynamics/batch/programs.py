@@ -34,10 +34,12 @@ class Refusal(NamedTuple):
 
     - `reason`: in words.
     - `by_size`: the program would be larger than the documented limit.
+    - `by_failure`: the writer of the program failed, or the compiler.
     """
 
     reason: str
     by_size: bool = False
+    by_failure: bool = False
 
 
 class AbstractCompilation(eqx.Module):
@@ -78,11 +80,13 @@ class Native(AbstractCompilation):
     lanes.
 
     The function has a row (M,) as argument, and arrays that all rows share. It returns the row's
-    first numbers twice: before the first step, and after a step. Entry 0 is negative until the row
-    is done. The program takes a table (N, M), the order of its rows, and all numbers of the shared
-    arrays as one vector of the table's dtype. It integrates every row to its end, in place, and
-    returns the number of steps. There is no program if an operation of the function has no
-    instruction here, or if the function has too many operations.
+    first numbers after a step. If it has two results, the first one has these numbers before the
+    first step. Entry 0 is negative until the row is done.
+
+    The program takes a table (N, M), the order of its rows, and all numbers of the shared arrays as
+    one vector of the table's dtype. It integrates every row to its end, in place, and returns the
+    number of steps. There is no program if an operation of the function has no instruction here, or
+    if the function has too many operations.
 
     **Arguments**
 
@@ -148,7 +152,7 @@ class OverLanes(AbstractCompilation):
 
     The first `lanes` arrays of the function's arguments are those of one lane. The program takes
     arrays with a first axis of lanes in their places. There is no program if an operation has no
-    instruction, or if a lane has more than 64 numbers.
+    instruction, or if the arguments or the results of a lane are more than 64 numbers.
     """
 
     lanes: int = eqx.field(static=True)
@@ -180,7 +184,8 @@ def _emitted(emit: Callable[[], Any]) -> Any:
     except Unsupported as error:
         return Refusal(str(error), isinstance(error, TooLarge))
     except Exception as error:  # a jaxpr of an unknown version of JAX
-        return Refusal(f"the emitter failed with {type(error).__name__}: {error}")
+        words = f"the emitter failed with {type(error).__name__}: {error}"
+        return Refusal(words, by_failure=True)
 
 
 @contextlib.contextmanager
@@ -307,6 +312,14 @@ class Program:
     @property
     def refusal(self) -> Refusal | None:
         return self._compile if isinstance(self._compile, Refusal) else None
+
+    @property
+    def failure(self) -> Refusal | None:
+        """Why the compiler failed; None if it did not. Waits until it is done."""
+        error = self.machine_code().exception()
+        if error is None:
+            return None
+        return Refusal(f"LLVM failed with {type(error).__name__}: {error}", by_failure=True)
 
     def machine_code(self) -> Future[Callable]:
         """The compiled function of the arrays among the arguments; the first call starts XLA."""

@@ -1,5 +1,6 @@
 """Finish and record of lanes by machine code, against those by XLA."""
 
+import collections
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.batch import finishing, program_chunk
+from lintensor_jax.dynamics.batch import finishing, over_lanes, program_chunk, programs
 from lintensor_jax.dynamics.batch.batched_flow import batched_flow
 from lintensor_jax.dynamics.batch.native.lane_map import LaneMap
 from lintensor_jax.dynamics.batch.programs import XLA, Native
@@ -104,6 +105,45 @@ def test_machine_code_finishes_as_xla_does(name, maps, monkeypatch):
     flow = batched_flow(starts(like), problem, **options)
     assert flow.compilation == "native"
     assert compared
+
+
+@pytest.mark.parametrize(("name", "words"), [("_emit", "the emitter"), ("compile", "LLVM")])
+def test_a_failure_is_said_once(name, words, maps, monkeypatch):
+    """XLA starts and finishes lanes then, and the results are the same."""
+    networks = starts(DIAGONAL)
+    expected = batched_flow(networks, PAPER, rtol=2e-9)
+
+    def broken(*_: Any):
+        raise RuntimeError("no such register")
+
+    monkeypatch.setattr(over_lanes, "_warned", set())
+    monkeypatch.setattr(programs, "_programs", collections.OrderedDict())
+    monkeypatch.setattr(LaneMap, name, broken)
+    maps.clear()
+    with pytest.warns(UserWarning, match=f"{words} failed with RuntimeError: no such") as caught:
+        flow = batched_flow(networks, PAPER, rtol=2e-9)
+    assert [w.filename for w in caught] == [__file__]
+    assert (flow.compilation, maps) == ("native", [])
+    np.testing.assert_array_equal(flow.code, expected.code)
+    np.testing.assert_allclose(flow.coefficients, expected.coefficients, rtol=1e-9)
+    batched_flow(networks, PAPER, rtol=2e-9)  # a second warning would be an error
+
+
+class Weighted(lt.Regression):
+    """A regression with integers among its data."""
+
+    counts: jax.Array  # pyright: ignore[reportGeneralTypeIssues]
+
+    def __init__(self, X, y, counts):
+        super().__init__(X, y)
+        self.counts = counts
+
+
+def test_a_problem_with_integers(maps):
+    problem = Weighted(np.array([[1.0, 2.0]]), np.array([1.0]), jnp.arange(3))
+    flow, expected = (batched_flow(starts(DIAGONAL), data) for data in (problem, PAPER))
+    np.testing.assert_array_equal(flow.coefficients, expected.coefficients)
+    assert maps
 
 
 def test_xla_finishes_what_machine_code_refuses(maps):

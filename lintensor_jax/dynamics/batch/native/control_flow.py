@@ -1,4 +1,4 @@
-"""Branches and loops of a vector of lanes: a lane takes part where its own condition says so."""
+"""`cond`, `while` and `scan` for a vector of lanes: each lane has its own condition."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from llvmlite import ir
 from ..vectorization.entry_by_entry import from_list
 from .instructions import no_instruction
 
-# A `scan` of up to so many turns is written out; longer ones have no machine code.
+# A `scan` of up to so many iterations is unrolled; longer ones have no machine code.
 _LONGEST_SCAN = 8
 
 
-def branch(emitter: Any, equation: Any, inputs: Any) -> list[np.ndarray]:
+def emit_cond(emitter: Any, equation: Any, inputs: Any) -> list[np.ndarray]:
     """A `cond` between two programs. The second one is skipped if no lane takes it."""
     if len(equation.params["branches"]) != 2:
         raise no_instruction("cond of more than two branches")
@@ -27,7 +27,7 @@ def branch(emitter: Any, equation: Any, inputs: Any) -> list[np.ndarray]:
     usual = emitter.vectors(without.jaxpr, without.consts, inputs)
     before = builder.block
     with builder.if_then(_any(emitter, wanted), likely=False):
-        with emitter.not_always():
+        with emitter.conditional_code():
             other = emitter.vectors(instead.jaxpr, instead.consts, inputs)
         chosen = [builder.select(wanted, a, b) for a, b in zip(other, usual, strict=True)]
         after = builder.block
@@ -37,10 +37,10 @@ def branch(emitter: Any, equation: Any, inputs: Any) -> list[np.ndarray]:
         phi.add_incoming(new, after)
         phi.add_incoming(old, before)
         merged.append(phi)
-    return divided(merged, [v.aval.shape for v in equation.outvars])
+    return split_by_shapes(merged, [v.aval.shape for v in equation.outvars])
 
 
-def loop(emitter: Any, equation: Any, inputs: Any) -> list[np.ndarray]:
+def emit_while(emitter: Any, equation: Any, inputs: Any) -> list[np.ndarray]:
     """A `while` loop. A lane keeps its values from the first time that its condition is False."""
     params, builder = equation.params, emitter.builder
     test, body = params["cond_jaxpr"], params["body_jaxpr"]
@@ -61,33 +61,33 @@ def loop(emitter: Any, equation: Any, inputs: Any) -> list[np.ndarray]:
     phis = [builder.phi(value.type) for value in start]
     for phi, value in zip(phis, start, strict=True):
         phi.add_incoming(value, before)
-    with emitter.not_always():
+    with emitter.repeated_code():
         (goes_on,) = emitter.vectors(
-            test.jaxpr, test.consts, [*inputs[:of_test], *divided(phis, shapes)]
+            test.jaxpr, test.consts, [*inputs[:of_test], *split_by_shapes(phis, shapes)]
         )
         builder.cbranch(_any(emitter, goes_on), turn, end)
         builder.position_at_end(turn)
-        found = emitter.vectors(body.jaxpr, body.consts, [*of_body, *divided(phis, shapes)])
+        found = emitter.vectors(body.jaxpr, body.consts, [*of_body, *split_by_shapes(phis, shapes)])
         for phi, new in zip(phis, found, strict=True):
             phi.add_incoming(builder.select(goes_on, new, phi), builder.block)
         builder.branch(again)
     builder.position_at_end(end)
-    return divided(phis, shapes)
+    return split_by_shapes(phis, shapes)
 
 
-def written_out(emitter: Any, equation: Any, inputs: Any) -> list[np.ndarray]:
-    """A short `scan`, turn after turn."""
+def unrolled_scan(emitter: Any, equation: Any, inputs: Any) -> list[np.ndarray]:
+    """A short `scan`: one iteration after the other."""
     params = equation.params
     length, inner = params["length"], params["jaxpr"]
-    if length > _LONGEST_SCAN:
-        raise no_instruction(f"scan of {length} turns")
+    if not 0 < length <= _LONGEST_SCAN:
+        raise no_instruction(f"scan of {length} iterations")
     first = params["num_consts"]
     last = first + params["num_carry"]
     constants, carried, arrays = inputs[:first], inputs[first:last], inputs[last:]
     collected = []
-    for turn in range(length):
-        place = length - 1 - turn if params["reverse"] else turn
-        given = [*constants, *carried, *(array[place] for array in arrays)]
+    for i in range(length):
+        place = length - 1 - i if params["reverse"] else i
+        given = [*constants, *carried, *(array[place, ...] for array in arrays)]
         found = emitter.evaluate(inner.jaxpr, inner.consts, given)
         carried = found[: len(carried)]
         collected.append(found[len(carried) :])
@@ -106,7 +106,7 @@ def _any(emitter: Any, lanes: Any) -> Any:
     return emitter.builder.icmp_signed("!=", bits, ir.Constant(bits.type, 0))
 
 
-def divided(values: Any, shapes: Any) -> list[np.ndarray]:
+def split_by_shapes(values: Any, shapes: Any) -> list[np.ndarray]:
     """A list of entries, cut into arrays of these shapes."""
     arrays = []
     for shape in shapes:

@@ -17,11 +17,11 @@ from ..vectorization.entry_by_entry import Entrywise, from_list, is_known, lifte
 from ..vectorization.operation_count import count_operations
 from . import elementary
 from .calls import BASES, VALUE, can_call, is_local, is_stored, kind_of
-from .control_flow import branch, divided, written_out
+from .control_flow import emit_cond, split_by_shapes, unrolled_scan
 from .instructions import Instructions, TooLarge, no_instruction, vector
 from .linear_algebra import ROUTINES, routine
 from .memory import Memory, Slot
-from .scatter import scattered
+from .scatter import emit_scatter_add
 
 _ELEMENTARY = {"exp": elementary.exp, "log": elementary.log, "log1p": elementary.log1p}
 _ELEMENTARY |= {"logistic": elementary.logistic}
@@ -68,10 +68,15 @@ class Emitter(Entrywise):
 
     #: Arrays of so many entries count as one operation; None: arrays of any length do not.
     shortest: Any = None
-    #: Operations in loops over so many entries count twice, because Python has written each entry.
+    #: A loop counts as one operation, and as one more for every so many entries, since Python
+    #: writes each entry.
     entries_of_operation = 256
-    #: Functions that write branches, short loops and sums at known places, by primitive.
-    others: ClassVar = {"cond": branch, "scan": written_out, "scatter-add": scattered}
+    #: Functions that write the equations of some primitives.
+    by_primitive: ClassVar = {
+        "cond": emit_cond,
+        "scan": unrolled_scan,
+        "scatter-add": emit_scatter_add,
+    }
 
     def __init__(
         self,
@@ -187,7 +192,7 @@ class Emitter(Entrywise):
             e._replace(base=found) if isinstance(e, Slot) and e.base == "found" else e
             for e in results
         ]
-        return divided(entries, [v.aval.shape for v in jaxpr.outvars])
+        return split_by_shapes(entries, [v.aval.shape for v in jaxpr.outvars])
 
     def composite(self, equation: Any, inputs) -> list[np.ndarray] | None:
         """The results of a routine of `linear_algebra`, in memory; None for other names."""
@@ -237,20 +242,29 @@ class Emitter(Entrywise):
         return from_list([self.value(entry, dtype) for entry in value.reshape(-1)], value.shape)
 
     def other(self, equation: Any, inputs) -> list[np.ndarray]:
-        """A branch, a loop, or sums at known places; Unsupported is raised for other primitives."""
+        """An equation of `by_primitive`; raises Unsupported for other primitives."""
         name = equation.primitive.name
-        if name not in self.others:
+        if name not in self.by_primitive:
             raise no_instruction(name)
-        return self.others[name](self, equation, inputs)
+        return self.by_primitive[name](self, equation, inputs)
 
     @contextlib.contextmanager
-    def not_always(self):
+    def conditional_code(self):
         """A context for code that is not always executed."""
         outside, self._known = self._known, dict(self._known)
         before = dict(self._passed)
         yield
         self._known = outside
-        self._passed = {k: v for k, v in before.items() if self._passed[k] is v}
+        self._passed = {k: v for k, v in before.items() if self._passed.get(k) is v}
+
+    @contextlib.contextmanager
+    def repeated_code(self):
+        """A context for code that is executed any number of times."""
+        with self.conditional_code():
+            # In a later iteration, another call has written to the memory of arguments.
+            self._passed = {}
+            yield
+        self._passed = {}
 
     def _once(self, key, compute):
         if key not in self._known:

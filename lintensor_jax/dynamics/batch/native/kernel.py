@@ -14,13 +14,12 @@ import numpy as np
 from jaxtyping import Float, Int
 from llvmlite import ir
 
-from ..vectorization.entry_by_entry import from_list
 from ..vectorization.operation_count import count_operations
 from .emitter import STACK, Emitter, ModuleState
 from .engine import engine_of
 from .instructions import TooLarge, vector
 from .long_arrays import EmitterOfLoops
-from .memory import Slot
+from .memory import aligned, slots_of
 
 # Turns until Python can first react to an interrupt, and about the seconds between later times.
 _TURNS, _SECONDS = 500, 0.1
@@ -31,12 +30,14 @@ _VECTORS = {"avx512f": 64, "avx": 32}
 #: Rows of up to this many numbers use two registers for each number: the processor computes with
 #: one while a division of the other lasts. Larger rows use one, and loops for arrays.
 SMALL_ROW = 64
-_CACHE_LINE = 16  # the integers of two lines of a processor's cache, which are read together
-# A thread takes at most so many rows of the queue at once, and one part in so many of them: the
-# counter of the queue is in one core's cache at a time.
+# Two lines of a processor's cache, which are read together, in integers.
+_PADDING = 16
+# A thread takes several rows of the queue together. Otherwise all cores would write to the counter
+# of the queue after every lane. It takes at most `_MOST_AT_ONCE`, and few compared with the queue:
+# at the end, no core waits long for another. A place of a vector takes rows `_SHARE` times or more.
 _MOST_AT_ONCE, _SHARE = 32, 16
-# A program with a count of so many times the limit is not written.
-_CLEARLY = 2
+# A count above so many times the limit is refused.
+_REFUSED_FROM = 2
 _MEMORY = "memory"  # the number of vectors of the state
 
 
@@ -69,7 +70,7 @@ def emit(steps: Any, width: int, emitter: type[Emitter] | None = None) -> str:
     module_state = ModuleState(row.size)
     if emitter is None:
         emitter = EmitterOfLoops if row.size > SMALL_ROW else Emitter
-    _refuse_if_too_large(steps.jaxpr, emitter, module_state.largest_program)
+    refuse_if_too_large(steps.jaxpr, emitter, module_state.largest_program)
     # The step is emitted first: the start can use the functions of the step.
     names = ("step", "start")[: len(steps.out_avals)]
     for name, result in zip(names, reversed(steps.jaxpr.outvars), strict=True):
@@ -79,15 +80,16 @@ def emit(steps: Any, width: int, emitter: type[Emitter] | None = None) -> str:
     return str(module)
 
 
-def _refuse_if_too_large(jaxpr, emitter, largest: int) -> None:
-    """Raise `TooLarge` before anything is written, which would take Python up to 17 s.
+def refuse_if_too_large(jaxpr, emitter, largest: int) -> None:
+    """Raise `TooLarge` if the number of operations is clearly above the limit.
 
-    Repeated operations are written once, and counted every time: counts are 0.5 to 1.8 times the
-    number of written operations (14 programs of up to 130,000 numbers a lane).
+    Otherwise such a program would be written until it reaches the limit, which takes up to 17 s.
+    The count is not exact: it was 0.5 to 1.8 times the number of written operations in 14 programs.
+    Therefore only a count above twice the limit is refused. An infinite count is not known.
     """
     known, sizes = [False] * len(jaxpr.invars), (emitter.shortest, emitter.entries_of_operation)
     count, _ = count_operations(jaxpr, known, *sizes)
-    if np.isfinite(count) and count > _CLEARLY * largest:
+    if np.isfinite(count) and count > _REFUSED_FROM * largest:
         raise TooLarge(f"more than {largest} operations")
 
 
@@ -96,22 +98,22 @@ def _emit_turns(module, name, exchange, kind, steps, result, kind_of_emitter, mo
 
     A turn of "step" is one step of every lane. In "start" every row takes one turn.
     """
-    row, *shared = steps.in_avals
+    row, *_ = steps.in_avals
     number, width = kind.element, kind.count
-    # state and jobs of the lanes, rows alive | table, order, its length, the next | data | most
+    # state, jobs and counters of the lanes | table, order, its length, the next | data | most
     kinds = [kind.as_pointer(), _INT.as_pointer(), _INT.as_pointer(), number.as_pointer()]
     kinds += [_ORDER.as_pointer(), _INT, _INT.as_pointer(), number.as_pointer(), _INT]
     function = ir.Function(module, ir.FunctionType(_INT, kinds), name)
     function.attributes.add("nounwind")  # llvmlite drops an alignment alone
     function.attributes.alignstack = STACK
-    state, jobs, alive, table, order, count, following, data, most = function.args
+    state, jobs, counters, table, order, count, following, data, most = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     zero, one = ir.Constant(_INT, 0), ir.Constant(_INT, 1)
     all_lanes = ir.Constant(_INT, 2**width - 1)
-    places = [jobs, alive, table, order, count, following]
-    is_first_call = builder.icmp_signed("<", builder.load(alive), zero)
+    places = [jobs, counters, table, order, count, following]
+    is_first_call = builder.icmp_signed("<", builder.load(counters), zero)
     with builder.if_then(is_first_call):
-        builder.store(zero, alive)
+        builder.store(zero, counters)
         builder.call(exchange, [state, *places, all_lanes])
     loop, swap, rest, end = map(function.append_basic_block, ("loop", "swap", "rest", "end"))
     before = builder.block
@@ -122,12 +124,7 @@ def _emit_turns(module, name, exchange, kind, steps, result, kind_of_emitter, mo
     turn.add_incoming(zero, before)
     bases = {"row": state, "data": data}
     emitter = kind_of_emitter(builder, width, row.dtype, bases, module_state)
-    entries = [from_list([Slot("row", i) for i in range(row.size)], row.shape)]
-    offset = 0
-    for array in shared:
-        slots = [Slot("data", offset + i, np.dtype(array.dtype)) for i in range(array.size)]
-        entries.append(from_list(slots, array.shape))
-        offset += array.size
+    entries = slots_of(steps.in_avals, 1)
     (results,) = emitter.evaluate(steps.jaxpr, steps.consts, entries, [result])
     code = emitter.write_row(results, result.aval.dtype)
     busy = builder.load(builder.bitcast(jobs, ir.VectorType(_INT, width).as_pointer()), align=8)
@@ -145,7 +142,7 @@ def _emit_turns(module, name, exchange, kind, steps, result, kind_of_emitter, mo
 
     builder.position_at_end(rest)
     turn.add_incoming(after, rest)
-    some = builder.icmp_signed(">", builder.load(alive), zero)
+    some = builder.icmp_signed(">", builder.load(counters), zero)
     goes_on = builder.and_(some, builder.icmp_signed("<", after, most))
     builder.cbranch(goes_on, loop, end)
 
@@ -161,7 +158,7 @@ def _emit_exchange(module, fields, written, kind):
     kinds += [_ORDER.as_pointer(), _INT, _INT.as_pointer(), _INT]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "exchange")
     function.attributes.add("noinline")
-    state, jobs, alive, table, order, count, following, mask = function.args
+    state, jobs, counters, table, order, count, following, mask = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     state = builder.bitcast(state, pointer)
     zero, one = ir.Constant(_INT, 0), ir.Constant(_INT, 1)
@@ -186,7 +183,7 @@ def _emit_exchange(module, fields, written, kind):
                 copy(field)
 
     def change(by):
-        builder.store(builder.add(builder.load(alive), ir.Constant(_INT, by)), alive)
+        builder.store(builder.add(builder.load(counters), ir.Constant(_INT, by)), counters)
 
     with Loop(builder, kind.count) as lane:
         bit = builder.and_(builder.lshr(mask, lane), one)
@@ -195,7 +192,7 @@ def _emit_exchange(module, fields, written, kind):
             with builder.if_then(builder.icmp_signed(">=", job, zero)):
                 copied(written, lane, job, into_state=False)
                 change(-1)
-            place = _next_place(builder, alive, following)
+            place = _next_place(builder, counters, following)
             with builder.if_else(builder.icmp_signed("<", place, count)) as (some, none):
                 with some:
                     job = builder.sext(builder.load(builder.gep(order, [place])), _INT)
@@ -208,12 +205,12 @@ def _emit_exchange(module, fields, written, kind):
     return function
 
 
-def _next_place(builder, own, following):
-    """The place of the next row; the thread takes several places of the common queue at once.
+def _next_place(builder, counters, following):
+    """The place of the next row; the thread takes several places of the common queue together.
 
-    `own`: numbers of the thread: rows alive, its next place, the end of its places, their number.
+    `counters` of the thread: rows alive, its next place, the end of its places, how many it takes.
     """
-    at = [builder.gep(own, [ir.Constant(_INT, i)]) for i in range(4)]
+    at = [builder.gep(counters, [ir.Constant(_INT, i)]) for i in range(4)]
     none_left = builder.icmp_signed(">=", builder.load(at[1]), builder.load(at[2]))
     with builder.if_then(none_left, likely=False):
         each = builder.load(at[3])
@@ -276,23 +273,20 @@ class Kernel:
 
     def _turns(self, function, table, order, data, threads) -> int:
         following = np.zeros(1, np.int64)
-        # Few at once, so that no thread keeps rows that another one could take.
-        each = max(1, min(_MOST_AT_ONCE, order.size // (_SHARE * self.width)))
+        each = order.size // (_SHARE * self.width * threads)
+        each = max(1, min(_MOST_AT_ONCE, each))
 
         def take_turns():
-            size = self.width * self._vectors
-            aligned = self.width * table.itemsize
-            raw = np.zeros(size + self.width, table.dtype)
-            state = raw[(-raw.ctypes.data % aligned) // table.itemsize :][:size]
-            # In memory of its own: a thread reads it in every turn, and another one would write
-            # beside it.
-            own = np.full(self.width + 2 * _CACHE_LINE, -1, np.int64)
-            jobs, alive = own[_CACHE_LINE:-_CACHE_LINE], own[-_CACHE_LINE:][:4]
-            alive[1:] = 0, 0, each
-            arrays = [a.ctypes.data for a in (state, jobs, alive, table, order)]
+            state = aligned(self._vectors, self.width, table.dtype)
+            # Padded: a thread reads these numbers in every turn, and must not wait for the cache
+            # because another thread writes beside them.
+            own = np.full(self.width + 4 + 2 * _PADDING, -1, np.int64)
+            jobs, counters = np.split(own[_PADDING:-_PADDING], [self.width])
+            counters[1:] = 0, 0, each
+            arrays = [a.ctypes.data for a in (state, jobs, counters, table, order)]
             rest = [order.size, following.ctypes.data, data.ctypes.data]
             turns, most = 0, _TURNS
-            while alive[0] != 0 and not interrupted:
+            while counters[0] != 0 and not interrupted:
                 begun = time.perf_counter()
                 turns += function(*arrays, *rest, most)
                 quick = time.perf_counter() - begun < _SECONDS

@@ -1,32 +1,35 @@
 """Machine code that maps a function over lanes, as `jax.vmap` does, a vector of lanes at a time."""
 
 import ctypes
+import math
+from concurrent.futures import wait
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Shaped
 from llvmlite import ir
 
-from ..vectorization.entry_by_entry import from_list
-from .control_flow import loop
+from .control_flow import emit_while
 from .emitter import STACK, Emitter, ModuleState
 from .engine import engine_of
 from .instructions import TooLarge, Unsupported, vector
-from .kernel import SMALL_ROW, Loop, lanes_of_vector, threads_of_lanes
-from .memory import Slot
+from .kernel import SMALL_ROW, Loop, lanes_of_vector, refuse_if_too_large, threads_of_lanes
+from .memory import aligned, slots_of
 
 _INT = ir.IntType(64)
-# A further thread maps at least so many lanes: it starts in some 20 microseconds.
+# A further thread takes some 20 microseconds to start. It is used only if every thread has at least
+# so many lanes.
 _FEWEST_LANES = 2048
 
 
 class _EmitterWithWhile(Emitter):
-    """An `Emitter` of programs without empty lanes.
+    """An `Emitter` that allows `while` loops.
 
-    In the lanes of a kernel that have no row, a `while` loop might never end.
+    A kernel cannot have them: a place without a row has arbitrary numbers, and its loop might never
+    end.
     """
 
-    others: ClassVar = Emitter.others | {"while": loop}
+    by_primitive: ClassVar = Emitter.by_primitive | {"while": emit_while}
 
 
 class LaneMap:
@@ -35,17 +38,20 @@ class LaneMap:
     - `closed`: a closed jaxpr. Its first `lanes` arguments are arrays of one lane and of one dtype.
       The other arguments are arrays that all lanes share.
 
-    Raises `Unsupported` if a lane has more than 64 numbers, or if an operation has no instruction.
+    Raises `TooLarge` if the arguments or the results of a lane are more than 64 numbers, or if
+    there are more than 45,000 operations; `Unsupported` if an operation has no instruction.
     """
 
     def __init__(self, closed: Any, lanes: int):
-        own, self._results = closed.in_avals[:lanes], closed.out_avals
-        self._dtype = np.dtype(own[0].dtype)
-        self._given, self._found = ([v.size for v in avals] for avals in (own, self._results))
-        self._size = max(sum(self._given), sum(self._found))
+        arguments, self._results = closed.in_avals[:lanes], closed.out_avals
+        self._dtype = np.dtype(arguments[0].dtype)
+        self._shapes = [v.shape for v in arguments]
+        self._result_sizes = [v.size for v in self._results]
+        self._size = max(sum(v.size for v in arguments), sum(self._result_sizes))
         unknown = [v.dtype for v in self._results if np.dtype(v.dtype).kind not in "fb"]
-        if unknown or any(v.dtype != self._dtype for v in own):
-            raise Unsupported(f"lanes of numbers of type {unknown or own}")
+        unknown += [v.dtype for v in arguments if v.dtype != self._dtype]
+        if unknown:
+            raise Unsupported(f"lanes of numbers of type {unknown[0]}")
         if self._size > SMALL_ROW:
             raise TooLarge(f"lanes of {self._size} numbers")
         self._width = lanes_of_vector(self._size, self._dtype)
@@ -61,13 +67,16 @@ class LaneMap:
     def __call__(self, *arrays: Shaped[Any, "..."], threads: int = 1) -> list[np.ndarray]:
         """The results of all lanes, with the lanes on their first axis.
 
-        The first arrays are those of the lanes. They may be columns of a table.
+        The first arrays are those of the lanes. They may be columns of a table. ValueError if their
+        shapes or dtypes are not those of the function's arguments.
         """
         given = [np.asarray(array) for array in arrays]
-        lanes = [_of_contiguous_lanes(array) for array in given[: len(self._given)]]
-        shared, count = given[len(self._given) :], lanes[0].shape[0]
-        assert all(array.shape[0] == count and array.dtype == self._dtype for array in lanes)
-        found = np.empty(count * sum(self._found), self._dtype)
+        lanes = [_of_contiguous_lanes(array) for array in given[: len(self._shapes)]]
+        shared, count = given[len(self._shapes) :], lanes[0].shape[0]
+        for array, shape in zip(lanes, self._shapes, strict=True):
+            if (array.shape, array.dtype) != ((count, *shape), self._dtype):
+                raise ValueError(f"lanes: {array.shape} of {array.dtype} in place of {shape}")
+        found = np.empty(count * sum(self._result_sizes), self._dtype)
         empty = np.zeros(0, self._dtype)
         data = np.concatenate([empty, *(a.astype(self._dtype).reshape(-1) for a in shared)])
         pointers = np.array([array.ctypes.data for array in lanes], np.int64)
@@ -76,19 +85,21 @@ class LaneMap:
         each = self._width * -(-count // (self._width * parts))
 
         def part(first):
-            raw = np.empty(self._width * (self._size + 1), self._dtype)
-            vectors = raw[(-raw.ctypes.data % (self._width * raw.itemsize)) // raw.itemsize :]
+            vectors = aligned(self._size, self._width, self._dtype)
             places = [a.ctypes.data for a in (vectors, pointers, strides, found)]
             self._run(*places, first, min(first + each, count), count, data.ctypes.data)
 
         others = [threads_of_lanes.submit(part, first) for first in range(each, count, each)]
-        part(0)
+        try:
+            part(0)
+        finally:
+            wait(others)  # the threads still read and write these arrays
         for other in others:
             other.result()
         return self._divided(found, count)
 
     def _divided(self, found: np.ndarray, count: int) -> list[np.ndarray]:
-        ends = np.cumsum([count * size for size in self._found])
+        ends = np.cumsum([count * size for size in self._result_sizes])
         return [
             piece.reshape(count, *aval.shape).astype(aval.dtype, copy=False)
             for piece, aval in zip(np.split(found, ends[:-1]), self._results, strict=True)
@@ -97,15 +108,16 @@ class LaneMap:
     def _emit(self, closed: Any, lanes: int) -> str:
         """The program as text in LLVM's language."""
         kind, module = vector(self._dtype, self._width), ir.Module("lanes")
-        number = kind.element.as_pointer()
-        # Vectors of lanes | arrays, their strides | results | first lane, last, all | shared data.
+        state, number = ModuleState(self._size), kind.element.as_pointer()
+        refuse_if_too_large(closed.jaxpr, _EmitterWithWhile, state.largest_program)
+        # Vectors of lanes | arrays, their strides | results | first lane, end, all | shared data.
         kinds = [kind.as_pointer(), number.as_pointer(), _INT.as_pointer(), number]
         function = ir.Function(
             module, ir.FunctionType(ir.VoidType(), [*kinds, _INT, _INT, _INT, number]), "map"
         )
         function.attributes.add("nounwind")  # llvmlite drops an alignment alone
         function.attributes.alignstack = STACK
-        vectors, arrays, strides, results, first, last, count, data = function.args
+        vectors, arrays, strides, results, first, end, count, data = function.args
         builder = ir.IRBuilder(function.append_basic_block("entry"))
         again, done = map(function.append_basic_block, ("again", "done"))
         before = builder.block
@@ -114,16 +126,15 @@ class LaneMap:
         builder.position_at_end(again)
         base = builder.phi(_INT)
         base.add_incoming(first, before)
-        self._load_lanes(builder, base, vectors, arrays, strides, last)
-        state = ModuleState(self._size)
+        self._load_lanes(builder, base, vectors, arrays, strides, end)
         bases = {"row": vectors, "data": data}
         emitter = _EmitterWithWhile(builder, self._width, self._dtype, bases, state)
-        found = emitter.evaluate(closed.jaxpr, closed.consts, _slots(closed.in_avals, lanes))
+        found = emitter.evaluate(closed.jaxpr, closed.consts, slots_of(closed.in_avals, lanes))
         self._write(emitter, found)
-        self._store_lanes(builder, base, vectors, results, last, count)
+        self._store_lanes(builder, base, vectors, results, end, count)
         following = builder.add(base, ir.Constant(_INT, self._width))
         base.add_incoming(following, builder.block)
-        builder.cbranch(builder.icmp_signed("<", following, last), again, done)
+        builder.cbranch(builder.icmp_signed("<", following, end), again, done)
         emitter.close()
 
         builder.position_at_end(done)
@@ -132,23 +143,25 @@ class LaneMap:
 
     def _write(self, emitter: Emitter, found: list[np.ndarray]) -> None:
         """Overwrite the arguments of the vectors of lanes by the results."""
-        pairs = [
-            (e, aval.dtype) for v, aval in zip(found, self._results, strict=True) for e in v.flat
+        # All are computed before one is written, since results can be arguments.
+        values = [
+            [emitter.value(entry, aval.dtype) for entry in value.reshape(-1)]
+            for value, aval in zip(found, self._results, strict=True)
         ]
-        # All are computed before one is written: results can be arguments.
-        values = [emitter.memory.as_stored(emitter.value(*pair), pair[1]) for pair in pairs]
-        for i, value in enumerate(values):
-            emitter.store(value, Slot("row", i))
+        start = 0
+        for entries, aval in zip(values, self._results, strict=True):
+            emitter.write(entries, aval.dtype, "row", start)
+            start += aval.size
 
-    def _load_lanes(self, builder, base, vectors, arrays, strides, last):
+    def _load_lanes(self, builder, base, vectors, arrays, strides, end):
         """The numbers of the lanes from `base` on; beyond the last lane those of the last one."""
-        final = builder.sub(last, ir.Constant(_INT, 1))
+        final = builder.sub(end, ir.Constant(_INT, 1))
         columns = builder.bitcast(vectors, arrays.type.pointee)
         with Loop(builder, self._width) as lane:
             place = builder.add(base, lane)
             place = builder.select(builder.icmp_signed("<", place, final), place, final)
             target = builder.gep(columns, [lane])
-            for i, size in enumerate(self._given):
+            for i, size in enumerate(map(math.prod, self._shapes)):
                 array, stride = (
                     builder.load(builder.gep(pointer, [ir.Constant(_INT, i)]))
                     for pointer in (arrays, strides)
@@ -156,14 +169,14 @@ class LaneMap:
                 source = builder.gep(array, [builder.mul(place, stride)])
                 target = _copied(builder, size, source, 1, target, self._width)[1]
 
-    def _store_lanes(self, builder, base, vectors, results, last, count):
+    def _store_lanes(self, builder, base, vectors, results, end, count):
         """The results of the lanes from `base` on, in one array after the other."""
         columns = builder.bitcast(vectors, results.type)
         with Loop(builder, self._width) as lane:
             place = builder.add(base, lane)
-            with builder.if_then(builder.icmp_signed("<", place, last)):
+            with builder.if_then(builder.icmp_signed("<", place, end)):
                 source, array = builder.gep(columns, [lane]), results
-                for size in self._found:
+                for size in self._result_sizes:
                     numbers = ir.Constant(_INT, size)
                     target = builder.gep(array, [builder.mul(place, numbers)])
                     source = _copied(builder, size, source, self._width, target, 1)[0]
@@ -173,19 +186,6 @@ class LaneMap:
 def _of_contiguous_lanes(array: np.ndarray) -> np.ndarray:
     """The array, or a copy if the numbers of one lane are not one after the other."""
     return array if array[0].flags.c_contiguous else np.ascontiguousarray(array)
-
-
-def _slots(avals, lanes) -> list[np.ndarray]:
-    """The arguments: the first ones from the vectors of lanes, the others from the shared data."""
-    entries, own, shared = [], 0, 0
-    for aval in avals[:lanes]:
-        entries.append(from_list([Slot("row", own + i) for i in range(aval.size)], aval.shape))
-        own += aval.size
-    for aval in avals[lanes:]:
-        slots = [Slot("data", shared + i, np.dtype(aval.dtype)) for i in range(aval.size)]
-        entries.append(from_list(slots, aval.shape))
-        shared += aval.size
-    return entries
 
 
 def _copied(builder, count, source, source_step, target, target_step):

@@ -175,8 +175,8 @@ class EmitterOfLoops(Emitter):
             at = end
 
     @contextlib.contextmanager
-    def not_always(self):
-        with super().not_always(), self._loops.branch():
+    def conditional_code(self):
+        with super().conditional_code(), self._loops.branch():
             yield
 
     @contextlib.contextmanager

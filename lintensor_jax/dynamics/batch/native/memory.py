@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 
+from ..vectorization.entry_by_entry import from_list
 from .instructions import Instructions, vector
 
 #: Bases whose numbers are the same for all lanes: those of the caller, and constants of a program.
@@ -18,6 +19,25 @@ class Slot(NamedTuple):
     base: str
     index: int
     dtype: Any = None  # None: the dtype of the memory
+
+
+def slots_of(avals: Any, lanes: int) -> list[np.ndarray]:
+    """The arguments of a function. The first ones have lanes; all lanes share the others."""
+    arguments, places = [], {"row": 0, "data": 0}
+    for number, aval in enumerate(avals):
+        base = "row" if number < lanes else "data"
+        start, dtype = places[base], None if base == "row" else np.dtype(aval.dtype)
+        slots = [Slot(base, start + i, dtype) for i in range(aval.size)]
+        arguments.append(from_list(slots, aval.shape))
+        places[base] += aval.size
+    return arguments
+
+
+def aligned(vectors: int, width: int, dtype: Any) -> np.ndarray:
+    """Memory for so many vectors of `width` lanes, at a multiple of the size of a vector."""
+    numbers, bytes_of_vector = np.dtype(dtype), width * np.dtype(dtype).itemsize
+    memory = np.zeros(width * (vectors + 1), numbers)
+    return memory[(-memory.ctypes.data % bytes_of_vector) // numbers.itemsize :][: width * vectors]
 
 
 class Memory:

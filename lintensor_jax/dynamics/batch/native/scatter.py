@@ -9,17 +9,17 @@ import numpy as np
 from ..vectorization.entry_by_entry import from_list, is_known, lifted
 from .instructions import no_instruction
 
-# The most pairs of a new entry and a place: there is a test for each of them.
+# The largest product of the sizes of result and updates: a table of this size is computed.
 _MOST_PAIRS = 2**20
-_NAMES_IN_PARAMS = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+_PARAMETERS = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
 
 
-def scattered(emitter: Any, equation: Any, inputs: Any) -> list[np.ndarray]:
+def emit_scatter_add(emitter: Any, equation: Any, inputs: Any) -> list[np.ndarray]:
     """A `scatter-add` at places that are known while tracing."""
     operand, places, updates = inputs
     if not is_known(places) or operand.size * updates.size > _MOST_PAIRS:
         raise no_instruction(equation.primitive.name)
-    params = {name: equation.params[name] for name in _NAMES_IN_PARAMS}
+    params = {name: equation.params[name] for name in _PARAMETERS}
 
     def placed(update):
         zeros = jnp.zeros(operand.shape, update.dtype)

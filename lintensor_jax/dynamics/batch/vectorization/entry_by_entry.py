@@ -84,7 +84,7 @@ ELEMENTWISE = {
     *("square", "stop_gradient", "sub", "tan", "tanh", "xor", "asinh", "acosh", "atanh"),
 }
 #: Primitives that are never looked up in StableHLO.
-_FAMILIAR = ELEMENTWISE | MOVES.keys() | REDUCTIONS.keys() | {"dot_general", "cond", "iota"}
+_FAMILIAR = ELEMENTWISE | MOVES.keys() | REDUCTIONS.keys() | {"dot_general", "cond", "iota", "scan"}
 
 
 def called(equation) -> Any:

@@ -16,11 +16,13 @@ def count_operations(
     """The number of operations on single numbers, and which results are known while tracing.
 
     `shortest`: arrays of at least so many entries count as one number, because an operation on them
-    is a loop. None: there are no loops. `entries`: a loop counts once more for every so many
-    entries, and the branches of a `cond` are counted; None: neither.
+    is a loop. None: there are no loops.
+
+    `entries`: a loop counts once more for every so many entries. Both branches of a `cond` count,
+    all iterations of a `scan`, and all terms of a `scatter-add`. None: nothing of this counts.
 
     Operations that no result depends on are not evaluated and do not count. The number is infinite
-    if a primitive is not supported.
+    if this function cannot count a primitive.
     """
 
     def length(count: int) -> int:
@@ -53,6 +55,12 @@ def count_operations(
         elif name == "cond" and entries is not None:
             for branch in equation.params["branches"]:
                 total += count_operations(branch.jaxpr, given[1:], shortest, entries)[0]
+        elif name == "scan" and entries is not None:
+            inner = equation.params["jaxpr"].jaxpr
+            once, _ = count_operations(inner, [False] * len(given), shortest, entries)
+            total += equation.params["length"] * once
+        elif name == "scatter-add" and entries is not None:
+            total += equation.invars[2].aval.size
         elif (inner := called(equation)) is not None:
             count, results = count_operations(inner[0], given, shortest, entries)
             total += count

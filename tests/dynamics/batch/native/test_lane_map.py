@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lintensor_jax.dynamics.batch.native import lane_map
+from lintensor_jax.dynamics.batch.native import emitter, lane_map
 from lintensor_jax.dynamics.batch.native.instructions import TooLarge, Unsupported
 from lintensor_jax.dynamics.batch.native.lane_map import LaneMap
 
@@ -23,7 +23,7 @@ def _halved(x, y, shared):
     value, turns = jax.lax.while_loop(
         goes_on, lambda carry: (carry[0] * 0.5, carry[1] + 1), (x, jnp.zeros((), jnp.int32))
     )
-    # What the loop computes is not reused after it.
+    # This product must not be taken from the loop.
     return value, turns.astype(x.dtype), x * 0.5 + y.sum()
 
 
@@ -32,7 +32,7 @@ def _scanned(x, y, shared):
         return carry * item + shared[1], carry
 
     forward, seen = jax.lax.scan(turn, x, jnp.stack([y, y + 1, y - 1])[:, :1])
-    backward, _ = jax.lax.scan(turn, x, jnp.stack([y, y + 1])[:, :1], reverse=True)
+    backward, _ = jax.lax.scan(turn, x, y, reverse=True)
     return forward, seen, backward
 
 
@@ -60,13 +60,31 @@ def _nested(x, y, shared):
     return value, slope
 
 
-CASES = [_halved, _scanned, _branches, _nested]
+def _with_calls(x, y, shared):
+    """Calls of one function before, in the condition of, in, and after a loop."""
+    part = jax.jit(lambda value, factor: jnp.sin(value * factor) + value)
+
+    def goes_on(carry):
+        value, count = carry
+        return (count < 4) & (jnp.sum(part(x, y[1])) < 50 + jnp.sum(value) * 0)
+
+    def body(carry):
+        value, count = carry
+        return part(x, y[0]) + part(value, y[1]), count + 1
+
+    value, _ = jax.lax.while_loop(goes_on, body, (part(x, y[0]), 0))
+    return value, part(x, y[0])
+
+
+CASES = [_halved, _scanned, _branches, _nested, _with_calls]
 
 
 @pytest.mark.parametrize("count", [1, 16, 1003])
 @pytest.mark.parametrize("function", CASES, ids=lambda f: f.__name__.strip("_"))
-def test_a_map_is_a_vmap(function, count, monkeypatch):
+def test_machine_code_agrees_with_vmap(function, count, monkeypatch):
     monkeypatch.setattr(lane_map, "_FEWEST_LANES", 50)
+    if function is _with_calls:
+        monkeypatch.setattr(emitter, "LARGEST_INLINE", 0)
     # Lanes in steps of eight numbers, as the columns of a table.
     table = RNG.standard_normal((count, 8))
     x, y, shared = table[:, 1:4], table[:, 5:7], np.array([1e-3, 0.5, 1.0, 9.0])
@@ -89,7 +107,7 @@ def test_lanes_in_any_order_of_memory():
 
 
 def test_results_may_be_arguments():
-    """The results take the places of the arguments, of which each is read before it is lost."""
+    """Results are written over the arguments, after all arguments were read."""
     x = RNG.standard_normal((20, 3))
     mapped = LaneMap(jax.jit(lambda x: (x[::-1], x[1:])).trace(x[0]).jaxpr, 1)
     mapped.compile()
@@ -107,7 +125,7 @@ def _three_branches(x):
 
 
 REFUSED: dict[str, tuple[Any, Any, str]] = {
-    "long scan": (_long_scan, Unsupported, "scan of 9 turns"),
+    "long scan": (_long_scan, Unsupported, "scan of 9 iterations"),
     "three branches": (_three_branches, Unsupported, "more than two branches"),
     "many numbers": (lambda x: jnp.outer(x, jnp.arange(22.0)), TooLarge, "66 numbers"),
     "integers": (lambda x: x.astype(int), Unsupported, "int64"),
@@ -120,6 +138,14 @@ def test_refusals(name):
     function, kind, words = REFUSED[name]
     with pytest.raises(kind, match=words):
         LaneMap(jax.jit(function).trace(np.ones(3)).jaxpr, 1)
+
+
+def test_lanes_of_another_shape_are_refused():
+    """Machine code would read beyond the end of their memory."""
+    mapped = LaneMap(jax.jit(lambda x, y: x + y).trace(np.ones(3), np.ones(3)).jaxpr, 2)
+    for wrong in (np.ones((20, 2)), np.ones((19, 3)), np.ones((20, 3), np.float32)):
+        with pytest.raises(ValueError, match="in place of"):
+            mapped(np.ones((20, 3)), wrong)
 
 
 def test_sums_at_places_that_depend_on_the_lane_are_refused():

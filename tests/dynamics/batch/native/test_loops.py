@@ -143,7 +143,8 @@ def test_a_clearly_too_large_program_is_not_written(monkeypatch):
 
     row = jax.ShapeDtypeStruct((2 + 300**2,), float)
     closed = jax.jit(function).trace(row).jaxpr
-    # Two operations of 300 entries, each counted twice, for each of 300 terms; and the condition.
+    # Two operations of 300 entries, each counted twice, for each of 300 terms; two for the
+    # condition.
     count, _ = count_operations(closed.jaxpr, [False], 6, 256)
     assert count == 4 * 300 + 2
     monkeypatch.setattr(emitter, "LARGEST_PROGRAM", 500)
