@@ -6,6 +6,7 @@ import numpy as np
 from llvmlite import ir
 
 from ..vectorization.entry_by_entry import from_list
+from ..vectorization.jaxprs import opened
 from .instructions import no_instruction
 
 # A `scan` of up to so many iterations is unrolled; longer ones have no machine code.
@@ -77,27 +78,35 @@ def emit_while(emitter: Any, equation: Any, inputs: Any) -> list[np.ndarray]:
 
 def unrolled_scan(emitter: Any, equation: Any, inputs: Any) -> list[np.ndarray]:
     """A short `scan`: one iteration after the other."""
-    params = equation.params
-    length, inner = params["length"], params["jaxpr"]
+    length, (jaxpr, constants) = equation.params["length"], opened(equation.params["jaxpr"])
     if not 0 < length <= _LONGEST_SCAN:
         raise no_instruction(f"scan of {length} iterations")
-    first = params["num_consts"]
-    last = first + params["num_carry"]
-    constants, carried, arrays = inputs[:first], inputs[first:last], inputs[last:]
+    # Versions of JAX name these numbers in different ways. Only scanned arrays have another rank in
+    # the body.
+    num_carry = len(equation.outvars) - _changed(equation.outvars, jaxpr.outvars)
+    last = len(inputs) - _changed(equation.invars, jaxpr.invars)
+    first, reverse = last - num_carry, equation.params["reverse"]
+    shared, carried, arrays = inputs[:first], inputs[first:last], inputs[last:]
     collected = []
     for i in range(length):
-        place = length - 1 - i if params["reverse"] else i
-        given = [*constants, *carried, *(array[place, ...] for array in arrays)]
-        found = emitter.evaluate(inner.jaxpr, inner.consts, given)
+        place = length - 1 - i if reverse else i
+        given = [*shared, *carried, *(array[place, ...] for array in arrays)]
+        found = emitter.evaluate(jaxpr, constants, given)
         carried = found[: len(carried)]
         collected.append(found[len(carried) :])
-    if params["reverse"]:
+    if reverse:
         collected.reverse()
     stacked = []
     for values in zip(*collected, strict=True):
         entries = [entry for value in values for entry in value.reshape(-1)]
         stacked.append(from_list(entries, (length, *values[0].shape)))
     return [*carried, *stacked]
+
+
+def _changed(outside: Any, inside: Any) -> int:
+    """How many of the variables of an equation have another rank in its body."""
+    pairs = zip(outside, inside, strict=True)
+    return sum(len(a.aval.shape) != len(b.aval.shape) for a, b in pairs)
 
 
 def _any(emitter: Any, lanes: Any) -> Any:

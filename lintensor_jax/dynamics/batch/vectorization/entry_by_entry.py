@@ -17,7 +17,7 @@ from jax.core import Tracer
 from jax.extend.core import Literal
 from jaxtyping import Array
 
-from .jaxprs import literal, needed_equations
+from .jaxprs import literal, needed_equations, opened
 from .lowering import lowered
 
 CALLS = {"jit", "pjit", "closed_call", "composite", "custom_jvp_call", "custom_vjp_call", "remat"}
@@ -97,7 +97,7 @@ def called(equation) -> Any:
         closed = None if name in _FAMILIAR else lowered(equation)
         return closed and (closed.jaxpr, closed.consts)
     inner = params.get("jaxpr") or params.get("call_jaxpr") or params.get("fun_jaxpr")
-    return (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
+    return opened(inner)
 
 
 def entries_of(array: Array, batched: bool) -> np.ndarray:

@@ -20,3 +20,8 @@ def needed_equations(jaxpr: Any, results: Any) -> list[Any]:
             wanted.update(v for v in equation.invars if not isinstance(v, Literal))
             equations.append(equation)
     return equations[::-1]
+
+
+def opened(jaxpr: Any) -> tuple[Any, Any]:
+    """A jaxpr and its constants, from a jaxpr with or without them."""
+    return (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "consts") else (jaxpr, ())

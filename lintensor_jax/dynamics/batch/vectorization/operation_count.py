@@ -7,7 +7,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from .entry_by_entry import ELEMENTWISE, MOVES, REDUCTIONS, called
-from .jaxprs import needed_equations
+from .jaxprs import needed_equations, opened
 
 
 def count_operations(
@@ -56,7 +56,7 @@ def count_operations(
             for branch in equation.params["branches"]:
                 total += count_operations(branch.jaxpr, given[1:], shortest, entries)[0]
         elif name == "scan" and entries is not None:
-            inner = equation.params["jaxpr"].jaxpr
+            inner, _ = opened(equation.params["jaxpr"])
             once, _ = count_operations(inner, [False] * len(given), shortest, entries)
             total += equation.params["length"] * once
         elif name == "scatter-add" and entries is not None:
