@@ -21,8 +21,8 @@ from .stepper import Stepper
 _XLA = XLA()
 # The number of lanes that XLA integrates as well at the first use of machine code for a GPU.
 _CHECKED = 256
-# With fewer lanes the order makes no difference: almost all of them run at the same time.
-_FEWEST_IN_ORDER = 128
+# So many lanes or fewer need no order: a core or two run all of them at the same time.
+_WITHOUT_ORDER = 32
 
 
 class _Rows(NamedTuple):
@@ -136,7 +136,7 @@ def ends_by_machine_code(
     if isinstance(shared, Refusal):
         return shared
     table, count = np.ascontiguousarray(rows.make_table()), int(lanes.count)
-    order = order_on_host(lanes.thetas, count, _FEWEST_IN_ORDER)[:count]
+    order = order_on_host(lanes.thetas, count, _WITHOUT_ORDER)[:count]
     executed = int(rows.kernel(table, order, shared))
     table = table[:count]
     numbers = np.array(table[:, :4].T, order="C")

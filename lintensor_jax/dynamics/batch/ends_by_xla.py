@@ -10,7 +10,7 @@ from .stepper import InFlight, Queue, Stepper, running_count
 
 # One lane in so many goes first: those with the smallest starts.
 _FIRST = 8
-# On a device, small starts are found from so many lanes, without a sort of all of them.
+# The bound between small and other starts is taken from so many lanes: a sort of all takes longer.
 _SAMPLE = 1024
 _XLA = XLA()
 

@@ -61,6 +61,7 @@ def maps(monkeypatch) -> list[int]:
 
 
 def _assert_same(found, expected):
+    """Numbers differ by roundings only: products and sums are fused in other places."""
     (unfinished, finished, accepted, record), steps, executed = found
     (before, after, wanted, other), counts, total = expected
     assert jax.tree.structure(found) == jax.tree.structure(expected)
@@ -125,6 +126,7 @@ def test_a_failure_is_said_once(name, words, maps, monkeypatch):
     assert [w.filename for w in caught] == [__file__]
     assert (flow.compilation, maps) == ("native", [])
     np.testing.assert_array_equal(flow.code, expected.code)
+    # Tolerances differ in their last bits, and errors of the limits are below 1e-9.
     np.testing.assert_allclose(flow.coefficients, expected.coefficients, rtol=1e-9)
     batched_flow(networks, PAPER, rtol=2e-9)  # a second warning would be an error
 

@@ -18,18 +18,17 @@ def emit_cond(emitter: Any, equation: Any, inputs: Any) -> list[np.ndarray]:
     if len(equation.params["branches"]) != 2:
         raise no_instruction("cond of more than two branches")
     (index,), *inputs = (inputs[0].reshape(-1), *inputs[1:])
-    without, instead = equation.params["branches"]
+    without, instead = map(opened, equation.params["branches"])
     if isinstance(index, np.generic):
-        chosen = instead if index else without
-        return emitter.evaluate(chosen.jaxpr, chosen.consts, inputs)
+        return emitter.evaluate(*(instead if index else without), inputs)
     builder = emitter.builder
     index = emitter.value(index, np.int32)
     wanted = builder.icmp_signed("!=", index, emitter.instructions.constant(0, np.int32))
-    usual = emitter.vectors(without.jaxpr, without.consts, inputs)
+    usual = emitter.vectors(*without, inputs)
     before = builder.block
     with builder.if_then(_any(emitter, wanted), likely=False):
         with emitter.conditional_code():
-            other = emitter.vectors(instead.jaxpr, instead.consts, inputs)
+            other = emitter.vectors(*instead, inputs)
         chosen = [builder.select(wanted, a, b) for a, b in zip(other, usual, strict=True)]
         after = builder.block
     merged = []
@@ -44,7 +43,7 @@ def emit_cond(emitter: Any, equation: Any, inputs: Any) -> list[np.ndarray]:
 def emit_while(emitter: Any, equation: Any, inputs: Any) -> list[np.ndarray]:
     """A `while` loop. A lane keeps its values from the first time that its condition is False."""
     params, builder = equation.params, emitter.builder
-    test, body = params["cond_jaxpr"], params["body_jaxpr"]
+    test, body = opened(params["cond_jaxpr"]), opened(params["body_jaxpr"])
     of_test, of_both = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
     of_body, carried = inputs[of_test:of_both], inputs[of_both:]
     shapes = [v.aval.shape for v in equation.outvars]
@@ -63,12 +62,10 @@ def emit_while(emitter: Any, equation: Any, inputs: Any) -> list[np.ndarray]:
     for phi, value in zip(phis, start, strict=True):
         phi.add_incoming(value, before)
     with emitter.repeated_code():
-        (goes_on,) = emitter.vectors(
-            test.jaxpr, test.consts, [*inputs[:of_test], *split_by_shapes(phis, shapes)]
-        )
+        (goes_on,) = emitter.vectors(*test, [*inputs[:of_test], *split_by_shapes(phis, shapes)])
         builder.cbranch(_any(emitter, goes_on), turn, end)
         builder.position_at_end(turn)
-        found = emitter.vectors(body.jaxpr, body.consts, [*of_body, *split_by_shapes(phis, shapes)])
+        found = emitter.vectors(*body, [*of_body, *split_by_shapes(phis, shapes)])
         for phi, new in zip(phis, found, strict=True):
             phi.add_incoming(builder.select(goes_on, new, phi), builder.block)
         builder.branch(again)

@@ -75,7 +75,10 @@ class LaneMap:
         shared, count = given[len(self._shapes) :], lanes[0].shape[0]
         for array, shape in zip(lanes, self._shapes, strict=True):
             if (array.shape, array.dtype) != ((count, *shape), self._dtype):
-                raise ValueError(f"lanes: {array.shape} of {array.dtype} in place of {shape}")
+                raise ValueError(
+                    f"arrays: those of lanes must have shape {(count, *shape)} and type "
+                    f"{self._dtype}, got {array.shape} and {array.dtype}; trace the function again."
+                )
         found = np.empty(count * sum(self._result_sizes), self._dtype)
         empty = np.zeros(0, self._dtype)
         data = np.concatenate([empty, *(a.astype(self._dtype).reshape(-1) for a in shared)])

@@ -144,7 +144,7 @@ def test_lanes_of_another_shape_are_refused():
     """Machine code would read beyond the end of their memory."""
     mapped = LaneMap(jax.jit(lambda x, y: x + y).trace(np.ones(3), np.ones(3)).jaxpr, 2)
     for wrong in (np.ones((20, 2)), np.ones((19, 3)), np.ones((20, 3), np.float32)):
-        with pytest.raises(ValueError, match="in place of"):
+        with pytest.raises(ValueError, match="arrays: those of lanes must have"):
             mapped(np.ones((20, 3)), wrong)
 
 
