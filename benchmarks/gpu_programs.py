@@ -93,8 +93,8 @@ def stepper_and_chunk(networks: Any, data: Any, **options: Any) -> tuple[Any, An
     """The stepper and the chunk that `batched_flow` passes to the program of its first chunk."""
     caught: list[Any] = []
 
-    def catch(stepper, compilation, chunk, *rest):
-        caught.extend((stepper, chunk))
+    def catch(prepared, chunk):
+        caught.extend((prepared.stepper, chunk))
         raise _CaughtError
 
     with as_on_a_gpu(integrate_chunk=catch), contextlib.suppress(_CaughtError):

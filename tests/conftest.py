@@ -8,6 +8,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from lintensor_jax.dynamics.batch import preparation
+
 # Two thirds of a suite's time are compilation, and a quarter of the whole is XLA's optimisation. So
 # the programs of XLA are compiled without it, here and in the processes that tests start. `.ci/run`
 # sets this variable to 0 for the newest Python and for the slow tests.
@@ -38,6 +40,12 @@ def _drop_compiled_programs():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _forget_prepared_batches():
+    """Forget what was prepared for batches: a test may replace what a preparation depends on."""
+    preparation._prepared.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,6 @@ flow does not need is left out. Stiff lanes are continued together by an implici
 """
 
 import dataclasses
-import functools
-import math
 import threading
 import warnings
 from collections.abc import Sequence
@@ -26,36 +24,17 @@ from jaxtyping import ArrayLike
 
 from ...messages import in_words
 from ...networks import split
-from ...networks.pair import check_problem, same_dtype
-from ...penalized import Penalized, with_weight_decay
+from ...networks.pair import check_problem
 from ...problems import AbstractProblem
-from ..clocks import PhysicalTime
-from ..options import fill_options
 from ..runge_kutta import has_shared_slopes
-from ..shifted_systems import has_implicit_steps
-from ..system import System
 from . import hardware
 from .chunk import Chunk
-from .early_finish import rejected_lanes, with_early_finish, with_lanes
-from .fourier_basis import Spectral
-from .lane_data import LaneData, lanes_of_constants
+from .early_finish import rejected_lanes, with_lanes
+from .preparation import Settings, prepared_for
+from .prepared_batch import PreparedBatch
 from .program_chunk import BatchedFlow, integrate_chunk
-from .programs import XLA, AbstractCompilation, Native
-from .stepper import Stepper
+from .programs import AbstractCompilation
 
-# Dormand & Prince's 8(7) is as fast as Tsit5 on small networks, and 30 times as accurate. With more
-# numbers it saves nothing, and on other clocks its long steps end far beyond the stop rule.
-_LARGEST_OF_HIGH_ORDER = 16
-# It needs a quarter more steps than at 1e-8, and all lanes of the paper's sweep end within 1e-8 of
-# their limits (`benchmarks/batched.py`).
-_RTOL_OF_HIGH_ORDER = np.asarray(1e-9)
-# Numbers in one log.
-_LOG_SIZE = 2**16
-# The most implicit steps of a lane by default. A corner of four layers takes some 2,000.
-_STIFF_STEPS = 4096
-_NATIVE = Native()
-# Made once: an equinox module takes longer to make than to use.
-_OF_LOW_ORDER, _OF_HIGH_ORDER = diffrax.Tsit5(), diffrax.Dopri8()
 # Classes of networks and reasons for which a warning has been given.
 _warned: set[tuple[type, str]] = set()
 _warning = threading.Lock()
@@ -117,57 +96,35 @@ def batched_flow(
 
     **Returns** a `BatchedFlow`. Nothing is raised for a lane that fails: see `status`.
 
+    A further call with the same objects (`problem` and `options`; not only equal ones), and with
+    networks of the same shape, takes up to 0.5 milliseconds less: what it needs is kept.
+
     **Raises** ValueError for bad input, and TypeError for an unknown option.
     """
-    _check(networks, problem, solver, compilation, width, devices, options)
-    stiff_max_steps = _steps_of(stiff_max_steps, solver is None and "max_steps" not in options)
-    parameters, rest = split(networks)
-    count = _lanes("networks", parameters)
-    problem, shared_problem = _decaying(problem, shared_problem, weight_decay, count)
-    given, (networks, problem) = networks, same_dtype(networks, problem)
-    if networks is not given:
-        parameters, rest = split(networks)
-    # The device in use, which need not be JAX's default.
-    device = hardware.device_of(jax.tree.leaves(parameters)[0]) if devices is None else devices[0]
-    kind = hardware.kind_of(device)
-    first, one = _first_lane(parameters, problem, None if shared_problem else count, kind)
-    rest_of_one, constants = lanes_of_constants(first, rest, one, count, shared_constants)
-    network = eqx.combine(first, rest_of_one)
-    system = System.of_parts(network, first, rest_of_one, one)
-    options.setdefault("max_steps", 4096)
-    filled = fill_options(system, **options)
-    thetas = _as_vectors(jax.tree.leaves(parameters))
-    if compilation is None:
-        compilation = XLA() if kind == "other" else _NATIVE
-    size = system.num_parameters + (0 if isinstance(filled.clock, PhysicalTime) else 2)
-    if solver is None:
-        solver, filled = _by_default(filled, size, options.get("rtol"))
-    own = None if shared_problem else one, None if constants is None else network
-    sizes = _sizes(device, width, size, (network, one, own), thetas, devices)
-    can_turn = has_implicit_steps(system, filled.clock, thetas.shape[1])
-    stepper = Stepper(
-        system=system,
-        options=with_early_finish(filled, one, options, shared_problem),
+    _check(networks, problem, solver, compilation, width, devices, stiff_max_steps, options)
+    settings = Settings(
+        shared_problem=shared_problem,
+        shared_constants=shared_constants,
+        weight_decay=weight_decay,
+        width=width,
         solver=solver,
-        shared=shared_problem,
-        width=sizes.width,
-        exchanges=max(1, min(sizes.chunk, _LOG_SIZE // (sizes.width * (size + 5)))),
-        enough=sizes.enough,
-        own_constants=constants is not None,
-        stiff_max_steps=stiff_max_steps if can_turn else None,
-        branches=kind == "cpu",
+        compilation=compilation,
+        devices=devices,
+        stiff_max_steps=stiff_max_steps,
+        options=options,
     )
-    run = functools.partial(
-        _integrated, compilation, sizes, (Spectral.of(network, one), sizes.batch), devices
-    )
-    flow = _early_or_usual(run, stepper, filled, thetas, LaneData(problem, constants))
-    if count > sizes.chunk or rest is not rest_of_one:
+    networks, parameters, rest, prepared = prepared_for(networks, problem, settings)
+    thetas = _as_vectors(jax.tree.leaves(parameters))
+    flow = _early_or_usual(prepared, devices, thetas)
+    if thetas.shape[0] > prepared.sizes.chunk or not prepared.same_rest:
         flow = _with_constants(flow, rest)
-    _warn_of_fallback(type(network), flow)
+    _warn_of_fallback(type(networks), flow)
     return flow
 
 
-def _check(networks, problem, solver, compilation, width, devices, options) -> None:
+def _check(
+    networks, problem, solver, compilation, width, devices, stiff_max_steps, options
+) -> None:
     """Refuse invalid arguments before anything is computed."""
     if solver is not None and not has_shared_slopes(solver):
         raise ValueError(
@@ -179,6 +136,12 @@ def _check(networks, problem, solver, compilation, width, devices, options) -> N
         raise ValueError(
             f"compilation: must be Native() or XLA(), got {in_words(compilation)}; leave it out "
             "for the faster one."
+        )
+    steps = stiff_max_steps
+    if steps is not ... and steps is not None and (type(steps) is not int or steps < 1):
+        raise ValueError(
+            f"stiff_max_steps: must be a positive int or None, got {in_words(steps)}; 20_000 is "
+            "the budget of one gradient_flow."
         )
     if width is not None and (type(width) is not int or width < 1):
         raise ValueError(
@@ -202,59 +165,6 @@ def _check(networks, problem, solver, compilation, width, devices, options) -> N
         )
 
 
-def _steps_of(stiff_max_steps, by_default: bool) -> int | None:
-    """The most implicit steps of a lane; None for no implicit steps."""
-    if stiff_max_steps is ...:
-        return _STIFF_STEPS if by_default else None
-    if stiff_max_steps is not None and (type(stiff_max_steps) is not int or stiff_max_steps < 1):
-        raise ValueError(
-            f"stiff_max_steps: must be a positive int or None, got {in_words(stiff_max_steps)}; "
-            "20_000 is the budget of one gradient_flow."
-        )
-    return stiff_max_steps
-
-
-def _decaying(problem, shared, weight_decay, count):
-    """The problem with weight decay, if there is one, and whether all lanes share it."""
-    if np.ndim(weight_decay) == 0:
-        if shared or weight_decay == 0:
-            return with_weight_decay(problem, weight_decay), shared
-        weight_decay = jnp.full(count, weight_decay)
-    if np.shape(weight_decay) != (count,):
-        raise ValueError(
-            f"weight_decay: must be one number, or one a lane, of shape ({count},), got shape "
-            f"{np.shape(weight_decay)}."
-        )
-    if shared:
-        problem = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), problem)
-    return Penalized(problem, weight_decay), False
-
-
-def _first_lane(parameters, problem, problems, kind):
-    """The parameters and the problem of the first lane.
-
-    `problems`: the number of problems, None if all lanes share one.
-    """
-    if problems is not None:
-        _lanes("problem", problem, problems)
-    # On a CPU NumPy does this in a microsecond.
-    first = jax.tree.map(lambda leaf: (np.asarray(leaf) if kind == "cpu" else leaf)[0], parameters)
-    one = problem if problems is None else jax.tree.map(lambda leaf: leaf[0], problem)
-    return first, one
-
-
-def _by_default(options, size: int, rtol) -> tuple[diffrax.AbstractERK, Any]:
-    """The method of lanes with `size` numbers, and the options with its tolerance.
-
-    `rtol`: the user's, or None.
-    """
-    if not isinstance(options.clock, PhysicalTime) or size > _LARGEST_OF_HIGH_ORDER:
-        return _OF_LOW_ORDER, options
-    if rtol is None and options.rtol.dtype == np.float64:
-        options = options._replace(rtol=_RTOL_OF_HIGH_ORDER)
-    return _OF_HIGH_ORDER, options
-
-
 @jax.jit  # one dispatch
 def _as_vectors(leaves):
     """`ravel_pytree` of every lane, without a trace, which would take milliseconds."""
@@ -262,67 +172,38 @@ def _as_vectors(leaves):
     return jnp.concatenate(vectors, axis=1)
 
 
-def _chunks(size, thetas, data, shared) -> list[Chunk]:
-    """The lanes, divided into chunks of `size`."""
-    count = thetas.shape[0]
-    return [Chunk.cut(at, size, count, thetas, data, shared) for at in range(0, count, size)]
-
-
-def _sizes(device, width, size, lane, thetas, devices) -> hardware.Sizes:
-    """How the lanes are divided for the devices; `lane`: see `_numbers_of_lane`."""
-    count, shares = thetas.shape[0], 1 if devices is None else len(devices)
-    if hardware.kind_of(device) == "cpu":
-        return hardware.sizes_on_cpu(width, size, count, shares, _own_numbers(lane[-1]))
-    memory, itemsize = hardware.memory_of(device), thetas.dtype.itemsize
-    return hardware.sizes_on_accelerator(
-        width, _numbers_of_lane(size, *lane), itemsize, memory, count, shares
-    )
-
-
-def _numbers_of_lane(size, network, problem, own) -> hardware.LaneNumbers:
-    """How many numbers a lane has; `own`: the parts of network and problem that are not shared."""
-
-    def predictions(network, problem):
-        return problem.predictions(network.linear_coefficients())
-
-    found = eqx.filter_eval_shape(predictions, network, problem)
-    return hardware.LaneNumbers(size, math.prod(found.shape), _own_numbers(own))
-
-
-def _own_numbers(own) -> int:
-    return sum(getattr(leaf, "size", 0) for leaf in jax.tree.leaves(own))
-
-
-def _early_or_usual(run, stepper, usual, thetas, data) -> BatchedFlow:
-    """The flows of all lanes; with the options `usual` where the early finish is not accepted."""
-    flow = run(stepper, thetas, data)
+def _early_or_usual(prepared: PreparedBatch, devices, thetas) -> BatchedFlow:
+    """The flows of all lanes; with the usual options where the early finish is not accepted."""
+    flow = _integrated(prepared, devices, thetas)
+    stepper, usual = prepared.stepper, prepared.usual
     if stepper.options is usual or not (lanes := rejected_lanes(flow)).size:
         return flow
-    own = data.ordered(lanes, stepper.shared)
-    return with_lanes(flow, lanes, run(stepper._replace(options=usual), thetas[lanes], own))
+    again = prepared.with_stepper(stepper._replace(options=usual))
+    again = again._replace(data=prepared.data.ordered(lanes, stepper.shared))
+    return with_lanes(flow, lanes, _integrated(again, devices, thetas[lanes]))
 
 
-def _integrated(compilation, sizes, rest, devices, stepper, thetas, data) -> BatchedFlow:
+def _integrated(prepared: PreparedBatch, devices, thetas) -> BatchedFlow:
     """The flows of all lanes. If they have several chunks, the networks have parameters only."""
-    chunks = _chunks(sizes.chunk, thetas, data, stepper.shared)
-    flows = _on_devices(stepper, compilation, chunks, rest, devices)
+    size, data, shared = prepared.sizes.chunk, prepared.data, prepared.stepper.shared
+    count = thetas.shape[0]
+    chunks = [Chunk.cut(at, size, count, thetas, data, shared) for at in range(0, count, size)]
+    flows = _on_devices(prepared, chunks, devices)
     return flows[0] if len(flows) == 1 else _one_flow(flows)
 
 
-def _on_devices(stepper, compilation, chunks, rest, devices) -> list[BatchedFlow]:
+def _on_devices(prepared: PreparedBatch, chunks, devices) -> list[BatchedFlow]:
     """The flows of all chunks, in order. Chunk i runs on device i modulo their number."""
     if devices is None:
-        return [integrate_chunk(stepper, compilation, chunk, *rest) for chunk in chunks]
+        return [integrate_chunk(prepared, chunk) for chunk in chunks]
     shares = len(devices)
 
     def share_of(place):
         mine = chunks[place::shares]
-        here = eqx.filter(stepper, eqx.is_array), mine
+        here = eqx.filter(prepared.stepper, eqx.is_array), mine
         arrays, mine = jax.device_put(here, devices[place])
-        return [
-            integrate_chunk(eqx.combine(arrays, stepper), compilation, chunk, *rest)
-            for chunk in mine
-        ]
+        there = prepared.with_stepper(eqx.combine(arrays, prepared.stepper))
+        return [integrate_chunk(there, chunk) for chunk in mine]
 
     with ThreadPoolExecutor(shares) as pool:
         found = list(pool.map(share_of, range(shares)))
@@ -380,15 +261,3 @@ def _with_constants(flow: BatchedFlow, rest: Any) -> BatchedFlow:
     networks = flow.network, flow.unfinished_network
     whole, unfinished = (eqx.combine(split(network)[0], rest) for network in networks)
     return dataclasses.replace(flow, network=whole, unfinished_network=unfinished)
-
-
-def _lanes(name: str, tree: Any, expected: int | None = None) -> int:
-    """The length of the first axis of all arrays. ValueError if they differ."""
-    shapes = [leaf.shape for leaf in jax.tree.leaves(tree)]
-    lengths = {shape[0] if shape else 0 for shape in shapes}
-    if len(lengths) == 1 and min(lengths) > 0 and expected in (None, *lengths):
-        return lengths.pop()
-    raise ValueError(
-        f"{name}: every array must have a first axis of {expected or 'one or more'} lanes, got "
-        f"{', '.join(map(str, shapes)) or 'no array'}; jax.vmap of a function for one makes them."
-    )

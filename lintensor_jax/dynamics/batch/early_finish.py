@@ -52,8 +52,11 @@ def rejected_lanes(flow: BatchedFlow) -> Int[np.ndarray, " K"]:
     """The lanes that reached the residual, and whose finish was not accepted there."""
     if flow.finish_accepted is None:
         return np.zeros(0, int)
+    accepted = np.asarray(flow.finish_accepted)
+    if accepted.all():  # the usual case
+        return np.zeros(0, int)
     at_residual = np.asarray(flow.code) == code_of(FlowStatus.residual)
-    return np.flatnonzero(at_residual & ~np.asarray(flow.finish_accepted))
+    return np.flatnonzero(at_residual & ~accepted)
 
 
 def with_lanes(flow: BatchedFlow, lanes: Int[np.ndarray, " K"], again: BatchedFlow) -> BatchedFlow:

@@ -14,7 +14,7 @@ from .chunk import Chunk, Ends
 from .ends_by_xla import ends_by_xla_on_device, order_on_device, order_on_host
 from .lane_data import LaneData
 from .native.table import counts_in, counts_of, start_and_step_row, started_row, step_row, table_of
-from .over_lanes import is_exact, mapped
+from .over_lanes import Mapped, is_exact, lanes_of, mapped
 from .programs import XLA, Arguments, Native, Program, Refusal, compiled, traced
 from .stepper import Stepper
 
@@ -26,16 +26,16 @@ _WITHOUT_ORDER = 32
 
 
 class _Rows(NamedTuple):
-    """The lanes of a chunk as rows of tables.
+    """The lanes of a chunk as rows of a table, and what integrates them.
 
+    - `table`: the rows before they start.
     - `kernel`: the function that integrates rows.
-    - `leaves`: the arrays that all rows share.
-    - `make_table`: returns the rows, in memory that nothing else refers to.
+    - `shared`: the numbers of the arrays that all rows share.
     """
 
+    table: Any
     kernel: Any
-    leaves: list[Any]
-    make_table: Callable[[], Any]
+    shared: np.ndarray
 
 
 def _table(stepper: Stepper, chunk: Chunk) -> tuple[Array, list[Array]]:
@@ -53,7 +53,11 @@ def _rows_by_xla(stepper: Arguments, chunk: Arguments, how: Native) -> _Rows | R
     if isinstance(kernel, Refusal):
         return kernel
     table, leaves = program(stepper, chunk)
-    return _Rows(kernel, leaves, lambda: table)
+    of_lanes = jax.tree.leaves(chunk.values[0].data)
+    if not all(is_exact(np.asarray(array), table.dtype) for array in of_lanes):
+        return _rounded(table.dtype)
+    shared = _shared_numbers([*stepper.arrays, *leaves], table.dtype)
+    return shared if isinstance(shared, Refusal) else _Rows(table, kernel, shared)
 
 
 def _started_row(lane: tuple[Array, LaneData], stepper: Stepper, shared: Any) -> Array:
@@ -70,21 +74,45 @@ def _shared_by_rows(problem: Any) -> tuple[Any, Any]:
     return problem, None if problem is None else Reducible.of(problem)
 
 
-def _rows_by_machine_code(stepper: Arguments, chunk: Chunk, how: Native) -> _Rows | Refusal | None:
-    """Started rows; None if there is no machine code that makes them."""
-    problem = Arguments(chunk.data.problem if stepper.values[0].shared else None)
+class _RowCode(NamedTuple):
+    """Machine code for rows: what makes them, what integrates them, and the shared numbers."""
+
+    starts: Mapped
+    kernel: Any
+    shared: np.ndarray
+
+
+def _row_code(stepper: Arguments, own: Any, how: Native) -> _RowCode | Refusal | None:
+    """The code for lanes like `own`; None if there is no machine code that makes their rows.
+
+    It is kept with the stepper.
+    """
+    key = _row_code, how, *((leaf.shape[1:], leaf.dtype) for leaf in jax.tree.leaves(own))
+    found = stepper.kept.get(key)
+    if found is None:
+        lane = jax.tree.map(lambda array: array[0], own)
+        found = stepper.kept[key] = _made_row_code(stepper, lane, how)
+    return found
+
+
+def _made_row_code(stepper: Arguments, lane: Any, how: Native) -> _RowCode | Refusal | None:
+    steps: Stepper = stepper.values[0]
+    problem = Arguments(steps.system.problem if steps.shared else None)
     shared = compiled(_shared_by_rows, _XLA, problem)
-    rows = mapped(_started_row, stepper, chunk, how, shared.results)
-    if rows is None:
+    starts = mapped(_started_row, stepper, lane, how, Arguments(shared.results))
+    if starts is None:
         return None
-    program, leaves = rows.program, jax.tree.leaves(shared.results)
+    program, leaves = starts.program, jax.tree.leaves(shared.results)
     kernel = _kernel(step_row, how, program, program.results, stepper, leaves)
     if isinstance(kernel, Refusal):
         return kernel
-    if not rows.is_compiled():
+    if not starts.is_compiled():
         return None
     found = Arguments(shared(problem))
-    return _Rows(kernel, found.arrays, rows._replace(common=(stepper, found)))
+    numbers = _shared_numbers([*stepper.arrays, *found.arrays], program.results.dtype)
+    if isinstance(numbers, Refusal):
+        return numbers
+    return _RowCode(starts._replace(common=(stepper, found)), kernel, numbers)
 
 
 def _kernel(step: Callable, how: Native, rows: Program, row, stepper: Arguments, leaves) -> Any:
@@ -113,13 +141,16 @@ def kernel_of(
     return kernel.failure or kernel.machine_code().result()
 
 
-def _shared_numbers(stepper: Arguments, chunk: Arguments, leaves, dtype) -> np.ndarray | Refusal:
-    """All numbers of the shared arrays, as floats; a refusal if an integer would be rounded."""
-    arrays = [np.asarray(leaf) for leaf in (*stepper.arrays, *leaves)]
-    of_lanes = jax.tree.leaves(chunk.values[0].data)
-    if not all(is_exact(array, dtype) for array in (*arrays, *of_lanes)):
-        return Refusal(f"an integer of the problem has more digits than {dtype} has")
-    return np.concatenate([array.astype(dtype).reshape(-1) for array in arrays])
+def _shared_numbers(arrays: list[Any], dtype: Any) -> np.ndarray | Refusal:
+    """All numbers of the arrays, as floats; a refusal if an integer would be rounded."""
+    known = [np.asarray(array) for array in arrays]
+    if not all(is_exact(array, dtype) for array in known):
+        return _rounded(dtype)
+    return np.concatenate([array.astype(dtype).reshape(-1) for array in known])
+
+
+def _rounded(dtype: Any) -> Refusal:
+    return Refusal(f"an integer of the problem has more digits than {dtype} has")
 
 
 def ends_by_machine_code(
@@ -127,17 +158,21 @@ def ends_by_machine_code(
 ) -> Ends | Refusal:
     """The ends of the real lanes of a chunk, by the cores of a CPU."""
     lanes: Chunk = chunk.values[0]
-    rows = _rows_by_machine_code(stepper, lanes, compilation)
-    if rows is None:
+    own = lanes_of(lanes, stepper.values[0].shared)
+    code = _row_code(stepper, own, compilation)
+    if isinstance(code, Refusal):
+        return code
+    if code is not None:
+        table, kernel, shared = code.starts(*own), code.kernel, code.shared
+    else:
         rows = _rows_by_xla(stepper, chunk, compilation)
-    if isinstance(rows, Refusal):
-        return rows
-    shared = _shared_numbers(stepper, chunk, rows.leaves, np.dtype(lanes.thetas.dtype))
-    if isinstance(shared, Refusal):
-        return shared
-    table, count = np.ascontiguousarray(rows.make_table()), int(lanes.count)
+        if isinstance(rows, Refusal):
+            return rows
+        table, kernel, shared = rows
+        table = np.ascontiguousarray(table)
+    count = int(lanes.count)
     order = order_on_host(lanes.thetas, count, _WITHOUT_ORDER)[:count]
-    executed = int(rows.kernel(table, order, shared))
+    executed = int(kernel(table, order, shared))
     table = table[:count]
     numbers = np.array(table[:, :4].T, order="C")
     num_steps, num_rejected = counts_of(numbers[2:])
@@ -161,13 +196,9 @@ def ends_by_cuda(stepper: Arguments, chunk: Arguments, compilation: Native) -> E
     rows = _rows_by_xla(stepper, chunk, compilation)
     if isinstance(rows, Refusal):
         return rows
-    kernel = rows.kernel
+    table, kernel, shared = rows
     if kernel.refusal:
         return Refusal(kernel.refusal)
-    table = rows.make_table()
-    shared = _shared_numbers(stepper, chunk, rows.leaves, table.dtype)
-    if isinstance(shared, Refusal):
-        return shared
     order = compiled(order_on_device, _XLA, chunk)(chunk)
     count = chunk.values[0].count
     try:

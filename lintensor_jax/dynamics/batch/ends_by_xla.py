@@ -11,7 +11,7 @@ from .stepper import InFlight, Queue, Stepper, running_count
 # One lane in so many goes first: those with the smallest starts.
 _FIRST = 8
 # The bound between small and other starts is taken from so many lanes: a sort of all takes longer.
-_SAMPLE = 1024
+_SAMPLE = 256
 _XLA = XLA()
 
 
@@ -25,8 +25,8 @@ def order_on_host(thetas: Float[Array, "N p"], count: int, width: int) -> Int[np
     if count > width:
         known = np.asarray(thetas)[:count]
         sizes = np.einsum("ij,ij->i", known, known)
-        sampled = np.linspace(0, count - 1, min(count, _SAMPLE)).astype(np.int32)
-        small = sizes <= np.sort(sizes[sampled])[sampled.size // _FIRST]
+        sample = np.sort(sizes[_sampled(count)])
+        small = sizes <= sample[sample.size // _FIRST]
         order[:count] = np.concatenate([np.flatnonzero(small), np.flatnonzero(~small)])
     return order
 
@@ -36,14 +36,19 @@ def order_on_device(chunk: Chunk) -> Int[Array, " N"]:
     sizes = jnp.sum(chunk.thetas**2, axis=1)
     place = jnp.arange(sizes.size, dtype=jnp.int32)
     real = place < chunk.count
-    sampled = np.linspace(0, sizes.size - 1, min(sizes.size, _SAMPLE)).astype(np.int32)
-    sample = jnp.sort(jnp.where(real, sizes, jnp.inf)[sampled])
+    sample = jnp.sort(jnp.where(real, sizes, jnp.inf)[_sampled(sizes.size)])
     fewest = jnp.sum(jnp.isfinite(sample)) // _FIRST
     small = real & (sizes <= sample[fewest])
     first, others = running_count(small), running_count(real & ~small)
     place = jnp.where(small, first - 1, jnp.where(real, first[-1] + others - 1, place))
     lanes = jnp.arange(sizes.size, dtype=jnp.int32)
     return jnp.zeros_like(lanes).at[place].set(lanes, unique_indices=True)
+
+
+def _sampled(count: int) -> Int[np.ndarray, " S"]:
+    """Places of a sample among so many lanes, evenly from the first to the last one."""
+    size = min(count, _SAMPLE)
+    return np.arange(size) * (count - 1) // max(1, size - 1)
 
 
 def _queue(stepper: Stepper, chunk: Chunk, order) -> tuple[InFlight, Queue]:

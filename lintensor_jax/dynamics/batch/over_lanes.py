@@ -21,12 +21,10 @@ _warning = threading.Lock()
 class Mapped(NamedTuple):
     """A function of one lane as a program of many, and its arguments besides those of a call.
 
-    - `own`: initial parameters and `LaneData` of the real lanes.
     - `common`: the stepper, and what all lanes share.
     """
 
     program: Program
-    own: tuple[Any, LaneData]
     common: tuple[Arguments, Arguments]
 
     def is_compiled(self) -> bool:
@@ -36,34 +34,37 @@ class Mapped(NamedTuple):
             _warn(failure)
         return failure is None
 
-    def __call__(self, *more: np.ndarray) -> Any:
-        """The results of all real lanes; `more`: further arrays with a first axis of lanes."""
-        return self.program(Arguments((*self.own, *more)), *self.common)
+    def __call__(self, *lanes: Any) -> Any:
+        """The results of all lanes; `lanes`: pytrees of arrays with a first axis of lanes."""
+        return self.program(Arguments(lanes), *self.common)
 
 
 def mapped(
-    function: Callable, stepper: Arguments, chunk: Chunk, how: Native, common: Any, *more: Any
+    function: Callable, stepper: Arguments, lane: Any, how: Native, common: Arguments
 ) -> Mapped | None:
-    """function((theta, data, *more), stepper, common) of a lane, for the real lanes of a chunk.
+    """function(lane, stepper, common) for many lanes; None if there is no machine code.
 
-    `data`: the lane's data without what all lanes share. `more`: examples of further arrays of one
-    lane. None if there is no machine code. Compilation starts when the program is asked for it.
+    `lane`: arrays of one lane, which are examples. Compilation starts when the program is asked for
+    it.
     """
-    count, given = int(chunk.count), (stepper, Arguments(common))
-    data = own_data(chunk.data, stepper.values[0].shared)
-    own = jax.tree.map(lambda array: np.asarray(array)[:count], (chunk.thetas, data))
-    lane = Arguments((*jax.tree.map(lambda array: array[0], own), *more))
-    dtype = own[0].dtype
+    given, lane = (stepper, common), Arguments(lane)
+    dtype = lane.arrays[0].dtype
     if any(array.dtype != dtype for array in lane.arrays):
         return None
     if not all(is_exact(array, dtype) for argument in given for array in argument.arrays):
         return None
     program = traced(function, OverLanes(len(lane.arrays), how.threads), lane, *given)
     if program.refusal is None:
-        return Mapped(program, own, given)
+        return Mapped(program, given)
     if program.refusal.by_failure:
         _warn(program.refusal)
     return None
+
+
+def lanes_of(chunk: Chunk, shared: bool) -> tuple[np.ndarray, LaneData]:
+    """Initial parameters of the real lanes of a chunk, and their data that are not shared."""
+    count, data = int(chunk.count), own_data(chunk.data, shared)
+    return jax.tree.map(lambda array: np.asarray(array)[:count], (chunk.thetas, data))
 
 
 def own_data(data: LaneData, shared: bool) -> LaneData:

@@ -21,6 +21,7 @@ from .finishing import cpu_lock, finishing
 from .fourier_basis import Spectral
 from .implicit_lanes import integrate_stiff
 from .lane_data import LaneData
+from .prepared_batch import PreparedBatch
 from .programs import XLA, AbstractCompilation, Arguments, Native, Refusal
 from .stepper import Stepper
 
@@ -99,20 +100,13 @@ class BatchedFlow(AbstractEnd):
         return self.executed_steps / jnp.sum(self.num_steps)
 
 
-def integrate_chunk(
-    stepper: Stepper,
-    compilation: AbstractCompilation,
-    chunk: Chunk,
-    spectral: Spectral | None,
-    batch: int | None,
-) -> BatchedFlow:
-    """The flows of one chunk, on the chunk's device, in arrays of `count` lanes.
-
-    `batch`: lanes that are finished and recorded at once; None: all.
-    """
+def integrate_chunk(prepared: PreparedBatch, chunk: Chunk) -> BatchedFlow:
+    """The flows of one chunk, on the chunk's device, in arrays of `count` lanes."""
     kind = hardware.kind_of(hardware.device_of(chunk.thetas))
+    stepper, compilation, spectral = prepared.stepper, prepared.compilation, prepared.spectral
+    batch = prepared.sizes.batch
     stepper_used, chunk_used = stepper, chunk  # below: in the Fourier basis, if there is one
-    own = given = Arguments(stepper.of_any_width()), Arguments(chunk)
+    own = given = prepared.arguments, Arguments(chunk)
     if spectral is not None:
         data = LaneData(spectral.problem(chunk.data.problem))
         one = data.lane(0, stepper.shared).problem
@@ -130,24 +124,27 @@ def integrate_chunk(
     if spectral is not None:
         ends = _in_own_basis(ends, spectral, chunk.thetas.shape[1])
     (unfinished, finished, accepted, record), counts, executed = finish(ends)
-    code, num_steps, num_rejected, implicit = counts
     rest = stepper.system.rest
     before = eqx.combine(unfinished, rest)
-    return BatchedFlow(
-        network=before if finished is None else eqx.combine(finished, rest),
-        unfinished_network=before,
-        record=record,
-        code=code,
-        stop=stepper.options.stop,
-        finish_accepted=accepted,
-        num_steps=num_steps,
-        num_rejected_steps=num_rejected,
-        num_implicit_steps=implicit,
-        executed_steps=executed,
-        compilation=ran,
-        fallback_reason=refusal.reason,
-        fallback_by_size=refusal.by_size,
-    )
+    after = before if finished is None else eqx.combine(finished, rest)
+    code, *steps = counts
+    arrays = after, before, record, code, stepper.options.stop, accepted, *steps, executed
+    return _flow(prepared.arguments.kept, arrays, (ran, refusal.reason, refusal.by_size))
+
+
+def _flow(kept: dict[Any, Any], arrays: tuple[Any, ...], static: tuple[Any, ...]) -> BatchedFlow:
+    """BatchedFlow(*arrays, *static).
+
+    Equinox checks the fields of every new module, which takes as long as small flows. So the
+    structure of the first one is kept.
+    """
+    leaves, structure = jax.tree.flatten(arrays)
+    key = BatchedFlow, structure, static
+    if key not in kept:
+        flow = BatchedFlow(*arrays, *static)
+        kept[key] = jax.tree.structure(flow)
+        return flow
+    return jax.tree.unflatten(kept[key], leaves)
 
 
 def _integrated(

@@ -232,6 +232,8 @@ class Arguments:
     - `values`: the pytrees.
     - `arrays`: their arrays, which are the inputs of a program.
     - `kind`: the key of a compiled program: structure, shapes, devices, and the other leaves.
+    - `kept`: what callers have made for these arguments alone, and keep with them. The arguments
+      of a batch are used again in the next one.
     """
 
     def __init__(self, *values: Any):
@@ -245,6 +247,7 @@ class Arguments:
                 kind.append(leaf)
         self.values, self.arrays, self.kind = values, arrays, tuple(kind)
         self._leaves = leaves
+        self.kept: dict[Any, Any] = {}
 
     @property
     def kind_anywhere(self) -> Any:

@@ -115,13 +115,17 @@ def _relative_square(
 ) -> Float[Array, " W"]:
     """The mean square of errors relative to their scales, at least 1e-20; 1e20 if it is not finite.
 
-    The division is approximate: exact ones take a tenth of the step of a small network. Scales that
-    are not normal numbers count as the smallest one.
+    The division is approximate: exact ones take a tenth of the step of a small network.
     """
-    smallest = 4 * float(jnp.finfo(scales.dtype).tiny)
-    shares = inverse_root(jnp.where(scales > smallest, scales, smallest), 1)
+    shares = inverse_root(normal(scales), 1)
     square = mean_square(errors * shares)
     return jnp.where(jnp.isfinite(square), jnp.maximum(square, 1e-20), 1e20)
+
+
+def normal(scales: Array) -> Array:
+    """The scales, of which those that are not normal numbers count as the smallest one."""
+    smallest = 4 * float(jnp.finfo(scales.dtype).tiny)
+    return jnp.where(scales > smallest, scales, smallest)
 
 
 def _if_any(lanes, then, otherwise, branches):

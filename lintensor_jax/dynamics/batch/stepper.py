@@ -18,7 +18,16 @@ from ..statuses import FlowStatus, code_of
 from ..stopping import AnyOf, StandsStill
 from ..system import Reducible, System
 from .lane_data import LaneData, LeavesOfLanes, marked_starts, with_data
-from .step import RUNNING, Functions, Lanes, attempt_step, inverse_root, mean_square, scale_of
+from .step import (
+    RUNNING,
+    Functions,
+    Lanes,
+    attempt_step,
+    inverse_root,
+    mean_square,
+    normal,
+    scale_of,
+)
 from .vectorization.one_lane_to_many import lanewise
 
 # Starts of up to this many widths are computed at once, since every kernel launch takes time.
@@ -210,12 +219,13 @@ class Stepper(NamedTuple):
         speed = jnp.max(jnp.abs(slope), axis=0)
         code = jnp.where((code == RUNNING) & (speed == 0), code_of(FlowStatus.stationary), code)
         code = jnp.where(jnp.isfinite(speed), code, code_of(FlowStatus.non_finite))
-        scale = scale_of(atol, self.options, y)
-        size, speed = jnp.sqrt(mean_square(y / scale)), jnp.sqrt(mean_square(slope / scale))
+        # One division for each entry: the divisions take half of the start of a small network.
+        shares = 1 / normal(scale_of(atol, self.options, y))
+        size, speed = (jnp.sqrt(mean_square(shares * x)) for x in (y, slope))
         small = (size < 1e-5) | (speed < 1e-5)
         h0 = jnp.where(small, 1e-6, 0.01 * size / jnp.where(small, 1.0, speed))
         (after,) = functions.slope(y + h0[None] * slope, s + h0, *data)
-        bend = jnp.sqrt(mean_square((after - slope) / scale)) / h0
+        bend = jnp.sqrt(mean_square(shares * (after - slope))) / h0
         largest = jnp.maximum(speed, bend)
         flat = largest <= 1e-15
         # (largest/0.01)^(-1/order); values that are not finite are replaced by 1e30.

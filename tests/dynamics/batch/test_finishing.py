@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lintensor_jax as lt
-from lintensor_jax.dynamics.batch import finishing, over_lanes, program_chunk, programs
+from lintensor_jax.dynamics.batch import finishing, over_lanes, preparation, program_chunk, programs
 from lintensor_jax.dynamics.batch.batched_flow import batched_flow
 from lintensor_jax.dynamics.batch.native.lane_map import LaneMap
 from lintensor_jax.dynamics.batch.programs import XLA, Native
@@ -119,6 +119,7 @@ def test_a_failure_is_said_once(name, words, maps, monkeypatch):
 
     monkeypatch.setattr(over_lanes, "_warned", set())
     monkeypatch.setattr(programs, "_programs", collections.OrderedDict())
+    monkeypatch.setattr(preparation, "_prepared", collections.OrderedDict())
     monkeypatch.setattr(LaneMap, name, broken)
     maps.clear()
     with pytest.warns(UserWarning, match=f"{words} failed with RuntimeError: no such") as caught:

@@ -76,17 +76,17 @@ def test_eight_devices_share_a_batch(kind, monkeypatch):
     class Caught(Exception):
         pass
 
-    def deal(stepper, compilation, chunks, *rest):
-        dealt.extend((stepper, compilation, chunks))
+    def deal(prepared, chunks, devices):
+        dealt.extend((prepared, chunks))
         raise Caught
 
     monkeypatch.setattr(batched_flow_module, "_on_devices", deal)
     count = 3 * 2**12
     with pytest.raises(Caught):
         lt.batched_flow(_starts(count), PAPER, devices=jax.local_devices()[:1] * 8)
-    stepper, compilation, chunks = dealt
-    assert type(compilation) is (lt.Native if kind == "cuda" else lt.XLA)
-    assert not stepper.branches
+    prepared, chunks = dealt
+    assert type(prepared.compilation) is (lt.Native if kind == "cuda" else lt.XLA)
+    assert not prepared.stepper.branches
     assert len(chunks) == 8
     assert [int(chunk.count) for chunk in chunks] == [count // 8] * 8
 

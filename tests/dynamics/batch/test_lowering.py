@@ -59,8 +59,8 @@ def prepared(monkeypatch, networks, problem, **options) -> Any:
     class Caught(Exception):
         pass
 
-    def catch(stepper, compilation, chunk, *rest):
-        caught.extend((stepper, chunk))
+    def catch(prepared, chunk):
+        caught.extend((prepared.stepper, chunk))
         raise Caught
 
     with monkeypatch.context() as patch:

@@ -14,12 +14,13 @@ import numpy as np
 from jaxtyping import Float, Int
 from llvmlite import ir
 
+from ..aligned_memory import address_of, aligned_vectors
 from ..vectorization.operation_count import count_operations
 from .emitter import STACK, Emitter, ModuleState
 from .engine import engine_of
 from .instructions import TooLarge, vector
 from .long_arrays import EmitterOfLoops
-from .memory import aligned, slots_of
+from .memory import slots_of
 
 # Turns until Python can first react to an interrupt, and about the seconds between later times.
 _TURNS, _SECONDS = 500, 0.1
@@ -275,31 +276,35 @@ class Kernel:
         following = np.zeros(1, np.int64)
         each = order.size // (_SHARE * self.width * threads)
         each = max(1, min(_MOST_AT_ONCE, each))
+        shared = [address_of(a) for a in (table, order)]
+        rest = [order.size, address_of(following), address_of(data)]
 
-        def take_turns():
-            state = aligned(self._vectors, self.width, table.dtype)
+        def place_of_thread():
+            state = aligned_vectors(self._vectors, self.width, table.dtype)
             # Padded: a thread reads these numbers in every turn, and must not wait for the cache
             # because another thread writes beside them.
             own = np.full(self.width + 4 + 2 * _PADDING, -1, np.int64)
-            jobs, counters = np.split(own[_PADDING:-_PADDING], [self.width])
+            jobs, counters = own[_PADDING:][: self.width], own[_PADDING + self.width :][:4]
             counters[1:] = 0, 0, each
-            arrays = [a.ctypes.data for a in (state, jobs, counters, table, order)]
-            rest = [order.size, following.ctypes.data, data.ctypes.data]
+            return state, jobs, counters
+
+        def take_turns(state, jobs, counters):
+            own = [address_of(a) for a in (state, jobs, counters)]
             turns, most = 0, _TURNS
             while counters[0] != 0 and not interrupted:
                 begun = time.perf_counter()
-                turns += function(*arrays, *rest, most)
+                turns += function(*own, *shared, *rest, most)
                 quick = time.perf_counter() - begun < _SECONDS
                 most = 2 * most if quick else max(1, most // 2)
             return turns
 
         interrupted: list[bool] = []
-        if threads == 1:
-            return take_turns()
-        others = [threads_of_lanes.submit(take_turns) for _ in range(threads - 1)]
+        # All are made before a thread starts, which would wait for Python's lock.
+        first, *others = [place_of_thread() for _ in range(threads)]
+        turns = [threads_of_lanes.submit(take_turns, *place) for place in others]
         try:
-            return take_turns() + sum(other.result() for other in others)
+            return take_turns(*first) + sum(each.result() for each in turns)
         except BaseException:
             interrupted.append(True)
-            wait(others)  # the threads still write to the table
+            wait(turns)  # the threads still write to the table
             raise

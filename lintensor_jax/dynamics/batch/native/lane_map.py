@@ -9,17 +9,18 @@ import numpy as np
 from jaxtyping import Shaped
 from llvmlite import ir
 
+from ..aligned_memory import address_of, aligned_arrays, aligned_vectors, as_aligned
 from .control_flow import emit_while
 from .emitter import STACK, Emitter, ModuleState
 from .engine import engine_of
 from .instructions import TooLarge, Unsupported, vector
 from .kernel import SMALL_ROW, Loop, lanes_of_vector, refuse_if_too_large, threads_of_lanes
-from .memory import aligned, slots_of
+from .memory import slots_of
 
 _INT = ir.IntType(64)
-# A further thread takes some 20 microseconds to start. It is used only if every thread has at least
-# so many lanes.
-_FEWEST_LANES = 2048
+# To wake a further thread takes 20 to 150 microseconds of core time. It is used only if every
+# thread has at least so many lanes, which take 300 microseconds or more.
+_FEWEST_LANES = 8192
 
 
 class _EmitterWithWhile(Emitter):
@@ -61,7 +62,7 @@ class LaneMap:
         """Compile the program; Python's lock is not held."""
         self._engine: Any = engine_of(self._program)
         pointer, integer = ctypes.c_void_p, ctypes.c_int64
-        kinds = [pointer] * 4 + [integer] * 3 + [pointer]
+        kinds = [pointer] * 4 + [integer] * 2 + [pointer]
         self._run = ctypes.CFUNCTYPE(None, *kinds)(self._engine.get_function_address("map"))
 
     def __call__(self, *arrays: Shaped[Any, "..."], threads: int = 1) -> list[np.ndarray]:
@@ -79,18 +80,20 @@ class LaneMap:
                     f"arrays: those of lanes must have shape {(count, *shape)} and type "
                     f"{self._dtype}, got {array.shape} and {array.dtype}; trace the function again."
                 )
-        found = np.empty(count * sum(self._result_sizes), self._dtype)
+        found = aligned_arrays([(count, *aval.shape) for aval in self._results], self._dtype)
         empty = np.zeros(0, self._dtype)
         data = np.concatenate([empty, *(a.astype(self._dtype).reshape(-1) for a in shared)])
-        pointers = np.array([array.ctypes.data for array in lanes], np.int64)
+        pointers, results = (
+            np.array([address_of(array) for array in arrays], np.int64) for arrays in (lanes, found)
+        )
         strides = np.array([array.strides[0] // array.itemsize for array in lanes], np.int64)
         parts = max(1, min(threads, count // _FEWEST_LANES))
         each = self._width * -(-count // (self._width * parts))
 
         def part(first):
-            vectors = aligned(self._size, self._width, self._dtype)
-            places = [a.ctypes.data for a in (vectors, pointers, strides, found)]
-            self._run(*places, first, min(first + each, count), count, data.ctypes.data)
+            vectors = aligned_vectors(self._size, self._width, self._dtype)
+            places = [address_of(a) for a in (vectors, pointers, strides, results)]
+            self._run(*places, first, min(first + each, count), address_of(data))
 
         others = [threads_of_lanes.submit(part, first) for first in range(each, count, each)]
         try:
@@ -99,13 +102,10 @@ class LaneMap:
             wait(others)  # the threads still read and write these arrays
         for other in others:
             other.result()
-        return self._divided(found, count)
-
-    def _divided(self, found: np.ndarray, count: int) -> list[np.ndarray]:
-        ends = np.cumsum([count * size for size in self._result_sizes])
+        pairs = zip(found, self._results, strict=True)
         return [
-            piece.reshape(count, *aval.shape).astype(aval.dtype, copy=False)
-            for piece, aval in zip(np.split(found, ends[:-1]), self._results, strict=True)
+            array if array.dtype == aval.dtype else as_aligned(array, aval.dtype)
+            for array, aval in pairs
         ]
 
     def _emit(self, closed: Any, lanes: int) -> str:
@@ -113,14 +113,13 @@ class LaneMap:
         kind, module = vector(self._dtype, self._width), ir.Module("lanes")
         state, number = ModuleState(self._size), kind.element.as_pointer()
         refuse_if_too_large(closed.jaxpr, _EmitterWithWhile, state.largest_program)
-        # Vectors of lanes | arrays, their strides | results | first lane, end, all | shared data.
-        kinds = [kind.as_pointer(), number.as_pointer(), _INT.as_pointer(), number]
-        function = ir.Function(
-            module, ir.FunctionType(ir.VoidType(), [*kinds, _INT, _INT, _INT, number]), "map"
-        )
+        # Vectors of lanes | arrays, their strides | results | first lane, end | shared data.
+        arrays = number.as_pointer()
+        kinds = [kind.as_pointer(), arrays, _INT.as_pointer(), arrays, _INT, _INT, number]
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "map")
         function.attributes.add("nounwind")  # llvmlite drops an alignment alone
         function.attributes.alignstack = STACK
-        vectors, arrays, strides, results, first, end, count, data = function.args
+        vectors, arrays, strides, results, first, end, data = function.args
         builder = ir.IRBuilder(function.append_basic_block("entry"))
         again, done = map(function.append_basic_block, ("again", "done"))
         before = builder.block
@@ -134,7 +133,7 @@ class LaneMap:
         emitter = _EmitterWithWhile(builder, self._width, self._dtype, bases, state)
         found = emitter.evaluate(closed.jaxpr, closed.consts, slots_of(closed.in_avals, lanes))
         self._write(emitter, found)
-        self._store_lanes(builder, base, vectors, results, end, count)
+        self._store_lanes(builder, base, vectors, results, end)
         following = builder.add(base, ir.Constant(_INT, self._width))
         base.add_incoming(following, builder.block)
         builder.cbranch(builder.icmp_signed("<", following, end), again, done)
@@ -172,18 +171,17 @@ class LaneMap:
                 source = builder.gep(array, [builder.mul(place, stride)])
                 target = _copied(builder, size, source, 1, target, self._width)[1]
 
-    def _store_lanes(self, builder, base, vectors, results, end, count):
-        """The results of the lanes from `base` on, in one array after the other."""
-        columns = builder.bitcast(vectors, results.type)
+    def _store_lanes(self, builder, base, vectors, results, end):
+        """The results of the lanes from `base` on."""
+        columns = builder.bitcast(vectors, results.type.pointee)
         with Loop(builder, self._width) as lane:
             place = builder.add(base, lane)
             with builder.if_then(builder.icmp_signed("<", place, end)):
-                source, array = builder.gep(columns, [lane]), results
-                for size in self._result_sizes:
-                    numbers = ir.Constant(_INT, size)
-                    target = builder.gep(array, [builder.mul(place, numbers)])
+                source = builder.gep(columns, [lane])
+                for i, size in enumerate(self._result_sizes):
+                    array = builder.load(builder.gep(results, [ir.Constant(_INT, i)]))
+                    target = builder.gep(array, [builder.mul(place, ir.Constant(_INT, size))])
                     source = _copied(builder, size, source, self._width, target, 1)[0]
-                    array = builder.gep(array, [builder.mul(count, numbers)])
 
 
 def _of_contiguous_lanes(array: np.ndarray) -> np.ndarray:

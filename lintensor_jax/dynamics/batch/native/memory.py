@@ -33,13 +33,6 @@ def slots_of(avals: Any, lanes: int) -> list[np.ndarray]:
     return arguments
 
 
-def aligned(vectors: int, width: int, dtype: Any) -> np.ndarray:
-    """Memory for so many vectors of `width` lanes, at a multiple of the size of a vector."""
-    numbers, bytes_of_vector = np.dtype(dtype), width * np.dtype(dtype).itemsize
-    memory = np.zeros(width * (vectors + 1), numbers)
-    return memory[(-memory.ctypes.data % bytes_of_vector) // numbers.itemsize :][: width * vectors]
-
-
 class Memory:
     """Reads and writes vectors of `width` lanes.
 

@@ -48,8 +48,8 @@ def text_of(monkeypatch, networks, problem, **options) -> Any:
     class Caught(Exception):
         pass
 
-    def catch(stepper, compilation, chunk, *rest):
-        caught.extend((stepper, chunk))
+    def catch(prepared, chunk):
+        caught.extend((prepared.stepper, chunk))
         raise Caught
 
     def load(text, device):
