@@ -23,7 +23,7 @@ from ..losses import ExponentialTail, PolynomialTail
 from ..messages import as_html, shown
 from ..multiclass import MulticlassClassification
 from ..networks import scaled
-from ..networks.pair import problem_of
+from ..networks.pair import are_equal, problem_of
 from ..problems import Classification, named
 from ..theory import NonSeparableError, certify, is_separable
 from .dual_flow import continue_direction
@@ -314,12 +314,12 @@ def _checked_flow(solution_or_network, problem) -> FlowSolution:
             "one by jax.tree.map(lambda leaf: leaf[k], solution)."
         )
     problem = problem_of(flow.network, problem)
-    if not flow.problem.has_margins or not eqx.tree_equal(flow.problem, problem):
+    if not flow.problem.has_margins or not are_equal(flow.problem, problem):
         raise ValueError(
             "problem: must be the one of the flow, got another one; pass solution.problem."
         )
     assert flow.log_margin is not None
-    if not flow.log_margin[-1] > -jnp.inf:
+    if not np.asarray(flow.log_margin)[-1] > -np.inf:
         separable = is_separable(problem)
         if not separable.separable:
             raise NonSeparableError(

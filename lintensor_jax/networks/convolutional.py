@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Scalar
 
 from ..arguments import as_sequence, as_sizes
+from ..eager_programs import eager_program
 from . import contractions
 from .base import AbstractNetwork, Activation, as_parameter, require_depth
 from .conserved import gaps, gaps_of_squared_norms
@@ -176,12 +177,7 @@ class ConvolutionalNetwork(AbstractNetwork):
         """
         if not self.is_full_length:
             return None
-        spectrum = jnp.fft.rfft(coefficients)
-        # numpy's DFT is sqrt(d) times the unitary one, in which the gap is measured.
-        size = size_of_first_layers(jnp.abs(spectrum), self.depth, self.dimension * gap)
-        first, last = (
-            jnp.fft.irfft(w, n=self.dimension) for w in (size, spectrum / size ** (self.depth - 1))
-        )
+        first, last = _matching_filters(coefficients, self.depth, gap)
         return ConvolutionalNetwork((*[first] * (self.depth - 1), last))
 
     def induced_regularizer(self, beta: Float[Array, " d"]) -> Scalar | None:
@@ -250,3 +246,13 @@ def _even_decomposition(network, problem):
     E = jnp.asarray(basis, dtype)
     S = jnp.asarray(gains ** (network.depth - 1), dtype)[:, None] * E.T
     return OrthogonalDecomposition(S, (E,) * network.depth)
+
+
+@eager_program()
+def _matching_filters(coefficients, depth, gap):
+    """The first filter, and the last one, of `ConvolutionalNetwork.matching_start`."""
+    spectrum, dimension = jnp.fft.rfft(coefficients), coefficients.shape[0]
+    # numpy's DFT is sqrt(d) times the unitary one, in which the gap is measured.
+    size = size_of_first_layers(jnp.abs(spectrum), depth, dimension * gap)
+    spectra = size, spectrum / size ** (depth - 1)
+    return tuple(jnp.fft.irfft(w, n=dimension) for w in spectra)

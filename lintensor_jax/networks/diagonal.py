@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Scalar
 
 from ..arguments import as_numbers, as_shape
+from ..eager_programs import eager_program
 from . import contractions
 from .base import (
     AbstractNetwork,
@@ -143,9 +144,7 @@ class DiagonalNetwork(AbstractNetwork):
 
     def matching_start(self, coefficients: Float[Array, " d"], gap: Scalar) -> "DiagonalNetwork":
         """w_1 = ... = w_{L-1} > 0 and w_l^2 - w_L^2 = gap (Yun et al. 2021, Theorem 2)."""
-        size = size_of_first_layers(jnp.abs(coefficients), self.depth, gap)
-        last = coefficients / size ** (self.depth - 1)
-        return DiagonalNetwork(jnp.stack([size] * (self.depth - 1) + [last]))
+        return DiagonalNetwork(_matching_layers(coefficients, self.depth, gap))
 
     def induced_regularizer(self, beta: Float[Array, " d"]) -> Scalar:
         """L sum_j |beta_j|^{2/L} over all entries (Gunasekar et al. 2018, Lemma 6)."""
@@ -165,6 +164,13 @@ class DiagonalNetwork(AbstractNetwork):
     def largest_rank(self) -> int:
         """min(d, m) for m outputs, since beta can be any matrix; 1 for a scalar output."""
         return 1 if self.has_scalar_output else min(self.weights.shape[1:])
+
+
+@eager_program()
+def _matching_layers(coefficients, depth, gap):
+    size = size_of_first_layers(jnp.abs(coefficients), depth, gap)
+    last = coefficients / size ** (depth - 1)
+    return jnp.stack([size] * (depth - 1) + [last])
 
 
 @functools.partial(jax.jit, static_argnums=1)  # ten times as fast as one operation after the other

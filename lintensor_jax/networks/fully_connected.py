@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
 from ..arguments import as_numbers, as_sequence, as_shape, as_sizes
+from ..eager_programs import eager_program
 from . import contractions
 from .base import (
     AbstractNetwork,
@@ -144,23 +145,19 @@ class FullyConnectedNetwork(AbstractNetwork):
         ValueError for hidden layers narrower than the rank of beta.
         """
         beta = coefficients
-        left, sizes, right = jnp.linalg.svd(beta.reshape(beta.shape[0], -1), full_matrices=False)
+        left, sizes, right = _singular(beta)
         widths = [w.shape[0] for w in self.weights[1:]]
         rank = min(*widths, sizes.shape[0])
         if not isinstance(sizes, Tracer):
-            needed = int((sizes > max(beta.shape) * jnp.finfo(beta.dtype).eps * sizes[0]).sum())
+            known = np.asarray(sizes)
+            needed = int((known > max(beta.shape) * np.finfo(beta.dtype).eps * known[0]).sum())
             if needed > rank:
                 raise ValueError(
                     f"balanced: hidden layers must be at least as wide as the rank {needed} of the "
                     f"coefficients, got widths {widths}; widen them or lower the rank."
                 )
-        root = sizes[:rank] ** (1 / self.depth)
-        frames = [jnp.eye(width, rank, dtype=beta.dtype) for width in widths]
-        weights = [
-            (before * root[None, :]) @ after.T
-            for before, after in itertools.pairwise([left[:, :rank], *frames, right[:rank].T])
-        ]
-        return FullyConnectedNetwork((*weights[:-1], weights[-1].reshape(self.weights[-1].shape)))
+        *hidden, last = _balanced_layers(left, sizes, right, rank, tuple(widths))
+        return FullyConnectedNetwork((*hidden, last.reshape(self.weights[-1].shape)))
 
     def matching_start(
         self, coefficients: Float[Array, "..."], gap: Scalar
@@ -170,10 +167,8 @@ class FullyConnectedNetwork(AbstractNetwork):
         Source: Yun et al. 2021, Theorem 7 with lambda = gap. ValueError for a hidden layer
         narrower than d.
         """
-        size = size_of_first_layers(jnp.linalg.norm(coefficients, ord=2), self.depth, gap)
-        hidden = [size * w for w in self._partial_identities("matching")]
-        last = jnp.zeros_like(self.weights[-1])
-        last = last.at[: coefficients.shape[0]].set(coefficients / size ** (self.depth - 1))
+        identities = self._partial_identities("matching")
+        hidden, last = _matching_layers(coefficients, identities, self.weights[-1].shape, gap)
         return FullyConnectedNetwork((*hidden, last))
 
     def _partial_identities(self, caller):
@@ -186,10 +181,13 @@ class FullyConnectedNetwork(AbstractNetwork):
                 f"{dimension}, got widths {widths[1:]}; a narrower layer annihilates some x. Widen "
                 "it, or use gaussian or balanced."
             )
-        return [
-            jnp.eye(rows, columns, dtype=self.weights[0].dtype).at[dimension:].set(0)
-            for rows, columns in itertools.pairwise(widths)
+        # By NumPy: every operation of JAX would be a program.
+        layers = [
+            np.eye(*shape, dtype=self.weights[0].dtype) for shape in itertools.pairwise(widths)
         ]
+        for layer in layers:
+            layer[dimension:] = 0
+        return [jnp.asarray(layer) for layer in layers]
 
     def coupled_groups(self) -> "FullyConnectedNetwork | None":
         """For two layers a group for each hidden unit: its weights in and out. Else None."""
@@ -279,3 +277,28 @@ def _data_tensor(x, shapes):
         tensor = jnp.einsum("...a,bc->...bac", tensor, eye_out)
         tensor = tensor.reshape((*leading, columns * rows, columns))
     return tensor if outputs else tensor[..., 0]
+
+
+@eager_program()
+def _matching_layers(coefficients, identities, last_shape, gap):
+    """The hidden layers, and the last one, of `FullyConnectedNetwork.matching_start`."""
+    depth = len(identities) + 1
+    size = size_of_first_layers(jnp.linalg.norm(coefficients, ord=2), depth, gap)
+    last = jnp.zeros(last_shape, coefficients.dtype)
+    last = last.at[: coefficients.shape[0]].set(coefficients / size ** (depth - 1))
+    return [size * layer for layer in identities], last
+
+
+@eager_program()
+def _singular(beta):
+    """The singular value decomposition of the coefficients, as a matrix."""
+    return jnp.linalg.svd(beta.reshape(beta.shape[0], -1), full_matrices=False)
+
+
+@eager_program()
+def _balanced_layers(left, sizes, right, rank, widths):
+    """The layers of `FullyConnectedNetwork.balanced_start`, the last one as a matrix."""
+    root = sizes[:rank] ** (1 / (len(widths) + 1))
+    frames = [jnp.eye(width, rank, dtype=left.dtype) for width in widths]
+    ends = [left[:, :rank], *frames, right[:rank].T]
+    return [(before * root[None, :]) @ after.T for before, after in itertools.pairwise(ends)]

@@ -10,8 +10,10 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from ..eager_programs import eager_program
 from . import mirror_map
 from .decomposition import AssumptionFails, OrthogonalDecomposition
 
@@ -103,7 +105,7 @@ class DeepCoordinates(AbstractMirrorCoordinates):
         The factor is large near the boundary c of the mirror map. There c - t is about
         (|w|^L / rho)^((L-2)/L). `largest` is the largest entry of rho.
         """
-        size = float(jnp.min(jnp.abs(self.first)))
+        size = float(np.min(np.abs(self.first)))
         power = self.depth - 2
         growth = float((largest / size**self.depth) ** (power / self.depth))
         return max(growth, 1.0), min(1.0, growth) / size**power
@@ -129,12 +131,17 @@ def coordinates_of_factors(
 
     `decomposition` must be real.
     """
-    factors = network.factors
-    etas = tuple(u.T @ v for u, v in zip(decomposition.bases, factors, strict=True))
-    zipped = zip(decomposition.bases, factors, etas, strict=True)
-    rests = tuple(v - u @ e for u, v, e in zipped)
+    etas, rests = _in_range_and_outside(decomposition.bases, network.factors)
     rebuild = _FromFactors(network, decomposition.bases, rests)
     return coordinates_of_layers(decomposition.S, etas, rebuild)
+
+
+@eager_program()
+def _in_range_and_outside(bases, factors):
+    """The eta_l = U_l^T v_l, and the parts of the v_l outside of the range of U_l."""
+    etas = tuple(u.T @ v for u, v in zip(bases, factors, strict=True))
+    zipped = zip(bases, factors, etas, strict=True)
+    return etas, tuple(v - u @ e for u, v, e in zipped)
 
 
 def coordinates_of_layers(S, etas, rebuild) -> AbstractMirrorCoordinates:
@@ -145,8 +152,9 @@ def coordinates_of_layers(S, etas, rebuild) -> AbstractMirrorCoordinates:
     """
     # With two layers one nonzero entry is enough. With more, the last layer starts from zero, and
     # the first layers must be nonzero.
-    moving = etas[0] if len(etas) > 2 else jnp.maximum(*map(jnp.abs, etas))
-    if float(jnp.min(jnp.abs(moving))) == 0:
+    sizes = [np.abs(eta) for eta in etas]
+    moving = sizes[0] if len(etas) > 2 else np.maximum(*sizes)
+    if float(np.min(moving)) == 0:
         raise AssumptionFails(
             "nonzero entries of U_l^T v_l",
             0.0,
@@ -154,9 +162,9 @@ def coordinates_of_layers(S, etas, rebuild) -> AbstractMirrorCoordinates:
         )
     if len(etas) == 2:
         return TwoLayerCoordinates(S, etas[0], etas[1], rebuild)
-    scale = max(float(jnp.max(jnp.abs(e))) for e in etas)
-    spread = max(float(jnp.max(jnp.abs(e - etas[0]))) for e in etas[:-1])
-    last = float(jnp.max(jnp.abs(etas[-1])))
+    scale = max(float(np.max(size)) for size in sizes)
+    spread = max(float(np.max(np.abs(np.subtract(e, etas[0])))) for e in etas[:-1])
+    last = float(np.max(sizes[-1]))
     if spread > SLACK * scale or last > SLACK * scale:
         raise AssumptionFails(
             "equal first layers U_l^T v_l and a zero last one",

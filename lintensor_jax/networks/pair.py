@@ -79,6 +79,15 @@ def problem_of(network: Any, problem: Any) -> Any:
     return problem
 
 
+def are_equal(problem: Any, other: Any) -> bool:
+    """Whether two problems have the same class and the same data; both are concrete."""
+
+    def in_numpy(leaf):  # for arrays of JAX, each comparison is a program
+        return np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf
+
+    return bool(eqx.tree_equal(*(jax.tree.map(in_numpy, tree) for tree in (problem, other))))
+
+
 def same_dtype(network: Any, problem: Any) -> tuple[Any, Any]:
     """Both, in the wider precision of the two; the problem has a bias if the network has one.
 

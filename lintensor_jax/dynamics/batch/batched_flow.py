@@ -97,7 +97,7 @@ def batched_flow(
     **Returns** a `BatchedFlow`. Nothing is raised for a lane that fails: see `status`.
 
     A further call with the same objects (`problem` and `options`; not only equal ones), and with
-    networks of the same shape, takes up to 0.5 milliseconds less: what it needs is kept.
+    networks of the same shape, takes less time: what it needs is kept.
 
     **Raises** ValueError for bad input, and TypeError for an unknown option.
     """

@@ -15,6 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Scalar
 
+from ...eager_programs import eager_program
 from ...networks.mirror_coordinates import AbstractMirrorCoordinates
 from ...networks.pair import check_pair, same_dtype
 from ...penalized import require_no_decay
@@ -87,8 +88,7 @@ class DualSystem(eqx.Module):
     def rounding(self, theta: Float[Array, " r"]) -> Scalar:
         """The relative error of rho that the rounding of nu causes in the sums S X^T nu."""
         zeta = self._zeta(theta)
-        # Each coordinate of rho depends on its own zeta only.
-        rho, slope = jax.jvp(self.coordinates.rho, (zeta,), (jnp.ones_like(zeta),))
+        rho, slope = _rho_and_slope(self.coordinates, zeta)
         error = jnp.finfo(theta.dtype).eps * self.lengths * jnp.linalg.norm(theta)
         size = jnp.max(jnp.abs(rho))
         worst = jnp.max(jnp.where(jnp.isfinite(slope), jnp.abs(slope), 0.0) * error)
@@ -163,9 +163,8 @@ def _dual_system(network, problem) -> tuple[Any, np.ndarray]:
     coordinates = coordinates_of(network, problem)
     depth: Any = network.depth
     count, dtype = problem.y.shape[0], problem.y.dtype
-    rows = jax.vmap(lambda v: coordinates.S @ jnp.ravel(problem.adjoint(v)))
-    sensors = np.asarray(rows(jnp.eye(count, dtype=dtype)))
-    lengths = jnp.linalg.norm(sensors, axis=0)
+    sensors, lengths = _sensors(coordinates.S, problem, np.eye(count, dtype=dtype))
+    sensors = np.asarray(sensors)
     left, sizes, right = np.linalg.svd(sensors, full_matrices=False)
     kept = sizes > max(sensors.shape) * np.finfo(sizes.dtype).eps * sizes[0]
     basis = None
@@ -174,6 +173,24 @@ def _dual_system(network, problem) -> tuple[Any, np.ndarray]:
         sensors = sizes[kept, None] * right[kept]
     system: Any = DualSystem(coordinates, problem, depth, lengths, basis)
     return system, sensors
+
+
+@eager_program()  # like the others: the first flow would compile some fifty small programs
+def _sensors(S, problem, units):
+    """S X^T nu for the rows nu of `units`, and the lengths of the columns."""
+    sensors = jax.vmap(lambda v: S @ jnp.ravel(problem.adjoint(v)))(units)
+    return sensors, jnp.linalg.norm(sensors, axis=0)
+
+
+@eager_program()
+def _rho_and_slope(coordinates, zeta):
+    """rho and its derivatives: each coordinate of rho depends on its own zeta only."""
+    return jax.jvp(coordinates.rho, (zeta,), (jnp.ones_like(zeta),))
+
+
+@eager_program()
+def _rounding(system: DualSystem, theta: Array) -> Scalar:
+    return system.rounding(theta)
 
 
 def _with_rest_required(solution, sensors, throw):
@@ -186,7 +203,7 @@ def _with_rest_required(solution, sensors, throw):
     system: Any = solution.system
     theta = solution.state.theta
     limit = most_rounding(theta)
-    if not float(system.rounding(theta)) >= limit or _stands_still(system, theta, sensors, limit):
+    if not float(_rounding(system, theta)) >= limit or _stands_still(system, theta, sensors, limit):
         return solution
     failed = eqx.tree_at(lambda s: s.code, solution, jnp.asarray(code_of(FlowStatus.non_finite)))
     if not throw:
@@ -201,7 +218,7 @@ def _with_rest_required(solution, sensors, throw):
 
 def _stands_still(system, theta, sensors, limit):
     zeta = system._zeta(theta)
-    rho, slope = jax.jvp(system.coordinates.rho, (zeta,), (jnp.ones_like(zeta),))
+    rho, slope = _rho_and_slope(system.coordinates, zeta)
     seen = np.asarray(system._seen(system.problem.residual(system.coefficients(theta))))
     rho, slope, zeta = (np.asarray(part) for part in (rho, slope, zeta))
     size = float(np.max(np.abs(rho)))
@@ -252,10 +269,10 @@ def _sensitivity(system, sensors):
     largest = float(np.max(np.abs(least)))
     known = getattr(system.coordinates, "sensitivity", None)
     growth, angle = (1.0, 1.0) if known is None else known(largest)
-    zero = jnp.zeros(sensors.shape[1], system.initial.dtype)
-    start, slope = jax.jvp(system.coordinates.rho, (zero,), (jnp.ones_like(zero),))
-    steepest = float(jnp.max(jnp.where(jnp.isfinite(slope), jnp.abs(slope), 0.0)))
-    largest = max(largest, float(jnp.max(jnp.abs(start))))
+    zero = np.zeros(sensors.shape[1], system.initial.dtype)
+    start, slope = (np.asarray(part) for part in _rho_and_slope(system.coordinates, zero))
+    steepest = float(np.max(np.where(np.isfinite(slope), np.abs(slope), 0.0)))
+    largest = max(largest, float(np.max(np.abs(start))))
     if steepest > 0 and largest > 0:
         angle = min(angle, largest / steepest)
     return growth, angle if angle > 0 else 1.0

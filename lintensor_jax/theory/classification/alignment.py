@@ -65,6 +65,11 @@ def alignment(network: FullyConnectedNetwork) -> Alignment:
     Source: Ji & Telgarsky 2019, Theorem 2.2 and Lemma 2.6.
     """
     _require_fully_connected("alignment", network)
+    return _alignment(network)
+
+
+@eager_program()
+def _alignment(network: FullyConnectedNetwork) -> Alignment:
     layers = each_in_turn(_Layer.of, _matrices(network))
     return Alignment(
         spectral_norms=jnp.stack([w.scale * w.sizes[0] for w in layers]),
@@ -92,6 +97,7 @@ def alignment_constant(network: FullyConnectedNetwork) -> Scalar:
     return _constant(network)
 
 
+@eager_program()
 def _constant(network, earlier=None):
     """`alignment_constant`, computed after `earlier`."""
     weights = _matrices(network)

@@ -137,17 +137,17 @@ def _require_two_layers(network):
 
 def whitening_scale(problem: Regression) -> Scalar:
     """c with X^T X = c I; `AssumptionFails` for other data."""
-    d = problem.X.shape[1]
-    second_moments = problem.X.T @ problem.X
-    scale = jnp.trace(second_moments) / d
-    deviation = float(jnp.max(jnp.abs(second_moments - scale * jnp.eye(d))) / scale)
+    X, d = np.asarray(problem.X), problem.X.shape[1]  # by NumPy: each operation is a program of JAX
+    second_moments = X.T @ X
+    scale = np.trace(second_moments) / d
+    deviation = float(np.max(np.abs(second_moments - scale * np.eye(d))) / scale)
     if not deviation <= rounding(problem.X):
         raise AssumptionFails(
             "X^T X is a multiple of the identity, relative deviation",
             deviation,
             "Whiten the data (X (X^T X)^(-1/2)), or use gradient_flow.",
         )
-    return scale
+    return jnp.asarray(scale)
 
 
 def _lambda_of(first, last):

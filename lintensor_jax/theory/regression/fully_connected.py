@@ -7,12 +7,11 @@ Outside the row space the first layer is constant, and the limit depends on the 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from ...networks import FullyConnectedNetwork
 from ...problems import Regression
-from ..assumptions import YUN, Assumption, rounding
+from ..assumptions import YUN, Assumption, log_loss_at, rounding
 from ..convergence import convergence, critical_start, refuted_convergence
 from ..critical_levels import below_the_saddles, critical_levels
 from ..prediction import Candidate, Conclusion, ExponentialDecay, Kind
@@ -105,8 +104,8 @@ class _Start(NamedTuple):
 def _positive_rate(rates, data, value, theorem):
     """The rate `value` of Min et al. as a proof that the loss tends to its least value."""
     value = float(value)
-    largest = float(jnp.max(jnp.abs(rates.imbalance.eigenvalues)))
-    size = max(largest, float(jnp.linalg.norm(rates.imbalance.last, 2)) ** 2)
+    largest = float(np.max(np.abs(rates.imbalance.eigenvalues)))
+    size = max(largest, float(np.linalg.norm(rates.imbalance.last, 2)) ** 2)
     zero = rounding(rates.imbalance.eigenvalues) * float(rates.smallest_eigenvalue) * size
     # The rate is zero unless h >= min(m, r), so this assumption need not be tested.
     return Assumption(
@@ -116,7 +115,7 @@ def _positive_rate(rates, data, value, theorem):
 
 def _exponential(network, data, value, source):
     excess = Regression(data.rows, data.targets)
-    initial = float(excess.log_loss(network.linear_coefficients()))
+    initial = log_loss_at(excess, network.linear_coefficients())
     return ExponentialDecay(value, initial, source)
 
 
