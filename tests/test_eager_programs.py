@@ -97,10 +97,29 @@ def test_transformations_have_no_options(program):
     function, x = made(), jnp.array([3.0, 4.0])
     np.testing.assert_allclose(jax.jit(lambda: function(x, "root"))(), 5.0)  # nothing is traced
     np.testing.assert_allclose(jax.jit(lambda x: function(x, "root"))(x), 5.0)
-    np.testing.assert_allclose(jax.vmap(lambda x: function(x, "sum"))(x), [9.0, 16.0])
+    np.testing.assert_allclose(jax.jit(jax.vmap(lambda x: function(x, "sum")))(x), [9.0, 16.0])
     np.testing.assert_allclose(jax.grad(lambda x: function(x, "sum"))(x), [6.0, 8.0])
     np.testing.assert_allclose(jax.jvp(lambda x: function(x, "sum"), (x,), (x,))[1], 50.0)
-    assert called == [None] * 5
+    slopes = jax.vmap(jax.grad(lambda x: function(x, "sum")))(x)
+    np.testing.assert_allclose(slopes, [6.0, 8.0])
+    slopes = jax.grad(lambda x: jnp.sum(jax.vmap(lambda x: function(x, "sum"))(x)))(x)
+    np.testing.assert_allclose(slopes, [6.0, 8.0])
+    assert called == [None] * 7
+
+
+def test_vmap_outside_of_jit_has_options(program):
+    """For the numbers of all lanes, and unless the program has a long loop."""
+    made, called = program
+
+    def norms(x, **settings):
+        function = made(**settings)
+        return jax.vmap(lambda x: function(x, "root"))(x)
+
+    for x in (jnp.ones((256, 4)), jnp.ones((257, 4))):
+        np.testing.assert_allclose(norms(x), 2.0)
+        np.testing.assert_allclose(norms(x, has_long_loop=True), 2.0)
+    np.testing.assert_allclose(jax.vmap(norms)(jnp.ones((2, 128, 4))), 2.0)
+    assert called == [{LEVEL: 0}, None, {LEVEL: 1}, None, {LEVEL: 0}]
 
 
 def test_every_thread_has_the_options(program):

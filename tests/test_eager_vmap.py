@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lintensor_jax.eager_vmap import is_known_to_hold
+from lintensor_jax.eager_vmap import is_known_to_hold, lanes_of_vmap
 
 jax.config.update("jax_enable_x64", True)
 X = jnp.arange(6.0).reshape(2, 3)
@@ -67,3 +67,31 @@ def test_derivatives_keep_their_values(f):
         np.testing.assert_allclose(found, slope, rtol=1e-14)
     hessian = jax.hessian(lambda x: jnp.sum(cube(x)))(X[0])
     np.testing.assert_allclose(jnp.diagonal(hessian), 6 * X[0], rtol=1e-14)
+
+
+def test_the_lanes_of_vmap_are_counted_outside_of_jit_and_of_derivatives():
+    counts = []
+
+    def cube(x):
+        counts.append(lanes_of_vmap({"x": x, "number": 2.0}))
+        return jnp.sum(x**3)
+
+    jax.vmap(cube)(X)
+    jax.vmap(jax.vmap(cube))(X)
+    jax.vmap(lambda a: jax.vmap(lambda b: cube(a * b))(jnp.ones(4)))(X[0])
+    assert counts == [2, 6, 12]
+    counts.clear()
+    cube(X)  # no vmap
+    jax.vmap(lambda x: cube(X))(X)  # nothing that differs from lane to lane
+    jax.jit(jax.vmap(cube))(X)
+    jax.jit(lambda: jax.vmap(cube)(X))()
+    jax.vmap(jax.jit(lambda x: cube(x)))(X)
+    jax.lax.map(cube, X)
+    jax.eval_shape(jax.vmap(cube), X)
+    jax.jvp(jax.vmap(cube), (X,), (X,))
+    jax.vmap(lambda x: jax.jvp(cube, (x,), (x,)))(X)
+    jax.vmap(jax.grad(cube))(X)
+    jax.grad(lambda scale: jnp.sum(jax.vmap(lambda x: cube(scale * x))(X)))(1.0)
+    jax.linearize(jax.vmap(cube), X)
+    assert counts == [None] * len(counts)
+    assert len(counts) == 12
