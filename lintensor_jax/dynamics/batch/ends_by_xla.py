@@ -8,10 +8,10 @@ from .chunk import Chunk, Ends, ends_like, jax_integer
 from .programs import XLA, Arguments, compiled
 from .stepper import InFlight, Queue, Stepper, running_count
 
-# One lane in so many goes first: those with the smallest starts.
+# On a device one lane in so many goes first: those with the smallest starts.
 _FIRST = 8
-# The bound between small and other starts is taken from so many lanes: a sort of all takes longer.
-_SAMPLE = 256
+# There the bound between small and other starts is taken from so many lanes, without a sort of all.
+_SAMPLE = 1024
 _XLA = XLA()
 
 
@@ -24,15 +24,26 @@ def order_on_host(thetas: Float[Array, "N p"], count: int, width: int) -> Int[np
     order = np.arange(thetas.shape[0], dtype=np.int32)
     if count > width:
         known = np.asarray(thetas)[:count]
-        sizes = np.einsum("ij,ij->i", known, known)
-        sample = np.sort(sizes[_sampled(count)])
-        small = sizes <= sample[sample.size // _FIRST]
-        order[:count] = np.concatenate([np.flatnonzero(small), np.flatnonzero(~small)])
+        order[:count] = np.argsort(
+            _leading_bits(np.einsum("ij,ij->i", known, known)), kind="stable"
+        )
     return order
 
 
+def _leading_bits(sizes: Float[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+    """The leading 16 bits of positive floats: their order to a few per cent.
+
+    NumPy sorts integers of 16 bits in linear time.
+    """
+    bits = 8 * sizes.dtype.itemsize
+    return (sizes.view(f"uint{bits}") >> (bits - 16)).astype(np.uint16)
+
+
 def order_on_device(chunk: Chunk) -> Int[Array, " N"]:
-    """As `order_on_host`, without a copy to the host. Lanes that are not real come last."""
+    """One lane in `_FIRST` goes first: those with the smallest starts. Without a copy to the host.
+
+    Lanes that are not real come last.
+    """
     sizes = jnp.sum(chunk.thetas**2, axis=1)
     place = jnp.arange(sizes.size, dtype=jnp.int32)
     real = place < chunk.count
