@@ -36,9 +36,9 @@ def eager_program(
 ) -> Callable[[Callable], Any]:
     """A decorator like `equinox.filter_jit`: a program on a CPU is compiled in less time.
 
-    So is one without a long loop inside a `jax.vmap` that is called outside of `jax.jit`. (With a
-    long loop, later calls would take 1.3 to 1.65 times as long.) Inside `jax.jit` and derivatives
-    the function is `equinox.filter_jit`'s.
+    A program without a long loop is also compiled in less time inside a `jax.vmap` that is called
+    outside of `jax.jit`. (With a long loop, later calls would take 1.3 to 1.65 times as long.)
+    Inside `jax.jit` and derivatives the function is `equinox.filter_jit`'s.
 
     - `numbers`: how many numbers the program computes with, from the function's arguments; default:
       those of the arguments.
@@ -83,10 +83,10 @@ def _options(few_numbers: bool, has_long_loop: bool) -> dict[str, Any]:
 
 
 def _lanes_with_options(arguments: Any, has_long_loop: bool) -> int | None:
-    """How many lanes a program has that may have options; None if it may not.
+    """The number of lanes of a program that may have options (1 outside of `jax.vmap`).
 
-    JAX computes on CPUs, and the program is not a part of another one: only whole programs have
-    options.
+    None if it may not have them. JAX must compute on CPUs, and the program must not be a part of
+    another one: only whole programs have options.
     """
     if jax.default_backend() != "cpu":
         return None

@@ -22,11 +22,11 @@ def size_of_start(theta: Any, problem: Any, depth: int) -> Any:
         largest = np.max(np.abs(theta))
         if largest > 0:
             return largest
-    return _traced_size(theta, problem, depth)
+    return _size_by_jax(theta, problem, depth)
 
 
 @eager_program()  # one program: outside of `jax.jit` some twenty small ones would be compiled
-def _traced_size(theta: Float[Array, " p"], problem: Any, depth: int) -> Scalar:
+def _size_by_jax(theta: Float[Array, " p"], problem: Any, depth: int) -> Scalar:
     largest = jnp.max(jnp.abs(theta))
     size = _root(_size_that_changes_loss(theta, problem), max(depth, 1))
     return jnp.where(largest > 0, largest, size)

@@ -145,7 +145,7 @@ class FullyConnectedNetwork(AbstractNetwork):
         ValueError for hidden layers narrower than the rank of beta.
         """
         beta = coefficients
-        left, sizes, right = _singular(beta)
+        left, sizes, right = _singular_values_and_vectors(beta)
         widths = [w.shape[0] for w in self.weights[1:]]
         rank = min(*widths, sizes.shape[0])
         if not isinstance(sizes, Tracer):
@@ -290,7 +290,7 @@ def _matching_layers(coefficients, identities, last_shape, gap):
 
 
 @eager_program()
-def _singular(beta):
+def _singular_values_and_vectors(beta):
     """The singular value decomposition of the coefficients, as a matrix."""
     return jnp.linalg.svd(beta.reshape(beta.shape[0], -1), full_matrices=False)
 

@@ -31,7 +31,7 @@ def aligned_arrays(shapes: list[tuple[int, ...]], dtype: Any) -> list[np.ndarray
 
 
 def as_aligned(array: np.ndarray, dtype: Any = None) -> np.ndarray:
-    """The array, or a copy of the type `dtype` at a multiple of `ALIGNMENT` bytes."""
+    """The array itself if it is contiguous, aligned and of the type `dtype`; else such a copy."""
     dtype = array.dtype if dtype is None else np.dtype(dtype)
     in_place = address_of(array) % ALIGNMENT == 0 and array.flags.c_contiguous
     if in_place and array.dtype == dtype:

@@ -96,12 +96,12 @@ def batched_flow(
 
     **Returns** a `BatchedFlow`. Nothing is raised for a lane that fails: see `status`.
 
-    A further call with the same objects (`problem` and `options`; not only equal ones), and with
-    networks of the same shape, takes less time: what it needs is kept.
+    A further call takes less time if it has the same JAX arrays in `problem` and in the constants,
+    equal options, and networks of the same shapes and type. What it needs is kept, for data of up
+    to 1 MiB. An array of NumPy could have changed; then the batch is prepared again.
 
     **Raises** ValueError for bad input, and TypeError for an unknown option.
     """
-    _check(networks, problem, solver, compilation, width, devices, stiff_max_steps, options)
     settings = Settings(
         shared_problem=shared_problem,
         shared_constants=shared_constants,
@@ -113,6 +113,7 @@ def batched_flow(
         stiff_max_steps=stiff_max_steps,
         options=options,
     )
+    _check(networks, problem, settings)
     networks, parameters, rest, prepared = prepared_for(networks, problem, settings)
     thetas = _as_vectors(jax.tree.leaves(parameters))
     flow = _early_or_usual(prepared, devices, thetas)
@@ -122,10 +123,10 @@ def batched_flow(
     return flow
 
 
-def _check(
-    networks, problem, solver, compilation, width, devices, stiff_max_steps, options
-) -> None:
+def _check(networks, problem, settings: Settings) -> None:
     """Refuse invalid arguments before anything is computed."""
+    solver, compilation, width = settings.solver, settings.compilation, settings.width
+    devices, steps, options = settings.devices, settings.stiff_max_steps, settings.options
     if solver is not None and not has_shared_slopes(solver):
         raise ValueError(
             "solver: must be an explicit diffrax method with the FSAL property, such as "
@@ -137,7 +138,6 @@ def _check(
             f"compilation: must be Native() or XLA(), got {in_words(compilation)}; leave it out "
             "for the faster one."
         )
-    steps = stiff_max_steps
     if steps is not ... and steps is not None and (type(steps) is not int or steps < 1):
         raise ValueError(
             f"stiff_max_steps: must be a positive int or None, got {in_words(steps)}; 20_000 is "

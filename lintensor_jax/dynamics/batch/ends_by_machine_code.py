@@ -28,7 +28,8 @@ _WITHOUT_ORDER = 32
 class _Rows(NamedTuple):
     """The lanes of a chunk as rows of a table, and what integrates them.
 
-    - `table`: the rows before they start.
+    - `table`: the rows before they start. The kernel writes to it, also if it is a result of XLA's:
+      nothing else refers to its memory.
     - `kernel`: the function that integrates rows.
     - `shared`: the numbers of the arrays that all rows share.
     """
@@ -52,9 +53,11 @@ def _rows_by_xla(stepper: Arguments, chunk: Arguments, how: Native) -> _Rows | R
     kernel = _kernel(start_and_step_row, how, program, row, stepper, leaves)
     if isinstance(kernel, Refusal):
         return kernel
+    if refusal := getattr(kernel, "refusal", ""):  # a GPU's, which did not agree with XLA
+        return Refusal(refusal)
     table, leaves = program(stepper, chunk)
     of_lanes = jax.tree.leaves(chunk.values[0].data)
-    if not all(is_exact(np.asarray(array), table.dtype) for array in of_lanes):
+    if not all(is_exact(array, table.dtype) for array in of_lanes):
         return _rounded(table.dtype)
     shared = _shared_numbers([*stepper.arrays, *leaves], table.dtype)
     return shared if isinstance(shared, Refusal) else _Rows(table, kernel, shared)
@@ -87,11 +90,11 @@ def _row_code(stepper: Arguments, own: Any, how: Native) -> _RowCode | Refusal |
 
     It is kept with the stepper.
     """
-    key = _row_code, how, *((leaf.shape[1:], leaf.dtype) for leaf in jax.tree.leaves(own))
-    found = stepper.kept.get(key)
+    found = stepper.kept.get((_row_code, how))
     if found is None:
-        lane = jax.tree.map(lambda array: array[0], own)
-        found = stepper.kept[key] = _made_row_code(stepper, lane, how)
+        found = _made_row_code(stepper, jax.tree.map(lambda array: array[0], own), how)
+        if isinstance(found, _RowCode):  # what failed is tried again
+            stepper.kept[_row_code, how] = found
     return found
 
 
@@ -160,19 +163,16 @@ def ends_by_machine_code(
     lanes: Chunk = chunk.values[0]
     own = lanes_of(lanes, stepper.values[0].shared)
     code = _row_code(stepper, own, compilation)
-    if isinstance(code, Refusal):
-        return code
-    if code is not None:
-        table, kernel, shared = code.starts(*own), code.kernel, code.shared
-    else:
+    if code is None:
         rows = _rows_by_xla(stepper, chunk, compilation)
-        if isinstance(rows, Refusal):
-            return rows
-        table, kernel, shared = rows
-        table = np.ascontiguousarray(table)
-    count = int(lanes.count)
+    else:
+        is_refused = isinstance(code, Refusal)
+        rows = code if is_refused else _Rows(code.starts(*own), code.kernel, code.shared)
+    if isinstance(rows, Refusal):
+        return rows
+    table, count = np.ascontiguousarray(rows.table), int(lanes.count)
     order = order_on_host(lanes.thetas, count, _WITHOUT_ORDER)[:count]
-    executed = int(kernel(table, order, shared))
+    executed = int(rows.kernel(table, order, rows.shared))
     table = table[:count]
     numbers = np.array(table[:, :4].T, order="C")
     num_steps, num_rejected = counts_of(numbers[2:])
@@ -197,8 +197,6 @@ def ends_by_cuda(stepper: Arguments, chunk: Arguments, compilation: Native) -> E
     if isinstance(rows, Refusal):
         return rows
     table, kernel, shared = rows
-    if kernel.refusal:
-        return Refusal(kernel.refusal)
     order = compiled(order_on_device, _XLA, chunk)(chunk)
     count = chunk.values[0].count
     try:

@@ -27,7 +27,8 @@ from .stepper import Stepper
 _XLA = XLA()
 _one_cpu_program = threading.Lock()
 # A call of a program copies its arguments. For few lanes it takes 0.6 to 0.8 of the time of
-# `device_put`, which uses the memory of its arguments, and for 65,536 lanes four times as long.
+# `device_put`, which uses the memory of its arguments. For 65,536 lanes it takes four times as
+# long as `device_put`.
 _FEWEST_PUT = 2**13
 _copied = jax.jit(lambda arrays: arrays)
 
@@ -98,6 +99,7 @@ def _by_machine_code(
 
     def by_machine_code(ends: Ends):
         if not finish.is_compiled():
+            stepper.kept.pop((_finish_code, compilation), None)  # the next batch tries it again
             return _by_xla(stepper, chunk, batch)(ends)
         ends = ends.in_arrays()
         found = finish(*own, ends.y[:count], ends.s[:count], ends.code[:count].astype(dtype))
@@ -110,15 +112,15 @@ def _by_machine_code(
 
 def _finish_code(stepper: Arguments, own: Any, how: Native) -> Mapped | None:
     """The finish for lanes like `own`; None if there is no machine code. Kept with the stepper."""
-    key = _finish_code, how, *((leaf.shape[1:], leaf.dtype) for leaf in jax.tree.leaves(own))
-    found = stepper.kept.get(key)
+    found = stepper.kept.get((_finish_code, how))
     if found is None:
         steps: Stepper = stepper.values[0]
         dtype = own[0].dtype
         state = np.empty(steps.state_size, dtype), *np.empty(2, dtype)
         lane = (*jax.tree.map(lambda array: array[0], own), *state)
         problem = Arguments(steps.system.problem if steps.shared else None)
-        found = stepper.kept[key] = mapped(_finished_lane, stepper, lane, how, problem)
+        found = mapped(_finished_lane, stepper, lane, how, problem)
+        stepper.kept[_finish_code, how] = found
     return found
 
 
@@ -126,7 +128,7 @@ def _as_jax_arrays(results: Any, like: Any) -> Any:
     """New arrays of NumPy as arrays of JAX, on the device of the array `like`.
 
     XLA commits its results to a device only if its arguments are committed. These results follow
-    the same rule.
+    the same rule. Nothing may write to the given arrays later: JAX may use their memory.
     """
     committed = getattr(like, "committed", False)
     if like.shape[0] < _FEWEST_PUT and not committed:

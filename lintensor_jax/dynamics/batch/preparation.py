@@ -41,7 +41,8 @@ _STIFF_STEPS = 4096
 _NATIVE = Native()
 # Made once: an equinox module takes longer to make than to use.
 _OF_LOW_ORDER, _OF_HIGH_ORDER = diffrax.Tsit5(), diffrax.Dopri8()
-# So many preparations are kept, each with arrays of at most so many bytes, which it keeps alive.
+# At most `_KEPT` preparations are kept, with their compiled code. The arrays of each have at most
+# `_KEPT_BYTES` bytes.
 _KEPT, _KEPT_BYTES = 16, 2**20
 
 
@@ -66,18 +67,20 @@ _lock = threading.Lock()
 def prepared_for(
     networks: Any, problem: Any, settings: Settings
 ) -> tuple[Any, Any, Any, PreparedBatch]:
-    """The networks in the precision of the batch, their two parts (see `split`), and the rest.
+    """The networks in the precision of the batch, their two parts, and what they need besides.
 
-    A call with the same arrays of JAX as an earlier one, and with parameters of the same kind, gets
-    what was prepared then: preparing takes as long as a hundred small flows.
+    The parts are those of `split`. A call with the same arrays of JAX as an earlier one, and with
+    parameters of the same kind, gets what was prepared then: preparing takes as long as a hundred
+    small flows.
     """
     parameters, rest = split(networks)
     count = _lanes("networks", parameters)
     key, arrays = _key_of(parameters, (rest, problem, settings))
     with _lock:
-        if key in _prepared:
+        found = _prepared.get(key)
+        if found is not None:
             _prepared.move_to_end(key)
-            return networks, parameters, rest, _prepared[key][0]
+            return networks, parameters, rest, found[0]
     problem, is_shared = _decaying(problem, settings, count)
     given, (networks, problem) = networks, same_dtype(networks, problem)
     if networks is not given:
@@ -92,15 +95,16 @@ def prepared_for(
 def _key_of(parameters: Any, others: Any) -> tuple[Hashable | None, list[Any]]:
     """A key of the same `others` and of parameters of one kind, and the arrays of `others`.
 
-    The key has the identities of these arrays, which must be kept with it. It is None if an object
-    can change, as an array of NumPy can, or cannot be compared.
+    The key has the identities of these arrays, which must be kept with it. It is None if a leaf can
+    change, as an array of NumPy can. Static fields must not change, as in `jax.jit`.
     """
     leaves, structure = jax.tree.flatten(others)
     arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
     known = [id(leaf) if isinstance(leaf, jax.Array) else (type(leaf), leaf) for leaf in leaves]
-    given, settings = Arguments(parameters), cast("Any", jax.config)
-    kind = hardware.kind_of(hardware.device_of(given.arrays[0]))
-    key = structure, *known, given.kind, kind, settings.jax_enable_x64
+    given, config = Arguments(parameters), cast("Any", jax.config)
+    # Arrays of NumPy have no device: JAX's default decides.
+    device = hardware.device_of(given.arrays[0])
+    key = structure, *known, given.kind, device, hardware.kind_of(device), config.jax_enable_x64
     try:
         hash(key)
     except TypeError:
@@ -110,9 +114,10 @@ def _key_of(parameters: Any, others: Any) -> tuple[Hashable | None, list[Any]]:
 
 def _keep(key: Hashable, prepared: PreparedBatch, arrays: list[Any]) -> None:
     """Keep what was prepared, and the `arrays` of the key, unless they take much memory."""
-    held = [*arrays, *jax.tree.leaves(prepared.data), *prepared.arguments.arrays]
-    is_traced = any(isinstance(array, Tracer) for array in held)
-    if is_traced or sum(getattr(array, "nbytes", 0) for array in held) > _KEPT_BYTES:
+    leaves = [*arrays, *jax.tree.leaves(prepared.data), *prepared.arguments.arrays]
+    held = {id(leaf): leaf for leaf in leaves}.values()
+    is_traced = any(isinstance(leaf, Tracer) for leaf in held)
+    if is_traced or sum(getattr(leaf, "nbytes", 0) for leaf in held) > _KEPT_BYTES:
         return
     with _lock:
         _prepared[key] = prepared, arrays
@@ -198,9 +203,9 @@ def _first_lane(parameters, problem, problems, kind):
     """
     if problems is not None:
         _lanes("problem", problem, problems)
-    # On a CPU NumPy does this in a microsecond. A copy, which does not keep all lanes in memory.
-    of_lane = (lambda leaf: np.asarray(leaf)[0].copy()) if kind == "cpu" else (lambda leaf: leaf[0])
-    first = jax.tree.map(of_lane, parameters)
+    # On a CPU NumPy does this in a microsecond. Copies do not keep all lanes in memory.
+    by_numpy = kind == "cpu"
+    first = jax.tree.map(lambda x: (np.asarray(x) if by_numpy else x)[0].copy(), parameters)
     one = problem if problems is None else jax.tree.map(lambda leaf: leaf[0], problem)
     return first, one
 

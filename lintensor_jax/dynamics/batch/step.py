@@ -117,13 +117,13 @@ def _relative_square(
 
     The division is approximate: exact ones take a tenth of the step of a small network.
     """
-    shares = inverse_root(normal(scales), 1)
+    shares = inverse_root(at_least_smallest_normal(scales), 1)
     square = mean_square(errors * shares)
     return jnp.where(jnp.isfinite(square), jnp.maximum(square, 1e-20), 1e20)
 
 
-def normal(scales: Array) -> Array:
-    """The scales, of which those that are not normal numbers count as the smallest one."""
+def at_least_smallest_normal(scales: Array) -> Array:
+    """The scales. Scales that are no normal numbers are replaced by four times the smallest one."""
     smallest = 4 * float(jnp.finfo(scales.dtype).tiny)
     return jnp.where(scales > smallest, scales, smallest)
 

@@ -22,10 +22,10 @@ from .step import (
     RUNNING,
     Functions,
     Lanes,
+    at_least_smallest_normal,
     attempt_step,
     inverse_root,
     mean_square,
-    normal,
     scale_of,
 )
 from .vectorization.one_lane_to_many import lanewise
@@ -220,7 +220,7 @@ class Stepper(NamedTuple):
         code = jnp.where((code == RUNNING) & (speed == 0), code_of(FlowStatus.stationary), code)
         code = jnp.where(jnp.isfinite(speed), code, code_of(FlowStatus.non_finite))
         # One division for each entry: the divisions take half of the start of a small network.
-        shares = 1 / normal(scale_of(atol, self.options, y))
+        shares = 1 / at_least_smallest_normal(scale_of(atol, self.options, y))
         size, speed = (jnp.sqrt(mean_square(shares * x)) for x in (y, slope))
         small = (size < 1e-5) | (speed < 1e-5)
         h0 = jnp.where(small, 1e-6, 0.01 * size / jnp.where(small, 1.0, speed))

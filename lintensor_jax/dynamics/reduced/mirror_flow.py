@@ -175,7 +175,7 @@ def _dual_system(network, problem) -> tuple[Any, np.ndarray]:
     return system, sensors
 
 
-@eager_program()  # like the others: the first flow would compile some fifty small programs
+@eager_program()  # without such programs the first flow would compile some fifty small ones
 def _sensors(S, problem, units):
     """S X^T nu for the rows nu of `units`, and the lengths of the columns."""
     sensors = jax.vmap(lambda v: S @ jnp.ravel(problem.adjoint(v)))(units)

@@ -132,6 +132,28 @@ def test_a_failure_is_said_once(name, words, maps, monkeypatch):
     batched_flow(networks, PAPER, rtol=2e-9)  # a second warning would be an error
 
 
+def test_code_that_failed_is_compiled_by_the_next_batch(maps, monkeypatch):
+    """A failure, of memory for example, need not last."""
+    networks, compile = starts(DIAGONAL), LaneMap.compile
+    broken = [True]
+
+    def once_broken(self):
+        if broken:
+            raise MemoryError("no room")
+        compile(self)
+
+    monkeypatch.setattr(over_lanes, "_warned", set())
+    monkeypatch.setattr(programs, "_programs", collections.OrderedDict())
+    monkeypatch.setattr(LaneMap, "compile", once_broken)
+    with pytest.warns(UserWarning, match="LLVM failed with MemoryError: no room"):
+        expected = batched_flow(networks, PAPER, rtol=3e-9)
+    assert maps == []
+    broken.clear()
+    flow = batched_flow(networks, PAPER, rtol=3e-9)
+    assert maps == [21, 21]  # starts and finish
+    np.testing.assert_array_equal(flow.code, expected.code)
+
+
 class Weighted(lt.Regression):
     """A regression with integers among its data."""
 

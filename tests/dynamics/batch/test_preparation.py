@@ -123,10 +123,12 @@ def test_what_is_kept_is_small(monkeypatch):
         monkeypatch.setattr(preparation, "_KEPT", 2)
         batched_flow(starts(DIAGONAL, count), PAPER, max_steps=5)
     assert len(preparation._prepared) == 2
-    preparation._prepared.clear()
-    monkeypatch.setattr(preparation, "_KEPT_BYTES", 100)
-    batched_flow(starts(DIAGONAL), PAPER)
-    assert not preparation._prepared
+    for limit, is_kept in ((1500, True), (600, False)):
+        preparation._prepared.clear()
+        monkeypatch.setattr(preparation, "_KEPT_BYTES", limit)
+        samples = lt.Regression(RNG.standard_normal((30, 2)), RNG.standard_normal(30))  # 720 bytes
+        batched_flow(starts(DIAGONAL), samples, max_steps=5)
+        assert bool(preparation._prepared) == is_kept
 
 
 def test_threads_prepare_at_the_same_time():

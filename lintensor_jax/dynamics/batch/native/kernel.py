@@ -279,7 +279,7 @@ class Kernel:
         shared = [address_of(a) for a in (table, order)]
         rest = [order.size, address_of(following), address_of(data)]
 
-        def place_of_thread():
+        def memory_of_thread():
             state = aligned_vectors(self._vectors, self.width, table.dtype)
             # Padded: a thread reads these numbers in every turn, and must not wait for the cache
             # because another thread writes beside them.
@@ -299,12 +299,13 @@ class Kernel:
             return turns
 
         interrupted: list[bool] = []
-        # All are made before a thread starts, which would wait for Python's lock.
-        first, *others = [place_of_thread() for _ in range(threads)]
-        turns = [threads_of_lanes.submit(take_turns, *place) for place in others]
+        # The memory of all threads is made first. A thread that has started would compete for
+        # Python's lock.
+        first, *others = [memory_of_thread() for _ in range(threads)]
+        running = [threads_of_lanes.submit(take_turns, *memory) for memory in others]
         try:
-            return take_turns(*first) + sum(each.result() for each in turns)
+            return take_turns(*first) + sum(other.result() for other in running)
         except BaseException:
             interrupted.append(True)
-            wait(turns)  # the threads still write to the table
+            wait(running)  # the threads still write to the table
             raise
