@@ -37,9 +37,10 @@ def lanes_of_vmap(tree: Any) -> int | None:
 def _numbers_behind(tracer: Any) -> Any:
     """What a tracer of `jax.vmap` stands for; any other tracer itself.
 
-    JAX has no public name for its class. If the name changes, nothing is known, which is safe.
+    JAX has no public names for its class and its value. If one of them changes, nothing is known,
+    which is safe.
     """
-    while type(tracer).__name__ == "BatchTracer":
+    while type(tracer).__name__ == "BatchTracer" and hasattr(tracer, "val"):
         tracer = tracer.val
     return tracer
 
